@@ -1,0 +1,53 @@
+"""Keys and values at the subject's last token.
+
+k is the input of `mlp.down_proj` there. MEMIT's key is the mean of two group means: the clean prompt,
+and the sampled contexts (`compute_ks.py` of kmeng01/memit); ROME's k̄ is the plain mean over all
+contexts (`compute_u.py` of kmeng01/rome).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .trace import pad, trace
+
+ROWS = 256  # prompts a forward pass, bounds memory
+
+
+@torch.no_grad()
+def keys_at(model, prompts, layers) -> dict[int, Tensor]:
+    """{layer: [n, d_ff]} inputs of the edited map at each prompt's lookup token; one forward for all layers."""
+    return _at_lookup(model, prompts, inputs={i: model.mlp_out(i) for i in layers}, last=model.mlp_out(max(layers)))
+
+
+@torch.no_grad()
+def outputs_at(model, prompts, module, last=None) -> Tensor:
+    """[n, d_model] outputs of `module` at each prompt's lookup token."""
+    return _at_lookup(model, prompts, outputs={0: module}, last=last or module)[0]
+
+
+def _at_lookup(model, prompts, inputs=(), outputs=(), last=None) -> dict[int, Tensor]:
+    inputs, outputs = dict(inputs), dict(outputs)
+    found = {name: [] for name in (*inputs, *outputs)}
+    for begin in range(0, len(prompts), ROWS):
+        rows = prompts[begin : begin + ROWS]
+        ids = pad([p.ids for p in rows], model.tokenizer.pad_token_id or 0, model.device)
+        seen_in, seen_out = trace(model.hf, ids, inputs.values(), outputs.values(), last)
+        at = (torch.arange(len(rows), device=ids.device), torch.tensor([p.lookup for p in rows], device=ids.device))
+        for name, module in inputs.items():
+            found[name].append(seen_in[module][at].to(model.math_dtype))
+        for name, module in outputs.items():
+            found[name].append(seen_out[module][at].to(model.math_dtype))
+    return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def context_mean(values: Tensor, n_contexts: int, grouped: bool) -> Tensor:
+    """Mean over contexts: [n·c, d] (contexts of one edit side by side, clean first) → [n, d].
+
+    grouped: ½ clean + ½ mean of the others (MEMIT, PMET); else the plain mean (ROME).
+    """
+    values = values.view(-1, n_contexts, values.shape[-1])
+    if not grouped or n_contexts == 1:
+        return values.mean(1)
+    return (values[:, 0] + values[:, 1:].mean(1)) / 2

@@ -1,0 +1,232 @@
+"""Train a lab model: `python -m kedit_lib.lab.train --recipe lab` (make lab-model).
+
+Deterministic per seed on one machine; a killed training goes on from its last checkpoint with the
+same batches. Ends by measuring recall of every fact under every template and refuses to install
+weights that miss the bar.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import platform
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+import transformers
+from tqdm.auto import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from ..errors import KeditError
+from . import corpus
+from .tokenizer import train_tokenizer
+from .world import World
+
+WEIGHTS = Path(__file__).parent / "weights"
+RECALL_BAR = 0.99
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the weights. Widths in units, batch in sequences of `length` tokens."""
+
+    name: str
+    n_people: int
+    d_model: int
+    d_ff: int
+    n_layers: int
+    steps: int
+    n_heads: int = 4
+    n_kv_heads: int = 4
+    vocab_size: int = 1280
+    length: int = 128
+    batch: int = 16
+    lr: float = 2e-3
+    warmup: int = 200
+    weight_decay: float = 0.05
+    seed: int = 0
+
+
+RECIPES = {
+    r.name: r
+    for r in (
+        Recipe("lab", n_people=1200, d_model=128, d_ff=1024, n_layers=6, steps=4000),
+        Recipe("lab-small", n_people=300, d_model=96, d_ff=384, n_layers=4, steps=1500),
+    )
+}
+
+
+def build(recipe: Recipe, tokenizer) -> LlamaForCausalLM:
+    """A fresh Llama of the recipe's shape; initial weights depend on the seed only."""
+    torch.manual_seed(recipe.seed)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.d_model,
+        intermediate_size=recipe.d_ff,
+        num_hidden_layers=recipe.n_layers,
+        num_attention_heads=recipe.n_heads,
+        num_key_value_heads=recipe.n_kv_heads,
+        max_position_embeddings=256,
+        tie_word_embeddings=False,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        rms_norm_eps=1e-6,
+    )
+    return LlamaForCausalLM(config)
+
+
+def batches(world: World, tokenizer, recipe: Recipe, seed: int = 0):
+    """Endless [batch, length] id tensors: documents `<s> … </s>` laid end to end."""
+    stream, buffer = corpus.documents(world, seed), []
+    need = recipe.batch * recipe.length
+    while True:
+        while len(buffer) < need:
+            docs = [next(stream) for _ in range(64)]
+            for ids in tokenizer(docs).input_ids:
+                buffer += ids + [tokenizer.eos_token_id]
+        yield torch.tensor(buffer[:need]).view(recipe.batch, recipe.length)
+        buffer = buffer[need:]
+
+
+def learning_rate(step: int, recipe: Recipe) -> float:
+    """Linear warm-up, then cosine to 2 % of the peak."""
+    if step < recipe.warmup:
+        return recipe.lr * (step + 1) / recipe.warmup
+    done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
+    return recipe.lr * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+@torch.no_grad()
+def recall(model, tokenizer, world: World, people=None, batch: int = 1024) -> pd.DataFrame:
+    """Free greedy generation of every fact under every template.
+
+    A row a (relation, template): `recall` is the share of people whose generated continuation up to
+    the full stop equals the true object. Range 0..1; the floor is 1/number of objects.
+    """
+    # Imported here: the editing library reads lab weights, so the import must not be circular.
+    from ..generation import complete
+
+    rows = []
+    people = list(world.people if people is None else people)
+    for r in world.relations.values():
+        for j, template in enumerate(r.templates):
+            said = complete(model, tokenizer, [template.format(p) for p in people], 8, batch)
+            right = [t == world.objects_of[p, r.name] for t, p in zip(said, people, strict=True)]
+            rows.append({"relation": r.name, "template": j, "recall": sum(right) / len(right)})
+    return pd.DataFrame(rows)
+
+
+def train(recipe: Recipe, out: Path, threads: int = 2, device: str = "cpu", checkpoint_every: int = 200) -> Path:
+    """Train `recipe`, leave an ordinary Hugging Face folder in `out` and return it.
+
+    Raises KeditError when the finished model recalls less than 99 % under some template; the
+    training checkpoint stays beside it then.
+    """
+    torch.set_num_threads(threads)
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    world = World.make(recipe.n_people, recipe.seed)
+    tokenizer = train_tokenizer(corpus.texts(world, 8000, seed=0), recipe.vocab_size)
+    model = build(recipe, tokenizer).to(device)
+    decay = [p for p in model.parameters() if p.dim() > 1]
+    flat = [p for p in model.parameters() if p.dim() == 1]
+    groups = [{"params": decay, "weight_decay": recipe.weight_decay}, {"params": flat, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), fused=True)
+    data, start, log, spent = batches(world, tokenizer, recipe), 0, [], 0.0
+
+    partial = out / "training.pt"
+    if partial.exists():
+        state = torch.load(partial, weights_only=True, map_location=device)
+        if state["recipe"] != dataclasses.asdict(recipe):
+            raise KeditError(f"{partial}: was written by another recipe; remove the file or use another --out")
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        start, log, spent = state["step"], state["log"], state["seconds"]
+        for _ in range(start):  # the batches already seen
+            next(data)
+
+    model.train()
+    began = time.perf_counter()
+    with tqdm(range(start, recipe.steps), initial=start, total=recipe.steps, desc=recipe.name, mininterval=5) as bar:
+        for step in bar:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, recipe)
+            ids = next(data).to(device)
+            loss = model(input_ids=ids, labels=ids).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if step % 20 == 0 or step == recipe.steps - 1:
+                log.append({"step": step, "loss": round(loss.item(), 4)})
+                bar.set_postfix(loss=f"{loss.item():.3f}")
+            if (step + 1) % checkpoint_every == 0:
+                state = {
+                    "recipe": dataclasses.asdict(recipe),
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "step": step + 1,
+                    "log": log,
+                    "seconds": spent + time.perf_counter() - began,
+                }
+                torch.save(state, partial.with_suffix(".tmp"))
+                os.replace(partial.with_suffix(".tmp"), partial)
+
+    seconds = spent + time.perf_counter() - began
+    model.eval()
+    table = recall(model, tokenizer, world)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    pd.DataFrame(log).to_csv(out / "training_log.csv", index=False)
+    table.to_csv(out / "recall.csv", index=False)
+    provenance = {
+        "recipe": dataclasses.asdict(recipe),
+        "sha256": hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest(),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "tokens_seen": recipe.steps * recipe.batch * recipe.length,
+        "recall_min": float(table.recall.min()),
+        "minutes": round(seconds / 60, 1),
+        "device": device,
+        "threads": threads,
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "python": platform.python_version()},
+    }
+    (out / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
+    if table.recall.min() < RECALL_BAR:
+        raise KeditError(
+            f"{recipe.name}: recall {table.recall.min():.3f} under the worst template is below {RECALL_BAR}; "
+            f"train longer (--steps) or change the recipe; weights left in {out}"
+        )
+    partial.unlink(missing_ok=True)
+    return out
+
+
+def main(argv=None) -> int:
+    parser = argparse.ArgumentParser(description="Train a lab model from scratch, with its recall table and provenance.")
+    parser.add_argument("--recipe", choices=sorted(RECIPES), default="lab")
+    parser.add_argument("--out", type=Path, help="folder for the model (default: results/lab-model/<recipe>)")
+    parser.add_argument("--steps", type=int, help="train for another number of steps")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args(argv)
+    recipe = RECIPES[args.recipe]
+    if args.steps is not None:
+        recipe = dataclasses.replace(recipe, steps=args.steps)
+    try:
+        out = train(recipe, args.out or Path("results/lab-model") / recipe.name, args.threads, args.device)
+    except KeditError as error:
+        print(f"error: {error}")
+        return 1
+    print(f"trained {recipe.name}: {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

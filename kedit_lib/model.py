@@ -1,0 +1,199 @@
+"""`EditableModel`: a Hugging Face causal LM, its tokenizer, and weight changes that can be taken back."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from .errors import KeditError
+from .layout import layout_of
+
+LAB_MODELS = ("lab", "lab-small")
+
+
+class EditableModel:
+    """A model ready to be edited: evaluation mode, no gradients, originals kept of what is changed.
+
+    hf, tokenizer   the Hugging Face objects; `hf` is edited in place
+    layout          where its modules are (kedit_lib.layout)
+    name            what it was loaded as
+    Widths: `n_layers`, `d_model`, `d_ff`. Layers are 0-based.
+    """
+
+    def __init__(self, hf: nn.Module, tokenizer, name: str = "model"):
+        self.hf, self.tokenizer, self.name = hf.eval().requires_grad_(False), tokenizer, name
+        self.layout = layout_of(hf)
+        self.layers = hf.get_submodule(self.layout.layers)
+        self.n_layers = len(self.layers)
+        out, inner = self.weight(0).shape
+        self.d_model, self.d_ff = (inner, out) if self.layout.transposed else (out, inner)
+        self._originals: dict[str, Tensor] = {}
+        self._checksum: str | None = None
+        self._check_finite()
+
+    # -- facts about the model
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.hf.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights; keys, targets and solves are float32 or wider whatever this is."""
+        return self.weight(0).dtype
+
+    @property
+    def math_dtype(self) -> torch.dtype:
+        """What targets are optimised in: float64 for a float64 model, else float32."""
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+    @property
+    def checksum(self) -> str:
+        """sha256 over the unedited weights: names the model in caches and stores."""
+        if self._checksum is None:
+            digest = hashlib.sha256()
+            for name, parameter in sorted(self.hf.named_parameters()):
+                tensor = self._originals.get(name, parameter).detach().cpu().contiguous()
+                digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+                digest.update(tensor.view(torch.uint8).numpy().data if tensor.dim() else tensor.numpy().tobytes())
+            self._checksum = digest.hexdigest()
+        return self._checksum
+
+    # -- modules
+
+    def check_layers(self, layers) -> list[int]:
+        """`layers` as a list, or KeditError when one does not exist."""
+        for layer in layers:
+            if not isinstance(layer, int) or not 0 <= layer < self.n_layers:
+                raise KeditError(
+                    f"layer {layer!r}: {self.name} has layers 0 to {self.n_layers - 1}; choose among these (0-based)"
+                )
+        return list(layers)
+
+    def mlp_out(self, layer: int) -> nn.Module:
+        """The module whose weight W is edited at `layer`."""
+        return self.layers[layer].get_submodule(self.layout.mlp_out)
+
+    def attn_out(self, layer: int) -> nn.Module:
+        return self.layers[layer].get_submodule(self.layout.attn_out)
+
+    def weight(self, layer: int) -> nn.Parameter:
+        """W as the model stores it: [d_model, d_ff], or [d_ff, d_model] for a transposed layout."""
+        return self.mlp_out(layer).weight
+
+    def weight_name(self, layer: int) -> str:
+        """Its name among the parameters, the key of `outcome.deltas`."""
+        return f"{self.layout.layers}.{layer}.{self.layout.mlp_out}.weight"
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """head(norm(hidden)), from the residual stream [..., d_model] to [..., vocabulary], in math dtype."""
+        normed = self.hf.get_submodule(self.layout.norm)(hidden)
+        return self.hf.get_submodule(self.layout.head)(normed).to(self.math_dtype)
+
+    # -- reversible changes
+
+    @torch.no_grad()
+    def add(self, deltas: dict[str, Tensor]) -> None:
+        """Add `deltas` ({parameter name: tensor of its shape}) to the weights; all or nothing.
+
+        Raises KeditError, with the weights untouched, for an unknown name, a wrong shape or a
+        value that is not finite.
+        """
+        for name, delta in deltas.items():
+            try:
+                parameter = self.hf.get_parameter(name)
+            except AttributeError:
+                raise KeditError(f"delta {name!r}: {self.name} has no such parameter") from None
+            if parameter.shape != delta.shape:
+                raise KeditError(f"delta {name!r}: shape {tuple(delta.shape)}, the parameter has {tuple(parameter.shape)}")
+            if not torch.isfinite(delta).all():
+                raise KeditError(f"delta {name!r}: holds NaN or inf; nothing was written, check moments and learning rate")
+        for name, delta in deltas.items():
+            parameter = self.hf.get_parameter(name)
+            if name not in self._originals:
+                self._originals[name] = parameter.detach().clone()
+            # One rounding: sum in the wider type, then store.
+            parameter.copy_((parameter.to(delta.dtype) + delta.to(parameter.device)).to(parameter.dtype))
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """The weights that were loaded, bit for bit."""
+        for name, original in self._originals.items():
+            self.hf.get_parameter(name).copy_(original)
+        self._originals.clear()
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Copies of every parameter changed so far."""
+        return {name: self.hf.get_parameter(name).detach().clone() for name in self._originals}
+
+    @torch.no_grad()
+    def load_snapshot(self, snapshot: dict[str, Tensor]) -> None:
+        """The weights as they were at `snapshot()`."""
+        self.restore()
+        for name, value in snapshot.items():
+            parameter = self.hf.get_parameter(name)
+            self._originals[name] = parameter.detach().clone()
+            parameter.copy_(value)
+
+    @contextlib.contextmanager
+    def temporarily(self, outcome=None):
+        """Inside: the original weights plus this outcome's deltas (None: the originals alone).
+
+        Whatever the weights were at entry comes back at the end, also after an exception.
+        """
+        before = self.snapshot()
+        self.restore()
+        try:
+            if outcome is not None:
+                self.add(outcome.deltas)
+            yield self
+        finally:
+            self.load_snapshot(before)
+
+    def save_pretrained(self, folder) -> None:
+        """The model as it is now, as a folder that plain `transformers` loads."""
+        self.hf.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+    def _check_finite(self) -> None:
+        for name, parameter in self.hf.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise KeditError(f"{self.name}: weight {name!r} holds NaN or inf; reload or re-download the model")
+
+
+def load_model(name: str | os.PathLike, dtype: torch.dtype | str | None = None, device: str | None = None) -> EditableModel:
+    """Load "lab", "lab-small", a local folder, or a hub id.
+
+    dtype   torch dtype or its name; None: as stored. device   "cpu", "cuda", …; None: cpu.
+    Weights come from safetensors only, and no remote code runs. Raises KeditError when the model
+    cannot be found, its layout is unknown, it holds NaN, or the dtype did not come out as asked.
+    """
+    where = str(name)
+    if where in LAB_MODELS:
+        where = str(Path(__file__).parent / "lab" / "weights" / where)
+    if isinstance(dtype, str):
+        dtype = _dtype(dtype)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where)
+        hf = AutoModelForCausalLM.from_pretrained(where, dtype=dtype or "auto", use_safetensors=True)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise KeditError(f"model {str(name)!r}: cannot be loaded ({first}); give lab, lab-small, a folder or a hub id") from error
+    hf = hf.to(device or "cpu")
+    if dtype is not None and {p.dtype for p in hf.parameters()} != {dtype}:
+        found = ", ".join(sorted(str(p) for p in {p.dtype for p in hf.parameters()}))
+        raise KeditError(f"model {str(name)!r}: asked for {dtype}, got {found}; choose another dtype")
+    return EditableModel(hf, tokenizer, str(name))
+
+
+def _dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise KeditError(f"dtype {name!r}: is not a floating-point type; use float32, bfloat16, float16 or float64")
+    return dtype

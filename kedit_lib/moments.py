@@ -1,0 +1,146 @@
+"""Second moments C = E[k kᵀ] of the edited map's inputs over plain text.
+
+Source: `layer_stats.py` of kmeng01/rome: uncentred, over all non-padding tokens, sum over count.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .errors import KeditError
+from .tokens import encode
+from .trace import pad, trace
+
+
+class SecondMoments:
+    """C per layer with its Cholesky factor, and which model they belong to.
+
+    tensors         {layer: [d_ff, d_ff]}
+    model_checksum  of the model they were measured on; None: unknown (given as tensors)
+    about           corpus hash, number of texts and tokens, dtype
+    """
+
+    def __init__(self, tensors: dict[int, Tensor], model_checksum: str | None = None, about: dict | None = None):
+        for layer, c in tensors.items():
+            if c.dim() != 2 or c.shape[0] != c.shape[1]:
+                raise KeditError(f"moments of layer {layer}: shape {tuple(c.shape)}; C must be square, d_ff × d_ff")
+            if not torch.isfinite(c).all():
+                raise KeditError(f"moments of layer {layer}: hold NaN or inf; estimate them again")
+        self.tensors, self.model_checksum, self.about = tensors, model_checksum, about or {}
+        self._factors: dict[int, Tensor] = {}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[int, Tensor], model_checksum: str | None = None) -> SecondMoments:
+        """From given matrices {layer: [d_ff, d_ff]}."""
+        return cls(dict(tensors), model_checksum)
+
+    @classmethod
+    @torch.no_grad()
+    def estimate(cls, model, texts, layers, cache=None, batch_tokens: int = 8192, progress: bool = False) -> SecondMoments:
+        """Measure C on `texts` (list of str) at `layers` of the unedited model.
+
+        Products are taken in float32 (float64 for a float64 model) and summed in float64. Texts are
+        sorted by length so that padding is rare; padding never counts. `cache`: a folder; results
+        are kept there under a key that names model, corpus, layers and dtype.
+        """
+        layers, texts = model.check_layers(layers), list(texts)
+        if not texts:
+            raise KeditError("moments: no texts were given; pass a list of plain text")
+        corpus = hashlib.sha256("\x00".join(texts).encode()).hexdigest()
+        about = {"corpus": corpus, "texts": len(texts), "dtype": str(model.dtype), "layers": list(layers)}
+        path = None
+        if cache is not None:
+            key = hashlib.sha256(json.dumps([model.checksum, about], sort_keys=True).encode()).hexdigest()[:20]
+            path = Path(cache) / f"moments-{key}.safetensors"
+            if path.exists():
+                return cls.load(path)
+
+        rows = sorted((tuple(encode(model.tokenizer, t)) for t in texts), key=len)
+        limit = getattr(model.hf.config, "max_position_embeddings", 2048)
+        rows = [r[:limit] for r in rows if r]
+        modules = {layer: model.mlp_out(layer) for layer in layers}
+        total = {i: torch.zeros(model.d_ff, model.d_ff, dtype=torch.float64, device=model.device) for i in layers}
+        count = 0
+        with model.temporarily(), tqdm(total=len(rows), desc="second moments", disable=not progress) as bar:
+            while rows:
+                size = max(1, batch_tokens // max(1, len(rows[-1])))
+                part, rows = rows[-size:], rows[:-size]
+                ids = pad(part, model.tokenizer.pad_token_id or 0, model.device)
+                lengths = torch.tensor([len(r) for r in part], device=ids.device)
+                real = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+                seen, _ = trace(model.hf, ids, inputs=modules.values(), last=modules[max(layers)])
+                for layer, module in modules.items():
+                    k = seen[module][real].to(model.math_dtype)
+                    total[layer] += (k.T @ k).double()
+                count += int(real.sum())
+                bar.update(len(part))
+        about["tokens"] = count
+        tensors = {i: (c / count).to(model.math_dtype).cpu() for i, c in total.items()}
+        moments = cls(tensors, model.checksum, about)
+        if path is not None:
+            moments.save(path)
+        return moments
+
+    def check(self, model, layers) -> None:
+        """KeditError unless these moments belong to `model` and cover `layers`."""
+        if self.model_checksum is not None and self.model_checksum != model.checksum:
+            raise KeditError(
+                f"moments: were measured on another model (checksum {self.model_checksum[:12]}, {model.name} has "
+                f"{model.checksum[:12]}); estimate them on this one"
+            )
+        for layer in layers:
+            if layer not in self.tensors:
+                raise KeditError(f"moments: none for layer {layer} (there are {sorted(self.tensors)}); estimate that layer too")
+            if self.tensors[layer].shape[0] != model.d_ff:
+                raise KeditError(
+                    f"moments of layer {layer}: width {self.tensors[layer].shape[0]}, {model.name} has d_ff {model.d_ff}; "
+                    "they belong to another model"
+                )
+
+    def factor(self, layer: int) -> Tensor:
+        """Lower Cholesky factor of C in float64, computed once. KeditError if C is not positive definite."""
+        if layer not in self._factors:
+            c = self.tensors[layer].double()
+            factor, info = torch.linalg.cholesky_ex((c + c.T) / 2)
+            if info.item():
+                raise KeditError(
+                    f"moments of layer {layer}: C is not positive definite (leading minor {info.item()}); estimate it on "
+                    f"more text, at least ten times d_ff = {c.shape[0]} tokens"
+                )
+            self._factors[layer] = factor
+        return self._factors[layer]
+
+    def solve(self, layer: int, k: Tensor) -> Tensor:
+        """C⁻¹ k in float64 for k [n, d_ff] (rows), as [n, d_ff]."""
+        factor = self.factor(layer).to(k.device)
+        self._factors[layer] = factor
+        return torch.cholesky_solve(k.double().T, factor).T
+
+    def save(self, path) -> None:
+        """One safetensors file, written beside and renamed, with owner and corpus in its header."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        meta = {"model_checksum": self.model_checksum or "", "about": json.dumps(self.about)}
+        partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        save_file({f"layer{i}": c.contiguous() for i, c in self.tensors.items()}, str(partial), metadata=meta)
+        os.replace(partial, path)
+
+    @classmethod
+    def load(cls, path) -> SecondMoments:
+        """What `save` wrote. KeditError when the file is missing or damaged."""
+        try:
+            with safe_open(str(path), "pt") as file:
+                meta = file.metadata() or {}
+                tensors = {int(name.removeprefix("layer")): file.get_tensor(name) for name in file.keys()}
+        except (OSError, SafetensorError, ValueError) as error:
+            raise KeditError(f"moments file {path}: cannot be read ({error}); remove it and estimate again") from error
+        return cls(tensors, meta.get("model_checksum") or None, json.loads(meta.get("about", "{}")))

@@ -1,0 +1,200 @@
+"""Typed parameters: what a run does (profiles) and how a model is edited (method hyperparameters).
+
+    profile = load_profile("lab")                      # params/profiles/lab.yaml
+    profile = load_profile("lab", n_edits=50)          # the same, one field changed
+    params = load_model_params("lab")                  # params/models/lab.yaml
+    kedit.MEMIT(**params["memit"])
+
+Types are strict because YAML's are not: PyYAML reads `5e-1` as the *text* "5e-1", and a run that silently turned
+text into numbers, or a float into an int, would not be the run that its parameters describe. Whatever is wrong is one
+line that names the file, the field, the value and the remedy.
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from kedit_lib.errors import KeditError
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+Count = Annotated[int, Field(ge=1)]
+Order = Annotated[int, Field(ge=0)]
+Scale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Profile(BaseModel):
+    """What an execution of the notebooks runs: on which model, how much of it, how often it looks."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    model: Annotated[str, Field(min_length=1)]  # "lab", "lab-small", a hub id or a local folder
+    dtype: Literal["float32", "float64", "bfloat16", "float16"]
+    seed: Annotated[int, Field(ge=0)]
+    n_edits: Count  # length of a stream
+    orders: Annotated[list[Order], Field(min_length=1)]  # all edit orders that are shown
+    live_orders: list[Order]  # the orders executed now; the others come from committed data
+    batch_sizes: Annotated[list[Count], Field(min_length=1)]  # swept at equal n_edits
+    mass_sizes: Annotated[list[Count], Field(min_length=1)]  # one batch of each size, for time and memory
+    checkpoint_every: Count
+    dense_every: Count  # spacing of checkpoints until the model is dead
+    untouched: Count  # size of the panel of facts that no edit touches
+    n_single: Count  # independent single edits, weights restored between them
+    workers: Count  # processes side by side
+    threads: Count  # threads in each of them
+    lambda_scales: Annotated[list[Scale], Field(min_length=1)]  # multiples of the published weight of C
+
+    @field_validator("orders", "live_orders", "batch_sizes", "mass_sizes", "lambda_scales")
+    @classmethod
+    def _no_value_twice(cls, values: list) -> list:
+        if len(set(values)) < len(values):
+            raise ValueError("names a value twice; keep each once")
+        return values
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> "Profile":
+        if unknown := sorted(set(self.live_orders) - set(self.orders)):
+            raise ValueError(f"live_orders: {unknown} is not among orders {self.orders}; add it there or take it out")
+        if max(self.batch_sizes) > self.n_edits:
+            raise ValueError(
+                f"batch_sizes: {max(self.batch_sizes)} is more than n_edits {self.n_edits}; lower it or raise n_edits"
+            )
+        if self.dense_every > self.checkpoint_every:
+            raise ValueError(
+                f"dense_every: {self.dense_every} is wider than checkpoint_every {self.checkpoint_every}; lower it"
+            )
+        return self
+
+
+def params_folder() -> Path:
+    """The params/ folder: beside the package, or where the environment variable KEDIT_PARAMS says."""
+    return Path(os.environ.get("KEDIT_PARAMS") or REPOSITORY / "params").resolve()
+
+
+def load_profile(name_or_path: str | Path, **overrides: Any) -> Profile:
+    """The profile of that name in params/profiles, or of that file, with `overrides` in place of its fields."""
+    path = _find(name_or_path, params_folder() / "profiles", "profile")
+    values = _read_yaml(path)
+    profile = _validated(values, path.name)
+    if profile.name != path.stem:
+        raise KeditError(f"{path.name}: name: {profile.name!r} is not the file's name; write {path.stem!r}")
+    if overrides:
+        profile = _validated({**values, **overrides}, f"{path.name} with {', '.join(overrides)} overridden")
+    return profile
+
+
+def load_model_params(name: str) -> dict[str, dict[str, Any]]:
+    """What params/models holds for a model: {"model": {…}, "memit": {hyperparameters}, "rome": {…}, …}.
+
+    A hub id or a folder is looked up by its last part: "meta-llama/Llama-2-7b-hf" is Llama-2-7b-hf.yaml. Which
+    hyperparameters a method takes is for the method to say; here only the shape of the file and numbers that YAML
+    took for text are checked.
+    """
+    short = str(name).rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
+    path = _find(short, params_folder() / "models", "model parameters")
+    sections = _read_yaml(path)
+    for section, values in sections.items():
+        if not isinstance(values, dict):
+            raise KeditError(
+                f"{path.name}: {section}: {values!r} is not a mapping; write its hyperparameters below it, indented"
+            )
+        _reject_numbers_as_text(values, f"{path.name}: {section}")
+    if "model" not in sections:
+        raise KeditError(f"{path.name}: has no section 'model'; add it before the sections of the methods")
+    return sections
+
+
+def _find(name_or_path: str | Path, folder: Path, what: str) -> Path:
+    """The file of a bare name in `folder`, or the path itself if it is spelled as one."""
+    text = str(name_or_path)
+    if text.endswith((".yaml", ".yml")):
+        if (path := Path(text)).is_file():
+            return path
+        raise KeditError(f"{text}: there is no such file; give an existing file or one of the names in {folder}")
+    path = folder / f"{text}.yaml"
+    if text and path.parent == folder and path.is_file():
+        return path
+    known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml"))) or "none"
+    raise KeditError(
+        f"{what} {text!r}: not found in {folder} (there: {known}); take one of these, add {text}.yaml, "
+        "or set KEDIT_PARAMS to the folder that has it"
+    )
+
+
+class _OneValueAKey(yaml.SafeLoader):
+    """PyYAML keeps the last of two equal keys and says nothing; a parameter that stands twice is a mistake."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if twice := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{twice[0]} stands twice; keep one of them", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_OneValueAKey)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f" line {mark.line + 1}" if mark else ""
+        raise KeditError(f"{path.name}{where}: is not valid YAML here: {error.problem}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise KeditError(f"{path.name}: is not a text file of YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(values, dict):
+        raise KeditError(f"{path.name}: holds no 'name: value' lines; write them as in {path.parent}")
+    return values
+
+
+def _validated(values: dict[str, Any], source: str) -> Profile:
+    try:
+        return Profile.model_validate(values)
+    except ValidationError as error:
+        first, *others = error.errors(include_url=False)
+        more = f" (and {len(others)} more)" if others else ""
+        raise KeditError(f"{source}: {_one_line(first)}{more}") from None
+
+
+def _one_line(error: dict[str, Any]) -> str:
+    """One of pydantic's findings as 'field: value, what is wrong, what to do'."""
+    field = ".".join(str(part) for part in error["loc"])
+    value, kind = error["input"], error["type"]
+    if kind == "missing":
+        return f"{field}: is missing; add '{field}: …'"
+    if kind == "extra_forbidden":
+        return f"{field}: {value!r}: there is no such field; the fields are {', '.join(Profile.model_fields)}"
+    if kind == "value_error":  # one of the checks above, which say all themselves
+        message = error["msg"].removeprefix("Value error, ")
+        return f"{field}: {value!r} {message}" if field else message
+    if isinstance(value, str) and (remedy := _meant_as_number(value)):
+        return f"{field}: {value!r} {remedy}"
+    message = error["msg"].replace("Input should be", "must be").replace("List should", "must")
+    return f"{field}: {value!r} {message[0].lower()}{message[1:]}; change it"
+
+
+def _meant_as_number(text: str) -> str | None:
+    """What to say of a text that was meant as a number ('5e-1': write 0.5), or None if it was not."""
+    if not re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", text.strip()):
+        return None
+    number = float(text)
+    plain = str(int(number)) if number.is_integer() and "." not in text and abs(number) < 1e15 else str(number)
+    why = f"YAML reads {text} as text" if isinstance(yaml.safe_load(text), str) else "without quotes"
+    return f"is text, not a number; write {plain} ({why})"
+
+
+def _reject_numbers_as_text(value: Any, where: str) -> None:
+    """Raise on the first text below `value` that was meant as a number."""
+    if isinstance(value, str) and (remedy := _meant_as_number(value)):
+        raise KeditError(f"{where}: {value!r} {remedy}")
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _reject_numbers_as_text(inner, f"{where}: {key}")
+    if isinstance(value, list):
+        for inner in value:
+            _reject_numbers_as_text(inner, where)

@@ -1,0 +1,329 @@
+"""Execute the notebooks that are stale: `python -m kedit_lib.reproduce --help`.
+
+A profile says what is run. Its streams of edits run first, in parallel, into results/ (`kedit_lib.sweep`); then each
+stale notebook runs in a process of its own by papermill, with the profile's fields injected as its parameters, and
+reads what the streams left. Only a notebook that ran to its end replaces the earlier output; a failed one is kept
+aside, the others still finish, and the exit code says so: 0 all well, 1 a notebook failed, 2 wrong parameters.
+"""
+
+import argparse
+import importlib.util
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import yaml
+from tqdm import tqdm
+
+from kedit_lib import notebooks, stamps
+from kedit_lib.errors import KeditError
+from kedit_lib.params import REPOSITORY, Profile, load_profile, params_folder
+
+DEFAULT_PROFILE = "lab"  # the run whose outputs are committed
+HOW_ONLY = {"workers", "threads", "live_orders"}  # fields that say how a run is done, not what it shows
+
+
+@dataclass(frozen=True)
+class Run:
+    """One execution: an effective profile, and where its outputs go."""
+
+    root: Path
+    profile: Profile
+    profile_argument: str  # what a notebook hands to load_profile
+    label: str  # "lab", "smoke", "lab-n_edits-50": runs with other numbers never overwrite each other
+
+    @property
+    def committed(self) -> bool:
+        return self.label == DEFAULT_PROFILE
+
+    @property
+    def sources(self) -> Path:
+        return self.root / "notebooks"
+
+    @property
+    def results(self) -> Path:
+        return self.root / "results"
+
+    @property
+    def executed(self) -> Path:
+        return self.sources / "executed" if self.committed else self.results / f"executed-{self.label}"
+
+    @property
+    def figures(self) -> Path:
+        return self.root / "figures" if self.committed else self.results / f"figures-{self.label}"
+
+    def stamp(self, source: Path) -> Path:
+        return self.root / ".stamps" / self.label / f"{source.stem}.json"
+
+    def failed(self, source: Path) -> Path:
+        return self.results / "failed" / f"{source.stem}.failed.ipynb"
+
+
+# ---- what to run ----------------------------------------------------------------------------------------------------
+
+
+def make_run(args: argparse.Namespace, root: Path) -> Run:
+    """The effective profile of the command line: the named one, with --model, --orders and -p in place."""
+    base = load_profile(args.profile)
+    overrides = dict(_parse_override(text) for text in args.parameter)
+    if args.model:
+        overrides["model"] = args.model
+    if args.orders:
+        overrides["live_orders"] = list(base.orders) if args.orders == "all" else _parse_orders(args.orders)
+    profile = load_profile(args.profile, **overrides)
+    changed = [f for f in overrides if f not in HOW_ONLY and getattr(profile, f) != getattr(base, f)]
+    file, house = Path(args.profile).resolve(), params_folder() / "profiles" / f"{base.name}.yaml"
+    argument, parts = base.name, [base.name, *(f"{f}-{getattr(profile, f)}" for f in changed)]
+    if args.profile != base.name and file != house:  # somebody's own file, whatever name it gives itself
+        argument, parts = str(file), ["own", *parts]
+    label = "-".join(parts)
+    return Run(root, profile, argument, re.sub(r"[^A-Za-z0-9._-]+", "-", label).strip("-"))
+
+
+def _parse_override(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise KeditError(f"-p {text}: is not name=value; write for example -p n_edits=50")
+    if name not in Profile.model_fields or name == "name":
+        known = ", ".join(f for f in Profile.model_fields if f != "name")
+        raise KeditError(f"-p {text}: there is no parameter {name!r}; there are {known}")
+    try:
+        return name, yaml.safe_load(value)  # read as the profile's file is; the profile checks the type
+    except yaml.YAMLError:
+        raise KeditError(f"-p {text}: {value!r} is no YAML value; write for example -p orders='[0, 1]'") from None
+
+
+def _parse_orders(text: str) -> list[int]:
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise KeditError(f"--orders {text}: is neither 'all' nor numbers; write for example --orders 0,1")
+    return [int(order) for order in text.split(",")]
+
+
+def find_sources(root: Path, only: str | None = None) -> list[Path]:
+    """The notebooks in reading order, or those whose names begin with `only`."""
+    every = sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    chosen = [path for path in every if path.name.startswith(only or "")]
+    if not chosen:
+        there = ", ".join(path.stem for path in every) or "none"
+        wanted = f" beginning with {only!r}" if only else ""
+        raise KeditError(f"notebooks/: there is no notebook{wanted}; there are: {there}")
+    return chosen
+
+
+def parameters_for(run: Run, source: Path) -> dict[str, Any]:
+    """What is injected into a notebook: every field of the profile that its parameters cell names."""
+    values = {**run.profile.model_dump(), "profile": run.profile_argument}
+    names = notebooks.parameters_of(source)
+    if unknown := [name for name in names if name not in values]:
+        raise KeditError(
+            f"{source.name}: parameter {unknown[0]!r} is in no profile; rename it, or add it to kedit_lib/params.py"
+        )
+    return {name: values[name] for name in names}
+
+
+# ---- running it -----------------------------------------------------------------------------------------------------
+
+
+def run_streams(run: Run, only: str | None) -> None:
+    """Run the profile's streams of edits in parallel, so that notebooks find their rows.
+
+    With `--only` a notebook runs just the streams that it needs itself, one after the other: less work than all.
+    """
+    if only is None and importlib.util.find_spec("kedit_lib.sweep"):
+        from kedit_lib import sweep
+
+        os.environ["KEDIT_RESULTS"] = str(run.results)
+        sweep.run_streams(run.profile, orders=run.profile.live_orders, workers=run.profile.workers)
+
+
+def environment(run: Run, scratch: str) -> dict[str, str]:
+    """The environment of a notebook's process: where outputs go, and nothing of the user's own set-up."""
+    threads = str(run.profile.threads)
+    changes = {
+        "KEDIT_PARAMS": str(params_folder()),
+        "KEDIT_RESULTS": str(run.results),
+        "KEDIT_FIGURES": str(run.figures),
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONHASHSEED": "0",  # sets print in the same order each time
+        "TQDM_DISABLE": "1",  # progress bars would put times into the output
+        "JUPYTER_PREFER_ENV_PATH": "1",  # this environment's kernel, not one in the home folder
+        "JUPYTER_RUNTIME_DIR": f"{scratch}/runtime",
+        "IPYTHONDIR": f"{scratch}/ipython",  # no start-up files, no shared history
+    }
+    inherited = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"}  # figures must go inline
+    return inherited | changes
+
+
+class Processes:
+    """The papermill processes that are running, so that none outlives this one."""
+
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen] = set()
+        self._stopped = False
+        self._lock = threading.Lock()
+
+    def call(self, command: list[str], log: Path, **options: Any) -> int:
+        """Run a command to its end, what it prints into `log` (a pipe would wait for its children too)."""
+        with self._lock, log.open("wb") as printed:
+            if self._stopped:
+                return -1
+            process = subprocess.Popen(command, stdout=printed, stderr=subprocess.STDOUT, **options)
+            self._running.add(process)
+        code = process.wait()
+        self._running.discard(process)
+        return code
+
+    def stop(self) -> None:
+        with self._lock:
+            self._stopped = True
+            for process in list(self._running):
+                process.terminate()  # its kernel notices by itself that it is alone
+
+
+def execute(run: Run, source: Path, parameters: dict[str, Any], processes: Processes) -> str | None:
+    """Run one notebook; None if it is in place, else what went wrong, in one line."""
+    output = run.executed / source.name
+    running = output.with_suffix(".running.ipynb")
+    failed = run.failed(source)
+    for folder in (run.executed, run.figures, failed.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    failed.unlink(missing_ok=True)
+
+    for _ in range(2):  # twice: a kernel may find its ports taken by one that starts beside it
+        running.unlink(missing_ok=True)
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+            injected, log = Path(scratch) / "parameters.yaml", Path(scratch) / "log"
+            injected.write_text(yaml.safe_dump(parameters))  # not JSON: YAML would read its 1e-05 as text
+            command = [sys.executable, "-m", "papermill", str(source), str(running), "-f", str(injected)]
+            command += ["--kernel", "python3", "--cwd", str(run.sources), "--start-timeout", "180"]
+            command += ["--no-progress-bar", "--log-level", "ERROR"]
+            code = processes.call(command, log, cwd=run.sources, env=environment(run, scratch))
+            printed = log.read_text(errors="replace").strip()
+        done = _read(running)
+        if code == 0 and done is not None:
+            notebooks.tidy(done, run.root)
+            nbformat.write(done, running)
+            os.replace(running, output)
+            return None
+        if done is not None and notebooks.started(done):
+            os.replace(running, failed)
+            return f"{notebooks.failure_of(done)} (kept: {failed.relative_to(run.root)})"
+    running.unlink(missing_ok=True)
+    return f"papermill did not start it: {(printed or f'exit code {code}').splitlines()[-1]}"
+
+
+def _read(path: Path) -> nbformat.NotebookNode | None:
+    """A notebook, or None if there is none or it was cut off in the middle."""
+    try:
+        return nbformat.read(path, as_version=4)
+    except (OSError, ValueError):
+        return None
+
+
+def reproduce(run: Run, parameters: dict[Path, dict[str, Any]], only: str | None, force: bool) -> int:
+    """Run what is stale of these notebooks, each with its parameters; how many of them failed."""
+
+    def key(source: Path) -> str:
+        files = [source, *stamps.library_files(run.root)]
+        return stamps.hash_values(stamps.hash_files(files), parameters[source])
+
+    stale = [s for s in parameters if force or not stamps.is_current(run.stamp(s), key(s), run.executed / s.name)]
+    print(f"profile {run.label}: {len(stale)} notebooks to run, {len(parameters) - len(stale)} current", flush=True)
+    if not stale:
+        return 0
+    run_streams(run, only)
+
+    processes, failures, begun = Processes(), 0, time.monotonic()
+
+    def work(source: Path) -> tuple[str | None, float]:
+        start, before = time.monotonic(), key(source)  # a source that is edited while it runs stays stale
+        run.stamp(source).unlink(missing_ok=True)
+        error = execute(run, source, parameters[source], processes)
+        if error is None:
+            stamps.write(run.stamp(source), before, run.executed / source.name)
+        return error, time.monotonic() - start
+
+    with (
+        ThreadPoolExecutor(run.profile.workers) as pool,
+        tqdm(total=len(stale), unit="notebook", disable=None) as bar,  # shown on a terminal only
+    ):
+        futures = {pool.submit(work, source): source for source in stale}
+        try:
+            for future in as_completed(futures):
+                error, seconds = future.result()
+                failures += error is not None
+                verdict = "ok" if error is None else "FAILED"
+                bar.write(f"{verdict:6} {futures[future].stem}  {seconds:.0f} s{f'  {error}' if error else ''}")
+                sys.stdout.flush()
+                bar.update()
+        except BaseException:  # interrupted: leave no process behind
+            pool.shutdown(wait=False, cancel_futures=True)
+            processes.stop()
+            raise
+    print(f"{len(stale) - failures} done, {failures} failed in {time.monotonic() - begun:.0f} s: {run.executed}")
+    return failures
+
+
+# ---- command line ---------------------------------------------------------------------------------------------------
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m kedit_lib.reproduce",
+        description="Execute the notebooks that are stale: those whose source, parameters, library or data have "
+        "changed since they were last executed. The lab profile writes notebooks/executed and figures, every other "
+        "run writes results/executed-<run> and results/figures-<run>.",
+        epilog="Exit code: 0 all well, 1 a notebook failed (kept in results/failed), 2 wrong parameters.",
+    )
+    parser.add_argument("--profile", default=DEFAULT_PROFILE, help="smoke, lab, gpu, or a .yaml file (default: lab)")
+    parser.add_argument("--model", help="another model for this run: lab, lab-small, a hub id or a local folder")
+    parser.add_argument("--orders", help="edit orders to execute now: all, or numbers such as 0,2")
+    parser.add_argument(
+        "-p", dest="parameter", metavar="NAME=VALUE", action="append", default=[], help="change a field of the profile"
+    )
+    parser.add_argument("--only", metavar="NB", help="only notebooks whose names begin with this, such as 03")
+    parser.add_argument("--force", action="store_true", help="run them even if they are current")
+    parser.add_argument("--check", action="store_true", help="run nothing; check the notebooks' sources")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None, root: Path = REPOSITORY) -> int:
+    args = parse(argv)
+    try:
+        sources = find_sources(root, args.only)
+        if args.check:
+            faults = [fault for source in sources for fault in notebooks.faults_of_source(source)]
+            print("\n".join([*faults, f"{len(sources)} notebook sources, {len(faults)} faults"]))
+            return 1 if faults else 0
+        run = make_run(args, root)
+        parameters = {source: parameters_for(run, source) for source in sources}
+    except KeditError as error:
+        print(f"kedit: {error}", file=sys.stderr)
+        return 2
+    try:
+        return 1 if reproduce(run, parameters, args.only, args.force) else 0
+    except KeditError as error:
+        print(f"kedit: {error}", file=sys.stderr)
+        return 1
+
+
+def run_as_program(root: Path = REPOSITORY) -> None:
+    """`main` for a process of its own: a SIGTERM (a stopped `make`) stops the kernels too."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    sys.exit(main(root=root))
+
+
+if __name__ == "__main__":
+    run_as_program()

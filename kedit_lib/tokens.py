@@ -1,0 +1,64 @@
+"""From text to ids: prompts with the place of the subject's last token, and targets.
+
+The convention is the authors': context and prompt are joined as text and tokenised once; the target
+keeps the ids it has after the prompt and is appended, never tokenised together with the prompt.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .edits import fill
+from .errors import KeditError
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Ids of a prompt (BOS in front iff the tokenizer adds it by default) and the index of `lookup`,
+    the subject's last token."""
+
+    ids: tuple[int, ...]
+    lookup: int
+
+
+def encode(tokenizer, text: str) -> list[int]:
+    """Ids of a text, with the special tokens that the tokenizer puts in front by default, none behind."""
+    ids = tokenizer(text).input_ids
+    if ids and ids[-1] == tokenizer.eos_token_id and not text.endswith(tokenizer.eos_token):
+        ids = ids[:-1]
+    return ids
+
+
+def encode_prompt(tokenizer, context: str, prompt: str, subject: str) -> Prompt:
+    """`context` around the prompt, tokenised once; the subject is found by character offsets."""
+    text, start, end = fill(context, prompt, subject)
+    if not tokenizer.is_fast:
+        raise KeditError(f"tokenizer {type(tokenizer).__name__}: has no character offsets; load its fast version")
+    encoded = tokenizer(text, return_offsets_mapping=True)
+    ids = encode(tokenizer, text)
+    inside = [i for i, (a, b) in enumerate(encoded.offset_mapping[: len(ids)]) if a < end and b > start and b > a]
+    if not inside:
+        raise KeditError(f"edit of {subject!r}: no token of {text!r} covers the subject; check the tokenizer")
+    return Prompt(tuple(ids), inside[-1])
+
+
+def target_ids(tokenizer, prompt: str, target: str) -> tuple[int, ...]:
+    """The ids of `target` as they follow `prompt`.
+
+    Tokenised by itself with a leading space and no special tokens; a tokenizer that prepends its own
+    word mark (`▁`, as Llama-2's) is given it without the space. Raises KeditError when the first
+    token is empty text or when decoding prompt + target does not give the text back.
+    """
+    spaced = "" if _prepends_mark(tokenizer) else " "
+    ids = tuple(tokenizer(spaced + target, add_special_tokens=False).input_ids)
+    if not ids or not tokenizer.decode(ids[:1]).strip():
+        raise KeditError(f"target {target!r}: its first token is empty text; the tokenizer's space handling is unknown")
+    before = encode(tokenizer, prompt)
+    said = tokenizer.decode(list(before) + list(ids), skip_special_tokens=True)
+    if said.strip() != f"{prompt} {target}".strip():
+        raise KeditError(f"target {target!r}: prompt + target decodes to {said!r}; give a target this tokenizer can write")
+    return ids
+
+
+def _prepends_mark(tokenizer) -> bool:
+    return tokenizer.convert_ids_to_tokens(tokenizer("a", add_special_tokens=False).input_ids)[0].startswith("▁")

@@ -1,0 +1,58 @@
+"""One forward pass that hands back what flows through chosen modules, and goes no further than needed."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+from torch import Tensor, nn
+
+
+class _Done(Exception):
+    """Ends a forward pass once the last module of interest has run."""
+
+
+def pad(rows: list[tuple[int, ...]], value: int, device) -> Tensor:
+    """Ids laid out on the right of nothing: [n, longest], padded behind.
+
+    Causal attention never looks right, so no mask is needed: what stands at a real position does
+    not depend on the padding, and positions count from 0 as in a prompt run alone.
+    """
+    longest = max(map(len, rows))
+    return torch.tensor([list(r) + [value] * (longest - len(r)) for r in rows], device=device)
+
+
+@contextlib.contextmanager
+def hooks(*pairs):
+    """Forward hooks that are surely removed: `with hooks((module, function), …):`."""
+    handles = [module.register_forward_hook(function) for module, function in pairs]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def trace(hf: nn.Module, ids: Tensor, inputs=(), outputs=(), last: nn.Module | None = None, **kwargs):
+    """Run `hf` on ids [n, t]; return ({module: its input}, {module: its output}).
+
+    `last`: stop after this module has run. Outputs that are tuples are represented by their first part.
+    """
+    seen_in, seen_out = {}, {}
+
+    def keep_in(module, args, output):
+        seen_in[module] = args[0]
+
+    def keep_out(module, args, output):
+        seen_out[module] = output[0] if isinstance(output, tuple) else output
+
+    def stop(module, args, output):
+        raise _Done
+
+    pairs = [(m, keep_in) for m in inputs] + [(m, keep_out) for m in outputs]
+    if last is not None:
+        pairs.append((last, stop))
+    with hooks(*pairs), contextlib.suppress(_Done):
+        hf(input_ids=ids, use_cache=kwargs.get("past_key_values") is not None, **kwargs)
+    return seen_in, seen_out
