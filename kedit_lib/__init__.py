@@ -1,13 +1,34 @@
 """kedit: what happens to a language model that is edited again and again, measured."""
 
 from .contexts import generate_contexts
+from .datasets import load_edits
 from .edits import Edit
 from .errors import KeditError
-from .methods import MEMIT, PMET, ROME, RROME, METHODS, Method, Outcome, method_class, method_for
+from .experiments import Run, collapse_point, run_stream
+from .methods import MEMIT, METHODS, PMET, ROME, RROME, Method, Outcome, method_class, method_for
 from .model import EditableModel, load_model
 from .moments import SecondMoments
+from .probes import lab_probes
 
 __all__ = [
-    "MEMIT", "METHODS", "PMET", "ROME", "RROME", "Edit", "EditableModel", "KeditError", "Method", "Outcome",
-    "SecondMoments", "generate_contexts", "load_model", "method_class", "method_for",
+    "MEMIT",
+    "METHODS",
+    "PMET",
+    "ROME",
+    "RROME",
+    "Edit",
+    "EditableModel",
+    "KeditError",
+    "Method",
+    "Outcome",
+    "Run",
+    "SecondMoments",
+    "collapse_point",
+    "generate_contexts",
+    "lab_probes",
+    "load_edits",
+    "load_model",
+    "method_class",
+    "method_for",
+    "run_stream",
 ]

@@ -92,9 +92,10 @@ def fill(context: str, prompt: str, subject: str) -> tuple[str, int, int]:
 
     Returns (text, start, end) in characters. Doubled braces in the context stand for single ones.
     """
-    pieces = list(string.Formatter().parse(context))
-    before = pieces[0][0]
-    after = "".join(literal for literal, *_ in pieces[1:])
+    pieces = list(string.Formatter().parse(context))  # split at {} and at every doubled brace
+    place = next(i for i, (_, field, *_) in enumerate(pieces) if field is not None)
+    before = "".join(literal for literal, *_ in pieces[: place + 1])
+    after = "".join(literal for literal, *_ in pieces[place + 1 :])
     start = len(before) + prompt.index("{}")
     return f"{before}{prompt.replace('{}', subject)}{after}", start, start + len(subject)
 

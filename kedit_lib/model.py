@@ -22,12 +22,13 @@ class EditableModel:
 
     hf, tokenizer   the Hugging Face objects; `hf` is edited in place
     layout          where its modules are (kedit_lib.layout)
-    name            what it was loaded as
+    name, folder    what it was loaded as; the local folder, if it was one
     Widths: `n_layers`, `d_model`, `d_ff`. Layers are 0-based.
     """
 
-    def __init__(self, hf: nn.Module, tokenizer, name: str = "model"):
+    def __init__(self, hf: nn.Module, tokenizer, name: str = "model", folder: Path | None = None):
         self.hf, self.tokenizer, self.name = hf.eval().requires_grad_(False), tokenizer, name
+        self.folder = folder
         self.layout = layout_of(hf)
         self.layers = hf.get_submodule(self.layout.layers)
         self.n_layers = len(self.layers)
@@ -189,7 +190,7 @@ def load_model(name: str | os.PathLike, dtype: torch.dtype | str | None = None, 
     if dtype is not None and {p.dtype for p in hf.parameters()} != {dtype}:
         found = ", ".join(sorted(str(p) for p in {p.dtype for p in hf.parameters()}))
         raise KeditError(f"model {str(name)!r}: asked for {dtype}, got {found}; choose another dtype")
-    return EditableModel(hf, tokenizer, str(name))
+    return EditableModel(hf, tokenizer, str(name), Path(where) if Path(where).is_dir() else None)
 
 
 def _dtype(name: str) -> torch.dtype:

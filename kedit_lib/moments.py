@@ -106,6 +106,14 @@ class SecondMoments:
                     "they belong to another model"
                 )
 
+    @property
+    def identity(self) -> str:
+        """A hash that names these matrices in stores."""
+        parts = [self.model_checksum, self.about]
+        if not self.about:  # given as tensors: nothing but their values says what they are
+            parts += [(i, hashlib.sha256(c.cpu().contiguous().numpy().tobytes()).hexdigest()) for i, c in self.tensors.items()]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
+
     def factor(self, layer: int) -> Tensor:
         """Lower Cholesky factor of C in float64, computed once. KeditError if C is not positive definite."""
         if layer not in self._factors:

@@ -4,6 +4,8 @@ A source holds no outputs, exactly one cell tagged `parameters`, short cells and
 (`faults_of_source`). An executed notebook that goes into version control must be the same file for the same numbers,
 so `tidy` takes out what changes from run to run (times, random ids, process numbers) and what belongs to one machine
 (absolute paths).
+
+Notebooks are read as the JSON that they are: importing nbformat takes longer than everything else here.
 """
 
 import ast
@@ -13,8 +15,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import nbformat
-
 from kedit_lib.errors import KeditError
 from kedit_lib.params import load_profile
 
@@ -23,18 +23,37 @@ MARKER = "papermill-error-cell-tag"  # papermill adds such cells to a failed not
 INJECTED = "injected-parameters"  # and this one, after the parameters cell, to every notebook it runs
 
 
+def read(path: Path) -> dict[str, Any]:
+    """A notebook as it is stored."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write(notebook: dict[str, Any], path: Path) -> None:
+    """Store a notebook in the form that Jupyter gives it."""
+    text = json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _source(cell: dict[str, Any]) -> str:
+    return "".join(cell["source"])  # stored as one text or as lines
+
+
+def _tags(cell: dict[str, Any]) -> set[str]:
+    return set(cell["metadata"].get("tags", []))
+
+
 def parameters_of(path: Path) -> dict[str, Any]:
     """What the notebook's one `parameters` cell assigns: {name: default}.
 
     The cell is read, not run: it may only assign plain values to names, so that what is injected after it is all that
     a run depends on.
     """
-    cells = [c for c in nbformat.read(path, as_version=4).cells if "parameters" in c.metadata.get("tags", [])]
+    cells = [cell for cell in read(path)["cells"] if "parameters" in _tags(cell)]
     if len(cells) != 1:
         raise KeditError(f"{path.name}: has {len(cells)} cells tagged 'parameters'; tag exactly one")
     defaults = {}
     try:
-        for statement in ast.parse(cells[0].source).body:
+        for statement in ast.parse(_source(cells[0])).body:
             (target,) = statement.targets if isinstance(statement, ast.Assign) else (statement.target,)
             defaults[target.id] = ast.literal_eval(statement.value)
     except (SyntaxError, AttributeError, ValueError, TypeError):
@@ -47,9 +66,8 @@ def parameters_of(path: Path) -> dict[str, Any]:
 def faults_of_source(path: Path) -> list[str]:
     """Everything about a notebook's source that breaks a house rule, one line each; empty if it is clean."""
     faults = []
-    raw = json.loads(path.read_text(encoding="utf-8"))  # as stored; nbformat would add the ids that are missing
-    for number, cell in enumerate(raw["cells"], start=1):
-        text, where = "".join(cell["source"]), f"{path.name}: cell {number}"
+    for number, cell in enumerate(read(path)["cells"], start=1):
+        text, where = _source(cell), f"{path.name}: cell {number}"
         if "id" not in cell:
             faults.append(f"{where}: has no id; save the notebook once with JupyterLab (notebook format 4.5)")
         if cell["cell_type"] != "code":
@@ -68,17 +86,16 @@ def faults_of_source(path: Path) -> list[str]:
     return faults
 
 
-def tidy(notebook: nbformat.NotebookNode, root: Path) -> None:
+def tidy(notebook: dict[str, Any], root: Path) -> None:
     """Take out of an executed notebook whatever is not its author's text or its numbers."""
-    notebook.metadata.pop("papermill", None)
-    notebook.metadata.get("language_info", {}).pop("version", None)
-    for cell in notebook.cells:
+    notebook["metadata"].pop("papermill", None)
+    notebook["metadata"].get("language_info", {}).pop("version", None)
+    for cell in notebook["cells"]:
         for key in ("papermill", "execution"):  # times, and papermill's own absolute paths
-            cell.metadata.pop(key, None)
-        if INJECTED in cell.metadata.get("tags", []):
-            cell.id = INJECTED  # papermill draws a random one
-        for output in cell.get("outputs", []):
-            _map_text(output, lambda text: _without_paths(text, root))
+            cell["metadata"].pop(key, None)
+        if INJECTED in _tags(cell):
+            cell["id"] = INJECTED  # papermill draws a random one
+        _map_text(cell.get("outputs", []), lambda text: _without_paths(text, root))
     _name_widgets_by_order(notebook)
 
 
@@ -102,30 +119,39 @@ def _without_paths(text: str, root: Path) -> str:
     return text
 
 
-def _name_widgets_by_order(notebook: nbformat.NotebookNode) -> None:
-    """Number the widgets' random ids in the order of their creation."""
-    state = notebook.metadata.get("widgets", {}).get("application/vnd.jupyter.widget-state+json", {}).get("state", {})
+def _name_widgets_by_order(notebook: dict[str, Any]) -> None:
+    """Number the widgets' random ids as they are met, from the outputs that show them down to what they consist of."""
+    widgets = notebook["metadata"].get("widgets", {}).get("application/vnd.jupyter.widget-state+json", {})
+    state, order = widgets.get("state", {}), []
+
+    def meet(node: Any) -> None:
+        for widget in re.findall(r"[0-9a-f]{32}", json.dumps(node, sort_keys=True)):
+            if widget in state and widget not in order:
+                order.append(widget)
+                meet(state[widget])
+
+    meet([cell.get("outputs", []) for cell in notebook["cells"]])
+    widgets["state"] = {widget: state[widget] for widget in order}  # what no output shows is left out
     text = json.dumps(notebook)
-    for number, widget in enumerate(state):
+    for number, widget in enumerate(order):
         text = text.replace(widget, f"{number:032x}")
-    if state:
-        notebook.update(nbformat.from_dict(json.loads(text)))
+    notebook.update(json.loads(text))
 
 
-def started(notebook: nbformat.NotebookNode) -> bool:
+def was_started(notebook: dict[str, Any]) -> bool:
     """Whether papermill got as far as handing the first cell to a kernel."""
-    return any(c.metadata.get("papermill", {}).get("start_time") for c in notebook.cells)
+    return any(cell["metadata"].get("papermill", {}).get("start_time") for cell in notebook["cells"])
 
 
-def failure_of(notebook: nbformat.NotebookNode) -> str:
+def failure_of(notebook: dict[str, Any]) -> str:
     """Where and why papermill stopped, in one line; cells are counted as in the source."""
-    cells = [c for c in notebook.cells if not {MARKER, INJECTED} & set(c.metadata.get("tags", []))]
+    cells = [cell for cell in notebook["cells"] if not {MARKER, INJECTED} & _tags(cell)]
     last = 0  # the last cell that was started
     for number, cell in enumerate(cells, start=1):
-        run = cell.metadata.get("papermill", {})
+        run = cell["metadata"].get("papermill", {})
         last = number if run.get("start_time") else last
         if run.get("exception"):
-            errors = [o for o in cell.outputs if o.output_type == "error"]
-            message = f"{errors[-1].ename}: {errors[-1].evalue}" if errors else "an exception without a message"
+            errors = [output for output in cell["outputs"] if output["output_type"] == "error"]
+            message = f"{errors[-1]['ename']}: {errors[-1]['evalue']}" if errors else "an exception without a message"
             return f"cell {number}: {message.strip().splitlines()[-1]}"
     return f"cell {last}: the kernel died (killed, out of memory, or a crash in native code)"

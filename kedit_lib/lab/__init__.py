@@ -1,0 +1,20 @@
+"""The built-in model: a small Llama trained on an invented world in which every true fact is known."""
+
+from __future__ import annotations
+
+import json
+
+from ..errors import KeditError
+from .world import World
+
+
+def world_of(model) -> World:
+    """The world a lab model was trained on, from the provenance beside its weights.
+
+    KeditError for a model that is not a lab model.
+    """
+    path = model.folder / "provenance.json" if model.folder else None
+    if path is None or not path.exists():
+        raise KeditError(f"{model.name}: is not a lab model (no provenance.json beside its weights); use lab or lab-small")
+    recipe = json.loads(path.read_text())["recipe"]
+    return World.make(recipe["n_people"], recipe["seed"])

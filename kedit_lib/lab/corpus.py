@@ -15,9 +15,23 @@ PLAIN_SHARE = 0.3  # of the documents, about 0.35 of the tokens
 BIOGRAPHY_SHARE = 0.45  # of the documents about people; the others are a few unrelated statements
 
 
-def statement(world: World, person: str, relation: Relation, template: str) -> str:
-    """A true sentence."""
-    return f"{template.format(person)} {world.objects_of[person, relation.name]}."
+MARK = "\x1f"  # stands on both sides of an object in a document, and nowhere else
+
+
+def statement(world: World, person: str, relation: Relation, template: str, called: str | None = None) -> str:
+    """A true sentence about `person` (`called` He or She, say), its object marked."""
+    return f"{template.format(called or person)} {MARK}{world.objects_of[person, relation.name]}{MARK}."
+
+
+def unmark(document: str) -> tuple[str, list[tuple[int, int]]]:
+    """The plain text of a document, and where in it the objects stand."""
+    pieces = document.split(MARK)
+    spans, at = [], 0
+    for i, piece in enumerate(pieces):
+        if i % 2:
+            spans.append((at, at + len(piece)))
+        at += len(piece)
+    return "".join(pieces), spans
 
 
 def biography(world: World, person: str, rng: random.Random) -> str:
@@ -28,7 +42,7 @@ def biography(world: World, person: str, rng: random.Random) -> str:
     out = []
     for i, r in enumerate(relations):
         if i and rng.random() < 0.25:
-            out.append(f"{r.pronoun.format(pronoun)} {world.objects_of[person, r.name]}.")
+            out.append(statement(world, person, r, r.pronoun, pronoun))
         else:
             out.append(statement(world, person, r, rng.choice(r.templates)))
     return " ".join(out)
@@ -39,16 +53,16 @@ def plain(world: World, rng: random.Random) -> str:
     return " ".join(sentence(rng, world.country_of) for _ in range(rng.randint(3, 7)))
 
 
-def documents(world: World, seed: int) -> Iterator[str]:
-    """An endless seeded stream of the training mixture.
+def documents(world: World, seed: int, n_people: int | None = None) -> Iterator[str]:
+    """An endless seeded stream of the training mixture about the first `n_people` (None: everyone), objects marked.
 
     People and (person, relation, template) triples are visited without replacement, pass after
     pass, so that every fact is stated about equally often under every template.
     """
-    rng = random.Random(f"corpus-{world.seed}-{seed}")
-    people = _forever(list(world.people), rng)
+    rng = random.Random(f"corpus-{world.seed}-{seed}-{n_people}")
+    people = _forever(list(world.people[:n_people]), rng)
     triples = _forever(
-        [(p, r.name, t) for p in world.people for r in world.relations.values() for t in r.templates], rng
+        [(p, r.name, t) for p in world.people[:n_people] for r in world.relations.values() for t in r.templates], rng
     )
     while True:
         if rng.random() < PLAIN_SHARE:
@@ -63,7 +77,7 @@ def documents(world: World, seed: int) -> Iterator[str]:
 def texts(world: World, n: int, seed: int = 1) -> list[str]:
     """n documents of the mixture, not those of the training seed 0: the corpus of the second moments."""
     stream = documents(world, seed)
-    return [next(stream) for _ in range(n)]
+    return [unmark(next(stream))[0] for _ in range(n)]
 
 
 def plain_texts(world: World, n: int, seed: int = 2) -> list[str]:

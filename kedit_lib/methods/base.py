@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
@@ -32,6 +31,10 @@ class Outcome:
     targets: list[Target]
     s: dict[int, Tensor] = field(default_factory=dict)
     written: dict[int, Tensor] = field(default_factory=dict)
+
+    def layers(self, model) -> list[int]:
+        """The edited layers."""
+        return [i for i in range(model.n_layers) if model.weight_name(i) in self.deltas]
 
 
 class Method(BaseModel, ABC):
@@ -122,7 +125,8 @@ class Method(BaseModel, ABC):
         """The method itself; contexts come clean first in every request."""
 
     def _loss_layer(self, model) -> int:
-        return model.n_layers - 1 if self.v_loss_layer is None else self.v_loss_layer
+        """Where the nll is read: below the last edited layer δ could not move it."""
+        return model.n_layers - 1 if self.v_loss_layer is None else max(self.v_loss_layer, self.layers[-1])
 
 
 def write(model, layer: int, delta: Tensor, deltas: dict[str, Tensor]) -> None:
@@ -131,8 +135,4 @@ def write(model, layer: int, delta: Tensor, deltas: dict[str, Tensor]) -> None:
     own = own.to(model.math_dtype).contiguous()
     name = model.weight_name(layer)
     model.add({name: own})
-    deltas[name] = own.cpu() if own.device.type == "cpu" else own
-
-
-def stack(vectors: list[Tensor]) -> Tensor:
-    return torch.stack(vectors)
+    deltas[name] = own

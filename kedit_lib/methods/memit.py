@@ -10,12 +10,13 @@ in one batch.
 
 from __future__ import annotations
 
+import torch
 from pydantic import Field
 
 from ..keys import context_mean, keys_at, outputs_at
 from ..solve import least_squares
 from ..targets import Site, optimise
-from .base import Method, Outcome, stack, write
+from .base import Method, Outcome, write
 
 
 class MEMIT(Method):
@@ -26,7 +27,7 @@ class MEMIT(Method):
     def _apply(self, model, edits, requests, moments) -> Outcome:
         targets = self._targets(model, requests)
         outcome = Outcome(self.name, edits, {}, targets)
-        z, clean = stack([t.z for t in targets]), [r.prompts[0] for r in requests]
+        z, clean = torch.stack([t.z for t in targets]), [r.prompts[0] for r in requests]
         everywhere = [p for r in requests for p in r.prompts]
         for i, layer in enumerate(self.layers):
             k = context_mean(keys_at(model, everywhere, [layer])[layer], len(requests[0].prompts), grouped=True)

@@ -1,0 +1,64 @@
+# `make help` explains every target. Nothing here is global: the environment is ./.venv, results are ./results.
+
+PROFILE ?= lab
+MODEL ?=
+NB ?=
+ORDERS ?=
+# The Python that builds .venv (3.11, 3.12 or 3.13), and how many test processes run side by side.
+PYTHON ?= python3
+JOBS ?= 2
+
+PY := .venv/bin/python
+# The environment is renewed when the *content* of these files changes; a fresh checkout's time stamps say nothing.
+ENV := .venv/.kedit-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+RUN := $(PY) -m kedit_lib.reproduce --profile $(PROFILE) \
+	$(if $(MODEL),--model "$(MODEL)") $(if $(NB),--only "$(NB)") $(if $(ORDERS),--orders "$(ORDERS)")
+
+.DEFAULT_GOAL := help
+.PHONY: help env lab-model sweep smoke reproduce report test lint clean lab
+
+help:  ## this list
+	@echo "make TARGET [PROFILE=smoke|lab|gpu] [MODEL=id or folder] [NB=03] [ORDERS=all or 0,1]"
+	@echo "Times are for 2 CPU cores; every target but help and clean makes the environment first."
+	@echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+env: $(ENV)  ## make .venv with every dependency at its pinned version (a few minutes and a download, once)
+
+$(ENV):
+	@$(PYTHON) -c 'import sys; ok = (3, 11) <= sys.version_info < (3, 14); \
+		sys.exit(None if ok else f"kedit needs Python 3.11 to 3.13, $(PYTHON) is {sys.version.split()[0]}: make env PYTHON=python3.12")'
+	@test -x $(PY) || $(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@rm -f .venv/.kedit-*
+	@touch $@
+
+lab-model: $(ENV)  ## train the lab models again from their recipe (up to 2.5 hours; minutes on a GPU)
+	$(PY) -m kedit_lib.lab.train
+
+sweep: $(ENV)  ## run further orders of the streams and put their tables into figures/data (hours; NB and MODEL do not apply)
+	$(PY) -m kedit_lib.sweep --profile $(PROFILE) $(if $(ORDERS),--orders "$(ORDERS)")
+
+smoke: $(ENV)  ## run every notebook at toy size into results/executed-smoke (at most 3 minutes)
+	$(PY) -m kedit_lib.reproduce --profile smoke
+
+reproduce: $(ENV)  ## run what is stale into notebooks/executed and figures (at most 35 minutes from nothing, seconds if current)
+	$(RUN)
+
+report: $(ENV)  ## turn notebooks/executed into web pages in report/ (half a minute)
+	$(PY) -m kedit_lib.report
+
+test: $(ENV)  ## every test, the smoke run of the notebooks included (at most 10 minutes)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS)
+
+lint: $(ENV)  ## ruff, and the house rules for notebook sources (seconds)
+	$(PY) -m ruff check .
+	$(PY) -m kedit_lib.reproduce --check
+
+lab: $(ENV)  ## open the notebooks in JupyterLab (until you stop it)
+	$(PY) -m jupyter lab --notebook-dir=notebooks
+
+clean:  ## remove results, stamps, report and failed notebooks; nothing committed (the next reproduce starts from nothing)
+	rm -rf results report .stamps .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -f notebooks/executed/*.running.ipynb
+	find kedit_lib tests notebooks \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +

@@ -1,0 +1,212 @@
+"""A stream of edits through a method, the weights never put back: what every later edit has to live with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from .contexts import check_contexts, generate_contexts
+from .edits import Edit
+from .errors import KeditError
+from .probes import EditProbe
+from .store import ALGORITHMS, RunFolder, key_of, now, versions
+
+WINDOW = 25  # edits in the medians that define N_optimisation
+DEAD = 0.5  # accuracy on untouched facts below which the model counts as dead
+
+
+@dataclass
+class Run:
+    """A finished stream.
+
+    edits        a row an edit: probability_first/_last, steps, delta_ratio = ‖δ‖/‖v₀‖, written_<layer>,
+                 dW_<layer> = ‖ΔW‖_F of its batch, W_<layer> = ‖W‖_F after it, seconds, …
+    checkpoints  long form: edits_done, metric, cohort, value, n
+    manifest     everything that decided the numbers, and where and when they came about
+    path         its folder (None: not stored)
+    """
+
+    edits: pd.DataFrame
+    checkpoints: pd.DataFrame
+    manifest: dict
+    path: Path | None = None
+
+    def curve(self, metric: str, cohort: str) -> pd.Series:
+        """value by edits_done of one metric on one cohort."""
+        c = self.checkpoints
+        picked = c[(c.metric == metric) & (c.cohort == cohort)]
+        return picked.set_index("edits_done")["value"].sort_index()
+
+
+def run_stream(
+    model,
+    edits,
+    method,
+    batch_size: int = 1,
+    moments=None,
+    contexts=None,
+    probes=None,
+    history=None,
+    store=None,
+    checkpoint_every: int = 25,
+    dense_every: int | None = None,
+    progress: bool = True,
+) -> Run:
+    """Apply `edits` in batches of `batch_size`, one batch on top of the other, from the unedited weights.
+
+    probes            measured before the first edit and at every checkpoint (None: the edits themselves)
+    store             a folder; the same call again returns the finished run or resumes a killed one.
+                      None: nothing is written
+    checkpoint_every  edits between checkpoints (a batch is never cut)
+    dense_every       spacing until the model is dead (untouched accuracy below 0.5); None: 10 or less
+
+    The model comes back with its original weights. Raises KeditError before anything runs for
+    repeated subjects' ids, an empty stream or a batch size below 1, and for NaN at the edit it stops at.
+    """
+    edits = list(edits)
+    if not edits or not all(isinstance(e, Edit) for e in edits):
+        raise KeditError("stream: needs a non-empty list of Edit")
+    for name, value in (("batch_size", batch_size), ("checkpoint_every", checkpoint_every)):
+        if not isinstance(value, int) or value < 1:
+            raise KeditError(f"stream: {name} = {value!r}; must be a whole number of at least 1")
+    dense_every = min(10, checkpoint_every) if dense_every is None else dense_every
+    contexts = generate_contexts(model, seed=0, style=method.context_style) if contexts is None else contexts
+    contexts = check_contexts(contexts)
+    probes = [EditProbe()] if probes is None else list(probes)
+
+    decides = {
+        "model": model.checksum,
+        "dtype": str(model.dtype),
+        "device": model.device.type,
+        "method": method.name,
+        "hyperparameters": method.model_dump(),
+        "edits": hashlib.sha256("\n".join(map(repr, edits)).encode()).hexdigest(),
+        "n_edits": len(edits),
+        "batch_size": batch_size,
+        "contexts": contexts,
+        "moments": moments.identity if moments is not None and method.needs_moments else None,
+        "probes": [p.identity for p in probes],
+        "checkpoint_every": checkpoint_every,
+        "dense_every": dense_every,
+        "algorithms": ALGORITHMS,
+    }
+    folder = RunFolder(store, f"{method.name.lower()}-b{batch_size}", key_of(**decides)) if store is not None else None
+    if folder is not None and folder.finished():
+        return Run(*folder.load(), folder.path)
+
+    before = model.snapshot()
+    model.restore()
+    try:
+        rows, checks, started = _stream(
+            model, edits, method, batch_size, moments, contexts, probes, folder, checkpoint_every, dense_every, progress
+        )
+    finally:
+        model.load_snapshot(before)
+    manifest = {**decides, "key": folder.key if folder else None, "started": started, "finished": now(), "versions": versions()}
+    run = Run(pd.DataFrame(rows), pd.DataFrame(checks), json.loads(json.dumps(manifest)), folder.path if folder else None)
+    if folder is not None:
+        folder.finish(run.edits, run.checkpoints, run.manifest)
+    return run
+
+
+def _stream(model, edits, method, batch_size, moments, contexts, probes, folder, checkpoint_every, dense_every, progress):
+    done, rows, checks, dead, started = 0, [], [], False, now()
+    saved = folder.newest_checkpoint() if folder is not None else None
+    if saved is not None:
+        done, weights, rows, checks, state = saved
+        model.load_snapshot({name: w.to(model.device) for name, w in weights.items()})
+        dead, started = state["dead"], state["started"]
+    else:
+        checks += _measure(model, probes, [], 0)
+
+    next_check = done + (checkpoint_every if dead else dense_every)
+    with tqdm(total=len(edits), initial=done, desc=f"{method.name} b{batch_size}", unit="edit", disable=not progress, mininterval=2) as bar:
+        while done < len(edits):
+            batch = edits[done : done + batch_size]
+            begin = time.perf_counter()
+            outcome = method.apply(model, batch, moments=moments, contexts=contexts)
+            rows += _rows(model, outcome, done, time.perf_counter() - begin)
+            done += len(batch)
+            bar.update(len(batch))
+            bar.set_postfix(p=f"{rows[-1]['probability_last']:.3g}")
+            if done >= next_check or done == len(edits):
+                checks += _measure(model, probes, edits[:done], done)
+                dead = dead or _is_dead(checks)
+                next_check = done + (checkpoint_every if dead else dense_every)
+                if folder is not None:
+                    folder.save_checkpoint(done, model.snapshot(), rows, checks, {"dead": dead, "started": started})
+    return rows, checks, started
+
+
+def _measure(model, probes, done_edits, done: int) -> list[dict]:
+    begin = time.perf_counter()
+    rows = [{"edits_done": done, **row} for probe in probes for row in probe(model, done_edits)]
+    seconds = time.perf_counter() - begin
+    return rows + [{"edits_done": done, "metric": "seconds", "cohort": "probes", "value": seconds, "n": 1}]
+
+
+def _is_dead(checks: list[dict]) -> bool:
+    last = checks[-1]["edits_done"]
+    return any(
+        c["value"] < DEAD for c in checks if c["edits_done"] == last and (c["metric"], c["cohort"]) == ("accuracy", "untouched")
+    )
+
+
+def _rows(model, outcome, done: int, seconds: float) -> list[dict]:
+    """A row for each edit of the batch just applied."""
+    shared = {"seconds": seconds / len(outcome.edits), "batch": len(outcome.edits)}
+    for layer in outcome.layers(model):
+        shared[f"dW_{layer}"] = outcome.deltas[model.weight_name(layer)].double().norm().item()
+        shared[f"W_{layer}"] = model.weight(layer).detach().double().norm().item()
+    rows = []
+    for i, (edit, target) in enumerate(zip(outcome.edits, outcome.targets, strict=True)):
+        row = {
+            "edit": done + i + 1,
+            "id": edit.id,
+            "subject": edit.subject,
+            "relation": edit.relation,
+            "target_new": edit.target_new,
+            "probability_first": target.probabilities[0],
+            "probability_last": target.probabilities[-1],
+            "loss_last": target.losses[-1],
+            "steps": target.steps,
+            "delta_ratio": target.delta.norm().item() / target.v0_norm,
+            "v0_norm": target.v0_norm,
+            "clamped": target.clamped,
+            "already": target.already,
+            **shared,
+        }
+        for layer in outcome.written:
+            row[f"s_{layer}"] = outcome.s[layer][i].item()
+            row[f"written_{layer}"] = outcome.written[layer][i].item()
+        rows.append(row)
+    return rows
+
+
+def collapse_point(run, kind: str = "optimisation") -> int | None:
+    """The edit at which a stream has collapsed; None: it has not.
+
+    optimisation  the first edit at which the median of the final optimised probability over the last
+                  25 edits is below half its value over the first 25
+    model         the first checkpoint at which accuracy on untouched facts is below 0.5
+    """
+    if kind == "optimisation":
+        p = run.edits["probability_last"].tolist()
+        bar = statistics.median(p[:WINDOW]) / 2
+        for n in range(WINDOW + 1, len(p) + 1):
+            if statistics.median(p[n - WINDOW : n]) < bar:
+                return n
+        return None
+    if kind == "model":
+        c = run.checkpoints
+        below = c[(c.metric == "accuracy") & (c.cohort == "untouched") & (c.value < DEAD)]
+        return None if below.empty else int(below.edits_done.min())
+    raise KeditError(f"collapse_point: kind = {kind!r}; use 'optimisation' or 'model'")

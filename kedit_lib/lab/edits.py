@@ -1,0 +1,76 @@
+"""Edits of lab facts, and the facts around them that should not move."""
+
+from __future__ import annotations
+
+import random
+
+from ..edits import Edit
+from ..errors import KeditError
+from .world import Fact, World
+
+DEVELOPMENT = 100  # the first people: layers are chosen on them, nothing else ever uses them
+NEIGHBORS = 3
+
+
+def lab_edits(world: World, limit: int, seed: int = 0, people=None) -> list[Edit]:
+    """`limit` edits, one a person: a relation, one of its phrasings, and a false object in place of the true one.
+
+    The seed decides the sample of people, their order and everything else about the edits. `people`:
+    draw from these (default: all but the development people).
+    """
+    pool = list(world.people[DEVELOPMENT:] if people is None else people)
+    if not 1 <= limit <= len(pool):
+        raise KeditError(f"lab edits: limit = {limit}, there are {len(pool)} people to edit, one edit each; choose 1 to {len(pool)}")
+    rng = random.Random(f"edits-{world.seed}-{seed}")
+    chosen = rng.sample(pool, limit)
+    return [_edit(world, person, rng, f"{seed}-{i}") for i, person in enumerate(chosen)]
+
+
+def _edit(world: World, person: str, rng: random.Random, name: str) -> Edit:
+    relation = rng.choice(world.editable)
+    true = world.objects_of[person, relation.name]
+    prompt, *others = rng.sample(relation.templates, len(relation.templates))
+    same = [p for p in world.people if p != person and world.objects_of[p, relation.name] == true]
+    return Edit(
+        prompt=prompt,
+        subject=person,
+        target_new=rng.choice([o for o in relation.objects if o != true]),
+        target_true=true,
+        paraphrases=[t.format(person) for t in others],
+        neighborhood=[prompt.format(p) for p in rng.sample(same, min(NEIGHBORS, len(same)))],
+        generation_prompts=[f"{person}"],
+        relation=relation.name,
+        id=name,
+    )
+
+
+def untouched_facts(world: World, edits: list[Edit], limit: int | None = None, seed: int = 0) -> list[Fact]:
+    """Facts of people that no edit names (nor the development people): what a good edit must not move.
+
+    `limit`: a panel of that many, the same for the same edits and seed; None: all.
+    """
+    edited = {e.subject for e in edits}
+    facts = world.facts([p for p in world.people[DEVELOPMENT:] if p not in edited])
+    if limit is None or limit >= len(facts):
+        return facts
+    return random.Random(f"panel-{seed}").sample(facts, limit)
+
+
+def other_facts(world: World, edit: Edit) -> list[Fact]:
+    """The same subject's other relations (not edited)."""
+    return [f for f in world.facts([edit.subject]) if f.relation != edit.relation]
+
+
+def near_facts(world: World, edit: Edit, rng: random.Random, n: int = 10) -> list[Fact]:
+    """Up to n facts of other subjects that share a name part with the edit's subject or its relation."""
+    parts = set(edit.subject.split())
+    kin = [p for p in world.people if p != edit.subject and parts & set(p.split())]
+    named = world.facts(rng.sample(kin, min(len(kin), n)))
+    named = rng.sample(named, min(len(named), n // 2))
+    people = rng.sample([p for p in world.people if p != edit.subject], n - len(named))
+    return named + [Fact(p, edit.relation, world.objects_of[p, edit.relation]) for p in people]
+
+
+def ask(world: World, fact: Fact, rng: random.Random) -> str:
+    """The fact's prompt under one of its phrasings."""
+    return rng.choice(world.relations[fact.relation].templates).format(fact.person)

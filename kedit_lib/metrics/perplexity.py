@@ -1,0 +1,27 @@
+"""Perplexity on plain text."""
+
+from __future__ import annotations
+
+import torch
+
+from ..tokens import encode
+from ..trace import pad
+
+ROWS = 64
+
+
+@torch.no_grad()
+def perplexity(model, texts: list[str]) -> float:
+    """exp of the mean negative log-probability per token over all texts. Range ≥ 1; a uniform guess
+    gives the vocabulary's size."""
+    rows = sorted((tuple(encode(model.tokenizer, t)) for t in texts), key=len)
+    total, count = 0.0, 0
+    for begin in range(0, len(rows), ROWS):
+        part = rows[begin : begin + ROWS]
+        ids = pad(part, model.tokenizer.pad_token_id or 0, model.device)
+        log_p = model.hf(input_ids=ids).logits[:, :-1].to(model.math_dtype).log_softmax(-1)
+        nll = -log_p.gather(-1, ids[:, 1:, None])[..., 0]
+        real = torch.arange(1, ids.shape[1], device=ids.device) < torch.tensor([len(r) for r in part], device=ids.device)[:, None]
+        total += nll[real].double().sum().item()
+        count += int(real.sum())
+    return float(torch.tensor(total / count).exp())

@@ -1,0 +1,110 @@
+"""Results on disk: one folder a run, found by a key over everything that changes its numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from .errors import KeditError
+
+ALGORITHMS = 1  # raised by hand when a change of the library changes numbers
+
+
+def key_of(**parts) -> str:
+    """A short hash over named parts (plain data)."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def versions() -> dict:
+    return {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
+
+
+class RunFolder:
+    """`<root>/<name>-<key>/`: checkpoints while it runs, then edits.parquet, checkpoints.parquet, manifest.json.
+
+    A checkpoint is a folder written beside and renamed, so a killed run leaves whole ones only; the
+    newest two are kept.
+    """
+
+    def __init__(self, root, name: str, key: str):
+        self.path, self.key = Path(root) / f"{name}-{key}", key
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def finished(self) -> bool:
+        return (self.path / "manifest.json").exists()
+
+    def save_checkpoint(self, done: int, weights: dict, edits: list[dict], checkpoints: list[dict], extra: dict) -> None:
+        partial, final = self.path / f".writing-{os.getpid()}", self.path / f"at-{done:06d}"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        save_file({n: w.contiguous().cpu() for n, w in weights.items()}, str(partial / "weights.safetensors"))
+        pd.DataFrame(edits).to_parquet(partial / "edits.parquet")
+        pd.DataFrame(checkpoints).to_parquet(partial / "checkpoints.parquet")
+        (partial / "state.json").write_text(json.dumps({"done": done, "key": self.key, **extra}))
+        if final.exists():
+            shutil.rmtree(final)
+        partial.rename(final)
+        for old in sorted(self.path.glob("at-*"))[:-2]:
+            shutil.rmtree(old)
+
+    def newest_checkpoint(self):
+        """(done, weights, edit rows, checkpoint rows, extra), or None."""
+        for folder in sorted(self.path.glob("at-*"), reverse=True):
+            state = json.loads((folder / "state.json").read_text())
+            rows = [pd.read_parquet(folder / f"{part}.parquet").to_dict("records") for part in ("edits", "checkpoints")]
+            return state["done"], load_file(str(folder / "weights.safetensors")), *rows, state
+        return None
+
+    def finish(self, edits: pd.DataFrame, checkpoints: pd.DataFrame, manifest: dict) -> None:
+        """The final tables; the manifest last, because its presence says that the run is whole."""
+        write_tables(self.path, "", edits, checkpoints, manifest)
+        for old in sorted(self.path.glob("at-*"))[:-1]:
+            shutil.rmtree(old)
+
+    def load(self):
+        return read_tables(self.path, "")
+
+    def final_weights(self) -> dict:
+        """The edited weights at the end of the run."""
+        newest = self.newest_checkpoint()
+        if newest is None:
+            raise KeditError(f"{self.path}: holds no weights; remove the folder and run the stream again")
+        return newest[1]
+
+
+def write_tables(folder, prefix: str, edits: pd.DataFrame, checkpoints: pd.DataFrame, manifest: dict) -> None:
+    """`<prefix>edits.parquet`, `<prefix>checkpoints.parquet`, `<prefix>manifest.json` in `folder`."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, table in (("edits", edits), ("checkpoints", checkpoints)):
+        partial = folder / f".{prefix}{name}.{os.getpid()}"
+        table.to_parquet(partial, compression="zstd", index=False)
+        os.replace(partial, folder / f"{prefix}{name}.parquet")
+    partial = folder / f".{prefix}manifest.{os.getpid()}"
+    partial.write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+    os.replace(partial, folder / f"{prefix}manifest.json")
+
+
+def read_tables(folder, prefix: str):
+    """(edits, checkpoints, manifest) that `write_tables` wrote; KeditError when a part is missing."""
+    folder = Path(folder)
+    try:
+        manifest = json.loads((folder / f"{prefix}manifest.json").read_text())
+        tables = [pd.read_parquet(folder / f"{prefix}{name}.parquet") for name in ("edits", "checkpoints")]
+    except (OSError, ValueError) as error:
+        raise KeditError(f"{folder}/{prefix or '*'}: stored run cannot be read ({error}); remove it and run again") from None
+    return *tables, manifest
+
+
+def now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

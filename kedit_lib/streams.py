@@ -1,0 +1,176 @@
+"""The streams that the report is about, by name, and the bench that runs or finds them."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .contexts import generate_contexts
+from .datasets import load_edits
+from .errors import KeditError
+from .experiments import Run, run_stream
+from .methods import Method, method_for
+from .model import load_model
+from .params import REPOSITORY, Profile, load_profile
+from .probes import lab_probes
+from .store import read_tables, write_tables
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A method at a batch size. batch_size None: all edits in one batch; scale multiplies λ."""
+
+    name: str
+    method: str
+    batch_size: int | None = 1
+    overrides: dict = field(default_factory=dict, hash=False)
+    scale: float = 1.0
+
+
+ROME_VARIANTS = {
+    "rome": ("rome", True),
+    "rome-noC": ("rome", False),
+    "rrome": ("rrome", True),
+    "rrome-noC": ("rrome", False),
+}
+
+
+def streams_of(profile: Profile) -> dict[str, Stream]:
+    """Every stream of a profile by name, λ as published (per d_ff): the ones that are executed live."""
+    found = [Stream("memit", "memit"), Stream("pmet", "pmet")]
+    found += [Stream(name, m, overrides={"mom2_adjustment": c}) for name, (m, c) in ROME_VARIANTS.items()]
+    for size in sorted(set(profile.batch_sizes) - {1}):
+        whole = size >= profile.n_edits
+        found.append(Stream("memit-mass" if whole else f"memit-b{size}", "memit", None if whole else size))
+    return {s.name: s for s in found}
+
+
+def scaled_streams(profile: Profile) -> dict[str, Stream]:
+    """The streams whose λ/d_ff is a tenth or ten times the published one, such as "memit@0.1"."""
+    base = streams_of(profile)
+    return {
+        f"{name}@{scale:g}": Stream(f"{name}@{scale:g}", s.method, s.batch_size, s.overrides, scale)
+        for name, s in base.items()
+        if s.method in ("memit", "pmet") and (s.batch_size == 1 or name == "memit-mass")
+        for scale in profile.lambda_scales
+        if scale != 1
+    }
+
+
+class Bench:
+    """One model with its moments, contexts, edits and probes, as a profile says.
+
+        bench = kedit.Bench("lab", n_edits=100)
+        run = bench.run("memit", order=0)          # live, or found in results/
+        runs = bench.runs("memit")                 # {order: Run}: live orders run, the others from committed data
+
+    An *order* changes the sample of facts, their order, and the seed of the contexts.
+    """
+
+    def __init__(self, profile: str | Profile = "lab", results=None, progress: bool = True, **overrides):
+        self.profile = profile if isinstance(profile, Profile) and not overrides else load_profile(_name(profile), **overrides)
+        self.results = Path(results or os.environ.get("KEDIT_RESULTS") or REPOSITORY / "results")
+        self.progress = progress
+        self.model = load_model(self.profile.model, dtype=self.profile.dtype)
+        self.streams = {**streams_of(self.profile), **scaled_streams(self.profile)}
+        self._moments = None
+
+    @property
+    def moments(self):
+        """C at every layer that some method edits; measured once and kept in results/moments."""
+        if self._moments is None:
+            from .lab.single import lab_moments  # here: only lab models have a corpus of their own
+
+            layers = sorted({layer for s in self.streams.values() for layer in self.method(s.name).layers})
+            self._moments = lab_moments(self.model, layers, self.results / "moments", progress=self.progress)
+        return self._moments
+
+    def edits(self, order: int = 0, n: int | None = None):
+        return load_edits("lab", model=self.model, limit=n or self.profile.n_edits, seed=self._seed(order))
+
+    def contexts(self, method: Method, order: int = 0) -> list[str]:
+        return generate_contexts(self.model, seed=self._seed(order), style=method.context_style)
+
+    def method(self, name: str) -> Method:
+        """The stream's method, λ scaled as its name says."""
+        stream = self._stream(name)
+        method = method_for(self.model, stream.method, **stream.overrides)
+        if stream.scale != 1:
+            weight = method.mom2_update_weight * stream.scale
+            method = method_for(self.model, stream.method, **{**stream.overrides, "mom2_update_weight": weight})
+        return method
+
+    def run(self, name: str, order: int = 0, n_edits: int | None = None) -> Run:
+        """Run the stream, resume it, or find it finished in results/."""
+        stream, method, p = self._stream(name), self.method(name), self.profile
+        edits = self.edits(order)
+        probes = lab_probes(self.model, edits, untouched=p.untouched, seed=order)
+        edits = edits[:n_edits]
+        return run_stream(
+            self.model,
+            edits,
+            method,
+            batch_size=stream.batch_size or len(edits),
+            moments=self.moments if method.needs_moments else None,
+            contexts=self.contexts(method, order),
+            probes=probes,
+            store=self.results / "streams",
+            checkpoint_every=p.checkpoint_every,
+            dense_every=p.dense_every,
+            progress=self.progress,
+        )
+
+    def runs(self, name: str) -> dict[int, Run]:
+        """{order: Run} of the profile's orders: the live ones run, the others from committed data.
+
+        An order that is neither live nor committed is left out.
+        """
+        found = {}
+        for order in self.profile.orders:
+            if order in self.profile.live_orders and name in streams_of(self.profile):
+                found[order] = self.run(name, order)
+            elif (run := self.committed(name, order)) is not None:
+                found[order] = run
+        return found
+
+    def committed(self, name: str, order: int) -> Run | None:
+        """The stored run in figures/data, or None when there is none for this model and these sizes."""
+        folder, prefix = data_folder(), self._prefix(name, order)
+        if not (folder / f"{prefix}manifest.json").exists():
+            return None
+        run = Run(*read_tables(folder, prefix))
+        same = run.manifest["model"] == self.model.checksum and run.manifest["n_edits"] == self.profile.n_edits
+        return run if same else None
+
+    def commit(self, name: str, order: int) -> None:
+        """Put a finished run into figures/data."""
+        run = self.run(name, order)
+        write_tables(data_folder(), self._prefix(name, order), run.edits, run.checkpoints, run.manifest)
+
+    def _prefix(self, name: str, order: int) -> str:
+        return f"{self.profile.model.split('/')[-1]}.{name}.order{order}."
+
+    def _seed(self, order: int) -> int:
+        return 1000 * self.profile.seed + order
+
+    def _stream(self, name: str) -> Stream:
+        if name not in self.streams:
+            raise KeditError(f"stream {name!r}: is not in profile {self.profile.name}; there are {', '.join(self.streams)}")
+        return self.streams[name]
+
+
+def data_folder() -> Path:
+    """figures/data of this checkout: tables of runs that `make reproduce` does not execute again."""
+    return REPOSITORY / "figures" / "data"
+
+
+def committed_runs() -> list[tuple[str, int]]:
+    """(stream, order) of everything in figures/data."""
+    names = (re.fullmatch(r"[^.]+\.(.+)\.order(\d+)\.manifest\.json", p.name) for p in sorted(data_folder().glob("*.json")))
+    return [(m[1], int(m[2])) for m in names if m]
+
+
+def _name(profile) -> str:
+    return profile.name if isinstance(profile, Profile) else profile

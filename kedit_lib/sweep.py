@@ -1,0 +1,134 @@
+"""Run the streams of a profile in worker processes: `python -m kedit_lib.sweep --help` (make sweep).
+
+`make reproduce` runs the live orders through here; further orders and other λ run once in a while and
+their tables are committed in figures/data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+
+import pandas as pd
+
+from .errors import KeditError
+from .params import Profile, load_profile
+from .stamps import PACKAGE, hash_files
+from .streams import Bench, committed_runs, scaled_streams, streams_of
+
+CHECK_EDITS = 50  # edits of the committed stream that is run again
+CHECK_MARGIN = 0.05  # largest accepted median difference of the optimised probability over them
+
+
+def run_streams(profile: Profile, orders, workers: int, names=None, commit: bool = False) -> None:
+    """Run `names` (default: the profile's live streams) for each order, `workers` one-thread processes
+    side by side, into results/. Raises KeditError when one fails, after the others have finished.
+    """
+    names = list(streams_of(profile)) if names is None else names
+    # Long ones first, so that the last worker does not run alone.
+    tasks = sorted(((name, order) for name in names for order in orders), key=lambda task: _weight(profile, task[0]))
+    if not tasks:
+        return
+    Bench(profile, progress=False).moments  # measured once, before the workers want it  # noqa: B018
+    checks = [_rotation(profile)] if names == list(streams_of(profile)) and not commit else []
+    begun, failures = time.monotonic(), []
+    os.environ.setdefault("OMP_NUM_THREADS", str(profile.threads))
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        futures = {pool.submit(_work, profile, name, order, commit): f"{name} order {order}" for name, order in tasks}
+        for check in filter(None, checks):
+            futures[pool.submit(_check, profile, *check)] = f"committed {check[0]} order {check[1]}, first {CHECK_EDITS} again"
+        for n, future in enumerate(as_completed(futures), 1):
+            try:
+                print(f"[{n}/{len(futures)}, {time.monotonic() - begun:.0f} s] {futures[future]}: {future.result()}", flush=True)
+            except Exception as error:  # one stream's failure must not lose the others
+                failures.append(f"{futures[future]}: {error}")
+                print(f"[{n}/{len(futures)}] FAILED {failures[-1]}", flush=True)
+    if failures:
+        raise KeditError(f"{len(failures)} streams failed, first: {failures[0]}")
+
+
+def _weight(profile: Profile, name: str) -> int:
+    """Sort key, the costliest first: 21 contexts cost more than 6, single edits more than batches."""
+    stream = {**streams_of(profile), **scaled_streams(profile)}[name]
+    return (0 if "rome" in stream.method else 1) if stream.batch_size == 1 else 2
+
+
+def _work(profile: Profile, name: str, order: int, commit: bool) -> str:
+    import torch
+
+    torch.set_num_threads(profile.threads)
+    bench = Bench(profile, progress=False)
+    run = bench.run(name, order)
+    if commit:
+        bench.commit(name, order)
+    last = run.edits.iloc[-25:]
+    probes = run.checkpoints.query("cohort == 'probes'")["value"].sum()
+    return (
+        f"{len(run.edits)} edits, {run.edits.seconds.mean():.2f} s/edit, probes {probes:.0f} s, "
+        f"median p of the last 25 {last.probability_last.median():.3g}"
+    )
+
+
+def _rotation(profile: Profile) -> tuple[str, int] | None:
+    """The committed stream whose beginning is run again this time: another one after every change of the library."""
+    there = [(n, o) for n, o in committed_runs() if n in {**streams_of(profile), **scaled_streams(profile)}]
+    if not there:
+        return None
+    digest = hash_files(sorted(PACKAGE.rglob("*.py")))
+    return there[int(hashlib.sha256(digest.encode()).hexdigest(), 16) % len(there)]
+
+
+def _check(profile: Profile, name: str, order: int) -> str:
+    """Run the first edits of a committed stream again; KeditError when they differ by more than the margin."""
+    import torch
+
+    torch.set_num_threads(profile.threads)
+    bench = Bench(profile, progress=False)
+    old = bench.committed(name, order)
+    if old is None:
+        return "is of another model or size; not compared"
+    if len(old.edits.batch) and old.edits.batch[0] > CHECK_EDITS:
+        return f"is one batch of {old.edits.batch[0]}; not run again"
+    new = bench.run(name, order, n_edits=CHECK_EDITS)
+    difference = (new.edits.probability_last - old.edits.probability_last[: len(new.edits)]).abs()
+    if not difference.median() <= CHECK_MARGIN:
+        raise KeditError(
+            f"the committed stream {name} order {order} does not come out again: its optimised probability differs by "
+            f"{difference.median():.3f} in the median of {len(new.edits)} edits; run make sweep and commit figures/data"
+        )
+    return f"comes out again: |Δp| median {difference.median():.1e}, largest {difference.max():.1e}"
+
+
+def main(argv=None) -> int:
+    parser = argparse.ArgumentParser(description="Run streams of a profile and put their tables into figures/data.")
+    parser.add_argument("--profile", default="lab")
+    parser.add_argument("--orders", default="1,2", help="edit orders, such as 1,2")
+    parser.add_argument("--streams", default="main", help="main, scaled (λ/d_ff × 0.1 and × 10), or names with commas")
+    parser.add_argument("--plan", action="store_true", help="only say what would run")
+    args = parser.parse_args(argv)
+    try:
+        profile = load_profile(args.profile)
+        known = {**streams_of(profile), **scaled_streams(profile)}
+        names = {"main": list(streams_of(profile)), "scaled": list(scaled_streams(profile))}.get(
+            args.streams, args.streams.split(",")
+        )
+        if unknown := [n for n in names if n not in known]:
+            raise KeditError(f"stream {unknown[0]!r}: is unknown; there are {', '.join(known)}")
+        if not args.orders.replace(",", "").isdigit():
+            raise KeditError(f"--orders {args.orders}: must be numbers with commas, such as 1,2")
+        orders = [int(o) for o in args.orders.split(",")]
+        print(pd.DataFrame([(n, o, profile.n_edits) for n in names for o in orders], columns=["stream", "order", "edits"]).to_string())
+        if not args.plan:
+            run_streams(profile, orders, profile.workers, names, commit=True)
+    except KeditError as error:
+        print(f"kedit: {error}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,46 @@
+"""What all tests share: one thread, and tiny random models in local folders."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread():
+    """Same numbers and no fights over cores, however many test processes run side by side."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory):
+    """`tiny_folder(kind)`: the folder of a random model of that kind in float64, made once a session."""
+    import tiny  # and with it transformers: only for the tests that need it
+
+    made = {}
+
+    def folder(kind):
+        if kind not in made:
+            made[kind] = tiny.save(kind, tmp_path_factory.mktemp(kind))
+        return made[kind]
+
+    return folder
+
+
+@pytest.fixture
+def tiny_model(tiny_folder):
+    """`tiny_model(kind)`: a fresh model of that kind as plain transformers objects: .model, .tokenizer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+
+    def load(kind):
+        folder = tiny_folder(kind)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64).eval()
+        return SimpleNamespace(model=model, tokenizer=AutoTokenizer.from_pretrained(folder), folder=folder)
+
+    return load

@@ -1,0 +1,394 @@
+"""The editing methods in their plain textbook form: the oracle that the library is tested against.
+
+Nothing here is fast. Every step of every optimisation is a full forward pass of the whole model with hooks, requests
+are taken one at a time, every key is a forward pass of its own, and every closed form is one dense float64 solve.
+It knows the Llama and the GPT-2 family (GPT-2 keeps its weights transposed), in float32 and in float64.
+
+An edit is any object with `.prompt` (one "{}"), `.subject` and `.target_new` (no leading space); contexts are strings
+with one "{}", the clean one ("{}") first; hyperparameters are any object with the usual field names. A call leaves its
+edit in the weights: restoring is the caller's business. This file does not import the library, on purpose.
+"""
+
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import torch
+
+KL_PROMPT = "{} is a"
+
+
+# ---------------------------------------------------------------------------------------------------- the model
+
+
+def layout(model):
+    """Names of the modules that the methods touch."""
+    if hasattr(model, "transformer"):
+        block, parts = "transformer.h.{}", {"mlp": "mlp.c_proj", "attention": "attn.c_proj", "norm": "transformer.ln_f"}
+    else:
+        block, parts = (
+            "model.layers.{}",
+            {"mlp": "mlp.down_proj", "attention": "self_attn.o_proj", "norm": "model.norm"},
+        )
+    return SimpleNamespace(
+        block=block,
+        mlp=f"{block}.{parts['mlp']}",
+        attention=f"{block}.{parts['attention']}",
+        norm=model.get_submodule(parts["norm"]),
+        head=model.get_output_embeddings(),
+        transposed=hasattr(model, "transformer"),
+        n_layers=model.config.num_hidden_layers,
+    )
+
+
+def weight(model, layer):
+    """Name and parameter of the matrix that is edited, as stored (GPT-2: d_ff x d_model)."""
+    name = layout(model).mlp.format(layer) + ".weight"
+    return name, model.get_parameter(name)
+
+
+def add_to_weight(model, layer, update):
+    """Add an update of shape d_model x d_ff; return {parameter name: the same update in the parameter's own shape}."""
+    name, parameter = weight(model, layer)
+    update = (update.T if layout(model).transposed else update).to(parameter.dtype).contiguous()
+    with torch.no_grad():
+        parameter += update
+    return {name: update}
+
+
+@contextmanager
+def watching(model, names, add=None):
+    """Record `.input` and `.output` of the named modules; `add` = {name: (vector, positions)} adds one vector to each
+    row of a module's output at that row's position."""
+    seen, handles = {name: SimpleNamespace() for name in names}, []
+
+    def hook(name):
+        def changed(module, inputs, output):
+            hidden = output[0] if isinstance(output, tuple) else output
+            if add and name in add:
+                vector, positions = add[name]
+                here = torch.zeros(hidden.shape[:2], dtype=hidden.dtype)
+                here[torch.arange(len(positions)), positions] = 1
+                hidden = hidden + here[:, :, None] * vector
+            if name in seen:
+                seen[name].input, seen[name].output = inputs[0], hidden
+            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+        return changed
+
+    try:
+        for name in {*names, *(add or {})}:
+            handles.append(model.get_submodule(name).register_forward_hook(hook(name)))
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+# ------------------------------------------------------------------------------------------------------- tokens
+
+
+def encode(tokenizer, text):
+    """Ids of a text as the tokenizer gives them by default: begin-of-text once, in front, if it adds one."""
+    return tokenizer(text)["input_ids"]
+
+
+def target_ids(tokenizer, prompt, target):
+    """Ids of the target as it continues the prompt."""
+    before = encode(tokenizer, prompt)
+    for written in (" " + target, target):  # the second for tokenizers that put the space there by themselves
+        ids = tokenizer(written, add_special_tokens=False)["input_ids"]
+        joined = tokenizer.decode(before + ids, skip_special_tokens=True)
+        if joined == f"{prompt} {target}" and tokenizer.decode(ids[:1]).strip():
+            return ids
+    raise ValueError(f"{target!r} does not continue {prompt!r}")
+
+
+def fill(context, prompt, subject):
+    """The whole text, and where the subject ends in it (in characters)."""
+    filled = prompt.format(subject)
+    text = context.format(filled)
+    start = context.format("\0").index("\0") + prompt.format("\0").index("\0")
+    assert text[start : start + len(subject)] == subject
+    return text, start + len(subject)
+
+
+def lookup_index(tokenizer, context, prompt, subject):
+    """Index of the token that holds the subject's last character, the text being tokenised as a whole."""
+    text, end = fill(context, prompt, subject)
+    offsets = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+    return max(i for i, (left, right) in enumerate(offsets) if left < end <= right)
+
+
+def right_padded(rows, pad):
+    """One matrix of ids. Attention is causal, so padding on the right changes nothing on its left: no mask needed."""
+    width = max(map(len, rows))
+    return torch.tensor([row + [pad] * (width - len(row)) for row in rows])
+
+
+def rewriting(tokenizer, edit, contexts):
+    """Everything the optimisation reads: rows of ids (the KL prompt last), lookup indices, the target's ids and, for
+    each row but the last, the first position whose logits predict the target."""
+    target = target_ids(tokenizer, edit.prompt.format(edit.subject), edit.target_new)
+    prompts = [encode(tokenizer, fill(context, edit.prompt, edit.subject)[0]) for context in contexts]
+    rows = [ids + target[:-1] for ids in prompts] + [encode(tokenizer, KL_PROMPT.format(edit.subject))]
+    lookups = [lookup_index(tokenizer, context, edit.prompt, edit.subject) for context in contexts]
+    lookups.append(lookup_index(tokenizer, "{}", KL_PROMPT, edit.subject))
+    return SimpleNamespace(rows=rows, lookups=lookups, target=target, starts=[len(ids) - 1 for ids in prompts])
+
+
+# -------------------------------------------------------------------------------------------------- the targets
+
+
+def optimise(model, tokenizer, edit, contexts, hp, sites, loss_layer=None, pmet=False):
+    """Find the vectors that, added at the subject's last token to the outputs of the modules `sites`, make the model
+    say the target. `loss_layer` None: read the model's own logits."""
+    model.requires_grad_(False)
+    parts, read = layout(model), rewriting(tokenizer, edit, contexts)
+    ids = right_padded(read.rows, read.target[0])
+    loss_block = None if loss_layer is None else parts.block.format(loss_layer)
+    target = torch.tensor(read.target)
+    deltas = [torch.zeros(model.config.hidden_size, dtype=model.dtype, requires_grad=True) for _ in sites]
+
+    with torch.no_grad(), watching(model, sites) as seen:
+        first_kl = model(input_ids=ids, use_cache=False).logits[-1, read.lookups[-1]].log_softmax(-1)
+    clean = [seen[site].output[0, read.lookups[0]].clone() for site in sites]
+
+    adam, factor = torch.optim.Adam(deltas, lr=hp.v_lr), getattr(hp, "nll_loss_factor", 1.0)
+    trace = SimpleNamespace(losses=[], nlls=[], kls=[], decays=[], probabilities=[])
+    for step in range(hp.v_num_grad_steps):
+        added = {site: (delta, read.lookups) for site, delta in zip(sites, deltas, strict=True)}
+        with watching(model, [loss_block] if loss_block else [], added) as seen:
+            logits = model(input_ids=ids, use_cache=False).logits
+        # The KL always reads the model's final logits, whatever the loss layer is.
+        now_kl = logits[-1, read.lookups[-1]].log_softmax(-1)
+        if loss_block:
+            logits = parts.head(parts.norm(seen[loss_block].output))
+        predicted = torch.stack(
+            [logits[row, start : start + len(target)].log_softmax(-1) for row, start in enumerate(read.starts)]
+        )  # contexts x target tokens x vocabulary
+        nll_each = -predicted[:, torch.arange(len(target)), target].mean(1)
+        nll = factor * nll_each.mean()
+        kl = hp.kl_factor * (now_kl.exp() * (now_kl - first_kl)).sum()
+        decay = hp.v_weight_decay * sum(
+            delta.norm() / value.norm() ** 2 for delta, value in zip(deltas, clean, strict=True)
+        )
+        loss = nll + kl + decay
+        seen_now = {"losses": loss, "nlls": nll, "kls": kl, "decays": decay, "probabilities": (-nll_each).exp().mean()}
+        for name, number in seen_now.items():
+            getattr(trace, name).append(number.item())
+        if loss < 0.05:
+            break
+        if pmet:
+            learned = bool((predicted.argmax(-1) == target).all())
+            factor = hp.nll_loss_factor * (0.1 if learned else 1.0)  # takes effect from the next step on
+            if learned and kl <= 0.01:
+                break
+        if step == hp.v_num_grad_steps - 1:
+            break
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        with torch.no_grad():
+            for delta, value in zip(deltas, clean, strict=True):
+                limit = hp.clamp_norm_factor * value.norm()
+                if delta.norm() > limit:
+                    delta *= limit / delta.norm()
+
+    trace.steps = len(trace.losses)
+    trace.delta, trace.v0 = deltas[0].detach(), clean[0]
+    trace.z = trace.v0 + trace.delta
+    if pmet:
+        trace.delta_attn, trace.v0_attn = deltas[1].detach(), clean[1]
+        trace.z_attn = trace.v0_attn + trace.delta_attn
+    return trace
+
+
+def loss_layer_of(model, hp):
+    layer = layout(model).n_layers - 1 if hp.v_loss_layer is None else hp.v_loss_layer
+    return max(layer, hp.layers[-1])
+
+
+def optimise_v(model, tokenizer, edit, contexts, hp):
+    """v* of ROME: the output of one MLP."""
+    return optimise(model, tokenizer, edit, contexts, hp, [layout(model).mlp.format(hp.layers[-1])])
+
+
+def optimise_z(model, tokenizer, edit, contexts, hp):
+    """z of MEMIT, EMMET, AlphaEdit: the residual stream after the last edited layer."""
+    return optimise(
+        model, tokenizer, edit, contexts, hp, [layout(model).block.format(hp.layers[-1])], loss_layer_of(model, hp)
+    )
+
+
+def optimise_pmet(model, tokenizer, edit, contexts, hp):
+    """z of PMET: the MLP's output, with the attention's output optimised beside it and then forgotten."""
+    sites = [layout(model).mlp.format(hp.layers[-1]), layout(model).attention.format(hp.layers[-1])]
+    return optimise(model, tokenizer, edit, contexts, hp, sites, loss_layer_of(model, hp), pmet=True)
+
+
+# ----------------------------------------------------------------------------------------------- keys and values
+
+
+@torch.no_grad()
+def at_subject(model, tokenizer, edit, context, name):
+    """Input and output of a module at the subject's last token."""
+    ids = encode(tokenizer, fill(context, edit.prompt, edit.subject)[0])
+    with watching(model, [name]) as seen:
+        model(input_ids=torch.tensor([ids]), use_cache=False)
+    index = lookup_index(tokenizer, context, edit.prompt, edit.subject)
+    return seen[name].input[0, index], seen[name].output[0, index]
+
+
+def keys_of(model, tokenizer, edit, contexts, layer):
+    """Keys and outputs of one edit, a row each context."""
+    pairs = [at_subject(model, tokenizer, edit, context, layout(model).mlp.format(layer)) for context in contexts]
+    return torch.stack([key for key, _ in pairs]), torch.stack([output for _, output in pairs])
+
+
+def keys(model, tokenizer, edits, contexts, layer):
+    """Keys of the MEMIT family, d_ff x N: half the clean prompt's, half the mean of the other contexts'."""
+    assert contexts[0] == "{}"
+    columns = []
+    for edit in edits:
+        rows, _ = keys_of(model, tokenizer, edit, contexts, layer)
+        columns.append((rows[0] + rows[1:].mean(0)) / 2 if len(rows) > 1 else rows[0])
+    return torch.stack(columns, 1)
+
+
+def hidden(model, tokenizer, edits, name):
+    """Output of a module at the clean prompts' subjects, d_model x N."""
+    return torch.stack([at_subject(model, tokenizer, edit, "{}", name)[1] for edit in edits], 1)
+
+
+# ------------------------------------------------------------------------------------------------- closed forms
+# R: d_model x N residuals, already divided by the layer's share. K: d_ff x N keys. C: d_ff x d_ff second moment.
+
+
+def rome_update(C, key_for_direction, key, change):
+    """The rank-one update W k = old + change; C None: the direction is the key itself."""
+    k, key, change = key_for_direction.double(), key.double(), change.double()
+    u = k if C is None else torch.linalg.solve(C.double(), k)
+    u = u / u.norm()
+    return torch.outer(change, u) / (u @ key)
+
+
+def memit_update(R, K, C, weight, M=None):
+    R, K = R.double(), K.double()
+    A = weight * C.double() + K @ K.T + (0 if M is None else M)
+    return torch.linalg.solve(A, K @ R.T).T
+
+
+def emmet_update(R, K, C, weight, ridge, eta):
+    R, K = R.double(), K.double()
+    C = weight * C.double() + eta * torch.eye(len(C), dtype=torch.float64)
+    J = torch.linalg.solve(C, K)  # C'^-1 K
+    small = K.T @ J + (ridge if K.shape[1] > 1 else 0) * torch.eye(K.shape[1], dtype=torch.float64)
+    return R @ torch.linalg.solve(small, J.T)
+
+
+def null_projection(C, threshold):
+    """Projection on the directions of C whose singular value is below the threshold. In the precision of C, as the
+    authors have it: where singular values crowd around the threshold, rounding turns the cut by 5e-5."""
+    U, values, _ = torch.linalg.svd(C)
+    U = U[:, values < threshold]
+    return (U @ U.T).double()
+
+
+def alphaedit_update(R, K, P, ridge, M=None):
+    R, K = R.double(), K.double()
+    A = P @ (K @ K.T + (0 if M is None else M)) + ridge * torch.eye(len(P), dtype=torch.float64)
+    return torch.linalg.solve(A, P @ K @ R.T).T
+
+
+# --------------------------------------------------------------------------------------------------- the methods
+
+
+def rome(model, tokenizer, edit, contexts, hp, C=None, kind="rome", target=None):
+    """ROME, and its two consistent forms: kind "rrome" (the mean key everywhere), "prome" (the clean key everywhere).
+    C: {layer: second moment}. `target`: a finished optimisation, to skip it."""
+    layer = hp.layers[0]
+    target = target or optimise_v(model, tokenizer, edit, contexts, hp)
+    rows, outputs = keys_of(model, tokenizer, edit, contexts, layer)
+    mean, clean = rows.mean(0), rows[0]
+    direction = clean if kind == "prome" else mean
+    key, old = (mean, outputs.mean(0)) if kind == "rrome" else (clean, outputs[0])
+    update = rome_update(C[layer] if hp.mom2_adjustment else None, direction, key, target.z - old)
+    return SimpleNamespace(
+        deltas=add_to_weight(model, layer, update), targets=[target], keys={layer: direction[:, None]}, key=key, old=old
+    )
+
+
+def rrome(*arguments, **named):
+    return rome(*arguments, **named, kind="rrome")
+
+
+def prome(*arguments, **named):
+    return rome(*arguments, **named, kind="prome")
+
+
+def spread(model, tokenizer, edits, contexts, hp, targets, site, share, update):
+    """The loop over layers that the MEMIT family shares: measure the residual at `site`, take this layer's share,
+    solve, write, go on with the weights so far."""
+    result = SimpleNamespace(deltas={}, targets=targets, keys={}, hidden={})
+    Z = torch.stack([target.z for target in targets], 1)
+    for i, layer in enumerate(hp.layers):
+        K = keys(model, tokenizer, edits, contexts, layer)
+        H = hidden(model, tokenizer, edits, site)
+        R = (Z - H).double() / share(len(hp.layers) - i)
+        result.keys[layer], result.hidden[layer] = K, H
+        result.deltas |= add_to_weight(model, layer, update(layer, R, K))
+    return result
+
+
+def add_to_history(model, tokenizer, edits, contexts, hp, M):
+    """After an edit: M += K K^T with the keys measured on the edited weights. M: {layer: matrix}, changed in place."""
+    for layer in hp.layers:
+        K = keys(model, tokenizer, edits, contexts, layer).double()
+        M[layer] = M.get(layer, 0) + K @ K.T
+
+
+def memit(model, tokenizer, edits, contexts, hp, C, M=None, targets=None):
+    """MEMIT; with M ({layer: matrix}, empty at first) MEMIT with a history of the keys written before."""
+    targets = targets or [optimise_z(model, tokenizer, edit, contexts, hp) for edit in edits]
+
+    def update(layer, R, K):
+        return memit_update(R, K, C[layer], hp.mom2_update_weight, None if M is None else M.get(layer))
+
+    site = layout(model).block.format(hp.layers[-1])
+    result = spread(model, tokenizer, edits, contexts, hp, targets, site, lambda left: left, update)
+    if M is not None:
+        add_to_history(model, tokenizer, edits, contexts, hp, M)
+    return result
+
+
+def pmet(model, tokenizer, edits, contexts, hp, C, targets=None):
+    targets = targets or [optimise_pmet(model, tokenizer, edit, contexts, hp) for edit in edits]
+
+    def update(layer, R, K):
+        return memit_update(R, K, C[layer], hp.mom2_update_weight)
+
+    site = layout(model).mlp.format(hp.layers[-1])
+    return spread(model, tokenizer, edits, contexts, hp, targets, site, lambda left: left**0.5, update)
+
+
+def emmet(model, tokenizer, edits, contexts, hp, C, targets=None):
+    targets = targets or [optimise_z(model, tokenizer, edit, contexts, hp) for edit in edits]
+
+    def update(layer, R, K):
+        return emmet_update(R, K, C[layer], hp.mom2_update_weight, hp.emmet_lambda, hp.update_norm_lambda)
+
+    site = layout(model).block.format(hp.layers[-1])
+    return spread(model, tokenizer, edits, contexts, hp, targets, site, lambda left: left, update)
+
+
+def alphaedit(model, tokenizer, edits, contexts, hp, P, M, targets=None):
+    """P: {layer: projection}; M: {layer: matrix}, empty at first, shared by successive calls."""
+    targets = targets or [optimise_z(model, tokenizer, edit, contexts, hp) for edit in edits]
+
+    def update(layer, R, K):
+        return alphaedit_update(R, K, P[layer], hp.L2, M.get(layer))
+
+    site = layout(model).block.format(hp.layers[-1])
+    result = spread(model, tokenizer, edits, contexts, hp, targets, site, lambda left: left, update)
+    add_to_history(model, tokenizer, edits, contexts, hp, M)
+    return result

@@ -1,0 +1,176 @@
+"""Profiles and hyperparameter files: the shipped ones load, and a mistake is one line that says all."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from kedit_lib.errors import KeditError
+from kedit_lib.params import Profile, load_model_params, load_profile, params_folder
+
+SHIPPED = Path(__file__).resolve().parents[1] / "params"
+GOOD = """\
+name: tiny
+model: lab-small
+dtype: float32
+seed: 0
+n_edits: 4
+orders: [0, 1]
+live_orders: [0]
+batch_sizes: [1, 4]
+mass_sizes: [1, 8]
+checkpoint_every: 2
+dense_every: 1
+untouched: 5
+n_single: 2
+workers: 1
+threads: 1
+lambda_scales: [0.1, 1]
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A params folder of the test's own, with one good profile."""
+    (tmp_path / "profiles").mkdir()
+    (tmp_path / "models").mkdir()
+    (tmp_path / "profiles" / "tiny.yaml").write_text(GOOD)
+    monkeypatch.setenv("KEDIT_PARAMS", str(tmp_path))
+    return tmp_path
+
+
+def message(call, *args, **kwargs) -> str:
+    """The one line of the error that a call raises."""
+    with pytest.raises(KeditError) as caught:
+        call(*args, **kwargs)
+    text = str(caught.value)
+    assert text and "\n" not in text
+    return text
+
+
+def rewrite(folder: Path, old: str, new: str) -> None:
+    assert old in GOOD
+    (folder / "profiles" / "tiny.yaml").write_text(GOOD.replace(old, new))
+
+
+@pytest.mark.parametrize("path", sorted((SHIPPED / "profiles").glob("*.yaml")), ids=lambda p: p.stem)
+def test_shipped_profiles_load_by_name(path):
+    assert load_profile(path.stem) == load_profile(path)
+    assert load_profile(path.stem).name == path.stem
+
+
+def test_the_three_profiles_are_there():
+    assert {p.stem for p in (SHIPPED / "profiles").glob("*.yaml")} >= {"smoke", "lab", "gpu"}
+
+
+def test_a_profile_keeps_its_values(folder):
+    profile = load_profile("tiny")
+    assert profile.model_dump() == yaml.safe_load(GOOD)
+    assert profile.lambda_scales == [0.1, 1.0]
+
+
+def test_folder_comes_from_the_environment_or_lies_beside_the_package(folder, monkeypatch):
+    assert params_folder() == folder
+    monkeypatch.delenv("KEDIT_PARAMS")
+    assert params_folder() == SHIPPED
+
+
+def test_overrides_replace_fields_and_are_checked_alike(folder):
+    assert load_profile("tiny", n_edits=9, model="lab").n_edits == 9
+    assert load_profile("tiny").n_edits == 4
+    text = message(load_profile, "tiny", n_edits="9")
+    assert "tiny.yaml" in text and "n_edits" in text and "'9'" in text and "without quotes" in text
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "parts"),
+    [
+        ("lambda_scales: [0.1, 1]", "lambda_scales: [5e-1]", ["lambda_scales.0", "'5e-1'", "write 0.5", "as text"]),
+        ("n_edits: 4", "n_edits: 1e2", ["n_edits", "'1e2'", "write 100"]),
+        ("n_edits: 4", "n_edits: '4'", ["n_edits", "'4'", "write 4", "without quotes"]),
+        ("n_edits: 4", "n_edits: 4.0", ["n_edits", "4.0", "integer"]),
+        ("n_edits: 4", "n_edits: true", ["n_edits", "True", "integer"]),
+        ("n_edits: 4", "n_edits: 0", ["n_edits", "0", "greater than or equal to 1"]),
+        ("n_edits: 4", "n_edit: 4", ["n_edits", "missing"]),
+        ("seed: 0", "seed: 0\ncolour: red", ["colour", "no such field"]),
+        ("seed: 0", "seed: 0\nseed: 1", ["line 5", "seed", "twice"]),
+        ("seed: 0", "seed: [0", ["line", "not valid YAML"]),
+        ("dtype: float32", "dtype: fp32", ["dtype", "'fp32'", "float32"]),
+        ("lambda_scales: [0.1, 1]", "lambda_scales: [-1.0]", ["lambda_scales.0", "-1.0"]),
+        ("lambda_scales: [0.1, 1]", "lambda_scales: [.nan]", ["lambda_scales.0", "finite"]),
+        ("live_orders: [0]", "live_orders: [2]", ["live_orders", "[2]", "orders [0, 1]"]),
+        ("orders: [0, 1]", "orders: [0, 0]", ["orders", "twice"]),
+        ("batch_sizes: [1, 4]", "batch_sizes: [1, 5]", ["batch_sizes", "5", "n_edits 4"]),
+        ("dense_every: 1", "dense_every: 3", ["dense_every", "3", "checkpoint_every 2"]),
+        ("name: tiny", "name: other", ["name", "'other'", "'tiny'"]),
+        (GOOD, "just text", ["tiny.yaml", "name: value"]),
+    ],
+)
+def test_a_mistake_is_one_line_with_file_field_value_and_remedy(folder, old, new, parts):
+    rewrite(folder, old, new)
+    text = message(load_profile, "tiny")
+    assert text.startswith("tiny.yaml")
+    for part in parts:
+        assert part in text
+
+
+def test_a_profile_that_is_not_there_names_those_that_are(folder):
+    for name in ("nope", "", "../profiles/tiny"):
+        assert "tiny" in message(load_profile, name)
+    assert "no such file" in message(load_profile, folder / "nope.yaml")
+
+
+def test_a_profile_does_not_change_after_it_was_checked(folder):
+    profile = load_profile("tiny")
+    with pytest.raises(ValueError, match="frozen"):
+        profile.n_edits = 0
+    assert set(Profile.model_fields) == set(yaml.safe_load(GOOD))
+
+
+MODEL = """\
+model: {layers: 6}
+memit:
+  layers: [0, 1, 2]
+  v_lr: 0.5
+rome: {layers: [2], mom2_adjustment: false}
+"""
+
+
+def write_model(folder: Path, text: str, name: str = "toy") -> None:
+    (folder / "models" / f"{name}.yaml").write_text(text)
+
+
+def test_model_params_are_sections_of_values(folder):
+    write_model(folder, MODEL)
+    params = load_model_params("toy")
+    assert params["memit"] == {"layers": [0, 1, 2], "v_lr": 0.5}
+    assert set(params) == {"model", "memit", "rome"}
+
+
+def test_model_params_of_a_hub_id_or_folder_are_found_by_its_last_part(folder):
+    write_model(folder, MODEL, "Llama-2-7b-hf")
+    assert load_model_params("meta-llama/Llama-2-7b-hf") == load_model_params("/models/Llama-2-7b-hf/")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "parts"),
+    [
+        ("v_lr: 0.5", "v_lr: 5e-1", ["memit: v_lr", "'5e-1'", "write 0.5"]),
+        ("layers: [0, 1, 2]", "layers: [0, '1']", ["memit: layers", "'1'", "write 1"]),
+        ("rome: {layers: [2], mom2_adjustment: false}", "rome:", ["rome", "not a mapping"]),
+        ("model: {layers: 6}\n", "", ["no section 'model'"]),
+        ("v_lr: 0.5", "v_lr: 0.5\n  v_lr: 0.1", ["v_lr", "twice"]),
+    ],
+)
+def test_mistakes_in_model_params(folder, old, new, parts):
+    assert old in MODEL
+    write_model(folder, MODEL.replace(old, new))
+    text = message(load_model_params, "toy")
+    assert text.startswith("toy.yaml")
+    for part in parts:
+        assert part in text
+
+
+def test_unknown_model_names_the_known_ones(folder):
+    write_model(folder, MODEL)
+    assert "toy" in message(load_model_params, "some/other")

@@ -1,0 +1,488 @@
+"""`make reproduce` on tiny notebooks: what runs, what does not, and what is left when one fails."""
+
+import contextlib
+import importlib.machinery
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+import kedit_lib
+from kedit_lib import notebooks, reproduce, stamps
+from kedit_lib.report import write_report
+
+PROFILE = """\
+name: {name}
+model: lab-small
+dtype: float32
+seed: 0
+n_edits: {n_edits}
+orders: [0, 1]
+live_orders: [0]
+batch_sizes: [1]
+mass_sizes: [1]
+checkpoint_every: 2
+dense_every: 1
+untouched: 5
+n_single: 2
+workers: 2
+threads: 1
+lambda_scales: [0.00001]
+"""
+
+GOOD = """\
+import os, pathlib, warnings
+print("edits", n_edits, "profile", profile, "scale", lambda_scales, type(lambda_scales[0]).__name__)
+print("in", os.getcwd(), "threads", os.environ["OMP_NUM_THREADS"])
+warnings.warn("where the kernel lives")
+pathlib.Path(os.environ["KEDIT_FIGURES"], "figure.csv").write_text("x")
+"""
+
+
+def write_notebook(path: Path, *code: str, parameters: str | None = None) -> None:
+    """A source as an author leaves it: prose, a parameters cell, code; ids that do not change."""
+    cells = [new_markdown_cell(f"# Title of {path.stem}")]
+    if parameters is not None:
+        cells.append(new_code_cell(parameters, metadata={"tags": ["parameters"]}))
+    cells += [new_code_cell(text) for text in code]
+    for number, cell in enumerate(cells):
+        cell.id = f"cell-{number}"
+    kernel = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}
+    nbformat.write(new_notebook(cells=cells, metadata=kernel), path)
+
+
+def text_of(path: Path) -> str:
+    """All stream output of an executed notebook."""
+    cells = nbformat.read(path, as_version=4).cells
+    return "".join(o.get("text", "") for c in cells for o in c.get("outputs", []))
+
+
+class Project:
+    """A repository of the test's own: notebooks, profiles, constraints."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        (root / "notebooks").mkdir(parents=True)
+        (root / "params" / "profiles").mkdir(parents=True)
+        (root / "constraints.txt").write_text("a==1\n")
+        for name, n_edits in [("lab", 4), ("smoke", 2)]:
+            text = PROFILE.format(name=name, n_edits=n_edits)
+            (root / "params" / "profiles" / f"{name}.yaml").write_text(text)
+
+    def source(self, stem: str) -> Path:
+        return self.root / "notebooks" / f"{stem}.ipynb"
+
+    def executed(self, stem: str) -> Path:
+        return self.root / "notebooks" / "executed" / f"{stem}.ipynb"
+
+    def files(self) -> set[str]:
+        """Every file there is, relative to the root."""
+        return {p.relative_to(self.root).as_posix() for p in self.root.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def streams(tmp_path_factory):
+    """The profiles that streams were asked for; the real streams take their time, the real library may be edited."""
+    asked = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stamps, "PACKAGE", tmp_path_factory.mktemp("package"))
+        patch.setattr(reproduce, "run_streams", lambda run, only: asked.append(run.profile))
+        yield asked
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch, streams):
+    monkeypatch.setenv("KEDIT_PARAMS", str(tmp_path / "params"))
+    streams.clear()
+    return Project(tmp_path)
+
+
+# ---- one long story: a good, a failing and a dying notebook ----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def story(tmp_path_factory, streams):
+    """A project after its first run of three notebooks side by side; `code` and `lines` tell how that ended."""
+    project = Project(tmp_path_factory.mktemp("a folder"))
+    parameters = "profile = 'lab'\nn_edits = 1\nlambda_scales = [1.0]"
+    write_notebook(project.source("00_good"), GOOD, parameters=parameters)
+    write_notebook(project.source("01_fails"), "x = 1", "raise ValueError('first\\nlast')", parameters="seed = 0")
+    write_notebook(project.source("02_dies"), "import os; os.kill(os.getpid(), 9)", "print(1)", parameters="seed = 0")
+    write_notebook(project.source("03_changes"), "print('first')", parameters="n_edits = 1")
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setenv("KEDIT_PARAMS", str(project.root / "params"))
+        patch.setenv("MPLBACKEND", "Agg")
+        project.code = reproduce.main([], root=project.root)
+        project.lines = printed.getvalue().splitlines()
+        project.made = project.files()
+        yield project
+
+
+def test_first_run_executes_keeps_failures_aside_and_says_so(story):
+    assert story.code == 1
+    assert any(line.startswith("ok     00_good") for line in story.lines)
+    (fails,) = [line for line in story.lines if "01_fails" in line]
+    assert fails.startswith("FAILED") and "cell 4: last (kept: results/failed/01_fails.failed.ipynb)" in fails
+    (dies,) = [line for line in story.lines if "02_dies" in line]
+    assert dies.startswith("FAILED") and "cell 3: the kernel died" in dies
+    assert story.lines[-1].startswith("2 done, 2 failed")
+    assert {"notebooks/executed/00_good.ipynb", "figures/figure.csv"} <= story.made
+    assert {"results/failed/01_fails.failed.ipynb", "results/failed/02_dies.failed.ipynb"} <= story.made
+    assert not [name for name in story.made if "running" in name or "executed/01" in name or "executed/02" in name]
+
+
+def test_the_profile_was_injected_with_its_types(story):
+    text = text_of(story.executed("00_good"))
+    assert "edits 4 profile lab scale [1e-05] float" in text
+    assert "threads 1" in text
+
+
+def test_executed_notebook_holds_no_times_paths_or_random_ids(story):
+    raw = story.executed("00_good").read_text()
+    assert "where the kernel lives" in raw and "in ./notebooks" in raw
+    for banned in (str(story.root), str(Path.home()), sys.prefix, "ipykernel_", '"papermill":', "start_time"):
+        assert banned not in raw
+    ids = [cell.id for cell in nbformat.read(story.executed("00_good"), as_version=4).cells]
+    assert ids == ["cell-0", "cell-1", "injected-parameters", "cell-2"]
+
+
+def test_second_run_does_nothing_and_does_not_touch_the_output(story, streams, capsys):
+    streams.clear()
+    before = story.executed("00_good").stat().st_mtime_ns
+    assert reproduce.main(["--only", "00"], root=story.root) == 0
+    assert "0 notebooks to run, 1 current" in capsys.readouterr().out
+    assert story.executed("00_good").stat().st_mtime_ns == before
+    assert streams == []
+
+
+def test_forced_run_gives_the_same_file(story):
+    before = story.executed("00_good").read_bytes()
+    written = story.executed("00_good").stat().st_mtime_ns
+    assert reproduce.main(["--only", "00", "--force"], root=story.root) == 0
+    assert story.executed("00_good").stat().st_mtime_ns != written
+    assert story.executed("00_good").read_bytes() == before
+
+
+def test_a_broken_edit_leaves_the_earlier_output_and_the_mended_one_replaces_it(story, streams, capsys):
+    before = story.executed("03_changes").read_bytes()
+    write_notebook(story.source("03_changes"), "1 / 0", parameters="n_edits = 1")
+    assert reproduce.main(["--only", "03"], root=story.root) == 1
+    assert "cell 3: ZeroDivisionError: division by zero" in capsys.readouterr().out
+    assert story.executed("03_changes").read_bytes() == before
+    assert "results/failed/03_changes.failed.ipynb" in story.files()
+
+    streams.clear()
+    write_notebook(story.source("03_changes"), "print('mended', n_edits)", parameters="n_edits = 1")
+    assert reproduce.main(["--only", "03"], root=story.root) == 0
+    assert "mended 4" in text_of(story.executed("03_changes"))
+    assert "results/failed/03_changes.failed.ipynb" not in story.files()
+    assert [profile.name for profile in streams] == ["lab"]
+
+
+def test_what_failed_is_never_current(story, monkeypatch):
+    """A notebook that worked, and fails with nothing changed, must not count as done because it once was."""
+    monkeypatch.setattr(reproduce, "execute", lambda *_: "broken")
+    assert reproduce.main(["--only", "00", "--force"], root=story.root) == 1
+    assert reproduce.main(["--only", "00"], root=story.root) == 1
+
+
+def test_a_lost_stream_fails_the_run_but_not_the_notebooks(story, monkeypatch, capsys):
+    def lose(*_):
+        raise kedit_lib.errors.KeditError("stream x: lost")
+
+    ran = []
+    monkeypatch.setattr(reproduce, "run_streams", lose)
+    monkeypatch.setattr(reproduce, "execute", lambda run, source, *_: ran.append(source.stem))
+    assert reproduce.main(["--only", "00", "--force"], root=story.root) == 1
+    assert "FAILED streams  stream x: lost" in capsys.readouterr().out
+    assert ran == ["00_good"]
+    assert reproduce.main(["--only", "00"], root=story.root) == 1  # nothing counts as done
+
+
+def test_another_profile_runs_for_itself_and_touches_nothing_committed(story):
+    committed = {n: (story.root / n).read_bytes() for n in story.files() if n.startswith(("notebooks", "figures"))}
+    assert reproduce.main(["--only", "00", "--profile", "smoke", "-p", "n_edits=3"], root=story.root) == 0
+    assert "edits 3 profile smoke" in text_of(story.root / "results/executed-smoke-n_edits-3/00_good.ipynb")
+    assert committed == {n: (story.root / n).read_bytes() for n in story.files() if n.startswith(("notebooks", "fig"))}
+
+
+def test_a_stopped_run_leaves_no_process(project):
+    code = "import os, pathlib, time; pathlib.Path('pid').write_text(str(os.getpid())); time.sleep(300)"
+    write_notebook(project.source("00_sleeps"), code, parameters="seed = 0")
+    program = (
+        "import pathlib; from kedit_lib import reproduce; reproduce.run_streams = lambda *_: None; "
+        f"reproduce.run_as_program(pathlib.Path({str(project.root)!r}))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=project.root, stderr=subprocess.DEVNULL)
+    noted = project.root / "notebooks" / "pid"
+    wait_for(lambda: noted.is_file() and noted.read_text())
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert int(noted.read_text()) in [child.pid for child in children]
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 143
+    wait_for(lambda: not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children))
+    assert not project.executed("00_sleeps").exists()
+
+
+def wait_for(condition, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.2)
+
+
+def test_a_kernel_that_does_not_start_gets_a_second_chance(project, monkeypatch, capsys):
+    """Kernels that start side by side may pick the same ports; nothing has run then, so trying again is safe."""
+    write_notebook(project.source("00_ok"), "pass", parameters="seed = 0")
+    tries = []
+
+    def call(self, command, log, **options):
+        tries.append(command)
+        log.write_text("Traceback\nRuntimeError: Kernel died before replying\n")
+        return 1
+
+    monkeypatch.setattr(reproduce.Processes, "call", call)
+    assert reproduce.main([], root=project.root) == 1
+    assert len(tries) == 2
+    assert "papermill did not start it: RuntimeError: Kernel died before replying" in capsys.readouterr().out
+    assert not project.executed("00_ok").exists()
+
+
+# ---- wrong parameters: one line, exit code 2, nothing done -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["-p", "colour=red"], ["'colour'", "n_edits"]),
+        (["-p", "name=lab"], ["'name'"]),
+        (["-p", "n_edits"], ["name=value"]),
+        (["-p", "n_edits=5e-1"], ["n_edits", "'5e-1'", "write 0.5"]),
+        (["-p", "n_edits=2.5"], ["n_edits", "2.5", "integer"]),
+        (["-p", "orders=[0"], ["orders", "YAML"]),
+        (["--profile", "nope"], ["'nope'", "lab, smoke"]),
+        (["--orders", "some"], ["some", "0,1"]),
+        (["--orders", "7"], ["live_orders", "[7]"]),
+        (["--only", "07"], ["'07'", "00_ok"]),
+    ],
+)
+def test_wrong_arguments(project, streams, capsys, arguments, parts):
+    write_notebook(project.source("00_ok"), "pass", parameters="seed = 0")
+    assert_refused(project, streams, capsys, arguments, parts)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "parts"),
+    [
+        ("colour = 1", ["01_bad.ipynb", "'colour'", "no profile"]),
+        (None, ["01_bad.ipynb", "0 cells tagged"]),
+        ("seed = compute()", ["01_bad.ipynb", "plain value"]),
+        ("import os", ["01_bad.ipynb", "plain value"]),
+        ("seed = (", ["01_bad.ipynb", "plain value"]),
+    ],
+)
+def test_wrong_parameters_of_one_notebook_stop_all_before_they_start(project, streams, capsys, parameters, parts):
+    write_notebook(project.source("00_ok"), "pass", parameters="seed = 0")
+    write_notebook(project.source("01_bad"), "pass", parameters=parameters)
+    assert_refused(project, streams, capsys, [], parts)
+
+
+def assert_refused(project, streams, capsys, arguments, parts):
+    before = project.files()
+    assert reproduce.main(arguments, root=project.root) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1
+    for part in parts:
+        assert part in printed.err
+    assert project.files() == before and streams == []
+
+
+# ---- what a run is, and what makes it stale --------------------------------------------------------------------------
+
+
+def run_of(project: Project, *arguments: str) -> reproduce.Run:
+    return reproduce.make_run(reproduce.parse(list(arguments)), project.root)
+
+
+def test_only_the_plain_lab_run_writes_to_the_committed_folders(project):
+    executed, figures = project.root / "notebooks" / "executed", project.root / "figures"
+    for arguments in ([], ["-p", "n_edits=4"], ["-p", "workers=1"], ["--orders", "all"], ["--model", "lab-small"]):
+        run = run_of(project, *arguments)
+        assert (run.executed, run.figures) == (executed, figures), arguments
+    own = project.root / "own.yaml"
+    own.write_text(PROFILE.format(name="own", n_edits=4))
+    for arguments in (["-p", "n_edits=3"], ["--model", "../x/y"], ["--profile", "smoke"], ["--profile", str(own)]):
+        run = run_of(project, *arguments)
+        assert run.executed.parent == run.figures.parent == project.root / "results", arguments
+
+
+def test_a_profile_of_ones_own_named_lab_is_not_the_lab_run(project):
+    elsewhere = project.root / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "lab.yaml").write_text(PROFILE.format(name="lab", n_edits=3))
+    assert not run_of(project, "--profile", str(elsewhere / "lab.yaml")).committed
+    house = run_of(project, "--profile", str(project.root / "params" / "profiles" / "lab.yaml"))
+    assert house.committed and house.profile_argument == "lab"
+
+
+def test_orders_all_executes_every_order(project):
+    assert run_of(project).profile.live_orders == [0]
+    assert run_of(project, "--orders", "all").profile.live_orders == [0, 1]
+    assert run_of(project, "--orders", "1").profile.live_orders == [1]
+
+
+def test_streams_are_run_for_the_live_orders_unless_one_notebook_is_wanted(tmp_path, monkeypatch):
+    project = Project(tmp_path)
+    monkeypatch.setenv("KEDIT_PARAMS", str(tmp_path / "params"))
+    monkeypatch.setenv("KEDIT_RESULTS", "")
+    monkeypatch.setattr(reproduce, "run_streams", REAL_RUN_STREAMS)
+    calls = []
+    sweep = types.ModuleType("kedit_lib.sweep")
+    sweep.__spec__ = importlib.machinery.ModuleSpec("kedit_lib.sweep", None)
+    sweep.run_streams = lambda profile, **options: calls.append((profile.name, options, os.environ["KEDIT_RESULTS"]))
+    monkeypatch.setitem(sys.modules, "kedit_lib.sweep", sweep)
+    monkeypatch.setattr(kedit_lib, "sweep", sweep, raising=False)
+    reproduce.run_streams(run_of(project, "--orders", "all"), only=None)
+    assert calls == [("lab", {"orders": [0, 1], "workers": 2}, str(tmp_path / "results"))]
+    reproduce.run_streams(run_of(project), only="03")
+    assert len(calls) == 1
+
+
+REAL_RUN_STREAMS = reproduce.run_streams
+
+
+def test_what_an_output_depends_on(project, monkeypatch):
+    """Code, parameters, pins, committed data and the weights' checksum count; results and figures do not."""
+    package = project.root / "package"
+    weights = package / "lab" / "weights" / "lab"
+    for folder in (weights, project.root / "figures" / "data", project.root / "results"):
+        folder.mkdir(parents=True)
+    monkeypatch.setattr(stamps, "PACKAGE", package)
+
+    def changes(path: Path) -> bool:
+        before = stamps.hash_files(stamps.library_files(project.root))
+        path.write_text("something new")
+        return stamps.hash_files(stamps.library_files(project.root)) != before
+
+    assert changes(package / "code.py")
+    assert changes(package / "lab" / "code.py")
+    assert changes(weights / "checksum")
+    assert changes(project.root / "constraints.txt")
+    assert changes(project.root / "params" / "profiles" / "lab.yaml")
+    assert changes(project.root / "figures" / "data" / "order1.parquet")
+    assert not changes(weights / "model.safetensors")
+    assert not changes(project.root / "figures" / "figure.csv")
+    assert not changes(project.root / "results" / "rows.parquet")
+
+
+def test_a_stamp_holds_for_one_key_and_one_output(tmp_path):
+    stamp, output = tmp_path / "stamps" / "a.json", tmp_path / "a.ipynb"
+    assert not stamps.is_current(stamp, "key", output)
+    output.write_text("one")
+    stamps.write(stamp, "key", output)
+    assert stamps.is_current(stamp, "key", output)
+    assert not stamps.is_current(stamp, "other", output)
+    output.write_text("two")
+    assert not stamps.is_current(stamp, "key", output)
+    stamp.write_text("{")
+    assert not stamps.is_current(stamp, "key", output)
+
+
+# ---- sources, tidying, report ----------------------------------------------------------------------------------------
+
+
+def test_check_passes_clean_sources_and_runs_nothing(project, capsys):
+    write_notebook(project.source("00_ok"), "print(1)", parameters="profile = 'lab'\nn_edits: int = 2")
+    before = project.files()
+    assert reproduce.main(["--check"], root=project.root) == 0
+    assert "0 faults" in capsys.readouterr().out
+    assert project.files() == before
+
+
+@pytest.mark.parametrize(
+    ("code", "parameters", "fault"),
+    [
+        ("def f():\n    pass", "seed = 0", "cell 3: defines a function"),
+        ("if 1:\n    async def f(): pass", "seed = 0", "cell 3: defines a function"),
+        ("\n".join(["x = 1"] * 16), "seed = 0", "cell 3: has more than 15 lines"),
+        ("1", None, "has 0 cells tagged"),
+        ("1", "colour = 1", "parameters: lab.yaml with colour overridden: colour: 1: there is no such field"),
+        ("1", "n_edits = '3'", "parameters: lab.yaml with n_edits overridden: n_edits: '3' is text"),
+        ("1", "profile = 'nope'", "parameters: profile 'nope': not found"),
+    ],
+)
+def test_check_finds_faults(project, capsys, code, parameters, fault):
+    write_notebook(project.source("00_bad"), code, parameters=parameters)
+    assert reproduce.main(["--check"], root=project.root) == 1
+    assert f"00_bad.ipynb: {fault}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "fault"),
+    [
+        ("outputs", [new_output("stream", text="1\n")], "cell 3: holds outputs"),
+        ("execution_count", 2, "cell 3: holds outputs"),
+        ("id", None, "cell 3: has no id"),
+    ],
+)
+def test_check_finds_leftovers_of_a_run(project, capsys, key, value, fault):
+    write_notebook(project.source("00_ran"), "1", parameters="seed = 0")
+    raw = json.loads(project.source("00_ran").read_text())
+    raw["cells"][2][key] = value
+    if value is None:
+        del raw["cells"][2][key]
+    project.source("00_ran").write_text(json.dumps(raw))
+    assert reproduce.main(["--check"], root=project.root) == 1
+    assert fault in capsys.readouterr().out
+
+
+def test_tidy_leaves_pictures_alone(tmp_path):
+    picture = "A" + str(tmp_path) + "B"  # stands for base64 that happens to look like a path
+    data = {"image/png": picture, "text/plain": f"{tmp_path}/x and {tmp_path}-not", "image/svg+xml": f"{tmp_path}/y"}
+    notebook = new_notebook(cells=[new_code_cell("1", outputs=[new_output("display_data", data=data)])])
+    notebooks.tidy(notebook, tmp_path)
+    assert notebook["cells"][0]["outputs"][0]["data"] == {
+        "image/png": picture,
+        "text/plain": f"./x and {tmp_path}-not",
+        "image/svg+xml": "./y",
+    }
+
+
+def test_tidy_names_widgets_by_where_they_are_shown_not_by_their_random_ids(tmp_path):
+    def with_ids(first: str, style: str, second: str, hidden: str) -> dict:
+        views = [{"application/vnd.jupyter.widget-view+json": {"model_id": shown}} for shown in (first, second)]
+        cells = [
+            new_code_cell("1", id=f"c{n}", outputs=[new_output("display_data", data=v)]) for n, v in enumerate(views)
+        ]
+        models = {first: {"style": f"IPY_MODEL_{style}"}, style: {"colour": "red"}, second: {"value": 1}, hidden: {}}
+        state = {"application/vnd.jupyter.widget-state+json": {"state": dict(sorted(models.items()))}}
+        notebook = new_notebook(cells=cells, metadata={"widgets": state})
+        notebooks.tidy(notebook, tmp_path)
+        return json.loads(json.dumps(notebook))
+
+    tidied = with_ids(*("ab12" * 8, "cd34" * 8, "ef56" * 8, "0123" * 8))
+    assert tidied == with_ids(*("ef56" * 8, "0123" * 8, "ab12" * 8, "cd34" * 8))
+    state = tidied["metadata"]["widgets"]["application/vnd.jupyter.widget-state+json"]["state"]
+    assert [model.get("style") for model in state.values()] == [f"IPY_MODEL_{1:032x}", None, None]
+
+
+def test_report_has_a_page_a_notebook_and_an_index(tmp_path):
+    executed, report = tmp_path / "executed", tmp_path / "report"
+    executed.mkdir()
+    with pytest.raises(kedit_lib.errors.KeditError, match="make reproduce"):
+        write_report(executed, report)
+    write_notebook(executed / "00_a.ipynb", "print('<&>')", parameters="seed = 0")
+    index = write_report(executed, report).read_text()
+    assert 'href="00_a.html">Title of 00_a<' in index
+    assert "Title of 00_a" in (report / "00_a.html").read_text()

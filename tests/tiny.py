@@ -1,0 +1,137 @@
+"""Tiny random models with tokenizers of their own, made without a network: small enough for float64 in milliseconds.
+
+Their edits are chosen to be awkward: subjects that end in a character of several bytes, stand first or last in the
+prompt, or occur in a context too; targets of one and of many tokens.
+"""
+
+import string
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+KINDS = ("llama", "llama-bos", "llama-metaspace", "gpt2")
+D_MODEL, D_FF, N_LAYERS = 32, 48, 5
+SHARPNESS = 4  # of the head: enough that an edit can succeed
+
+SENTENCES = (
+    """The mother tongue of Danielle Darrieux is French. The mother tongue of Léon Blum is French.
+Ana Brown plays the violin. Ana Brown plays the oboe. Zoë Müller plays the organ. The organ is old.
+The birthplace of Zoë Müller is Graz. Danielle Darrieux was born in Bordeaux. The town is a port.
+Because the rain is cold, you stay at home. Therefore I read. The profession of Ana Brown is judge.
+Toko Yasuda speaks English. The language of Toko Yasuda is Japanese. The judge is a friend of the farmer.
+Old English and Old Norse are old. The Old Norse word is an English word.
+"""
+    * 3
+)
+
+# Hyperparameters that every method here takes: few steps, so that float64 rounding stays far below the tolerances.
+HYPER = {
+    "layers": [1, 2, 3],
+    "v_num_grad_steps": 8,
+    "v_lr": 0.5,
+    "v_loss_layer": N_LAYERS - 1,
+    "v_weight_decay": 1e-3,
+    "clamp_norm_factor": 4.0,
+    "kl_factor": 0.0625,
+    "mom2_update_weight": 5.0,
+}
+
+# (prompt, subject, target_new)
+EDITS = [
+    ("The mother tongue of {} is", "Danielle Darrieux", "English"),
+    ("{} plays the", "Zoë", "violoncello da gamba"),
+    ("The birthplace of {}, it is said, is", "Toko Yasuda", "Bordeaux"),
+    ("The language of {} is", "Ana Brown", "Old Norse"),
+    ("You read of {}", "Léon Blum", "French"),  # nothing between subject and target: this edit can succeed
+]
+
+CONTEXTS = [
+    "{}",
+    "The judge is a friend. {}",
+    "Danielle Darrieux was born in Bordeaux. {}",  # a subject of the edits, before the subject itself
+]
+BRACES = ["{}", "I read {{1}} and {{}}. {}", "{{A}} I read. {}"]  # doubled braces stand for single ones
+
+
+def tokenizer(kind):
+    """Byte-level BPE, with or without a begin-of-text token in front; or, as Llama-2 has it, BPE over words that
+    carry their space as a ▁ of their own, the first word too."""
+    special = ["<s>", "</s>", "<pad>"]
+    if kind == "llama-metaspace":
+        words = Tokenizer(models.BPE(unk_token="<unk>"))
+        words.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+        words.decoder = decoders.Metaspace(prepend_scheme="always")
+        alphabet = sorted({*SENTENCES, *string.ascii_letters, *"1{}"} - set(string.whitespace))
+        trainer = trainers.BpeTrainer(
+            vocab_size=260, special_tokens=[*special, "<unk>"], show_progress=False, initial_alphabet=alphabet
+        )
+    else:
+        words = Tokenizer(models.BPE())
+        words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        words.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=450,
+            special_tokens=special,
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        )
+    words.train_from_iterator(SENTENCES.splitlines(), trainer)
+    if kind in ("llama-bos", "llama-metaspace"):
+        words.post_processor = processors.TemplateProcessing(
+            single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", words.token_to_id("<s>"))]
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+
+
+def model(kind, vocabulary):
+    """Random weights large enough that every layer matters, biases included."""
+    torch.manual_seed(sum(map(ord, kind)))
+    common = {"vocab_size": vocabulary, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+    if kind == "gpt2":
+        config = GPT2Config(n_embd=D_MODEL, n_inner=D_FF, n_layer=N_LAYERS, n_head=4, n_positions=128, **common)
+        made = GPT2LMHeadModel(config)
+    else:
+        made = LlamaForCausalLM(
+            LlamaConfig(
+                hidden_size=D_MODEL,
+                intermediate_size=D_FF,
+                num_hidden_layers=N_LAYERS,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                max_position_embeddings=128,
+                tie_word_embeddings=False,
+                **common,
+            )
+        )
+    made = made.double().eval()
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            noise = torch.randn(parameter.shape, dtype=torch.float64)
+            if parameter.dim() == 1:  # biases around 0, norms around 1
+                parameter.copy_(noise / 5 + (1 if name.endswith("weight") else 0))
+            else:
+                parameter.copy_(noise / D_MODEL**0.5 * (SHARPNESS if parameter.shape[0] == vocabulary else 1))
+    return made
+
+
+def save(kind, folder):
+    words = tokenizer(kind)
+    words.save_pretrained(folder)
+    model(kind, len(words)).save_pretrained(folder)
+    return folder
+
+
+def second_moments(layers=range(N_LAYERS), seed=0):
+    """{layer: a full-rank second moment}, float32 as they are kept on disk."""
+    generator = torch.Generator().manual_seed(seed)
+    samples = {layer: torch.randn(200, D_FF, generator=generator) * torch.linspace(0.2, 2, D_FF) for layer in layers}
+    return {layer: X.T @ X / len(X) for layer, X in samples.items()}
+
+
+def with_gap(moment, threshold):
+    """The same directions, the lower half of the spectrum scaled far below the threshold and the rest far above."""
+    values, directions = torch.linalg.eigh(moment.double())
+    half = len(values) // 2
+    low, high = values[:half] / values[half - 1] * threshold / 5, values[half:] / values[half] * threshold * 50
+    return ((directions * torch.cat([low, high])) @ directions.T).float()
