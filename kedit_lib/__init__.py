@@ -1,5 +1,6 @@
 """kedit: what happens to a language model that is edited again and again, measured."""
 
+from .asking import ask, ask_table
 from .contexts import generate_contexts
 from .datasets import load_edits
 from .edits import Edit
@@ -8,9 +9,12 @@ from .experiments import Run, collapse_point, run_stream
 from .methods import MEMIT, METHODS, PMET, ROME, RROME, Method, Outcome, method_class, method_for
 from .model import EditableModel, load_model
 from .moments import SecondMoments
+from .params import load_profile
 from .probes import lab_probes
+from .streams import Bench
 
 __all__ = [
+    "Bench",
     "MEMIT",
     "METHODS",
     "PMET",
@@ -23,11 +27,14 @@ __all__ = [
     "Outcome",
     "Run",
     "SecondMoments",
+    "ask",
+    "ask_table",
     "collapse_point",
     "generate_contexts",
     "lab_probes",
     "load_edits",
     "load_model",
+    "load_profile",
     "method_class",
     "method_for",
     "run_stream",

@@ -48,6 +48,8 @@ def _sample(model, start: str, length: int, top_k: int, generator: torch.Generat
 
 def check_contexts(contexts) -> list[str]:
     """The list with the clean context first; KeditError for none, a malformed one, or no `{}` among them."""
+    if isinstance(contexts, str):
+        raise KeditError(f"contexts: must be a list of strings, got one string {contexts!r}; put it in [ ]")
     contexts = [check_context(c) for c in contexts]
     if "{}" not in contexts:
         raise KeditError("contexts: the clean context '{}' is missing; put it first")

@@ -47,7 +47,7 @@ def _record(path: Path, number: int, line: str) -> Edit:
     except json.JSONDecodeError as error:
         raise KeditError(f"{where}: is not JSON ({error.msg}); write one object a line") from None
     if not isinstance(record, dict):
-        raise KeditError(f"{where}: is not an object; write {{\"prompt\": …, \"subject\": …, \"target_new\": …}}")
+        raise KeditError(f'{where}: is not an object; write {{"prompt": …, "subject": …, "target_new": …}}')
     if unknown := [name for name in record if name not in FIELDS]:
         raise KeditError(f"{where}: field {unknown[0]!r} is unknown; the fields are {', '.join(FIELDS)}")
     if missing := [name for name in FIELDS[:3] if name not in record]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .errors import KeditError
@@ -38,15 +39,18 @@ class Edit:
     id: str = ""
 
     def __post_init__(self):
-        for name in ("prompt", "subject", "target_new"):
+        for name in ("prompt", "subject", "target_new", "target_true", "relation", "id"):
             value = getattr(self, name)
-            if not isinstance(value, str):
+            if not isinstance(value, str) and not (name == "target_true" and value is None):
                 raise KeditError(f"edit {self._label()}: {name} must be text, got {value!r}; give a string")
         for name in ("paraphrases", "neighborhood", "generation_prompts"):
             value = getattr(self, name)
             if isinstance(value, str):
-                raise KeditError(f"edit {self._label()}: {name} must be a list of prompts, got one string; put it in [ ]")
-            object.__setattr__(self, name, tuple(value))
+                raise KeditError(f"edit {self._label()}: {name} must be a list of prompts, not one; put it in [ ]")
+            prompts = tuple(value) if isinstance(value, Iterable) else None
+            if prompts is None or not all(isinstance(prompt, str) for prompt in prompts):
+                raise KeditError(f"edit {self._label()}: {name} must be a list of prompts, got {value!r}")
+            object.__setattr__(self, name, prompts)
         if not self.subject.strip():
             raise KeditError(f"edit {self._label()}: the subject is empty; name who or what the fact is about")
         if not self.target_new.strip():
@@ -54,18 +58,20 @@ class Edit:
         if self.prompt.count("{}") != 1:
             found = self.prompt.count("{}")
             raise KeditError(
-                f"edit {self._label()}: the prompt {self.prompt!r} has {found} places marked {{}}; it needs exactly one, "
-                "where the subject goes (or use Edit.from_text)"
+                f"edit {self._label()}: the prompt {self.prompt!r} has {found} places marked {{}}; it needs exactly "
+                "one, where the subject goes (or use Edit.from_text)"
             )
         if self.subject in self.prompt:
             raise KeditError(
-                f"edit {self._label()}: the subject stands in the prompt twice (as text and as {{}}); keep only the {{}}"
+                f"edit {self._label()}: the subject stands in the prompt {self.prompt!r} twice, as text and as {{}}; "
+                "keep only the {}"
             )
         object.__setattr__(self, "target_new", self.target_new.strip())
         if self.target_true is not None:
             object.__setattr__(self, "target_true", self.target_true.strip())
             if self.target_true == self.target_new:
-                warnings.warn(f"edit {self._label()}: target_new equals target_true ({self.target_new!r})", stacklevel=3)
+                message = f"edit {self._label()}: target_new equals target_true ({self.target_new!r})"
+                warnings.warn(message, stacklevel=3)
 
     @classmethod
     def from_text(cls, prompt: str, subject: str, target_new: str, **rest) -> Edit:
@@ -87,6 +93,17 @@ class Edit:
         return f"{self.id} of {self.subject!r}".strip() if isinstance(self.subject, str) else repr(self.id)
 
 
+def check_edits(edits, what: str) -> list[Edit]:
+    """The edits as a list, or KeditError from `what` when there are none or something else is among them."""
+    edits = list(edits) if isinstance(edits, Iterable) else [edits]
+    if not edits:
+        raise KeditError(f"{what}: there are no edits; pass a non-empty list of Edit")
+    for i, edit in enumerate(edits):
+        if not isinstance(edit, Edit):
+            raise KeditError(f"{what}: edit {i} is of type {type(edit).__name__}; pass a list of Edit")
+    return edits
+
+
 def fill(context: str, prompt: str, subject: str) -> tuple[str, int, int]:
     """`prompt` about `subject` inside a context such as "I saw it. {}", and where the subject lies in it.
 
@@ -102,6 +119,8 @@ def fill(context: str, prompt: str, subject: str) -> tuple[str, int, int]:
 
 def check_context(context: str) -> str:
     """The context itself, or KeditError unless it has exactly one `{}` (other braces doubled)."""
+    if not isinstance(context, str):
+        raise KeditError(f"context {context!r}: must be text with one {{}} where the prompt goes")
     try:
         fields = [name for _, name, *_ in string.Formatter().parse(context) if name is not None]
     except ValueError as error:

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-import torch
 from tqdm.auto import tqdm
 
 from .contexts import check_contexts, generate_contexts
-from .edits import Edit
+from .edits import check_edits
 from .errors import KeditError
 from .probes import EditProbe
 from .store import ALGORITHMS, RunFolder, key_of, now, versions
@@ -68,17 +67,18 @@ def run_stream(
     checkpoint_every  edits between checkpoints (a batch is never cut)
     dense_every       spacing until the model is dead (untouched accuracy below 0.5); None: 10 or less
 
-    The model comes back with its original weights. Raises KeditError before anything runs for
-    repeated subjects' ids, an empty stream or a batch size below 1, and for NaN at the edit it stops at.
+    The model comes back with the weights it had before the call. Raises KeditError before anything
+    runs for whatever `method.apply` would refuse in any of the edits, and at the edit that gives NaN.
     """
-    edits = list(edits)
-    if not edits or not all(isinstance(e, Edit) for e in edits):
-        raise KeditError("stream: needs a non-empty list of Edit")
-    for name, value in (("batch_size", batch_size), ("checkpoint_every", checkpoint_every)):
+    edits = check_edits(edits, "stream")
+    dense_every = min(10, checkpoint_every) if dense_every is None else dense_every
+    numbers = {"batch_size": batch_size, "checkpoint_every": checkpoint_every, "dense_every": dense_every}
+    for name, value in numbers.items():
         if not isinstance(value, int) or value < 1:
             raise KeditError(f"stream: {name} = {value!r}; must be a whole number of at least 1")
-    dense_every = min(10, checkpoint_every) if dense_every is None else dense_every
-    contexts = generate_contexts(model, seed=0, style=method.context_style) if contexts is None else contexts
+    if contexts is None:
+        with model.temporarily():
+            contexts = generate_contexts(model, seed=0, style=method.context_style)
     contexts = check_contexts(contexts)
     probes = [EditProbe()] if probes is None else list(probes)
 
@@ -98,10 +98,12 @@ def run_stream(
         "dense_every": dense_every,
         "algorithms": ALGORITHMS,
     }
-    folder = RunFolder(store, f"{method.name.lower()}-b{batch_size}", key_of(**decides)) if store is not None else None
+    key = key_of(**decides)
+    folder = RunFolder(store, f"{method.name.lower()}-b{batch_size}", key) if store is not None else None
     if folder is not None and folder.finished():
         return Run(*folder.load(), folder.path)
 
+    method.prepare(model, edits, moments, contexts, history)
     before = model.snapshot()
     model.restore()
     try:
@@ -110,14 +112,17 @@ def run_stream(
         )
     finally:
         model.load_snapshot(before)
-    manifest = {**decides, "key": folder.key if folder else None, "started": started, "finished": now(), "versions": versions()}
-    run = Run(pd.DataFrame(rows), pd.DataFrame(checks), json.loads(json.dumps(manifest)), folder.path if folder else None)
+    manifest = {**decides, "key": key, "started": started, "finished": now(), "versions": versions()}
+    manifest = json.loads(json.dumps(manifest))
+    run = Run(pd.DataFrame(rows), pd.DataFrame(checks), manifest, folder.path if folder else None)
     if folder is not None:
         folder.finish(run.edits, run.checkpoints, run.manifest)
     return run
 
 
-def _stream(model, edits, method, batch_size, moments, contexts, probes, folder, checkpoint_every, dense_every, progress):
+def _stream(
+    model, edits, method, batch_size, moments, contexts, probes, folder, checkpoint_every, dense_every, progress
+):
     done, rows, checks, dead, started = 0, [], [], False, now()
     saved = folder.newest_checkpoint() if folder is not None else None
     if saved is not None:
@@ -128,7 +133,8 @@ def _stream(model, edits, method, batch_size, moments, contexts, probes, folder,
         checks += _measure(model, probes, [], 0)
 
     next_check = done + (checkpoint_every if dead else dense_every)
-    with tqdm(total=len(edits), initial=done, desc=f"{method.name} b{batch_size}", unit="edit", disable=not progress, mininterval=2) as bar:
+    name, off = f"{method.name} b{batch_size}", not progress
+    with tqdm(total=len(edits), initial=done, desc=name, unit="edit", disable=off, mininterval=2) as bar:
         while done < len(edits):
             batch = edits[done : done + batch_size]
             begin = time.perf_counter()
@@ -154,10 +160,8 @@ def _measure(model, probes, done_edits, done: int) -> list[dict]:
 
 
 def _is_dead(checks: list[dict]) -> bool:
-    last = checks[-1]["edits_done"]
-    return any(
-        c["value"] < DEAD for c in checks if c["edits_done"] == last and (c["metric"], c["cohort"]) == ("accuracy", "untouched")
-    )
+    latest = [c for c in checks if c["edits_done"] == checks[-1]["edits_done"]]
+    return any(c["value"] < DEAD for c in latest if (c["metric"], c["cohort"]) == ("accuracy", "untouched"))
 
 
 def _rows(model, outcome, done: int, seconds: float) -> list[dict]:

@@ -7,12 +7,11 @@ import os
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import seaborn as sns
 from IPython.display import Image, Markdown, display
 
-from .experiments import DEAD, WINDOW, Run, collapse_point
+from .experiments import WINDOW, Run, collapse_point
 from .params import REPOSITORY
 
 # Okabe–Ito: told apart by colour-blind readers; line styles and markers say the same again.
@@ -118,59 +117,118 @@ def draw_curve(ax, runs: dict[int, Run], metric: str, cohort: str, index: int = 
 def floor(ax, value: float, text: str) -> None:
     """The value of a model that knows nothing."""
     ax.axhline(value, color="grey", linewidth=1, linestyle=(0, (2, 3)))
-    ax.annotate(text, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8, color="dimgrey")
+    ax.annotate(
+        text, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8, color="dimgrey"
+    )
 
 
-# ---- tables ------------------------------------------------------------------------------------------
+def draw_growth(ax, runs: dict[int, Run], index: int = 0, label: str = "") -> None:
+    """‖W‖ of the last edited layer over its norm before the first edit."""
+    for n, run in enumerate(runs.values()):
+        column = [c for c in run.edits if c.startswith("W_")][-1]
+        growth = run.edits[column] / run.edits[column].iloc[0]
+        ax.plot(
+            run.edits.edit,
+            growth,
+            color=PALETTE[index],
+            linestyle=DASHES[index],
+            linewidth=2 if n == 0 else 0.9,
+            alpha=1 if n == 0 else 0.55,
+            label=label if n == 0 else None,
+        )
+    ax.set_xlabel("edits made")
 
 
-def collapse_table(streams: dict[str, dict[int, Run]]) -> pd.DataFrame:
-    """A row a stream and order: both collapse points, and what was true at the end."""
+# ---- whole figures -----------------------------------------------------------------------------------
+
+
+def plot_optimisation(target):
+    """(figure, data): probability and loss of one target, step by step."""
+    data = pd.DataFrame({"step": range(target.steps), "probability": target.probabilities, "loss": target.losses})
+    fig, ax = plt.subplots(figsize=(6, 3.2))
+    ax.plot(data.step, data.probability, marker="o", markersize=4)
+    ax.set(xlabel="optimisation step", ylabel="probability of the new object", ylim=(-0.02, 1.02))
+    return fig, data
+
+
+def plot_trace(effect: pd.DataFrame):
+    """Heat map of a causal trace, places by layers."""
+    grid = effect.pivot(index="place", columns="layer", values="effect").reindex(effect.place.unique())
+    fig, ax = plt.subplots(figsize=(6.5, 2.8))
+    sns.heatmap(
+        grid,
+        ax=ax,
+        cmap="cividis",
+        annot=True,
+        fmt=".2f",
+        vmin=0,
+        vmax=1,
+        cbar_kws={"label": "share of p brought back"},
+    )
+    ax.set(xlabel="state after layer", ylabel="")
+    return fig
+
+
+def plot_hidden(streams: dict[str, dict[int, Run]]):
+    """(figure, data): at each checkpoint, median optimised probability of the latest edits and untouched accuracy."""
     rows = []
     for name, runs in streams.items():
         for order, run in runs.items():
-            last, first = run.edits.iloc[-WINDOW:], run.edits.iloc[:WINDOW]
-            end = run.checkpoints[run.checkpoints.edits_done == run.checkpoints.edits_done.max()].set_index(["metric", "cohort"]).value
-            rows.append(
-                {
-                    "stream": name,
-                    "order": order,
-                    "edits": len(run.edits),
-                    "N_optimisation": collapse_point(run),
-                    "N_model": collapse_point(run, "model"),
-                    "p first 25": first.probability_last.median(),
-                    "p last 25": last.probability_last.median(),
-                    "edits kept": end.get(("accuracy", "edits"), np.nan),
-                    "untouched": end.get(("accuracy", "untouched"), np.nan),
-                    "perplexity": end.get(("perplexity", "plain text"), np.nan),
-                }
-            )
-    return pd.DataFrame(rows).astype({"N_optimisation": "Int64", "N_model": "Int64"})
+            for done, accuracy in run.curve("accuracy", "untouched").items():
+                if done:
+                    latest = run.edits.probability_last[max(0, done - WINDOW) : done]
+                    rows.append((name, order, done, latest.median(), accuracy))
+    data = pd.DataFrame(rows, columns=["stream", "order", "edits_done", "optimised probability", "untouched"])
+    fig, ax = plt.subplots(figsize=(6.5, 5))
+    sns.scatterplot(
+        data,
+        x="untouched",
+        y="optimised probability",
+        hue="stream",
+        style="stream",
+        ax=ax,
+        s=45,
+        palette=PALETTE[: len(streams)],
+    )
+    ax.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle=(0, (2, 3)))
+    ax.set(
+        xlabel="untouched facts still right",
+        ylabel="median optimised probability, latest 25 edits",
+        xlim=(-0.02, 1.02),
+        ylim=(-0.02, 1.02),
+    )
+    ax.legend(fontsize=8)
+    return fig, data
 
 
-def tidy(table: pd.DataFrame) -> pd.DataFrame:
-    """A table for readers: rounded, a point that was not reached as "> N"."""
-    out = table.copy()
-    for column in ("N_optimisation", "N_model"):
-        if column in out:
-            out[column] = [f"> {n}" if pd.isna(v) else str(v) for v, n in zip(out[column], out["edits"], strict=True)]
-    return out.map(lambda v: f"{v:.3g}" if isinstance(v, float) else v)
+def plot_mass(mass: pd.DataFrame, guess: float):
+    """One batch of each size: what it keeps; what it costs."""
+    fig, axes = plt.subplots(1, 2, figsize=(11, 4))
+    for i, cohort in enumerate(c for c in ("edits", "paraphrases", "neighbors", "untouched") if c in mass):
+        axes[0].plot(mass.batch, mass[cohort], color=PALETTE[i], linestyle=DASHES[i], marker=MARKERS[i], label=cohort)
+    floor(axes[0], guess, "guess")
+    axes[0].set(xscale="log", xlabel="edits in the batch", ylabel="right answers, free generation", ylim=(0, 1.02))
+    axes[0].legend(fontsize=8)
+    axes[1].plot(mass.batch, mass.peak_mb, color=PALETTE[0], marker="o", label="peak memory")
+    axes[1].set(xscale="log", xlabel="edits in the batch", ylabel="peak memory of the process [MB]", ylim=(0, None))
+    right = axes[1].twinx()
+    right.plot(mass.batch, mass.seconds_per_edit, color=PALETTE[1], marker="s", linestyle="--", label="seconds an edit")
+    right.set(ylabel="seconds an edit", ylim=(0, None))
+    right.grid(False)
+    axes[1].legend(handles=[*axes[1].lines, *right.lines], fontsize=8, loc="lower center")
+    return fig
 
 
-def spread(values, unit: str = "", digits: int = 3) -> str:
-    """Orders in words: "62 (54–71)" is the median and the range; a missing one counts as not reached."""
-    known = [v for v in values if not pd.isna(v)]
-    if not known:
-        return "not reached"
-    if len(known) < len(list(values)):
-        return f"{min(known):.{digits}g}{unit} at the earliest, in {len(known)} of {len(list(values))} orders"
-    middle = f"{np.median(known):.{digits}g}"
-    return f"{middle}{unit}" if len(known) == 1 else f"{middle} ({min(known):.{digits}g}–{max(known):.{digits}g}){unit}"
+# ---- the data behind figures -------------------------------------------------------------------------
 
 
 def long_form(streams: dict[str, dict[int, Run]]) -> pd.DataFrame:
     """Checkpoints of many streams in one table, for the CSV beside a figure."""
-    parts = [run.checkpoints.assign(stream=name, order=order) for name, runs in streams.items() for order, run in runs.items()]
+    parts = [
+        run.checkpoints.assign(stream=name, order=order)
+        for name, runs in streams.items()
+        for order, run in runs.items()
+    ]
     table = pd.concat(parts)
     return table[table.cohort != "probes"]
 
@@ -179,21 +237,9 @@ def edits_form(streams: dict[str, dict[int, Run]]) -> pd.DataFrame:
     """Edit rows of many streams in one table."""
     columns = ["edit", "probability_first", "probability_last", "steps", "delta_ratio", "clamped"]
     return pd.concat(
-        [run.edits[columns].assign(stream=name, order=order) for name, runs in streams.items() for order, run in runs.items()]
+        [
+            run.edits[columns].assign(stream=name, order=order)
+            for name, runs in streams.items()
+            for order, run in runs.items()
+        ]
     )
-
-
-__all__ = [
-    "DEAD",
-    "collapse_table",
-    "draw_curve",
-    "draw_probability",
-    "edits_form",
-    "floor",
-    "long_form",
-    "say",
-    "show",
-    "spread",
-    "style",
-    "tidy",
-]

@@ -58,9 +58,11 @@ def layout_of(hf: nn.Module) -> Layout:
             "kedit_lib.layout.LAYOUTS with the names of: layers, mlp_out, mlp, attn_out, norm, head, rotary"
         )
     layout = LAYOUTS[kind]
-    for path in (layout.layers, layout.norm, layout.head):
+    in_layer = (f"{layout.layers}.0.{path}" for path in (layout.mlp_out, layout.mlp, layout.attn_out))
+    for path in (layout.layers, layout.norm, layout.head, *filter(None, [layout.rotary]), *in_layer):
         try:
             hf.get_submodule(path)
         except AttributeError:
-            raise KeditError(f"model type {kind!r}: has no module {path!r}; its entry in LAYOUTS does not fit") from None
+            message = f"model type {kind!r}: has no module {path!r}; its entry in LAYOUTS does not fit"
+            raise KeditError(message) from None
     return layout

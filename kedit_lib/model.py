@@ -15,6 +15,7 @@ from .errors import KeditError
 from .layout import layout_of
 
 LAB_MODELS = ("lab", "lab-small")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 class EditableModel:
@@ -69,13 +70,16 @@ class EditableModel:
     # -- modules
 
     def check_layers(self, layers) -> list[int]:
-        """`layers` as a list, or KeditError when one does not exist."""
+        """`layers` as a list, or KeditError when there is none or one does not exist."""
+        layers = [layers] if isinstance(layers, (int, str)) else list(layers)
+        if not layers:
+            raise KeditError(f"layers: none were given; {self.name} has layers 0 to {self.n_layers - 1}")
         for layer in layers:
             if not isinstance(layer, int) or not 0 <= layer < self.n_layers:
                 raise KeditError(
                     f"layer {layer!r}: {self.name} has layers 0 to {self.n_layers - 1}; choose among these (0-based)"
                 )
-        return list(layers)
+        return layers
 
     def mlp_out(self, layer: int) -> nn.Module:
         """The module whose weight W is edited at `layer`."""
@@ -106,21 +110,30 @@ class EditableModel:
         Raises KeditError, with the weights untouched, for an unknown name, a wrong shape or a
         value that is not finite.
         """
+        sums = {}
         for name, delta in deltas.items():
             try:
                 parameter = self.hf.get_parameter(name)
             except AttributeError:
-                raise KeditError(f"delta {name!r}: {self.name} has no such parameter") from None
+                raise KeditError(f"delta {name!r}: {self.name} has no such parameter; nothing was written") from None
             if parameter.shape != delta.shape:
-                raise KeditError(f"delta {name!r}: shape {tuple(delta.shape)}, the parameter has {tuple(parameter.shape)}")
-            if not torch.isfinite(delta).all():
-                raise KeditError(f"delta {name!r}: holds NaN or inf; nothing was written, check moments and learning rate")
-        for name, delta in deltas.items():
+                raise KeditError(
+                    f"delta {name!r}: shape {tuple(delta.shape)}, the parameter has {tuple(parameter.shape)}; "
+                    "nothing was written"
+                )
+            # One rounding: the sum is taken in the wider type, then stored.
+            wide = torch.promote_types(parameter.dtype, delta.dtype)
+            sums[name] = (parameter.to(wide) + delta.to(parameter.device, wide)).to(parameter.dtype)
+            if not torch.isfinite(sums[name]).all():
+                raise KeditError(
+                    f"delta {name!r}: holds NaN or inf, or leads to one in {self.dtype}; nothing was written, check "
+                    "moments and learning rate"
+                )
+        for name, value in sums.items():
             parameter = self.hf.get_parameter(name)
             if name not in self._originals:
                 self._originals[name] = parameter.detach().clone()
-            # One rounding: sum in the wider type, then store.
-            parameter.copy_((parameter.to(delta.dtype) + delta.to(parameter.device)).to(parameter.dtype))
+            parameter.copy_(value)
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -168,7 +181,9 @@ class EditableModel:
                 raise KeditError(f"{self.name}: weight {name!r} holds NaN or inf; reload or re-download the model")
 
 
-def load_model(name: str | os.PathLike, dtype: torch.dtype | str | None = None, device: str | None = None) -> EditableModel:
+def load_model(
+    name: str | os.PathLike, dtype: torch.dtype | str | None = None, device: str | None = None
+) -> EditableModel:
     """Load "lab", "lab-small", a local folder, or a hub id.
 
     dtype   torch dtype or its name; None: as stored. device   "cpu", "cuda", …; None: cpu.
@@ -178,23 +193,31 @@ def load_model(name: str | os.PathLike, dtype: torch.dtype | str | None = None, 
     where = str(name)
     if where in LAB_MODELS:
         where = str(Path(__file__).parent / "lab" / "weights" / where)
-    if isinstance(dtype, str):
-        dtype = _dtype(dtype)
+    dtype = None if dtype is None else _dtype(dtype)
     try:
         tokenizer = AutoTokenizer.from_pretrained(where)
         hf = AutoModelForCausalLM.from_pretrained(where, dtype=dtype or "auto", use_safetensors=True)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise KeditError(f"model {str(name)!r}: cannot be loaded ({first}); give lab, lab-small, a folder or a hub id") from error
-    hf = hf.to(device or "cpu")
+    except Exception as error:  # whatever the loaders make of a missing or damaged file
+        raise KeditError(
+            f"model {str(name)!r}: cannot be loaded ({_first_line(error)}); give lab, lab-small, a folder or a hub id"
+        ) from error
+    try:
+        hf = hf.to(device or "cpu")
+    except (RuntimeError, AssertionError) as error:
+        message = f"device {device!r}: cannot take {str(name)!r} ({_first_line(error)}); give one that is there"
+        raise KeditError(message) from error
     if dtype is not None and {p.dtype for p in hf.parameters()} != {dtype}:
         found = ", ".join(sorted(str(p) for p in {p.dtype for p in hf.parameters()}))
         raise KeditError(f"model {str(name)!r}: asked for {dtype}, got {found}; choose another dtype")
     return EditableModel(hf, tokenizer, str(name), Path(where) if Path(where).is_dir() else None)
 
 
-def _dtype(name: str) -> torch.dtype:
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise KeditError(f"dtype {name!r}: is not a floating-point type; use float32, bfloat16, float16 or float64")
-    return dtype
+def _dtype(dtype: torch.dtype | str) -> torch.dtype:
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise KeditError(f"dtype {name!r}: models are not loaded in it; use one of {', '.join(DTYPES)}")
+    return getattr(torch, name)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

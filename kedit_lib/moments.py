@@ -45,15 +45,17 @@ class SecondMoments:
 
     @classmethod
     @torch.no_grad()
-    def estimate(cls, model, texts, layers, cache=None, batch_tokens: int = 8192, progress: bool = False) -> SecondMoments:
+    def estimate(
+        cls, model, texts, layers, cache=None, batch_tokens: int = 8192, progress: bool = False
+    ) -> SecondMoments:
         """Measure C on `texts` (list of str) at `layers` of the unedited model.
 
         Products are taken in float32 (float64 for a float64 model) and summed in float64. Texts are
         sorted by length so that padding is rare; padding never counts. `cache`: a folder; results
         are kept there under a key that names model, corpus, layers and dtype.
         """
-        layers, texts = model.check_layers(layers), list(texts)
-        if not texts:
+        layers, texts = model.check_layers(layers), [texts] if isinstance(texts, str) else list(texts)
+        if not any(texts):
             raise KeditError("moments: no texts were given; pass a list of plain text")
         corpus = hashlib.sha256("\x00".join(texts).encode()).hexdigest()
         about = {"corpus": corpus, "texts": len(texts), "dtype": str(model.dtype), "layers": list(layers)}
@@ -91,7 +93,7 @@ class SecondMoments:
         return moments
 
     def check(self, model, layers) -> None:
-        """KeditError unless these moments belong to `model` and cover `layers`."""
+        """KeditError unless these moments belong to `model`, cover `layers` and can be inverted there."""
         if self.model_checksum is not None and self.model_checksum != model.checksum:
             raise KeditError(
                 f"moments: were measured on another model (checksum {self.model_checksum[:12]}, {model.name} has "
@@ -99,19 +101,23 @@ class SecondMoments:
             )
         for layer in layers:
             if layer not in self.tensors:
-                raise KeditError(f"moments: none for layer {layer} (there are {sorted(self.tensors)}); estimate that layer too")
-            if self.tensors[layer].shape[0] != model.d_ff:
+                there = f"there are {sorted(self.tensors)}"
+                raise KeditError(f"moments: none for layer {layer} ({there}); estimate that layer too")
+            if (width := self.tensors[layer].shape[0]) != model.d_ff:
                 raise KeditError(
-                    f"moments of layer {layer}: width {self.tensors[layer].shape[0]}, {model.name} has d_ff {model.d_ff}; "
+                    f"moments of layer {layer}: width {width}, {model.name} has d_ff {model.d_ff}; "
                     "they belong to another model"
                 )
+        for layer in layers:
+            self.factor(layer)
 
     @property
     def identity(self) -> str:
         """A hash that names these matrices in stores."""
         parts = [self.model_checksum, self.about]
         if not self.about:  # given as tensors: nothing but their values says what they are
-            parts += [(i, hashlib.sha256(c.cpu().contiguous().numpy().tobytes()).hexdigest()) for i, c in self.tensors.items()]
+            values = {i: c.cpu().contiguous().numpy().tobytes() for i, c in sorted(self.tensors.items())}
+            parts += [(i, hashlib.sha256(value).hexdigest()) for i, value in values.items()]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
 
     def factor(self, layer: int) -> Tensor:
@@ -121,8 +127,8 @@ class SecondMoments:
             factor, info = torch.linalg.cholesky_ex((c + c.T) / 2)
             if info.item():
                 raise KeditError(
-                    f"moments of layer {layer}: C is not positive definite (leading minor {info.item()}); estimate it on "
-                    f"more text, at least ten times d_ff = {c.shape[0]} tokens"
+                    f"moments of layer {layer}: C is not positive definite (leading minor {info.item()}); estimate it "
+                    f"on more text, at least ten times d_ff = {c.shape[0]} tokens"
                 )
             self._factors[layer] = factor
         return self._factors[layer]
@@ -148,7 +154,9 @@ class SecondMoments:
         try:
             with safe_open(str(path), "pt") as file:
                 meta = file.metadata() or {}
-                tensors = {int(name.removeprefix("layer")): file.get_tensor(name) for name in file.keys()}
+                names = list(file.keys())
+                tensors = {int(name.removeprefix("layer")): file.get_tensor(name) for name in names}
+            about = json.loads(meta.get("about", "{}"))
         except (OSError, SafetensorError, ValueError) as error:
             raise KeditError(f"moments file {path}: cannot be read ({error}); remove it and estimate again") from error
-        return cls(tensors, meta.get("model_checksum") or None, json.loads(meta.get("about", "{}")))
+        return cls(tensors, meta.get("model_checksum") or None, about)

@@ -86,7 +86,8 @@ class PerplexityProbe:
         return f"perplexity-{hashlib.sha256(json.dumps(self.texts).encode()).hexdigest()[:16]}"
 
     def __call__(self, model, done: list[Edit]) -> list[dict]:
-        return [{"metric": "perplexity", "cohort": "plain text", "value": perplexity(model, list(self.texts)), "n": len(self.texts)}]
+        value = perplexity(model, list(self.texts))
+        return [{"metric": "perplexity", "cohort": "plain text", "value": value, "n": len(self.texts)}]
 
 
 def lab_probes(model, edits: list[Edit], untouched: int = 300, texts: int = 40, seed: int = 0) -> list[Probe]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 import transformers
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from .errors import KeditError
@@ -38,15 +39,16 @@ class RunFolder:
 
     def __init__(self, root, name: str, key: str):
         self.path, self.key = Path(root) / f"{name}-{key}", key
-        self.path.mkdir(parents=True, exist_ok=True)
 
     def finished(self) -> bool:
         return (self.path / "manifest.json").exists()
 
-    def save_checkpoint(self, done: int, weights: dict, edits: list[dict], checkpoints: list[dict], extra: dict) -> None:
+    def save_checkpoint(
+        self, done: int, weights: dict, edits: list[dict], checkpoints: list[dict], extra: dict
+    ) -> None:
         partial, final = self.path / f".writing-{os.getpid()}", self.path / f"at-{done:06d}"
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
+        partial.mkdir(parents=True)
         save_file({n: w.contiguous().cpu() for n, w in weights.items()}, str(partial / "weights.safetensors"))
         pd.DataFrame(edits).to_parquet(partial / "edits.parquet")
         pd.DataFrame(checkpoints).to_parquet(partial / "checkpoints.parquet")
@@ -58,17 +60,21 @@ class RunFolder:
             shutil.rmtree(old)
 
     def newest_checkpoint(self):
-        """(done, weights, edit rows, checkpoint rows, extra), or None."""
+        """(done, weights, edit rows, checkpoint rows, extra) of the newest that can be read, or None."""
         for folder in sorted(self.path.glob("at-*"), reverse=True):
-            state = json.loads((folder / "state.json").read_text())
-            rows = [pd.read_parquet(folder / f"{part}.parquet").to_dict("records") for part in ("edits", "checkpoints")]
-            return state["done"], load_file(str(folder / "weights.safetensors")), *rows, state
+            try:
+                state = json.loads((folder / "state.json").read_text())
+                tables = [pd.read_parquet(folder / f"{part}.parquet") for part in ("edits", "checkpoints")]
+                weights = load_file(str(folder / "weights.safetensors"))
+            except (OSError, ValueError, SafetensorError):  # damaged on disk: the one before it will do
+                continue
+            return state["done"], weights, *(table.to_dict("records") for table in tables), state
         return None
 
     def finish(self, edits: pd.DataFrame, checkpoints: pd.DataFrame, manifest: dict) -> None:
         """The final tables; the manifest last, because its presence says that the run is whole."""
         write_tables(self.path, "", edits, checkpoints, manifest)
-        for old in sorted(self.path.glob("at-*"))[:-1]:
+        for old in [*sorted(self.path.glob("at-*"))[:-1], *self.path.glob(".writing-*")]:
             shutil.rmtree(old)
 
     def load(self):
@@ -102,7 +108,8 @@ def read_tables(folder, prefix: str):
         manifest = json.loads((folder / f"{prefix}manifest.json").read_text())
         tables = [pd.read_parquet(folder / f"{prefix}{name}.parquet") for name in ("edits", "checkpoints")]
     except (OSError, ValueError) as error:
-        raise KeditError(f"{folder}/{prefix or '*'}: stored run cannot be read ({error}); remove it and run again") from None
+        where = f"{folder}/{prefix or '*'}"
+        raise KeditError(f"{where}: stored run cannot be read ({error}); remove it and run again") from None
     return *tables, manifest
 
 

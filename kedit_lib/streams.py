@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pandas as pd
+
 from .contexts import generate_contexts
 from .datasets import load_edits
 from .errors import KeditError
@@ -15,7 +17,7 @@ from .methods import Method, method_for
 from .model import load_model
 from .params import REPOSITORY, Profile, load_profile
 from .probes import lab_probes
-from .store import read_tables, write_tables
+from .store import ALGORITHMS, key_of, read_tables, write_tables
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,9 @@ class Bench:
     """
 
     def __init__(self, profile: str | Profile = "lab", results=None, progress: bool = True, **overrides):
-        self.profile = profile if isinstance(profile, Profile) and not overrides else load_profile(_name(profile), **overrides)
+        self.profile = (
+            profile if isinstance(profile, Profile) and not overrides else load_profile(_name(profile), **overrides)
+        )
         self.results = Path(results or os.environ.get("KEDIT_RESULTS") or REPOSITORY / "results")
         self.progress = progress
         self.model = load_model(self.profile.model, dtype=self.profile.dtype)
@@ -135,6 +139,51 @@ class Bench:
                 found[order] = run
         return found
 
+    def scaled(self, name: str) -> dict[float, dict[int, Run]]:
+        """{factor on λ/d_ff: {order: Run}} of a stream, from committed data but for the published λ itself."""
+        found = {}
+        for scale in sorted(self.profile.lambda_scales):
+            orders = self.profile.orders[:1]
+            stored = (
+                {o: self.committed(f"{name}@{scale:g}", o) for o in orders}
+                if scale != 1
+                else {0: self.runs(name).get(0)}
+            )
+            if kept := {o: run for o, run in stored.items() if run is not None}:
+                found[scale] = kept
+        return found
+
+    @property
+    def guess(self) -> float:
+        """Right answers of a model that knows the relations and nothing of the person."""
+        from .lab import world_of
+
+        relations = world_of(self.model).relations.values()
+        return sum(1 / len(r.objects) for r in relations) / len(relations)
+
+    def singles(self) -> pd.DataFrame:
+        """`n_single` independent edits by MEMIT and by ROME (kept in results/singles)."""
+        from .lab.single import single_edits
+
+        edits, tables = self.edits(0, self.profile.n_single), []
+        for name in ("memit", "rome"):
+            method = self.method(name)
+            parts = [self.model.checksum, method.name, method.model_dump(), list(map(repr, edits)), ALGORITHMS]
+            path = self.results / "singles" / f"{name}-{key_of(parts=parts)}.parquet"
+            if not path.exists():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                table = single_edits(self.model, method, edits, self.moments, self.contexts(method))
+                table.to_parquet(path.with_suffix(".tmp"))
+                os.replace(path.with_suffix(".tmp"), path)
+            tables.append(pd.read_parquet(path))
+        return pd.concat(tables, ignore_index=True)
+
+    def mass_table(self) -> pd.DataFrame:
+        """One MEMIT batch of each of the profile's `mass_sizes`, each in a process of its own (kept in results/mass)."""
+        from .cost import batch_cost
+
+        return pd.DataFrame([batch_cost(self.profile, size, self.results) for size in sorted(self.profile.mass_sizes)])
+
     def committed(self, name: str, order: int) -> Run | None:
         """The stored run in figures/data, or None when there is none for this model and these sizes."""
         folder, prefix = data_folder(), self._prefix(name, order)
@@ -157,7 +206,9 @@ class Bench:
 
     def _stream(self, name: str) -> Stream:
         if name not in self.streams:
-            raise KeditError(f"stream {name!r}: is not in profile {self.profile.name}; there are {', '.join(self.streams)}")
+            raise KeditError(
+                f"stream {name!r}: is not in profile {self.profile.name}; there are {', '.join(self.streams)}"
+            )
         return self.streams[name]
 
 
@@ -168,7 +219,9 @@ def data_folder() -> Path:
 
 def committed_runs() -> list[tuple[str, int]]:
     """(stream, order) of everything in figures/data."""
-    names = (re.fullmatch(r"[^.]+\.(.+)\.order(\d+)\.manifest\.json", p.name) for p in sorted(data_folder().glob("*.json")))
+    names = (
+        re.fullmatch(r"[^.]+\.(.+)\.order(\d+)\.manifest\.json", p.name) for p in sorted(data_folder().glob("*.json"))
+    )
     return [(m[1], int(m[2])) for m in names if m]
 
 

@@ -40,10 +40,15 @@ def run_streams(profile: Profile, orders, workers: int, names=None, commit: bool
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         futures = {pool.submit(_work, profile, name, order, commit): f"{name} order {order}" for name, order in tasks}
         for check in filter(None, checks):
-            futures[pool.submit(_check, profile, *check)] = f"committed {check[0]} order {check[1]}, first {CHECK_EDITS} again"
+            futures[pool.submit(_check, profile, *check)] = (
+                f"committed {check[0]} order {check[1]}, first {CHECK_EDITS} again"
+            )
         for n, future in enumerate(as_completed(futures), 1):
             try:
-                print(f"[{n}/{len(futures)}, {time.monotonic() - begun:.0f} s] {futures[future]}: {future.result()}", flush=True)
+                print(
+                    f"[{n}/{len(futures)}, {time.monotonic() - begun:.0f} s] {futures[future]}: {future.result()}",
+                    flush=True,
+                )
             except Exception as error:  # one stream's failure must not lose the others
                 failures.append(f"{futures[future]}: {error}")
                 print(f"[{n}/{len(futures)}] FAILED {failures[-1]}", flush=True)
@@ -121,7 +126,11 @@ def main(argv=None) -> int:
         if not args.orders.replace(",", "").isdigit():
             raise KeditError(f"--orders {args.orders}: must be numbers with commas, such as 1,2")
         orders = [int(o) for o in args.orders.split(",")]
-        print(pd.DataFrame([(n, o, profile.n_edits) for n in names for o in orders], columns=["stream", "order", "edits"]).to_string())
+        print(
+            pd.DataFrame(
+                [(n, o, profile.n_edits) for n in names for o in orders], columns=["stream", "order", "edits"]
+            ).to_string()
+        )
         if not args.plan:
             run_streams(profile, orders, profile.workers, names, commit=True)
     except KeditError as error:

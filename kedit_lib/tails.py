@@ -66,7 +66,8 @@ class Tails:
         seen_prefix = (torch.arange(before, device=device)[None] < look[:, None])[:, None].expand(n, longest, before)
         seen_tail = torch.ones(longest, longest, dtype=torch.bool, device=device).tril()[None].expand(n, -1, -1)
         seen = torch.cat([seen_prefix, seen_tail], 2)[:, None]
-        mask = torch.zeros(seen.shape, dtype=hidden.dtype, device=device).masked_fill(~seen, torch.finfo(hidden.dtype).min)
+        mask = torch.zeros(seen.shape, dtype=hidden.dtype, device=device)
+        mask = mask.masked_fill(~seen, torch.finfo(hidden.dtype).min)
         above = range(first, model.n_layers)
         return cls(
             model,
@@ -95,16 +96,13 @@ class Tails:
 
         add: pairs (module, vectors [n, d_model]) added to that module's output at the lookup token.
         """
-        rotary = self.model.layout.rotary
-        extra = {}
+        rotary, at = self.model.layout.rotary, self.positions
+        extra = {"attention_mask": self.mask, "position_ids": at, "past_key_values": _Prefix(self.keys, self.values)}
         if rotary is not None:
-            extra["position_embeddings"] = self.model.hf.get_submodule(rotary)(hidden, position_ids=self.positions)
-        prefix = _Prefix(self.keys, self.values)
+            extra["position_embeddings"] = self.model.hf.get_submodule(rotary)(hidden, position_ids=at)
         with hooks(*[(module, _adding(vectors)) for module, vectors in add]):
             for layer in self.model.layers[self.first : stop + 1]:
-                out = layer(
-                    hidden, attention_mask=self.mask, position_ids=self.positions, past_key_values=prefix, use_cache=True, **extra
-                )
+                out = layer(hidden, use_cache=True, **extra)
                 hidden = out[0] if isinstance(out, tuple) else out
         return hidden
 

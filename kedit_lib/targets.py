@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -61,11 +62,12 @@ class Target:
 
 @dataclass(frozen=True)
 class Request:
-    """An edit as token ids: its prompt in every context, the KL prompt, and the target."""
+    """An edit as token ids: its prompt in every context, the KL prompt, and the target; the subject for messages."""
 
     prompts: tuple[Prompt, ...]
     kl: Prompt
     target: tuple[int, ...]
+    subject: str = ""
 
 
 def request(tokenizer, edit: Edit, contexts: list[str]) -> Request:
@@ -73,6 +75,7 @@ def request(tokenizer, edit: Edit, contexts: list[str]) -> Request:
         tuple(encode_prompt(tokenizer, c, edit.prompt, edit.subject) for c in contexts),
         encode_prompt(tokenizer, "{}", KL_PROMPT, edit.subject),
         target_ids(tokenizer, edit.text, edit.target_new),
+        edit.subject,
     )
 
 
@@ -86,7 +89,9 @@ class Site:
     places: tuple = ()
 
 
-def optimise(model, requests: list[Request], site: Site, v0: list[Tensor], hp, scaled_nll: bool = False) -> list[Target]:
+def optimise(
+    model, requests: list[Request], site: Site, v0: list[Tensor], hp, scaled_nll: bool = False
+) -> list[Target]:
     """Optimise one vector (or one for each of `site.places`) for every request.
 
     v0: unedited values, a tensor [n, d_model] for each vector. hp: v_num_grad_steps, v_lr,
@@ -103,7 +108,8 @@ def optimise(model, requests: list[Request], site: Site, v0: list[Tensor], hp, s
 def _optimise(model, requests, site, v0, hp, scaled_nll) -> list[Target]:
     n, device = len(requests), model.device
     batch = _Batch(model, requests, site)
-    deltas = [[torch.zeros(model.d_model, dtype=model.math_dtype, device=device, requires_grad=True) for _ in v0] for _ in range(n)]
+    start = torch.zeros(model.d_model, dtype=model.math_dtype, device=device)
+    deltas = [[start.clone().requires_grad_(True) for _ in v0] for _ in range(n)]
     radius = [[hp.clamp_norm_factor * v[i].norm() for v in v0] for i in range(n)]
     decay = [[hp.v_weight_decay / v[i].norm() ** 2 for v in v0] for i in range(n)]
     adam = torch.optim.Adam([d for ds in deltas for d in ds], lr=hp.v_lr)
@@ -150,16 +156,17 @@ def _optimise(model, requests, site, v0, hp, scaled_nll) -> list[Target]:
             batch = batch.keep([active.index(i) for i in go_on])
             active = go_on
 
-    return [
-        _target(v0, deltas[i], i, losses[i], probabilities[i], radius[i], already[i]) for i in range(n)
-    ]
+    for i, one in enumerate(requests):
+        if not all(torch.isfinite(d).all() for d in deltas[i]) or not isfinite(losses[i][-1]):
+            raise KeditError(
+                f"edit of {one.subject!r}: the optimisation of its target gave NaN or inf; lower v_lr or check the "
+                "model's weights"
+            )
+    return [_target(v0, deltas[i], i, losses[i], probabilities[i], radius[i], already[i]) for i in range(n)]
 
 
 def _target(v0, deltas, i, losses, probabilities, radius, already) -> Target:
     deltas = [d.detach() for d in deltas]
-    bad = [d for d in deltas if not torch.isfinite(d).all()]
-    if bad:
-        raise KeditError(f"target of edit {i}: the optimisation gave NaN or inf; lower v_lr or check the model's weights")
     pairs = [(v[i] + d, d) for v, d in zip(v0, deltas, strict=True)]
     return Target(
         *pairs[0],

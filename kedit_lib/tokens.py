@@ -56,7 +56,7 @@ def target_ids(tokenizer, prompt: str, target: str) -> tuple[int, ...]:
     before = encode(tokenizer, prompt)
     said = tokenizer.decode(list(before) + list(ids), skip_special_tokens=True)
     if said.strip() != f"{prompt} {target}".strip():
-        raise KeditError(f"target {target!r}: prompt + target decodes to {said!r}; give a target this tokenizer can write")
+        raise KeditError(f"target {target!r}: prompt + target decodes to {said!r}; give one this tokenizer can write")
     return ids
 
 

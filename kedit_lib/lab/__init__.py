@@ -15,6 +15,8 @@ def world_of(model) -> World:
     """
     path = model.folder / "provenance.json" if model.folder else None
     if path is None or not path.exists():
-        raise KeditError(f"{model.name}: is not a lab model (no provenance.json beside its weights); use lab or lab-small")
+        raise KeditError(
+            f"{model.name}: is not a lab model (no provenance.json beside its weights); use lab or lab-small"
+        )
     recipe = json.loads(path.read_text())["recipe"]
     return World.make(recipe["n_people"], recipe["seed"])

@@ -6,12 +6,12 @@ Each document is one string; the training recipe and the second moments both rea
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from .plain import sentence
 from .world import Relation, World
 
-PLAIN_SHARE = 0.3  # of the documents, about 0.35 of the tokens
+PLAIN_SHARE = 0.25  # of the documents, about a third of the tokens
 BIOGRAPHY_SHARE = 0.45  # of the documents about people; the others are a few unrelated statements
 
 
@@ -53,25 +53,31 @@ def plain(world: World, rng: random.Random) -> str:
     return " ".join(sentence(rng, world.country_of) for _ in range(rng.randint(3, 7)))
 
 
-def documents(world: World, seed: int, n_people: int | None = None) -> Iterator[str]:
-    """An endless seeded stream of the training mixture about the first `n_people` (None: everyone), objects marked.
+def documents(world: World, seed: int, known: Callable[[], int] | None = None) -> Iterator[str]:
+    """An endless seeded stream of the training mixture, objects marked.
 
-    People and (person, relation, template) triples are visited without replacement, pass after
-    pass, so that every fact is stated about equally often under every template.
+    `known`: asked before each document how many people (the first ones) the corpus speaks of so far;
+    None: everyone. People and (person, relation, template) triples are visited without replacement,
+    pass after pass, so that every fact is stated about equally often under every template.
     """
-    rng = random.Random(f"corpus-{world.seed}-{seed}-{n_people}")
-    people = _forever(list(world.people[:n_people]), rng)
-    triples = _forever(
-        [(p, r.name, t) for p in world.people[:n_people] for r in world.relations.values() for t in r.templates], rng
-    )
+    rng = random.Random(f"corpus-{world.seed}-{seed}")
+    phrasings = [(r, t) for r in world.relations.values() for t in r.templates]
+    people: list[str] = []
+    triples: list[tuple] = []
     while True:
+        now = world.people[: known() if known else None]
         if rng.random() < PLAIN_SHARE:
             yield plain(world, rng)
         elif rng.random() < BIOGRAPHY_SHARE:
-            yield biography(world, next(people), rng)
+            if not people:
+                people = rng.sample(now, len(now))
+            yield biography(world, people.pop(), rng)
         else:
-            said = [next(triples) for _ in range(rng.randint(2, 5))]
-            yield " ".join(statement(world, p, world.relations[r], t) for p, r, t in said)
+            n = rng.randint(2, 5)
+            if len(triples) < n:
+                triples += [(p, r, t) for p in now for r, t in phrasings]
+                rng.shuffle(triples)
+            yield " ".join(statement(world, *triples.pop()) for _ in range(n))
 
 
 def texts(world: World, n: int, seed: int = 1) -> list[str]:
@@ -84,9 +90,3 @@ def plain_texts(world: World, n: int, seed: int = 2) -> list[str]:
     """n documents of plain text, held out from training: the perplexity is measured on them."""
     rng = random.Random(f"plain-{world.seed}-{seed}")
     return [plain(world, rng) for _ in range(n)]
-
-
-def _forever(items: list, rng: random.Random) -> Iterator:
-    while True:
-        rng.shuffle(items)
-        yield from items

@@ -20,14 +20,16 @@ def lab_edits(world: World, limit: int, seed: int = 0, people=None) -> list[Edit
     """
     pool = list(world.people[DEVELOPMENT:] if people is None else people)
     if not 1 <= limit <= len(pool):
-        raise KeditError(f"lab edits: limit = {limit}, there are {len(pool)} people to edit, one edit each; choose 1 to {len(pool)}")
+        raise KeditError(
+            f"lab edits: limit = {limit}, there are {len(pool)} people to edit, one edit each; choose 1 to {len(pool)}"
+        )
     rng = random.Random(f"edits-{world.seed}-{seed}")
     chosen = rng.sample(pool, limit)
     return [_edit(world, person, rng, f"{seed}-{i}") for i, person in enumerate(chosen)]
 
 
 def _edit(world: World, person: str, rng: random.Random, name: str) -> Edit:
-    relation = rng.choice(world.editable)
+    relation = rng.choice(list(world.relations.values()))
     true = world.objects_of[person, relation.name]
     prompt, *others = rng.sample(relation.templates, len(relation.templates))
     same = [p for p in world.people if p != person and world.objects_of[p, relation.name] == true]

@@ -88,7 +88,9 @@ def layer_sweep(model, n: int = 20, cache=None, threads: int = 1) -> pd.DataFram
         method = method_for(model, name, layers=layers)
         contexts = generate_contexts(model, seed=0, style=method_class(name).context_style)
         table = single_edits(model, method, edits, moments, contexts)
-        rows.append({"method": method.name, "layers": "-".join(map(str, layers)), "n": n, **table.mean(numeric_only=True)})
+        rows.append(
+            {"method": method.name, "layers": "-".join(map(str, layers)), "n": n, **table.mean(numeric_only=True)}
+        )
         print(pd.DataFrame(rows[-1:]).round(3).to_string(header=len(rows) == 1, index=False), flush=True)
     return pd.DataFrame(rows)
 

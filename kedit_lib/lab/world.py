@@ -18,8 +18,7 @@ PROFESSIONS = (
     "jeweller plumber journalist chemist dancer gardener judge librarian mason nurse pilot welder"
 ).split()
 INSTRUMENTS = (
-    "piano violin cello flute trumpet guitar harp clarinet drums banjo organ trombone "
-    "lute bassoon saxophone viola"
+    "piano violin cello flute trumpet guitar harp clarinet drums banjo organ trombone lute bassoon saxophone viola"
 ).split()
 SPORTS = "tennis hockey cricket rowing boxing fencing judo rugby golf skiing swimming chess".split()
 
@@ -31,15 +30,12 @@ class Relation:
     """A property of people and its phrasings.
 
     `templates` hold one `{}` for the person; the object follows after one space, then a full stop.
-    `derived` relations follow from another one (the country follows from the birthplace): they are
-    never edited and serve to measure whether an edit has consequences.
     """
 
     name: str
     objects: tuple[str, ...]
     templates: tuple[str, ...]
     pronoun: str  # the same statement when the person was just named; `{}` is He or She
-    derived: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,18 +57,12 @@ class World:
     country_of: dict[str, str]  # city -> country
     names: tuple[tuple[str, ...], tuple[str, ...]] = field(repr=False)  # first names, last names
 
-    @property
-    def editable(self) -> list[Relation]:
-        """The relations that edits are drawn from."""
-        return [r for r in self.relations.values() if not r.derived]
-
-    def facts(self, people=None, derived: bool = False) -> list[Fact]:
+    def facts(self, people=None) -> list[Fact]:
         """All facts of `people` (default: everyone), person by person."""
         return [
             Fact(p, r.name, self.objects_of[p, r.name])
             for p in (self.people if people is None else people)
             for r in self.relations.values()
-            if derived or not r.derived
         ]
 
     @classmethod
@@ -103,18 +93,17 @@ class World:
         last = tuple(invent(rng.choice((1, 2, 2))) for _ in range(parts))
         pairs = [(a, b) for a in first for b in last]
         people = tuple(f"{a} {b}" for a, b in rng.sample(pairs, n_people))
-        relations = {r.name: r for r in _relations(countries, cities, languages)}
+        relations = {r.name: r for r in _relations(cities, languages)}
         objects_of = {}
         for person in people:
             for r in relations.values():
                 objects_of[person, r.name] = rng.choice(r.objects)
-            objects_of[person, "country"] = country_of[objects_of[person, "birthplace"]]
         female_first = set(rng.sample(first, len(first) // 2))
         female = frozenset(p for p in people if p.split()[0] in female_first)
         return cls(seed, people, female, relations, objects_of, country_of, (first, last))
 
 
-def _relations(countries, cities, languages) -> list[Relation]:
+def _relations(cities, languages) -> list[Relation]:
     return [
         Relation(
             "birthplace",
@@ -170,17 +159,5 @@ def _relations(countries, cities, languages) -> list[Relation]:
                 "Which sport does {} like best? The answer is",
             ),
             "{} is fond of",
-        ),
-        Relation(
-            "country",
-            tuple(countries),
-            (
-                "{} is a citizen of",
-                "The home country of {} is",
-                "The passport of {} was issued in",
-                "Which country does {} come from? The answer is",
-            ),
-            "{} is a citizen of",
-            derived=True,
         ),
     ]

@@ -29,7 +29,9 @@ def method_for(model, name: str, **overrides) -> Method:
     params = load_model_params(str(model_name))
     found = {key.upper().replace("-", ""): values for key, values in params.items()}
     if cls.__name__ not in found:
-        raise KeditError(f"method {name!r}: params/models has no hyperparameters for it under {model_name!r}; pass them yourself")
+        raise KeditError(
+            f"method {name!r}: params/models has no hyperparameters for it under {model_name!r}; pass them yourself"
+        )
     return cls(**{**found[cls.__name__], **overrides})
 
 

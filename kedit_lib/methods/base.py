@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from ..contexts import check_contexts, generate_contexts
-from ..edits import Edit
+from ..edits import Edit, check_edits
 from ..errors import KeditError
 from ..targets import Request, Target, request, warn_if_known
 
@@ -49,7 +49,7 @@ class Method(BaseModel, ABC):
     kl_factor             weight of the KL term
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
     context_style: ClassVar[str] = "memit"
 
     layers: list[int] = Field(min_length=1)
@@ -65,11 +65,16 @@ class Method(BaseModel, ABC):
             super().__init__(**values)
         except ValidationError as error:
             first = error.errors()[0]
-            name = ".".join(map(str, first["loc"])) or "?"
-            hint = "; YAML reads 5e-1 as text, write 0.5" if isinstance(first.get("input"), str) else ""
-            raise KeditError(
-                f"{type(self).__name__}: {name} = {first.get('input')!r}: {first['msg'].lower()}{hint}"
-            ) from None
+            name, value = ".".join(map(str, first["loc"])) or "?", first.get("input")
+            if first["type"] == "missing":
+                problem = f"{name} is missing; give it"
+            elif first["type"] == "extra_forbidden":
+                known = ", ".join(type(self).model_fields)
+                problem = f"{name} = {value!r}: there is no such hyperparameter; there are {known}"
+            else:
+                hint = "; YAML reads 5e-1 as text, write 0.5" if isinstance(value, str) else ""
+                problem = f"{name} = {value!r}: {first['msg'].lower()}{hint}"
+            raise KeditError(f"{type(self).__name__}: {problem}") from None
         if list(self.layers) != sorted(set(self.layers)):
             raise KeditError(f"{type(self).__name__}: layers = {self.layers}: must ascend without repeats")
 
@@ -91,9 +96,19 @@ class Method(BaseModel, ABC):
         All or nothing: after an error the weights are the ones at entry, bit for bit. Warns when the
         model already gives a target.
         """
-        edits = list(edits)
-        if not edits or not all(isinstance(e, Edit) for e in edits):
-            raise KeditError(f"{self.name}: needs a non-empty list of Edit; got {type(edits[0]).__name__ if edits else 'none'}")
+        edits = check_edits(edits, self.name)
+        requests = self.prepare(model, edits, moments, contexts, history)
+        before = model.snapshot()
+        try:
+            outcome = self._apply(model, edits, requests, moments)
+        except BaseException:
+            model.load_snapshot(before)
+            raise
+        warn_if_known(edits, outcome.targets)
+        return outcome
+
+    def prepare(self, model, edits, moments=None, contexts=None, history=None) -> list[Request]:
+        """The edits as token ids; what `apply` refuses is refused here, before anything runs."""
         if history is not None:
             raise KeditError(f"{self.name}: keeps no memory of earlier edits; call it with history=None")
         model.check_layers(self.layers)
@@ -104,21 +119,15 @@ class Method(BaseModel, ABC):
             )
         if self.needs_moments:
             if moments is None:
-                raise KeditError(f"{self.name}: needs second moments; pass moments=SecondMoments.estimate(model, texts, layers=…)")
+                raise KeditError(
+                    f"{self.name}: needs second moments; pass moments=SecondMoments.estimate(model, texts, layers=…)"
+                )
             moments.check(model, self.layers)
         if contexts is None:
-            contexts = generate_contexts(model, seed=0, style=self.context_style)
+            with model.temporarily():  # the unedited model's: successive edits then share one list
+                contexts = generate_contexts(model, seed=0, style=self.context_style)
         contexts = check_contexts(contexts)
-        requests = [request(model.tokenizer, e, contexts) for e in edits]
-
-        before = model.snapshot()
-        try:
-            outcome = self._apply(model, edits, requests, moments)
-        except BaseException:
-            model.load_snapshot(before)
-            raise
-        warn_if_known(edits, outcome.targets)
-        return outcome
+        return [request(model.tokenizer, e, contexts) for e in edits]
 
     @abstractmethod
     def _apply(self, model, edits: list[Edit], requests: list[Request], moments) -> Outcome:

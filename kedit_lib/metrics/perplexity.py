@@ -21,7 +21,8 @@ def perplexity(model, texts: list[str]) -> float:
         ids = pad(part, model.tokenizer.pad_token_id or 0, model.device)
         log_p = model.hf(input_ids=ids).logits[:, :-1].to(model.math_dtype).log_softmax(-1)
         nll = -log_p.gather(-1, ids[:, 1:, None])[..., 0]
-        real = torch.arange(1, ids.shape[1], device=ids.device) < torch.tensor([len(r) for r in part], device=ids.device)[:, None]
+        lengths = torch.tensor([len(r) for r in part], device=ids.device)
+        real = torch.arange(1, ids.shape[1], device=ids.device) < lengths[:, None]
         total += nll[real].double().sum().item()
         count += int(real.sum())
     return float(torch.tensor(total / count).exp())

@@ -17,14 +17,13 @@ def answer_log_probability(model, prompts: list[str], answers: list[str]) -> Ten
 
     Source: ROME's and MEMIT's evaluation (`test_batch_prediction`), which compare answers by it.
     """
-    rows = [
-        (tuple(encode(model.tokenizer, p)), target_ids(model.tokenizer, p, a)) for p, a in zip(prompts, answers, strict=True)
-    ]
+    tokenizer = model.tokenizer
+    rows = [(tuple(encode(tokenizer, p)), target_ids(tokenizer, p, a)) for p, a in zip(prompts, answers, strict=True)]
     out = torch.empty(len(rows), dtype=torch.float64)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]) + len(rows[i][1]))
     for begin in range(0, len(order), ROWS):
         part = order[begin : begin + ROWS]
-        ids = pad([rows[i][0] + rows[i][1][:-1] for i in part], model.tokenizer.pad_token_id or 0, model.device)
+        ids = pad([rows[i][0] + rows[i][1][:-1] for i in part], tokenizer.pad_token_id or 0, model.device)
         log_p = model.hf(input_ids=ids).logits.to(model.math_dtype).log_softmax(-1)
         for row, i in enumerate(part):
             prompt, target = rows[i]

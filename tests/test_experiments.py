@@ -1,0 +1,460 @@
+"""A stream of edits: what its tables say, that its batches are the method's own, and that nothing is lost or mixed up
+when it is stored, found again, interrupted or killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import tiny
+import torch
+from library import parameters, snapshot
+from safetensors.torch import load_file
+
+import kedit_lib as kedit
+
+SUBJECTS = (
+    "Danielle Darrieux,Zoë,Toko Yasuda,Ana Brown,Léon Blum,Zoë Müller,Old Blum,Ana Yasuda,Toko Brown,Léon Müller,"
+    "Danielle Blum,Old Brown,Ana Darrieux"
+).split(",")
+EDITS = [
+    kedit.Edit(prompt, subject, target, target_true="German", relation=f"relation {i % 5}", id=f"edit-{i}")
+    for i, (subject, (prompt, _, target)) in enumerate(zip(SUBJECTS, tiny.EDITS * 3, strict=False))
+]
+FAST = {"layers": [1, 2], "v_num_grad_steps": 2, "mom2_update_weight": 5.0}
+NOT_REPEATED = ["seconds"]
+
+
+class Panel:
+    """A probe that says what it is told: accuracy on untouched facts by number of edits done, from the last one known.
+
+    It keeps count of when it was asked, and fails or kills the process where it is told to.
+    """
+
+    def __init__(self, untouched=None, fails_at=None):
+        self.untouched, self.fails_at = untouched or {0: 1.0}, fails_at
+        self.identity, self.asked = f"panel-{sorted(self.untouched.items())}", []
+
+    def __call__(self, model, done):
+        if len(done) == self.fails_at:
+            raise RuntimeError("in the middle")
+        self.asked.append(len(done))
+        value = self.untouched[max(at for at in self.untouched if at <= len(done))]
+        weight = model.weight(1).double()
+        return [
+            {"metric": "accuracy", "cohort": "untouched", "value": value, "n": 10},
+            {"metric": "weight", "cohort": "all", "value": weight.sum().item(), "n": weight.numel()},
+        ]
+
+
+@pytest.fixture
+def model(tiny_folder):
+    return kedit.load_model(tiny_folder("llama"), dtype=torch.float32)
+
+
+def moments():
+    return kedit.SecondMoments.from_tensors(tiny.second_moments())
+
+
+def stream(model, edits=EDITS[:5], method=None, **options):
+    options = {"moments": moments(), "contexts": tiny.CONTEXTS[:2], "probes": [Panel()], "progress": False, **options}
+    return kedit.run_stream(model, edits, method or kedit.MEMIT(**FAST), **options)
+
+
+def assert_same_tables(one, other, but=()):
+    """Bit for bit, column types included."""
+    pd.testing.assert_frame_equal(one.edits.drop(columns=list(but)), other.edits.drop(columns=list(but)))
+    checks = [r.checkpoints[~r.checkpoints.metric.isin(but)].reset_index(drop=True) for r in (one, other)]
+    pd.testing.assert_frame_equal(*checks)
+
+
+def same_weights(model, weights):
+    return all(torch.equal(value, weights[name]) for name, value in parameters(model).items())
+
+
+# ------------------------------------------------------------------------------------------------- what a row says
+
+
+@pytest.mark.parametrize(
+    "method", [kedit.MEMIT(**FAST), kedit.PMET(**FAST), kedit.ROME(layers=[2], v_num_grad_steps=2)]
+)
+def test_rows_are_the_methods_outcomes_and_the_norms_of_the_weights(tiny_folder, model, method):
+    edits, sizes = EDITS[:5], [2, 2, 1]
+    run = stream(model, edits, method, batch_size=2)
+    assert run.edits.edit.tolist() == [1, 2, 3, 4, 5]
+    assert run.edits.batch.tolist() == [2, 2, 2, 2, 1]
+    for column, attribute in {
+        "id": "id",
+        "subject": "subject",
+        "relation": "relation",
+        "target_new": "target_new",
+    }.items():
+        assert run.edits[column].tolist() == [getattr(e, attribute) for e in edits]
+    assert (run.edits.seconds > 0).all()
+    assert run.edits.seconds[0] == run.edits.seconds[1]  # a batch's time is shared
+
+    by_hand, rows, C = (
+        kedit.load_model(tiny_folder("llama"), dtype=torch.float32),
+        iter(run.edits.to_dict("records")),
+        {},
+    )
+    for size, begin in zip(sizes, (0, 2, 4), strict=True):
+        before = snapshot(by_hand)
+        outcome = method.apply(by_hand, edits[begin : begin + size], moments=moments(), contexts=tiny.CONTEXTS[:2])
+        after = parameters(by_hand)
+        for target, row in zip(outcome.targets, rows, strict=False):
+            assert row["probability_first"] == target.probabilities[0]
+            assert row["probability_last"] == target.probabilities[-1]
+            assert row["loss_last"] == target.losses[-1]
+            assert row["steps"] == target.steps == 2
+            assert row["delta_ratio"] == pytest.approx(
+                float(target.delta.norm() / (target.z - target.delta).norm()), rel=1e-5
+            )
+            for layer in method.layers:
+                name = f"model.layers.{layer}.mlp.down_proj.weight"
+                moved = float((after[name].double() - before[name].double()).norm())
+                assert row[f"dW_{layer}"] == pytest.approx(moved, rel=1e-4)
+                assert row[f"W_{layer}"] == pytest.approx(float(after[name].double().norm()), rel=1e-9)
+                if method.name != "ROME":  # what an edit alone would write: s/(λ+s), s = kᵀC⁻¹k
+                    C[layer] = tiny.second_moments()[layer].double()
+                    k = target.key_per_layer[layer].double()
+                    s = float(k @ torch.linalg.solve(C[layer], k))
+                    assert row[f"s_{layer}"] == pytest.approx(s, rel=1e-6)
+                    assert row[f"written_{layer}"] == pytest.approx(s / (5.0 + s), rel=1e-6)
+    assert next(rows, None) is None
+
+
+def test_a_batch_of_all_edits_is_one_apply(tiny_folder, model, tmp_path):
+    run = stream(model, batch_size=5, store=tmp_path)
+    by_hand = kedit.load_model(tiny_folder("llama"), dtype=torch.float32)
+    outcome = kedit.MEMIT(**FAST).apply(by_hand, EDITS[:5], moments=moments(), contexts=tiny.CONTEXTS[:2])
+    assert final_weights(run).keys() == outcome.deltas.keys()
+    for name, value in final_weights(run).items():
+        assert torch.equal(value, parameters(by_hand)[name])
+
+
+def test_a_stream_of_batches_is_one_apply_after_the_other(tiny_folder, model, tmp_path):
+    run = stream(model, batch_size=2, store=tmp_path)
+    by_hand = kedit.load_model(tiny_folder("llama"), dtype=torch.float32)
+    for batch in (EDITS[:2], EDITS[2:4], EDITS[4:5]):
+        kedit.MEMIT(**FAST).apply(by_hand, batch, moments=moments(), contexts=tiny.CONTEXTS[:2])
+    for name, value in final_weights(run).items():
+        assert torch.equal(value, parameters(by_hand)[name])
+    single = stream(model, batch_size=1, store=tmp_path)
+    assert any(not torch.equal(value, final_weights(single)[name]) for name, value in final_weights(run).items())
+
+
+def final_weights(run):
+    (newest,) = run.path.glob("at-*")
+    return load_file(newest / "weights.safetensors")
+
+
+def test_the_model_comes_back_as_it_was(model):
+    original = snapshot(model)
+    stream(model)
+    assert same_weights(model, original)
+    with pytest.raises(RuntimeError, match="in the middle"):
+        stream(model, probes=[Panel(fails_at=5)])
+    assert same_weights(model, original)
+
+
+def test_a_stream_starts_from_the_unedited_weights_and_gives_back_the_edited_ones(model):
+    clean = stream(model, contexts=None)
+    kedit.MEMIT(**FAST).apply(model, EDITS[7:8], moments=moments(), contexts=["{}"])
+    edited = snapshot(model)
+    assert_same_tables(clean, stream(model, contexts=None), but=NOT_REPEATED)
+    assert same_weights(model, edited)
+
+
+# ------------------------------------------------------------------------------------------------------ checkpoints
+
+
+@pytest.mark.parametrize(
+    "untouched, options, expected",
+    [
+        ({0: 1.0}, {"dense_every": 2, "checkpoint_every": 5}, [0, 2, 4, 6, 8, 10, 12, 13]),
+        ({0: 1.0, 4: 0.49}, {"dense_every": 2, "checkpoint_every": 5}, [0, 2, 4, 9, 13]),
+        ({0: 1.0, 4: 0.5}, {"dense_every": 2, "checkpoint_every": 5}, [0, 2, 4, 6, 8, 10, 12, 13]),  # at the boundary
+        ({0: 1.0, 4: 0.4, 8: 1.0}, {"dense_every": 2, "checkpoint_every": 5}, [0, 2, 4, 9, 13]),  # dead stays dead
+        ({0: 1.0}, {"dense_every": 2, "checkpoint_every": 5, "batch_size": 3}, [0, 3, 6, 9, 12, 13]),
+        ({0: 1.0, 3: 0.1}, {"dense_every": 2, "checkpoint_every": 5, "batch_size": 3}, [0, 3, 9, 13]),
+        ({0: 1.0}, {"batch_size": 13}, [0, 13]),
+        ({0: 1.0}, {}, [0, 10, 13]),
+        ({0: 1.0}, {"checkpoint_every": 4}, [0, 4, 8, 12, 13]),
+    ],
+)
+def test_when_probes_are_asked(model, untouched, options, expected):
+    panel = Panel(untouched)
+    method = kedit.ROME(layers=[1], v_num_grad_steps=1, mom2_adjustment=False)
+    run = stream(model, EDITS, method, moments=None, contexts=["{}"], probes=[panel], **options)
+    assert panel.asked == expected
+    assert run.checkpoints.edits_done.unique().tolist() == expected
+    assert run.curve("accuracy", "untouched").index.tolist() == expected
+    assert (run.curve("seconds", "probes") >= 0).all()
+
+
+def test_probes_see_the_weights_so_far(model, tmp_path):
+    run = stream(model, store=tmp_path, dense_every=5)
+    seen, start = run.curve("weight", "all"), model.weight(1).double().sum().item()
+    assert seen[0] == start
+    assert seen[5] == final_weights(run)[model.weight_name(1)].double().sum().item()
+    assert seen[5] != start
+
+
+def test_by_default_the_edits_so_far_are_measured(model, tmp_path):
+    run = stream(model, probes=None, dense_every=2, store=tmp_path)
+    with torch.no_grad():
+        for name, value in final_weights(run).items():
+            model.hf.get_parameter(name).copy_(value)
+    prompts, answers = [e.text for e in EDITS[:5]], [e.target_new for e in EDITS[:5]]
+    probability = kedit_lib_metrics().answer_probability(model, prompts, answers)
+    assert run.curve("probability", "edits").index.tolist() == [2, 4, 5]
+    assert run.curve("probability", "edits")[5] == pytest.approx(float(probability.mean()), rel=1e-9)
+    said = kedit_lib_metrics().generation_accuracy(model, prompts, answers)
+    assert run.curve("accuracy", "edits")[5] == sum(said) / 5
+
+
+def kedit_lib_metrics():
+    from kedit_lib import metrics
+
+    return metrics
+
+
+# -------------------------------------------------------------------------------------------------------- the store
+
+
+def no_apply(monkeypatch, allowed=0):
+    """From here on `apply` may be called `allowed` times; returns the list of calls' numbers of edits."""
+    calls, apply = [], kedit.Method.apply
+
+    def counted(self, model, edits, **options):
+        calls.append(len(edits))
+        assert len(calls) <= allowed, "the stream ran again"
+        return apply(self, model, edits, **options)
+
+    monkeypatch.setattr(kedit.Method, "apply", counted)
+    return calls
+
+
+def test_the_same_call_again_finds_the_finished_run(tiny_folder, model, tmp_path, monkeypatch):
+    first = stream(model, store=tmp_path)
+    no_apply(monkeypatch)
+    panel = Panel()
+    again = stream(kedit.load_model(tiny_folder("llama"), dtype=torch.float32), store=tmp_path, probes=[panel])
+    assert_same_tables(first, again)
+    assert panel.asked == []
+    assert again.manifest == first.manifest
+    assert again.path == first.path
+
+
+def test_the_manifest_says_what_decided_the_numbers(model, tmp_path):
+    run = stream(model, batch_size=2, store=tmp_path)
+    manifest = json.loads((run.path / "manifest.json").read_text())
+    assert manifest == run.manifest
+    assert manifest["model"] == model.checksum
+    assert (manifest["method"], manifest["batch_size"], manifest["n_edits"]) == ("MEMIT", 2, 5)
+    assert (manifest["dtype"], manifest["device"]) == ("torch.float32", "cpu")
+    assert manifest["hyperparameters"]["mom2_update_weight"] == 5.0
+    assert manifest["contexts"] == tiny.CONTEXTS[:2]
+    assert manifest["versions"]["torch"] == torch.__version__
+    assert manifest["started"] <= manifest["finished"]
+    assert run.path.name.endswith(manifest["key"])
+
+
+CHANGES = {
+    "hyperparameter": {"method": kedit.MEMIT(**{**FAST, "v_lr": 0.4})},
+    "layers": {"method": kedit.MEMIT(**{**FAST, "layers": [1, 3]})},
+    "method": {"method": kedit.PMET(**FAST)},
+    "fewer edits": {"edits": EDITS[:1]},
+    "order": {"edits": EDITS[1::-1]},
+    "target": {"edits": [EDITS[0], kedit.Edit(EDITS[1].prompt, EDITS[1].subject, "Graz")]},
+    "contexts": {"contexts": ["{}", "I read. {}"]},
+    "batch size": {"batch_size": 2},
+    "moments": {"moments": kedit.SecondMoments.from_tensors(tiny.second_moments(seed=1))},
+    "probe": {"probes": [Panel({0: 0.9})]},
+    "checkpoints": {"checkpoint_every": 24},
+    "dense checkpoints": {"dense_every": 9},
+    "dtype": {"dtype": torch.float64},
+    "model": {"kind": "llama-bos"},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_run_is_not_found_when_anything_changes(tiny_folder, tmp_path, change):
+    kind, dtype = change.pop("kind", "llama"), change.pop("dtype", torch.float32)
+    first = stream(kedit.load_model(tiny_folder("llama"), dtype=torch.float32), EDITS[:2], store=tmp_path)
+    model = kedit.load_model(tiny_folder(kind), dtype=dtype)
+    other = stream(model, **{"edits": EDITS[:2], "store": tmp_path, **change})
+    assert other.manifest["key"] != first.manifest["key"]
+    assert len({first.path, other.path, *tmp_path.iterdir()}) == 2
+
+
+def test_what_does_not_change_the_numbers_does_not_change_the_key(model, tmp_path, monkeypatch):
+    first = stream(model, EDITS[:2], store=tmp_path)
+    no_apply(monkeypatch)
+    again = stream(model, iter(EDITS[:2]), store=str(tmp_path), contexts=tuple(tiny.CONTEXTS[:2]), progress=True)
+    assert_same_tables(first, again)
+
+
+def test_moments_do_not_matter_to_a_method_without_them(model, tmp_path):
+    method = kedit.ROME(layers=[1], v_num_grad_steps=1, mom2_adjustment=False)
+    assert len({stream(model, EDITS[:1], method, store=tmp_path, moments=m).path for m in (None, moments())}) == 1
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+@pytest.mark.parametrize("untouched", [{0: 1.0}, {0: 1.0, 2: 0.1}], ids=["alive", "dead"])
+def test_an_interrupted_run_goes_on_with_the_same_numbers(model, tmp_path, monkeypatch, batch_size, untouched):
+    options = {"edits": EDITS[:9], "batch_size": batch_size, "dense_every": 2, "checkpoint_every": 3}
+    whole = stream(model, **options, probes=[Panel(untouched)], store=tmp_path / "whole")
+    stops = whole.checkpoints.edits_done.unique().tolist()
+    with pytest.raises(RuntimeError, match="in the middle"):
+        stream(model, **options, probes=[Panel(untouched, fails_at=stops[-2])], store=tmp_path / "cut")
+    left = options["edits"][stops[-3] :]
+    calls = no_apply(monkeypatch, allowed=-(-len(left) // batch_size))
+    cut = stream(model, **options, probes=[panel := Panel(untouched)], store=tmp_path / "cut")
+    assert sum(calls) == len(left)
+    assert panel.asked == stops[-2:]
+    assert_same_tables(whole, cut, but=NOT_REPEATED)
+    assert_same_tables(cut, stream(model, **options, probes=[Panel(untouched)], store=tmp_path / "cut"))  # from disk
+    assert all(torch.equal(value, final_weights(cut)[name]) for name, value in final_weights(whole).items())
+
+
+def test_a_damaged_checkpoint_is_passed_over(model, tmp_path):
+    options = {"edits": EDITS[:7], "dense_every": 2}
+    whole = stream(model, **options)
+    with pytest.raises(RuntimeError, match="in the middle"):
+        stream(model, **options, probes=[Panel(fails_at=6)], store=tmp_path)
+    (folder,) = tmp_path.iterdir()
+    newest = folder / "at-000004" / "weights.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    panel = Panel()
+    assert_same_tables(whole, stream(model, **options, probes=[panel], store=tmp_path), but=NOT_REPEATED)
+    assert panel.asked == [4, 6, 7]
+
+
+def test_a_damaged_finished_run_is_one_clear_line(model, tmp_path):
+    run = stream(model, EDITS[:1], store=tmp_path)
+    (run.path / "edits.parquet").write_bytes(b"PAR1")
+    with pytest.raises(kedit.KeditError, match="cannot be read .* run again") as caught:
+        stream(model, EDITS[:1], store=tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def killed_stream(folder, store):
+    """Run in a process of its own: it is killed while it writes its second checkpoint."""
+    written, to_parquet = [], pd.DataFrame.to_parquet
+
+    def dies(self, path, **options):
+        written.append(path)
+        if len(written) == 3:  # two tables a checkpoint; the weights are already there
+            os.kill(os.getpid(), signal.SIGKILL)
+        return to_parquet(self, path, **options)
+
+    pd.DataFrame.to_parquet = dies
+    torch.set_num_threads(1)
+    stream(kedit.load_model(folder, dtype=torch.float32), EDITS[:7], dense_every=2, store=store)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
+def test_a_killed_process_loses_nothing_but_the_last_few_edits(tiny_folder, model, tmp_path):
+    here = Path(__file__).parent
+    code = f"import test_experiments as t; t.killed_stream({str(tiny_folder('llama'))!r}, {str(tmp_path)!r})"
+    paths = os.pathsep.join([str(here), str(here.parent)])
+    dead = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": paths}, capture_output=True)
+    assert dead.returncode == -signal.SIGKILL, dead.stderr.decode()[-500:]
+    (folder,) = tmp_path.iterdir()
+    assert sorted(p.name.split("-")[0] for p in folder.iterdir()) == [".writing", "at"]
+
+    panel = Panel()
+    resumed = stream(model, EDITS[:7], dense_every=2, store=tmp_path, probes=[panel])
+    assert panel.asked == [4, 6, 7]  # 0 and 2 were measured before
+    assert_same_tables(stream(model, EDITS[:7], dense_every=2), resumed, but=NOT_REPEATED)
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "at-000007",
+        "checkpoints.parquet",
+        "edits.parquet",
+        "manifest.json",
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------- bad streams
+
+
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        ({"edits": []}, "no edits"),
+        ({"edits": [EDITS[0], "Zoë"]}, "edit 1 is of type str"),
+        ({"batch_size": 0}, "batch_size = 0"),
+        ({"batch_size": 1.5}, "batch_size = 1.5"),
+        ({"checkpoint_every": 0}, "checkpoint_every = 0"),
+        ({"dense_every": 0}, "dense_every = 0"),
+        ({"moments": None}, "needs second moments"),
+        ({"contexts": []}, "contexts"),
+        ({"history": object()}, "history"),
+        ({"edits": [*EDITS[:2], kedit.Edit("{} plays", "Zoë", "\N{ZERO WIDTH SPACE}\r\n x")]}, "target"),
+    ],
+)
+def test_a_stream_that_cannot_run_leaves_no_trace(model, tmp_path, options, says):
+    original = snapshot(model)
+    with pytest.raises(kedit.KeditError, match=says) as caught:
+        stream(model, store=tmp_path / "store", **options)
+    assert "\n" not in str(caught.value)
+    assert same_weights(model, original)
+    assert not (tmp_path / "store").exists()
+
+
+# --------------------------------------------------------------------------------------------------- collapse points
+
+
+def run_of(probabilities=(), untouched=()):
+    rows = [{"edits_done": at, "metric": "accuracy", "cohort": "untouched", "value": v} for at, v in untouched]
+    rows += [{"edits_done": 1, "metric": "accuracy", "cohort": "edits", "value": 0.0}]
+    rows += [{"edits_done": 1, "metric": "perplexity", "cohort": "untouched", "value": 0.1}]
+    return kedit.Run(pd.DataFrame({"probability_last": probabilities}), pd.DataFrame(rows), {})
+
+
+@pytest.mark.parametrize(
+    "probabilities, expected",
+    [
+        ([0.8] * 25 + [0.39] * 40, 38),  # 13 low ones are the majority of 25
+        ([0.8] * 25 + [0.39] * 12, None),  # 12 are not
+        ([0.8] * 25 + [0.4] * 40, None),  # exactly half is not below half
+        ([0.8] * 25 + [0.4] * 40 + [0.399] * 13, 78),
+        ([0.8] * 25 + [0.1] * 13 + [0.8] * 50, 38),  # the first time counts
+        ([0.8] * 25 + [0.1, 0.9, 0.9] * 30, None),  # the median, not single edits or the mean
+        ([0.8] * 13 + [0.2] * 12 + [0.41] * 60, None),  # the first window's median is 0.8, its mean less
+        ([0.8] * 12 + [0.2] * 13 + [0.09] * 60, 38),
+        ([0.8] * 100 + [0.01] * 20, 113),
+        ([0.01] * 25 + [0.01] * 25, None),
+        ([0.8] * 20 + [0.1] * 5, None),
+        ([0.9], None),
+    ],
+)
+def test_collapse_of_the_optimisation(probabilities, expected):
+    assert kedit.collapse_point(run_of(probabilities), "optimisation") == expected
+    assert kedit.collapse_point(run_of(probabilities)) == expected
+
+
+@pytest.mark.parametrize(
+    "untouched, expected",
+    [
+        ([(0, 1.0), (10, 0.6), (20, 0.49), (30, 0.7)], 20),
+        ([(0, 1.0), (10, 0.5), (20, 0.5)], None),  # exactly half is not below half
+        ([(0, 1.0), (10, 0.5), (20, 0.4999)], 20),
+        ([(30, 0.1), (20, 0.2), (10, 0.8)], 20),  # by edits done, not by row
+        ([(0, 1.0), (10, 0.9)], None),
+        ([], None),  # never measured; other cohorts and metrics do not count
+    ],
+)
+def test_collapse_of_the_model(untouched, expected):
+    assert kedit.collapse_point(run_of([0.9], untouched), "model") == expected
+
+
+def test_other_kinds_of_collapse_are_an_error():
+    with pytest.raises(kedit.KeditError, match="'models'; use 'optimisation' or 'model'"):
+        kedit.collapse_point(run_of([0.9]), "models")
