@@ -38,6 +38,17 @@ def batch_cost(profile: Profile, size: int, results: Path) -> dict:
     return json.loads(path.read_text())
 
 
+def peak_memory() -> float:
+    """Largest resident memory of this process so far, in MB.
+
+    Linux tells it for the program that is running now; getrusage also counts the process it was started from.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        return next(int(x.split()[1]) for x in status.read_text().splitlines() if x.startswith("VmHWM")) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
 def _measure(profile: Profile, size: int, results: Path) -> dict:
     import torch
 
@@ -50,7 +61,7 @@ def _measure(profile: Profile, size: int, results: Path) -> dict:
     begin = time.perf_counter()
     outcome = method.apply(bench.model, edits, moments=moments, contexts=contexts)
     seconds = time.perf_counter() - begin
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_memory()
     row = {
         "batch": size,
         "N/d_ff": size / bench.model.d_ff,

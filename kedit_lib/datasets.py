@@ -32,7 +32,15 @@ def load_edits(source: str | Path, model=None, limit: int | None = None, seed: i
     path = Path(source)
     if not path.is_file():
         raise KeditError(f"edits {str(source)!r}: no such file; give 'lab' or a .jsonl file")
-    edits = [_record(path, n, line) for n, line in enumerate(path.read_text("utf-8").splitlines(), 1) if line.strip()]
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise KeditError(
+            f"{path.name}: is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
+        ) from None
+    edits = [_record(path, n, line) for n, line in enumerate(lines, 1) if line.strip()]
+    if not edits:
+        raise KeditError(f"{path.name}: holds no edits; write one JSON object a line")
     if limit is None:
         return edits
     if not 1 <= limit <= len(edits):

@@ -61,6 +61,13 @@ def show(fig, name: str, caption: str, alt: str, data: pd.DataFrame) -> None:
     display(Markdown(f"**Figure.** {caption}"))
 
 
+def keep(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Save a table as figures/<name>.csv and hand it back."""
+    folder().mkdir(parents=True, exist_ok=True)
+    table.to_csv(folder() / f"{name}.csv", index=False, float_format="%.6g")
+    return table
+
+
 def say(text: str) -> None:
     """A paragraph whose numbers come from data."""
     display(Markdown(text))

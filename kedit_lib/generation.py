@@ -47,5 +47,5 @@ def complete(model, tokenizer, prompts: list[str], max_new_tokens: int = 8, batc
     """What the model says after each prompt up to the first full stop or line end, stripped."""
     stop = tuple(tokenizer(".", add_special_tokens=False).input_ids[-1:])
     said = generate_ids(model, tokenizer, prompts, max_new_tokens, batch, stop)
-    texts = tokenizer.batch_decode(said, skip_special_tokens=True)
+    texts = [tokenizer.decode(one, skip_special_tokens=True) for one in said]
     return [text.split(".")[0].split("\n")[0].strip() for text in texts]

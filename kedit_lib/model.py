@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 import torch
+import transformers
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -196,7 +197,8 @@ def load_model(
     dtype = None if dtype is None else _dtype(dtype)
     try:
         tokenizer = AutoTokenizer.from_pretrained(where)
-        hf = AutoModelForCausalLM.from_pretrained(where, dtype=dtype or "auto", use_safetensors=True)
+        with _no_progress_bar():
+            hf = AutoModelForCausalLM.from_pretrained(where, dtype=dtype or "auto", use_safetensors=True)
     except Exception as error:  # whatever the loaders make of a missing or damaged file
         raise KeditError(
             f"model {str(name)!r}: cannot be loaded ({_first_line(error)}); give lab, lab-small, a folder or a hub id"

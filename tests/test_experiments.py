@@ -16,6 +16,7 @@ from library import parameters, snapshot
 from safetensors.torch import load_file
 
 import kedit_lib as kedit
+from kedit_lib.metrics import answer_probability, generation_accuracy
 
 SUBJECTS = (
     "Danielle Darrieux,Zoë,Toko Yasuda,Ana Brown,Léon Blum,Zoë Müller,Old Blum,Ana Yasuda,Toko Brown,Léon Müller,"
@@ -87,21 +88,13 @@ def test_rows_are_the_methods_outcomes_and_the_norms_of_the_weights(tiny_folder,
     run = stream(model, edits, method, batch_size=2)
     assert run.edits.edit.tolist() == [1, 2, 3, 4, 5]
     assert run.edits.batch.tolist() == [2, 2, 2, 2, 1]
-    for column, attribute in {
-        "id": "id",
-        "subject": "subject",
-        "relation": "relation",
-        "target_new": "target_new",
-    }.items():
-        assert run.edits[column].tolist() == [getattr(e, attribute) for e in edits]
+    for column in ("id", "subject", "relation", "target_new"):
+        assert run.edits[column].tolist() == [getattr(e, column) for e in edits]
     assert (run.edits.seconds > 0).all()
     assert run.edits.seconds[0] == run.edits.seconds[1]  # a batch's time is shared
 
-    by_hand, rows, C = (
-        kedit.load_model(tiny_folder("llama"), dtype=torch.float32),
-        iter(run.edits.to_dict("records")),
-        {},
-    )
+    by_hand, rows = kedit.load_model(tiny_folder("llama"), dtype=torch.float32), iter(run.edits.to_dict("records"))
+    C = {layer: c.double() for layer, c in tiny.second_moments().items()}
     for size, begin in zip(sizes, (0, 2, 4), strict=True):
         before = snapshot(by_hand)
         outcome = method.apply(by_hand, edits[begin : begin + size], moments=moments(), contexts=tiny.CONTEXTS[:2])
@@ -111,16 +104,14 @@ def test_rows_are_the_methods_outcomes_and_the_norms_of_the_weights(tiny_folder,
             assert row["probability_last"] == target.probabilities[-1]
             assert row["loss_last"] == target.losses[-1]
             assert row["steps"] == target.steps == 2
-            assert row["delta_ratio"] == pytest.approx(
-                float(target.delta.norm() / (target.z - target.delta).norm()), rel=1e-5
-            )
+            ratio = float(target.delta.norm() / (target.z - target.delta).norm())
+            assert row["delta_ratio"] == pytest.approx(ratio, rel=1e-5)
             for layer in method.layers:
                 name = f"model.layers.{layer}.mlp.down_proj.weight"
                 moved = float((after[name].double() - before[name].double()).norm())
                 assert row[f"dW_{layer}"] == pytest.approx(moved, rel=1e-4)
                 assert row[f"W_{layer}"] == pytest.approx(float(after[name].double().norm()), rel=1e-9)
                 if method.name != "ROME":  # what an edit alone would write: s/(λ+s), s = kᵀC⁻¹k
-                    C[layer] = tiny.second_moments()[layer].double()
                     k = target.key_per_layer[layer].double()
                     s = float(k @ torch.linalg.solve(C[layer], k))
                     assert row[f"s_{layer}"] == pytest.approx(s, rel=1e-6)
@@ -211,17 +202,11 @@ def test_by_default_the_edits_so_far_are_measured(model, tmp_path):
         for name, value in final_weights(run).items():
             model.hf.get_parameter(name).copy_(value)
     prompts, answers = [e.text for e in EDITS[:5]], [e.target_new for e in EDITS[:5]]
-    probability = kedit_lib_metrics().answer_probability(model, prompts, answers)
+    probability = answer_probability(model, prompts, answers)
     assert run.curve("probability", "edits").index.tolist() == [2, 4, 5]
     assert run.curve("probability", "edits")[5] == pytest.approx(float(probability.mean()), rel=1e-9)
-    said = kedit_lib_metrics().generation_accuracy(model, prompts, answers)
+    said = generation_accuracy(model, prompts, answers)
     assert run.curve("accuracy", "edits")[5] == sum(said) / 5
-
-
-def kedit_lib_metrics():
-    from kedit_lib import metrics
-
-    return metrics
 
 
 # -------------------------------------------------------------------------------------------------------- the store
@@ -285,7 +270,8 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_a_run_is_not_found_when_anything_changes(tiny_folder, tmp_path, change):
-    kind, dtype = change.pop("kind", "llama"), change.pop("dtype", torch.float32)
+    change = {"kind": "llama", "dtype": torch.float32, **change}
+    kind, dtype = change.pop("kind"), change.pop("dtype")
     first = stream(kedit.load_model(tiny_folder("llama"), dtype=torch.float32), EDITS[:2], store=tmp_path)
     model = kedit.load_model(tiny_folder(kind), dtype=dtype)
     other = stream(model, **{"edits": EDITS[:2], "store": tmp_path, **change})
@@ -396,7 +382,7 @@ def test_a_killed_process_loses_nothing_but_the_last_few_edits(tiny_folder, mode
         ({"moments": None}, "needs second moments"),
         ({"contexts": []}, "contexts"),
         ({"history": object()}, "history"),
-        ({"edits": [*EDITS[:2], kedit.Edit("{} plays", "Zoë", "\N{ZERO WIDTH SPACE}\r\n x")]}, "target"),
+        ({"edits": [*EDITS[:2], kedit.Edit("{} plays", "Zoë", "№")]}, "'№': its first token is empty"),
     ],
 )
 def test_a_stream_that_cannot_run_leaves_no_trace(model, tmp_path, options, says):

@@ -211,6 +211,8 @@ def train(recipe: Recipe, out: Path, threads: int = 2, device: str = "cpu", chec
     model.eval()
     table = recall(model, tokenizer, world)
     model.save_pretrained(out)
+    for path in out.glob("*"):
+        path.chmod(0o644)  # safetensors writes files that only their owner may read
     tokenizer.save_pretrained(out)
     pd.DataFrame(log).to_csv(out / "training_log.csv", index=False)
     table.to_csv(out / "recall.csv", index=False)

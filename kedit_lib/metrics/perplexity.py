@@ -25,4 +25,4 @@ def perplexity(model, texts: list[str]) -> float:
         real = torch.arange(1, ids.shape[1], device=ids.device) < lengths[:, None]
         total += nll[real].double().sum().item()
         count += int(real.sum())
-    return float(torch.tensor(total / count).exp())
+    return torch.tensor(total / count, dtype=torch.float64).exp().item()  # inf, not an error, if it is that bad

@@ -1,0 +1,428 @@
+"""Bad input: one line that says what is wrong and where, and nothing changed, on a model that already holds an edit."""
+
+import json
+import warnings
+
+import pytest
+import tiny
+import torch
+from library import parameters, snapshot
+from safetensors.torch import load_file, save_file
+
+import kedit_lib as kedit
+from kedit_lib.edits import check_context
+
+EDIT = kedit.Edit("{} plays the", "Zoë", "violin")
+FAST = {"layers": [1, 2], "v_num_grad_steps": 2, "mom2_update_weight": 5.0}
+MEMIT = kedit.MEMIT(**FAST)
+
+
+def moments(**changes):
+    C = {layer: tensor.clone() for layer, tensor in tiny.second_moments().items()}
+    return kedit.SecondMoments.from_tensors({**C, **changes.pop("tensors", {})}, **changes)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_folder):
+    """With an edit in it, so that "nothing changed" is not the same as "restored"."""
+    model = kedit.load_model(tiny_folder("llama"), dtype=torch.float32)
+    MEMIT.apply(model, [kedit.Edit("The birthplace of {} is", "Ana Brown", "Graz")], moments(), ["{}"])
+    return model
+
+
+def refused(call, *says):
+    """`call()` raises KeditError: one line that holds every one of `says`."""
+    with pytest.raises(kedit.KeditError) as caught:
+        call()
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in says:
+        assert part in message, message
+    assert isinstance(caught.value, ValueError)
+
+
+def refused_unchanged(model, call, *says):
+    before = snapshot(model)
+    refused(call, *says)
+    assert all(torch.equal(value, before[name]) for name, value in parameters(model).items())
+    with model.temporarily():  # the originals are still known, and not what `before` held
+        assert not any(torch.equal(before[model.weight_name(i)], model.weight(i)) for i in (1, 2))
+
+
+# ----------------------------------------------------------------------------------------------------------- an edit
+
+BAD_EDITS = {
+    "no place": (("Zoë plays the", "Zoë", "violin"), ["'Zoë'", "'Zoë plays the'", "0 places marked {}", "from_text"]),
+    "two places": (("{} and {} play the", "Zoë", "violin"), ["'{} and {} play the'", "2 places marked {}"]),
+    "subject twice": (
+        ("{}, called Zoë, plays the", "Zoë", "violin"),
+        ["'Zoë'", "'{}, called Zoë, plays the'", "twice"],
+    ),
+    "empty subject": (("{} plays the", " ", "violin"), ["subject is empty"]),
+    "empty target": (("{} plays the", "Zoë", ""), ["'Zoë'", "target_new is empty"]),
+    "blank target": (("{} plays the", "Zoë", " \n"), ["'Zoë'", "target_new is empty"]),
+    "prompt of a wrong type": ((None, "Zoë", "violin"), ["'Zoë'", "prompt", "None"]),
+    "subject of a wrong type": (("{} plays the", 7, "violin"), ["subject", "7"]),
+    "target of a wrong type": (("{} plays the", "Zoë", ["violin"]), ["'Zoë'", "target_new", "['violin']"]),
+    "true object of a wrong type": (("{} plays the", "Zoë", "violin", 3), ["'Zoë'", "target_true", "3"]),
+    "paraphrases as text": (("{} plays the", "Zoë", "violin", None, "Zoë"), ["'Zoë'", "paraphrases", "list"]),
+    "paraphrases of numbers": (("{} plays the", "Zoë", "violin", None, [1]), ["'Zoë'", "paraphrases", "[1]"]),
+    "no paraphrases": (("{} plays the", "Zoë", "violin", None, None), ["'Zoë'", "paraphrases", "None"]),
+    "a subject of two lines": (("plays the", "Zoë\nMüller", "violin"), ["'Zoë\\nMüller'", "0 places"]),
+}
+
+
+@pytest.mark.parametrize("values, says", BAD_EDITS.values(), ids=BAD_EDITS)
+def test_edits(values, says):
+    refused(lambda: kedit.Edit(*values), *says)
+
+
+@pytest.mark.parametrize("prompt, count", [("Ana plays the", 0), ("Zoë and Zoë play the", 2), ("{} plays the", 0)])
+def test_a_prompt_that_should_hold_its_subject(prompt, count):
+    refused(lambda: kedit.Edit.from_text(prompt, "Zoë", "violin"), "'Zoë'", repr(prompt), f"{count} times")
+    refused(lambda: kedit.Edit.from_text(prompt, "", "violin"), "0 times")
+
+
+def test_an_edit_to_the_object_it_had_warns():
+    with pytest.warns(UserWarning, match="Zoë.*target_new equals target_true.*'violin'"):
+        kedit.Edit("{} plays the", "Zoë", "violin", target_true=" violin")
+
+
+def test_an_edit_to_what_the_model_says_already_warns(tiny_folder):
+    """And only such an edit; and it is made all the same."""
+    model = kedit.load_model(tiny_folder("llama"), dtype=torch.float32)
+    word = turn_head(model, "Zoë plays the")
+    with pytest.warns(UserWarning, match=f"'Zoë'.*already answers '{word}'"):
+        outcome = MEMIT.apply(model, [EDIT, kedit.Edit("{} plays the", "Zoë", word)], moments(), ["{}"])
+    assert outcome.deltas
+    assert [target.already for target in outcome.targets] == [False, True]
+    model.restore()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        MEMIT.apply(model, [EDIT], moments(), ["{}"])
+
+
+def turn_head(model, prompt):
+    """Turn the model's head so that it goes on from the prompt with a certain word; returns that word."""
+    ids = {word: model.tokenizer(f" {word}", add_special_tokens=False).input_ids for word in ("English", "organ", "is")}
+    word, (token,) = next((word, found) for word, found in ids.items() if len(found) == 1)
+    row = torch.tensor([model.tokenizer(prompt).input_ids])
+    hidden = model.hf.model(input_ids=row).last_hidden_state[0, -1]
+    logits = model.hf.lm_head(hidden)
+    with torch.no_grad():
+        model.hf.lm_head.weight[token] += hidden / hidden.norm() ** 2 * (logits.max() - logits[token] + 1)
+    return word
+
+
+# ------------------------------------------------------------------------------------------------ what `apply` is given
+
+CONTEXTS = {
+    "none": ([], ["contexts"]),
+    "a string": ("{}", ["contexts", "one string"]),
+    "without the clean one": (["I read. {}"], ["contexts", "'{}' is missing"]),
+    "no place": (["{}", "I read."], ["'I read.'", "exactly one {}"]),
+    "two places": (["{}", "{} I read. {}"], ["'{} I read. {}'", "exactly one {}"]),
+    "a named place": (["{}", "I read. {prompt}"], ["'I read. {prompt}'", "exactly one {}"]),
+    "an open brace": (["{}", "I { read. {}"], ["'I { read. {}'", "double"]),
+    "a closing brace": (["{}", "I } read. {}"], ["'I } read. {}'", "double"]),
+    "a number": (["{}", 5], ["context 5", "text"]),
+}
+
+
+@pytest.mark.parametrize("contexts, says", CONTEXTS.values(), ids=CONTEXTS)
+def test_contexts(model, contexts, says):
+    refused_unchanged(model, lambda: MEMIT.apply(model, [EDIT], moments(), contexts), *says)
+
+
+def test_doubled_braces_are_no_places():
+    assert check_context("I {{read}}. {}") == "I {{read}}. {}"
+
+
+def singular():
+    C = tiny.second_moments()[2]
+    C[:, 5] = C[5, :] = 0
+    return C
+
+
+MOMENTS = {
+    "missing": (lambda: None, ["MEMIT", "needs second moments", "SecondMoments.estimate"]),
+    "of another model": (lambda: moments(model_checksum="0" * 64), ["moments", "another model", "000000000000"]),
+    "of another width": (
+        lambda: moments(tensors={2: torch.eye(tiny.D_FF + 1)}),
+        ["layer 2", f"width {tiny.D_FF + 1}", f"d_ff {tiny.D_FF}"],
+    ),
+    "without a layer": (
+        lambda: kedit.SecondMoments.from_tensors({1: tiny.second_moments()[1]}),
+        ["none for layer 2", "[1]"],
+    ),
+    "singular": (lambda: moments(tensors={2: singular()}), ["layer 2", "not positive definite", f"d_ff = {tiny.D_FF}"]),
+    "zero": (lambda: moments(tensors={1: torch.zeros(tiny.D_FF, tiny.D_FF)}), ["layer 1", "not positive definite"]),
+}
+
+
+@pytest.mark.parametrize("given, says", MOMENTS.values(), ids=MOMENTS)
+def test_moments(model, given, says):
+    refused_unchanged(model, lambda: MEMIT.apply(model, [EDIT], given(), ["{}"]), *says)
+
+
+def test_moments_that_are_none():
+    C = torch.eye(4)
+    refused(lambda: kedit.SecondMoments.from_tensors({3: C[:2]}), "layer 3", "(2, 4)", "square")
+    refused(lambda: kedit.SecondMoments.from_tensors({3: C / 0}), "layer 3", "NaN or inf")
+
+
+def test_moments_of_nothing(model):
+    estimate = kedit.SecondMoments.estimate
+    refused_unchanged(model, lambda: estimate(model, [], layers=[1]), "moments", "no texts")
+    refused_unchanged(model, lambda: estimate(model, [""], layers=[1]), "moments", "no texts")
+    refused_unchanged(model, lambda: estimate(model, ["I read."], layers=[]), "layers", "none", "0 to 4")
+    refused_unchanged(model, lambda: estimate(model, ["I read."], layers=[1, 5]), "layer 5", "0 to 4")
+
+
+def test_moments_files(tmp_path):
+    path = tmp_path / "C.safetensors"
+    refused(lambda: kedit.SecondMoments.load(path), str(path), "cannot be read")
+    moments().save(path)
+    whole = path.read_bytes()
+    for damaged in (whole[: len(whole) // 2], whole[:100], b"", b"not moments" * 50):
+        path.write_bytes(damaged)
+        refused(lambda: kedit.SecondMoments.load(path), str(path), "cannot be read", "estimate again")
+    save_file({"weight": torch.eye(3)}, path)
+    refused(lambda: kedit.SecondMoments.load(path), str(path), "cannot be read")
+
+
+APPLIED = {
+    "no edits": (MEMIT, {"edits": []}, ["MEMIT", "no edits"]),
+    "text for an edit": (MEMIT, {"edits": [EDIT, "Zoë"]}, ["MEMIT", "edit 1", "str"]),
+    "a history it has no use for": (MEMIT, {"history": object()}, ["MEMIT", "history=None"]),
+    "a layer too many": (kedit.MEMIT(**{**FAST, "layers": [4, 5]}), {}, ["layer 5", "layers 0 to 4"]),
+    "a layer below the first": (kedit.MEMIT(**{**FAST, "layers": [-1, 2]}), {}, ["layer -1", "layers 0 to 4"]),
+    "a loss layer too many": (kedit.MEMIT(**FAST, v_loss_layer=5), {}, ["v_loss_layer = 5", "layers 0 to 4"]),
+    "a target that begins with nothing": (
+        MEMIT,
+        {"edits": [EDIT, kedit.Edit("{} plays the", "Ana", "№ 1")]},
+        ["'№ 1'", "first token is empty"],
+    ),
+    "a rate beyond all bounds": (
+        kedit.MEMIT(**{**FAST, "v_num_grad_steps": 3}, v_lr=1e30, clamp_norm_factor=1e38),
+        {"edits": [kedit.Edit("{} plays the", "Ana", "organ")]},
+        ["'Ana'", "NaN or inf", "v_lr"],
+    ),
+}
+
+
+@pytest.mark.parametrize("method, options, says", APPLIED.values(), ids=APPLIED)
+def test_apply(model, method, options, says):
+    given = {"edits": [EDIT], "moments": moments(), "contexts": ["{}"], **options}
+    refused_unchanged(model, lambda: method.apply(model, **given), *says)
+
+
+def test_a_failure_after_the_first_layer_was_written(model, monkeypatch):
+    """What the method has already added is taken back."""
+    solve, calls = kedit.SecondMoments.solve, []
+
+    def fails_later(self, layer, k):
+        calls.append(layer)
+        if len(calls) == 2:
+            raise kedit.KeditError("in the middle")
+        return solve(self, layer, k)
+
+    monkeypatch.setattr(kedit.SecondMoments, "solve", fails_later)
+    refused_unchanged(model, lambda: MEMIT.apply(model, [EDIT], moments(), ["{}"]), "in the middle")
+    assert calls == [1, 2]
+
+
+# ---------------------------------------------------------------------------------------------------- hyperparameters
+
+HYPER = {
+    "unknown": (kedit.MEMIT, {"v_learning_rate": 0.5}, ["MEMIT", "v_learning_rate = 0.5", "there are layers, v_num"]),
+    "another method's": (kedit.ROME, {"layers": [1], "mom2_update_weight": 5.0}, ["ROME", "mom2_update_weight"]),
+    "text for a number": (kedit.MEMIT, {"v_lr": "5e-1"}, ["MEMIT", "v_lr = '5e-1'", "number", "YAML", "0.5"]),
+    "a fraction for a count": (kedit.MEMIT, {"v_num_grad_steps": 2.5}, ["MEMIT", "v_num_grad_steps = 2.5", "integer"]),
+    "no steps": (kedit.MEMIT, {"v_num_grad_steps": 0}, ["v_num_grad_steps = 0", "greater"]),
+    "a rate of zero": (kedit.PMET, {"v_lr": 0.0}, ["PMET", "v_lr = 0.0"]),
+    "NaN": (kedit.MEMIT, {"v_lr": float("nan")}, ["v_lr = nan"]),
+    "an infinite weight": (kedit.MEMIT, {"mom2_update_weight": float("inf")}, ["mom2_update_weight = inf", "finite"]),
+    "a negative weight": (kedit.MEMIT, {"mom2_update_weight": -5.0}, ["mom2_update_weight = -5.0"]),
+    "no layers": (kedit.MEMIT, {"layers": []}, ["MEMIT", "layers = []"]),
+    "layers left out": (kedit.MEMIT, {"layers": ...}, ["MEMIT", "layers is missing"]),
+    "layers out of order": (kedit.MEMIT, {"layers": [2, 1]}, ["MEMIT", "layers = [2, 1]", "ascend"]),
+    "a layer twice": (kedit.MEMIT, {"layers": [1, 1]}, ["MEMIT", "layers = [1, 1]", "without repeats"]),
+    "a layer as text": (kedit.MEMIT, {"layers": ["1"]}, ["MEMIT", "layers.0 = '1'"]),
+    "one number for layers": (kedit.MEMIT, {"layers": 1}, ["MEMIT", "layers = 1", "list"]),
+    "two layers for ROME": (kedit.ROME, {"layers": [1, 2]}, ["ROME", "layers = [1, 2]", "exactly one"]),
+    "two layers for r-ROME": (kedit.RROME, {"layers": [1, 2]}, ["RROME", "layers = [1, 2]", "exactly one"]),
+    "a word for a switch": (kedit.ROME, {"layers": [1], "mom2_adjustment": "no"}, ["ROME", "mom2_adjustment = 'no'"]),
+}
+
+
+@pytest.mark.parametrize("method, values, says", HYPER.values(), ids=HYPER)
+def test_hyperparameters(method, values, says):
+    values = {name: value for name, value in {"layers": [1, 2], **values}.items() if value is not ...}
+    refused(lambda: method(**values), *says)
+
+
+def test_methods_by_name(model):
+    refused(lambda: kedit.method_class("MEMET"), "'MEMET'", "unknown", "MEMIT")
+    refused(lambda: kedit.method_for("lab", "memit", v_lrate=1.0), "MEMIT", "v_lrate")
+    refused(lambda: kedit.method_for("no-such-model", "memit"), "'no-such-model'", "lab")
+
+
+# -------------------------------------------------------------------------------------------------------------- deltas
+
+NAME = "model.layers.1.mlp.down_proj.weight"
+OTHER = "model.layers.2.mlp.down_proj.weight"
+DELTAS = {
+    "NaN": ({NAME: torch.full((32, 48), float("nan"))}, [NAME, "NaN or inf", "nothing was written"]),
+    "inf": ({NAME: torch.full((32, 48), float("inf"))}, [NAME, "NaN or inf"]),
+    "more than the type holds": ({NAME: torch.full((32, 48), 1e300, dtype=torch.float64)}, [NAME, "inf", "float32"]),
+    "unknown": ({"model.layers.9.mlp.down_proj.weight": torch.zeros(32, 48)}, ["layers.9", "no such parameter"]),
+    "a module": ({"model.layers.1.mlp": torch.zeros(32, 48)}, ["model.layers.1.mlp", "no such parameter"]),
+    "shape": ({NAME: torch.zeros(48, 32)}, [NAME, "(48, 32)", "(32, 48)"]),
+    "one number": ({NAME: torch.tensor(1.0)}, [NAME, "()", "(32, 48)"]),
+}
+
+
+@pytest.mark.parametrize("deltas, says", DELTAS.values(), ids=DELTAS)
+@pytest.mark.parametrize("place", ["alone", "behind a good one"])
+def test_deltas(model, deltas, says, place):
+    """All or nothing: a good delta in front of the bad one is not written either."""
+    given = deltas if place == "alone" else {OTHER: torch.ones(32, 48), **deltas}
+    refused_unchanged(model, lambda: model.add(given), *says)
+    outcome = kedit.Outcome("MEMIT", [], given, [])
+
+    def temporarily():
+        with model.temporarily(outcome):
+            raise AssertionError("the outcome was put in")
+
+    refused_unchanged(model, temporarily, *says)
+
+
+# -------------------------------------------------------------------------------------------------------------- models
+
+
+def test_a_model_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    refused(lambda: kedit.load_model("no-such/model"), "'no-such/model'", "cannot be loaded", "lab-small")
+    refused(lambda: kedit.load_model(tmp_path), repr(str(tmp_path)), "cannot be loaded")
+
+
+@pytest.mark.parametrize("dtype", ["float33", "int8", "", "double precision", torch.int8, torch.bool, 32])
+def test_types_of_weights(tiny_folder, dtype):
+    refused(lambda: kedit.load_model(tiny_folder("llama"), dtype=dtype), "dtype", "float32", "bfloat16")
+
+
+def test_a_device_that_is_not_there(tiny_folder):
+    refused(lambda: kedit.load_model(tiny_folder("llama"), device="abacus"), "'abacus'", "device")
+
+
+@pytest.fixture
+def copy_of(tiny_folder, tmp_path):
+    def copy(kind="llama"):
+        for file in tiny_folder(kind).iterdir():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+        return tmp_path
+
+    return copy
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers(copy_of, bad):
+    folder = copy_of()
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.3.self_attn.o_proj.weight"][2, 5] = bad
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    refused(lambda: kedit.load_model(folder), str(folder), "'model.layers.3.self_attn.o_proj.weight'", "NaN or inf")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [MEMIT, kedit.PMET(**FAST), kedit.ROME(layers=[1]), kedit.MEMIT(**{**FAST, "v_num_grad_steps": 1})],
+    ids=["MEMIT", "PMET", "ROME", "one step"],
+)
+def test_weights_that_break_after_loading(tiny_folder, method):
+    """Nothing is written on top of them."""
+    model = kedit.load_model(tiny_folder("llama"), dtype=torch.float32)
+    with torch.no_grad():
+        model.hf.get_parameter("model.norm.weight")[3] = float("nan")
+    original = {name: value.nan_to_num(7.0) for name, value in snapshot(model).items()}
+    refused(lambda: method.apply(model, [EDIT], moments(), ["{}"]), "'Zoë'", "NaN or inf")
+    assert all(torch.equal(value.nan_to_num(7.0), original[name]) for name, value in parameters(model).items())
+
+
+def test_damaged_weights(copy_of):
+    folder = copy_of()
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1000])
+    refused(lambda: kedit.load_model(folder), str(folder), "cannot be loaded")
+
+
+def test_a_layout_nobody_described(tmp_path):
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    words = tiny.tokenizer("llama")
+    words.save_pretrained(tmp_path)
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=len(words), **sizes)).save_pretrained(tmp_path)
+    needed = ["layers", "mlp_out", "mlp", "attn_out", "norm", "head", "rotary"]
+    refused(lambda: kedit.load_model(tmp_path), "'gpt_neox'", "unknown", "LAYOUTS", *needed)
+
+
+@pytest.mark.parametrize("part", ["layers", "mlp_out", "mlp", "attn_out", "norm", "head", "rotary"])
+def test_a_layout_that_does_not_fit(tiny_folder, monkeypatch, part):
+    import dataclasses
+
+    from kedit_lib import layout
+
+    wrong = dataclasses.replace(layout.LLAMA, **{part: "not.there"})
+    monkeypatch.setitem(layout.LAYOUTS, "llama", wrong)
+    refused(lambda: kedit.load_model(tiny_folder("llama")), "'llama'", "not.there", "does not fit")
+
+
+# --------------------------------------------------------------------------------------------------------- edit files
+
+GOOD = {"prompt": "{} plays the", "subject": "Zoë", "target_new": "violin"}
+RECORDS = {
+    "not JSON": ("{'prompt': 1}", ["line 2", "not JSON"]),
+    "a list": ('["Zoë"]', ["line 2", "not an object"]),
+    "a field left out": ({"prompt": "{} plays the", "subject": "Zoë"}, ["line 2", "'target_new' is missing"]),
+    "an unknown field": ({**GOOD, "target": "organ"}, ["line 2", "'target' is unknown", "target_new"]),
+    "no place": ({**GOOD, "prompt": "Zoë plays"}, ["line 2", "'Zoë plays'", "0 places"]),
+    "an empty target": ({**GOOD, "target_new": " "}, ["line 2", "'Zoë'", "target_new is empty"]),
+    "a number": ({**GOOD, "subject": 3}, ["line 2", "subject", "3"]),
+    "a true object that is a number": ({**GOOD, "target_true": 3}, ["line 2", "target_true", "3"]),
+    "a list that is null": ({**GOOD, "paraphrases": None}, ["line 2", "paraphrases"]),
+    "a list that is text": ({**GOOD, "neighborhood": "Ana"}, ["line 2", "neighborhood", "list"]),
+    "a label that is a number": ({**GOOD, "id": 7}, ["line 2", "id", "7"]),
+}
+
+
+@pytest.mark.parametrize("record, says", RECORDS.values(), ids=RECORDS)
+def test_records_of_a_file(tmp_path, record, says):
+    path = tmp_path / "edits.jsonl"
+    bad = record if isinstance(record, str) else json.dumps(record)
+    path.write_text(f"{json.dumps(GOOD)}\n{bad}\n{json.dumps(GOOD)}\n", encoding="utf-8")
+    refused(lambda: kedit.load_edits(path), "edits.jsonl", *says)
+
+
+def test_edit_files(tmp_path, model):
+    path = tmp_path / "edits.jsonl"
+    refused(lambda: kedit.load_edits(path), "edits.jsonl", "no such file")
+    path.write_text(f"\n{json.dumps(GOOD)}\n\n", encoding="utf-8")
+    assert kedit.load_edits(path) == [EDIT]
+    refused(lambda: kedit.load_edits(path, limit=2), "limit = 2", "1 edits")
+    refused(lambda: kedit.load_edits(path, limit=0), "limit = 0")
+    path.write_text("\n", encoding="utf-8")
+    refused(lambda: kedit.load_edits(path), "edits.jsonl", "no edits")
+    path.write_bytes('{"prompt": "Zoë'.encode("latin-1"))
+    refused(lambda: kedit.load_edits(path), "edits.jsonl", "UTF-8")
+
+
+def test_edits_of_the_lab_need_the_lab(model):
+    refused(lambda: kedit.load_edits("lab"), "model=")
+    refused(lambda: kedit.load_edits("lab", model=model), "not a lab model")
+    refused(lambda: kedit.lab_probes(model, [EDIT]), "not a lab model")
+
+
+def test_context_styles(model):
+    refused_unchanged(model, lambda: kedit.generate_contexts(model, style="MEMIT"), "'MEMIT'", "memit")

@@ -1,0 +1,156 @@
+"""Measurements against the same thing computed the slow way: one prompt at a time, through plain transformers."""
+
+import math
+from collections import Counter
+from importlib import import_module
+
+import pytest
+import tiny
+import torch
+
+import kedit_lib as kedit
+from kedit_lib.generation import complete, generate_ids
+from kedit_lib.metrics import answer_log_probability, answer_probability, generation_accuracy, perplexity
+from kedit_lib.tokens import encode, target_ids
+
+PAIRS = [
+    *((kedit.Edit(*each).text, each[2]) for each in tiny.EDITS),
+    ("Ana", "judge"),
+    ("Because the rain is cold, you stay at home. Therefore Zoë Müller", "plays the organ"),
+]
+PROMPTS, ANSWERS = [p for p, _ in PAIRS], [a for _, a in PAIRS]
+
+
+@pytest.fixture(params=["llama", "llama-bos", "gpt2"])
+def model(tiny_folder, request):
+    return kedit.load_model(tiny_folder(request.param), dtype=torch.float64)
+
+
+def log_p(model, ids):
+    with torch.no_grad():
+        return model.hf(input_ids=torch.tensor([list(ids)])).logits[0].log_softmax(-1)
+
+
+def test_probability(model, monkeypatch):
+    monkeypatch.setattr(import_module("kedit_lib.metrics.probability"), "ROWS", 3)
+    found = answer_log_probability(model, PROMPTS, ANSWERS)
+    for i, (prompt, answer) in enumerate(PAIRS):
+        before, after = encode(model.tokenizer, prompt), target_ids(model.tokenizer, prompt, answer)
+        assert model.tokenizer.decode([*before, *after], skip_special_tokens=True) == f"{prompt} {answer}"
+        rows = log_p(model, [*before, *after])
+        each = [rows[len(before) - 1 + j, token].item() for j, token in enumerate(after)]
+        assert found[i].item() == pytest.approx(sum(each) / len(each), rel=1e-9)
+        assert answer_probability(model, [prompt], [answer]).item() == pytest.approx(
+            math.prod(math.exp(x) for x in each) ** (1 / len(each)), rel=1e-9
+        )
+    assert len({len(target_ids(model.tokenizer, p, a)) for p, a in PAIRS}) > 1
+
+
+def test_perplexity(model, monkeypatch):
+    texts = tiny.SENTENCES.splitlines()[:6] + ["Zoë plays"]
+    total, count = 0.0, 0
+    for text in texts:
+        ids = model.tokenizer(text).input_ids
+        rows = log_p(model, ids)
+        total -= sum(rows[i, token].item() for i, token in enumerate(ids[1:]))
+        count += len(ids) - 1
+    assert perplexity(model, texts) == pytest.approx(math.exp(total / count), rel=1e-9)
+    monkeypatch.setattr(import_module("kedit_lib.metrics.perplexity"), "ROWS", 2)
+    assert perplexity(model, texts) == pytest.approx(math.exp(total / count), rel=1e-9)
+
+
+def test_perplexity_of_a_uniform_guess_is_the_vocabulary(tiny_folder):
+    model = kedit.load_model(tiny_folder("llama"), dtype=torch.float64)
+    with torch.no_grad():
+        model.hf.lm_head.weight.zero_()
+    assert perplexity(model, ["Zoë plays the organ."]) == pytest.approx(model.hf.config.vocab_size, rel=1e-9)
+
+
+def greedy(model, prompt, n):
+    """What transformers itself generates, one prompt alone, up to `</s>`."""
+    given, eos = model.tokenizer(prompt, return_tensors="pt"), model.tokenizer.eos_token_id
+    out = model.hf.generate(**given, max_new_tokens=n, do_sample=False, pad_token_id=model.tokenizer.pad_token_id)
+    new = out[0, given.input_ids.shape[1] :].tolist()
+    return new[: new.index(eos)] if eos in new else new
+
+
+def test_completions_are_the_greedy_ones(model):
+    """Prompts of several lengths, some of them equal; some texts end, and so do some sentences."""
+    subjects = ("Ana Brown", "Zoë", "Danielle Darrieux", "The judge", "Old Norse")
+    prompts = [s + rest for s in subjects for rest in (" plays the", "", " was born in Graz. The town")]
+    said = Counter(token for prompt in prompts for token in greedy(model, prompt, 6))
+    rows = model.hf.get_output_embeddings().weight
+    for text, (token, _) in zip((".", "</s>"), said.most_common(2), strict=True):  # in place of what it says most
+        with torch.no_grad():
+            rows[model.tokenizer(text, add_special_tokens=False).input_ids[-1]] = 1.05 * rows[token]
+
+    expected = [greedy(model, prompt, 6) for prompt in prompts]
+    texts = [model.tokenizer.decode(e, skip_special_tokens=True) for e in expected]
+    assert {len(e) for e in expected} > {6}, "no text ended: the test is too easy"
+    assert any("." in text.strip(". ") for text in texts), "no sentence ended: the test is too easy"
+    cut = [text.split(".")[0].split("\n")[0].strip() for text in texts]
+    for batch in (1, 3, 256):
+        assert generate_ids(model.hf, model.tokenizer, prompts, 6, batch) == expected
+        assert complete(model.hf, model.tokenizer, prompts, 6, batch) == cut
+
+
+def test_nothing_to_complete(model):
+    assert complete(model.hf, model.tokenizer, [], 6) == []
+    assert generation_accuracy(model, [], []) == []
+
+
+@pytest.fixture(scope="module")
+def taught(tiny_folder):
+    """A model that has learnt a few sentences by heart."""
+    sentences = [
+        "Zoë plays the violoncello da gamba.",
+        "Ana Brown plays the oboe. The oboe is old",
+        "Léon Blum plays the organ</s>",
+        "The judge plays the organ\nThe farmer",
+        "Toko Yasuda plays the organ of Graz.",
+    ]
+    model = kedit.load_model(tiny_folder("llama-bos"), dtype=torch.float32)
+    rows = [model.tokenizer(sentence, return_tensors="pt").input_ids for sentence in sentences]
+    parameters = list(model.hf.requires_grad_(True).parameters())
+    adam = torch.optim.Adam(parameters, lr=5e-3)
+    with torch.enable_grad():
+        for _ in range(150):
+            loss = sum(model.hf(input_ids=ids, labels=ids).loss for ids in rows)
+            adam.zero_grad()
+            loss.backward()
+            adam.step()
+            if loss < 0.5:
+                break
+    model.hf.requires_grad_(False)
+    return model
+
+
+@pytest.mark.parametrize(
+    "prompt, answer, right",
+    [
+        ("Zoë plays the", "violoncello da gamba", True),
+        ("Zoë plays the", " violoncello da gamba ", True),
+        ("Zoë plays the", "violoncello", False),  # the beginning of what it says
+        ("Zoë plays the", "violoncello da gamba and", False),  # more than it says
+        ("Zoë plays the", "da gamba", False),
+        ("Zoë plays the", "Violoncello da gamba", False),
+        ("Ana Brown plays the", "oboe", True),  # a sentence ends with the full stop
+        ("Ana Brown plays the", "organ", False),
+        ("Léon Blum plays the", "organ", True),  # … or with the text
+        ("The judge plays the", "organ", True),  # … or with the line
+        ("Toko Yasuda plays the", "organ", False),  # it goes on: of Graz
+        ("Toko Yasuda plays the", "organ of Graz", True),
+    ],
+)
+def test_accuracy_is_the_whole_answer_and_nothing_behind_it(taught, prompt, answer, right):
+    assert generation_accuracy(taught, [prompt], [answer]) == [right]
+    others = [("Zoë plays the", "violoncello da gamba"), ("Ana Brown plays the", "oboe")]
+    prompts, answers = zip(*others, (prompt, answer), strict=True)
+    assert generation_accuracy(taught, list(prompts), list(answers)) == [True, True, right]
+
+
+def test_one_answer_for_each_prompt(model):
+    with pytest.raises(ValueError):
+        generation_accuracy(model, PROMPTS, ANSWERS[:1])
+    with pytest.raises(ValueError):
+        answer_probability(model, PROMPTS, ANSWERS[:1])

@@ -1,0 +1,317 @@
+"""An editable model: loaded as it was stored, changed and put back bit for bit, and what is read off it."""
+
+import pytest
+import tiny
+import torch
+from library import parameters, snapshot
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import kedit_lib as kedit
+from kedit_lib import contexts as contexts_module
+from kedit_lib.edits import check_context, fill
+from kedit_lib.keys import context_mean, keys_at, outputs_at
+from kedit_lib.tokens import encode, encode_prompt
+
+EDITS = [kedit.Edit(*each) for each in tiny.EDITS]
+FAST = {"layers": [1, 2], "v_num_grad_steps": 2, "mom2_update_weight": 5.0}
+MEMIT = kedit.MEMIT(**FAST)
+ROME = kedit.ROME(layers=[3], v_num_grad_steps=2)
+DTYPES = [torch.float32, torch.float64, torch.bfloat16]
+
+
+def load(tiny_folder, kind="llama", dtype=torch.float32):
+    return kedit.load_model(tiny_folder(kind), dtype=dtype)
+
+
+def apply(model, method, *edits):
+    moments = kedit.SecondMoments.from_tensors(tiny.second_moments())
+    return method.apply(model, list(edits), moments=moments, contexts=tiny.CONTEXTS[:2])
+
+
+def holds(model, weights):
+    return all(torch.equal(value, weights[name]) for name, value in parameters(model).items())
+
+
+# -------------------------------------------------------------------------------------------------- loading and saving
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("dtype", [*DTYPES, "float32", "bfloat16", None], ids=str)
+def test_loading(tiny_folder, kind, dtype):
+    model, plain = load(tiny_folder, kind, dtype), AutoModelForCausalLM.from_pretrained(tiny_folder(kind), dtype="auto")
+    asked = getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.float64  # None: as stored
+    assert model.dtype == asked
+    for name, value in plain.named_parameters():
+        assert torch.equal(parameters(model)[name], value.to(asked))
+    assert (model.n_layers, model.d_model, model.d_ff) == (tiny.N_LAYERS, tiny.D_MODEL, tiny.D_FF)
+    assert not model.hf.training
+    assert not any(p.requires_grad for p in model.hf.parameters())
+    ends = "mlp.down_proj.weight" if kind == "llama" else "mlp.c_proj.weight"
+    assert [model.weight_name(i) for i in range(model.n_layers)] == [n for n in parameters(model) if n.endswith(ends)]
+    assert all(model.weight(i) is parameters(model)[model.weight_name(i)] for i in range(model.n_layers))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_logits_are_the_models_own(tiny_folder, kind):
+    """head(norm(the stream after the last layer))."""
+    model, ids = load(tiny_folder, kind), torch.tensor([[5, 9, 30, 31]])
+    seen = []
+    handle = model.layers[-1].register_forward_hook(
+        lambda m, a, out: seen.append(out[0] if type(out) is tuple else out)
+    )
+    expected = model.hf(input_ids=ids).logits
+    handle.remove()
+    assert torch.allclose(model.logits(seen[0]), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["llama-bos", "gpt2"])
+def test_a_saved_model_is_an_ordinary_one(tiny_folder, tmp_path, kind):
+    """With the edits it holds, and its tokenizer."""
+    model = load(tiny_folder, kind)
+    apply(model, MEMIT, EDITS[0])
+    model.save_pretrained(tmp_path)
+    plain, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    assert holds(model, dict(plain.named_parameters()))
+    assert not holds(load(tiny_folder, kind), dict(plain.named_parameters()))
+    text = EDITS[0].text
+    assert tokenizer(text).input_ids == model.tokenizer(text).input_ids
+    assert kedit.load_model(tmp_path).checksum != model.checksum  # edited weights are another model
+
+
+# ----------------------------------------------------------------------------------------------------- taking back
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_restore_after_edits_and_failures(tiny_folder, kind, dtype, monkeypatch):
+    model = load(tiny_folder, kind, dtype)
+    original = snapshot(model)
+    for edit in EDITS[:2]:
+        apply(model, MEMIT, edit)
+    apply(model, ROME, EDITS[2])
+    edited = snapshot(model)
+    with monkeypatch.context() as m:
+        m.setattr("kedit_lib.methods.memit.write", lambda *given: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            apply(model, MEMIT, EDITS[3])
+    assert holds(model, edited)
+    changed = {name for name, value in edited.items() if not torch.equal(value, original[name])}
+    assert changed == {model.weight_name(i) for i in (1, 2, 3)}
+    model.restore()
+    assert holds(model, original)
+    model.restore()
+    assert holds(model, original)
+    apply(model, MEMIT, EDITS[3])
+    model.restore()
+    assert holds(model, original)
+
+
+def test_an_interruption_in_the_second_layer_leaves_the_first_as_it_was(tiny_folder, monkeypatch):
+    """KeyboardInterrupt too, on a model that holds an earlier edit."""
+    from kedit_lib.methods import memit
+
+    model, write, written = load(tiny_folder), memit.write, []
+    apply(model, MEMIT, EDITS[0])
+    before = snapshot(model)
+
+    def interrupted(model, layer, delta, deltas):
+        if written:
+            raise KeyboardInterrupt
+        write(model, layer, delta, deltas)
+        written.append(not holds(model, before))
+
+    monkeypatch.setattr(memit, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        apply(model, MEMIT, EDITS[1])
+    assert written == [True]
+    assert holds(model, before)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_deltas_are_the_difference_of_the_weights(tiny_folder, kind, dtype):
+    """Of the parameter's own shape, added in float32 or wider and rounded once."""
+    model = load(tiny_folder, kind, dtype)
+    original, outcome = snapshot(model), apply(load(tiny_folder, kind, dtype), MEMIT, *EDITS[:3])
+    assert set(outcome.deltas) == {model.weight_name(i) for i in (1, 2)}
+    assert {delta.dtype for delta in outcome.deltas.values()} == {model.math_dtype}
+    model.add(outcome.deltas)
+    for name, delta in outcome.deltas.items():
+        assert delta.shape == original[name].shape
+        assert torch.equal(parameters(model)[name], (original[name].to(delta.dtype) + delta).to(dtype))
+
+
+def test_a_narrow_delta_costs_no_precision(tiny_folder):
+    model = load(tiny_folder, dtype=torch.float32)
+    name, original = model.weight_name(1), model.weight(1).clone()
+    model.add({name: torch.full((tiny.D_MODEL, tiny.D_FF), 2.0**-10, dtype=torch.bfloat16)})
+    assert torch.equal(model.weight(1), original + 2.0**-10)
+
+
+def test_temporarily_is_the_original_and_this_outcome(tiny_folder):
+    """Never the deltas twice, whatever the weights were at entry; and these come back."""
+    model = load(tiny_folder)
+    original = snapshot(model)
+    first = apply(model, MEMIT, EDITS[0])
+    after_first = snapshot(model)
+    second = apply(model, ROME, EDITS[1])
+    after_both = snapshot(model)
+
+    def expected(outcome):
+        deltas = outcome.deltas
+        return {name: value + deltas[name] if name in deltas else value for name, value in original.items()}
+
+    with model.temporarily(first) as inside:
+        assert inside is model
+        assert holds(model, after_first)
+        with model.temporarily(second):
+            assert holds(model, expected(second))
+            with model.temporarily():
+                assert holds(model, original)
+            assert holds(model, expected(second))
+            with model.temporarily(second):
+                assert holds(model, expected(second))
+        assert holds(model, expected(first))
+    assert holds(model, after_both)
+    with pytest.raises(RuntimeError, match="in the middle"), model.temporarily(second):
+        apply(model, MEMIT, EDITS[2])  # what happens inside stays inside
+        raise RuntimeError("in the middle")
+    assert holds(model, after_both)
+    model.restore()
+    with model.temporarily(second):
+        model.restore()
+        assert holds(model, original)
+    assert holds(model, original)
+
+
+def test_the_checksum_names_the_unedited_weights(tiny_folder):
+    model = load(tiny_folder)
+    apply(model, MEMIT, EDITS[0])  # before it is asked for the first time
+    checksum = model.checksum
+    fresh = load(tiny_folder)
+    assert fresh.checksum == checksum
+    apply(fresh, MEMIT, EDITS[1])
+    assert fresh.checksum == checksum
+    model.restore()
+    assert kedit.EditableModel(model.hf, model.tokenizer).checksum == checksum
+    with torch.no_grad():
+        model.hf.lm_head.weight[3, 5] += 1e-3
+    assert kedit.EditableModel(model.hf, model.tokenizer).checksum != checksum
+    assert len({load(tiny_folder, kind).checksum for kind in tiny.KINDS}) == len(tiny.KINDS)
+    assert load(tiny_folder, dtype=torch.float64).checksum != checksum
+
+
+# ------------------------------------------------------------------------------------------------------ tokens, keys
+
+
+@pytest.mark.parametrize("kind", tiny.KINDS)
+def test_the_lookup_is_the_subjects_last_token(tiny_folder, kind):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder(kind))
+    for edit in EDITS:
+        for context in [*tiny.CONTEXTS, *tiny.BRACES]:
+            text, start, end = fill(context, edit.prompt, edit.subject)
+            assert text[start:end] == edit.subject
+            assert text == context.format(edit.prompt.format(edit.subject))
+            prompt = encode_prompt(tokenizer, context, edit.prompt, edit.subject)
+            assert list(prompt.ids) == tokenizer(text).input_ids
+            said = [tokenizer.decode(prompt.ids[:n], skip_special_tokens=True) for n in range(len(prompt.ids) + 1)]
+            assert said[prompt.lookup + 1] == text[:end]
+            assert said[prompt.lookup] != text[:end]
+
+
+def test_a_begin_of_text_token_comes_once_and_an_end_of_text_token_never(tiny_folder):
+    from tokenizers import processors
+
+    for kind, bos in (("llama", 0), ("llama-bos", 1)):
+        tokenizer = AutoTokenizer.from_pretrained(tiny_folder(kind))
+        ids = encode(tokenizer, "Zoë plays")
+        assert (ids.count(tokenizer.bos_token_id), ids.count(tokenizer.eos_token_id)) == (bos, 0)
+        backend = tokenizer.backend_tokenizer  # one that ends every text, as T5's does
+        backend.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+        assert encode(tokenizer, "Zoë plays") == ids[bos:]
+
+
+@pytest.mark.parametrize("kind", ["llama-bos", "gpt2"])
+def test_keys_and_values_are_those_of_each_prompt_alone(tiny_folder, kind, monkeypatch):
+    model = load(tiny_folder, kind, torch.float64)
+    prompts = [encode_prompt(model.tokenizer, c, e.prompt, e.subject) for e in EDITS for c in tiny.CONTEXTS]
+    assert len({len(p.ids) for p in prompts}) > 3
+    monkeypatch.setattr("kedit_lib.keys.ROWS", 4)  # several passes
+    keys, values = keys_at(model, prompts, [0, 3]), outputs_at(model, prompts, model.layers[3])
+    for layer in (0, 3):
+        assert keys[layer].shape == (len(prompts), tiny.D_FF)
+        for i, prompt in enumerate(prompts):
+            seen = {}
+            handles = [
+                model.mlp_out(layer).register_forward_hook(lambda m, args, out, seen=seen: seen.update(k=args[0])),
+                model.layers[3].register_forward_hook(
+                    lambda m, args, out, seen=seen: seen.update(v=out[0] if type(out) is tuple else out)
+                ),
+            ]
+            model.hf(input_ids=torch.tensor([prompt.ids]))
+            for handle in handles:
+                handle.remove()
+            assert torch.allclose(keys[layer][i], seen["k"][0, prompt.lookup], rtol=1e-10, atol=1e-12)
+            assert torch.allclose(values[i], seen["v"][0, prompt.lookup], rtol=1e-10, atol=1e-12)
+
+
+def test_means_over_contexts():
+    """MEMIT: half the clean prompt, half the mean of the others; ROME: the plain mean."""
+    values = torch.tensor([[1.0], [2.0], [6.0], [10.0], [0.0], [2.0]])
+    assert context_mean(values, 3, grouped=True).tolist() == [[2.5], [5.5]]
+    assert context_mean(values, 3, grouped=False).tolist() == [[3.0], [4.0]]
+    assert context_mean(values, 1, grouped=True).tolist() == values.tolist()
+
+
+# --------------------------------------------------------------------------------------------------------- contexts
+
+
+@pytest.mark.parametrize("style, count", [("memit", 6), ("rome", 16 - 5 + 10)])
+def test_contexts_are_a_function_of_weights_and_seed(tiny_folder, style, count):
+    model = load(tiny_folder, "llama-bos")
+    found = kedit.generate_contexts(model, seed=3, style=style)
+    torch.manual_seed(99)  # the global generator plays no part
+    assert kedit.generate_contexts(load(tiny_folder, "llama-bos"), seed=3, style=style) == found
+    assert kedit.generate_contexts(model, seed=4, style=style) != found
+    assert found[0] == "{}"
+    assert len(found) == count
+    for start in contexts_module.STARTERS:
+        assert sum(context.startswith(start) for context in found) >= (count - 1) // 5
+    for context in found:
+        assert check_context(context).endswith("{}" if context == "{}" else ". {}")
+    before = torch.random.get_rng_state()
+    kedit.generate_contexts(model, seed=3, style=style)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_sampled_text_is_the_models(tiny_folder):
+    """With one token to choose from, a context is the greedy continuation, ten tokens with its beginning."""
+    model = load(tiny_folder, "llama-bos")
+    found = kedit.generate_contexts(model, style="memit", top_k=1)
+    for context, start in zip(found[1:], contexts_module.STARTERS, strict=True):
+        ids = model.tokenizer(start, return_tensors="pt").input_ids
+        assert ids[0, 0] == model.tokenizer.bos_token_id
+        while ids.shape[1] < 1 + 10:
+            ids = torch.cat([ids, model.hf(input_ids=ids).logits[:, -1:].argmax(-1)], 1)
+        text = model.tokenizer.decode(ids[0], skip_special_tokens=True).strip()
+        assert context == text.replace("{", "{{").replace("}", "}}") + ". {}"
+
+
+def test_braces_of_sampled_text_are_doubled(tiny_folder, monkeypatch):
+    monkeypatch.setattr(contexts_module, "_sample", lambda model, start, *rest: f"{start} {{0}} }} {{")
+    found = kedit.generate_contexts(load(tiny_folder), style="memit")
+    assert found[1] == "The {{0}} }} {{. {}"
+    assert fill(check_context(found[1]), "{} plays", "Zoë")[0] == "The {0} } {. Zoë plays"
+
+
+def test_generated_contexts_are_those_of_the_unedited_model(tiny_folder):
+    """However many edits came before: `apply` without contexts is `apply` with the original model's."""
+    model = load(tiny_folder)
+    contexts = kedit.generate_contexts(model, seed=0, style="memit")
+    apply(model, kedit.MEMIT(**{**FAST, "v_num_grad_steps": 5, "layers": [0, 1, 2]}), *EDITS)
+    assert kedit.generate_contexts(model, seed=0, style="memit") != contexts
+    moments, before = kedit.SecondMoments.from_tensors(tiny.second_moments()), model.snapshot()
+    given = MEMIT.apply(model, EDITS[:1], moments=moments, contexts=contexts)
+    model.load_snapshot(before)
+    by_default = MEMIT.apply(model, EDITS[:1], moments=moments)
+    assert all(torch.equal(delta, by_default.deltas[name]) for name, delta in given.deltas.items())

@@ -1,0 +1,61 @@
+"""The committed report: sources and executed copies agree, figures are whole, README says what the tables say."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from kedit_lib import readme, reproduce
+from kedit_lib.params import REPOSITORY
+
+SOURCES = sorted((REPOSITORY / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+EXECUTED = REPOSITORY / "notebooks" / "executed"
+FIGURES = REPOSITORY / "figures"
+
+
+def cells(path: Path):
+    """Sources of all cells but the injected parameters."""
+    every = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return ["".join(c["source"]) for c in every if "injected-parameters" not in c["metadata"].get("tags", [])]
+
+
+def test_smoke_run_of_every_notebook(tmp_path):
+    assert len(SOURCES) >= 5
+    assert reproduce.main(["--profile", "smoke"]) == 0
+    out = REPOSITORY / "results" / "executed-smoke"
+    assert [p.name for p in sorted(out.glob("*.ipynb"))] == [p.name for p in SOURCES]
+
+
+def test_sources_keep_the_house_rules():
+    assert reproduce.main(["--check"]) == 0
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)
+def test_executed_copy_is_of_this_source(source):
+    executed = EXECUTED / source.name
+    assert executed.exists(), "run make reproduce and commit notebooks/executed"
+    assert cells(executed) == cells(source)
+    assert executed.stat().st_size < 1_000_000
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)
+def test_every_picture_has_alt_text_and_no_output_is_an_error(source):
+    for cell in json.loads((EXECUTED / source.name).read_text(encoding="utf-8"))["cells"]:
+        for output in cell.get("outputs", []):
+            assert output["output_type"] != "error"
+            if "image/png" in output.get("data", {}):
+                assert len(output["metadata"]["image/png"]["alt"]) > 20
+
+
+def test_every_figure_lies_there_in_each_form_with_its_numbers():
+    names = sorted(p.stem for p in FIGURES.glob("*.png"))
+    assert len(names) >= 8
+    for name in names:
+        for ending in ("svg", "pdf", "csv"):
+            assert (FIGURES / f"{name}.{ending}").stat().st_size > 0
+        assert len(pd.read_csv(FIGURES / f"{name}.csv"))
+
+
+def test_readme_says_what_the_tables_say():
+    assert readme.render(FIGURES) in (REPOSITORY / "README.md").read_text(encoding="utf-8")
