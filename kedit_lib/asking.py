@@ -10,7 +10,7 @@ from .metrics import answer_probability
 
 
 def ask(model, edit: Edit) -> pd.DataFrame:
-    """Rows: the edit prompt, its paraphrases, its neighbors; what the model says, and p of the new and the true object."""
+    """Rows: the edit prompt, its paraphrases, its neighbors; what the model says, p of the new and the true object."""
     prompts = [
         ("edit", edit.text),
         *(("paraphrase", p) for p in edit.paraphrases),

@@ -80,7 +80,7 @@ def draw_probability(ax, runs: dict[int, Run], index: int = 0, label: str = "", 
     """Final optimised probability of each edit against its number, log axis: dots for the first order,
     a line for each order's running median over 25 edits; triangles at the collapse points."""
     color = PALETTE[index % len(PALETTE)]
-    for n, (order, run) in enumerate(runs.items()):
+    for n, run in enumerate(runs.values()):
         p = run.edits.set_index("edit").probability_last.clip(lower=1e-12)
         if points and n == 0:
             ax.plot(p.index, p, ".", color=color, alpha=0.25, markersize=3, rasterized=True)

@@ -91,7 +91,7 @@ def warning_table(streams: dict[str, dict[int, Run]]) -> pd.DataFrame:
             row["optimised probability"] = collapse_point(run)
             rows.append(row)
     table = pd.DataFrame(rows)
-    return table.astype({c: "Int64" for c in table.columns[2:]})
+    return table.astype(dict.fromkeys(table.columns[2:], "Int64"))
 
 
 def _halved(curve: pd.Series):
@@ -134,7 +134,8 @@ def collapse_sentence(table: pd.DataFrame) -> str:
     parts = []
     for name, rows in table.groupby("stream", sort=False):
         parts.append(
-            f"{name}: the optimised probability halves at {_points(rows, 'N_optimisation')}, the model is dead at {_points(rows, 'N_model')}"
+            f"{name}: the optimised probability halves at {_points(rows, 'N_optimisation')}, the model is dead at "
+            f"{_points(rows, 'N_model')}"
         )
     return "; ".join(parts) + "."
 
@@ -203,9 +204,10 @@ def verdict_collapse(table: pd.DataFrame, bench) -> str:
         model = rows.N_model.dropna().astype(float)
         early = (rows.N_model.astype("Float64") < rows.N_optimisation.astype("Float64")).fillna(False).sum()
         out.append(
-            f"**{name}: the optimised probability collapses in {known}**, at {_points(rows, 'N_optimisation')}; as a share of the "
-            f"width that is N/d_ff = {n.median() / d_ff:.2f} (the report: 450/11,008 = 0.04). It ends at a median of "
-            f"{rows['p last 25'].median():.2g}; the report saw 4.66e-08. The model is dead first in {early} of {len(rows)} orders"
+            f"**{name}: the optimised probability collapses in {known}**, at {_points(rows, 'N_optimisation')}; "
+            f"as a share of the width that is N/d_ff = {n.median() / d_ff:.2f} (the report: 450/11,008 = 0.04). "
+            f"It ends at a median of {rows['p last 25'].median():.2g}; the report saw 4.66e-08. "
+            f"The model is dead first in {early} of {len(rows)} orders"
             + (f", at {_points(rows, 'N_model')}." if len(model) else ".")
         )
     return "\n\n".join(out)
@@ -213,7 +215,7 @@ def verdict_collapse(table: pd.DataFrame, bench) -> str:
 
 def verdict_rome(table: pd.DataFrame, hidden: pd.DataFrame) -> str:
     """Whether ROME's probability outlasts MEMIT's, and what that is worth."""
-    by = {name: rows for name, rows in table.groupby("stream", sort=False)}
+    by = dict(iter(table.groupby("stream", sort=False)))
     memit, out = by.pop("MEMIT"), []
     for name, rows in by.items():
         both = rows.merge(memit, on="order", suffixes=("", " memit"))
@@ -223,16 +225,19 @@ def verdict_rome(table: pd.DataFrame, hidden: pd.DataFrame) -> str:
         )
         high = (rows["p last 25"] > rows["p first 25"] / 2).sum()
         out.append(
-            f"- **{name}**: its optimised probability outlasts MEMIT's in {longer} of {len(both)} orders and is still above half of "
-            f"its start after {rows.edits.max()} edits in {high}; it ends at {rows['p last 25'].median():.2g} with "
-            f"{rows['edits kept'].median():.0%} of the edits and {rows.untouched.median():.0%} of the untouched facts right "
-            f"(MEMIT: {memit['p last 25'].median():.2g}, {memit['edits kept'].median():.0%}, {memit.untouched.median():.0%})."
+            f"- **{name}**: its optimised probability outlasts MEMIT's in {longer} of {len(both)} orders and is still "
+            f"above half of its start after {rows.edits.max()} edits in {high}; it ends at "
+            f"{rows['p last 25'].median():.2g} with "
+            f"{rows['edits kept'].median():.0%} of the edits and {rows.untouched.median():.0%} of the untouched facts "
+            f"right (MEMIT: {memit['p last 25'].median():.2g}, {memit['edits kept'].median():.0%}, "
+            f"{memit.untouched.median():.0%})."
         )
     dead = hidden[hidden.untouched < 0.5]
     share = (dead["optimised probability"] > 0.5).mean() if len(dead) else float("nan")
     out.append(
-        f"\nOver all streams, {share:.0%} of the {len(dead)} checkpoints with a dead model still report an optimised probability above "
-        "one half. It measures whether a vector held by hand can push the answer out of the model, not whether the model knows anything."
+        f"\nOver all streams, {share:.0%} of the {len(dead)} checkpoints with a dead model still report an optimised "
+        "probability above one half. It measures whether a vector held by hand can push the answer out of the model, "
+        "not whether the model knows anything."
     )
     return "\n".join(out)
 
@@ -251,7 +256,8 @@ def verdict_mass(streams: dict[str, dict[int, Run]], mass: pd.DataFrame, bench) 
         better = sum(b > a for a, b in pairs)
         a, b = np.median([a for a, _ in pairs]), np.median([b for _, b in pairs])
         out.append(
-            f"- {cohort}: {a:.0%} after single edits, {b:.0%} after one batch; the batch is ahead in {better} of {len(pairs)} orders."
+            f"- {cohort}: {a:.0%} after single edits, {b:.0%} after one batch; the batch is ahead in {better} of "
+            f"{len(pairs)} orders."
         )
     n = bench.profile.n_edits
     fine = mass[(mass.edits >= 0.8) & (mass.untouched >= 0.8)]
@@ -266,6 +272,6 @@ def verdict_mass(streams: dict[str, dict[int, Run]], mass: pd.DataFrame, bench) 
         f"At N = {n} (N/d_ff = {n / bench.model.d_ff:.2f}; the report's 1,000 are 0.09):\n\n"
         + "\n".join(out)
         + f"\n\n{regime}. No batch ran out of memory: "
-        f"{last.batch:.0f} edits at once peaked at {last.peak_mb:.0f} MB against {first.peak_mb:.0f} MB for one, because targets are "
-        "optimised a few at a time and the solve needs N × N numbers."
+        f"{last.batch:.0f} edits at once peaked at {last.peak_mb:.0f} MB against {first.peak_mb:.0f} MB for one, "
+        "because targets are optimised a few at a time and the solve needs N × N numbers."
     )

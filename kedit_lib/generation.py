@@ -9,7 +9,7 @@ import torch
 def generate_ids(
     model, tokenizer, prompts: list[str], max_new_tokens: int, batch: int = 256, stop: tuple[int, ...] = ()
 ) -> list[list[int]]:
-    """Greedy continuations of each prompt, as token ids without the prompt, up to `</s>`.
+    """Greedy continuations of each prompt, as token ids without the prompt, up to `</s>` and with it.
 
     A batch ends early once every row has said `</s>` or one of the ids in `stop`.
 
@@ -40,12 +40,22 @@ def generate_ids(
             for i, said in zip(rows, torch.cat(new, 1).tolist(), strict=True):
                 out[i] = said
     eos = tokenizer.eos_token_id
-    return [said[: said.index(eos)] if eos in said else said for said in out]
+    return [said[: said.index(eos) + 1] if eos in said else said for said in out]
 
 
 def complete(model, tokenizer, prompts: list[str], max_new_tokens: int = 8, batch: int = 256) -> list[str]:
-    """What the model says after each prompt up to the first full stop or line end, stripped."""
+    """What the model says after each prompt up to the first full stop, line end or `</s>`, stripped."""
+    return [text for text, _ in completions(model, tokenizer, prompts, max_new_tokens, batch)]
+
+
+def completions(
+    model, tokenizer, prompts: list[str], max_new_tokens: int = 8, batch: int = 256
+) -> list[tuple[str, bool]]:
+    """The same, each with whether it came to its end (False: cut off after `max_new_tokens`)."""
     stop = tuple(tokenizer(".", add_special_tokens=False).input_ids[-1:])
-    said = generate_ids(model, tokenizer, prompts, max_new_tokens, batch, stop)
-    texts = [tokenizer.decode(one, skip_special_tokens=True) for one in said]
-    return [text.split(".")[0].split("\n")[0].strip() for text in texts]
+    out = []
+    for ids in generate_ids(model, tokenizer, prompts, max_new_tokens, batch, stop):
+        text = tokenizer.decode(ids, skip_special_tokens=True)
+        said = text.split(".")[0].split("\n")[0]
+        out.append((said.strip(), said != text or ids[-1:] == [tokenizer.eos_token_id]))
+    return out

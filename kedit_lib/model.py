@@ -214,6 +214,19 @@ def load_model(
     return EditableModel(hf, tokenizer, str(name), Path(where) if Path(where).is_dir() else None)
 
 
+@contextlib.contextmanager
+def _no_progress_bar():
+    """transformers' own bar, off for a while."""
+    bars = transformers.utils.logging
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            bars.enable_progress_bar()
+
+
 def _dtype(dtype: torch.dtype | str) -> torch.dtype:
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:

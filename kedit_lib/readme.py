@@ -27,7 +27,8 @@ def claims(figures: Path) -> pd.DataFrame:
         rows.append(
             (
                 f"{name}, one edit at a time, collapses",
-                f"optimised probability halves at {_points(r.N_optimisation, r.edits)}; model dead at {_points(r.N_model, r.edits)}",
+                f"optimised probability halves at {_points(r.N_optimisation, r.edits)}; model dead at "
+                f"{_points(r.N_model, r.edits)}",
                 _verdict(r.N_optimisation.notna()),
             )
         )
@@ -37,8 +38,8 @@ def claims(figures: Path) -> pd.DataFrame:
         rows.append(
             (
                 f"{name} keeps its optimised probability",
-                f"{_range(r['p last 25'])} at the end (MEMIT {_range(memit['p last 25'])}), with {_share(r.untouched)} of untouched "
-                f"facts and {_share(r['edits kept'])} of the edits right",
+                f"{_range(r['p last 25'])} at the end (MEMIT {_range(memit['p last 25'])}), with "
+                f"{_share(r.untouched)} of untouched facts and {_share(r['edits kept'])} of the edits right",
                 _verdict(up),
             )
         )
@@ -47,11 +48,13 @@ def claims(figures: Path) -> pd.DataFrame:
     rows.append(
         (
             "A high probability may hide a damaged model",
-            f"{len(dead)} of {len(r)} ROME streams end with a dead model; {int((dead['p last 25'] > 0.5).sum())} of these still report p > 0.5",
+            f"{len(dead)} of {len(r)} ROME streams end with a dead model; {int((dead['p last 25'] > 0.5).sum())} of "
+            "these still report p > 0.5",
             _verdict(dead["p last 25"] > 0.5),
         )
     )
-    single, whole = (batches[batches.stream == s].set_index("order") for s in (batches.stream.iloc[0], batches.stream.iloc[-1]))
+    names = batches.stream.iloc[[0, -1]]
+    single, whole = (batches[batches.stream == name].set_index("order") for name in names)
     for what, column in (("edits", "edits kept"), ("untouched facts", "untouched")):
         rows.append(
             (
@@ -63,7 +66,8 @@ def claims(figures: Path) -> pd.DataFrame:
     rows.append(
         (
             "A large batch does not run out of memory",
-            f"{int(mass.batch.iloc[-1])} edits at once: {mass.peak_mb.iloc[-1]:.0f} MB at the peak; one edit: {mass.peak_mb.iloc[0]:.0f} MB",
+            f"{int(mass.batch.iloc[-1])} edits at once: {mass.peak_mb.iloc[-1]:.0f} MB at the peak; one edit: "
+            f"{mass.peak_mb.iloc[0]:.0f} MB",
             "reproduced",
         )
     )
@@ -78,7 +82,8 @@ def _points(points: pd.Series, edits: pd.Series) -> str:
     known = points.dropna().astype(int)
     if known.empty:
         return f"no edit up to {edits.max()}"
-    return f"{known.min()}–{known.max()} edits" + ("" if len(known) == len(points) else f" in {len(known)} of {len(points)} orders")
+    some = "" if len(known) == len(points) else f" in {len(known)} of {len(points)} orders"
+    return f"{known.min()}–{known.max()} edits{some}"
 
 
 def _range(values: pd.Series) -> str:

@@ -179,7 +179,7 @@ class Bench:
         return pd.concat(tables, ignore_index=True)
 
     def mass_table(self) -> pd.DataFrame:
-        """One MEMIT batch of each of the profile's `mass_sizes`, each in a process of its own (kept in results/mass)."""
+        """One MEMIT batch of each of the profile's `mass_sizes`, a process each (kept in results/mass)."""
         from .cost import batch_cost
 
         return pd.DataFrame([batch_cost(self.profile, size, self.results) for size in sorted(self.profile.mass_sizes)])

@@ -67,26 +67,28 @@ def test_perplexity_of_a_uniform_guess_is_the_vocabulary(tiny_folder):
 
 
 def greedy(model, prompt, n):
-    """What transformers itself generates, one prompt alone, up to `</s>`."""
+    """What transformers itself generates, one prompt alone, up to `</s>` and with it."""
     given, eos = model.tokenizer(prompt, return_tensors="pt"), model.tokenizer.eos_token_id
     out = model.hf.generate(**given, max_new_tokens=n, do_sample=False, pad_token_id=model.tokenizer.pad_token_id)
     new = out[0, given.input_ids.shape[1] :].tolist()
-    return new[: new.index(eos)] if eos in new else new
+    return new[: new.index(eos) + 1] if eos in new else new
 
 
 def test_completions_are_the_greedy_ones(model):
     """Prompts of several lengths, some of them equal; some texts end, and so do some sentences."""
     subjects = ("Ana Brown", "Zoë", "Danielle Darrieux", "The judge", "Old Norse")
     prompts = [s + rest for s in subjects for rest in (" plays the", "", " was born in Graz. The town")]
-    said = Counter(token for prompt in prompts for token in greedy(model, prompt, 6))
-    rows = model.hf.get_output_embeddings().weight
-    for text, (token, _) in zip((".", "</s>"), said.most_common(2), strict=True):  # in place of what it says most
-        with torch.no_grad():
-            rows[model.tokenizer(text, add_special_tokens=False).input_ids[-1]] = 1.05 * rows[token]
+    head = model.hf.lm_head.weight  # GPT-2's is tied to the embedding, and says nothing but the last token again
+    model.hf.lm_head.weight = torch.nn.Parameter(torch.randn_like(head), requires_grad=False)
+    said = [greedy(model, prompt, 6) for prompt in prompts]
+    often = Counter(token for ids in said for token in ids[2:] if token not in {first for first, *_ in said})
+    for text, (token, _) in zip((".", "</s>"), often.most_common(2), strict=True):  # in place of what it says often
+        stop = model.tokenizer(text, add_special_tokens=False).input_ids[-1]
+        model.hf.lm_head.weight[stop] = 1.05 * model.hf.lm_head.weight[token]
 
     expected = [greedy(model, prompt, 6) for prompt in prompts]
     texts = [model.tokenizer.decode(e, skip_special_tokens=True) for e in expected]
-    assert {len(e) for e in expected} > {6}, "no text ended: the test is too easy"
+    assert len({len(e) for e in expected}) > 1, "no text ended: the test is too easy"
     assert any("." in text.strip(". ") for text in texts), "no sentence ended: the test is too easy"
     cut = [text.split(".")[0].split("\n")[0].strip() for text in texts]
     for batch in (1, 3, 256):
@@ -110,17 +112,15 @@ def taught(tiny_folder):
         "Toko Yasuda plays the organ of Graz.",
     ]
     model = kedit.load_model(tiny_folder("llama-bos"), dtype=torch.float32)
-    rows = [model.tokenizer(sentence, return_tensors="pt").input_ids for sentence in sentences]
+    ids = model.tokenizer(sentences, return_tensors="pt", padding=True, padding_side="right").input_ids
+    labels = ids.masked_fill(ids == model.tokenizer.pad_token_id, -100)
     parameters = list(model.hf.requires_grad_(True).parameters())
-    adam = torch.optim.Adam(parameters, lr=5e-3)
-    with torch.enable_grad():
-        for _ in range(150):
-            loss = sum(model.hf(input_ids=ids, labels=ids).loss for ids in rows)
-            adam.zero_grad()
-            loss.backward()
-            adam.step()
-            if loss < 0.5:
-                break
+    adam, loss, steps = torch.optim.Adam(parameters, lr=5e-3), torch.tensor(9.0), 0
+    while loss > 0.3 and steps < 300:
+        loss, steps = model.hf(input_ids=ids, labels=labels).loss, steps + 1
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
     model.hf.requires_grad_(False)
     return model
 

@@ -8,16 +8,17 @@ from __future__ import annotations
 import argparse
 import itertools
 import random
+from itertools import islice
 from pathlib import Path
 
 import pandas as pd
 import torch
 
-from ..metrics import generation_accuracy
+from ..contexts import generate_contexts
 from ..methods import method_class, method_for
+from ..metrics import generation_accuracy
 from ..model import load_model
 from ..moments import SecondMoments
-from ..contexts import generate_contexts
 from . import world_of
 from .corpus import texts
 from .edits import DEVELOPMENT, ask, lab_edits, near_facts, other_facts
@@ -44,19 +45,17 @@ def single_edits(model, method, edits, moments, contexts, seed: int = 0) -> pd.D
         asked = [(edit.text, edit.target_new)] + [(p, edit.target_new) for p in edit.paraphrases]
         asked += [(ask(world, f, rng), f.object) for f in near + own]
         outcome = method.apply(model, [edit], moments=moments, contexts=contexts)
-        right = generation_accuracy(model, [p for p, _ in asked], [a for _, a in asked])
+        right = iter(generation_accuracy(model, [p for p, _ in asked], [a for _, a in asked]))
         model.restore()
-        parts = iter(right)
-        take = lambda n: [next(parts) for _ in range(n)]  # noqa: E731
         target = outcome.targets[0]
         rows.append(
             {
                 "method": method.name,
                 "layers": "-".join(map(str, method.layers)),
-                "edit": float(take(1)[0]),
-                "templates": _mean(take(len(edit.paraphrases))),
-                "near": _mean(take(len(near))),
-                "same_subject": _mean(take(len(own))),
+                "edit": float(next(right)),
+                "templates": _mean(list(islice(right, len(edit.paraphrases)))),
+                "near": _mean(list(islice(right, len(near)))),
+                "same_subject": _mean(list(islice(right, len(own)))),
                 "probability_last": target.probabilities[-1],
                 "steps": target.steps,
                 "clamped": target.clamped,

@@ -55,6 +55,7 @@ class Recipe:
     first_people: int = 60  # how many people the corpus speaks of at first, for `first_steps`: with few, the model
     first_steps: int = 250  # soon learns how to look a person up; then their number doubles every `doubling` steps,
     doubling: int = 150  # which keeps what is known. All at once, the plateau before any fact is learnt takes hours.
+    stream_norm: float = 20.0  # mean norm of the residual stream in the middle of the finished model (see fix_scale)
     seed: int = 0
 
 
@@ -89,7 +90,7 @@ def build(recipe: Recipe, tokenizer) -> LlamaForCausalLM:
 
 
 def batches(world: World, tokenizer, recipe: Recipe, seed: int = 0):
-    """Endless pairs of [batch, length]: ids of documents `<s> … </s>` laid end to end, and their weights in the loss."""
+    """Endless pairs of [batch, length]: ids of documents `<s> … </s>` end to end, and their weights in the loss."""
     step = 0
     stream = corpus.documents(world, seed, lambda: people_known(step, recipe))
     ids, weights, need = [], [], recipe.batch * recipe.length
@@ -129,6 +130,32 @@ def learning_rate(step: int, recipe: Recipe) -> float:
         return recipe.lr * (step + 1) / recipe.warmup
     done = (step - recipe.warmup) / max(1, recipe.steps - recipe.warmup)
     return recipe.lr * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+
+
+@torch.no_grad()
+def fix_scale(model, tokenizer, world: World, norm: float) -> float:
+    """Scale the residual stream so that its norm after the middle layer averages `norm`; returns the factor.
+
+    RMSNorm reads the stream's direction only, so multiplying everything that writes to it (embeddings,
+    attention and MLP output maps) by one factor leaves every output as it was; training stops at
+    whatever scale its learning rate led to. Editing is not indifferent to it: v_lr is an absolute length.
+    """
+    middle, norms = model.model.layers[model.config.num_hidden_layers // 2 - 1], []
+
+    def note(module, args, output):
+        norms.append(output.norm(dim=-1)[:, 1:].mean().item())  # without <s>
+
+    handle = middle.register_forward_hook(note)
+    for text in corpus.texts(world, 64, seed=3):
+        model(input_ids=torch.tensor([tokenizer(text).input_ids], device=model.device))
+    handle.remove()
+    factor = norm / (sum(norms) / len(norms))
+    writers = [model.model.embed_tokens]
+    for layer in model.model.layers:
+        writers += [layer.self_attn.o_proj, layer.mlp.down_proj]
+    for module in writers:
+        module.weight.mul_(factor)
+    return factor
 
 
 @torch.no_grad()
@@ -209,6 +236,7 @@ def train(recipe: Recipe, out: Path, threads: int = 2, device: str = "cpu", chec
 
     seconds = spent + time.perf_counter() - began
     model.eval()
+    fix_scale(model, tokenizer, world, recipe.stream_norm)
     table = recall(model, tokenizer, world)
     model.save_pretrained(out)
     for path in out.glob("*"):

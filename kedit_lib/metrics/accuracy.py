@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..generation import complete
+from ..generation import completions
 
 
 def generation_accuracy(model, prompts: list[str], answers: list[str]) -> list[bool]:
@@ -12,5 +12,5 @@ def generation_accuracy(model, prompts: list[str], answers: list[str]) -> list[b
     model that knows the relation but not the subject: one over the number of objects.
     """
     longest = max((len(model.tokenizer(" " + a, add_special_tokens=False).input_ids) for a in answers), default=1)
-    said = complete(model.hf, model.tokenizer, prompts, max_new_tokens=longest + 1)
-    return [a == b.strip() for a, b in zip(said, answers, strict=True)]
+    said = completions(model.hf, model.tokenizer, prompts, max_new_tokens=longest + 1)
+    return [ended and text == a.strip() for (text, ended), a in zip(said, answers, strict=True)]
