@@ -6,6 +6,7 @@ import hashlib
 import json
 import statistics
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from .edits import check_edits
 from .errors import KeditError
 from .probes import EditProbe
 from .store import ALGORITHMS, RunFolder, key_of, now, versions
+from .targets import AlreadyKnown
 
 WINDOW = 25  # edits in the medians that define N_optimisation
 DEAD = 0.5  # accuracy on untouched facts below which the model counts as dead
@@ -138,7 +140,9 @@ def _stream(
         while done < len(edits):
             batch = edits[done : done + batch_size]
             begin = time.perf_counter()
-            outcome = method.apply(model, batch, moments=moments, contexts=contexts)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", AlreadyKnown)  # noted in the edit's row instead
+                outcome = method.apply(model, batch, moments=moments, contexts=contexts)
             rows += _rows(model, outcome, done, time.perf_counter() - begin)
             done += len(batch)
             bar.update(len(batch))

@@ -252,8 +252,12 @@ class _Batch:
         return nll, says, kl
 
 
+class AlreadyKnown(UserWarning):
+    """The model gave an edit's target before the edit."""
+
+
 def warn_if_known(edits: list[Edit], targets: list[Target]) -> None:
     """A warning for each edit whose target the model already gave."""
     for edit, target in zip(edits, targets, strict=True):
         if target.already:
-            warnings.warn(f"edit of {edit.subject!r}: the model already answers {edit.target_new!r}", stacklevel=3)
+            warnings.warn(f"edit of {edit.subject!r}: the model already answers {edit.target_new!r}", AlreadyKnown, stacklevel=3)
