@@ -17,6 +17,7 @@ from .params import REPOSITORY
 # Okabe–Ito: told apart by colour-blind readers; line styles and markers say the same again.
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 DASHES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), "-"]
+COHORTS = ["edits", "latest edits", "paraphrases", "neighbors", "untouched", "same subjects"]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
 
 
@@ -119,6 +120,14 @@ def draw_curve(ax, runs: dict[int, Run], metric: str, cohort: str, index: int = 
             label=(label or cohort) if n == 0 else None,
         )
     ax.set_xlabel("edits made")
+
+
+def draw_cohorts(ax, runs: dict[int, Run], guess: float) -> None:
+    """Right answers of every group of questions along a stream, with the guessing floor."""
+    for i, cohort in enumerate(COHORTS):
+        draw_curve(ax, runs, "accuracy", cohort, i)
+    floor(ax, guess, "guess")
+    ax.set(ylim=(0, 1.02), ylabel="right answers, free generation")
 
 
 def floor(ax, value: float, text: str) -> None:

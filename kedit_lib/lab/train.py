@@ -62,8 +62,7 @@ class Recipe:
 RECIPES = {
     r.name: r
     for r in (
-        Recipe("lab", n_people=1100, d_model=128, d_ff=1024, n_layers=6, steps=2800, doubling=200),
-        Recipe("lab-500", n_people=500, d_model=128, d_ff=1024, n_layers=6, steps=1600),
+        Recipe("lab", n_people=500, d_model=128, d_ff=1024, n_layers=6, steps=1600, stream_norm=25.0),
         Recipe("lab-small", n_people=200, d_model=96, d_ff=384, n_layers=4, steps=1000, doubling=100),
     )
 }
