@@ -85,7 +85,7 @@ def draw_probability(ax, runs: dict[int, Run], index: int = 0, label: str = "", 
         p = run.edits.set_index("edit").probability_last.clip(lower=1e-12)
         if points and n == 0:
             ax.plot(p.index, p, ".", color=color, alpha=0.25, markersize=3, rasterized=True)
-        median = p.rolling(min(WINDOW, len(p)), min_periods=1).median()
+        median = p.rolling(min(WINDOW, len(p)), min_periods=min(10, len(p))).median()
         ax.plot(
             median.index,
             median,
