@@ -17,7 +17,7 @@ from .contexts import check_contexts, generate_contexts
 from .edits import check_edits
 from .errors import KeditError
 from .probes import EditProbe
-from .store import ALGORITHMS, RunFolder, key_of, now, versions
+from .store import ALGORITHMS, RunFolder, commit, key_of, now, versions
 from .targets import AlreadyKnown
 
 WINDOW = 25  # edits in the medians that define N_optimisation
@@ -114,7 +114,8 @@ def run_stream(
         )
     finally:
         model.load_snapshot(before)
-    manifest = {**decides, "key": key, "started": started, "finished": now(), "versions": versions()}
+    manifest = {**decides, "key": key, "started": started, "finished": now()}
+    manifest |= {"versions": versions(), "commit": commit()}
     manifest = json.loads(json.dumps(manifest))
     run = Run(pd.DataFrame(rows), pd.DataFrame(checks), manifest, folder.path if folder else None)
     if folder is not None:

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import shutil
+import subprocess
 import time
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from .errors import KeditError
+from .params import REPOSITORY
 
 ALGORITHMS = 1  # raised by hand when a change of the library changes numbers
 
@@ -28,6 +30,12 @@ def key_of(**parts) -> str:
 
 def versions() -> dict:
     return {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
+
+
+def commit() -> str | None:
+    """The commit of this checkout, for manifests; None outside a repository."""
+    asked = subprocess.run(["git", "-C", REPOSITORY, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return asked.stdout.strip() or None
 
 
 class RunFolder:

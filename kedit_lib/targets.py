@@ -260,4 +260,5 @@ def warn_if_known(edits: list[Edit], targets: list[Target]) -> None:
     """A warning for each edit whose target the model already gave."""
     for edit, target in zip(edits, targets, strict=True):
         if target.already:
-            warnings.warn(f"edit of {edit.subject!r}: the model already answers {edit.target_new!r}", AlreadyKnown, stacklevel=3)
+            message = f"edit of {edit.subject!r}: the model already answers {edit.target_new!r}"
+            warnings.warn(message, AlreadyKnown, stacklevel=3)
