@@ -201,12 +201,16 @@ def verdict_collapse(table: pd.DataFrame, bench) -> str:
                 f"**{name}: the optimised probability does not collapse** within {rows.edits.max()} edits in any order."
             )
             continue
+        down = int((rows["p last 25"] < rows["p first 25"] / 2).sum())
+        stays = "" if down == len(rows) else "; elsewhere it dips and comes back, which is no collapse"
         model = rows.N_model.dropna().astype(float)
         early = (rows.N_model.astype("Float64") < rows.N_optimisation.astype("Float64")).fillna(False).sum()
         out.append(
-            f"**{name}: the optimised probability collapses in {known}**, at {_points(rows, 'N_optimisation')}; "
+            f"**{name}: the optimised probability halves in {known}**, at {_points(rows, 'N_optimisation')}; "
             f"as a share of the width that is N/d_ff = {n.median() / d_ff:.2f} (the report: 450/11,008 = 0.04). "
             f"It ends at a median of {rows['p last 25'].median():.2g}; the report saw 4.66e-08. "
+            f"At the end it is below half of its start in "
+            f"{down} of {len(rows)} orders{stays}. "
             f"The model is dead first in {early} of {len(rows)} orders"
             + (f", at {_points(rows, 'N_model')}." if len(model) else ".")
         )
