@@ -56,3 +56,8 @@ def trace(hf: nn.Module, ids: Tensor, inputs=(), outputs=(), last: nn.Module | N
     with hooks(*pairs), contextlib.suppress(_Done):
         hf(input_ids=ids, use_cache=kwargs.get("past_key_values") is not None, **kwargs)
     return seen_in, seen_out
+
+
+def shown(progress: bool) -> dict:
+    """tqdm's arguments: a bar, unless the environment says TQDM_DISABLE (a saved notebook must not keep one)."""
+    return {} if progress else {"disable": True}
