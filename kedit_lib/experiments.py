@@ -19,7 +19,7 @@ from .errors import KeditError
 from .probes import EditProbe
 from .store import ALGORITHMS, RunFolder, commit, key_of, now, versions
 from .targets import AlreadyKnown
-from .trace import shown
+from .trace import no_bar
 
 WINDOW = 25  # edits in the medians that define N_optimisation
 DEAD = 0.5  # accuracy on untouched facts below which the model counts as dead

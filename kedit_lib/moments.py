@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from .errors import KeditError
 from .tokens import encode
-from .trace import pad, shown, trace
+from .trace import no_bar, pad, trace
 
 
 class SecondMoments:
@@ -72,7 +72,7 @@ class SecondMoments:
         modules = {layer: model.mlp_out(layer) for layer in layers}
         total = {i: torch.zeros(model.d_ff, model.d_ff, dtype=torch.float64, device=model.device) for i in layers}
         count = 0
-        with model.temporarily(), tqdm(total=len(rows), desc="second moments", **shown(progress)) as bar:
+        with model.temporarily(), tqdm(total=len(rows), desc="second moments", disable=no_bar(progress)) as bar:
             while rows:
                 size = max(1, batch_tokens // max(1, len(rows[-1])))
                 part, rows = rows[-size:], rows[:-size]

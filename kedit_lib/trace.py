@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,6 @@ def trace(hf: nn.Module, ids: Tensor, inputs=(), outputs=(), last: nn.Module | N
     return seen_in, seen_out
 
 
-def shown(progress: bool) -> dict:
-    """tqdm's arguments: a bar, unless the environment says TQDM_DISABLE (a saved notebook must not keep one)."""
-    return {} if progress else {"disable": True}
+def no_bar(progress: bool) -> bool:
+    """tqdm's `disable`: no bar is asked for, or TQDM_DISABLE is set, which tqdm's notebook bar does not heed."""
+    return not progress or bool(os.environ.get("TQDM_DISABLE"))

@@ -380,16 +380,21 @@ def test_a_killed_process_loses_nothing_but_the_last_few_edits(tiny_folder, mode
         ({"checkpoint_every": 0}, "checkpoint_every = 0"),
         ({"dense_every": 0}, "dense_every = 0"),
         ({"moments": None}, "needs second moments"),
+        (
+            {"moments": kedit.SecondMoments.from_tensors({i: torch.zeros(tiny.D_FF, tiny.D_FF) for i in (1, 2)})},
+            "layer 1: C is not positive definite",
+        ),
         ({"contexts": []}, "contexts"),
         ({"history": object()}, "history"),
         ({"edits": [*EDITS[:2], kedit.Edit("{} plays", "Zoë", "№")]}, "'№': its first token is empty"),
     ],
 )
 def test_a_stream_that_cannot_run_leaves_no_trace(model, tmp_path, options, says):
-    original = snapshot(model)
+    original, panel = snapshot(model), Panel()
     with pytest.raises(kedit.KeditError, match=says) as caught:
-        stream(model, store=tmp_path / "store", **options)
+        stream(model, store=tmp_path / "store", probes=[panel], **options)
     assert "\n" not in str(caught.value)
+    assert panel.asked == []
     assert same_weights(model, original)
     assert not (tmp_path / "store").exists()
 
