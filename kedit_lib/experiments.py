@@ -137,7 +137,7 @@ def _stream(
         checks += _measure(model, probes, [], 0)
 
     next_check = done + (checkpoint_every if dead else dense_every)
-    name, off = f"{method.name} b{batch_size}", not progress
+    name, off = f"{method.name} b{batch_size}", no_bar(progress)
     with tqdm(total=len(edits), initial=done, desc=name, unit="edit", disable=off, mininterval=2) as bar:
         while done < len(edits):
             batch = edits[done : done + batch_size]
