@@ -8,7 +8,7 @@ from ..edits import Edit
 from ..errors import KeditError
 from .world import Fact, World
 
-DEVELOPMENT = 100  # the first people: layers are chosen on them, nothing else ever uses them
+DEVELOPMENT = 100  # the first people: layers are chosen on them, no stream edits them; neighbors may be among them
 NEIGHBORS = 3
 
 

@@ -99,7 +99,7 @@ def _mean(values) -> float:
 
 
 def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(description="Sweep the edited layers by single edits of facts used nowhere else.")
+    parser = argparse.ArgumentParser(description="Sweep the edited layers on people whom no stream edits.")
     parser.add_argument("--model", default="lab")
     parser.add_argument("--n", type=int, default=20, help="edits for each choice of layers")
     parser.add_argument("--out", type=Path, help="CSV file (default: layers.csv beside the weights)")
