@@ -137,15 +137,19 @@ def parameters_for(run: Run, source: Path) -> dict[str, Any]:
 
 
 def run_streams(run: Run, only: str | None) -> None:
-    """Run the profile's streams of edits in parallel, so that notebooks find their rows.
+    """Run the profile's streams of edits in parallel and judge the claims by them, so that notebooks find both.
 
     With `--only` a notebook runs just the streams that it needs itself, one after the other: less work than all.
     """
     if only is None and importlib.util.find_spec("kedit_lib.sweep"):
-        from kedit_lib import sweep
+        from kedit_lib import claims, streams, sweep
 
         os.environ["KEDIT_RESULTS"] = str(run.results)
         sweep.run_streams(run.profile, orders=run.profile.live_orders, workers=run.profile.workers)
+        table = claims.write(streams.Bench(run.profile, progress=False), run.figures)
+        print(f"claims: {', '.join(f'{n} {v}' for v, n in table.verdict.value_counts().items())}", flush=True)
+        if run.committed:
+            claims.check(table)
 
 
 def environment(run: Run, scratch: str) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from dataclasses import dataclass, field
@@ -163,20 +164,21 @@ class Bench:
 
     def singles(self) -> pd.DataFrame:
         """`n_single` independent edits by MEMIT and by ROME (kept in results/singles)."""
+        return pd.concat([self.singles_of(name) for name in ("memit", "rome")], ignore_index=True)
+
+    def singles_of(self, name: str) -> pd.DataFrame:
+        """Independent edits by the method of one stream."""
         from .lab.single import single_edits
 
-        edits, tables = self.edits(0, self.profile.n_single), []
-        for name in ("memit", "rome"):
-            method = self.method(name)
-            parts = [self.model.checksum, method.name, method.model_dump(), list(map(repr, edits)), ALGORITHMS]
-            path = self.results / "singles" / f"{name}-{key_of(parts=parts)}.parquet"
-            if not path.exists():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                table = single_edits(self.model, method, edits, self.moments, self.contexts(method))
-                table.to_parquet(path.with_suffix(".tmp"))
-                os.replace(path.with_suffix(".tmp"), path)
-            tables.append(pd.read_parquet(path))
-        return pd.concat(tables, ignore_index=True)
+        edits, method = self.edits(0, self.profile.n_single), self.method(name)
+        parts = [self.model.checksum, method.name, method.model_dump(), list(map(repr, edits)), ALGORITHMS]
+        path = self.results / "singles" / f"{name}-{key_of(parts=parts)}.parquet"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            table = single_edits(self.model, method, edits, self.moments, self.contexts(method))
+            table.to_parquet(path.with_suffix(".tmp"))
+            os.replace(path.with_suffix(".tmp"), path)
+        return pd.read_parquet(path)
 
     def mass_table(self) -> pd.DataFrame:
         """One MEMIT batch of each of the profile's `mass_sizes`, a process each (kept in results/mass)."""
@@ -185,13 +187,17 @@ class Bench:
         return pd.DataFrame([batch_cost(self.profile, size, self.results) for size in sorted(self.profile.mass_sizes)])
 
     def committed(self, name: str, order: int) -> Run | None:
-        """The stored run in figures/data, or None when there is none for this model and these sizes."""
+        """The stored run in figures/data, or None when there is none of this model, length and hyperparameters."""
         folder, prefix = data_folder(), self._prefix(name, order)
         if not (folder / f"{prefix}manifest.json").exists():
             return None
         run = Run(*read_tables(folder, prefix))
-        same = run.manifest["model"] == self.model.checksum and run.manifest["n_edits"] == self.profile.n_edits
-        return run if same else None
+        ours = {
+            "model": self.model.checksum,
+            "n_edits": self.profile.n_edits,
+            "hyperparameters": json.loads(json.dumps(self.method(name).model_dump())),
+        }
+        return run if all(run.manifest[field] == value for field, value in ours.items()) else None
 
     def commit(self, name: str, order: int) -> None:
         """Put a finished run into figures/data."""

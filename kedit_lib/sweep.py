@@ -26,7 +26,8 @@ CHECK_MARGIN = 0.05  # largest accepted median difference of the optimised proba
 
 def run_streams(profile: Profile, orders, workers: int, names=None, commit: bool = False) -> None:
     """Run `names` (default: the profile's live streams) for each order, `workers` one-thread processes
-    side by side, into results/. Raises KeditError when one fails, after the others have finished.
+    side by side, into results/; with the live streams also the single edits and the single batches.
+    Raises KeditError when one fails, after the others have finished.
     """
     names = list(streams_of(profile)) if names is None else names
     # Long ones first, so that the last worker does not run alone.
@@ -34,7 +35,8 @@ def run_streams(profile: Profile, orders, workers: int, names=None, commit: bool
     if not tasks:
         return
     Bench(profile, progress=False).moments  # measured once, before the workers want it  # noqa: B018
-    checks = [_rotation(profile)] if names == list(streams_of(profile)) and not commit else []
+    live = names == list(streams_of(profile)) and not commit
+    checks = [_rotation(profile)] if live else []
     begun, failures = time.monotonic(), []
     os.environ.setdefault("OMP_NUM_THREADS", str(profile.threads))
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
@@ -43,6 +45,10 @@ def run_streams(profile: Profile, orders, workers: int, names=None, commit: bool
             futures[pool.submit(_check, profile, *check)] = (
                 f"committed {check[0]} order {check[1]}, first {CHECK_EDITS} again"
             )
+        for name in ("memit", "rome") if live else ():
+            futures[pool.submit(_singles, profile, name)] = f"{profile.n_single} single edits, {name}"
+        for size in sorted(profile.mass_sizes, reverse=True) if live else ():
+            futures[pool.submit(_batch, profile, size)] = f"one batch of {size}"
         for n, future in enumerate(as_completed(futures), 1):
             try:
                 print(
@@ -76,6 +82,21 @@ def _work(profile: Profile, name: str, order: int, commit: bool) -> str:
         f"{len(run.edits)} edits, {run.edits.seconds.mean():.2f} s/edit, probes {probes:.0f} s, "
         f"median p of the last 25 {last.probability_last.median():.3g}"
     )
+
+
+def _singles(profile: Profile, name: str) -> str:
+    import torch
+
+    torch.set_num_threads(profile.threads)
+    table = Bench(profile, progress=False).singles_of(name)
+    return f"{table.edit.mean():.0%} of the edits right"
+
+
+def _batch(profile: Profile, size: int) -> str:
+    from .cost import batch_cost
+
+    row = batch_cost(profile, size, Bench(profile, progress=False).results)
+    return f"{row['seconds_per_edit']:.2f} s/edit, at most {row['peak_mb']:.0f} MB"
 
 
 def _rotation(profile: Profile) -> tuple[str, int] | None:

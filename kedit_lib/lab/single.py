@@ -8,6 +8,7 @@ from itertools import islice
 import pandas as pd
 
 from ..metrics import generation_accuracy
+from ..metrics.interference import interference
 from ..moments import SecondMoments
 from . import world_of
 from .corpus import texts
@@ -28,6 +29,7 @@ def single_edits(model, method, edits, moments, contexts, seed: int = 0) -> pd.D
     templates     the other phrasings of the relation give it
     near          facts of other subjects that share a name part or the relation are still right
     same_subject  the subject's other relations are still right
+    interference  tr ΔCΔᵀ, summed over the layers
     """
     world, rng, rows = world_of(model), random.Random(f"single-{seed}"), []
     for edit in edits:
@@ -49,6 +51,7 @@ def single_edits(model, method, edits, moments, contexts, seed: int = 0) -> pd.D
                 "probability_last": target.probabilities[-1],
                 "steps": target.steps,
                 "clamped": target.clamped,
+                "interference": interference(model, outcome.deltas, moments),
                 "relation": edit.relation,
                 "prompt": edit.prompt,
                 **{f"s_{i}": s[0].item() for i, s in outcome.s.items()},
