@@ -104,9 +104,15 @@ def draw_probability(ax, runs: dict[int, Run], index: int = 0, label: str = "", 
 
 
 def draw_curve(ax, runs: dict[int, Run], metric: str, cohort: str, index: int = 0, label: str | None = None) -> None:
-    """A metric at the checkpoints: the first order thick with markers, the others thin."""
+    """A metric at the checkpoints: the first order thick with markers, the others thin. A run of one batch has no
+    course: its points at the end are joined with nothing."""
     for n, run in enumerate(runs.values()):
         curve = run.curve(metric, cohort)
+        if run.edits.batch.iloc[0] == len(run.edits):
+            look = {"color": PALETTE[index % len(PALETTE)], "marker": MARKERS[index % len(MARKERS)]}
+            label_once = (label or cohort) if n == 0 else None
+            ax.plot(curve.index[-1:], curve.iloc[-1:], linestyle="none", markersize=8, label=label_once, **look)
+            continue
         ax.plot(
             curve.index,
             curve,
@@ -232,6 +238,24 @@ def plot_mass(mass: pd.DataFrame, guess: float):
     right.set(ylabel="seconds an edit", ylim=(0, None))
     right.grid(False)
     axes[1].legend(handles=[*axes[1].lines, *right.lines], fontsize=8, loc="lower center")
+    return fig
+
+
+def plot_needs(table: pd.DataFrame):
+    """A panel a need: each method's value against the number of edits, a point an order, the line their median."""
+    needs = list(dict.fromkeys(table.need))
+    fig, axes = plt.subplots(1, len(needs), figsize=(3.1 * len(needs), 3.6))
+    for ax, need in zip(axes, needs, strict=True):
+        part = table[table.need == need]
+        for i, (method, rows) in enumerate(part.groupby("method", sort=False)):
+            look = {"color": PALETTE[i % len(PALETTE)], "marker": MARKERS[i % len(MARKERS)]}
+            median = rows.groupby("edits").value.median()
+            ax.plot(rows.edits, rows.value, linestyle="none", alpha=0.45, markersize=4, **look)
+            ax.plot(median.index, median, linestyle=DASHES[i % len(DASHES)], label=method, **look)
+        cost = need == "cost"
+        ax.set(xscale="log", title=need, xlabel="edits", ylim=(0, None) if cost else (0, 1.02))
+    axes[0].set_ylabel("right answers (cost: seconds an edit)")
+    axes[0].legend(fontsize=8)
     return fig
 
 

@@ -1,0 +1,35 @@
+"""The decision table: who is best, by how many orders, and what is not clear."""
+
+import pandas as pd
+
+from kedit_lib.choosing import COST, decide, guide
+
+
+def table(values: dict[str, list[float]], need="efficacy", n=10) -> pd.DataFrame:
+    rows = [(m, n, need, order, v) for m, vs in values.items() for order, v in enumerate(vs)]
+    return pd.DataFrame(rows, columns=["method", "edits", "need", "order", "value"])
+
+
+def test_the_best_is_clear_only_if_every_order_says_so():
+    clear = decide(table({"A": [0.9, 0.8, 0.9], "B": [0.5, 0.7, 0.6]})).iloc[0]
+    assert (clear.best, clear.second, clear["ahead in orders"], clear.clear) == ("A", "B", "3 of 3", True)
+    split = decide(table({"A": [0.9, 0.6, 0.9], "B": [0.5, 0.7, 0.6]})).iloc[0]
+    assert (split.best, split["ahead in orders"], split.clear) == ("A", "2 of 3", False)
+    few = decide(table({"A": [0.9], "B": [0.5]})).iloc[0]
+    assert not few.clear
+
+
+def test_orders_are_compared_where_both_have_them():
+    one = decide(table({"A": [0.9, 0.8, 0.9], "B": [0.5]})).iloc[0]
+    assert one["ahead in orders"] == "1 of 1" and not one.clear
+
+
+def test_of_costs_the_smallest_is_best():
+    found = decide(table({"A": [0.2, 0.2, 0.2], "B": [0.1, 0.1, 0.1]}, COST)).iloc[0]
+    assert found.best == "B" and found["its value"] == 0.1 and found.clear
+
+
+def test_the_guide_says_where_there_is_no_winner():
+    rows = [table({"A": [0.9] * 3, "B": [0.1] * 3}), table({"A": [0.9, 0.1, 0.5], "B": [0.1, 0.9, 0.4]}, "locality")]
+    said = guide(decide(pd.concat(rows)))
+    assert said == "- **10 edits**: efficacy: A; locality: no clear winner"
