@@ -13,7 +13,6 @@ from pathlib import Path
 
 from .errors import KeditError
 from .params import Profile
-from .probes import lab_probes
 from .store import ALGORITHMS, key_of, versions
 from .streams import Bench
 
@@ -69,7 +68,7 @@ def _measure(profile: Profile, size: int, results: Path) -> dict:
         "peak_mb": peak,
         "p last (median)": float(torch.tensor([t.probabilities[-1] for t in outcome.targets]).median()),
     }
-    for probe in lab_probes(bench.model, edits, untouched=profile.untouched):
+    for probe in bench.probes(edits):
         for found in probe(bench.model, edits):
             if found["metric"] in ("accuracy", "perplexity") and found["cohort"] != "latest edits":
                 row["perplexity" if found["metric"] == "perplexity" else found["cohort"]] = found["value"]

@@ -34,6 +34,8 @@ class Profile(BaseModel):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
     model: Annotated[str, Field(min_length=1)]  # "lab", "lab-small", a hub id or a local folder
+    edits: Annotated[str, Field(min_length=1)]  # "lab", or a file or hub name of edits: kedit_lib.material
+    texts: Annotated[str, Field(min_length=1)]  # "lab", or a file or hub name of plain text, for second moments
     dtype: Literal["float32", "float64", "bfloat16", "float16"]
     seed: Annotated[int, Field(ge=0)]
     n_edits: Count  # length of a stream

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import pandas as pd
 
 from .experiments import WINDOW, Run, collapse_point
+from .methods import method_for
 from .store import ALGORITHMS, key_of
 from .streams import ROME_VARIANTS, Bench
 
@@ -105,16 +106,13 @@ def first_batch(run: Run) -> float:
 
 def interference_ratio(bench: Bench) -> dict[int, float]:
     """tr(Δ C Δᵀ) for each achieved edit of MEMIT: its layers together over its last layer alone, single edits."""
-    from .lab.single import single_edits
-    from .methods import method_for
-
     found, several = {}, bench.method("memit")
     one = method_for(bench.model, "memit", layers=several.layers[-1:])
     for order in bench.profile.orders:
         edits = bench.edits(order, min(N_INTERFERENCE, bench.profile.n_single))
 
         def cost(method, edits=edits, order=order):
-            table = single_edits(bench.model, method, edits, bench.moments, bench.contexts(method, order))
+            table = bench.single_edits(method, edits, order)
             return table.interference.sum() / max(table.edit.sum(), 1)
 
         parts = [bench.model.checksum, several.model_dump(), one.model_dump(), list(map(repr, edits)), ALGORITHMS]
@@ -126,13 +124,11 @@ def untouched_by_the_sum(bench: Bench) -> dict[int, float]:
     """Untouched facts right when the ΔW of independent single edits, each made on the unedited model, are added up:
     as many as kill MEMIT's stream. If the sum kills too, errors need not feed on each other to do harm.
     """
-    from .probes import lab_probes
-
     found, method = {}, bench.method("memit")
     for order, run in bench.runs("memit").items():
         n = collapse_point(run, "model") or len(run.edits)
         edits, contexts = bench.edits(order, bench.profile.n_edits), bench.contexts(method, order)
-        panel = lab_probes(bench.model, edits, bench.profile.untouched, seed=order)
+        panel = bench.probes(edits, order)
         panel = next(p for p in panel if getattr(p, "cohort", "") == "untouched")
 
         def share(edits=edits[:n], contexts=contexts, panel=panel):

@@ -29,6 +29,7 @@ from kedit_lib.errors import KeditError
 from kedit_lib.params import REPOSITORY, Profile, load_profile, params_folder
 
 DEFAULT_PROFILE = "lab"  # the run whose outputs are committed
+LAB, ABOUT_THE_LAB = "lab", {"01_lab_model"}  # left out where a profile's edits are about another world
 HOW_ONLY = {"workers", "threads", "live_orders"}  # fields that say how a run is done, not what it shows
 
 # papermill's own command line, without an optional check of web addresses that takes 2 seconds to import each time
@@ -41,7 +42,7 @@ class Run:
 
     root: Path
     profile: Profile
-    profile_argument: str  # what a notebook hands to load_profile
+    profile_argument: str  # what a notebook hands to load_profile: a name, or the effective profile's file
     label: str  # "lab", "smoke", "lab-n_edits-50": runs with other numbers never overwrite each other
 
     @property
@@ -85,11 +86,27 @@ def make_run(args: argparse.Namespace, root: Path) -> Run:
     profile = load_profile(args.profile, **overrides)
     changed = [f for f in overrides if f not in HOW_ONLY and getattr(profile, f) != getattr(base, f)]
     file, house = Path(args.profile).resolve(), params_folder() / "profiles" / f"{base.name}.yaml"
-    argument, parts = base.name, [base.name, *(f"{f}-{getattr(profile, f)}" for f in changed)]
-    if args.profile != base.name and file != house:  # somebody's own file, whatever name it gives itself
-        argument, parts = str(file), ["own", *parts]
-    label = "-".join(parts)
-    return Run(root, profile, argument, re.sub(r"[^A-Za-z0-9._-]+", "-", label).strip("-"))
+    parts = [base.name, *(f"{f}-{getattr(profile, f)}" for f in changed)]
+    own = args.profile != base.name and file != house  # somebody's own file, whatever name it gives itself
+    label = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(["own", *parts] if own else parts)).strip("-")
+    if not own and not changed:
+        return Run(root, profile, base.name, label)
+    return Run(root, profile, _written(profile, label, root), label)
+
+
+def _written(profile: Profile, label: str, root: Path) -> str:
+    """Put an effective profile where notebooks find every field of it; its path as seen from notebooks/."""
+    name = re.sub(r"[^a-z0-9_-]+", "-", label.lower())
+    path = root / "results" / "profiles" / f"{name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}")
+    fields = {**profile.model_dump(), "name": name}
+    for field in ("model", "edits", "texts"):  # notebooks run in another folder
+        if not str(fields[field]).startswith("lab") and Path(fields[field]).exists():
+            fields[field] = str(Path(fields[field]).resolve())
+    partial.write_text(yaml.safe_dump(fields, sort_keys=False))
+    os.replace(partial, path)
+    return os.path.relpath(path, root / "notebooks")
 
 
 def _parse_override(text: str) -> tuple[str, Any]:
@@ -137,15 +154,22 @@ def parameters_for(run: Run, source: Path) -> dict[str, Any]:
 
 
 def run_streams(run: Run, only: str | None) -> None:
-    """Run the profile's streams of edits in parallel and judge the claims by them, so that notebooks find both.
+    """Run the profile's streams of edits in parallel, so that notebooks find their rows.
 
     With `--only` a notebook runs just the streams that it needs itself, one after the other: less work than all.
     """
     if only is None and importlib.util.find_spec("kedit_lib.sweep"):
-        from kedit_lib import claims, streams, sweep
+        from kedit_lib import sweep
 
         os.environ["KEDIT_RESULTS"] = str(run.results)
         sweep.run_streams(run.profile, orders=run.profile.live_orders, workers=run.profile.workers)
+
+
+def judge(run: Run, only: str | None) -> None:
+    """Measure the claims on those streams and, in the lab run, hold them to the accepted values."""
+    if only is None:
+        from kedit_lib import claims, streams
+
         table = claims.write(streams.Bench(run.profile, progress=False), run.figures)
         print(f"claims: {', '.join(f'{n} {v}' for v, n in table.verdict.value_counts().items())}", flush=True)
         if run.committed:
@@ -243,7 +267,9 @@ def reproduce(run: Run, parameters: dict[Path, dict[str, Any]], only: str | None
 
     def key(source: Path) -> str:
         files = [source, *stamps.library_files(run.root)]
-        return stamps.hash_values(stamps.hash_files(files), parameters[source])
+        return stamps.hash_values(
+            stamps.hash_files(files), parameters[source], run.profile.model_dump(exclude=HOW_ONLY)
+        )
 
     stale = [s for s in parameters if force or not stamps.is_current(run.stamp(s), key(s), run.executed / s.name)]
     print(f"profile {run.label}: {len(stale)} notebooks to run, {len(parameters) - len(stale)} current", flush=True)
@@ -252,6 +278,7 @@ def reproduce(run: Run, parameters: dict[Path, dict[str, Any]], only: str | None
     processes, failures, lost, begun = Processes(), 0, 0, time.monotonic()
     try:
         run_streams(run, only)
+        judge(run, only)
     except KeditError as error:  # notebooks that do not need the lost streams can still run
         lost = 1
         print(f"FAILED streams  {error}", flush=True)
@@ -317,6 +344,8 @@ def main(argv: list[str] | None = None, root: Path = REPOSITORY) -> int:
             print("\n".join([*faults, f"{len(sources)} notebook sources, {len(faults)} faults"]))
             return 1 if faults else 0
         run = make_run(args, root)
+        if run.profile.edits != LAB:
+            sources = [s for s in sources if s.stem not in ABOUT_THE_LAB]
         parameters = {source: parameters_for(run, source) for source in sources}
     except KeditError as error:
         print(f"kedit: {error}", file=sys.stderr)

@@ -11,13 +11,13 @@ from pathlib import Path
 import pandas as pd
 
 from .contexts import generate_contexts
-from .datasets import load_edits
 from .errors import KeditError
 from .experiments import Run, run_stream
+from .material import material_of
 from .methods import Method, method_for
 from .model import load_model
+from .moments import SecondMoments
 from .params import REPOSITORY, Profile, load_profile
-from .probes import lab_probes
 from .store import ALGORITHMS, key_of, read_tables, write_tables
 
 
@@ -79,6 +79,7 @@ class Bench:
         self.results = Path(results or os.environ.get("KEDIT_RESULTS") or REPOSITORY / "results")
         self.progress = progress
         self.model = load_model(self.profile.model, dtype=self.profile.dtype)
+        self.material = material_of(self.model, self.profile.edits, self.profile.texts)
         self.streams = {**streams_of(self.profile), **scaled_streams(self.profile)}
         self._moments = None
 
@@ -86,14 +87,18 @@ class Bench:
     def moments(self):
         """C at every layer that some method edits; measured once and kept in results/moments."""
         if self._moments is None:
-            from .lab.single import lab_moments  # here: only lab models have a corpus of their own
-
             layers = sorted({layer for s in self.streams.values() for layer in self.method(s.name).layers})
-            self._moments = lab_moments(self.model, layers, self.results / "moments", progress=self.progress)
+            self._moments = SecondMoments.estimate(
+                self.model, self.material.texts(), layers, cache=self.results / "moments", progress=self.progress
+            )
         return self._moments
 
     def edits(self, order: int = 0, n: int | None = None):
-        return load_edits("lab", model=self.model, limit=n or self.profile.n_edits, seed=self._seed(order))
+        return self.material.edits(n or self.profile.n_edits, self._seed(order))
+
+    def probes(self, edits, order: int = 0, layers=()) -> list:
+        """What is measured at the checkpoints of a stream of these edits in `layers`."""
+        return self.material.probes(edits, self.profile.untouched, order, layers)
 
     def contexts(self, method: Method, order: int = 0) -> list[str]:
         return generate_contexts(self.model, seed=self._seed(order), style=method.context_style)
@@ -111,7 +116,7 @@ class Bench:
         """Run the stream, resume it, or find it finished in results/."""
         stream, method, p = self._stream(name), self.method(name), self.profile
         edits = self.edits(order)
-        probes = lab_probes(self.model, edits, untouched=p.untouched, seed=order)
+        probes = self.probes(edits, order, method.layers)
         edits = edits[:n_edits]
         return run_stream(
             self.model,
@@ -156,11 +161,8 @@ class Bench:
 
     @property
     def guess(self) -> float:
-        """Right answers of a model that knows the relations and nothing of the person."""
-        from .lab import world_of
-
-        relations = world_of(self.model).relations.values()
-        return sum(1 / len(r.objects) for r in relations) / len(relations)
+        """Right answers of a model that knows the relations and nothing of the subject."""
+        return self.material.guess
 
     def singles(self) -> pd.DataFrame:
         """`n_single` independent edits by MEMIT and by ROME (kept in results/singles)."""
@@ -168,17 +170,22 @@ class Bench:
 
     def singles_of(self, name: str) -> pd.DataFrame:
         """Independent edits by the method of one stream."""
-        from .lab.single import single_edits
-
         edits, method = self.edits(0, self.profile.n_single), self.method(name)
         parts = [self.model.checksum, method.name, method.model_dump(), list(map(repr, edits)), ALGORITHMS]
         path = self.results / "singles" / f"{name}-{key_of(parts=parts)}.parquet"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            table = single_edits(self.model, method, edits, self.moments, self.contexts(method))
+            table = self.single_edits(method, edits)
             table.to_parquet(path.with_suffix(".tmp"))
             os.replace(path.with_suffix(".tmp"), path)
         return pd.read_parquet(path)
+
+    def single_edits(self, method: Method, edits, order: int = 0) -> pd.DataFrame:
+        """Each edit alone: a row an edit (columns as of `lab.single.single_edits`)."""
+        from .lab.single import single_edits
+
+        contexts = self.contexts(method, order)
+        return single_edits(self.model, method, edits, self.moments, contexts, around=self.material.around)
 
     def mass_table(self) -> pd.DataFrame:
         """One MEMIT batch of each of the profile's `mass_sizes`, a process each (kept in results/mass)."""

@@ -19,11 +19,14 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 import kedit_lib
 from kedit_lib import notebooks, reproduce, stamps
+from kedit_lib.params import load_profile
 from kedit_lib.report import write_report
 
 PROFILE = """\
 name: {name}
 model: lab-small
+edits: lab
+texts: lab
 dtype: float32
 seed: 0
 n_edits: {n_edits}
@@ -97,6 +100,7 @@ def streams(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stamps, "PACKAGE", tmp_path_factory.mktemp("package"))
         patch.setattr(reproduce, "run_streams", lambda run, only: asked.append(run.profile))
+        patch.setattr(reproduce, "judge", lambda run, only: None)  # by those streams
         yield asked
 
 
@@ -213,7 +217,9 @@ def test_a_lost_stream_fails_the_run_but_not_the_notebooks(story, monkeypatch, c
 def test_another_profile_runs_for_itself_and_touches_nothing_committed(story):
     committed = {n: (story.root / n).read_bytes() for n in story.files() if n.startswith(("notebooks", "figures"))}
     assert reproduce.main(["--only", "00", "--profile", "smoke", "-p", "n_edits=3"], root=story.root) == 0
-    assert "edits 3 profile smoke" in text_of(story.root / "results/executed-smoke-n_edits-3/00_good.ipynb")
+    assert "edits 3 profile ../results/profiles/smoke-n_edits-3.yaml" in text_of(
+        story.root / "results/executed-smoke-n_edits-3/00_good.ipynb"
+    )
     assert committed == {n: (story.root / n).read_bytes() for n in story.files() if n.startswith(("notebooks", "fig"))}
 
 
@@ -325,6 +331,16 @@ def test_only_the_plain_lab_run_writes_to_the_committed_folders(project):
     for arguments in (["-p", "n_edits=3"], ["--model", "../x/y"], ["--profile", "smoke"], ["--profile", str(own)]):
         run = run_of(project, *arguments)
         assert run.executed.parent == run.figures.parent == project.root / "results", arguments
+
+
+def test_what_the_command_line_changes_reaches_the_notebooks(project):
+    """Also the fields that no notebook names: they read the whole profile from the file that they are handed."""
+    (project.root / "my model").mkdir()
+    run = run_of(project, "--model", str(project.root / "my model"), "-p", "untouched=7")
+    handed = load_profile(run.sources / run.profile_argument)
+    assert (handed.model, handed.untouched, handed.n_edits) == (str(project.root / "my model"), 7, 4)
+    assert not Path(run.profile_argument).is_absolute()
+    assert run_of(project, "--orders", "1").profile_argument == "lab"  # how, not what
 
 
 def test_a_profile_of_ones_own_named_lab_is_not_the_lab_run(project):

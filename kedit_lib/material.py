@@ -1,0 +1,134 @@
+"""What a bench asks a model: the lab's own world, or a data set of edits and a text corpus for any other model."""
+
+from __future__ import annotations
+
+import random
+from functools import cached_property
+from pathlib import Path
+
+from .datasets import read_edits
+from .datasets.files import HUB_NAME, READERS, records_of
+from .edits import Edit
+from .errors import KeditError
+from .known import known_edits
+from .probes import EditProbe, FactProbe, PerplexityProbe, lab_probes
+
+LAB = "lab"
+TEXTS = 100_000  # documents for C at most: what the authors of MEMIT took
+HELD_OUT = 40  # documents that perplexity is measured on, and C is not
+
+
+class LabMaterial:
+    """Edits of a lab world, every fact around them known."""
+
+    def __init__(self, model):
+        from .lab import world_of  # here: other models need no lab
+
+        self.model, self.world = model, world_of(model)
+
+    @property
+    def guess(self) -> float:
+        """Right answers of a model that knows the relations and nothing of the person."""
+        relations = self.world.relations.values()
+        return sum(1 / len(r.objects) for r in relations) / len(relations)
+
+    def edits(self, n: int, seed: int) -> list[Edit]:
+        from .lab.edits import lab_edits
+
+        return lab_edits(self.world, n, seed)
+
+    def texts(self) -> list[str]:
+        from .lab.single import moment_texts
+
+        return moment_texts(self.model)
+
+    def probes(self, edits: list[Edit], untouched: int, seed: int, layers=()) -> list:
+        return lab_probes(self.model, edits, untouched=untouched, seed=seed)
+
+    def around(self, edit: Edit, rng: random.Random) -> tuple[list, list]:
+        """(prompt, answer) pairs: facts of others that are near, and other facts of the same subject."""
+        from .lab.single import lab_around
+
+        return lab_around(self.world, edit, rng)
+
+
+class DataMaterial:
+    """Edits from a data set, one a subject; what no edit touches are other records that the model knows.
+
+    edits, texts  a file, a folder, or a hub name, "owner/name" or "owner/name:configuration" (its train split)
+    """
+
+    guess = 0.0  # nobody counts the objects that a relation of a real data set allows
+
+    def __init__(self, model, edits: str, texts: str):
+        self.model, self.source, self.corpus = model, edits, texts
+
+    @cached_property
+    def records(self) -> list[Edit]:
+        name, hub = _place(self.source)
+        found, _ = read_edits(name, self.model, **hub)
+        return list({e.subject: e for e in reversed(found)}.values())[::-1]  # the first of each subject
+
+    @cached_property
+    def documents(self) -> list[str]:
+        texts = _texts(self.corpus)
+        if len(texts) < 2 * HELD_OUT:
+            raise KeditError(f"texts {self.corpus!r}: holds {len(texts)} documents; give at least {2 * HELD_OUT}")
+        return texts
+
+    def edits(self, n: int, seed: int) -> list[Edit]:
+        if n > len(self.records):
+            there = f"has edits of {len(self.records)} subjects"
+            raise KeditError(f"edits {self.source!r}: {there}, {n} were asked for; lower n_edits")
+        return random.Random(seed).sample(self.records, len(self.records))[:n]
+
+    def texts(self) -> list[str]:
+        return self.documents[HELD_OUT:][:TEXTS]
+
+    def probes(self, edits: list[Edit], untouched: int, seed: int, layers=()) -> list:
+        found = [EditProbe(match="contains"), PerplexityProbe(tuple(self.documents[:HELD_OUT]))]
+        if facts := self._untouched(edits, untouched, seed):
+            prompts, answers = zip(*facts, strict=True)
+            found.append(FactProbe("untouched", prompts, answers, match="contains"))
+        return found
+
+    def around(self, edit: Edit, rng: random.Random) -> tuple[list, list]:
+        return [(prompt, edit.target_true) for prompt in edit.neighborhood], []
+
+    def _untouched(self, edits: list[Edit], limit: int, seed: int) -> list[tuple[str, str]]:
+        """Facts of subjects that no edit names, and that the unedited model says by itself."""
+        edited = {e.subject for e in edits}
+        others = [e for e in self.records if e.subject not in edited and e.target_true is not None]
+        others, known = random.Random(f"untouched-{seed}").sample(others, len(others)), []
+        with self.model.temporarily():
+            while others and len(known) < limit:
+                part, others = others[: 2 * limit], others[2 * limit :]
+                known += known_edits(self.model, part, match="contains")[0]
+        return [(e.text, e.target_true) for e in known[:limit]]
+
+
+def material_of(model, edits: str, texts: str) -> LabMaterial | DataMaterial:
+    """By a profile's `edits` and `texts`: both "lab", or both somewhere else."""
+    if (edits == LAB) != (texts == LAB):
+        raise KeditError(f"edits = {edits!r}, texts = {texts!r}: either both are 'lab' or neither is")
+    return LabMaterial(model) if edits == LAB else DataMaterial(model, edits, texts)
+
+
+def _place(source: str) -> tuple[str, dict]:
+    """A source and its keywords for the hub: "owner/name:configuration" names both."""
+    name, colon, configuration = source.partition(":")
+    if Path(source).exists() or Path(source).suffix.lower() in READERS or not HUB_NAME.fullmatch(name):
+        return source, {}
+    return name, {"split": "train"} | ({"name": configuration} if colon else {})
+
+
+def _texts(source: str) -> list[str]:
+    """Documents: paragraphs of a .txt file, or the field `text` of records."""
+    if Path(source).suffix.lower() == ".txt" and Path(source).is_file():
+        parts = Path(source).read_text(encoding="utf-8").split("\n\n")
+        return [p.strip() for p in parts if p.strip()]
+    name, hub = _place(source)
+    records = records_of(name, **hub)
+    if not any(isinstance(r.values.get("text"), str) for r in records):
+        raise KeditError(f"texts {source!r}: no record has a field 'text'; name the documents so, or give a .txt file")
+    return [t.strip() for r in records if isinstance(t := r.values.get("text"), str) and t.strip()]

@@ -1,0 +1,120 @@
+"""Figures of many metrics along the same streams: gaps, ages, families of metrics with their floors."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+
+from .experiments import WINDOW, Run
+from .figures import DASHES, MARKERS, PALETTE, draw_curve, floor
+from .metrics.bootstrap import bootstrap_interval
+from .metrics.retention import retention_matrix, retention_table
+
+SUMMARY = {  # column of the summary: (metric, cohort)
+    "edits": ("accuracy", "edits"),
+    "paraphrases": ("accuracy", "paraphrases"),
+    "neighbors": ("accuracy", "neighbors"),
+    "untouched": ("accuracy", "untouched"),
+    "same subjects": ("accuracy", "same subjects"),
+    "as before": ("answer agreement", "untouched"),
+    "S": ("score", "edits"),
+    "fluency": ("fluency", "generation"),
+    "perplexity": ("perplexity", "plain text"),
+}
+
+
+def gap_table(streams: dict[str, dict[int, Run]]) -> pd.DataFrame:
+    """At each checkpoint: optimised probability (median of the latest 25 edits), and of all edits so far the share
+    that is right when tokens are forced and when the model speaks freely."""
+    rows = []
+    for name, runs in streams.items():
+        for order, run in runs.items():
+            forced, free = run.curve("strict accuracy", "edits"), run.curve("accuracy", "edits")
+            for done in free.index[free.index > 0]:
+                p = run.edits.probability_last[max(0, done - WINDOW) : done].median()
+                rows.append((name, order, done, p, forced.get(done), free[done]))
+    return pd.DataFrame(rows, columns=["stream", "order", "edits_done", "optimised", "forced", "free"])
+
+
+def plot_gap(table: pd.DataFrame):
+    """A panel a stream: what the optimisation reports above what the model says, the gap of the first order shaded."""
+    names = list(dict.fromkeys(table.stream))
+    fig, axes = plt.subplots(1, len(names), figsize=(3.1 * len(names), 3.6), sharey=True)
+    for ax, name in zip(axes, names, strict=True):
+        for n, (_, part) in enumerate(table[table.stream == name].groupby("order")):
+            part = part.set_index("edits_done")
+            single = len(part) == 1  # one batch: points, not courses
+            for i, (column, label) in enumerate(
+                {"optimised": "optimised probability", "forced": "right, forced", "free": "right, generated"}.items()
+            ):
+                ax.plot(
+                    part.index,
+                    part[column],
+                    color=PALETTE[i],
+                    linestyle="none" if single else DASHES[i],
+                    marker=MARKERS[i] if single else None,
+                    linewidth=2 if n == 0 else 0.8,
+                    alpha=1 if n == 0 else 0.5,
+                    label=label if n == 0 else None,
+                )
+            if n == 0 and not single:
+                ax.fill_between(part.index, part.free, part.optimised, color=PALETTE[0], alpha=0.12)
+        ax.set(title=name, xlabel="edits made", ylim=(0, 1.02))
+    axes[0].set_ylabel("probability, share")
+    axes[0].legend(fontsize=7, loc="lower left")
+    return fig
+
+
+def plot_retention(streams: dict[str, Run], width: int):
+    """(figure, data): heat maps of age against checkpoint, one run a panel."""
+    tables = {name: retention_table(run.checkpoints) for name, run in streams.items()}
+    fig, axes = plt.subplots(1, len(tables), figsize=(4.2 * len(tables), 3.8), sharey=True)
+    for ax, (name, table) in zip(axes, tables.items(), strict=True):
+        last = ax is axes[-1]
+        sns.heatmap(
+            retention_matrix(table, width).iloc[::-1],
+            ax=ax,
+            cmap="cividis",
+            vmin=0,
+            vmax=1,
+            cbar=last,
+            cbar_kws={"label": "edits still right"} if last else None,
+        )
+        ax.set(title=name, xlabel="edits made", ylabel="age of the edit" if ax is axes[0] else "")
+    return fig, pd.concat([t.assign(stream=name) for name, t in tables.items()])
+
+
+def plot_families(streams: dict[str, dict[int, Run]], panels: dict[str, tuple[str, str]], floors: pd.DataFrame):
+    """A panel for each {title: (metric, cohort)}, a line a stream, with the floor of a destroyed model."""
+    fig, axes = plt.subplots(1, len(panels), figsize=(3.6 * len(panels), 3.6))
+    bottom = floors.set_index(["metric", "cohort"]).value
+    for ax, (title, (metric, cohort)) in zip(axes, panels.items(), strict=True):
+        for i, (name, runs) in enumerate(streams.items()):
+            draw_curve(ax, runs, metric, cohort, i, name)
+        if (metric, cohort) in bottom.index:
+            floor(ax, bottom[metric, cohort], "destroyed")
+        ax.set(title=title, ylabel=metric)
+        if metric == "perplexity":
+            ax.set_yscale("log")
+    axes[0].legend(fontsize=7)
+    return fig
+
+
+def summary_table(streams: dict[str, dict[int, Run]]) -> pd.DataFrame:
+    """At the end of each stream: every metric of SUMMARY as the median over orders with their range; for edits also
+    the bootstrap interval of the first order over its edits."""
+    rows = []
+    for name, runs in streams.items():
+        row = {"stream": name, "orders": len(runs)}
+        for column, (metric, cohort) in SUMMARY.items():
+            ends = pd.Series([c.iloc[-1] for run in runs.values() if len(c := run.curve(metric, cohort))], dtype=float)
+            if len(ends):
+                span = "" if len(ends) == 1 else f" ({ends.min():.2g}–{ends.max():.2g})"
+                row[column] = f"{ends.median():.2g}{span}"
+        table = retention_table(next(iter(runs.values())).checkpoints)
+        if len(table):
+            _, low, high = bootstrap_interval(table[table.edits_done == table.edits_done.max()].value)
+            row["edits, 95 % over edits"] = f"{low:.2g}–{high:.2g}"
+        rows.append(row)
+    return pd.DataFrame(rows).set_index("stream")

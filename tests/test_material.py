@@ -1,0 +1,87 @@
+"""A bench of another model: edits from a file, text from a file, and the notebooks on top of both."""
+
+import json
+
+import pytest
+import yaml
+
+import kedit_lib as kedit
+from kedit_lib import reproduce
+from kedit_lib.errors import KeditError
+from kedit_lib.lab import world_of
+from kedit_lib.lab.corpus import texts
+from kedit_lib.material import HELD_OUT, DataMaterial, material_of
+
+N_RECORDS, N_TEXTS = 60, 500
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory):
+    """A folder with a model that says nothing of the lab, edits as JSONL, text, and the profile that names them."""
+    folder, lab = tmp_path_factory.mktemp("elsewhere"), kedit.load_model("lab-small")
+    lab.save_pretrained(folder / "lab-small")  # plain transformers files: no recipe, so no world
+    records = []
+    for e in kedit.load_edits("lab", model=lab, limit=N_RECORDS):
+        fields = ("prompt", "subject", "target_new", "target_true", "paraphrases", "neighborhood")
+        records.append({f: getattr(e, f) for f in fields})
+    records.append({**records[0], "target_new": records[1]["target_new"]})  # a subject twice: the first one counts
+    (folder / "edits.jsonl").write_text("\n".join(map(json.dumps, records)))
+    (folder / "texts.txt").write_text("\n\n".join(texts(world_of(lab), N_TEXTS)))
+    profile = yaml.safe_load((reproduce.REPOSITORY / "params" / "profiles" / "smoke.yaml").read_text())
+    profile |= {"name": "elsewhere", "n_edits": 4, "batch_sizes": [1, 2, 4], "mass_sizes": [1, 4], "untouched": 10}
+    profile |= {"model": str(folder / "lab-small"), "edits": str(folder / "edits.jsonl")}
+    profile |= {"texts": str(folder / "texts.txt"), "checkpoint_every": 2, "dense_every": 2, "n_single": 2}
+    (folder / "elsewhere.yaml").write_text(yaml.safe_dump(profile))
+    return folder
+
+
+@pytest.fixture
+def material(elsewhere):
+    model = kedit.load_model(elsewhere / "lab-small")
+    return DataMaterial(model, str(elsewhere / "edits.jsonl"), str(elsewhere / "texts.txt"))
+
+
+def test_one_edit_a_subject_and_another_order_by_another_seed(material):
+    assert len(material.records) == N_RECORDS
+    one, other = material.edits(20, 0), material.edits(20, 1)
+    assert len({e.subject for e in one}) == 20
+    assert [e.subject for e in one] != [e.subject for e in other]
+    assert material.edits(5, 0) == one[:5]
+    with pytest.raises(KeditError, match="61 were asked for; lower n_edits"):
+        material.edits(N_RECORDS + 1, 0)
+
+
+def test_untouched_facts_are_known_and_of_nobody_who_is_edited(material):
+    edits = material.edits(4, 0)
+    panel = next(p for p in material.probes(edits, 10, 0) if getattr(p, "cohort", "") == "untouched")
+    assert len(panel.prompts) == 10
+    assert not any(e.subject in prompt for e in edits for prompt in panel.prompts)
+    assert panel(material.model, [])[0]["value"] == 1.0
+
+
+def test_text_for_moments_is_not_the_text_that_perplexity_is_measured_on(material):
+    held = next(p for p in material.probes(material.edits(2, 0), 5, 0) if hasattr(p, "texts"))
+    assert len(held.texts) == HELD_OUT
+    assert not set(held.texts) & set(material.texts()) or len(set(material.documents)) < len(material.documents)
+
+
+def test_lab_edits_go_with_lab_text_only(material):
+    with pytest.raises(KeditError, match="either both are 'lab' or neither"):
+        material_of(material.model, "lab", "texts.txt")
+
+
+def test_texts_say_what_is_wrong(material, tmp_path):
+    for name, content, said in [
+        ("few.txt", "one\n\ntwo", "holds 2 documents"),
+        ("nameless.jsonl", '{"body": "x"}', "no record has a field 'text'"),
+    ]:
+        (tmp_path / name).write_text(content)
+        with pytest.raises(KeditError, match=said):
+            DataMaterial(material.model, "edits.jsonl", str(tmp_path / name)).texts()
+
+
+def test_the_notebooks_run_on_it(elsewhere):
+    assert reproduce.main(["--profile", str(elsewhere / "elsewhere.yaml")]) == 0
+    out = reproduce.REPOSITORY / "results" / "executed-own-elsewhere"
+    there = {p.stem for p in out.glob("*.ipynb")}
+    assert there == {p.stem for p in reproduce.find_sources(reproduce.REPOSITORY)} - reproduce.ABOUT_THE_LAB
