@@ -18,12 +18,12 @@ from ..contexts import generate_contexts
 from ..methods import method_class, method_for
 from ..model import EditableModel, load_model
 from . import world_of
-from .edits import DEVELOPMENT, lab_edits
+from .edits import development_people, lab_edits
 from .single import lab_moments, single_edits
 from .train import fix_scale
 
 WIDEST = 4  # adjacent layers at most
-SCALES = (4.0, 8.0, 16.0, 32.0)  # mean norms of the stream in the middle; v_lr is 0.5 whatever it is
+SCALES = (4.0, 8.0, 12.0, 16.0, 32.0)  # mean norms of the stream in the middle; v_lr is 0.5 whatever it is
 
 
 def layer_sweep(model, n: int = 20, cache=None) -> pd.DataFrame:
@@ -54,7 +54,7 @@ def _scaled(model, n: int):
 
 def _means(model, method, n: int, moments) -> dict:
     world = world_of(model)
-    edits = lab_edits(world, n, seed=1, people=world.people[:DEVELOPMENT])
+    edits = lab_edits(world, n, seed=1, people=development_people(world))
     contexts = generate_contexts(model, seed=0, style=method_class(method.name).context_style)
     table = single_edits(model, method, edits, moments, contexts)
     layers = "-".join(map(str, method.layers))

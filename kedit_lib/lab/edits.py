@@ -8,8 +8,30 @@ from ..edits import Edit
 from ..errors import KeditError
 from .world import Fact, World
 
-DEVELOPMENT = 100  # the first people: layers are chosen on their facts, which no stream edits or asks about
+DEVELOPMENT = 100  # how many people layers are chosen on, at least
 NEIGHBORS = 3
+
+
+def development_people(world: World) -> list[str]:
+    """Those on whose facts layers are chosen, and whom no stream edits or asks about.
+
+    Everybody whose both names are among a few drawn ones: they share names among themselves, and were
+    learnt neither earlier nor later than others.
+    """
+    rng = random.Random(f"development-{world.seed}")
+    first, last = (rng.sample(names, len(names)) for names in world.names)
+    for k in range(1, len(first) + 1):
+        a, b = set(first[:k]), set(last[:k])
+        found = [p for p in world.people if p.split()[0] in a and p.split()[1] in b]
+        if len(found) >= min(DEVELOPMENT, len(world.people) // 2):
+            return found
+    return list(world.people)
+
+
+def streamed_people(world: World) -> list[str]:
+    """Everybody else."""
+    development = set(development_people(world))
+    return [p for p in world.people if p not in development]
 
 
 def lab_edits(world: World, limit: int, seed: int = 0, people=None) -> list[Edit]:
@@ -18,21 +40,22 @@ def lab_edits(world: World, limit: int, seed: int = 0, people=None) -> list[Edit
     The seed decides the sample of people, their order and everything else about the edits; fewer edits
     of one seed are the first of more. `people`: draw from these (default: all but the development people).
     """
-    pool = list(world.people[DEVELOPMENT:] if people is None else people)
+    pool = list(streamed_people(world) if people is None else people)
     if not 1 <= limit <= len(pool):
         raise KeditError(
             f"lab edits: limit = {limit}, there are {len(pool)} people to edit, one edit each; choose 1 to {len(pool)}"
         )
     random.Random(f"edits-{world.seed}-{seed}").shuffle(pool)
-    return [_edit(world, person, f"{seed}-{i}") for i, person in enumerate(pool[:limit])]
+    others = {p: side for side in (development_people(world), streamed_people(world)) for p in side}
+    return [_edit(world, person, others[person], f"{seed}-{i}") for i, person in enumerate(pool[:limit])]
 
 
-def _edit(world: World, person: str, name: str) -> Edit:
+def _edit(world: World, person: str, side: list[str], name: str) -> Edit:
     rng = random.Random(f"edit-{world.seed}-{name}")
     relation = rng.choice(list(world.relations.values()))
     true = world.objects_of[person, relation.name]
     prompt, *others = rng.sample(relation.templates, len(relation.templates))
-    same = [p for p in others_of(world, person) if world.objects_of[p, relation.name] == true]
+    same = [p for p in side if p != person and world.objects_of[p, relation.name] == true]
     return Edit(
         prompt=prompt,
         subject=person,
@@ -47,9 +70,9 @@ def _edit(world: World, person: str, name: str) -> Edit:
 
 
 def others_of(world: World, person: str) -> list[str]:
-    """Everybody else: the development people keep to themselves, and so do all the others."""
-    development = person in world.people[:DEVELOPMENT]
-    return [p for p in (world.people[:DEVELOPMENT] if development else world.people[DEVELOPMENT:]) if p != person]
+    """Everybody else on the same side: the development people keep to themselves, and so do all the others."""
+    development = development_people(world)
+    return [p for p in (development if person in development else streamed_people(world)) if p != person]
 
 
 def untouched_facts(world: World, edits: list[Edit], limit: int | None = None, seed: int = 0) -> list[Fact]:
@@ -58,7 +81,7 @@ def untouched_facts(world: World, edits: list[Edit], limit: int | None = None, s
     `limit`: a panel of that many, the same for the same edits and seed; None: all.
     """
     edited = {e.subject for e in edits}
-    facts = world.facts([p for p in world.people[DEVELOPMENT:] if p not in edited])
+    facts = world.facts([p for p in streamed_people(world) if p not in edited])
     if limit is None or limit >= len(facts):
         return facts
     return random.Random(f"panel-{seed}").sample(facts, limit)
