@@ -6,28 +6,56 @@ from .datasets import load_edits, read_edits
 from .edits import Edit
 from .errors import KeditError
 from .experiments import Run, collapse_point, run_stream
+from .history import EditHistory
+from .hparams import method_from_file
 from .known import known_edits
-from .methods import MEMIT, METHODS, PMET, ROME, RROME, Method, Outcome, method_class, method_for
+from .methods import (
+    EMMET,
+    FT,
+    MEMIT,
+    METHODS,
+    PMET,
+    PROME,
+    RECT,
+    ROME,
+    RROME,
+    AlphaEdit,
+    Method,
+    Outcome,
+    anchor_norm,
+    method_class,
+    method_for,
+    prune,
+)
 from .model import EditableModel, load_model
 from .moments import SecondMoments
+from .nullspace import NullSpace
 from .params import load_profile
 from .probes import lab_probes
 from .streams import Bench
 
 __all__ = [
     "Bench",
+    "EMMET",
+    "FT",
     "MEMIT",
     "METHODS",
     "PMET",
+    "PROME",
+    "RECT",
     "ROME",
     "RROME",
+    "AlphaEdit",
     "Edit",
+    "EditHistory",
     "EditableModel",
     "KeditError",
     "Method",
+    "NullSpace",
     "Outcome",
     "Run",
     "SecondMoments",
+    "anchor_norm",
     "ask",
     "ask_table",
     "collapse_point",
@@ -39,6 +67,8 @@ __all__ = [
     "load_profile",
     "method_class",
     "method_for",
+    "method_from_file",
+    "prune",
     "read_edits",
     "run_stream",
 ]

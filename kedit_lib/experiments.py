@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import statistics
 import time
 import warnings
@@ -13,9 +14,9 @@ from pathlib import Path
 import pandas as pd
 from tqdm.auto import tqdm
 
-from .contexts import check_contexts, generate_contexts
 from .edits import check_edits
 from .errors import KeditError
+from .history import EditHistory
 from .probes import EditProbe
 from .store import ALGORITHMS, RunFolder, commit, key_of, now, versions
 from .targets import AlreadyKnown
@@ -29,8 +30,9 @@ DEAD = 0.5  # accuracy on untouched facts below which the model counts as dead
 class Run:
     """A finished stream.
 
-    edits        a row an edit: probability_first/_last, steps, delta_ratio = ‖δ‖/‖v₀‖, written_<layer>,
-                 dW_<layer> = ‖ΔW‖_F of its batch, W_<layer> = ‖W‖_F after it, seconds, …
+    edits        a row an edit: probability_first/_last, steps, delta_ratio = ‖δ‖/‖v₀‖ (FT: NaN), s_<layer> and
+                 written_<layer> where the method has them (see Outcome), dW_<layer> = ‖ΔW‖_F of its batch,
+                 W_<layer> = ‖W‖_F after it, seconds, …
     checkpoints  long form: edits_done, metric, cohort, value, n
     manifest     everything that decided the numbers, and where and when they came about
     path         its folder (None: not stored)
@@ -65,6 +67,7 @@ def run_stream(
     """Apply `edits` in batches of `batch_size`, one batch on top of the other, from the unedited weights.
 
     probes            measured before the first edit and at every checkpoint (None: the edits themselves)
+    history           an EditHistory that a method which keeps one starts from; it is not changed. None: an empty one
     store             a folder; the same call again returns the finished run or resumes a killed one.
                       None: nothing is written
     checkpoint_every  edits between checkpoints (a batch is never cut)
@@ -79,10 +82,7 @@ def run_stream(
     for name, value in numbers.items():
         if not isinstance(value, int) or value < 1:
             raise KeditError(f"stream: {name} = {value!r}; must be a whole number of at least 1")
-    if contexts is None:
-        with model.temporarily():
-            contexts = generate_contexts(model, seed=0, style=method.context_style)
-    contexts = check_contexts(contexts)
+    contexts = method.contexts(model, contexts)
     probes = [EditProbe()] if probes is None else list(probes)
 
     decides = {
@@ -90,7 +90,7 @@ def run_stream(
         "dtype": str(model.dtype),
         "device": model.device.type,
         "method": method.name,
-        "hyperparameters": method.model_dump(),
+        "hyperparameters": method.hyperparameters,
         "edits": hashlib.sha256("\n".join(map(repr, edits)).encode()).hexdigest(),
         "n_edits": len(edits),
         "batch_size": batch_size,
@@ -101,17 +101,22 @@ def run_stream(
         "dense_every": dense_every,
         "algorithms": ALGORITHMS,
     }
+    if isinstance(history, EditHistory) and history.edits:
+        decides["history"] = history.identity
     key = key_of(**decides)
     folder = RunFolder(store, f"{method.name.lower()}-b{batch_size}", key) if store is not None else None
     if folder is not None and folder.finished():
         return Run(*folder.load(), folder.path)
 
     method.prepare(model, edits, moments, contexts, history)
+    if method.keeps_history:
+        history = EditHistory() if history is None else history.copy()
+    given = {"moments": moments, "contexts": contexts, "history": history}
     before = model.snapshot()
     model.restore()
     try:
         rows, checks, started = _stream(
-            model, edits, method, batch_size, moments, contexts, probes, folder, checkpoint_every, dense_every, progress
+            model, edits, method, batch_size, given, probes, folder, checkpoint_every, dense_every, progress
         )
     finally:
         model.load_snapshot(before)
@@ -124,13 +129,13 @@ def run_stream(
     return run
 
 
-def _stream(
-    model, edits, method, batch_size, moments, contexts, probes, folder, checkpoint_every, dense_every, progress
-):
+def _stream(model, edits, method, batch_size, given, probes, folder, checkpoint_every, dense_every, progress):
+    """given: what every `apply` is handed beside model and edits."""
     done, rows, checks, dead, started = 0, [], [], False, now()
-    saved = folder.newest_checkpoint() if folder is not None else None
+    saved = folder.newest_checkpoint(with_history=given["history"] is not None) if folder is not None else None
     if saved is not None:
-        done, weights, rows, checks, state = saved
+        done, weights, rows, checks, state, history = saved
+        given = {**given, "history": history}
         model.load_snapshot({name: w.to(model.device) for name, w in weights.items()})
         dead, started = state["dead"], state["started"]
     else:
@@ -144,7 +149,7 @@ def _stream(
             begin = time.perf_counter()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", AlreadyKnown)  # noted in the edit's row instead
-                outcome = method.apply(model, batch, moments=moments, contexts=contexts)
+                outcome = method.apply(model, batch, **given)
             rows += _rows(model, outcome, done, time.perf_counter() - begin)
             done += len(batch)
             bar.update(len(batch))
@@ -154,7 +159,8 @@ def _stream(
                 dead = dead or _is_dead(checks)
                 next_check = done + (checkpoint_every if dead else dense_every)
                 if folder is not None:
-                    folder.save_checkpoint(done, model.snapshot(), rows, checks, {"dead": dead, "started": started})
+                    state = {"dead": dead, "started": started}
+                    folder.save_checkpoint(done, model.snapshot(), rows, checks, state, given["history"])
     return rows, checks, started
 
 
@@ -188,15 +194,16 @@ def _rows(model, outcome, done: int, seconds: float) -> list[dict]:
             "probability_last": target.probabilities[-1],
             "loss_last": target.losses[-1],
             "steps": target.steps,
-            "delta_ratio": target.delta.norm().item() / target.v0_norm,
+            "delta_ratio": math.nan if target.delta is None else target.delta.norm().item() / target.v0_norm,
             "v0_norm": target.v0_norm,
             "clamped": target.clamped,
             "already": target.already,
             **shared,
         }
-        for layer in outcome.written:
-            row[f"s_{layer}"] = outcome.s[layer][i].item()
-            row[f"written_{layer}"] = outcome.written[layer][i].item()
+        for layer in {**outcome.s, **outcome.written}:
+            for name, found in (("s", outcome.s), ("written", outcome.written)):
+                if layer in found:
+                    row[f"{name}_{layer}"] = found[layer][i].item()
         rows.append(row)
     return rows
 

@@ -143,6 +143,11 @@ class EditableModel:
             self.hf.get_parameter(name).copy_(original)
         self._originals.clear()
 
+    @property
+    def edited(self) -> dict[str, Tensor]:
+        """{parameter name: its unedited value} of everything changed so far."""
+        return dict(self._originals)
+
     def snapshot(self) -> dict[str, Tensor]:
         """Copies of every parameter changed so far."""
         return {name: self.hf.get_parameter(name).detach().clone() for name in self._originals}

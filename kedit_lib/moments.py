@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -36,7 +37,8 @@ class SecondMoments:
             if not torch.isfinite(c).all():
                 raise KeditError(f"moments of layer {layer}: hold NaN or inf; estimate them again")
         self.tensors, self.model_checksum, self.about = tensors, model_checksum, about or {}
-        self._factors: dict[int, Tensor] = {}
+        self._factors: dict[tuple[int, float], Tensor] = {}
+        self.null_spaces: dict = {}  # by cut, see NullSpace.from_moments
 
     @classmethod
     def from_tensors(cls, tensors: dict[int, Tensor], model_checksum: str | None = None) -> SecondMoments:
@@ -92,8 +94,11 @@ class SecondMoments:
             moments.save(path)
         return moments
 
-    def check(self, model, layers) -> None:
-        """KeditError unless these moments belong to `model`, cover `layers` and can be inverted there."""
+    def check(self, model, layers, invert: float | None = 0.0) -> None:
+        """KeditError unless these moments belong to `model`, cover `layers` and can be inverted there.
+
+        invert: C + invert·I is what will be inverted; None: nothing will.
+        """
         if self.model_checksum is not None and self.model_checksum != model.checksum:
             raise KeditError(
                 f"moments: were measured on another model (checksum {self.model_checksum[:12]}, {model.name} has "
@@ -108,10 +113,10 @@ class SecondMoments:
                     f"moments of layer {layer}: width {width}, {model.name} has d_ff {model.d_ff}; "
                     "they belong to another model"
                 )
-        for layer in layers:
-            self.factor(layer)
+        for layer in layers if invert is not None else ():
+            self.factor(layer, invert)
 
-    @property
+    @cached_property
     def identity(self) -> str:
         """A hash that names these matrices in stores."""
         parts = [self.model_checksum, self.about]
@@ -120,23 +125,26 @@ class SecondMoments:
             parts += [(i, hashlib.sha256(value).hexdigest()) for i, value in values.items()]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
 
-    def factor(self, layer: int) -> Tensor:
-        """Lower Cholesky factor of C in float64, computed once. KeditError if C is not positive definite."""
-        if layer not in self._factors:
+    def factor(self, layer: int, shift: float = 0.0) -> Tensor:
+        """Lower Cholesky factor of C + shift·I in float64, computed once. KeditError if it is not positive definite."""
+        if (layer, shift) not in self._factors:
             c = self.tensors[layer].double()
-            factor, info = torch.linalg.cholesky_ex((c + c.T) / 2)
+            c = (c + c.T) / 2
+            if shift:
+                c.diagonal().add_(shift)
+            factor, info = torch.linalg.cholesky_ex(c)
             if info.item():
                 raise KeditError(
                     f"moments of layer {layer}: C is not positive definite (leading minor {info.item()}); estimate it "
                     f"on more text, at least ten times d_ff = {c.shape[0]} tokens"
                 )
-            self._factors[layer] = factor
-        return self._factors[layer]
+            self._factors[layer, shift] = factor
+        return self._factors[layer, shift]
 
-    def solve(self, layer: int, k: Tensor) -> Tensor:
-        """C⁻¹ k in float64 for k [n, d_ff] (rows), as [n, d_ff]."""
-        factor = self.factor(layer).to(k.device)
-        self._factors[layer] = factor
+    def solve(self, layer: int, k: Tensor, shift: float = 0.0) -> Tensor:
+        """(C + shift·I)⁻¹ k in float64 for k [n, d_ff] (rows), as [n, d_ff]."""
+        factor = self.factor(layer, shift).to(k.device)
+        self._factors[layer, shift] = factor
         return torch.cholesky_solve(k.double().T, factor).T
 
     def save(self, path) -> None:

@@ -81,7 +81,7 @@ def params_folder() -> Path:
 def load_profile(name_or_path: str | Path, **overrides: Any) -> Profile:
     """The profile of that name in params/profiles, or of that file, with `overrides` in place of its fields."""
     path = _find(name_or_path, params_folder() / "profiles", "profile")
-    values = _read_yaml(path)
+    values = read_yaml(path)
     profile = _validated(values, path.name)
     if profile.name != path.stem:
         raise KeditError(f"{path.name}: name: {profile.name!r} is not the file's name; write {path.stem!r}")
@@ -99,7 +99,7 @@ def load_model_params(name: str) -> dict[str, dict[str, Any]]:
     """
     short = str(name).rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
     path = _find(short, params_folder() / "models", "model parameters")
-    sections = _read_yaml(path)
+    sections = read_yaml(path)
     for section, values in sections.items():
         if not isinstance(values, dict):
             raise KeditError(
@@ -142,9 +142,10 @@ class _OneValueAKey(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, loader: type = _OneValueAKey) -> dict[str, Any]:
+    """The 'name: value' lines of a file; one line of KeditError for whatever is wrong with it."""
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_OneValueAKey)
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f" line {mark.line + 1}" if mark else ""

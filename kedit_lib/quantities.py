@@ -115,7 +115,7 @@ def interference_ratio(bench: Bench) -> dict[int, float]:
             table = bench.single_edits(method, edits, order)
             return table.interference.sum() / max(table.edit.sum(), 1)
 
-        parts = [bench.model.checksum, several.model_dump(), one.model_dump(), list(map(repr, edits)), ALGORITHMS]
+        parts = [bench.model.checksum, several.hyperparameters, one.hyperparameters, list(map(repr, edits)), ALGORITHMS]
         found[order] = _kept(bench, "interference", parts, lambda: cost(several) / cost(one))  # noqa: B023
     return found
 
@@ -142,7 +142,7 @@ def untouched_by_the_sum(bench: Bench) -> dict[int, float]:
                 bench.model.add(total)
                 return panel(bench.model, edits)[0]["value"]
 
-        parts = [bench.model.checksum, method.model_dump(), list(map(repr, edits)), n, panel.identity, ALGORITHMS]
+        parts = [bench.model.checksum, method.hyperparameters, list(map(repr, edits)), n, panel.identity, ALGORITHMS]
         found[order] = _kept(bench, "sum", parts, share)
     return found
 

@@ -1,9 +1,13 @@
-"""Closed forms: the least-squares update of one layer, by its cheap exact form.
+"""Closed forms: the update of one layer, by its cheap exact form.
 
-    Δ = R Kᵀ (λC + K Kᵀ)⁻¹        MEMIT, Meng et al. 2022b, eq. 14; K [d_ff, N], R [d_model, N]
+    Δ = R (ρI + KᵀBK)⁻¹ (BK)ᵀ           K [d_ff, N], R [d_model, N]; an N × N solve
 
-Written with A = C⁻¹K/λ as R (I + KᵀA)⁻¹ Aᵀ it needs one factorisation of C for a whole stream and an
-N × N solve instead of a d_ff × d_ff one an edit. Everything is float64.
+    MEMIT       B = (λC)⁻¹         ρ = 1     = R Kᵀ (λC + KKᵀ)⁻¹           Meng et al. 2022b, eq. 14
+    AlphaEdit   B = P/L2           ρ = 1     = [(PKKᵀ + L2·I)⁻¹ PK Rᵀ]ᵀ    Fang et al. 2024
+    EMMET       B = (λC + ηI)⁻¹    ρ = emmet_lambda                        Gupta et al. 2024b
+
+B costs one factorisation for a whole stream, and an edit a product with it; the published code solves a
+d_ff × d_ff system an edit and layer instead. Keys and residuals are rows here; everything is float64.
 """
 
 from __future__ import annotations
@@ -11,17 +15,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .moments import SecondMoments
 
+def update(k: Tensor, r: Tensor, bk: Tensor, ridge: float = 1.0) -> tuple[Tensor, Tensor]:
+    """k [N, d_ff] keys, bk [N, d_ff] their products with B, r [N, d_model] residuals; ridge ρ.
 
-def least_squares(k: Tensor, r: Tensor, moments: SecondMoments, layer: int, weight: float) -> tuple[Tensor, Tensor]:
-    """k [N, d_ff] keys, r [N, d_model] residuals (rows); weight λ > 0.
-
-    Returns Δ [d_model, d_ff] and s [N], s_i = k_iᵀ C⁻¹ k_i; alone, edit i is written to the fraction
-    s_i / (λ + s_i) of its residual. On C's own tokens s averages d_ff.
+    Returns Δ [d_model, d_ff] and g [N], g_i = k_iᵀBk_i: alone, with ρ = 1, edit i is written to the
+    fraction g_i / (1 + g_i) of its residual.
     """
-    k, r = k.double(), r.double()
-    a = moments.solve(layer, k) / weight
-    gram = k @ a.T
+    gram = k.double() @ bk.T
     eye = torch.eye(len(k), dtype=torch.float64, device=k.device)
-    return torch.linalg.solve(eye + gram, r).T @ a, weight * gram.diagonal()
+    return torch.linalg.solve(ridge * eye + gram, r.double()).T @ bk, gram.diagonal()
+
+
+def with_memory(bk: Tensor, past_k: Tensor, past_bk: Tensor) -> Tensor:
+    """The product of new keys with (B⁻¹ + M)⁻¹ instead of B, where M = Σ k kᵀ over n earlier keys (Woodbury).
+
+    bk [N, d_ff] of the new keys; past_k, past_bk [n, d_ff]. The update is then the one that a batch of all
+    n + N edits would make whose earlier residuals are 0.
+    """
+    past_k = past_k.double()
+    eye = torch.eye(len(past_k), dtype=torch.float64, device=bk.device)
+    return bk - torch.linalg.solve(eye + past_k @ past_bk.T, past_k @ bk.T).T @ past_bk

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from .errors import KeditError
+from .history import EditHistory
 from .params import REPOSITORY
 
 ALGORITHMS = 1  # raised by hand when a change of the library changes numbers
@@ -52,7 +53,7 @@ class RunFolder:
         return (self.path / "manifest.json").exists()
 
     def save_checkpoint(
-        self, done: int, weights: dict, edits: list[dict], checkpoints: list[dict], extra: dict
+        self, done: int, weights: dict, edits: list[dict], checkpoints: list[dict], extra: dict, history=None
     ) -> None:
         partial, final = self.path / f".writing-{os.getpid()}", self.path / f"at-{done:06d}"
         shutil.rmtree(partial, ignore_errors=True)
@@ -60,6 +61,8 @@ class RunFolder:
         save_file({n: w.contiguous().cpu() for n, w in weights.items()}, str(partial / "weights.safetensors"))
         pd.DataFrame(edits).to_parquet(partial / "edits.parquet")
         pd.DataFrame(checkpoints).to_parquet(partial / "checkpoints.parquet")
+        if history is not None:
+            history.save(partial / "history.safetensors")
         (partial / "state.json").write_text(json.dumps({"done": done, "key": self.key, **extra}))
         if final.exists():
             shutil.rmtree(final)
@@ -67,16 +70,20 @@ class RunFolder:
         for old in sorted(self.path.glob("at-*"))[:-2]:
             shutil.rmtree(old)
 
-    def newest_checkpoint(self):
-        """(done, weights, edit rows, checkpoint rows, extra) of the newest that can be read, or None."""
+    def newest_checkpoint(self, with_history: bool = False):
+        """(done, weights, edit rows, checkpoint rows, extra, history) of the newest that can be read, or None.
+
+        with_history: whether it must hold an EditHistory (else: None).
+        """
         for folder in sorted(self.path.glob("at-*"), reverse=True):
             try:
                 state = json.loads((folder / "state.json").read_text())
                 tables = [pd.read_parquet(folder / f"{part}.parquet") for part in ("edits", "checkpoints")]
                 weights = load_file(str(folder / "weights.safetensors"))
+                history = EditHistory.load(folder / "history.safetensors") if with_history else None
             except (OSError, ValueError, SafetensorError):  # damaged on disk: the one before it will do
                 continue
-            return state["done"], weights, *(table.to_dict("records") for table in tables), state
+            return state["done"], weights, *(table.to_dict("records") for table in tables), state, history
         return None
 
     def finish(self, edits: pd.DataFrame, checkpoints: pd.DataFrame, manifest: dict) -> None:

@@ -171,7 +171,7 @@ class Bench:
     def singles_of(self, name: str) -> pd.DataFrame:
         """Independent edits by the method of one stream."""
         edits, method = self.edits(0, self.profile.n_single), self.method(name)
-        parts = [self.model.checksum, method.name, method.model_dump(), list(map(repr, edits)), ALGORITHMS]
+        parts = [self.model.checksum, method.name, method.hyperparameters, list(map(repr, edits)), ALGORITHMS]
         path = self.results / "singles" / f"{name}-{key_of(parts=parts)}.parquet"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -202,7 +202,7 @@ class Bench:
         ours = {
             "model": self.model.checksum,
             "n_edits": self.profile.n_edits,
-            "hyperparameters": json.loads(json.dumps(self.method(name).model_dump())),
+            "hyperparameters": json.loads(json.dumps(self.method(name).hyperparameters)),
         }
         return run if all(run.manifest[field] == value for field, value in ours.items()) else None
 

@@ -1,4 +1,4 @@
-"""Optimising the value that makes the model say the new object: v* of ROME, z of MEMIT and PMET.
+"""Optimising the value that makes the model say the new object: v* of ROME, z of MEMIT and its kin.
 
     L(δ) = c · mean over contexts of −(1/|t|) Σ_j log p(t_j)        c = 1; PMET: nll_loss_factor, or a tenth of it
          + kl_factor · KL(p_δ ‖ p_0)  at the lookup token of "{subject} is a"
@@ -34,17 +34,17 @@ EDITS_TOGETHER = 16  # edits optimised side by side; bounds memory
 class Target:
     """The optimised value of one edit and how the optimisation went.
 
-    z, delta            [d_model] z = v₀ + δ (PMET: of the MLP output; `z_attn`, `delta_attn` beside)
-    losses              loss at each evaluation, `steps` of them
+    z, delta            [d_model] z = v₀ + δ (PMET: of the MLP output; `z_attn`, `delta_attn` beside); FT: None
+    losses              loss at each evaluation, `steps` of them (none where z was given)
     probabilities       mean over contexts of exp(−nll) at each evaluation, 0..1
-    clamped             whether δ ended on the clamp ball
-    v0_norm             ‖v₀‖
+    clamped             whether δ ended on the clamp ball (FT: whether a weight ended on the bound)
+    v0_norm             ‖v₀‖ (FT: NaN)
     already             the unedited model already gave the target on the clean prompt
     key_per_layer       {layer: [d_ff]} filled by the method
     """
 
-    z: Tensor
-    delta: Tensor
+    z: Tensor | None
+    delta: Tensor | None
     losses: list[float]
     probabilities: list[float]
     v0_norm: float
@@ -177,6 +177,11 @@ def _target(v0, deltas, i, losses, probabilities, radius, already) -> Target:
         already,
         *(pairs[1] if len(pairs) > 1 else ()),
     )
+
+
+def finished(z: Tensor, v0: Tensor) -> Target:
+    """A target that was given, not optimised here."""
+    return Target(z, z - v0, [], [], v0.norm().item(), clamped=False, already=False)
 
 
 class _Batch:

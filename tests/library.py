@@ -15,16 +15,21 @@ CLASSES = {
     "pmet": "PMET",
     "emmet": "EMMET",
     "alphaedit": "AlphaEdit",
+    "rect": "RECT",
+    "ft": "FT",
 }
 COMMON = ("layers", "v_num_grad_steps", "v_lr", "v_loss_layer", "v_weight_decay", "clamp_norm_factor", "kl_factor")
+COMMON += ("norm_anchor",)
 OWN = {
     "rome": ("mom2_adjustment",),
     "rrome": ("mom2_adjustment",),
     "prome": ("mom2_adjustment",),
     "memit": ("mom2_update_weight", "use_history"),
-    "pmet": ("mom2_update_weight", "nll_loss_factor"),
+    "pmet": ("mom2_update_weight", "nll_loss_factor", "use_history"),
+    "rect": ("mom2_update_weight", "use_history"),
     "emmet": ("mom2_update_weight", "emmet_lambda", "update_norm_lambda"),
-    "alphaedit": ("nullspace_threshold", "L2"),
+    "alphaedit": ("nullspace_threshold", "nullspace_rank", "L2"),
+    "ft": ("num_steps", "lr", "weight_decay", "norm_constraint", "objective_optimization", "batch_size"),
 }
 
 
@@ -33,14 +38,15 @@ def method(name, hyperparameters):
     if not hasattr(kedit, CLASSES.get(name, "-")):
         pytest.skip(f"the library has no {CLASSES.get(name, name)}")
     made = getattr(kedit, CLASSES[name])
-    own = {key: hyperparameters[key] for key in (*COMMON, *OWN[name]) if key in hyperparameters}
+    common = ("layers",) if name == "ft" else COMMON
+    own = {key: hyperparameters[key] for key in (*common, *OWN[name]) if key in hyperparameters}
     if name.endswith("rome") and "v_loss_layer" not in inspect.signature(made).parameters:
         own.pop("v_loss_layer", None)  # ROME reads the model's own logits
     return made(**own)
 
 
 def uses_moments(name, hyperparameters):
-    return not name.endswith("rome") or hyperparameters.get("mom2_adjustment", True)
+    return name != "ft" and (not name.endswith("rome") or hyperparameters.get("mom2_adjustment", True))
 
 
 def new_history():

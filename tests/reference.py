@@ -300,14 +300,61 @@ def alphaedit_update(R, K, P, ridge, M=None):
     return torch.linalg.solve(A, P @ K @ R.T).T
 
 
+def rect_update(update, W):
+    """RECT: of all entries, sorted by |update / (W + 1e-8)|, the first 60 % but for the last of these become 0 (the
+    authors keep the entry at the boundary)."""
+    update, W = update.double(), W.detach().double()
+    order = (update / (W + 1e-8)).abs().flatten().argsort()
+    dropped = order[: int(update.numel() * 60 / 100) - 1]
+    kept = update.flatten().clone()
+    kept[dropped] = 0
+    return kept.view_as(update)
+
+
+def prune_update(update, W0):
+    """PRUNE: singular values of the total update above the unedited weight's largest grow with their logarithm only."""
+    largest = torch.linalg.svdvals(W0.double()).max()
+    U, values, V = torch.linalg.svd(update.double(), full_matrices=False)
+    lowered = [value.log() - largest.log() + largest if value > largest else value for value in values]
+    return U @ torch.diag(torch.stack(lowered)) @ V
+
+
 # --------------------------------------------------------------------------------------------------- the methods
+
+
+def anchored(model, tokenizer, edit, layer, target, norm):
+    """Norm anchoring: v* = v0 + delta, at the MLP's output and the clean prompt, is given this norm; z moves along."""
+    _, v0 = at_subject(model, tokenizer, edit, "{}", layout(model).mlp.format(layer))
+    v_star = v0 + target.delta
+    rescaled = v_star / v_star.norm() * norm
+    return SimpleNamespace(**{**vars(target), "z": target.z - v_star + rescaled, "delta": rescaled - v0})
+
+
+def reference_norm(model, tokenizer, edits, layer, targets):
+    """What norm anchoring gives every v*: the mean norm of these, the largest 5 % left out."""
+    name = layout(model).mlp.format(layer)
+    values = [at_subject(model, tokenizer, edit, "{}", name)[1] for edit in edits]
+    norms = sorted(float((v0 + target.delta).norm()) for v0, target in zip(values, targets, strict=True))
+    kept = norms[: len(norms) - int(0.05 * len(norms))]
+    return sum(kept) / len(kept)
+
+
+def targets_of(optimise_one, model, tokenizer, edits, contexts, hp):
+    """All targets on the weights as they are, anchored if hp says so."""
+    targets = [optimise_one(model, tokenizer, edit, contexts, hp) for edit in edits]
+    if getattr(hp, "norm_anchor", None) is None:
+        return targets
+    return [
+        anchored(model, tokenizer, edit, hp.layers[-1], target, hp.norm_anchor)
+        for edit, target in zip(edits, targets, strict=True)
+    ]
 
 
 def rome(model, tokenizer, edit, contexts, hp, C=None, kind="rome", target=None):
     """ROME, and its two consistent forms: kind "rrome" (the mean key everywhere), "prome" (the clean key everywhere).
     C: {layer: second moment}. `target`: a finished optimisation, to skip it."""
     layer = hp.layers[0]
-    target = target or optimise_v(model, tokenizer, edit, contexts, hp)
+    (target,) = [target] if target else targets_of(optimise_v, model, tokenizer, [edit], contexts, hp)
     rows, outputs = keys_of(model, tokenizer, edit, contexts, layer)
     mean, clean = rows.mean(0), rows[0]
     direction = clean if kind == "prome" else mean
@@ -349,7 +396,7 @@ def add_to_history(model, tokenizer, edits, contexts, hp, M):
 
 def memit(model, tokenizer, edits, contexts, hp, C, M=None, targets=None):
     """MEMIT; with M ({layer: matrix}, empty at first) MEMIT with a history of the keys written before."""
-    targets = targets or [optimise_z(model, tokenizer, edit, contexts, hp) for edit in edits]
+    targets = targets or targets_of(optimise_z, model, tokenizer, edits, contexts, hp)
 
     def update(layer, R, K):
         return memit_update(R, K, C[layer], hp.mom2_update_weight, None if M is None else M.get(layer))
@@ -361,18 +408,35 @@ def memit(model, tokenizer, edits, contexts, hp, C, M=None, targets=None):
     return result
 
 
-def pmet(model, tokenizer, edits, contexts, hp, C, targets=None):
-    targets = targets or [optimise_pmet(model, tokenizer, edit, contexts, hp) for edit in edits]
+def rect(model, tokenizer, edits, contexts, hp, C, M=None, targets=None):
+    """MEMIT to its end; then all of it is taken back, and the largest relative changes of each weight are made."""
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    result = memit(model, tokenizer, edits, contexts, hp, C, None if M is None else dict(M), targets)
+    model.load_state_dict(before)
+    for name, update in result.deltas.items():
+        result.deltas[name] = rect_update(update, before[name])
+        with torch.no_grad():
+            model.get_parameter(name).add_(result.deltas[name])
+    if M is not None:
+        add_to_history(model, tokenizer, edits, contexts, hp, M)
+    return result
+
+
+def pmet(model, tokenizer, edits, contexts, hp, C, M=None, targets=None):
+    targets = targets or targets_of(optimise_pmet, model, tokenizer, edits, contexts, hp)
 
     def update(layer, R, K):
-        return memit_update(R, K, C[layer], hp.mom2_update_weight)
+        return memit_update(R, K, C[layer], hp.mom2_update_weight, None if M is None else M.get(layer))
 
     site = layout(model).mlp.format(hp.layers[-1])
-    return spread(model, tokenizer, edits, contexts, hp, targets, site, lambda left: left**0.5, update)
+    result = spread(model, tokenizer, edits, contexts, hp, targets, site, lambda left: left**0.5, update)
+    if M is not None:
+        add_to_history(model, tokenizer, edits, contexts, hp, M)
+    return result
 
 
 def emmet(model, tokenizer, edits, contexts, hp, C, targets=None):
-    targets = targets or [optimise_z(model, tokenizer, edit, contexts, hp) for edit in edits]
+    targets = targets or targets_of(optimise_z, model, tokenizer, edits, contexts, hp)
 
     def update(layer, R, K):
         return emmet_update(R, K, C[layer], hp.mom2_update_weight, hp.emmet_lambda, hp.update_norm_lambda)
@@ -383,7 +447,7 @@ def emmet(model, tokenizer, edits, contexts, hp, C, targets=None):
 
 def alphaedit(model, tokenizer, edits, contexts, hp, P, M, targets=None):
     """P: {layer: projection}; M: {layer: matrix}, empty at first, shared by successive calls."""
-    targets = targets or [optimise_z(model, tokenizer, edit, contexts, hp) for edit in edits]
+    targets = targets or targets_of(optimise_z, model, tokenizer, edits, contexts, hp)
 
     def update(layer, R, K):
         return alphaedit_update(R, K, P[layer], hp.L2, M.get(layer))
@@ -392,3 +456,60 @@ def alphaedit(model, tokenizer, edits, contexts, hp, P, M, targets=None):
     result = spread(model, tokenizer, edits, contexts, hp, targets, site, lambda left: left, update)
     add_to_history(model, tokenizer, edits, contexts, hp, M)
     return result
+
+
+def prune(model, originals):
+    """After all edits: replace each edited weight. originals: {parameter name: its unedited value}."""
+    with torch.no_grad():
+        for name, W0 in originals.items():
+            W = model.get_parameter(name)
+            W.copy_(W0 + prune_update(W - W0, W0))
+
+
+def fine_tune(model, tokenizer, edits, hp):
+    """FT-L ("prompt_last": every target token is read at the prompt's last token) and FT-M ("target_new": each at its
+    own place). Adam on the weights themselves, which stay within `norm_constraint` of what they were."""
+    weights = dict(weight(model, layer) for layer in hp.layers)
+    before = {name: W.detach().clone() for name, W in weights.items()}
+    model.requires_grad_(False)
+    for W in weights.values():
+        W.requires_grad_(True)
+    adam = torch.optim.Adam(weights.values(), lr=hp.lr, weight_decay=hp.weight_decay)
+    traces = [SimpleNamespace(losses=[], probabilities=[]) for _ in edits]
+
+    def losses(chosen):
+        found = []
+        for i in chosen:
+            prompt = encode(tokenizer, edits[i].prompt.format(edits[i].subject))
+            target = target_ids(tokenizer, edits[i].prompt.format(edits[i].subject), edits[i].target_new)
+            logits = model(input_ids=torch.tensor([prompt + target[:-1]]), use_cache=False).logits[0]
+            last = len(prompt) - 1
+            at = [last + (j if hp.objective_optimization == "target_new" else 0) for j in range(len(target))]
+            found.append(-logits[at].log_softmax(-1)[range(len(target)), target].mean())
+            traces[i].losses.append(found[-1].item())
+            traces[i].probabilities.append(found[-1].neg().exp().item())
+        return torch.stack(found).mean()
+
+    chunks = [range(i, min(i + hp.batch_size, len(edits))) for i in range(0, len(edits), hp.batch_size)]
+    for _ in range(hp.num_steps):
+        for chunk in chunks:
+            adam.zero_grad()
+            loss = losses(chunk)
+            if loss >= 0.01:
+                loss.backward()
+                adam.step()
+            if hp.norm_constraint is not None:
+                with torch.no_grad():
+                    for name, W in weights.items():
+                        W.copy_(torch.clamp(W, before[name] - hp.norm_constraint, before[name] + hp.norm_constraint))
+        if sum(trace.losses[-1] for trace in traces) / len(traces) < 0.01:
+            break
+    else:  # the steps are used up: what they have reached
+        for chunk in chunks:
+            losses(chunk)
+    for trace in traces:
+        trace.steps = len(trace.losses)
+    model.requires_grad_(False)
+    return SimpleNamespace(
+        deltas={name: (W - before[name]).detach() for name, W in weights.items()}, targets=traces, keys={}
+    )

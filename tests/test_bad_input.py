@@ -187,6 +187,12 @@ APPLIED = {
     "a layer too many": (kedit.MEMIT(**{**FAST, "layers": [4, 5]}), {}, ["layer 5", "layers 0 to 4"]),
     "a layer below the first": (kedit.MEMIT(**{**FAST, "layers": [-1, 2]}), {}, ["layer -1", "layers 0 to 4"]),
     "a loss layer too many": (kedit.MEMIT(**FAST, v_loss_layer=5), {}, ["v_loss_layer = 5", "layers 0 to 4"]),
+    "targets for other edits": (MEMIT, {"targets": [torch.zeros(32)] * 2}, ["MEMIT", "2 targets for 1 edits"]),
+    "a target of another width": (MEMIT, {"targets": [torch.zeros(48)]}, ["target 0", "(32,)"]),
+    "a target that is no number": (kedit.ROME(layers=[1]), {"targets": [torch.ones(32) / 0]}, ["target 0", "finite"]),
+    "targets for fine-tuning": (kedit.FT(layers=[1]), {"targets": [torch.zeros(32)]}, ["FT", "targets=None"]),
+    "a history for fine-tuning": (kedit.FT(layers=[1]), {"history": kedit.EditHistory()}, ["FT", "history=None"]),
+    "a layer too many for fine-tuning": (kedit.FT(layers=[1, 5]), {}, ["layer 5", "layers 0 to 4"]),
     "a target that begins with nothing": (
         MEMIT,
         {"edits": [EDIT, kedit.Edit("{} plays the", "Ana", "№ 1")]},
@@ -241,6 +247,15 @@ HYPER = {
     "one number for layers": (kedit.MEMIT, {"layers": 1}, ["MEMIT", "layers = 1", "list"]),
     "two layers for ROME": (kedit.ROME, {"layers": [1, 2]}, ["ROME", "layers = [1, 2]", "exactly one"]),
     "two layers for r-ROME": (kedit.RROME, {"layers": [1, 2]}, ["RROME", "layers = [1, 2]", "exactly one"]),
+    "two layers for p-ROME": (kedit.PROME, {"layers": [1, 2]}, ["PROME", "layers = [1, 2]", "exactly one"]),
+    "a history for EMMET": (kedit.EMMET, {"use_history": True}, ["EMMET", "use_history"]),
+    "a negative ridge": (kedit.EMMET, {"emmet_lambda": -0.1}, ["EMMET", "emmet_lambda = -0.1"]),
+    "no rank": (kedit.AlphaEdit, {"nullspace_rank": 0}, ["AlphaEdit", "nullspace_rank = 0"]),
+    "no ridge": (kedit.AlphaEdit, {"L2": 0.0}, ["AlphaEdit", "L2 = 0.0"]),
+    "an anchor of zero": (kedit.RECT, {"norm_anchor": 0.0}, ["RECT", "norm_anchor = 0.0"]),
+    "MEMIT's for FT": (kedit.FT, {"v_lr": 0.5}, ["FT", "v_lr = 0.5", "num_steps"]),
+    "an objective nobody has": (kedit.FT, {"objective_optimization": "all"}, ["FT", "'all'", "prompt_last"]),
+    "a bound of zero": (kedit.FT, {"norm_constraint": 0.0}, ["FT", "norm_constraint = 0.0"]),
     "a word for a switch": (kedit.ROME, {"layers": [1], "mom2_adjustment": "no"}, ["ROME", "mom2_adjustment = 'no'"]),
 }
 
@@ -251,7 +266,30 @@ def test_hyperparameters(method, values, says):
     refused(lambda: method(**values), *says)
 
 
+def test_nothing_to_prune(tiny_folder):
+    model = kedit.load_model(tiny_folder("llama"), dtype=torch.float32)
+    refused(lambda: kedit.prune(model), "prune", "no edits", "apply a method first")
+
+
+def test_pruning_what_is_small_changes_nothing(model):
+    """And of no matrix that no edit touched."""
+    before = snapshot(model)
+    report = kedit.prune(model)
+    assert report.parameter.tolist() == [NAME, OTHER]
+    assert report.reduced.tolist() == [0, 0]
+    assert all(torch.equal(value, before[name]) for name, value in parameters(model).items())
+
+
+def test_an_anchor_needs_targets(model):
+    refused_unchanged(model, lambda: kedit.anchor_norm(model, kedit.FT(layers=[1]), [EDIT]), "FT", "no targets")
+    refused_unchanged(model, lambda: kedit.anchor_norm(model, MEMIT, []), "no edits")
+    refused_unchanged(model, lambda: kedit.anchor_norm(model, kedit.ROME(layers=[7]), [EDIT]), "layer 7")
+
+
 def test_methods_by_name(model):
+    names = ("r-rome", "P_ROME", "memit-mass", "alphaedit", "AlphaEdit", "ft-l", "FT-M", "rect")
+    expected = ["RROME", "PROME", "MEMIT", "AlphaEdit", "AlphaEdit", "FT", "FT", "RECT"]
+    assert [kedit.method_class(name).__name__ for name in names] == expected
     refused(lambda: kedit.method_class("MEMET"), "'MEMET'", "unknown", "MEMIT")
     refused(lambda: kedit.method_for("lab", "memit", v_lrate=1.0), "MEMIT", "v_lrate")
     refused(lambda: kedit.method_for("no-such-model", "memit"), "'no-such-model'", "lab")
@@ -326,8 +364,15 @@ def test_weights_that_are_no_numbers(copy_of, bad):
 
 @pytest.mark.parametrize(
     "method",
-    [MEMIT, kedit.PMET(**FAST), kedit.ROME(layers=[1]), kedit.MEMIT(**{**FAST, "v_num_grad_steps": 1})],
-    ids=["MEMIT", "PMET", "ROME", "one step"],
+    [
+        MEMIT,
+        kedit.PMET(**FAST),
+        kedit.ROME(layers=[1]),
+        kedit.MEMIT(**{**FAST, "v_num_grad_steps": 1}),
+        kedit.AlphaEdit(layers=[1, 2], v_num_grad_steps=2, nullspace_rank=9),
+        kedit.FT(layers=[1]),
+    ],
+    ids=["MEMIT", "PMET", "ROME", "one step", "AlphaEdit", "FT"],
 )
 def test_weights_that_break_after_loading(tiny_folder, method):
     """Nothing is written on top of them."""

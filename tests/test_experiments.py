@@ -80,6 +80,12 @@ def same_weights(model, weights):
 # ------------------------------------------------------------------------------------------------- what a row says
 
 
+WITH_HISTORY = [
+    kedit.MEMIT(**FAST, use_history=True),
+    kedit.AlphaEdit(layers=[1, 2], v_num_grad_steps=2, nullspace_rank=30, L2=2.0),
+]
+
+
 @pytest.mark.parametrize(
     "method", [kedit.MEMIT(**FAST), kedit.PMET(**FAST), kedit.ROME(layers=[2], v_num_grad_steps=2)]
 )
@@ -137,6 +143,42 @@ def test_a_stream_of_batches_is_one_apply_after_the_other(tiny_folder, model, tm
         assert torch.equal(value, parameters(by_hand)[name])
     single = stream(model, batch_size=1, store=tmp_path)
     assert any(not torch.equal(value, final_weights(single)[name]) for name, value in final_weights(run).items())
+
+
+@pytest.mark.parametrize("method", WITH_HISTORY, ids=lambda m: m.name)
+def test_a_stream_has_one_history(tiny_folder, model, tmp_path, method):
+    """Each batch knows the keys of those before it; a history that is given is where it starts, and stays as it is."""
+    run = stream(model, method=method, batch_size=2, store=tmp_path)
+    by_hand, history = kedit.load_model(tiny_folder("llama"), dtype=torch.float32), kedit.EditHistory()
+    given = {"moments": moments(), "contexts": tiny.CONTEXTS[:2], "history": history}
+    written = []
+    for batch in (EDITS[:2], EDITS[2:4], EDITS[4:5]):
+        written += method.apply(by_hand, batch, **given).written[2].tolist()
+    assert run.edits.written_2.tolist() == written
+    for name, value in final_weights(run).items():
+        assert torch.equal(value, parameters(by_hand)[name])
+    assert ("s_2" in run.edits) == (method.name == "MEMIT")
+
+    identity = history.identity
+    later = stream(model, method=method, batch_size=2, store=tmp_path, history=history)
+    assert later.path != run.path
+    assert later.edits.written_2[0] < run.edits.written_2[0]  # its key has been written before
+    assert (history.edits, history.identity) == (5, identity)
+    empty = stream(model, method=method, batch_size=2, store=tmp_path, history=kedit.EditHistory())
+    assert empty.path == run.path
+
+
+def test_a_stream_without_targets_or_moments(model):
+    """FT has no δ: its rows say what its loss reached, and leave out what there is not."""
+    method = kedit.FT(layers=[2], num_steps=3, norm_constraint=1e-3, lr=0.01)
+    run = stream(model, method=method, moments=None, contexts=None, batch_size=2, dense_every=5)
+    assert run.manifest["contexts"] == ["{}"]
+    assert run.edits.steps.tolist() == [4] * 5  # three steps, and what they reached
+    assert (run.edits.probability_last > run.edits.probability_first).all()
+    assert run.edits.delta_ratio.isna().all()
+    assert run.edits.clamped.all()
+    assert run.edits.dW_2.max() <= 1e-3 * (tiny.D_MODEL * tiny.D_FF) ** 0.5 * 1.001
+    assert not {"s_2", "written_2"} & set(run.edits)
 
 
 def final_weights(run):
@@ -252,6 +294,8 @@ def test_the_manifest_says_what_decided_the_numbers(model, tmp_path):
 
 CHANGES = {
     "hyperparameter": {"method": kedit.MEMIT(**{**FAST, "v_lr": 0.4})},
+    "history": {"method": kedit.MEMIT(**FAST, use_history=True)},
+    "norm anchoring": {"method": kedit.MEMIT(**FAST, norm_anchor=3.0)},
     "layers": {"method": kedit.MEMIT(**{**FAST, "layers": [1, 3]})},
     "method": {"method": kedit.PMET(**FAST)},
     "fewer edits": {"edits": EDITS[:1]},
@@ -291,10 +335,24 @@ def test_moments_do_not_matter_to_a_method_without_them(model, tmp_path):
     assert len({stream(model, EDITS[:1], method, store=tmp_path, moments=m).path for m in (None, moments())}) == 1
 
 
+def test_an_option_that_is_off_is_not_part_of_the_key(model, tmp_path):
+    """So that runs from before there was such an option are found."""
+    first = stream(model, EDITS[:1], store=tmp_path)
+    assert not {"use_history", "norm_anchor"} & set(first.manifest["hyperparameters"])
+    assert first.manifest["hyperparameters"]["v_loss_layer"] is None
+    again = stream(model, EDITS[:1], kedit.MEMIT(**FAST, use_history=False, norm_anchor=None), store=tmp_path)
+    assert again.path == first.path
+    on = stream(model, EDITS[:1], kedit.MEMIT(**FAST, use_history=True), store=tmp_path)
+    assert on.manifest["hyperparameters"]["use_history"] is True
+
+
+@pytest.mark.parametrize(
+    "method", [kedit.MEMIT(**FAST), *WITH_HISTORY], ids=["MEMIT", "MEMIT with history", "AlphaEdit"]
+)
 @pytest.mark.parametrize("batch_size", [1, 2])
 @pytest.mark.parametrize("untouched", [{0: 1.0}, {0: 1.0, 2: 0.1}], ids=["alive", "dead"])
-def test_an_interrupted_run_goes_on_with_the_same_numbers(model, tmp_path, monkeypatch, batch_size, untouched):
-    options = {"edits": EDITS[:9], "batch_size": batch_size, "dense_every": 2, "checkpoint_every": 3}
+def test_an_interrupted_run_goes_on_with_the_same_numbers(model, tmp_path, monkeypatch, method, batch_size, untouched):
+    options = {"edits": EDITS[:9], "batch_size": batch_size, "dense_every": 2, "checkpoint_every": 3, "method": method}
     whole = stream(model, **options, probes=[Panel(untouched)], store=tmp_path / "whole")
     stops = whole.checkpoints.edits_done.unique().tolist()
     with pytest.raises(RuntimeError, match="in the middle"):
@@ -307,6 +365,22 @@ def test_an_interrupted_run_goes_on_with_the_same_numbers(model, tmp_path, monke
     assert_same_tables(whole, cut, but=NOT_REPEATED)
     assert_same_tables(cut, stream(model, **options, probes=[Panel(untouched)], store=tmp_path / "cut"))  # from disk
     assert all(torch.equal(value, final_weights(cut)[name]) for name, value in final_weights(whole).items())
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_a_checkpoint_with_a_damaged_history_is_passed_over(model, tmp_path, damage):
+    options = {"edits": EDITS[:7], "dense_every": 2, "method": WITH_HISTORY[0]}
+    whole = stream(model, **options)
+    with pytest.raises(RuntimeError, match="in the middle"):
+        stream(model, **options, probes=[Panel(fails_at=6)], store=tmp_path)
+    newest = next(tmp_path.iterdir()) / "at-000004" / "history.safetensors"
+    if damage == "cut":
+        newest.write_bytes(newest.read_bytes()[:-100])
+    else:
+        newest.unlink()
+    panel = Panel()
+    assert_same_tables(whole, stream(model, **options, probes=[panel], store=tmp_path), but=NOT_REPEATED)
+    assert panel.asked == [4, 6, 7]
 
 
 def test_a_damaged_checkpoint_is_passed_over(model, tmp_path):
@@ -330,7 +404,7 @@ def test_a_damaged_finished_run_is_one_clear_line(model, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def killed_stream(folder, store):
+def killed_stream(folder, store, method):
     """Run in a process of its own: it is killed while it writes its second checkpoint."""
     written, to_parquet = [], pd.DataFrame.to_parquet
 
@@ -342,13 +416,18 @@ def killed_stream(folder, store):
 
     pd.DataFrame.to_parquet = dies
     torch.set_num_threads(1)
-    stream(kedit.load_model(folder, dtype=torch.float32), EDITS[:7], dense_every=2, store=store)
+    stream(kedit.load_model(folder, dtype=torch.float32), EDITS[:7], KILLED[method], dense_every=2, store=store)
+
+
+KILLED = {"MEMIT": kedit.MEMIT(**FAST), "AlphaEdit": WITH_HISTORY[1]}
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
-def test_a_killed_process_loses_nothing_but_the_last_few_edits(tiny_folder, model, tmp_path):
+@pytest.mark.parametrize("method", KILLED)
+def test_a_killed_process_loses_nothing_but_the_last_few_edits(tiny_folder, model, tmp_path, method):
     here = Path(__file__).parent
-    code = f"import test_experiments as t; t.killed_stream({str(tiny_folder('llama'))!r}, {str(tmp_path)!r})"
+    arguments = str(tiny_folder("llama")), str(tmp_path), method
+    code = f"import test_experiments as t; t.killed_stream(*{arguments!r})"
     paths = os.pathsep.join([str(here), str(here.parent)])
     dead = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": paths}, capture_output=True)
     assert dead.returncode == -signal.SIGKILL, dead.stderr.decode()[-500:]
@@ -356,9 +435,9 @@ def test_a_killed_process_loses_nothing_but_the_last_few_edits(tiny_folder, mode
     assert sorted(p.name.split("-")[0] for p in folder.iterdir()) == [".writing", "at"]
 
     panel = Panel()
-    resumed = stream(model, EDITS[:7], dense_every=2, store=tmp_path, probes=[panel])
+    resumed = stream(model, EDITS[:7], KILLED[method], dense_every=2, store=tmp_path, probes=[panel])
     assert panel.asked == [4, 6, 7]  # 0 and 2 were measured before
-    assert_same_tables(stream(model, EDITS[:7], dense_every=2), resumed, but=NOT_REPEATED)
+    assert_same_tables(stream(model, EDITS[:7], KILLED[method], dense_every=2), resumed, but=NOT_REPEATED)
     assert sorted(p.name for p in folder.iterdir()) == [
         "at-000007",
         "checkpoints.parquet",
@@ -386,6 +465,8 @@ def test_a_killed_process_loses_nothing_but_the_last_few_edits(tiny_folder, mode
         ),
         ({"contexts": []}, "contexts"),
         ({"history": object()}, "history"),
+        ({"history": []}, "history"),
+        ({"history": kedit.EditHistory()}, "MEMIT: keeps no memory"),
         ({"edits": [*EDITS[:2], kedit.Edit("{} plays", "Zoë", "№")]}, "'№': its first token is empty"),
     ],
 )

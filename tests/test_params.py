@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import kedit_lib as kedit
 from kedit_lib.errors import KeditError
 from kedit_lib.params import Profile, load_model_params, load_profile, params_folder
 
@@ -171,6 +172,24 @@ def test_mistakes_in_model_params(folder, old, new, parts):
     assert text.startswith("toy.yaml")
     for part in parts:
         assert part in text
+
+
+@pytest.mark.parametrize("name", [p.stem for p in sorted((SHIPPED / "models").glob("*.yaml"))])
+def test_shipped_hyperparameters_make_every_method(name):
+    """A section for each method, none for what is no method; λ, L2 and the like scaled with the key width."""
+    sections, d_ff = load_model_params(name), load_model_params(name)["model"]["d_ff"]
+    made = {section: kedit.method_for(name, section) for section in sections if section != "model"}
+    assert {method.name for method in made.values()} == set(kedit.METHODS)
+    for section, method in made.items():
+        assert sections[section].items() <= method.model_dump().items()
+    llama2 = ("memit", "pmet", "rect")
+    assert [made[each].mom2_update_weight / d_ff for each in llama2] == pytest.approx([15000 / 11008] * 3, rel=1e-4)
+    assert made["emmet"].mom2_update_weight / d_ff == pytest.approx(1 / 11008, rel=1e-3)
+    assert made["alphaedit"].L2 / d_ff == pytest.approx(10 / 14336, rel=1e-3)
+    assert made["rect"].layers == made["memit"].layers == made["alphaedit"].layers
+    assert kedit.method_for(name, "ft-l") == kedit.method_for(name, "FT") == made["ft"]
+    assert made["ft-m"].objective_optimization == "target_new" and made["ft-m"].norm_constraint is None
+    assert kedit.method_for(name, "memit-mass", use_history=True).use_history
 
 
 def test_unknown_model_names_the_known_ones(folder):

@@ -141,29 +141,216 @@ def test_emmet(tiny_model, kind, batch):
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_memit_with_history(tiny_model, kind):
-    """Two batches in a row: the second one knows the keys of the first, measured on the weights after it."""
+@pytest.mark.parametrize("layers", [[2], [1, 3]], ids=str)
+def test_emmet_weighs_the_norm_and_needs_no_invertible_C_then(tiny_model, kind, layers):
+    """η > 0: what is inverted is λC + ηI; two layers share the residual."""
+    hyperparameters = hyper(layers=layers, emmet_lambda=0.3, update_norm_lambda=2.0, v_num_grad_steps=4)
+    _, outcome = both(tiny_model, kind, "emmet", hyperparameters, BATCH)
+    C = tiny.second_moments()
+    C[2][:, 5] = C[2][5, :] = 0
+    edit_by = method("emmet", {**hyperparameters, "layers": [2]})
+    model = kedit.load_model(tiny_model(kind).folder, dtype=torch.float64)
+    given = {"moments": kedit.SecondMoments.from_tensors(C), "contexts": ["{}"]}
+    assert edit_by.apply(model, [library_edit(EDITS[0])], **given).deltas
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", ["memit", "pmet", "rect"])
+def test_history(tiny_model, kind, name):
+    """Three batches in a row: each knows the keys of those before it, measured on the weights after them."""
     plain, C, M, history = tiny_model(kind), tiny.second_moments(), {}, new_history()
+    values = hyper(use_history=True, nll_loss_factor=1.0)
     model = kedit.load_model(plain.folder, dtype=torch.float64)
-    moments, edit_by = kedit.SecondMoments.from_tensors(C), method("memit", hyper(use_history=True))
-    for batch in (SINGLE, BATCH):
-        result = reference.memit(plain.model, plain.tokenizer, batch, tiny.CONTEXTS, SimpleNamespace(**hyper()), C, M)
+    moments, edit_by = kedit.SecondMoments.from_tensors(C), method(name, values)
+    for batch in (SINGLE, BATCH, [EDITS[2]]):
+        by_hand = getattr(reference, name)
+        result = by_hand(plain.model, plain.tokenizer, batch, tiny.CONTEXTS, SimpleNamespace(**values), C, M)
         outcome = edit_by.apply(
             model, [library_edit(edit) for edit in batch], moments=moments, contexts=tiny.CONTEXTS, history=history
         )
         compare(result, outcome)
+    for layer, expected in M.items():
+        assert_same(history.keys[layer].T @ history.keys[layer], expected, f"M of layer {layer}")
+
+
+def test_written_fractions_count_the_history(tiny_model):
+    """What an edit writes of its residual, alone: k'(λC + M)⁻¹k / (1 + k'(λC + M)⁻¹k); s itself stays k'C⁻¹k."""
+    model = kedit.load_model(tiny_model("llama").folder, dtype=torch.float64)
+    C, history = tiny.second_moments(), new_history()
+    edit_by, given = method("memit", hyper(layers=[2], use_history=True)), {"contexts": tiny.CONTEXTS}
+    given |= {"moments": kedit.SecondMoments.from_tensors(C), "history": history}
+    for batch in (BATCH, [EDITS[1]]):
+        past = history.keys[2] if history.edits else torch.zeros(1, tiny.D_FF, dtype=torch.float64)
+        outcome = edit_by.apply(model, [library_edit(edit) for edit in batch], **given)
+        for i, target in enumerate(outcome.targets):
+            k = target.key_per_layer[2]
+            s = k @ torch.linalg.solve(C[2].double(), k)
+            g = k @ torch.linalg.solve(5.0 * C[2].double() + past.T @ past, k)
+            assert float(outcome.s[2][i]) == pytest.approx(float(s), rel=1e-8)
+            assert float(outcome.written[2][i]) == pytest.approx(float(g / (1 + g)), rel=1e-8)
+
+
+@pytest.mark.parametrize("name", ["memit", "alphaedit"])
+def test_single_edits_with_history_are_one_batch(tiny_model, name):
+    """Recursive least squares: one layer, clean prompts only and frozen z, so that no key moves."""
+    values = hyper(layers=[2], use_history=True, nullspace_rank=30, L2=2.0)
+    model, edit_by = kedit.load_model(tiny_model("llama").folder, dtype=torch.float64), method(name, values)
+    generator = torch.Generator().manual_seed(0)
+    z = [torch.randn(tiny.D_MODEL, generator=generator, dtype=torch.float64) for _ in EDITS]
+    given = {"moments": kedit.SecondMoments.from_tensors(tiny.second_moments()), "contexts": ["{}"]}
+    edits = [library_edit(edit) for edit in EDITS]
+    (expected,) = edit_by.apply(model, edits, **given, targets=z).deltas.values()
+    for use_history in (True, False):
+        model.restore()
+        history, total = new_history() if use_history else None, 0
+        plain = edit_by if use_history or name == "alphaedit" else method(name, {**values, "use_history": False})
+        for edit, one in zip(edits, z, strict=True):
+            (update,) = plain.apply(model, [edit], **given, history=history, targets=[one]).deltas.values()
+            total = total + update
+        error = float((total - expected).norm() / expected.norm())
+        assert (error < 1e-8) == use_history, error
+
+
+@pytest.mark.parametrize("name", ["rome", "prome", "memit", "pmet", "emmet", "alphaedit", "rect"])
+def test_given_targets_are_written_as_optimised_ones_are(tiny_model, name):
+    values = hyper(layers=[2], nullspace_rank=30, v_num_grad_steps=4)
+    model, edit_by = kedit.load_model(tiny_model("llama").folder, dtype=torch.float64), method(name, values)
+    given = {"moments": kedit.SecondMoments.from_tensors(tiny.second_moments()), "contexts": tiny.CONTEXTS}
+    batch = [library_edit(edit) for edit in (SINGLE if name.endswith("rome") else BATCH)]
+    first = edit_by.apply(model, batch, **given)
+    model.restore()
+    again = edit_by.apply(model, batch, **given, targets=[target.z for target in first.targets])
+    for parameter, update in first.deltas.items():
+        assert_same(again.deltas[parameter], update, parameter)
+    for ours, theirs in zip(again.targets, first.targets, strict=True):
+        assert_same(ours.delta, theirs.delta, "delta")
+        assert ours.steps == 0
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_alphaedit(tiny_model, kind, monkeypatch):
+def test_rect(tiny_model, kind):
+    """Single and batch: the entries that stay, and how many these are."""
+    for edits in (SINGLE, BATCH):
+        _, outcome = both(tiny_model, kind, "rect", hyper(), edits)
+        for update in outcome.deltas.values():
+            assert int((update != 0).sum()) == update.numel() - int(0.6 * update.numel()) + 1
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_prune(tiny_model, kind):
+    """After a sequence of edits; a second time there is nothing left to lower beyond what the logarithm left."""
+    plain, C, values = tiny_model(kind), tiny.second_moments(), hyper(mom2_update_weight=0.5)
+    model, edit_by = kedit.load_model(plain.folder, dtype=torch.float64), method("memit", values)
+    originals = snapshot(model)
+    for edit in EDITS:
+        reference.memit(plain.model, plain.tokenizer, [edit], tiny.CONTEXTS, SimpleNamespace(**values), C)
+        given = {"moments": kedit.SecondMoments.from_tensors(C), "contexts": tiny.CONTEXTS}
+        edit_by.apply(model, [library_edit(edit)], **given)
+    names = [reference.weight(plain.model, layer)[0] for layer in values["layers"]]
+    reference.prune(plain.model, {name: originals[name] for name in names})
+    report = kedit.prune(model).set_index("parameter")
+    assert set(report.index) == set(names)
+    assert report.reduced.sum() > 0, "nothing was pruned, the test says nothing"
+    for name, value in parameters(model).items():
+        expected = plain.model.get_parameter(name)
+        assert_same(value - originals[name], expected - originals[name], name)
+        if name in names:
+            total = torch.linalg.svdvals((value - originals[name]).detach())
+            assert report.after[name] == pytest.approx(float(total[0]), rel=1e-8)
+            assert report.sigma_max[name] == pytest.approx(float(torch.linalg.svdvals(originals[name])[0]), rel=1e-8)
+    model.restore()
+    assert all(torch.equal(value, originals[name]) for name, value in parameters(model).items())
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", ["rome", "memit", "pmet"])
+def test_norm_anchoring(tiny_model, kind, name):
+    """Every v* gets the reference norm, measured on the unedited weights, whatever the weights are by then."""
+    values = hyper(v_num_grad_steps=4, **({"layers": [2]} if name == "rome" else {}))
+    plain, optimise = tiny_model(kind), {"rome": "optimise_v", "memit": "optimise_z", "pmet": "optimise_pmet"}[name]
+    last, hp = values["layers"][-1], SimpleNamespace(**values, nll_loss_factor=1.0, mom2_adjustment=True)
+    targets = [getattr(reference, optimise)(plain.model, plain.tokenizer, e, tiny.CONTEXTS, hp) for e in EDITS]
+    expected = reference.reference_norm(plain.model, plain.tokenizer, EDITS, last, targets)
+
+    model, edits = kedit.load_model(plain.folder, dtype=torch.float64), [library_edit(edit) for edit in EDITS]
+    with torch.no_grad():
+        model.add({model.weight_name(last): torch.ones_like(model.weight(last))})
+    edited = snapshot(model)
+    r = kedit.anchor_norm(model, method(name, values), edits, tiny.CONTEXTS)
+    assert r == pytest.approx(expected, rel=SAME)
+    assert all(torch.equal(value, edited[parameter]) for parameter, value in parameters(model).items())
+    _, outcome = both(tiny_model, kind, name, {**values, "norm_anchor": r / 2, "mom2_adjustment": True}, SINGLE)
+    free = targets[1]
+    assert float((outcome.targets[0].z - free.z).norm()) > 0.1
+
+
+def test_the_largest_norms_do_not_enter_the_reference(tiny_model):
+    """5 % of the sample: one of twenty edits, none of nineteen."""
+    model, edits = kedit.load_model(tiny_model("llama").folder, dtype=torch.float64), []
+    for subject in ("Zoë", "Ana Brown", "Toko Yasuda", "Léon Blum"):
+        for prompt in ("{} plays the", "The language of {} is", "You read of {}", "The town of {}", "I read {}"):
+            edits.append(kedit.Edit(prompt, subject, "organ"))
+    rome = method("rome", hyper(layers=[2], v_num_grad_steps=1))  # v* = v0
+    norms = [kedit.anchor_norm(model, rome, [edit], ["{}"]) for edit in edits]
+    assert kedit.anchor_norm(model, rome, edits, ["{}"]) == pytest.approx(sum(sorted(norms)[:19]) / 19, rel=1e-9)
+    assert kedit.anchor_norm(model, rome, edits[:19], ["{}"]) == pytest.approx(sum(norms[:19]) / 19, rel=1e-9)
+
+
+FT = {"layers": [2], "num_steps": 6, "lr": 0.01, "weight_decay": 0.0, "batch_size": 1}
+FT_KINDS = {
+    "FT-L": {"objective_optimization": "prompt_last", "norm_constraint": 0.02},
+    "FT-M": {"objective_optimization": "target_new", "norm_constraint": None},
+    "two layers, decay, pairs": {
+        "objective_optimization": "target_new",
+        "norm_constraint": 0.03,
+        "layers": [1, 3],
+        "weight_decay": 0.5,
+        "batch_size": 2,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", ["llama-bos", "gpt2"])
+@pytest.mark.parametrize("values", FT_KINDS.values(), ids=FT_KINDS)
+def test_fine_tuning(tiny_model, kind, values):
+    """An edit alone, then a batch on top of it. Its bound is a bound, and around the weights at the start of a call."""
+    plain, values = tiny_model(kind), {**FT, **values}
+    model, edit_by = kedit.load_model(plain.folder, dtype=torch.float64), method("ft", values)
+    for batch in (SINGLE, BATCH):
+        result = reference.fine_tune(plain.model, plain.tokenizer, batch, SimpleNamespace(**values))
+        outcome = edit_by.apply(model, [library_edit(edit) for edit in batch])
+        compare(result, outcome)
+        largest = max(float(update.abs().max()) for update in outcome.deltas.values())
+        if values["norm_constraint"] is not None:
+            assert largest == pytest.approx(values["norm_constraint"], rel=1e-9)
+            assert all(target.clamped for target in outcome.targets)
+        else:
+            assert largest > 0.02
+        assert all(target.losses[-1] < target.losses[0] for target in outcome.targets)
+
+
+def test_fine_tuning_stops_when_the_loss_is_small(tiny_model):
+    plain, values = tiny_model("llama"), {**FT, **FT_KINDS["FT-M"], "num_steps": 40, "lr": 0.05}
+    model = kedit.load_model(plain.folder, dtype=torch.float64)
+    for batch in ([EDITS[4]], BATCH):
+        result = reference.fine_tune(plain.model, plain.tokenizer, batch, SimpleNamespace(**values))
+        outcome = method("ft", values).apply(model, [library_edit(edit) for edit in batch])
+        compare(result, outcome)
+        assert all(1 < target.steps <= 40 for target in outcome.targets)
+        assert sum(target.losses[-1] for target in outcome.targets) / len(batch) < 0.01
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("dtype, same", [(torch.float32, 1e-5), (torch.float64, SAME)], ids=["single", "double"])
+def test_alphaedit(tiny_model, kind, monkeypatch, dtype, same):
     """Two batches in a row. The threshold lies in a wide gap of the spectrum, so that the cut is well conditioned and
-    the precision in which it is made does not matter beyond 1e-5."""
+    the precision in which it is made does not matter beyond 1e-5, and not at all where C is float64."""
     plain, M, threshold = tiny_model(kind), {}, 0.02
-    C = {layer: tiny.with_gap(moment, threshold) for layer, moment in tiny.second_moments().items()}
+    C = {layer: tiny.with_gap(moment, threshold).to(dtype) for layer, moment in tiny.second_moments().items()}
     hyperparameters = hyper(nullspace_threshold=threshold, L2=10.0)
     P = {layer: reference.null_projection(C[layer], threshold) for layer in hyperparameters["layers"]}
     edit_by = method("alphaedit", hyperparameters)
-    monkeypatch.setattr("test_reference.SAME", 1e-5)
+    monkeypatch.setattr("test_reference.SAME", same)
     model, history = kedit.load_model(plain.folder, dtype=torch.float64), new_history()
     moments = kedit.SecondMoments.from_tensors(C)
     for batch in (SINGLE, BATCH):
@@ -174,6 +361,24 @@ def test_alphaedit(tiny_model, kind, monkeypatch):
             model, [library_edit(edit) for edit in batch], moments=moments, contexts=tiny.CONTEXTS, history=history
         )
         compare(result, outcome)
+
+
+def test_alphaedit_is_the_small_form_in_the_null_space(tiny_model):
+    """U₀ [U₀ᵀ(KKᵀ + M)U₀ + L2·I]⁻¹ U₀ᵀKRᵀ, here with U₀ by rank, from the keys and residuals that the library had."""
+    model = kedit.load_model(tiny_model("llama").folder, dtype=torch.float64)
+    moments, history = kedit.SecondMoments.from_tensors(tiny.second_moments()), new_history()
+    nullspace = kedit.NullSpace.from_moments(moments, rank=30)
+    edit_by, values = method("alphaedit", hyper(layers=[2], L2=3.0)), {"contexts": ["{}"], "history": history}
+    U = torch.linalg.svd(tiny.second_moments()[2])[0][:, -30:].double()
+    M = torch.zeros(tiny.D_FF, tiny.D_FF, dtype=torch.float64)
+    for batch in (SINGLE, BATCH):
+        outcome = edit_by.apply(model, [library_edit(edit) for edit in batch], projection=nullspace, **values)
+        K = torch.stack([target.key_per_layer[2] for target in outcome.targets], 1)
+        R = torch.stack([target.delta for target in outcome.targets], 1)
+        small = U.T @ (K @ K.T + M) @ U + 3.0 * torch.eye(30, dtype=torch.float64)
+        (update,) = outcome.deltas.values()
+        assert_same(update, (U @ torch.linalg.solve(small, U.T @ K @ R.T)).T, "the small form")
+        M = M + K @ K.T  # one layer and clean prompts: the keys do not move
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])

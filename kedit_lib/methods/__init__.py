@@ -4,35 +4,70 @@ from __future__ import annotations
 
 from ..errors import KeditError
 from ..params import load_model_params
+from .alphaedit import AlphaEdit
 from .base import Method, Outcome
+from .emmet import EMMET
+from .ft import FT
 from .memit import MEMIT
 from .pmet import PMET
-from .rome import ROME, RROME
+from .prune import prune
+from .rect import RECT
+from .rome import PROME, ROME, RROME
+from .targeted import anchor_norm
 
-METHODS: dict[str, type[Method]] = {m.__name__: m for m in (ROME, RROME, MEMIT, PMET)}
+METHODS: dict[str, type[Method]] = {
+    m.__name__: m for m in (ROME, RROME, PROME, MEMIT, PMET, EMMET, AlphaEdit, RECT, FT)
+}
+# One class, several names: what differs is how it is called or its hyperparameters.
+ALSO_CALLED = {"MEMITMASS": "MEMIT", "FTL": "FT", "FTM": "FT"}
+
+
+def _plain(name: str) -> str:
+    return name.upper().replace("-", "").replace("_", "")
 
 
 def method_class(name: str) -> type[Method]:
-    """The method of that name, in any case; "memit-mass" is MEMIT. KeditError for an unknown one."""
-    key = {"MEMITMASS": "MEMIT"}.get(plain := name.upper().replace("-", "").replace("_", ""), plain)
-    if key not in METHODS:
+    """The method of that name, in any case: "r-rome" is RROME, "memit-mass" MEMIT, "ft-l" and "ft-m" FT.
+
+    KeditError for an unknown one.
+    """
+    classes = {_plain(known): cls for known, cls in METHODS.items()}
+    plain = ALSO_CALLED.get(_plain(name), _plain(name))
+    if plain not in classes:
         raise KeditError(f"method {name!r}: is unknown; use one of {', '.join(METHODS)}")
-    return METHODS[key]
+    return classes[plain]
 
 
 def method_for(model, name: str, **overrides) -> Method:
     """The method with the hyperparameters of params/models/<model>.yaml, some of them overridden.
 
-    model: an EditableModel or its name.
+    model: an EditableModel or its name. A section of the very name ("ft-m") goes before the method's ("ft").
     """
     cls, model_name = method_class(name), getattr(model, "name", model)
-    params = load_model_params(str(model_name))
-    found = {key.upper().replace("-", ""): values for key, values in params.items()}
-    if cls.__name__ not in found:
-        raise KeditError(
-            f"method {name!r}: params/models has no hyperparameters for it under {model_name!r}; pass them yourself"
-        )
-    return cls(**{**found[cls.__name__], **overrides})
+    sections = {_plain(key): values for key, values in load_model_params(str(model_name)).items()}
+    for section in (_plain(name), _plain(cls.__name__)):
+        if section in sections:
+            return cls(**{**sections[section], **overrides})
+    raise KeditError(
+        f"method {name!r}: params/models has no hyperparameters for it under {model_name!r}; pass them yourself"
+    )
 
 
-__all__ = ["METHODS", "MEMIT", "PMET", "ROME", "RROME", "Method", "Outcome", "method_class", "method_for"]
+__all__ = [
+    "METHODS",
+    "EMMET",
+    "FT",
+    "MEMIT",
+    "PMET",
+    "PROME",
+    "RECT",
+    "ROME",
+    "RROME",
+    "AlphaEdit",
+    "Method",
+    "Outcome",
+    "anchor_norm",
+    "method_class",
+    "method_for",
+    "prune",
+]

@@ -12,6 +12,10 @@ from torch import Tensor
 from ..contexts import check_contexts, generate_contexts
 from ..edits import Edit, check_edits
 from ..errors import KeditError
+from ..history import EditHistory
+from ..model import EditableModel
+from ..moments import SecondMoments
+from ..nullspace import NullSpace
 from ..targets import Request, Target, request, warn_if_known
 
 
@@ -21,8 +25,9 @@ class Outcome:
 
     deltas    {parameter name: tensor of the parameter's own shape}, float32 (float64 models: float64)
     targets   a Target for each edit, in order
-    s         {layer: [N]} kᵀC⁻¹k of each edit (empty without C)
-    written   {layer: [N]} the fraction of its residual that each edit, alone, would write there
+    s         {layer: [N]} kᵀC⁻¹k of each edit (EMMET: kᵀ(C′/λ)⁻¹k; empty where C is not inverted)
+    written   {layer: [N]} the fraction of its residual that each edit, without the others of its batch,
+              would write there (methods that write a fraction)
     """
 
     method: str
@@ -37,28 +42,36 @@ class Outcome:
         return [i for i in range(model.n_layers) if model.weight_name(i) in self.deltas]
 
 
+@dataclass(frozen=True)
+class Call:
+    """What one `apply` works with: its arguments, checked, and the edits as token ids.
+
+    requests   a Request an edit, its clean prompt first
+    z          finished targets, a tensor [d_model] an edit (None: they are optimised)
+    """
+
+    model: EditableModel
+    edits: list[Edit]
+    requests: list[Request]
+    moments: SecondMoments | None
+    history: EditHistory | None
+    projection: NullSpace | None
+    z: list[Tensor] | None
+
+
 class Method(BaseModel, ABC):
     """Hyperparameters with the field's names; `apply` edits a model in place.
 
-    layers                0-based layers that are edited, ascending
-    v_num_grad_steps      evaluations of the target's loss at most (updates: one less)
-    v_lr                  Adam's learning rate
-    v_loss_layer          layer whose output the nll is read from (None: the last)
-    v_weight_decay        weight of ‖δ‖/‖v₀‖²
-    clamp_norm_factor     ‖δ‖ ≤ this · ‖v₀‖
-    kl_factor             weight of the KL term
+    layers   0-based layers that are edited, ascending
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
     context_style: ClassVar[str] = "memit"
+    takes_projection: ClassVar[bool] = False
+    takes_targets: ClassVar[bool] = True
+    options: ClassVar[tuple[str, ...]] = ("use_history", "norm_anchor")  # off unless given
 
     layers: list[int] = Field(min_length=1)
-    v_num_grad_steps: int = Field(25, ge=1)
-    v_lr: float = Field(0.5, gt=0)
-    v_loss_layer: int | None = Field(None, ge=0)
-    v_weight_decay: float = Field(1e-3, ge=0)
-    clamp_norm_factor: float = Field(4.0, gt=0)
-    kl_factor: float = Field(0.0625, ge=0)
 
     def __init__(self, **values):
         try:
@@ -83,59 +96,102 @@ class Method(BaseModel, ABC):
         return type(self).__name__
 
     @property
+    def hyperparameters(self) -> dict:
+        """What decides the numbers, for stores. An option that is off is left out, so that a run from before there
+        was one is still the same run."""
+        return {n: v for n, v in self.model_dump().items() if n not in self.options or v}
+
+    @property
     def needs_moments(self) -> bool:
         return True
 
-    def apply(self, model, edits, moments=None, contexts=None, history=None) -> Outcome:
+    @property
+    def keeps_history(self) -> bool:
+        """Whether edits of earlier calls are remembered in an EditHistory."""
+        return False
+
+    def apply(self, model, edits, moments=None, contexts=None, history=None, projection=None, targets=None) -> Outcome:
         """Edit `model` in place and say what was done.
 
-        moments   SecondMoments of this model; None is legal where C is not used
-        contexts  strings with one `{}` each; None: generated with seed 0 in this method's style
-        history   memory of earlier edits (methods that have one); None: no memory
+        moments      SecondMoments of this model; None is legal where C is not used
+        contexts     strings with one `{}` each; None: generated with seed 0 in this method's style
+        history      EditHistory of earlier calls (methods that keep one); None: no memory
+        projection   NullSpace (AlphaEdit); None: made from the moments
+        targets      finished z, a tensor [d_model] an edit (ROME: v*; PMET: the MLP's); None: optimised
 
-        All or nothing: after an error the weights are the ones at entry, bit for bit. Warns when the
-        model already gives a target.
+        All or nothing: after an error the weights and the history are the ones at entry, bit for bit.
+        Warns when the model already gives a target.
         """
-        edits = check_edits(edits, self.name)
-        requests = self.prepare(model, edits, moments, contexts, history)
+        call = self.prepare(model, edits, moments, contexts, history, projection, targets)
         before = model.snapshot()
         try:
-            outcome = self._apply(model, edits, requests, moments)
+            outcome = self._apply(call)
         except BaseException:
             model.load_snapshot(before)
             raise
-        warn_if_known(edits, outcome.targets)
+        warn_if_known(call.edits, outcome.targets)
         return outcome
 
-    def prepare(self, model, edits, moments=None, contexts=None, history=None) -> list[Request]:
-        """The edits as token ids; what `apply` refuses is refused here, before anything runs."""
-        if history is not None:
-            raise KeditError(f"{self.name}: keeps no memory of earlier edits; call it with history=None")
+    def prepare(self, model, edits, moments=None, contexts=None, history=None, projection=None, targets=None) -> Call:
+        """What `apply` refuses is refused here, before anything runs."""
+        edits = check_edits(edits, self.name)
         model.check_layers(self.layers)
-        if self.v_loss_layer is not None and self.v_loss_layer >= model.n_layers:
-            raise KeditError(
-                f"{self.name}: v_loss_layer = {self.v_loss_layer}, {model.name} has layers 0 to {model.n_layers - 1}; "
-                "leave it out for the last"
-            )
-        if self.needs_moments:
+        self._check(model, moments, history, projection)
+        z = None if targets is None else self._check_targets(model, edits, targets)
+        return Call(model, edits, self._requests(model, edits, contexts), moments, history, projection, z)
+
+    def _requests(self, model, edits, contexts) -> list[Request]:
+        contexts = self.contexts(model, contexts)
+        return [request(model.tokenizer, e, contexts) for e in edits]
+
+    def contexts(self, model, given=None) -> list[str]:
+        """The contexts that are used: `given`, checked, or generated ones."""
+        if given is None:
+            with model.temporarily():  # the unedited model's: successive edits then share one list
+                given = generate_contexts(model, seed=0, style=self.context_style)
+        return check_contexts(given)
+
+    def _check(self, model, moments, history, projection) -> None:
+        if history is not None and not self.keeps_history:
+            use = "; MEMIT(use_history=True) does" if "use_history" in type(self).model_fields else ""
+            raise KeditError(f"{self.name}: keeps no memory of earlier edits; call it with history=None{use}")
+        if history is not None:
+            if not isinstance(history, EditHistory):
+                raise KeditError(f"{self.name}: history is of type {type(history).__name__}; pass an EditHistory()")
+            history.check(model, self.layers)
+        if projection is not None:
+            if not self.takes_projection:
+                raise KeditError(f"{self.name}: has no use for a projection; call it with projection=None")
+            if not isinstance(projection, NullSpace):
+                kind = type(projection).__name__
+                raise KeditError(f"{self.name}: projection is of type {kind}; pass NullSpace.from_moments(moments, …)")
+            projection.check(model, self.layers)
+        elif self.needs_moments:
             if moments is None:
                 raise KeditError(
                     f"{self.name}: needs second moments; pass moments=SecondMoments.estimate(model, texts, layers=…)"
                 )
-            moments.check(model, self.layers)
-        if contexts is None:
-            with model.temporarily():  # the unedited model's: successive edits then share one list
-                contexts = generate_contexts(model, seed=0, style=self.context_style)
-        contexts = check_contexts(contexts)
-        return [request(model.tokenizer, e, contexts) for e in edits]
+            self._check_moments(model, moments)
+
+    def _check_moments(self, model, moments) -> None:
+        moments.check(model, self.layers)
+
+    def _check_targets(self, model, edits, targets) -> list[Tensor]:
+        if not self.takes_targets:
+            raise KeditError(f"{self.name}: optimises no targets; call it with targets=None")
+        targets = list(targets)
+        if len(targets) != len(edits):
+            raise KeditError(f"{self.name}: {len(targets)} targets for {len(edits)} edits; give one z an edit")
+        for i, z in enumerate(targets):
+            if not isinstance(z, Tensor) or z.shape != (model.d_model,) or not z.isfinite().all():
+                raise KeditError(
+                    f"{self.name}: target {i} is no finite tensor of shape ({model.d_model},); give one z an edit"
+                )
+        return [z.to(model.device, model.math_dtype) for z in targets]
 
     @abstractmethod
-    def _apply(self, model, edits: list[Edit], requests: list[Request], moments) -> Outcome:
-        """The method itself; contexts come clean first in every request."""
-
-    def _loss_layer(self, model) -> int:
-        """Where the nll is read: below the last edited layer δ could not move it."""
-        return model.n_layers - 1 if self.v_loss_layer is None else max(self.v_loss_layer, self.layers[-1])
+    def _apply(self, call: Call) -> Outcome:
+        """The method itself."""
 
 
 def write(model, layer: int, delta: Tensor, deltas: dict[str, Tensor]) -> None:

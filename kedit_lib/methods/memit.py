@@ -1,54 +1,105 @@
 """MEMIT (Meng et al. 2022b; kmeng01/memit): one batch of edits spread over several layers.
 
-All z first, on the weights at the start of the batch. Then, layer by layer on the weights so far,
+All z first, on the weights at the start of the batch. Then, for each edited layer i = 0 … m−1 on the weights so far,
 
-    Δ = (R / (m − i)) Kᵀ (λC + K Kᵀ)⁻¹,      R = Z − H
+    Δ = (R / (m − i)) Kᵀ (λC + M + K Kᵀ)⁻¹,      R = Z − H
 
-with H the stream after the last edited layer at the clean prompt. MEMIT-MASS is MEMIT with all edits
-in one batch.
+with H the stream after the last edited layer at the clean prompt. M is 0, or, with a history, Σ k kᵀ over the keys of
+the earlier batches, each measured on the weights after it: what they wrote is then kept as plain text is.
+MEMIT-MASS is MEMIT with all edits in one batch.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from ..keys import context_mean, keys_at, outputs_at
-from ..solve import least_squares
+from ..solve import update, with_memory
 from ..targets import Site, optimise
-from .base import Method, Outcome, write
+from .base import Call, Outcome, write
+from .targeted import Targeted
 
 
-class MEMIT(Method):
-    """mom2_update_weight: λ, how many tokens' worth of C an edit is weighed against."""
+class Spread(Targeted):
+    """What MEMIT, PMET, EMMET, AlphaEdit and RECT share: the walk over the layers, each of which is given a share of
+    what is still missing. They differ in the closed form that writes it. z belongs to the last of `layers`."""
 
-    mom2_update_weight: float = Field(15000, gt=0)
-
-    def _apply(self, model, edits, requests, moments) -> Outcome:
-        targets = self._targets(model, requests)
-        outcome = Outcome(self.name, edits, {}, targets)
-        z, clean = torch.stack([t.z for t in targets]), [r.prompts[0] for r in requests]
-        everywhere = [p for r in requests for p in r.prompts]
-        for i, layer in enumerate(self.layers):
-            k = context_mean(keys_at(model, everywhere, [layer])[layer], len(requests[0].prompts), grouped=True)
-            residual = z - outputs_at(model, clean, self._read(model))
-            delta, s = least_squares(k, residual * self._share(i), moments, layer, self.mom2_update_weight)
-            write(model, layer, delta, outcome.deltas)
-            outcome.s[layer] = s
-            outcome.written[layer] = s / (self.mom2_update_weight + s)
-            for target, key in zip(targets, k, strict=True):
-                target.key_per_layer[layer] = key
+    def _apply(self, call: Call) -> Outcome:
+        outcome = Outcome(self.name, call.edits, {}, self._targets(call.model, call.requests, call.z))
+        self._edit_layers(call, outcome)
+        if call.history is not None:
+            call.history.remember(call.model, self._keys(call, self.layers), *self._fixed(call))
         return outcome
 
-    def _targets(self, model, requests):
+    def _edit_layers(self, call: Call, outcome: Outcome) -> None:
+        model, targets = call.model, outcome.targets
+        z, clean = torch.stack([t.z for t in targets]), [r.prompts[0] for r in call.requests]
+        for i, layer in enumerate(self.layers):
+            k = self._keys(call, [layer])[layer]
+            residual = z - outputs_at(model, clean, self._read(model))
+            delta = self._solve(call, layer, k, residual * self._share(i), outcome)
+            write(model, layer, delta, outcome.deltas)
+            for target, key in zip(targets, k, strict=True):
+                target.key_per_layer[layer] = key
+
+    def _keys(self, call: Call, layers) -> dict[int, Tensor]:
+        """{layer: [N, d_ff]} on the weights so far."""
+        everywhere, each = [p for r in call.requests for p in r.prompts], len(call.requests[0].prompts)
+        found = keys_at(call.model, everywhere, layers)
+        return {layer: context_mean(k, each, grouped=True) for layer, k in found.items()}
+
+    def _optimise(self, model, requests):
         z_layer = self.layers[-1]
         v0 = outputs_at(model, [r.prompts[0] for r in requests], model.layers[z_layer])
         return optimise(model, requests, Site(z_layer + 1, self._loss_layer(model)), [v0], self)
 
     def _read(self, model):
-        """The module whose output the residual is measured on."""
+        """The module whose output z is a value of and the residual is measured on."""
         return model.layers[self.layers[-1]]
 
     def _share(self, i: int) -> float:
         """The part of the residual that falls to the i-th edited layer."""
         return 1 / (len(self.layers) - i)
+
+    @abstractmethod
+    def _solve(self, call: Call, layer: int, k: Tensor, r: Tensor, outcome: Outcome) -> Tensor:
+        """Δ [d_model, d_ff] for keys k [N, d_ff] and this layer's share r [N, d_model] of the residuals."""
+
+    def _fixed(self, call: Call):
+        """The matrix B of the closed form that no edit changes, but for a factor: its name, and times(layer, k)."""
+        raise NotImplementedError
+
+    def _with_history(self, call: Call, layer: int, bk: Tensor, scale: float) -> Tensor:
+        """(B⁻¹ + M)⁻¹ K from bk = BK, M the earlier edits'; B is `_fixed` / scale."""
+        if call.history is None or not call.history.edits:
+            return bk
+        past_k, past = call.history.recall(layer, *self._fixed(call))
+        return with_memory(bk, past_k.to(bk.device), past.to(bk.device) / scale)
+
+
+class MEMIT(Spread):
+    """mom2_update_weight: λ, how many tokens' worth of C an edit is weighed against.
+    use_history: whether successive calls share an EditHistory (M)."""
+
+    mom2_update_weight: float = Field(15000, gt=0)
+    use_history: bool = False
+
+    @property
+    def keeps_history(self) -> bool:
+        return self.use_history
+
+    def _solve(self, call, layer, k, r, outcome):
+        weight = self.mom2_update_weight
+        bk = call.moments.solve(layer, k) / weight
+        delta, g = update(k, r, self._with_history(call, layer, bk, weight))
+        outcome.s[layer] = weight * (k.double() @ bk.T).diagonal()
+        left = weight * g  # s, less what a history takes of it
+        outcome.written[layer] = left / (weight + left)
+        return delta
+
+    def _fixed(self, call):
+        return f"C⁻¹ of moments {call.moments.identity}", call.moments.solve

@@ -21,7 +21,7 @@ class PMET(MEMIT):
 
     nll_loss_factor: float = Field(1.0, gt=0)
 
-    def _targets(self, model, requests):
+    def _optimise(self, model, requests):
         z_layer, clean = self.layers[-1], [r.prompts[0] for r in requests]
         places = (model.mlp_out(z_layer), model.attn_out(z_layer))
         v0 = [outputs_at(model, clean, place, last=model.layers[z_layer]) for place in places]

@@ -1,9 +1,14 @@
-"""ROME (Meng et al. 2022a; kmeng01/rome) and r-ROME (Gupta et al. 2024; rebuilding-rome): rank one, one layer.
+"""ROME (Meng et al. 2022a; kmeng01/rome), r-ROME and p-ROME (Gupta et al. 2024a; rebuilding-rome): rank one, one layer.
 
-    ΔW = (v* − W k₀) uᵀ / (uᵀ k₀),      u = C⁻¹k̄ / ‖C⁻¹k̄‖   (k̄/‖k̄‖ without C)
+    ΔW = (v* − W k) uᵀ / (uᵀ k),      u = C⁻¹k′ / ‖C⁻¹k′‖   (k′/‖k′‖ without C)
 
-k̄ is the mean key over contexts and k₀ the key of the clean prompt. The published code mixes the two;
-r-ROME takes k̄ in every place, and the mean output over contexts for W k₀.
+One formula and two choices of a key: k′, which gives the direction, and k, at which v* is written. With k̄ the mean
+over contexts and k₀ the key of the clean prompt,
+
+               k′     k
+    ROME       k̄      k₀     as published: the two differ, so W (k̄ − k₀) is not accounted for
+    r-ROME     k̄      k̄      W k is the mean output over contexts
+    p-ROME     k₀     k₀
 """
 
 from __future__ import annotations
@@ -13,14 +18,16 @@ from typing import ClassVar
 from ..errors import KeditError
 from ..keys import context_mean, keys_at, outputs_at
 from ..targets import Site, optimise
-from .base import Method, Outcome, write
+from .base import Outcome, write
+from .targeted import Targeted
 
 
-class ROME(Method):
-    """mom2_adjustment: whether u is C⁻¹k̄ (the paper) or k̄ (EasyEdit's Llama-2 configuration)."""
+class ROME(Targeted):
+    """mom2_adjustment: whether u is C⁻¹k′ (the paper) or k′ (EasyEdit's Llama-2 configuration)."""
 
     context_style: ClassVar[str] = "rome"
-    mean_key_everywhere: ClassVar[bool] = False
+    mean_direction: ClassVar[bool] = True  # k′ is k̄, not k₀
+    mean_value: ClassVar[bool] = False  # k is k̄, not k₀
 
     mom2_adjustment: bool = True
 
@@ -33,32 +40,28 @@ class ROME(Method):
     def needs_moments(self) -> bool:
         return self.mom2_adjustment
 
-    def _apply(self, model, edits, requests, moments) -> Outcome:
+    def _apply(self, call) -> Outcome:
         """Edits of one call are made one after another, each on the weights the one before left."""
-        outcome = Outcome(self.name, edits, {}, [])
-        for one in requests:
-            self._insert(model, one, moments, outcome)
+        outcome = Outcome(self.name, call.edits, {}, [])
+        for i, one in enumerate(call.requests):
+            z = None if call.z is None else call.z[i : i + 1]
+            self._insert(call.model, one, z, call.moments, outcome)
         return outcome
 
-    def _insert(self, model, request, moments, outcome: Outcome) -> None:
+    def _insert(self, model, request, z, moments, outcome: Outcome) -> None:
         (layer,) = self.layers
-        edited = model.mlp_out(layer)
-        v0 = outputs_at(model, request.prompts[:1], edited)
-        # δ on the MLP's output is δ on the stream behind the layer: the MLP's output is only added to it.
-        (target,) = optimise(model, [request], Site(layer + 1, model.n_layers - 1), [v0], self)
-
+        (target,) = self._targets(model, [request], z)
         keys = keys_at(model, request.prompts, [layer])[layer]
         k_mean, k_clean = context_mean(keys, len(keys), grouped=False)[0].double(), keys[0].double()
-        target.key_per_layer[layer] = k_mean.to(keys.dtype)
-        u = moments.solve(layer, k_mean[None])[0] if self.mom2_adjustment else k_mean
+        direction = k_mean if self.mean_direction else k_clean
+        key, at = (k_mean, request.prompts) if self.mean_value else (k_clean, request.prompts[:1])
+        value = outputs_at(model, at, self._read(model)).mean(0)
+        target.key_per_layer[layer] = direction.to(keys.dtype)
+        u = moments.solve(layer, direction[None])[0] if self.mom2_adjustment else direction
         if self.mom2_adjustment:
-            s = (u @ k_mean)[None]
+            s = (u @ direction)[None]
             outcome.s[layer] = s if layer not in outcome.s else s.new_tensor([*outcome.s[layer], *s])
         u = u / u.norm()
-        if self.mean_key_everywhere:
-            key, value = k_mean, outputs_at(model, request.prompts, edited).mean(0)
-        else:
-            key, value = k_clean, v0[0]
         delta = (target.z - value).double().outer(u) / (u @ key)
 
         deltas = {}
@@ -67,8 +70,22 @@ class ROME(Method):
             outcome.deltas[name] = outcome.deltas[name] + tensor if name in outcome.deltas else tensor
         outcome.targets.append(target)
 
+    def _optimise(self, model, requests):
+        # δ on the MLP's output is δ on the stream behind the layer: the MLP's output is only added to it.
+        v0 = outputs_at(model, [r.prompts[0] for r in requests], self._read(model))
+        return optimise(model, requests, Site(self.layers[0] + 1, model.n_layers - 1), [v0], self)
+
+    def _read(self, model):
+        return model.mlp_out(self.layers[0])
+
 
 class RROME(ROME):
     """r-ROME: the mean key and the mean output in every place."""
 
-    mean_key_everywhere: ClassVar[bool] = True
+    mean_value: ClassVar[bool] = True
+
+
+class PROME(ROME):
+    """p-ROME: the clean prompt's key and output in every place."""
+
+    mean_direction: ClassVar[bool] = False

@@ -1,0 +1,39 @@
+"""PRUNE (Ma et al. 2024, "Perturbation-Restrained Sequential Model Editing"): a bound on the sum of all edits.
+
+    W ← W₀ + U diag(s′) Vᵀ,      W − W₀ = U diag(s) Vᵀ,      s′ = ln s − ln σ + σ where s > σ = σ_max(W₀), else s
+
+It acts once, after the last edit of a sequence, on every edited matrix: no singular value of the total update may
+tower over the original's largest, which bounds how ill-conditioned the edited matrix gets. Smaller ones stay.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+import torch
+
+from ..errors import KeditError
+
+
+@torch.no_grad()
+def prune(model) -> pd.DataFrame:
+    """Restrain the total update of `model` in place; `model.restore()` still gives the original weights.
+
+    Returns a row an edited matrix: parameter, sigma_max (of the unedited weight), before and after (largest singular
+    value of the total update), reduced (how many singular values were lowered; 0: the matrix is untouched, bit for
+    bit). KeditError when the model holds no edits.
+    """
+    edited = {name: original for name, original in model.edited.items() if original.dim() == 2}
+    if not edited:
+        raise KeditError(f"prune: {model.name} holds no edits; apply a method first, prune after the last edit")
+    rows, changes = [], {}
+    for name, original in edited.items():
+        total = model.hf.get_parameter(name).double() - original.double()
+        u, s, vt = torch.linalg.svd(total, full_matrices=False)
+        sigma = torch.linalg.matrix_norm(original.double(), 2)
+        restrained = torch.where(s > sigma, s.log() - sigma.log() + sigma, s)
+        if lowered := int((s > sigma).sum()):
+            changes[name] = (u * (restrained - s)) @ vt
+        found = {"sigma_max": float(sigma), "before": float(s[0]), "after": float(restrained[0]), "reduced": lowered}
+        rows.append({"parameter": name, **found})
+    model.add(changes)
+    return pd.DataFrame(rows)

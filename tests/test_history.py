@@ -1,0 +1,175 @@
+"""The memory of earlier edits: whose it is, that it costs no d_ff × d_ff matrix, and that nothing spoils it."""
+
+import pytest
+import reference
+import tiny
+import torch
+from golden import relative
+from library import parameters, refused, snapshot
+
+import kedit_lib as kedit
+
+EDITS = [kedit.Edit(*values) for values in tiny.EDITS]
+FAST = {"layers": [1, 2], "v_num_grad_steps": 2, "mom2_update_weight": 5.0}
+MEMIT = kedit.MEMIT(**FAST, use_history=True)
+ALPHAEDIT = kedit.AlphaEdit(layers=[1, 2], v_num_grad_steps=2, nullspace_rank=30, L2=2.0)
+
+
+@pytest.fixture
+def model(tiny_folder):
+    return kedit.load_model(tiny_folder("llama"), dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def moments():
+    return kedit.SecondMoments.from_tensors(tiny.second_moments())
+
+
+def apply(model, edits, moments, history, method=MEMIT):
+    return method.apply(model, edits, moments=moments, contexts=tiny.CONTEXTS[:2], history=history)
+
+
+def same(one, other):
+    assert one.deltas.keys() == other.deltas.keys()
+    return all(torch.equal(one.deltas[name], other.deltas[name]) for name in one.deltas)
+
+
+@pytest.mark.parametrize("method", [MEMIT, ALPHAEDIT], ids=["MEMIT", "AlphaEdit"])
+def test_an_empty_history_is_none_and_a_full_one_is_not(model, moments, method):
+    history = kedit.EditHistory()
+    first = apply(model, EDITS[:2], moments, history, method)
+    second = apply(model, EDITS[2:3], moments, history, method)
+    assert history.edits == 3
+    assert history.model_checksum == model.checksum
+    assert {layer: tuple(k.shape) for layer, k in history.keys.items()} == {1: (3, tiny.D_FF), 2: (3, tiny.D_FF)}
+    model.restore()
+    assert same(first, apply(model, EDITS[:2], moments, None, method))
+    assert not same(second, apply(model, EDITS[2:3], moments, None, method))
+
+
+@pytest.mark.parametrize("method", [MEMIT, ALPHAEDIT, kedit.RECT(**FAST, use_history=True)], ids=lambda m: m.name)
+def test_keys_are_those_of_the_weights_after_the_batch(model, moments, method):
+    """RECT takes part of an update back, so that its keys are not the ones it wrote with."""
+    history = kedit.EditHistory()
+    outcome = apply(model, EDITS[:2], moments, history, method)
+    for layer in (1, 2):
+        after = reference.keys(model.hf, model.tokenizer, EDITS[:2], tiny.CONTEXTS[:2], layer).T
+        assert relative(history.keys[layer], after) < 1e-12
+    written = torch.stack([target.key_per_layer[2] for target in outcome.targets])
+    assert (relative(history.keys[2], written) > 1e-6) == (method.name == "RECT")
+
+
+@pytest.mark.parametrize("method", [MEMIT, ALPHAEDIT], ids=["MEMIT", "AlphaEdit"])
+def test_what_was_written_is_protected(model, moments, method):
+    """A later edit moves the output at an earlier edit's key less than it would without the history."""
+    moved = {}
+    for name in ("with", "without"):
+        model.restore()
+        history = kedit.EditHistory() if name == "with" else None
+        first = apply(model, EDITS[:1], moments, history, method)
+        key = first.targets[0].key_per_layer[2]
+        second = apply(model, EDITS[3:4], moments, history, method)
+        moved[name] = float((second.deltas[model.weight_name(2)] @ key).norm())
+    assert moved["with"] < moved["without"]
+
+
+@pytest.mark.parametrize("method", [MEMIT, ALPHAEDIT], ids=["MEMIT", "AlphaEdit"])
+def test_saved_and_loaded_it_goes_on_bit_for_bit(model, moments, tmp_path, method):
+    history = kedit.EditHistory()
+    for edit in EDITS[:3]:
+        apply(model, [edit], moments, history, method)
+    weights, path = model.snapshot(), tmp_path / "a" / "history.safetensors"
+    history.save(path)
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    found, twin = kedit.EditHistory.load(path), history.copy()
+    assert found.identity == history.identity == twin.identity
+    outcomes = []
+    for each in (history, found, twin):
+        model.load_snapshot(weights)
+        outcomes.append(apply(model, EDITS[3:5], moments, each, method))
+    assert same(outcomes[0], outcomes[1]) and same(outcomes[0], outcomes[2])
+    assert history.edits == found.edits == twin.edits == 5
+    kedit.EditHistory().save(path)
+    assert kedit.EditHistory.load(path).edits == 0
+
+
+def test_a_copy_leaves_the_original_alone(model, moments):
+    history = kedit.EditHistory()
+    apply(model, EDITS[:1], moments, history)
+    before = history.identity
+    apply(model, EDITS[1:2], moments, history.copy())
+    assert (history.edits, history.identity) == (1, before)
+
+
+def test_another_fixed_matrix_is_multiplied_anew(model, moments):
+    """Keys are keys: what MEMIT wrote is known to AlphaEdit, and to MEMIT with other moments."""
+    others = kedit.SecondMoments.from_tensors(tiny.second_moments(seed=1))
+    history = kedit.EditHistory()
+    apply(model, EDITS[:2], moments, history)
+    weights = model.snapshot()
+    for given, method in ((others, MEMIT), (moments, ALPHAEDIT), (moments, MEMIT)):
+        model.load_snapshot(weights)
+        fresh = kedit.EditHistory()
+        fresh.remember(model, history.keys, "another B", lambda layer, k: k)
+        expected = apply(model, EDITS[2:3], given, fresh, method)
+        model.load_snapshot(weights)
+        assert same(apply(model, EDITS[2:3], given, history.copy(), method), expected)
+
+
+def test_no_square_matrix_is_kept(model, moments, tmp_path):
+    history = kedit.EditHistory()
+    for edit in EDITS[:2]:
+        apply(model, [edit], moments, history)
+    history.save(tmp_path / "h.safetensors")
+    numbers = 2 * 2 * 2 * tiny.D_FF  # edits, layers, the keys and their products
+    assert (tmp_path / "h.safetensors").stat().st_size < 8 * numbers + 1000
+
+
+# ------------------------------------------------------------------------------------------------------- bad histories
+
+
+def test_a_history_belongs_to_one_model_and_its_layers(tiny_folder, model, moments):
+    history = kedit.EditHistory()
+    apply(model, EDITS[:1], moments, history)
+    before, other = snapshot(model), kedit.load_model(tiny_folder("llama-bos"), dtype=torch.float64)
+    refused(lambda: apply(other, EDITS[1:2], moments, history), "another model", "EditHistory()", other.checksum[:12])
+    wider = kedit.MEMIT(**{**FAST, "layers": [1, 2, 3]}, use_history=True)
+    refused(lambda: apply(model, EDITS[1:2], moments, history, wider), "[1, 2]", "[1, 2, 3]", "EditHistory()")
+    refused(lambda: apply(model, EDITS[1:2], moments, []), "MEMIT", "list", "EditHistory()")
+    refused(lambda: apply(model, EDITS[1:2], moments, history, kedit.MEMIT(**FAST)), "history=None", "use_history=True")
+    refused(lambda: apply(model, EDITS[1:2], moments, history, kedit.EMMET(layers=[1])), "EMMET", "history=None")
+    assert history.edits == 1
+    assert all(torch.equal(value, before[name]) for name, value in parameters(model).items())
+
+
+def test_a_failed_edit_is_not_remembered(model, moments, monkeypatch):
+    """Also when it fails at the very end, with everything written."""
+    history = kedit.EditHistory()
+    apply(model, EDITS[:1], moments, history)
+    before, identity = snapshot(model), history.identity
+    solve, calls = kedit.SecondMoments.solve, []
+
+    def fails_later(self, layer, k):
+        calls.append(layer)
+        if len(calls) == 4:  # two layers are edited, and of the two that are remembered this is the second
+            raise kedit.KeditError("in the middle")
+        return solve(self, layer, k)
+
+    monkeypatch.setattr(kedit.SecondMoments, "solve", fails_later)
+    refused(lambda: apply(model, EDITS[1:2], moments, history), "in the middle")
+    assert (history.edits, history.identity) == (1, identity)
+    assert all(torch.equal(value, before[name]) for name, value in parameters(model).items())
+
+
+def test_history_files(model, moments, tmp_path):
+    path = tmp_path / "history.safetensors"
+    refused(lambda: kedit.EditHistory.load(path), str(path), "cannot be read")
+    history = kedit.EditHistory()
+    apply(model, EDITS[:1], moments, history)
+    history.save(path)
+    whole = path.read_bytes()
+    for damaged in (whole[: len(whole) // 2], whole[:50], b""):
+        path.write_bytes(damaged)
+        refused(lambda: kedit.EditHistory.load(path), str(path), "cannot be read")
+    moments.save(path)
+    refused(lambda: kedit.EditHistory.load(path), str(path), "cannot be read")

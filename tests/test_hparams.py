@@ -1,0 +1,217 @@
+"""Files of EasyEdit and of the methods' authors: read as they are, and anything doubtful said in one line."""
+
+import json
+import warnings
+
+import pytest
+from library import refused
+
+import kedit_lib as kedit
+
+LLAMA = """\
+rewrite_module_tmp: "model.layers.{}.mlp.down_proj"
+layer_module_tmp: "model.layers.{}"
+mlp_module_tmp: "model.layers.{}.mlp"
+attn_module_tmp: "model.layers.{}.self_attn"
+ln_f_module: "model.norm"
+lm_head_module: "lm_head"
+"""
+C = 'mom2_dataset: "wikipedia"\nmom2_n_samples: 100000\nmom2_dtype: "float32"\nmodel_parallel: false\n'
+
+
+def yaml_of(name, own):
+    head = f'alg_name: "{name}"\nmodel_name: "./hugging_cache/llama-2-7b"\nstats_dir: "./data/stats"\ndevice: 0\n'
+    return head + own + LLAMA + C
+
+
+TARGET = """\
+fact_token: "subject_last"
+v_num_grad_steps: 25
+v_lr: 5e-1
+v_loss_layer: 31
+v_weight_decay: 1e-3
+clamp_norm_factor: 4
+kl_factor: 0.0625
+"""
+MEMIT = yaml_of(
+    "MEMIT",
+    TARGET + 'layers: [4, 5, 6, 7, 8]\nlayer_selection: "all"\nmom2_adjustment: true\nmom2_update_weight: 15000\n',
+)
+SHARED = {
+    "v_num_grad_steps": 25,
+    "v_lr": 0.5,
+    "v_loss_layer": 31,
+    "v_weight_decay": 1e-3,
+    "clamp_norm_factor": 4,
+    "kl_factor": 0.0625,
+}
+EASYEDIT = {
+    "MEMIT": (MEMIT, kedit.MEMIT(**SHARED, layers=[4, 5, 6, 7, 8], mom2_update_weight=15000)),
+    "ROME": (
+        yaml_of(
+            "ROME",
+            TARGET + "layers: [5]\nmom2_adjustment: false\ncontext_template_length_params: [[5, 10], [10, 10]]\n",
+        ),
+        kedit.ROME(**SHARED, layers=[5], mom2_adjustment=False),
+    ),
+    "R-ROME": (
+        yaml_of("R-ROME", TARGET + "layers: [5]\nmom2_adjustment: false\nfp16: false\n"),
+        kedit.RROME(**SHARED, layers=[5], mom2_adjustment=False),
+    ),
+    "PMET, a field twice": (
+        yaml_of(
+            "PMET",
+            TARGET
+            + "layers: [4, 5]\nmom2_update_weight: 15000\nnll_loss_factor: 1\nmodel_parallel: false\n"
+            + 'rewrite_module_tmps: ["model.layers.{}.mlp.down_proj"]\n',
+        ),
+        kedit.PMET(**SHARED, layers=[4, 5], mom2_update_weight=15000, nll_loss_factor=1),
+    ),
+    "EMMET": (
+        yaml_of("EMMET", TARGET + "layers: [5]\nmom2_update_weight: 1\nupdate_norm_lambda: 0\nemmet_lambda: 0.1\n"),
+        kedit.EMMET(**SHARED, layers=[5], mom2_update_weight=1, update_norm_lambda=0, emmet_lambda=0.1),
+    ),
+    "AlphaEdit": (
+        yaml_of(
+            "AlphaEdit",
+            TARGET + 'layers: [4, 5]\nP_loc: "./P.pt"\nmom2_update_weight: 15000\nnullspace_threshold: 2e-2\nL2: 10\n',
+        ),
+        kedit.AlphaEdit(**SHARED, layers=[4, 5], nullspace_threshold=0.02, L2=10),
+    ),
+    "FT": (
+        'alg_name: "FT"\nmodel_name: "./hugging_cache/llama-2-7b"\ndevice: 0\nlayers: [21]\nnum_steps: 25\n'
+        "batch_size: 1\nmax_length: 30\nlr: 5e-4\nweight_decay: 0\nkl_factor: 0\nnorm_constraint: false\n"
+        'objective_optimization: "target_new"\nrewrite_module_tmp: "model.layers.{}.mlp.down_proj.weight"\n',
+        kedit.FT(layers=[21], lr=5e-4, objective_optimization="target_new"),
+    ),
+}
+MODULES = {
+    "rewrite_module_tmp": "transformer.h.{}.mlp.c_proj",
+    "layer_module_tmp": "transformer.h.{}",
+    "mlp_module_tmp": "transformer.h.{}.mlp",
+    "attn_module_tmp": "transformer.h.{}.attn",
+    "ln_f_module": "transformer.ln_f",
+    "lm_head_module": "transformer.wte",
+}
+STATISTICS = {"mom2_dataset": "wikipedia", "mom2_n_samples": 100000, "mom2_dtype": "float32"}
+WHICH = {"fact_token": "subject_last", "layer_selection": "all", "mom2_adjustment": True}
+AUTHORS = {
+    "MEMIT": (
+        {**SHARED, **MODULES, **STATISTICS, **WHICH, "layers": [13, 14], "mom2_update_weight": 20000},
+        kedit.MEMIT(**SHARED, layers=[13, 14], mom2_update_weight=20000),
+    ),
+    "ROME": (
+        {**SHARED, **MODULES, **STATISTICS, **WHICH, "layers": [17], "context_template_length_params": [[5, 10]]},
+        kedit.ROME(**SHARED, layers=[17], mom2_adjustment=True),
+    ),
+    "EMMET": (
+        {
+            **SHARED,
+            **MODULES,
+            **STATISTICS,
+            **WHICH,
+            **{"layers": [17], "mom2_update_weight": 1000, "update_norm_lambda": 0, "emmet_lambda": 0.1},
+            **{"calculate_objective_value": False, "prob_cutoff": 0, "norm_control": 0},
+        },
+        kedit.EMMET(**SHARED, layers=[17], mom2_update_weight=1000),
+    ),
+    "AlphaEdit": (
+        {**SHARED, **MODULES, **STATISTICS, **WHICH, "model_name": "gpt2-xl", "layers": [13], "L2": 10}
+        | {"nullspace_threshold": 2e-2, "mom2_update_weight": 20000},
+        kedit.AlphaEdit(**SHARED, layers=[13]),
+    ),
+    "FT": (
+        {**MODULES, "layers": [0], "num_steps": 25, "lr": 5e-4, "weight_decay": 0, "kl_factor": 0}
+        | {"norm_constraint": 5e-4},
+        kedit.FT(layers=[0], norm_constraint=5e-4),
+    ),
+}
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content, indent=4), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("content, expected", EASYEDIT.values(), ids=EASYEDIT)
+def test_easyedit(tmp_path, content, expected):
+    path = write(tmp_path / "llama-7b.yaml", content)
+    with pytest.warns(UserWarning, match="^llama-7b.yaml: left out") as caught:
+        assert kedit.method_from_file(path) == expected
+    assert len(caught) == 1
+    message = str(caught[0].message)
+    assert "\n" not in message
+    assert "model_name, device" in message and "load_model" in message
+    assert ("mom2_dataset" in message) == ("mom2_dataset" in content)
+    for used in ("layers,", "v_lr", "fact_token", "L2", "batch_size") if expected.name == "FT" else ("layers,", "v_lr"):
+        assert used not in message
+
+
+@pytest.mark.parametrize("name", AUTHORS)
+def test_the_authors_json_is_named_by_its_folder(tmp_path, name):
+    content, expected = AUTHORS[name]
+    path = write(tmp_path / "hparams" / name / "gpt2-xl.json", content)
+    with pytest.warns(UserWarning, match="^gpt2-xl.json: left out") as caught:
+        assert kedit.method_from_file(str(path)) == expected
+    assert len(caught) == 1
+    elsewhere = write(tmp_path / "gpt2-xl.json", content)
+    with pytest.warns(UserWarning):
+        assert kedit.method_from_file(elsewhere, method=name.lower()) == expected
+
+
+def test_rect_takes_memits_file(tmp_path):
+    with pytest.warns(UserWarning):
+        made = kedit.method_from_file(write(tmp_path / "llama-7b.yaml", MEMIT), method="RECT")
+    assert made == kedit.RECT(**SHARED, layers=[4, 5, 6, 7, 8], mom2_update_weight=15000)
+
+
+def test_nothing_is_said_of_a_file_without_anything_else(tmp_path):
+    path = write(tmp_path / "own.yaml", "alg_name: MEMIT\nlayers: [1]\nuse_history: true\nv_lr: 5e-1\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert kedit.method_from_file(path) == kedit.MEMIT(layers=[1], use_history=True, v_lr=0.5)
+
+
+BAD = {
+    "another token": (MEMIT.replace("subject_last", "last"), ["fact_token = 'last'", "only 'subject_last'"]),
+    "the first token": (MEMIT.replace("subject_last", "subject_first"), ["fact_token = 'subject_first'"]),
+    "random layers": (MEMIT.replace('"all"', '"random"'), ["layer_selection = 'random'", "'all'"]),
+    "an unknown field": (MEMIT + "v_rate: 5e-1\n", ["MEMIT", "v_rate = 0.5", "no such hyperparameter", "v_lr"]),
+    "another method's field": (MEMIT + "L2: 10\n", ["MEMIT", "L2 = 10", "no such hyperparameter"]),
+    "a word for a number": (MEMIT.replace("5e-1", "fast"), ["MEMIT", "v_lr = 'fast'", "number"]),
+    "a fraction of steps": (MEMIT.replace("steps: 25", "steps: 2.5e1"), ["v_num_grad_steps = 25.0", "integer"]),
+    "false for a number": (MEMIT.replace("0.0625", "false"), ["kl_factor = False", "number"]),
+    "one layer, no list": (MEMIT.replace("[4, 5, 6, 7, 8]", "4"), ["layers = 4", "list"]),
+    "no layers": (MEMIT.replace("layers: [4, 5, 6, 7, 8]\n", ""), ["layers is missing"]),
+    "another map": (
+        MEMIT.replace('"model.layers.{}.mlp.down_proj"', '"model.layers.{}.self_attn.o_proj"'),
+        ["rewrite_module_tmp", "self_attn.o_proj", "leaves the MLP"],
+    ),
+    "no map": (MEMIT.replace('"model.layers.{}.mlp.down_proj"', ""), ["rewrite_module_tmp = None", "leaves the MLP"]),
+    "a number for a field": (MEMIT + "7: 1\n", ["MEMIT", "7 = 1", "no such hyperparameter"]),
+    "a whole block": ("alg_name: FT\nlayers: [1]\nrewrite_module_tmp: 'transformer.h.{}'\n", ["'transformer.h.{}'"]),
+    "a method there is not": (MEMIT.replace('"MEMIT"', '"IKE"'), ["'IKE'", "unknown", "AlphaEdit"]),
+    "no method": (MEMIT.replace('alg_name: "MEMIT"\n', ""), ["does not say its method", "method="]),
+    "no YAML": ("alg_name: [", ["not valid YAML"]),
+    "a list": ("- MEMIT\n", ["name: value"]),
+    "nothing": ("", ["name: value"]),
+}
+
+
+@pytest.mark.parametrize("content, says", BAD.values(), ids=BAD)
+def test_what_is_refused_is_one_line(tmp_path, content, says):
+    refused_alone(write(tmp_path / "llama-7b.yaml", content), "llama-7b.yaml", *says)
+
+
+def refused_alone(path, *says):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing else is said
+        refused(lambda: kedit.method_from_file(path), *says)
+
+
+def test_files_that_are_none(tmp_path):
+    refused_alone(tmp_path / "MEMIT" / "llama-7b.yaml", "llama-7b.yaml", "no such file")
+    refused_alone(write(tmp_path / "MEMIT" / "llama-7b.txt", MEMIT), "llama-7b.txt", ".yaml, .yml or .json")
+    refused_alone(write(tmp_path / "MEMIT" / "gpt2.json", "{'layers': 1}"), "gpt2.json", "not valid JSON")
+    refused_alone(write(tmp_path / "MEMIT" / "gpt2.json", "[1]"), "gpt2.json", "no object")

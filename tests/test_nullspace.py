@@ -1,0 +1,130 @@
+"""The projection of AlphaEdit: what it cuts and keeps, who owns it, and that an edit stays inside it."""
+
+import pytest
+import tiny
+import torch
+from library import parameters, refused, snapshot
+
+import kedit_lib as kedit
+
+EDIT = kedit.Edit("{} plays the", "Zoë", "violin")
+FAST = {"layers": [1, 2], "v_num_grad_steps": 2, "L2": 2.0}
+
+
+def moments(**changes):
+    return kedit.SecondMoments.from_tensors({**tiny.second_moments(), **changes.pop("tensors", {})}, **changes)
+
+
+@pytest.fixture
+def model(tiny_folder):
+    return kedit.load_model(tiny_folder("llama"), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("cut", [{"rank": 20}, {"threshold": 0.5}], ids=str)
+def test_rank_and_energy(cut):
+    C = {layer: c.double() for layer, c in tiny.second_moments().items()}
+    nullspace = kedit.NullSpace.from_moments(kedit.SecondMoments.from_tensors(C), **cut)
+    for row in nullspace.report().itertuples():
+        values = torch.linalg.eigvalsh(C[row.layer])
+        low = values[: cut["rank"]] if "rank" in cut else values[values < cut["threshold"]]
+        assert 0 < row.rank < tiny.D_FF == row.d_ff
+        assert row.rank == len(low)
+        assert row.energy == pytest.approx(float(low.sum() / values.sum()), rel=1e-9)
+        U = nullspace.basis(row.layer)
+        P = U @ U.T
+        assert float(torch.trace(P @ C[row.layer]) / torch.trace(C[row.layer])) == pytest.approx(row.energy, rel=1e-9)
+        assert torch.allclose(U.T @ U, torch.eye(row.rank, dtype=torch.float64), atol=1e-12)
+        k = torch.randn(3, tiny.D_FF, dtype=torch.float64)
+        assert torch.allclose(nullspace.project(row.layer, k), k @ P, atol=1e-12)
+    assert nullspace.report([2, 1]).layer.tolist() == [2, 1]
+
+
+def test_it_is_worked_out_once_for_the_same_moments_and_cut(model, monkeypatch):
+    given, calls, svd = moments(), [], torch.linalg.svd
+    monkeypatch.setattr(torch.linalg, "svd", lambda *a, **named: calls.append(1) or svd(*a, **named))
+    one = kedit.AlphaEdit(**FAST, nullspace_rank=20)
+    for _ in range(3):
+        one.apply(model, [EDIT], moments=given, contexts=["{}"], history=kedit.EditHistory())
+    assert len(calls) == 2  # the two layers
+    assert kedit.NullSpace.from_moments(given, rank=20) is kedit.NullSpace.from_moments(given, rank=20)
+    names = {kedit.NullSpace.from_moments(given, **cut).identity for cut in ({"rank": 20}, {"threshold": 20.0})}
+    assert len(names | {kedit.NullSpace.from_moments(moments(), rank=20).identity}) == 2
+
+
+def test_an_edit_stays_in_it(model):
+    """Δ does nothing to what lies outside, and a given projection goes before the hyperparameters' cut."""
+    given = moments()
+    nullspace = kedit.NullSpace.from_moments(given, rank=20)
+    by_rank = kedit.AlphaEdit(**FAST, nullspace_rank=20).apply(model, [EDIT], moments=given, contexts=["{}"])
+    model.restore()
+    shared = kedit.AlphaEdit(**FAST).apply(model, [EDIT], contexts=["{}"], projection=nullspace)  # C itself: not used
+    assert by_rank.deltas.keys() == shared.deltas.keys()
+    for layer in (1, 2):
+        update, U = shared.deltas[model.weight_name(layer)], nullspace.basis(layer)
+        assert torch.equal(update, by_rank.deltas[model.weight_name(layer)])
+        assert float((update - update @ U @ U.T).norm()) < 1e-6 * float(update.norm())
+
+
+def test_a_singular_C_has_a_null_space(model):
+    C = tiny.second_moments()[2]
+    C[:, 5] = C[5, :] = 0
+    given = moments(tensors={2: C})
+    edited = kedit.AlphaEdit(layers=[2], v_num_grad_steps=2, nullspace_threshold=1e-4)
+    (update,) = edited.apply(model, [EDIT], moments=given, contexts=["{}"]).deltas.values()
+    assert float(update[:, 5].norm()) == pytest.approx(float(update.norm()), rel=1e-6)
+
+
+CUTS = {
+    "neither": ({}, ["threshold or by rank", "exactly one"]),
+    "both": ({"threshold": 0.1, "rank": 3}, ["exactly one"]),
+    "no rank": ({"rank": 0}, ["rank = 0"]),
+    "half a rank": ({"rank": 2.5}, ["rank = 2.5", "whole"]),
+    "a negative threshold": ({"threshold": -1.0}, ["threshold = -1.0"]),
+    "NaN": ({"threshold": float("nan")}, ["threshold = nan"]),
+    "text": ({"threshold": "2e-2"}, ["threshold = '2e-2'"]),
+}
+
+
+@pytest.mark.parametrize("cut, says", CUTS.values(), ids=CUTS)
+def test_cuts(cut, says):
+    refused(lambda: kedit.NullSpace.from_moments(moments(), **cut), "null space", *says)
+
+
+GIVEN = {
+    "nothing below the threshold": ({"nullspace_threshold": 1e-9}, {}, ["layer 1", "1e-09", "raise the threshold"]),
+    "more than there is": ({"nullspace_rank": 49}, {}, ["layer 1", "rank = 49", "48"]),
+    "no moments": ({}, {"moments": None}, ["AlphaEdit", "needs second moments"]),
+    "of another model": ({"nullspace_rank": 9}, {"moments": moments(model_checksum="0" * 64)}, ["another model"]),
+    "a projection of another model": (
+        {},
+        {"projection": kedit.NullSpace.from_moments(moments(model_checksum="0" * 64), rank=5)},
+        ["another model", "000000000000"],
+    ),
+    "a projection without the layers": (
+        {},
+        {
+            "projection": kedit.NullSpace.from_moments(
+                kedit.SecondMoments.from_tensors({1: tiny.second_moments()[1]}), rank=5
+            )
+        },
+        ["none for layer 2"],
+    ),
+    "a matrix for a projection": ({}, {"projection": torch.eye(48)}, ["AlphaEdit", "Tensor", "from_moments"]),
+}
+
+
+@pytest.mark.parametrize("values, given, says", GIVEN.values(), ids=GIVEN)
+def test_what_alphaedit_refuses(model, values, given, says):
+    before, given = snapshot(model), {"moments": moments(), "contexts": ["{}"], **given}
+    refused(lambda: kedit.AlphaEdit(**FAST, **values).apply(model, [EDIT], **given), *says)
+    assert all(torch.equal(value, before[name]) for name, value in parameters(model).items())
+
+
+def test_a_projection_for_a_method_that_has_none(model):
+    nullspace = kedit.NullSpace.from_moments(moments(), rank=5)
+    memit = kedit.MEMIT(layers=[1])
+    refused(
+        lambda: memit.apply(model, [EDIT], moments=moments(), contexts=["{}"], projection=nullspace),
+        "MEMIT",
+        "projection=None",
+    )
