@@ -23,15 +23,18 @@ from .store import ALGORITHMS, key_of, read_tables, write_tables
 
 @dataclass(frozen=True)
 class Stream:
-    """A method at a batch size. batch_size None: all edits in one batch; scale multiplies λ."""
+    """A method at a batch size. batch_size None: all edits in one batch; scale multiplies λ; at: edit at the last layer
+    of this other method instead (BOTH: at all from the first to the last of ROME's and MEMIT's layers)."""
 
     name: str
     method: str
     batch_size: int | None = 1
     overrides: dict = field(default_factory=dict, hash=False)
     scale: float = 1.0
+    at: str | None = None
 
 
+BOTH = "both"
 ROME_VARIANTS = {
     "rome": ("rome", True),
     "rome-noC": ("rome", False),
@@ -62,6 +65,17 @@ def scaled_streams(profile: Profile) -> dict[str, Stream]:
     }
 
 
+def moved_streams() -> dict[str, Stream]:
+    """The two methods of the contrast with their layers exchanged, and MEMIT over both: method or layer?"""
+    found = [Stream("rome@memit", "rome", at="memit"), Stream("memit@rome", "memit", at="rome")]
+    return {s.name: s for s in [*found, Stream("memit@both", "memit", at=BOTH)]}
+
+
+def every_stream(profile: Profile) -> dict[str, Stream]:
+    """Live ones, those with another λ, those with other layers."""
+    return {**streams_of(profile), **scaled_streams(profile), **moved_streams()}
+
+
 class Bench:
     """One model with its moments, contexts, edits and probes, as a profile says.
 
@@ -80,7 +94,7 @@ class Bench:
         self.progress = progress
         self.model = load_model(self.profile.model, dtype=self.profile.dtype)
         self.material = material_of(self.model, self.profile.edits, self.profile.texts)
-        self.streams = {**streams_of(self.profile), **scaled_streams(self.profile)}
+        self.streams = every_stream(self.profile)
         self._moments = None
 
     @property
@@ -104,13 +118,22 @@ class Bench:
         return generate_contexts(self.model, seed=self._seed(order), style=method.context_style)
 
     def method(self, name: str) -> Method:
-        """The stream's method, λ scaled as its name says."""
+        """The stream's method, λ and layers as its name says."""
         stream = self._stream(name)
-        method = method_for(self.model, stream.method, **stream.overrides)
+        overrides = dict(stream.overrides)
+        if stream.at is not None:
+            overrides["layers"] = self._layers_at(stream.at)
+        method = method_for(self.model, stream.method, **overrides)
         if stream.scale != 1:
-            weight = method.mom2_update_weight * stream.scale
-            method = method_for(self.model, stream.method, **{**stream.overrides, "mom2_update_weight": weight})
+            overrides["mom2_update_weight"] = method.mom2_update_weight * stream.scale
+            method = method_for(self.model, stream.method, **overrides)
         return method
+
+    def _layers_at(self, where: str) -> list[int]:
+        if where != BOTH:
+            return list(method_for(self.model, where).layers[-1:])
+        every = [layer for name in ("rome", "memit") for layer in method_for(self.model, name).layers]
+        return list(range(min(every), max(every) + 1))
 
     def run(self, name: str, order: int = 0, n_edits: int | None = None) -> Run:
         """Run the stream, resume it, or find it finished in results/."""

@@ -18,7 +18,7 @@ import pandas as pd
 from .errors import KeditError
 from .params import Profile, load_profile
 from .stamps import PACKAGE, hash_files
-from .streams import Bench, committed_runs, scaled_streams, streams_of
+from .streams import Bench, committed_runs, every_stream, moved_streams, scaled_streams, streams_of
 
 CHECK_EDITS = 50  # edits of the committed stream that is run again
 CHECK_MARGIN = 0.05  # largest accepted median difference of the optimised probability over them
@@ -64,7 +64,7 @@ def run_streams(profile: Profile, orders, workers: int, names=None, commit: bool
 
 def _weight(profile: Profile, name: str) -> int:
     """Sort key, the costliest first: 21 contexts cost more than 6, single edits more than batches."""
-    stream = {**streams_of(profile), **scaled_streams(profile)}[name]
+    stream = every_stream(profile)[name]
     return (0 if "rome" in stream.method else 1) if stream.batch_size == 1 else 2
 
 
@@ -101,7 +101,7 @@ def _batch(profile: Profile, size: int) -> str:
 
 def _rotation(profile: Profile) -> tuple[str, int] | None:
     """The committed stream whose beginning is run again this time: another one after every change of the library."""
-    there = [(n, o) for n, o in committed_runs() if n in {**streams_of(profile), **scaled_streams(profile)}]
+    there = [(n, o) for n, o in committed_runs() if n in every_stream(profile)]
     if not there:
         return None
     digest = hash_files(sorted(PACKAGE.rglob("*.py")))
@@ -133,15 +133,18 @@ def main(argv=None) -> int:
     parser = argparse.ArgumentParser(description="Run streams of a profile and put their tables into figures/data.")
     parser.add_argument("--profile", default="lab")
     parser.add_argument("--orders", default="1,2", help="edit orders, such as 1,2")
-    parser.add_argument("--streams", default="main", help="main, scaled (λ/d_ff × 0.1 and × 10), or names with commas")
+    parser.add_argument(
+        "--streams",
+        default="main",
+        help="main, scaled (λ/d_ff × 0.1 and × 10), moved (ROME and MEMIT with layers exchanged), or names with commas",
+    )
     parser.add_argument("--plan", action="store_true", help="only say what would run")
     args = parser.parse_args(argv)
     try:
         profile = load_profile(args.profile)
-        known = {**streams_of(profile), **scaled_streams(profile)}
-        names = {"main": list(streams_of(profile)), "scaled": list(scaled_streams(profile))}.get(
-            args.streams, args.streams.split(",")
-        )
+        known = every_stream(profile)
+        groups = {"main": streams_of(profile), "scaled": scaled_streams(profile), "moved": moved_streams()}
+        names = list(groups.get(args.streams, args.streams.split(",")))
         if unknown := [n for n in names if n not in known]:
             raise KeditError(f"stream {unknown[0]!r}: is unknown; there are {', '.join(known)}")
         if not args.orders.replace(",", "").isdigit():

@@ -17,7 +17,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import kedit_lib as kedit
 from kedit_lib.lab import corpus, train, world_of
 from kedit_lib.lab.edits import (
-    DEVELOPMENT,
     ask,
     development_people,
     lab_edits,
