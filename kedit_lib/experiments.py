@@ -43,6 +43,12 @@ class Run:
     manifest: dict
     path: Path | None = None
 
+    def final_weights(self) -> dict:
+        """{parameter name: tensor} of everything edited, at the end. KeditError for a run that stored no weights."""
+        if self.path is None:
+            raise KeditError("run: its weights were not stored; hand run_stream a store")
+        return RunFolder.at(self.path).final_weights()
+
     def curve(self, metric: str, cohort: str) -> pd.Series:
         """value by edits_done of one metric on one cohort."""
         c = self.checkpoints

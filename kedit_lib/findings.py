@@ -246,6 +246,58 @@ def verdict_rome(table: pd.DataFrame, hidden: pd.DataFrame) -> str:
     return "\n".join(out)
 
 
+def hidden_by(name: str, streams: dict[str, dict[int, Run]]) -> str:
+    """What is true of the model at the last checkpoint at which a stream still reports p > 0.9."""
+    rows = []
+    for run in streams[name].values():
+        untouched = run.curve("accuracy", "untouched")
+        for done in reversed(untouched.index[untouched.index > 0]):
+            p = run.edits.probability_last[max(0, done - WINDOW) : done].median()
+            if p > 0.9:
+                at = {c: run.curve("accuracy", c).get(done, np.nan) for c in ("edits", "untouched", "same subjects")}
+                rows.append({"edits_done": done, "p": p, **at})
+                break
+    if not rows:
+        return f"{name} reports p > 0.9 at no checkpoint."
+    t = pd.DataFrame(rows)
+    return (
+        f"**The last time {name} reports p > 0.9** (edit {spread(t.edits_done)} over {len(t)} orders; p = "
+        f"{t.p.median():.2f}), {t.edits.median():.0%} of its edits, {t.untouched.median():.0%} of the untouched facts "
+        f"and "
+        f"{t['same subjects'].median():.0%} of the edited people's other facts are right."
+    )
+
+
+def verdict_layer(table: pd.DataFrame, bench) -> str:
+    """ROME and MEMIT, each at its own layer and at the other's: which of the two decides what is left of p."""
+    where = {
+        "MEMIT": ("MEMIT", "memit"),
+        "MEMIT at ROME's layer": ("MEMIT", "memit@rome"),
+        "ROME": ("ROME", "rome"),
+        "ROME at MEMIT's layer": ("ROME", "rome@memit"),
+    }
+    rows = table[table.stream.isin(where)].copy()
+    rows["method"] = [where[s][0] for s in rows.stream]
+    rows["layer"] = [bench.method(where[s][1]).layers[-1] for s in rows.stream]
+    p = rows.groupby(["method", "layer"])["p last 25"].median().unstack("layer")
+    known = rows.groupby(["method", "layer"]).untouched.median().unstack("layer")
+    if p.isna().any(axis=None) or len(p.columns) < 2:
+        return "The streams at exchanged layers have not been run; `make sweep` makes them."
+    by_layer, by_method = p.max(axis=1) - p.min(axis=1), p.max() - p.min()
+    more = "layer" if by_layer.mean() > by_method.mean() else "method"
+    said = "; ".join(
+        f"{m} at layer {i}: p = {p.loc[m, i]:.2g}, {known.loc[m, i]:.0%} of the untouched facts right"
+        for m in p.index
+        for i in p.columns
+    )
+    return (
+        f"After {rows.edits.max()} edits: {said}. Exchanging the layer moves p by {by_layer.mean():.2f} on average, "
+        f"exchanging the method by {by_method.mean():.2f}: **the {more} decides more**. What is left of the untouched "
+        f"facts differs by {(known.max(axis=1) - known.min(axis=1)).mean():.0%} between layers and "
+        f"{(known.max() - known.min()).mean():.0%} between methods."
+    )
+
+
 def verdict_mass(streams: dict[str, dict[int, Run]], mass: pd.DataFrame, bench) -> str:
     """Whether one batch keeps more than single edits, at equal N, and what memory it took."""
     names = list(streams)

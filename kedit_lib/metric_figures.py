@@ -6,10 +6,11 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 
-from .experiments import WINDOW, Run
-from .figures import DASHES, MARKERS, PALETTE, draw_curve, floor
+from .experiments import WINDOW, Run, collapse_point
+from .figures import DASHES, MARKERS, PALETTE, draw_curve, floor, long_form
 from .metrics.bootstrap import bootstrap_interval
 from .metrics.retention import retention_matrix, retention_table
+from .metrics.warning import warning_table
 
 SUMMARY = {  # column of the summary: (metric, cohort)
     "edits": ("accuracy", "edits"),
@@ -19,7 +20,7 @@ SUMMARY = {  # column of the summary: (metric, cohort)
     "same subjects": ("accuracy", "same subjects"),
     "as before": ("answer agreement", "untouched"),
     "S": ("score", "edits"),
-    "fluency": ("fluency", "generation"),
+    "fluency": ("fluency", "free text"),
     "perplexity": ("perplexity", "plain text"),
 }
 
@@ -99,6 +100,44 @@ def plot_families(streams: dict[str, dict[int, Run]], panels: dict[str, tuple[st
             ax.set_yscale("log")
     axes[0].legend(fontsize=7)
     return fig
+
+
+def family_form(streams: dict[str, dict[int, Run]], panels: dict[str, tuple[str, str]]) -> pd.DataFrame:
+    """The checkpoints behind `plot_families`, in long form."""
+    wanted = set(panels.values())
+    table = long_form(streams)
+    return table[[pair in wanted for pair in zip(table.metric, table.cohort, strict=True)]]
+
+
+def lead_table(streams: dict[str, dict[int, Run]], floors: pd.DataFrame) -> pd.DataFrame:
+    """`metrics.warning.warning_table` of every stream and order, medians over orders, the earliest warning first.
+
+    lead: edits from the warning to the collapse of the optimised probability, or to the end where it did not.
+    """
+    parts = []
+    for name, runs in streams.items():
+        for order, run in runs.items():
+            point = collapse_point(run) or len(run.edits)
+            parts.append(warning_table(run.checkpoints, point, floors, consecutive=2).assign(stream=name, order=order))
+    every = pd.concat(parts)
+    rows = every.groupby(["stream", "metric", "cohort"], sort=False).agg(
+        orders=("order", "nunique"), warned=("exit", "count"), exit=("exit", "median"), lead=("lead", "median")
+    )
+    return rows[rows.warned == rows.orders].sort_values(["exit", "stream"], kind="stable").reset_index()
+
+
+def lead_sentence(leads: pd.DataFrame, streams: dict[str, dict[int, Run]]) -> str:
+    """For every stream the first metrics that warned in all orders, and how early."""
+    lines = []
+    for name in streams:
+        rows = leads[leads.stream == name]
+        if rows.empty:
+            lines.append(f"- **{name}**: no metric warned in every order.")
+            continue
+        first = rows[rows.exit == rows.exit.min()]
+        said = ", ".join(f"{r.metric} ({r.cohort})" for r in first.head(3).itertuples())
+        lines.append(f"- **{name}**: {said}, at edit {first.exit.iloc[0]:.0f}, {first.lead.iloc[0]:.0f} edits ahead.")
+    return "\n".join(lines)
 
 
 def summary_table(streams: dict[str, dict[int, Run]]) -> pd.DataFrame:

@@ -49,6 +49,12 @@ class RunFolder:
     def __init__(self, root, name: str, key: str):
         self.path, self.key = Path(root) / f"{name}-{key}", key
 
+    @classmethod
+    def at(cls, path) -> RunFolder:
+        """The folder of a run that is there."""
+        name, _, key = Path(path).name.rpartition("-")
+        return cls(Path(path).parent, name, key)
+
     def finished(self) -> bool:
         return (self.path / "manifest.json").exists()
 

@@ -47,6 +47,7 @@ def streams_of(profile: Profile) -> dict[str, Stream]:
     """Every stream of a profile by name, λ as published (per d_ff): the ones that are executed live."""
     found = [Stream("memit", "memit"), Stream("pmet", "pmet")]
     found += [Stream(name, m, overrides={"mom2_adjustment": c}) for name, (m, c) in ROME_VARIANTS.items()]
+    found.append(Stream("ft", "ft-m"))
     for size in sorted(set(profile.batch_sizes) - {1}):
         whole = size >= profile.n_edits
         found.append(Stream("memit-mass" if whole else f"memit-b{size}", "memit", None if whole else size))
@@ -186,6 +187,35 @@ class Bench:
     def guess(self) -> float:
         """Right answers of a model that knows the relations and nothing of the subject."""
         return self.material.guess
+
+    def floors(self) -> pd.DataFrame:
+        """Every metric of order 0's probes on a destroyed model (kept in results/floors)."""
+        from .metrics.floor import floors
+
+        edits = self.edits(0)
+        probes = self.probes(edits, 0, self.method("memit").layers)
+        path = self.results / "floors" / f"{key_of(parts=[self.model.checksum, *(p.identity for p in probes)])}.parquet"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            floors(self.model, probes, edits).to_parquet(path.with_suffix(".tmp"))
+            os.replace(path.with_suffix(".tmp"), path)
+        return pd.read_parquet(path)
+
+    def samples(self, names: dict[str, str], n: int = 3, tokens: int = 30) -> pd.DataFrame:
+        """What the model writes about the first subjects of order 0: unedited, and at the end of live streams."""
+        from .metrics import sampled_texts
+
+        edits = self.edits(0)[:n]
+        prompts = [e.generation_prompts[0] if e.generation_prompts else e.subject for e in edits]
+        rows = {
+            "edit": [f"{e.text} {e.target_new}" for e in edits],
+            "before": sampled_texts(self.model, prompts, tokens),
+        }
+        for title, name in names.items():
+            with self.model.temporarily():
+                self.model.load_snapshot(self.run(name, 0).final_weights())
+                rows[title] = sampled_texts(self.model, prompts, tokens)
+        return pd.DataFrame(rows).set_index("edit").T
 
     def singles(self) -> pd.DataFrame:
         """`n_single` independent edits by MEMIT and by ROME (kept in results/singles)."""
