@@ -68,7 +68,7 @@ def _measure(profile: Profile, size: int, results: Path) -> dict:
         "peak_mb": peak,
         "p last (median)": float(torch.tensor([t.probabilities[-1] for t in outcome.targets]).median()),
     }
-    for probe in bench.probes(edits):
+    for probe in bench.probes(edits, families=False):
         for found in probe(bench.model, edits):
             if found["metric"] in ("accuracy", "perplexity") and found["cohort"] != "latest edits":
                 row["perplexity" if found["metric"] == "perplexity" else found["cohort"]] = found["value"]

@@ -17,13 +17,14 @@ from tqdm.auto import tqdm
 from .edits import check_edits
 from .errors import KeditError
 from .history import EditHistory
+from .metrics import cosine
 from .probes import EditProbe
+from .probing import DEAD
 from .store import ALGORITHMS, RunFolder, commit, key_of, now, versions
 from .targets import AlreadyKnown
 from .trace import no_bar
 
 WINDOW = 25  # edits in the medians that define N_optimisation
-DEAD = 0.5  # accuracy on untouched facts below which the model counts as dead
 
 
 @dataclass
@@ -32,7 +33,8 @@ class Run:
 
     edits        a row an edit: probability_first/_last, steps, delta_ratio = ‖δ‖/‖v₀‖ (FT: NaN), s_<layer> and
                  written_<layer> where the method has them (see Outcome), dW_<layer> = ‖ΔW‖_F of its batch,
-                 W_<layer> = ‖W‖_F after it, seconds, …
+                 W_<layer> = ‖W‖_F after it, along_<layer> = cosine of ΔW with all that the batches before it
+                 wrote there (NaN: nothing yet), seconds, …
     checkpoints  long form: edits_done, metric, cohort, value, n
     manifest     everything that decided the numbers, and where and when they came about
     path         its folder (None: not stored)
@@ -54,6 +56,12 @@ class Run:
         c = self.checkpoints
         picked = c[(c.metric == metric) & (c.cohort == cohort)]
         return picked.set_index("edits_done")["value"].sort_index()
+
+    @property
+    def evaluation_share(self) -> float:
+        """Seconds in probes over seconds in probes and edits, 0..1; saving and progress are in neither."""
+        probes = self.curve("seconds", "probes").sum()
+        return float(probes / (probes + self.edits["seconds"].sum()))
 
 
 def run_stream(
@@ -145,23 +153,24 @@ def _stream(model, edits, method, batch_size, given, probes, folder, checkpoint_
         model.load_snapshot({name: w.to(model.device) for name, w in weights.items()})
         dead, started = state["dead"], state["started"]
     else:
-        checks += _measure(model, probes, [], 0)
+        checks += _measure(model, probes, [], rows, checks, last=False)
 
     next_check = done + (checkpoint_every if dead else dense_every)
     name, off = f"{method.name} b{batch_size}", no_bar(progress)
     with tqdm(total=len(edits), initial=done, desc=name, unit="edit", disable=off, mininterval=2) as bar:
         while done < len(edits):
             batch = edits[done : done + batch_size]
+            drift = {layer: model.drift(layer) for layer in method.layers}
             begin = time.perf_counter()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", AlreadyKnown)  # noted in the edit's row instead
                 outcome = method.apply(model, batch, **given)
-            rows += _rows(model, outcome, done, time.perf_counter() - begin)
+            rows += _rows(model, outcome, drift, done, time.perf_counter() - begin)
             done += len(batch)
             bar.update(len(batch))
             bar.set_postfix(p=f"{rows[-1]['probability_last']:.3g}")
             if done >= next_check or done == len(edits):
-                checks += _measure(model, probes, edits[:done], done)
+                checks += _measure(model, probes, edits[:done], rows, checks, last=done == len(edits))
                 dead = dead or _is_dead(checks)
                 next_check = done + (checkpoint_every if dead else dense_every)
                 if folder is not None:
@@ -170,11 +179,30 @@ def _stream(model, edits, method, batch_size, given, probes, folder, checkpoint_
     return rows, checks, started
 
 
-def _measure(model, probes, done_edits, done: int) -> list[dict]:
-    begin = time.perf_counter()
-    rows = [{"edits_done": done, **row} for probe in probes for row in probe(model, done_edits)]
-    seconds = time.perf_counter() - begin
-    return rows + [{"edits_done": done, "metric": "seconds", "cohort": "probes", "value": seconds, "n": 1}]
+def _measure(model, probes, done_edits, rows, checks, last: bool) -> list[dict]:
+    """What the probes that are due say (see probing.Probe); rows, checks: all of the stream so far."""
+    begin, done = time.perf_counter(), len(done_edits)
+    before = checks[-1]["edits_done"] if checks else -1
+    often = [(probe, getattr(probe, "every", 1)) for probe in probes]
+    found = []
+    for probe, every in often:
+        if every is not None:
+            due = last or done // every > before // every
+            ask = probe if due else getattr(probe, "brief", None)
+            found += ask(model, done_edits) if ask else []
+    seldom = [probe for probe, every in often if every is None]
+    if seldom and (not done or last or _collapses(rows, checks, found, done, before)):
+        found += [row for probe in seldom for row in probe(model, done_edits)]
+    found.append({"metric": "seconds", "cohort": "probes", "value": time.perf_counter() - begin, "n": 1})
+    return [{"edits_done": done, **row} for row in found]
+
+
+def _collapses(rows, checks, found, done: int, before: int) -> bool:
+    """Whether either collapse point lies behind the checkpoint `before`."""
+    checks = checks + [{"edits_done": done, **row} for row in found]
+    so_far = Run(pd.DataFrame(rows), pd.DataFrame(checks), {})
+    points = (collapse_point(so_far, kind) for kind in ("optimisation", "model"))
+    return any(point is not None and point > before for point in points)
 
 
 def _is_dead(checks: list[dict]) -> bool:
@@ -182,11 +210,13 @@ def _is_dead(checks: list[dict]) -> bool:
     return any(c["value"] < DEAD for c in latest if (c["metric"], c["cohort"]) == ("accuracy", "untouched"))
 
 
-def _rows(model, outcome, done: int, seconds: float) -> list[dict]:
-    """A row for each edit of the batch just applied."""
+def _rows(model, outcome, drift: dict, done: int, seconds: float) -> list[dict]:
+    """A row for each edit of the batch just applied; drift: {layer: W − W₀ before it}."""
     shared = {"seconds": seconds / len(outcome.edits), "batch": len(outcome.edits)}
     for layer in outcome.layers(model):
-        shared[f"dW_{layer}"] = outcome.deltas[model.weight_name(layer)].double().norm().item()
+        delta = outcome.deltas[model.weight_name(layer)]
+        shared[f"dW_{layer}"] = delta.double().norm().item()
+        shared[f"along_{layer}"] = cosine(delta, drift[layer])
         shared[f"W_{layer}"] = model.weight(layer).detach().double().norm().item()
     rows = []
     for i, (edit, target) in enumerate(zip(outcome.edits, outcome.targets, strict=True)):

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from .trace import by_length
+
+FEW = 24  # prompts of one length below which they share a batch with others
+
 
 @torch.no_grad()
 def generate_ids(
@@ -13,34 +17,64 @@ def generate_ids(
 
     A batch ends early once every row has said `</s>` or one of the ids in `stop`.
 
-    Prompts are grouped by length so that no padding is needed: position numbers and attention are
-    then the ones of a prompt run alone, whatever the tokenizer's padding side.
+    Prompts of one length share batches without padding; where few have the same length, those of like length do,
+    padded in front, masked, and counted from the first real token. Each says what it says alone.
     """
     device = next(model.parameters()).device
     ends = torch.tensor([tokenizer.eos_token_id, *stop], device=device)
     ids = tokenizer(prompts).input_ids if prompts else []
-    by_length: dict[int, list[int]] = {}
-    for i, one in enumerate(ids):
-        by_length.setdefault(len(one), []).append(i)
     out: list[list[int]] = [[] for _ in prompts]
-    for members in by_length.values():
-        for begin in range(0, len(members), batch):
-            rows = members[begin : begin + batch]
-            step = torch.tensor([ids[i] for i in rows], device=device)
-            past, new = None, []
-            ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
-            for _ in range(max_new_tokens):
-                result = model(input_ids=step, past_key_values=past, use_cache=True, logits_to_keep=1)
-                past = result.past_key_values
-                step = result.logits[:, -1].argmax(-1, keepdim=True)
-                new.append(step)
-                ended |= torch.isin(step[:, 0], ends)
-                if ended.all():
-                    break
-            for i, said in zip(rows, torch.cat(new, 1).tolist(), strict=True):
-                out[i] = said
+    for rows in _batches([len(one) for one in ids], batch):
+        feed, new = Feed([ids[i] for i in rows], tokenizer.pad_token_id or 0, device), []
+        ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
+        for _ in range(max_new_tokens):
+            new.append(feed.logits(model).argmax(-1, keepdim=True))
+            feed.say(new[-1])
+            ended |= torch.isin(new[-1][:, 0], ends)
+            if ended.all():
+                break
+        for i, said in zip(rows, torch.cat(new, 1).tolist(), strict=True):
+            out[i] = said
     eos = tokenizer.eos_token_id
     return [said[: said.index(eos) + 1] if eos in said else said for said in out]
+
+
+class Feed:
+    """Prompts that a model goes on with together, a token at a time; keys and values are kept.
+
+    Padded in front, so that all go on at the same place.
+    """
+
+    def __init__(self, rows: list[list[int]], blank: int, device):
+        longest = max(map(len, rows))
+        self.step = torch.tensor([[blank] * (longest - len(r)) + list(r) for r in rows], device=device)
+        self.mask = torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in rows], device=device)
+        self.position = (self.mask.cumsum(1) - 1).clamp(min=0)
+        self.padded, self.past = not bool(self.mask.all()), None
+
+    def logits(self, model) -> torch.Tensor:
+        """[n, vocabulary] for the next token of each row."""
+        # Without padding no mask: attention is then the causal one, which is computed faster.
+        places = {"attention_mask": self.mask, "position_ids": self.position} if self.padded else {}
+        found = model(input_ids=self.step, past_key_values=self.past, use_cache=True, logits_to_keep=1, **places)
+        self.past = found.past_key_values
+        return found.logits[:, -1]
+
+    def say(self, tokens: torch.Tensor) -> None:
+        """The next token of each row, [n, 1]."""
+        self.step, self.position = tokens, self.position[:, -1:] + 1
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], 1)
+
+
+def _batches(lengths: list[int], size: int) -> list[list[int]]:
+    """Indices in batches of at most `size`: of one length where at least FEW have it, the others of like length."""
+    same: dict[int, list[int]] = {}
+    for i, length in enumerate(lengths):
+        same.setdefault(length, []).append(i)
+    whole = [members for members in same.values() if len(members) >= FEW]
+    rest = [i for members in same.values() if len(members) < FEW for i in members]
+    mixed = [[rest[k] for k in part] for part in by_length([lengths[i] for i in rest], size)]
+    return [members[k : k + size] for members in whole for k in range(0, len(members), size)] + mixed
 
 
 def continuations(

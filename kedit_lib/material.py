@@ -10,8 +10,9 @@ from .datasets import read_edits
 from .datasets.files import HUB_NAME, READERS, records_of
 from .edits import Edit
 from .errors import KeditError
+from .families import SELDOM, family_probes, other_prompts
 from .known import known_edits
-from .probes import EditProbe, FactProbe, PerplexityProbe, lab_probes
+from .probes import EditProbe, PerplexityProbe, VitalProbe, lab_probes
 
 LAB = "lab"
 TEXTS = 100_000  # documents for C at most: what the authors of MEMIT took
@@ -42,8 +43,8 @@ class LabMaterial:
 
         return moment_texts(self.model)
 
-    def probes(self, edits: list[Edit], untouched: int, seed: int, layers=()) -> list:
-        return lab_probes(self.model, edits, untouched=untouched, seed=seed)
+    def probes(self, edits, untouched: int, seed: int, layers=(), every: int = SELDOM, families: bool = True) -> list:
+        return lab_probes(self.model, edits, untouched, seed=seed, layers=layers, every=every, families=families)
 
     def around(self, edit: Edit, rng: random.Random) -> tuple[list, list]:
         """(prompt, answer) pairs: facts of others that are near, and other facts of the same subject."""
@@ -85,11 +86,15 @@ class DataMaterial:
     def texts(self) -> list[str]:
         return self.documents[HELD_OUT:][:TEXTS]
 
-    def probes(self, edits: list[Edit], untouched: int, seed: int, layers=()) -> list:
-        found = [EditProbe(match="contains"), PerplexityProbe(tuple(self.documents[:HELD_OUT]))]
+    def probes(self, edits, untouched: int, seed: int, layers=(), every: int = SELDOM, families: bool = True) -> list:
+        held_out, aside = tuple(self.documents[:HELD_OUT]), {}
+        found = [EditProbe(families, every, match="contains"), PerplexityProbe(held_out, every)]
         if facts := self._untouched(edits, untouched, seed):
             prompts, answers = zip(*facts, strict=True)
-            found.append(FactProbe("untouched", prompts, answers, match="contains"))
+            found.append(VitalProbe("untouched", prompts, answers, every, match="contains"))
+            aside = {"new on strangers": other_prompts(edits, prompts, answers)}
+        if families:
+            found += family_probes(edits, unrelated=facts, aside=aside, texts=held_out, layers=layers, every=every)
         return found
 
     def around(self, edit: Edit, rng: random.Random) -> tuple[list, list]:

@@ -97,6 +97,12 @@ class EditableModel:
         """Its name among the parameters, the key of `outcome.deltas`."""
         return f"{self.layout.layers}.{layer}.{self.layout.mlp_out}.weight"
 
+    @torch.no_grad()
+    def drift(self, layer: int) -> Tensor:
+        """W − W₀ of `layer`, W's own shape, in math dtype: all that is written there now; zeros when unedited."""
+        weight, name = self.weight(layer).detach().to(self.math_dtype), self.weight_name(layer)
+        return weight - self._originals[name].to(self.math_dtype) if name in self._originals else weight * 0
+
     def logits(self, hidden: Tensor) -> Tensor:
         """head(norm(hidden)), from the residual stream [..., d_model] to [..., vocabulary], in math dtype."""
         normed = self.hf.get_submodule(self.layout.norm)(hidden)

@@ -1,61 +1,116 @@
-"""What is measured at a checkpoint of a stream: rows of (metric, cohort, value, n)."""
+"""What is measured at a checkpoint of a stream: the edits themselves, facts, perplexity; and the standard lab panel."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from .edits import Edit
-from .metrics import answer_probability, generation_accuracy, perplexity
+from .families import family_probes, other_prompts
+from .metrics import (
+    generation_accuracy,
+    magnitude,
+    perplexity,
+    score,
+    strict_accuracy,
+    success,
+    teacher_forced,
+    token_accuracy,
+)
+from .metrics.retention import each_edit
+from .probing import DEAD, Probe, evenly, identity_of, row, rows, true_object
 
-COHORT_LIMIT = 150  # paraphrases and neighbors are asked for at most this many of the edits so far
-
-
-class Probe(Protocol):
-    """Anything with these two: `identity` names what it measures for the store's key."""
-
-    identity: str
-
-    def __call__(self, model, done: list[Edit]) -> list[dict]: ...
-
-
-def _row(metric: str, cohort: str, values) -> dict:
-    values = [float(v) for v in values]
-    return {"metric": metric, "cohort": cohort, "value": sum(values) / len(values), "n": len(values)}
+COHORT_LIMIT = 50  # edits so far whose paraphrases and neighbors are asked, and two answers compared, at most
+BRIEF = 100  # facts between the full checkpoints; of the edits at most COHORT_LIMIT
+UNSURE = 0.15  # three standard errors of a share near one half among BRIEF
+CONTAINED = 25  # edits whose long answers are searched for the new object
+LATEST = 25  # edits of the cohort "latest edits"
+IDF_TEXTS = 200  # lab documents that words are counted on
 
 
 @dataclass(frozen=True)
 class EditProbe:
-    """All edits so far, also the newest alone: generated accuracy, and probability of the new object.
+    """All edits so far, also the newest alone and each by itself, their paraphrases and neighbors.
 
-    Paraphrases (one an edit) and neighbors (one an edit) on at most COHORT_LIMIT edits spread evenly
-    over the stream so far.
+    Rows for edits and latest edits: accuracy (generated) and probability of the new object; with `each` the
+    same for each edit alone (see metrics.retention). For edits, paraphrases (one an edit) and neighbors (one an
+    edit): accuracy, token accuracy, strict accuracy of the wanted object; success and magnitude against
+    the other one, where the true object is known; for all three together the score S; for edits also
+    containment, the generated accuracy that lets the new object stand anywhere in the sentence. Paraphrases,
+    neighbors and comparisons on at most COHORT_LIMIT edits spread evenly over the stream so far.
+
+    Between multiples of `every`: only accuracy and probability, on at most COHORT_LIMIT such edits and the latest.
+    match: what counts as right, as in `metrics.generation_accuracy`.
     """
 
-    identity: str = "edits-v1"
+    each: bool = True
+    every: int = 1
+    match: str = "exact"
+
+    @property
+    def identity(self) -> str:
+        return identity_of("edits-v2", [self.each, self.every, self.match])
 
     def __call__(self, model, done: list[Edit]) -> list[dict]:
         if not done:
             return []
-        prompts, new = [e.text for e in done], [e.target_new for e in done]
-        probability = answer_probability(model, prompts, new)
-        right = generation_accuracy(model, prompts, new)
-        rows = [
-            _row("accuracy", "edits", right),
-            _row("probability", "edits", probability),
-            _row("accuracy", "latest edits", right[-25:]),
-            _row("probability", "latest edits", probability[-25:]),
-        ]
-        step = -(-len(done) // COHORT_LIMIT)
-        some = done[::step]
-        if asked := [(e.paraphrases[0], e.target_new) for e in some if e.paraphrases]:
-            rows.append(_row("accuracy", "paraphrases", generation_accuracy(model, *_columns(asked))))
-        if asked := [(e.neighborhood[0], e.target_true) for e in some if e.neighborhood and e.target_true]:
-            rows.append(_row("accuracy", "neighbors", generation_accuracy(model, *_columns(asked))))
-        return rows
+        some = [done[i] for i in evenly(len(done), COHORT_LIMIT)]
+        true = {e: true_object(model, e) for e in some}
+        asked = (
+            [(e.text, e.target_new, true.get(e)) for e in done],
+            [(e.paraphrases[0], e.target_new, true[e]) for e in some if e.paraphrases],
+            [(e.neighborhood[0], true[e], e.target_new) for e in some if e.neighborhood and true[e]],
+        )
+        own, others, near = (_Asked(model, part, self.match) for part in asked)
+        found = own.rows("edits") + others.rows("paraphrases") + near.rows("neighbors")
+        found += rows("edits", probability=own.wanted.probability, containment=self._contained(model, done))
+        found += rows("latest edits", accuracy=own.right[-LATEST:], probability=own.wanted.probability[-LATEST:])
+        found += rows("new on neighbors", probability=near.other.probability)
+        three = [asked.success for asked in (own, others, near)]
+        if n := min(map(len, three)):
+            s = score(*(x.mean().item() for x in three))
+            found.append({"metric": "score", "cohort": "edits", "value": s, "n": n})
+        if self.each:
+            found += each_edit("accuracy", own.right) + each_edit("probability", own.wanted.probability)
+        return found
+
+    def brief(self, model, done: list[Edit]) -> list[dict]:
+        n, found = len(done), []
+        for cohort, some in (("edits", evenly(n, COHORT_LIMIT)), ("latest edits", range(max(0, n - LATEST), n))):
+            prompts, new = [done[i].text for i in some], [done[i].target_new for i in some]
+            right = generation_accuracy(model, prompts, new, self.match)
+            forced = teacher_forced(model, prompts, new)
+            found += rows(cohort, accuracy=right, probability=forced.probability)
+        return found
+
+    def _contained(self, model, done: list[Edit]) -> list[bool]:
+        some = [done[i] for i in evenly(len(done), CONTAINED)]
+        return generation_accuracy(model, [e.text for e in some], [e.target_new for e in some], match="contains")
+
+
+class _Asked:
+    """(prompt, wanted answer, other answer or None) triples, generated and scored.
+
+    right: generated accuracy of each; wanted: all scored; success and magnitude: where there is another answer
+    """
+
+    def __init__(self, model, asked: list[tuple[str, str, str | None]], match: str):
+        prompts, wanted = [p for p, *_ in asked], [w for _, w, _ in asked]
+        two = [i for i, (*_, other) in enumerate(asked) if other is not None]
+        self.right = generation_accuracy(model, prompts, wanted, match)
+        self.wanted = teacher_forced(model, prompts, wanted)
+        self.other = teacher_forced(model, [prompts[i] for i in two], [asked[i][2] for i in two])
+        self.success, self.magnitude = (f(self.wanted.at(two), self.other) for f in (success, magnitude))
+
+    def rows(self, cohort: str) -> list[dict]:
+        return rows(
+            cohort,
+            accuracy=self.right,
+            token_accuracy=token_accuracy(self.wanted),
+            strict_accuracy=strict_accuracy(self.wanted),
+            success=self.success,
+            magnitude=self.magnitude,
+        )
 
 
 @dataclass(frozen=True)
@@ -65,14 +120,31 @@ class FactProbe:
     cohort: str
     prompts: tuple[str, ...] = field(repr=False)
     answers: tuple[str, ...] = field(repr=False)
+    every: int | None = 1
+    match: str = "exact"
 
     @property
     def identity(self) -> str:
-        text = json.dumps([self.cohort, self.prompts, self.answers])
-        return f"facts-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+        what = [self.cohort, self.prompts, self.answers, self.every, self.match]
+        return identity_of(f"{type(self).__name__}-v2", what)
 
     def __call__(self, model, done: list[Edit]) -> list[dict]:
-        return [_row("accuracy", self.cohort, generation_accuracy(model, list(self.prompts), list(self.answers)))]
+        return [row("accuracy", self.cohort, self._right(model, slice(None)))]
+
+    def _right(self, model, some: slice) -> list[bool]:
+        return generation_accuracy(model, list(self.prompts[some]), list(self.answers[some]), self.match)
+
+
+@dataclass(frozen=True)
+class VitalProbe(FactProbe):
+    """Facts that decide whether the model counts as dead. Between multiples of `every` the first BRIEF are asked,
+    and all where these leave it open."""
+
+    def brief(self, model, done: list[Edit]) -> list[dict]:
+        right = self._right(model, slice(BRIEF))
+        if abs(sum(right) / len(right) - DEAD) < UNSURE:
+            right += self._right(model, slice(BRIEF, None))
+        return [row("accuracy", self.cohort, right)]
 
 
 @dataclass(frozen=True)
@@ -80,39 +152,71 @@ class PerplexityProbe:
     """Perplexity on held-out plain text."""
 
     texts: tuple[str, ...] = field(repr=False)
+    every: int = 1
 
     @property
     def identity(self) -> str:
-        return f"perplexity-{hashlib.sha256(json.dumps(self.texts).encode()).hexdigest()[:16]}"
+        return identity_of("perplexity", [self.texts, self.every])
 
     def __call__(self, model, done: list[Edit]) -> list[dict]:
         value = perplexity(model, list(self.texts))
         return [{"metric": "perplexity", "cohort": "plain text", "value": value, "n": len(self.texts)}]
 
 
-def lab_probes(model, edits: list[Edit], untouched: int = 300, texts: int = 40, seed: int = 0) -> list[Probe]:
+def lab_probes(
+    model,
+    edits: list[Edit],
+    untouched: int = 500,
+    texts: int = 40,
+    seed: int = 0,
+    layers=(),
+    every: int = 50,
+    families: bool = True,
+) -> list[Probe]:
     """The standard probes of a lab stream.
 
-    edits; `untouched` facts of people no edit names; a third as many of the other facts of edited
-    people; perplexity on `texts` documents of plain text.
+    edits; `untouched` facts of people no edit names, and all such facts where a stream turns; a fifth as
+    many of the other facts of edited people; perplexity on `texts` documents of plain text. `families`: also
+    each edit by itself, locality, portability, distraction, overfitting, fluency and consistency, and the health
+    of `layers` (the edited ones; none: without). `every`: edits between two checkpoints at which all this is
+    asked; in between only whether the model is dead, and whether edits hold.
     """
     from .lab import world_of
     from .lab.corpus import plain_texts
     from .lab.edits import ask, other_facts, untouched_facts
 
     world, rng = world_of(model), random.Random(f"probes-{seed}")
-    strangers = untouched_facts(world, edits, untouched, seed)
+
+    def asked(cohort: str, facts: list, often: int | None, probe=FactProbe) -> FactProbe:
+        return probe(cohort, tuple(ask(world, f, rng) for f in facts), tuple(f.object for f in facts), often)
+
     own = [f for e in edits for f in other_facts(world, e)]
-    own = rng.sample(own, min(len(own), max(1, untouched // 3)))
-    return [
-        EditProbe(),
-        *(
-            FactProbe(cohort, tuple(ask(world, f, rng) for f in facts), tuple(f.object for f in facts))
-            for cohort, facts in (("untouched", strangers), ("same subjects", own))
-        ),
-        PerplexityProbe(tuple(plain_texts(world, texts))),
-    ]
+    own = rng.sample(own, min(len(own), max(1, untouched // 5)))
+    strangers = asked("untouched", untouched_facts(world, edits, untouched, seed), every, VitalProbe)
+    plain = PerplexityProbe(tuple(plain_texts(world, texts)), every)
+    found = [EditProbe(families, every), strangers, asked("same subjects", own, every), plain]
+    if families:
+        found.append(asked("all untouched", untouched_facts(world, edits), None))
+        found += _lab_families(world, edits, strangers, plain, layers, every)
+    return found
 
 
-def _columns(pairs):
-    return [a for a, _ in pairs], [b for _, b in pairs]
+def _lab_families(world, edits, strangers: FactProbe, plain: PerplexityProbe, layers, every: int) -> list[Probe]:
+    from .lab import questions
+    from .lab.corpus import texts
+
+    return family_probes(
+        edits,
+        questions=[questions.consequences(world, e) for e in edits],
+        inverses=[questions.inverse_prompts(e) for e in edits],
+        unrelated=zip(strangers.prompts, strangers.answers, strict=True),
+        aside={
+            "new on same subjects": tuple(questions.own_prompt(world, e) for e in edits),
+            "new on strangers": other_prompts(edits, strangers.prompts, strangers.answers),
+        },
+        references=[questions.references(world, e) for e in edits],
+        corpus=texts(world, IDF_TEXTS),
+        texts=plain.texts,
+        layers=layers,
+        every=every,
+    )

@@ -111,9 +111,10 @@ class Bench:
     def edits(self, order: int = 0, n: int | None = None):
         return self.material.edits(n or self.profile.n_edits, self._seed(order))
 
-    def probes(self, edits, order: int = 0, layers=()) -> list:
-        """What is measured at the checkpoints of a stream of these edits in `layers`."""
-        return self.material.probes(edits, self.profile.untouched, order, layers)
+    def probes(self, edits, order: int = 0, layers=(), families: bool = True) -> list:
+        """What is measured at the checkpoints of a stream of these edits in `layers`, as `lab_probes` says."""
+        p = self.profile
+        return self.material.probes(edits, p.untouched, order, layers, p.checkpoint_every, families)
 
     def contexts(self, method: Method, order: int = 0) -> list[str]:
         return generate_contexts(self.model, seed=self._seed(order), style=method.context_style)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,14 @@ def pad(rows: list[tuple[int, ...]], value: int, device) -> Tensor:
     """
     longest = max(map(len, rows))
     return torch.tensor([list(r) + [value] * (longest - len(r)) for r in rows], device=device)
+
+
+def by_length(lengths: list[int], size: int) -> Iterator[list[int]]:
+    """Indices in batches of at most `size`, the shortest rows first: rows of like length share a batch, which keeps
+    padding rare."""
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    for begin in range(0, len(order), size):
+        yield order[begin : begin + size]
 
 
 @contextlib.contextmanager

@@ -2,10 +2,12 @@
 when it is stored, found again, interrupted or killed."""
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pandas as pd
@@ -100,11 +102,13 @@ def test_rows_are_the_methods_outcomes_and_the_norms_of_the_weights(tiny_folder,
     assert run.edits.seconds[0] == run.edits.seconds[1]  # a batch's time is shared
 
     by_hand, rows = kedit.load_model(tiny_folder("llama"), dtype=torch.float32), iter(run.edits.to_dict("records"))
+    unedited = snapshot(by_hand)
     C = {layer: c.double() for layer, c in tiny.second_moments().items()}
     for size, begin in zip(sizes, (0, 2, 4), strict=True):
         before = snapshot(by_hand)
         outcome = method.apply(by_hand, edits[begin : begin + size], moments=moments(), contexts=tiny.CONTEXTS[:2])
         after = parameters(by_hand)
+        written = {name: value.double() - unedited[name].double() for name, value in before.items()}
         for target, row in zip(outcome.targets, rows, strict=False):
             assert row["probability_first"] == target.probabilities[0]
             assert row["probability_last"] == target.probabilities[-1]
@@ -116,6 +120,11 @@ def test_rows_are_the_methods_outcomes_and_the_norms_of_the_weights(tiny_folder,
                 name = f"model.layers.{layer}.mlp.down_proj.weight"
                 moved = float((after[name].double() - before[name].double()).norm())
                 assert row[f"dW_{layer}"] == pytest.approx(moved, rel=1e-4)
+                if begin == 0:
+                    assert math.isnan(row[f"along_{layer}"])
+                else:
+                    a, b = written[name].flatten(), (after[name].double() - before[name].double()).flatten()
+                    assert row[f"along_{layer}"] == pytest.approx(float(a @ b / (a.norm() * b.norm())), abs=1e-3)
                 assert row[f"W_{layer}"] == pytest.approx(float(after[name].double().norm()), rel=1e-9)
                 if method.name != "ROME":  # what an edit alone would write: s/(λ+s), s = kᵀC⁻¹k
                     k = target.key_per_layer[layer].double()
@@ -228,6 +237,74 @@ def test_when_probes_are_asked(model, untouched, options, expected):
     assert run.checkpoints.edits_done.unique().tolist() == expected
     assert run.curve("accuracy", "untouched").index.tolist() == expected
     assert (run.curve("seconds", "probes") >= 0).all()
+
+
+class Seldom(Panel):
+    every = 5
+
+
+def test_a_costly_probe_is_asked_after_every_so_many_edits(model, tmp_path):
+    """At the first checkpoint at or past each multiple, at 0 and at the end; also when the run was cut in between."""
+    options = {"edits": EDITS, "dense_every": 3, "method": kedit.ROME(layers=[1], v_num_grad_steps=1)}
+    panel, seldom = Panel(), Seldom({0: 0.9})
+    whole = stream(model, **options, probes=[panel, seldom])
+    assert (panel.asked, seldom.asked) == ([0, 3, 6, 9, 12, 13], [0, 6, 12, 13])
+    with pytest.raises(RuntimeError, match="in the middle"):
+        stream(model, **options, probes=[Panel(fails_at=12), Seldom({0: 0.9})], store=tmp_path)
+    cut = stream(model, **options, probes=[Panel(), seldom := Seldom({0: 0.9})], store=tmp_path)
+    assert seldom.asked == [12, 13]
+    assert_same_tables(whole, cut, but=NOT_REPEATED)
+
+
+class Sometimes(Panel):
+    every = 5
+
+    def __init__(self):
+        super().__init__()
+        self.briefly = []
+
+    def brief(self, model, done):
+        self.briefly.append(len(done))
+        return []
+
+
+class Turns(Panel):
+    every = None
+
+
+def test_in_between_a_costly_probe_may_be_brief(model):
+    probe = Sometimes()
+    stream(model, EDITS, kedit.ROME(layers=[1], v_num_grad_steps=1), probes=[probe], dense_every=2)
+    assert (probe.asked, probe.briefly) == ([0, 6, 10, 13], [2, 4, 8, 12])
+
+
+def test_where_a_stream_turns(model, tmp_path, monkeypatch):
+    """At 0, at the first checkpoints behind either collapse point, and at the end; also when the run was cut there."""
+
+    def point(run, kind):
+        p = run.edits.probability_last
+        return collapse_point(run, kind) if kind == "model" else 7 if len(p) >= 7 else None
+
+    collapse_point = kedit.collapse_point
+    monkeypatch.setattr(import_module("kedit_lib.experiments"), "collapse_point", point)
+    options = {"edits": EDITS, "dense_every": 2, "checkpoint_every": 2}
+    options["method"] = kedit.ROME(layers=[1], v_num_grad_steps=1)
+    panel, turns = {0: 1.0, 4: 0.4, 6: 0.9}, Turns()
+    stream(model, **options, probes=[Panel(panel), turns])
+    assert turns.asked == [0, 4, 8, 13]
+    with pytest.raises(RuntimeError, match="in the middle"):
+        stream(model, **options, probes=[Panel(panel), Turns(fails_at=4)], store=tmp_path)
+    stream(model, **options, probes=[Panel(panel), turns := Turns()], store=tmp_path)
+    assert turns.asked == [4, 8, 13]
+
+
+def test_the_share_of_evaluation(model):
+    run = stream(model)
+    assert 0 < run.evaluation_share < 1
+    run.edits["seconds"] = 3.0
+    run.checkpoints.loc[run.checkpoints.metric == "seconds", "value"] = 1.0
+    edits, checks = len(run.edits), run.checkpoints.edits_done.nunique()
+    assert run.evaluation_share == pytest.approx(checks / (checks + 3 * edits))
 
 
 def test_probes_see_the_weights_so_far(model, tmp_path):

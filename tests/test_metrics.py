@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from importlib import import_module
+from itertools import product
 
 import pytest
 import tiny
@@ -36,7 +37,7 @@ def log_p(model, ids):
 
 
 def test_probability(model, monkeypatch):
-    monkeypatch.setattr(import_module("kedit_lib.metrics.probability"), "ROWS", 3)
+    monkeypatch.setattr(import_module("kedit_lib.metrics.forced"), "ROWS", 3)
     found = answer_log_probability(model, PROMPTS, ANSWERS)
     for i, (prompt, answer) in enumerate(PAIRS):
         before, after = encode(model.tokenizer, prompt), target_ids(model.tokenizer, prompt, answer)
@@ -78,7 +79,7 @@ def greedy(model, prompt, n):
     return new[: new.index(eos) + 1] if eos in new else new
 
 
-def test_completions_are_the_greedy_ones(model):
+def test_completions_are_the_greedy_ones(model, monkeypatch):
     """Prompts of several lengths, some of them equal; some texts end, and so do some sentences."""
     subjects = ("Ana Brown", "Zoë", "Danielle Darrieux", "The judge", "Old Norse")
     prompts = [s + rest for s in subjects for rest in (" plays the", "", " was born in Graz. The town")]
@@ -95,7 +96,8 @@ def test_completions_are_the_greedy_ones(model):
     assert len({len(e) for e in expected}) > 1, "no text ended: the test is too easy"
     assert any("." in text.strip(". ") for text in texts), "no sentence ended: the test is too easy"
     cut = [text.split(".")[0].split("\n")[0].strip() for text in texts]
-    for batch in (1, 3, 256):
+    for few, batch in product((1, 3, 24), (1, 3, 256)):  # with and without padding
+        monkeypatch.setattr(import_module("kedit_lib.generation"), "FEW", few)
         assert generate_ids(model.hf, model.tokenizer, prompts, 6, batch) == expected
         assert complete(model.hf, model.tokenizer, prompts, 6, batch) == cut
 

@@ -1,0 +1,46 @@
+"""Consistency: does what the model writes about a subject look like texts about others with the new object?"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TfIdf:
+    """Term frequency × inverse document frequency, the defaults of scikit-learn's TfidfVectorizer.
+
+    Terms: lower-case words of two or more letters or digits. idf(w) = ln((1 + n) / (1 + df(w))) + 1 over n
+    texts; vectors are counts · idf, divided by their Euclidean norm. Words that no text had are left out.
+    """
+
+    idf: dict[str, float]
+
+    @classmethod
+    def fit(cls, texts: list[str]) -> TfIdf:
+        df = Counter(w for text in texts for w in set(_terms(text)))
+        return cls({w: math.log((1 + len(texts)) / (1 + n)) + 1 for w, n in df.items()})
+
+    def vector(self, text: str) -> dict[str, float]:
+        weights = {w: n * self.idf[w] for w, n in Counter(_terms(text)).items() if w in self.idf}
+        norm = math.hypot(*weights.values())
+        return {w: v / norm for w, v in weights.items()}
+
+
+def consistency(text: str, references: list[str], tfidf: TfIdf) -> float:
+    """cos(tfidf(text), tfidf(all references as one text)). Range 0..1.
+
+    The floor is not 0: common words are shared by all texts. The lab model shows 0.23 unedited and 0.27 with noise
+    for MEMIT's layers, so on so simple a language it tells little; read what it says at 0 edits and fluency beside it.
+
+    Source: reference score RS of Meng et al. 2022a (`tfidf_similarity`), references being texts about
+    subjects that have the new object.
+    """
+    a, b = tfidf.vector(text), tfidf.vector(" ".join(references))
+    return sum(v * b.get(w, 0.0) for w, v in a.items())
+
+
+def _terms(text: str) -> list[str]:
+    return re.findall(r"\b\w\w+\b", text.lower())

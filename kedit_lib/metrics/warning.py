@@ -1,0 +1,68 @@
+"""Which metric would have warned first, and how many edits before the collapse."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from .retention import ONE
+
+
+def healthy_band(start: float, floor: float | None = None, tolerance: float = 0.1) -> tuple[float, float]:
+    """(low, high) = start ± tolerance · reach around a metric's healthy value.
+
+    reach: |start|, or the way down to the floor, |start − floor|, where that is known and shorter; so metrics of
+    different floors are asked for the same share of what they can lose, and those whose destroyed values
+    are astronomical (perplexity, norms) for a share of what they are. A start of 0 has only the way to
+    the floor, and no width without one.
+    """
+    ways = [abs(start)] + ([] if floor is None else [abs(start - floor)])
+    half = tolerance * min((way for way in ways if way > 0), default=0.0)
+    return start - half, start + half
+
+
+def first_exit(curve: pd.Series, low: float, high: float, consecutive: int = 1) -> int | None:
+    """The first checkpoint at which a curve (value by edits_done) lies outside low..high; None: at none.
+
+    consecutive: only outside at that many checkpoints in a row counts, and the warning comes with the
+    last of them, when it could have been given. NaN is outside.
+    """
+    run = 0
+    for done, value in curve.sort_index().items():
+        run = 0 if low <= value <= high else run + 1
+        if run == consecutive:
+            return int(done)
+    return None
+
+
+def warning_table(
+    checkpoints: pd.DataFrame,
+    point: int | None = None,
+    floors: pd.DataFrame | None = None,
+    tolerance: float = 0.1,
+    consecutive: int = 1,
+) -> pd.DataFrame:
+    """Every metric of a run with its healthy band and when it left it, the earliest first.
+
+    checkpoints  `run.checkpoints`; the healthy value is the first one measured
+    point        the edit of the collapse (`collapse_point`), None: not reached
+    floors       what `floors` says of a destroyed model (columns metric, cohort, value); None: unknown
+
+    Columns: metric, cohort, start, low, high, exit (edits_done, <NA>: it never left), lead = point − exit
+    (edits earlier than the collapse; negative: it only followed), n (values behind the one that left, or
+    the last). One over few prompts leaves its band by chance: read n, or ask for 2 consecutive
+    checkpoints. Left out: single edits, what was measured once, and a start of 0 without a floor.
+    """
+    single = checkpoints.cohort.str.match(rf"^{ONE}\d+$")
+    bottom = {} if floors is None else floors.set_index(["metric", "cohort"]).value.to_dict()
+    rows = []
+    for name, group in checkpoints[~single & (checkpoints.metric != "seconds")].groupby(["metric", "cohort"]):
+        curve = group.set_index("edits_done").sort_index()
+        start = float(curve.value.iloc[0])
+        low, high = healthy_band(start, bottom.get(name), tolerance)
+        if len(curve) < 2 or low == high:
+            continue
+        at = first_exit(curve.value, low, high, consecutive)
+        lead = None if at is None or point is None else point - at
+        rows.append((*name, start, low, high, at, lead, int(curve.n.iloc[-1] if at is None else curve.n[at])))
+    table = pd.DataFrame(rows, columns=["metric", "cohort", "start", "low", "high", "exit", "lead", "n"])
+    return table.astype({"exit": "Int64", "lead": "Int64"}).sort_values("exit", ignore_index=True, kind="stable")

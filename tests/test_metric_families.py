@@ -1,0 +1,521 @@
+"""Each metric against cases worked out by hand, or against the same thing computed the slow way."""
+
+import math
+from importlib import import_module
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+import torch
+
+import kedit_lib as kedit
+from kedit_lib import metrics
+from kedit_lib.metrics import Forced, Question
+from kedit_lib.metrics.retention import each_edit
+from kedit_lib.tokens import encode, target_ids
+
+EDITS = [
+    kedit.Edit(p, s, t, target_true="German", neighborhood=[p.replace("{}", "Ana Blum")]) for p, s, t in tiny.EDITS
+]
+PROMPTS = [e.text for e in EDITS]
+ANSWERS = [e.target_new for e in EDITS]
+
+
+@pytest.fixture(params=["llama", "llama-bos", "gpt2"])
+def model(tiny_folder, request):
+    return kedit.load_model(tiny_folder(request.param), dtype=torch.float64)
+
+
+@pytest.fixture
+def llama(tiny_folder):
+    return kedit.load_model(tiny_folder("llama"), dtype=torch.float64)
+
+
+def forced(log_p, right=None, said=None):
+    n = len(log_p)
+    right = torch.tensor(right if right is not None else [1.0] * n, dtype=torch.float64)
+    return Forced(torch.tensor(log_p, dtype=torch.float64), right, tuple(said or [(0,)] * n))
+
+
+def close(values, expected):
+    assert [float(v) for v in values] == pytest.approx([float(e) for e in expected], rel=1e-12, nan_ok=True)
+
+
+def weights(model):
+    return {name: p.detach().clone() for name, p in model.hf.named_parameters()}
+
+
+def same(model, before):
+    return all(torch.equal(p, before[name]) for name, p in model.hf.named_parameters())
+
+
+# ----------------------------------------------------------------------------------------------------- teacher forcing
+
+
+def logits(model, ids):
+    with torch.no_grad():
+        return model.hf(input_ids=torch.tensor([list(ids)])).logits[0]
+
+
+def own_words(model, prompt, n):
+    """n tokens that the model says greedily and can be written after the prompt; None where they cannot."""
+    ids = encode(model.tokenizer, prompt)
+    for _ in range(n):
+        ids = [*ids, int(logits(model, ids)[-1].argmax())]
+    text = model.tokenizer.decode(ids[-n:]).strip()
+    try:
+        return text if target_ids(model.tokenizer, prompt, text) == tuple(ids[-n:]) else None
+    except kedit.KeditError:
+        return None
+
+
+def test_teacher_forcing_token_by_token(model, monkeypatch):
+    monkeypatch.setattr(import_module("kedit_lib.metrics.forced"), "ROWS", 4)
+    pairs = list(zip(PROMPTS, ANSWERS, strict=True))
+    pairs += [(p, w) for p in PROMPTS for n in (1, 2) if (w := own_words(model, p, n))]
+    found = metrics.teacher_forced(model, *map(list, zip(*pairs, strict=True)))
+    for i, (prompt, answer) in enumerate(pairs):
+        before, after = encode(model.tokenizer, prompt), target_ids(model.tokenizer, prompt, answer)
+        rows = logits(model, [*before, *after])[len(before) - 1 : -1]
+        said = tuple(rows.argmax(-1).tolist())
+        each = [rows.log_softmax(-1)[j, t].item() for j, t in enumerate(after)]
+        assert found.said[i] == said
+        assert found.tokens_right[i].item() == sum(a == b for a, b in zip(said, after, strict=True)) / len(after)
+        assert found.log_probability[i].item() == pytest.approx(sum(each) / len(each), rel=1e-9)
+        assert found.probability[i].item() == pytest.approx(math.exp(sum(each) / len(each)), rel=1e-9)
+    some = found.at([2, 0])
+    assert some.said == (found.said[2], found.said[0])
+    close(some.log_probability, [found.log_probability[2], found.log_probability[0]])
+
+
+def test_no_pairs_are_no_scores(llama):
+    none = metrics.teacher_forced(llama, [], [])
+    assert len(none.log_probability) == len(none.at([]).tokens_right) == len(none.said) == 0
+
+
+def test_token_and_strict_accuracy():
+    found = forced([-1.0] * 4, right=[1.0, 2 / 3, 0.0, 1.0])
+    close(metrics.token_accuracy(found), [1, 2 / 3, 0, 1])
+    close(metrics.strict_accuracy(found), [1, 0, 0, 1])
+
+
+# ------------------------------------------------------------------------------------------------------------- success
+
+
+def test_success_and_magnitude():
+    wanted, other = forced([-1.0, -2.0, -3.0, math.nan]), forced([-2.0, -2.0, -1.0, -1.0])
+    close(metrics.success(wanted, other), [1, 0, 0, 0])  # a tie and NaN are no success
+    close(metrics.success(other, wanted), [0, 0, 1, 0])
+    expected = [math.exp(-1) - math.exp(-2), 0, math.exp(-3) - math.exp(-1), math.nan]
+    close(metrics.magnitude(wanted, other), expected)
+
+
+def test_score_is_the_harmonic_mean():
+    assert metrics.score(1, 0.5, 0.25) == pytest.approx(3 / 7)
+    assert metrics.score(0.9, 0.9, 0.9) == pytest.approx(0.9)
+    assert metrics.score(1, 1, 0) == 0
+
+
+# ------------------------------------------------------------------------------------------------------------ locality
+
+
+def test_agreement_with_the_unedited_model():
+    edited = forced([0.0] * 4, said=[(1, 2, 3, 4), (5,), (6, 7), (8, 9)])
+    before = forced([0.0] * 4, said=[(1, 2, 3, 9), (5,), (9, 7), (8, 0)])
+    close(metrics.argmax_agreement(edited, before), [3 / 4, 1, 1 / 2, 1 / 2])
+    close(metrics.first_token_agreement(edited, before), [1, 1, 0, 1])
+    close(metrics.answer_agreement(["Graz", "a", ""], ["Graz", "b", ""]), [1, 0, 1])
+    with pytest.raises(ValueError):
+        metrics.argmax_agreement(edited, before.at([0]))
+    with pytest.raises(ValueError):
+        metrics.answer_agreement(["Graz"], [])
+
+
+# ----------------------------------------------------------------------------------------------------------- retention
+
+
+def checkpoints(*parts):
+    rows = [{"edits_done": done, **row} for done, found in parts for row in found]
+    return pd.DataFrame(rows)
+
+
+def test_retention_by_age_and_checkpoint():
+    other = [{"metric": "accuracy", "cohort": "edits", "value": 0.5, "n": 9}]
+    found = checkpoints(
+        (2, each_edit("accuracy", [True, True]) + each_edit("probability", [0.9, 0.8]) + other),
+        (4, other + each_edit("accuracy", [False, True, True, False])),
+        (5, each_edit("accuracy", [0, 0, 1, 1, 1])),
+    )
+    table = metrics.retention_table(found)
+    assert list(table.columns) == ["edits_done", "edit", "age", "value"]
+    assert table[["edits_done", "edit", "age"]].values.tolist() == [
+        *([2, 1, 1], [2, 2, 0]),
+        *([4, 1, 3], [4, 2, 2], [4, 3, 1], [4, 4, 0]),
+        *([5, 1, 4], [5, 2, 3], [5, 3, 2], [5, 4, 1], [5, 5, 0]),
+    ]
+    assert table.value.tolist() == [1, 1, 0, 1, 1, 0, 0, 0, 1, 1, 1]
+    assert metrics.retention_table(found, "probability").value.tolist() == [0.9, 0.8]
+
+    matrix = metrics.retention_matrix(table, width=2)
+    assert matrix.columns.tolist() == [2, 4, 5]
+    assert matrix.index.tolist() == [0, 2, 4]
+    expected = [[1, 0.5, 1], [np.nan, 0.5, 0.5], [np.nan, np.nan, 0]]
+    np.testing.assert_array_equal(matrix.to_numpy(), expected)
+
+
+def test_edit_ten_comes_after_edit_nine():
+    table = metrics.retention_table(checkpoints((11, each_edit("accuracy", range(11)))))
+    assert table.edit.tolist() == list(range(1, 12))
+    assert table.value.tolist() == list(range(11))
+
+
+def test_a_run_without_single_edits_has_no_retention():
+    found = checkpoints((2, [{"metric": "accuracy", "cohort": "edits", "value": 0.5, "n": 9}]))
+    assert metrics.retention_table(found).empty
+
+
+# ------------------------------------------------------------------------------------------------------------ warnings
+
+
+def test_the_healthy_band():
+    assert metrics.healthy_band(1.0) == pytest.approx((0.9, 1.1))
+    assert metrics.healthy_band(-4.0, tolerance=0.25) == pytest.approx((-5, -3))
+    assert metrics.healthy_band(1.0, floor=0.5) == pytest.approx((0.95, 1.05))
+    assert metrics.healthy_band(0.2, floor=1.2, tolerance=0.2) == pytest.approx((0.16, 0.24))  # not 0.2 of 1.0
+    assert metrics.healthy_band(0.0, floor=1.2, tolerance=0.2) == pytest.approx((-0.24, 0.24))
+    assert metrics.healthy_band(3.0, floor=3.0) == pytest.approx((2.7, 3.3))
+    assert metrics.healthy_band(0.0) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "values, consecutive, expected",
+    [
+        ([1, 0.9, 0.89, 1], 1, 20),  # the band's edge is healthy
+        ([1, 1, 1.2, 1], 1, 20),  # too much is not healthy either
+        ([1, 0.5, 1, 0.5, 0.5], 2, 40),  # known at the second one
+        ([1, 0.5, 1, 0.5, 1], 2, None),
+        ([1, 1, math.nan], 1, 20),
+        ([1, 1, 1], 1, None),
+    ],
+)
+def test_the_first_exit(values, consecutive, expected):
+    curve = pd.Series(values, index=range(0, 10 * len(values), 10))
+    assert metrics.first_exit(curve[::-1], 0.9, 1.1, consecutive) == expected
+
+
+def test_which_metric_warned_first():
+    def row(metric, cohort, value):
+        n = 7 if value in (0.94, 0.4, 3.25) else 8
+        return {"metric": metric, "cohort": cohort, "value": value, "n": n}
+
+    curves = {
+        ("accuracy", "untouched"): [1.0, 0.95, 0.4],
+        ("success", "neighbors"): [1.0, 0.94, 0.4],
+        ("perplexity", "plain text"): [3.0, 3.2, 3.25],
+        ("seconds", "probes"): [1.0, 9.0, 9.0],
+        ("accuracy", "edit 1"): [1.0, 0.0, 0.0],
+        ("hidden drift", "layer 1"): [0.0, 0.1, 0.2],
+    }
+    found = checkpoints(
+        (0, [row(*key, v[0]) for key, v in curves.items()] + [row("answerable", "pronoun", 1.0)]),
+        *((10 * t, [row(*key, v[t]) for key, v in curves.items()]) for t in (1, 2)),
+    )
+    floors = pd.DataFrame({"metric": ["success", "seconds"], "cohort": ["neighbors", "probes"], "value": [0.5, 0.0]})
+    table = metrics.warning_table(found, point=50, floors=floors)
+    assert table[["metric", "cohort"]].apply(tuple, axis=1).tolist() == [
+        ("success", "neighbors"),  # 0.94 has gone 12 % of the way to its floor
+        ("accuracy", "untouched"),
+        ("perplexity", "plain text"),
+    ]
+    assert table.exit.tolist()[:2] == [10, 20]
+    assert table.lead.tolist()[:2] == [40, 30]
+    assert table.exit.isna().tolist() == table.lead.isna().tolist() == [False, False, True]
+    assert (table.start.tolist(), table.n.tolist()) == ([1.0, 1.0, 3.0], [7, 7, 7])
+    unknown = metrics.warning_table(found)
+    assert unknown.lead.isna().all() and set(unknown.exit.dropna()) == {20}
+    floors.loc[2] = ("hidden drift", "layer 1", 1.5)
+    assert metrics.warning_table(found, floors=floors).query("metric == 'hidden drift'").exit.tolist() == [20]
+
+
+# --------------------------------------------------------------------------------------------------------- portability
+
+SAYS = {  # what the model of these tests says
+    "Zoë was born in": "Graz",
+    "Zoë was born in Graz. The city of Graz lies in": "Austria",
+    "Léon was born in": "Bordeaux",
+    "Léon was born in Bordeaux. The city of Bordeaux lies in": "Spain",
+    "Léon was born in Graz. The city of Graz lies in": "Austria",
+    "He was born in": "Graz",
+}
+HOP = "The city of {} lies in"
+
+
+@pytest.fixture
+def speaker(monkeypatch, llama):
+    module = import_module("kedit_lib.metrics.portability")
+    monkeypatch.setattr(module, "complete", lambda hf, tokenizer, prompts: [SAYS.get(p, "") for p in prompts])
+    monkeypatch.setattr(
+        module,
+        "generation_accuracy",
+        lambda model, prompts, answers: [SAYS.get(p) == a for p, a in zip(prompts, answers, strict=True)],
+    )
+    return llama
+
+
+def test_portability_follows_the_models_own_bridge(speaker):
+    questions = [
+        Question("hop", "Zoë was born in", "Austria", HOP),
+        Question("pronoun", "He was born in", "Graz"),
+        Question("hop", "Léon was born in", "France", HOP),  # it goes on from what it said
+        Question("hop", "Léon was born in", "Austria", HOP),  # Graz would lie there, but it said Bordeaux
+        Question("hop", "Léon was born in", "Bordeaux", HOP),
+    ]
+    assert metrics.portability(speaker, questions) == [True, True, False, False, False]
+    assert metrics.portability(speaker, []) == []
+
+
+def test_a_question_counts_if_every_gate_is_passed(speaker):
+    known, unknown = ("Zoë was born in", "Graz"), ("Zoë was born in", "Bordeaux")
+    gates = [(known,), (unknown,), (known, unknown), (unknown, known), (), (known, ("He was born in", "Graz"))]
+    asked = [Question("k", "p", "a", gate=g) for g in gates]
+    assert metrics.answerable(speaker, asked) == [True, False, False, False, True, True]
+
+
+def test_inverse_success_compares_the_subject_after_both_objects(llama):
+    new, true = ["The organ is played by"], ["The oboe is played by"]
+    p = [metrics.answer_log_probability(llama, prompts, ["Zoë"]).item() for prompts in (new, true)]
+    assert p[0] != p[1]
+    close(metrics.inverse_success(llama, ["Zoë"], new, true), [p[0] > p[1]])
+    close(metrics.inverse_success(llama, ["Zoë"] * 2, true + new, new + true), [p[1] > p[0], p[0] > p[1]])
+
+
+def test_a_distracted_neighbor():
+    edit = kedit.Edit("The mother tongue of {} is", "Danielle Darrieux", "English")
+    expected = "The mother tongue of Danielle Darrieux is English. Léon Blum speaks"
+    assert metrics.distracted(edit, "Léon Blum speaks") == expected
+
+
+def test_intrusion_is_the_probability_of_each_edits_new_object(llama):
+    prompts = ["Ana Brown plays the", "Zoë speaks", "The town is a"]
+    expected = [metrics.answer_probability(llama, [p], [e.target_new]) for e, p in zip(EDITS, prompts, strict=False)]
+    assert len({float(p) for p in expected}) == 3
+    assert metrics.intrusion(llama, EDITS[:3], prompts).tolist() == pytest.approx([float(p) for p in expected])
+
+
+# ----------------------------------------------------------------------------------------------------------- free text
+
+
+def test_n_gram_entropy():
+    assert metrics.n_gram_entropy("ababa", 2) == pytest.approx(1)  # ab ba ab ba
+    assert metrics.n_gram_entropy("ababa", 3) == pytest.approx(-(2 / 3) * math.log2(2 / 3) - math.log2(1 / 3) / 3)
+    assert metrics.n_gram_entropy("aaaaa", 2) == 0
+    assert metrics.n_gram_entropy("abcde", 2) == pytest.approx(2)
+    assert metrics.n_gram_entropy("a", 2) == metrics.n_gram_entropy("", 3) == 0
+
+
+def test_fluency_weighs_bigrams_and_trigrams():
+    h3 = -(2 / 3) * math.log2(2 / 3) - math.log2(1 / 3) / 3
+    assert metrics.fluency("a b a b a") == pytest.approx((2 / 3 * 1 + 4 / 3 * h3) / 2)
+    assert metrics.fluency("the the the the") == 0
+    assert metrics.fluency("the, the, the") == pytest.approx(metrics.fluency("a b a b a"))  # a mark is a word
+    hundred = " ".join(f"w{i}" for i in range(100))
+    assert metrics.fluency(hundred) == pytest.approx((2 / 3 * math.log2(99) + 4 / 3 * math.log2(98)) / 2)
+
+
+def sampled_slowly(model, prompt, draws, top_k):
+    """One prompt alone, the whole text through the model at each step."""
+    ids = encode(model.tokenizer, prompt)
+    start = len(ids)
+    for u in draws.tolist():
+        best, token = logits(model, ids)[-1].topk(top_k)
+        below, chosen = 0.0, 0
+        for i, p in enumerate(best.softmax(-1).tolist()):
+            below += p
+            chosen = i
+            if u <= below:
+                break
+        ids = [*ids, int(token[chosen])]
+    return model.tokenizer.decode(ids[start:], skip_special_tokens=True)
+
+
+def test_sampled_texts_are_those_of_each_prompt_alone(model, monkeypatch):
+    monkeypatch.setattr(import_module("kedit_lib.metrics.fluency"), "ROWS", 3)
+    prompts = ["Zoë", "Danielle Darrieux was born in Graz. The town", "Ana Brown", "Old English and", "Léon Blum"]
+    draws = torch.rand(5, 12, generator=torch.Generator().manual_seed(7))
+    expected = [sampled_slowly(model, p, u, 5) for p, u in zip(prompts, draws, strict=True)]
+    assert metrics.sampled_texts(model, prompts, 12, seed=7) == expected
+    assert metrics.sampled_texts(model, prompts, 12, seed=8) != expected
+    assert metrics.sampled_texts(model, prompts[:2], 12, seed=7) == expected[:2]
+    greedy = [sampled_slowly(model, p, u, 1) for p, u in zip(prompts, draws, strict=True)]
+    assert metrics.sampled_texts(model, prompts, 12, top_k=1) == greedy != expected
+
+
+def test_sampling_ends_where_the_positions_do(llama):
+    room = llama.hf.config.max_position_embeddings
+    long = metrics.sampled_texts(llama, ["Zoë"], room + 50)
+    length = len(encode(llama.tokenizer, "Zoë"))
+    assert long == metrics.sampled_texts(llama, ["Zoë"], room + 50)
+    draws = torch.rand(1, room + 50, generator=torch.Generator().manual_seed(0))[0, : room - length]
+    assert long == [sampled_slowly(llama, "Zoë", draws, 5)]
+
+
+def test_tf_idf_and_its_cosine():
+    tfidf = metrics.TfIdf.fit(["The cat", "the cat sat", "a DOG sat sat"])
+    idf = {"the": math.log(4 / 3) + 1, "cat": math.log(4 / 3) + 1, "sat": math.log(4 / 3) + 1, "dog": math.log(2) + 1}
+    assert tfidf.idf == pytest.approx(idf)  # "a" is too short, a text counts once
+    norm = math.hypot(2 * idf["dog"], idf["sat"])
+    found = tfidf.vector("Dog sat dog bird")
+    assert found == pytest.approx({"dog": 2 * idf["dog"] / norm, "sat": idf["sat"] / norm})
+    assert tfidf.vector("bird") == {}
+    assert metrics.consistency("dog dog", ["a dog", "Dog!"], tfidf) == pytest.approx(1)
+    assert metrics.consistency("dog", ["the cat"], tfidf) == 0
+    assert metrics.consistency("bird", ["the cat"], tfidf) == metrics.consistency("dog", [], tfidf) == 0
+    both = metrics.consistency("Dog sat dog", ["sat", "the"], tfidf)
+    assert both == pytest.approx(idf["sat"] / norm * math.sqrt(0.5))
+
+
+# -------------------------------------------------------------------------------------------------------------- health
+
+
+def test_health_of_the_weights(model):
+    layer, (rows, columns) = 2, model.weight(2).shape
+    q, r = (torch.linalg.qr(torch.randn(n, n, dtype=torch.float64))[0] for n in (rows, columns))
+    sigma = torch.linspace(0.5, 8, min(rows, columns), dtype=torch.float64)
+    original = model.weight(layer).detach().clone()
+    target = q[:, : len(sigma)] * sigma @ r[: len(sigma)]
+    model.add({model.weight_name(layer): target - original})
+    found = metrics.weight_health(model, layer)
+    assert found["weight norm"] == pytest.approx(sigma.square().sum().sqrt().item())
+    assert found["largest singular"] == pytest.approx(8)
+    assert found["condition number"] == pytest.approx(16)
+    assert found["weight drift"] == pytest.approx(((target - original).norm() / original.norm()).item())
+    assert metrics.weight_health(model, 1)["weight drift"] == 0
+    assert torch.allclose(model.drift(layer), target - original)
+    assert not model.drift(1).any() and model.drift(1).shape == model.weight(1).shape
+
+
+def test_hidden_states_without_the_first_token(model, monkeypatch):
+    monkeypatch.setattr(import_module("kedit_lib.metrics.health"), "ROWS", 2)
+    texts = ["Zoë plays the organ.", "The town is a port.", "Because the rain is cold, you stay at home.", "Therefore"]
+    before = weights(model)
+
+    def slowly():
+        states = {1: [], 3: []}
+        for text in texts:
+            ids = torch.tensor([encode(model.tokenizer, text)])
+            with torch.no_grad():
+                found = model.hf(input_ids=ids, output_hidden_states=True).hidden_states
+            for layer, rows in states.items():
+                rows += list(found[layer + 1][0, 1:])
+        return {layer: torch.stack(rows) for layer, rows in states.items()}
+
+    h0, slow0 = metrics.hidden_states(model, texts, [3, 1]), slowly()
+    model.add({model.weight_name(2): torch.ones_like(model.weight(2)) / 10})
+    h, slow = metrics.hidden_states(model, texts, [3, 1]), slowly()
+    for layer in (1, 3):
+        assert h[layer].shape == slow[layer].shape
+        found = metrics.hidden_health(h[layer], h0[layer])
+        assert found["hidden norm"] == pytest.approx(slow[layer].norm(dim=-1).mean().item())
+        moved = (slow[layer] - slow0[layer]).norm(dim=-1) / slow0[layer].norm(dim=-1)
+        assert found["hidden drift"] == pytest.approx(moved.mean().item(), abs=1e-12)
+    assert found["hidden drift"] > 0
+    model.restore()
+    assert same(model, before)
+
+
+def test_cosine_of_updates():
+    a, b = torch.tensor([[3.0, 0.0], [0.0, 4.0]]), torch.tensor([[3.0, 0.0], [0.0, -4.0]])
+    assert metrics.cosine(a, b) == pytest.approx((9 - 16) / 25)
+    assert metrics.cosine(a, 2 * a) == pytest.approx(1)
+    assert math.isnan(metrics.cosine(a, 0 * a))
+    found = metrics.successive_cosines([{"w": a, "v": a}, {"w": b, "v": a}, {"w": -b}])
+    assert found == [pytest.approx({"w": -7 / 25, "v": 1}), pytest.approx({"w": -1})]
+
+
+# ----------------------------------------------------------------------------------------------------------- bootstrap
+
+
+def test_the_bootstrap_resamples_edits():
+    value, low, high = metrics.bootstrap_interval([1, 1, 1, 0], edits=[0, 0, 0, 1])
+    assert (value, low, high) == (0.5, 0, 1)  # two edits, one all right and one all wrong
+    values = np.arange(400) % 4 == 0
+    value, low, high = metrics.bootstrap_interval(values)
+    half = 1.96 * math.sqrt(0.25 * 0.75 / 400)
+    assert value == 0.25
+    assert (low, high) == pytest.approx((0.25 - half, 0.25 + half), abs=0.006)
+    assert metrics.bootstrap_interval(values) == (value, low, high)
+    assert metrics.bootstrap_interval(values, seed=1) != (value, low, high)
+    tighter = metrics.bootstrap_interval(values, level=0.5)
+    assert low < tighter[1] < 0.25 < tighter[2] < high
+    repeated = metrics.bootstrap_interval(np.repeat(values, 10), edits=np.repeat(np.arange(400), 10))
+    assert repeated == (value, low, high)  # ten prompts an edit are not ten edits
+
+
+def test_the_bootstrap_of_next_to_nothing():
+    assert metrics.bootstrap_interval([0.5, 0.5]) == (0.5, 0.5, 0.5)
+    close(metrics.bootstrap_interval([0.5]), [0.5, math.nan, math.nan])
+    close(metrics.bootstrap_interval([0.5, 0.7], edits=[3, 3]), [0.6, math.nan, math.nan])
+    close(metrics.bootstrap_interval([]), [math.nan] * 3)
+
+
+def test_intervals_of_a_long_table():
+    table = pd.DataFrame({"edits_done": [2, 2, 4, 4, 4], "edit": [1, 2, 1, 2, 3], "value": [1.0, 1, 0, 0, 1]})
+    found = metrics.interval_table(table, ["edits_done"])
+    assert found.columns.tolist() == ["edits_done", "mean", "low", "high", "edits"]
+    assert found[["edits_done", "mean", "edits"]].values.tolist() == [[2, 1, 2], [4, pytest.approx(1 / 3), 3]]
+    assert (found.low[1], found.high[1]) == metrics.bootstrap_interval([0, 0, 1])[1:]
+
+
+# --------------------------------------------------------------------------------------------------------------- floor
+
+
+@pytest.mark.parametrize("how", ["random", "scaled"])
+def test_a_destroyed_model_comes_back_bit_for_bit(model, how):
+    original = weights(model)
+    model.add({model.weight_name(0): torch.ones_like(model.weight(0)) / 100})
+    edited = weights(model)
+    with metrics.destroyed(model, [1, 3], how):
+        for layer in range(model.n_layers):
+            now, was = model.weight(layer), original[model.weight_name(layer)]
+            if layer not in (1, 3):
+                assert torch.equal(now, was)  # the unedited one
+            elif how == "scaled":
+                assert torch.allclose(now, 100 * was)
+            else:
+                assert now.norm() == pytest.approx(was.norm().item())
+                assert abs(metrics.cosine(now, was)) < 0.2
+    assert same(model, edited)
+    with pytest.raises(RuntimeError), metrics.destroyed(model, how=how):
+        assert not any(torch.equal(model.weight(i), original[model.weight_name(i)]) for i in range(model.n_layers))
+        raise RuntimeError
+    assert same(model, edited)
+    model.restore()
+    assert same(model, original)
+
+
+def test_destruction_is_seeded(llama):
+    drawn = []
+    for seed in (0, 0, 1):
+        with metrics.destroyed(llama, [1], seed=seed):
+            drawn.append(llama.weight(1).detach().clone())
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+    for options, says in ([{"how": "burnt"}, "burnt"], [{"layers": [99]}, "99"]):
+        with pytest.raises(kedit.KeditError, match=says), metrics.destroyed(llama, **options):
+            pass
+
+
+def test_floors_are_what_the_probes_see_there(llama):
+    before = weights(llama)
+
+    class Norm:
+        identity = "norm"
+
+        def __call__(self, model, done):
+            return [{"metric": "norm", "cohort": "all", "value": model.weight(1).norm().item(), "n": len(done)}]
+
+    found = metrics.floors(llama, [Norm()], EDITS, layers=[1], how="scaled")
+    assert found.columns.tolist() == ["metric", "cohort", "value", "n"]
+    assert found.value[0] == pytest.approx(100 * before[llama.weight_name(1)].norm().item())
+    assert found.n[0] == len(EDITS)
+    assert same(llama, before)
