@@ -196,7 +196,7 @@ CLAIMS = (
     Claim(
         "least-interference",
         "spreading an edit over layers interferes least",
-        "tr ΔCΔᵀ for each achieved edit, MEMIT's layers over its last layer alone",
+        "tr ΔCΔᵀ for each achieved edit, MEMIT over several layers against the last of them alone",
         1.0,
         False,
         0.3,

@@ -498,7 +498,7 @@ def test_a_shipped_model_by_its_name(shipped):
     panel = {getattr(p, "cohort", None): p for p in probes}
     assert not any(e.subject in prompt for e in edits for prompt in panel["untouched"].prompts)
     assert all(any(e.subject in prompt for e in edits) for prompt in panel["same subjects"].prompts)
-    everyone = [p for p in world.people[DEVELOPMENT:] if p not in {e.subject for e in edits}]
+    everyone = [p for p in streamed_people(world) if p not in {e.subject for e in edits}]
     assert len(panel["all untouched"].prompts) == len(everyone) * len(world.relations)
     assert {p.every for p in probes if getattr(p, "cohort", "") != "all untouched"} == {50, 100}
     rows = {(r["metric"], r["cohort"]): r["value"] for probe in probes if probe.every for r in probe(model, edits)}
