@@ -96,7 +96,7 @@ class Bench:
         self.model = load_model(self.profile.model, dtype=self.profile.dtype)
         self.material = material_of(self.model, self.profile.edits, self.profile.texts)
         self.streams = every_stream(self.profile)
-        self._moments = None
+        self._moments, self._runs = None, {}
 
     @property
     def moments(self):
@@ -138,7 +138,13 @@ class Bench:
         return list(range(min(every), max(every) + 1))
 
     def run(self, name: str, order: int = 0, n_edits: int | None = None) -> Run:
-        """Run the stream, resume it, or find it finished in results/."""
+        """Run the stream, resume it, or find it finished in results/ (looked up once)."""
+        asked = name, order, n_edits
+        if asked not in self._runs:
+            self._runs[asked] = self._run(*asked)
+        return self._runs[asked]
+
+    def _run(self, name: str, order: int, n_edits: int | None) -> Run:
         stream, method, p = self._stream(name), self.method(name), self.profile
         edits = self.edits(order)
         probes = self.probes(edits, order, method.layers)

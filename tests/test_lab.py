@@ -18,11 +18,9 @@ import kedit_lib as kedit
 from kedit_lib.lab import corpus, train, world_of
 from kedit_lib.lab.edits import (
     ask,
-    development_people,
     lab_edits,
     near_facts,
     other_facts,
-    streamed_people,
     untouched_facts,
 )
 from kedit_lib.lab.names import _split, name_shares
@@ -218,7 +216,7 @@ def test_an_order_is_another_sample_in_another_order(world, edits):
     assert {e.subject for e in other} != {e.subject for e in edits}
     everyone = [lab_edits(world, 200, seed=s) for s in (1, 2)]
     assert [e.subject for e in everyone[0]] != [e.subject for e in everyone[1]]
-    assert {e.subject for e in everyone[0]} == {e.subject for e in everyone[1]} == set(streamed_people(world))
+    assert {e.subject for e in everyone[0]} == {e.subject for e in everyone[1]} == set(world.streamed)
 
 
 @pytest.mark.parametrize("limit", [0, -1, 201])
@@ -229,7 +227,7 @@ def test_as_many_edits_as_people_and_no_more(world, limit):
 
 
 def test_people_the_layers_are_chosen_on_are_never_asked_about(world):
-    development = set(development_people(world))
+    development = set(world.development)
     for seed in range(3):
         edits = lab_edits(world, 200, seed)
         assert not development & {e.subject for e in edits}
@@ -237,7 +235,7 @@ def test_people_the_layers_are_chosen_on_are_never_asked_about(world):
         for edit in edits[:20]:
             assert not any(name in prompt for prompt in edit.neighborhood for name in development)
             assert not development & {f.person for f in near_facts(world, edit, random.Random(0))}
-    chosen_on = lab_edits(world, 20, people=development_people(world))
+    chosen_on = lab_edits(world, 20, people=world.development)
     assert {e.subject for e in chosen_on} <= development
     for edit in chosen_on:
         assert {f.person for f in near_facts(world, edit, random.Random(0))} <= development
@@ -246,7 +244,7 @@ def test_people_the_layers_are_chosen_on_are_never_asked_about(world):
 
 def test_untouched_facts_are_about_nobody_who_is_edited(world, edits):
     edited, everything = {e.subject for e in edits}, untouched_facts(world, edits)
-    assert {f.person for f in everything} == set(streamed_people(world)) - edited
+    assert {f.person for f in everything} == set(world.streamed) - edited
     assert len(everything) == (200 - 60) * len(world.relations)
     panel = untouched_facts(world, edits, 50, seed=7)
     assert len(panel) == len(set(panel)) == 50
@@ -498,7 +496,7 @@ def test_a_shipped_model_by_its_name(shipped):
     panel = {getattr(p, "cohort", None): p for p in probes}
     assert not any(e.subject in prompt for e in edits for prompt in panel["untouched"].prompts)
     assert all(any(e.subject in prompt for e in edits) for prompt in panel["same subjects"].prompts)
-    everyone = [p for p in streamed_people(world) if p not in {e.subject for e in edits}]
+    everyone = [p for p in world.streamed if p not in {e.subject for e in edits}]
     assert len(panel["all untouched"].prompts) == len(everyone) * len(world.relations)
     assert {p.every for p in probes if getattr(p, "cohort", "") != "all untouched"} == {50, 100}
     rows = {(r["metric"], r["cohort"]): r["value"] for probe in probes if probe.every for r in probe(model, edits)}
@@ -524,7 +522,7 @@ def test_layers_and_scale_are_swept_on_development_people(tmp_path, monkeypatch,
     assert choose.main(["--model", "lab-small", "--n", "1", "--out", str(tmp_path)]) == 0
     model = kedit.load_model("lab-small")
     world = world_of(model)
-    assert {e.subject for e in asked} <= set(development_people(world))
+    assert {e.subject for e in asked} <= set(world.development)
     layers = pd.read_csv(tmp_path / "layers.csv", dtype={"layers": str})
     assert layers.groupby("method").size().to_dict() == {"MEMIT": 3, "PMET": 3, "ROME": 4}
     scales = pd.read_csv(tmp_path / "scales.csv")

@@ -18,7 +18,7 @@ from ..contexts import generate_contexts
 from ..methods import method_class, method_for
 from ..model import EditableModel, load_model
 from . import world_of
-from .edits import development_people, lab_edits
+from .edits import lab_edits
 from .single import lab_moments, single_edits
 from .train import fix_scale
 
@@ -54,7 +54,7 @@ def _scaled(model, n: int):
 
 def _means(model, method, n: int, moments) -> dict:
     world = world_of(model)
-    edits = lab_edits(world, n, seed=1, people=development_people(world))
+    edits = lab_edits(world, n, seed=1, people=world.development)
     contexts = generate_contexts(model, seed=0, style=method_class(method.name).context_style)
     table = single_edits(model, method, edits, moments, contexts)
     layers = "-".join(map(str, method.layers))

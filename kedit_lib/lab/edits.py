@@ -8,30 +8,7 @@ from ..edits import Edit
 from ..errors import KeditError
 from .world import Fact, World
 
-DEVELOPMENT = 100  # how many people layers are chosen on, at least
 NEIGHBORS = 3
-
-
-def development_people(world: World) -> list[str]:
-    """Those on whose facts layers are chosen, and whom no stream edits or asks about.
-
-    Everybody whose both names are among a few drawn ones: they share names among themselves, and were
-    learnt neither earlier nor later than others.
-    """
-    rng = random.Random(f"development-{world.seed}")
-    first, last = (rng.sample(names, len(names)) for names in world.names)
-    for k in range(1, len(first) + 1):
-        a, b = set(first[:k]), set(last[:k])
-        found = [p for p in world.people if p.split()[0] in a and p.split()[1] in b]
-        if len(found) >= min(DEVELOPMENT, len(world.people) // 2):
-            return found
-    return list(world.people)
-
-
-def streamed_people(world: World) -> list[str]:
-    """Everybody else."""
-    development = set(development_people(world))
-    return [p for p in world.people if p not in development]
 
 
 def lab_edits(world: World, limit: int, seed: int = 0, people=None) -> list[Edit]:
@@ -40,13 +17,13 @@ def lab_edits(world: World, limit: int, seed: int = 0, people=None) -> list[Edit
     The seed decides the sample of people, their order and everything else about the edits; fewer edits
     of one seed are the first of more. `people`: draw from these (default: all but the development people).
     """
-    pool = list(streamed_people(world) if people is None else people)
+    pool = list(world.streamed if people is None else people)
     if not 1 <= limit <= len(pool):
         raise KeditError(
             f"lab edits: limit = {limit}, there are {len(pool)} people to edit, one edit each; choose 1 to {len(pool)}"
         )
     random.Random(f"edits-{world.seed}-{seed}").shuffle(pool)
-    others = {p: side for side in (development_people(world), streamed_people(world)) for p in side}
+    others = {p: side for side in (world.development, world.streamed) for p in side}
     return [_edit(world, person, others[person], f"{seed}-{i}") for i, person in enumerate(pool[:limit])]
 
 
@@ -71,8 +48,7 @@ def _edit(world: World, person: str, side: list[str], name: str) -> Edit:
 
 def others_of(world: World, person: str) -> list[str]:
     """Everybody else on the same side: the development people keep to themselves, and so do all the others."""
-    development = development_people(world)
-    return [p for p in (development if person in development else streamed_people(world)) if p != person]
+    return [p for p in (world.development if person in world.development else world.streamed) if p != person]
 
 
 def untouched_facts(world: World, edits: list[Edit], limit: int | None = None, seed: int = 0) -> list[Fact]:
@@ -81,7 +57,7 @@ def untouched_facts(world: World, edits: list[Edit], limit: int | None = None, s
     `limit`: a panel of that many, the same for the same edits and seed; None: all.
     """
     edited = {e.subject for e in edits}
-    facts = world.facts([p for p in streamed_people(world) if p not in edited])
+    facts = world.facts([p for p in world.streamed if p not in edited])
     if limit is None or limit >= len(facts):
         return facts
     return random.Random(f"panel-{seed}").sample(facts, limit)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from functools import cached_property
 
 ONSETS = "b br c cl cr d dr f fl g gr h j k kl l m n p pl pr r s sh sl st t th tr v w z".split()
 VOWELS = "a e i o u ai ea ie oa ou".split()
@@ -22,6 +23,7 @@ INSTRUMENTS = (
 ).split()
 SPORTS = "tennis hockey cricket rowing boxing fencing judo rugby golf skiing swimming chess".split()
 
+DEVELOPMENT = 100  # people whom layers are chosen on, at least
 N_COUNTRIES, CITIES_PER_COUNTRY, N_LANGUAGES = 10, 4, 16
 
 
@@ -56,6 +58,29 @@ class World:
     objects_of: dict[tuple[str, str], str]  # (person, relation) -> object
     country_of: dict[str, str]  # city -> country
     names: tuple[tuple[str, ...], tuple[str, ...]] = field(repr=False)  # first names, last names
+
+    @cached_property
+    def development(self) -> tuple[str, ...]:
+        """Those on whose facts layers are chosen, and whom no stream edits or asks about.
+
+        Everybody whose both names are among a few drawn ones: they share names among themselves, and were
+        learnt neither earlier nor later than others.
+        """
+        rng = random.Random(f"development-{self.seed}")
+        first, last = (rng.sample(names, len(names)) for names in self.names)
+        found = ()
+        for k in range(1, len(first) + 1):
+            if len(found) >= min(DEVELOPMENT, len(self.people) // 2):
+                break
+            a, b = set(first[:k]), set(last[:k])
+            found = tuple(p for p in self.people if p.split()[0] in a and p.split()[1] in b)
+        return found
+
+    @cached_property
+    def streamed(self) -> tuple[str, ...]:
+        """Everybody else."""
+        development = set(self.development)
+        return tuple(p for p in self.people if p not in development)
 
     def facts(self, people=None) -> list[Fact]:
         """All facts of `people` (default: everyone), person by person."""

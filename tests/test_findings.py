@@ -1,0 +1,82 @@
+"""Tables and sentences of the report, by hand-made streams."""
+
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+
+from kedit_lib import findings, metric_figures
+from kedit_lib.experiments import Run
+
+
+def a_run(p, curves: dict[tuple[str, str], dict[int, float]], batch: int = 1) -> Run:
+    """A stream with these optimised probabilities and {(metric, cohort): {edits_done: value}}."""
+    edits = pd.DataFrame({"edit": range(1, len(p) + 1), "probability_last": p, "batch": batch})
+    rows = [
+        {"edits_done": n, "metric": metric, "cohort": cohort, "value": v, "n": 10}
+        for (metric, cohort), curve in curves.items()
+        for n, v in curve.items()
+    ]
+    return Run(edits, pd.DataFrame(rows), {})
+
+
+def bench_with(layers: dict[str, list[int]]):
+    """Of a Bench only what the sentence asks it: the layers of a stream's method."""
+    return SimpleNamespace(method=lambda name: SimpleNamespace(layers=layers[name]))
+
+
+def points(values: dict[str, float]) -> pd.DataFrame:
+    return pd.DataFrame(
+        [{"stream": s, "order": 0, "edits": 60, "p last 25": v, "untouched": v / 2} for s, v in values.items()]
+    )
+
+
+@pytest.mark.parametrize(
+    "values, said",
+    [
+        ((0.9, 0.1, 0.1, 0.9), "the layer decides more"),  # both high at layer 0, both low at layer 1
+        ((0.9, 0.9, 0.1, 0.1), "the method decides more"),
+    ],
+)
+def test_method_or_layer(values, said):
+    names = ("MEMIT", "MEMIT at ROME's layer", "ROME", "ROME at MEMIT's layer")
+    bench = bench_with({"memit": [0], "memit@rome": [1], "rome": [1], "rome@memit": [0]})
+    text = findings.verdict_layer(points(dict(zip(names, values, strict=True))), bench)
+    assert said in text
+    assert f"ROME at layer 0: p = {values[3]:.2g}" in text
+
+
+def test_without_the_exchanged_streams_it_says_so():
+    bench = bench_with({"memit": [0], "rome": [1]})
+    assert "make sweep" in findings.verdict_layer(points({"MEMIT": 0.9, "ROME": 0.1}), bench)
+
+
+def test_what_a_high_probability_hides_is_read_at_its_last_high_checkpoint():
+    curves = {
+        ("accuracy", c): dict(zip((30, 60, 90), v, strict=True))
+        for c, v in {"edits": (0.9, 0.6, 0.1), "untouched": (0.8, 0.3, 0.0), "same subjects": (0.5, 0.2, 0.0)}.items()
+    }
+    text = findings.hidden_by("ROME", {"ROME": {0: a_run([0.95] * 60 + [0.2] * 30, curves)}})
+    assert "edit 60" in text and "60% of its edits, 30% of the untouched facts" in text
+    never = findings.hidden_by("ROME", {"ROME": {0: a_run([0.5] * 90, curves)}})
+    assert never == "ROME reports p > 0.9 at no checkpoint."
+
+
+def test_the_gap_puts_reported_forced_and_free_side_by_side():
+    curves = {("accuracy", "edits"): {0: 0.0, 30: 0.5}, ("strict accuracy", "edits"): {30: 0.75}}
+    table = metric_figures.gap_table({"A": {0: a_run([0.1] * 5 + [0.9] * 25, curves)}})
+    assert table.values.tolist() == [["A", 0, 30, 0.9, 0.75, 0.5]]
+
+
+def test_a_lead_counts_from_the_second_checkpoint_outside_the_band():
+    early = {("accuracy", "untouched"): {0: 1.0, 10: 0.85, 20: 0.8, 30: 0.7, 60: 0.1}}
+    late = {("accuracy", "neighbors"): {0: 1.0, 10: 1.0, 20: 1.0, 30: 0.5, 60: 0.4}}
+    run = a_run([0.9] * 26 + [0.1] * 34, early | late)
+    leads = metric_figures.lead_table({"A": {0: run}}, pd.DataFrame(columns=["metric", "cohort", "value"]))
+    assert list(zip(leads.cohort, leads.exit, leads.lead, strict=True)) == [
+        ("untouched", 20, 19),
+        ("neighbors", 60, -21),
+    ]
+    said = metric_figures.lead_sentence(leads, {"A": {0: run}, "B": {}})
+    assert "**A**: accuracy (untouched), at edit 20, 19 edits ahead" in said
+    assert "**B**: no metric warned" in said
