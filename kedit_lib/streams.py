@@ -67,9 +67,17 @@ def scaled_streams(profile: Profile) -> dict[str, Stream]:
 
 
 def moved_streams() -> dict[str, Stream]:
-    """The two methods of the contrast with their layers exchanged, and MEMIT over both: method or layer?"""
-    found = [Stream("rome@memit", "rome", at="memit"), Stream("memit@rome", "memit", at="rome")]
-    return {s.name: s for s in [*found, Stream("memit@both", "memit", at=BOTH)]}
+    """The two methods of the contrast with their layers exchanged, and MEMIT over both: method or layer?
+
+    And MEMIT there with a tenth of λ, so that it writes nearly all of its target, as ROME does: or the brake?
+    """
+    found = [Stream("rome@memit", "rome", at="memit")]
+    for where in ("rome", BOTH):
+        found += [
+            Stream(f"memit@{where}", "memit", at=where),
+            Stream(f"memit@{where}@0.1", "memit", at=where, scale=0.1),
+        ]
+    return {s.name: s for s in found}
 
 
 def every_stream(profile: Profile) -> dict[str, Stream]:
