@@ -246,6 +246,20 @@ def verdict_rome(table: pd.DataFrame, hidden: pd.DataFrame) -> str:
     return "\n".join(out)
 
 
+def verdict_regime(table: pd.DataFrame) -> str:
+    """In which of several regimes the optimised probability halves, and where it ends lowest."""
+    ends = table.groupby("stream", sort=False)["p last 25"].median()
+    halved = [
+        f"{name} ({_points(rows, 'N_optimisation')})"
+        for name, rows in table.groupby("stream", sort=False)
+        if rows.N_optimisation.notna().any()
+    ]
+    lowest = f"it ends lowest with {ends.idxmin()}: a median of {ends.min():.2g}"
+    if halved:
+        return f"**The optimised probability halves with {'; '.join(halved)}**; {lowest}."
+    return f"In none of these regimes does the optimised probability halve within {table.edits.max()} edits; {lowest}."
+
+
 def hidden_by(name: str, streams: dict[str, dict[int, Run]]) -> str:
     """What is true of the model at the last checkpoint at which a stream still reports p > 0.9."""
     rows = []
@@ -254,7 +268,8 @@ def hidden_by(name: str, streams: dict[str, dict[int, Run]]) -> str:
         for done in reversed(untouched.index[untouched.index > 0]):
             p = run.edits.probability_last[max(0, done - WINDOW) : done].median()
             if p > 0.9:
-                at = {c: run.curve("accuracy", c).get(done, np.nan) for c in ("edits", "untouched", "same subjects")}
+                cohorts = ("edits", "untouched", "same subjects")  # the last is asked more seldom: its latest value
+                at = {c: run.curve("accuracy", c).loc[:done].iloc[-1] for c in cohorts}
                 rows.append({"edits_done": done, "p": p, **at})
                 break
     if not rows:

@@ -41,7 +41,7 @@ def gap_table(streams: dict[str, dict[int, Run]]) -> pd.DataFrame:
 def plot_gap(table: pd.DataFrame):
     """A panel a stream: what the optimisation reports above what the model says, the gap of the first order shaded."""
     names = list(dict.fromkeys(table.stream))
-    fig, axes = plt.subplots(1, len(names), figsize=(3.1 * len(names), 3.6), sharey=True)
+    fig, axes = plt.subplots(1, len(names), figsize=(3.1 * len(names), 3.6), sharex=True, sharey=True)
     for ax, name in zip(axes, names, strict=True):
         for n, (_, part) in enumerate(table[table.stream == name].groupby("order")):
             part = part.set_index("edits_done")
@@ -83,6 +83,7 @@ def plot_retention(streams: dict[str, Run], width: int):
             cbar_kws={"label": "edits still right"} if last else None,
         )
         ax.set(title=name, xlabel="edits made", ylabel="age of the edit" if ax is axes[0] else "")
+        ax.tick_params(axis="x", labelrotation=90)
     return fig, pd.concat([t.assign(stream=name) for name, t in tables.items()])
 
 

@@ -80,3 +80,15 @@ def test_a_lead_counts_from_the_second_checkpoint_outside_the_band():
     said = metric_figures.lead_sentence(leads, {"A": {0: run}, "B": {}})
     assert "**A**: accuracy (untouched), at edit 20, 19 edits ahead" in said
     assert "**B**: no metric warned" in said
+
+
+def test_the_regime_is_named_by_where_the_probability_halves():
+    table = pd.DataFrame(
+        [
+            {"stream": "here", "order": 0, "edits": 90, "N_optimisation": pd.NA, "p last 25": 0.9},
+            {"stream": "there", "order": 0, "edits": 90, "N_optimisation": 40, "p last 25": 0.1},
+        ]
+    )
+    said = findings.verdict_regime(table)
+    assert "halves with there (edit 40)" in said and "lowest with there: a median of 0.1" in said
+    assert "In none of these" in findings.verdict_regime(table[:1])
