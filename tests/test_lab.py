@@ -214,14 +214,16 @@ def test_an_order_is_another_sample_in_another_order(world, edits):
     assert lab_edits(world, 20, seed=1) == edits[:20]
     other = lab_edits(world, 60, seed=2)
     assert {e.subject for e in other} != {e.subject for e in edits}
-    everyone = [lab_edits(world, 200, seed=s) for s in (1, 2)]
+    everyone = [lab_edits(world, len(world.streamed), seed=s) for s in (1, 2)]
     assert [e.subject for e in everyone[0]] != [e.subject for e in everyone[1]]
     assert {e.subject for e in everyone[0]} == {e.subject for e in everyone[1]} == set(world.streamed)
 
 
-@pytest.mark.parametrize("limit", [0, -1, 201])
-def test_as_many_edits_as_people_and_no_more(world, limit):
-    with pytest.raises(kedit.KeditError, match=f"limit = {limit}, there are 200 people") as caught:
+@pytest.mark.parametrize("beyond", [0, -1, 1])
+def test_as_many_edits_as_people_and_no_more(world, beyond):
+    there = len(world.streamed)
+    limit = there + 1 if beyond > 0 else beyond
+    with pytest.raises(kedit.KeditError, match=f"limit = {limit}, there are {there} people") as caught:
         lab_edits(world, limit)
     assert "\n" not in str(caught.value)
 
@@ -229,7 +231,7 @@ def test_as_many_edits_as_people_and_no_more(world, limit):
 def test_people_the_layers_are_chosen_on_are_never_asked_about(world):
     development = set(world.development)
     for seed in range(3):
-        edits = lab_edits(world, 200, seed)
+        edits = lab_edits(world, len(world.streamed), seed)
         assert not development & {e.subject for e in edits}
         assert not development & {f.person for f in untouched_facts(world, edits[:50])}
         for edit in edits[:20]:
@@ -242,10 +244,22 @@ def test_people_the_layers_are_chosen_on_are_never_asked_about(world):
         assert all(any(name in prompt for name in development) for prompt in edit.neighborhood)
 
 
+def test_development_people_share_names_and_are_drawn_from_everywhere(world):
+    development, first, last = (
+        world.development,
+        *(set(names) for names in zip(*map(str.split, world.development), strict=True)),
+    )
+    assert len(development) >= 100 and not set(development) & set(world.streamed)
+    assert set(development) | set(world.streamed) == set(world.people)
+    assert len(development) > 3 * max(len(first), len(last))  # several people a name
+    places = [world.people.index(p) / len(world.people) for p in development]
+    assert 0.3 < sum(places) / len(places) < 0.7  # learnt neither first nor last
+
+
 def test_untouched_facts_are_about_nobody_who_is_edited(world, edits):
     edited, everything = {e.subject for e in edits}, untouched_facts(world, edits)
     assert {f.person for f in everything} == set(world.streamed) - edited
-    assert len(everything) == (200 - 60) * len(world.relations)
+    assert len(everything) == (len(world.streamed) - 60) * len(world.relations)
     panel = untouched_facts(world, edits, 50, seed=7)
     assert len(panel) == len(set(panel)) == 50
     assert set(panel) <= set(everything)
