@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from IPython.display import Image, Markdown, display
@@ -69,8 +70,11 @@ def keep(table: pd.DataFrame, name: str) -> pd.DataFrame:
     return table
 
 
-def say(text: str) -> None:
-    """A paragraph whose numbers come from data."""
+def say(text: str, name: str | None = None) -> None:
+    """A paragraph whose numbers come from data; with a name also saved, as figures/<name>.md."""
+    if name is not None:
+        folder().mkdir(parents=True, exist_ok=True)
+        (folder() / f"{name}.md").write_text(text + "\n", encoding="utf-8")
     display(Markdown(text))
 
 
@@ -100,7 +104,8 @@ def draw_probability(ax, runs: dict[int, Run], index: int = 0, label: str = "", 
         if (at := collapse_point(run, "model")) is not None and at in median.index:
             ax.plot(at, median[at], "X", color=color, markersize=8, markeredgecolor="white")
     ax.set(yscale="log", xlabel="edits made", ylabel="optimised probability of the target")
-    ax.set_ylim(top=1.6)
+    lowest = min(np.nanmin(np.asarray(line.get_ydata(), dtype=float)) for line in ax.lines)
+    ax.set_ylim(lowest / 2, 1.6)
 
 
 def draw_curve(ax, runs: dict[int, Run], metric: str, cohort: str, index: int = 0, label: str | None = None) -> None:

@@ -298,17 +298,27 @@ def verdict_layer(table: pd.DataFrame, bench) -> str:
     known = rows.groupby(["method", "layer"]).untouched.median().unstack("layer")
     if p.isna().any(axis=None) or len(p.columns) < 2:
         return "The streams at exchanged layers have not been run; `make sweep` makes them."
-    by_layer, by_method = p.max(axis=1) - p.min(axis=1), p.max() - p.min()
-    more = "layer" if by_layer.mean() > by_method.mean() else "method"
+    low = [(m, i) for m in p.index for i in p.columns if p.loc[m, i] < p.max(axis=None) / 2]
+    methods, layers = {m for m, _ in low}, {i for _, i in low}
+    if not low:
+        verdict = "neither method loses its probability at either layer"
+    elif len(low) == 1:
+        verdict = f"it takes both: only {low[0][0]} at layer {low[0][1]} loses its probability"
+    elif len(layers) == 1:
+        verdict = f"the layer decides: both methods lose their probability at layer {layers.pop()}"
+    elif len(methods) == 1:
+        verdict = f"the method decides: {methods.pop()} loses its probability at both layers"
+    else:
+        verdict = "neither decides alone"
     said = "; ".join(
         f"{m} at layer {i}: p = {p.loc[m, i]:.2g}, {known.loc[m, i]:.0%} of the untouched facts right"
         for m in p.index
         for i in p.columns
     )
     return (
-        f"After {rows.edits.max()} edits: {said}. Exchanging the layer moves p by {by_layer.mean():.2f} on average, "
-        f"exchanging the method by {by_method.mean():.2f}: **the {more} decides more**. What is left of the untouched "
-        f"facts differs by {(known.max(axis=1) - known.min(axis=1)).mean():.0%} between layers and "
+        f"**Method or layer? {verdict[0].upper() + verdict[1:]}** (below half of the highest p). "
+        f"After {rows.edits.max()} edits: {said}. The untouched facts say something else: they differ by "
+        f"{(known.max(axis=1) - known.min(axis=1)).mean():.0%} between layers and by "
         f"{(known.max() - known.min()).mean():.0%} between methods."
     )
 

@@ -1,4 +1,4 @@
-"""The README's table of claims, written from figures/claims.csv of the default run.
+"""The README's table of claims and what else was found, written from what the default run left in figures/.
 
 `python -m kedit_lib.readme` rewrites the block between the markers; a test holds the two together.
 """
@@ -19,7 +19,8 @@ def render(figures: Path) -> str:
     table["notebook"] = table.notebook.map(lambda n: f"[{n}](notebooks/executed/{_notebook(n)})")
     lines = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
     lines += ["| " + " | ".join(map(str, row)) + " |" for row in table.itertuples(index=False)]
-    return "\n".join([BEGIN, *lines, END])
+    found = [f"- {path.read_text(encoding='utf-8').strip()}" for path in sorted(figures.glob("*.md"))]
+    return "\n".join([BEGIN, *lines, "", "Beyond the report's own sentences:", "", *found, END])
 
 
 def _notebook(number: str) -> str:

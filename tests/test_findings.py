@@ -34,8 +34,11 @@ def points(values: dict[str, float]) -> pd.DataFrame:
 @pytest.mark.parametrize(
     "values, said",
     [
-        ((0.9, 0.1, 0.1, 0.9), "the layer decides more"),  # both high at layer 0, both low at layer 1
-        ((0.9, 0.9, 0.1, 0.1), "the method decides more"),
+        ((0.9, 0.1, 0.1, 0.9), "The layer decides: both methods lose their probability at layer 1"),
+        ((0.9, 0.9, 0.1, 0.1), "The method decides: ROME loses its probability at both layers"),
+        ((0.9, 0.8, 0.1, 0.9), "It takes both: only ROME at layer 1"),
+        ((0.9, 0.8, 0.7, 0.9), "Neither method loses its probability"),
+        ((0.1, 0.9, 0.1, 0.9), "Neither decides alone"),
     ],
 )
 def test_method_or_layer(values, said):
