@@ -14,6 +14,7 @@ NEEDS = {  # right answers by free generation, but for the cost
     "locality": "untouched",
 }
 COST = "cost"  # seconds an edit
+ORDERS = 3  # that a clear choice takes
 ONE_BY_ONE = {"MEMIT": "memit", "PMET": "pmet", "ROME": "rome", "r-ROME": "rrome"}
 BATCH = "MEMIT-MASS"
 
@@ -36,15 +37,18 @@ def candidates(bench: Bench) -> pd.DataFrame:
 
 def decide(table: pd.DataFrame) -> pd.DataFrame:
     """For every number of edits and need the best method: its value, the second best and its value, medians over
-    orders, and in how many of the orders that both have it is ahead. `clear`: in all of at least three.
+    orders, and in how many orders it is ahead of every other. Methods with fewer than three orders are left out where
+    others have them. `clear`: ahead in all of at least three; a cost is never clear, it hangs on the machine's load.
     """
     rows = []
     for (n, need), part in table.groupby(["edits", "need"], sort=False):
         sign = -1 if need == COST else 1
-        ranked = (part.groupby("method").value.median() * sign).sort_values(ascending=False)
+        by = part.pivot(index="order", columns="method", values="value") * sign
+        full = by.loc[:, by.count() >= ORDERS]
+        by = (full if len(full.columns) > 1 else by).dropna()
+        ranked = by.median().sort_values(ascending=False)
         first, second = ranked.index[:2]
-        by = part.pivot(index="order", columns="method", values="value")[[first, second]].dropna() * sign
-        ahead = int((by[first] > by[second]).sum())
+        ahead = int((by[first] > by.drop(columns=first).max(axis=1)).sum())
         rows.append(
             {
                 "edits": n,
@@ -54,10 +58,11 @@ def decide(table: pd.DataFrame) -> pd.DataFrame:
                 "second": second,
                 "second's value": ranked[second] * sign,
                 "ahead in orders": f"{ahead} of {len(by)}",
-                "clear": ahead == len(by) >= 3,
+                "clear": need != COST and ahead == len(by) >= ORDERS,
             }
         )
-    return pd.DataFrame(rows)
+    columns = ["edits", "need", "best", "its value", "second", "second's value", "ahead in orders", "clear"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def guide(decisions: pd.DataFrame) -> str:

@@ -293,7 +293,7 @@ def outside(new: pd.DataFrame, old: pd.DataFrame, claims=CLAIMS) -> list[str]:
             lines.append(f"{claim.name}: has no accepted value")
             continue
         for order in orders:
-            was, now = before.loc[claim.name].get(order), row[order]
+            was, now = before.loc[claim.name].get(order, float("nan")), row[order]
             if pd.isna(was) and pd.isna(now):
                 continue
             if not abs(now - was) <= claim.margin:  # NaN on one side is outside, too

@@ -105,7 +105,7 @@ def run_stream(
         "device": model.device.type,
         "method": method.name,
         "hyperparameters": method.hyperparameters,
-        "edits": hashlib.sha256("\n".join(map(repr, edits)).encode()).hexdigest(),
+        "edits": edits_hash(edits),
         "n_edits": len(edits),
         "batch_size": batch_size,
         "contexts": contexts,
@@ -141,6 +141,11 @@ def run_stream(
     if folder is not None:
         folder.finish(run.edits, run.checkpoints, run.manifest)
     return run
+
+
+def edits_hash(edits) -> str:
+    """What manifests name a list of edits by."""
+    return hashlib.sha256("\n".join(map(repr, edits)).encode()).hexdigest()
 
 
 def _stream(model, edits, method, batch_size, given, probes, folder, checkpoint_every, dense_every, progress):

@@ -56,14 +56,13 @@ def spread(values, unit: str = "", digits: int = 3) -> str:
     return f"{middle}{unit}" if len(known) == 1 else f"{middle} ({min(known):.{digits}g}–{max(known):.{digits}g}){unit}"
 
 
-def provenance(streams: dict[str, dict[int, Run]], bench) -> pd.DataFrame:
+def provenance(streams: dict[str, dict[int, Run]]) -> pd.DataFrame:
     """Where the orders come from: executed by this run, or committed data with their date."""
-    live = set(bench.profile.live_orders)
     rows = [
         {
             "stream": name,
             "order": order,
-            "from": "this run" if order in live else f"committed data of {run.manifest['finished'][:10]}",
+            "from": f"committed data of {run.manifest['finished'][:10]}" if run.path is None else "this run",
             "edits": len(run.edits),
             "device": run.manifest["device"],
             "torch": run.manifest["versions"]["torch"].split("+")[0],
@@ -237,7 +236,7 @@ def verdict_rome(table: pd.DataFrame, hidden: pd.DataFrame) -> str:
             f"{memit.untouched.median():.0%})."
         )
     dead = hidden[hidden.untouched < 0.5]
-    share = (dead["optimised probability"] > 0.5).mean() if len(dead) else float("nan")
+    share = (dead["optimised probability"] > 0.5).mean() if len(dead) else 0.0
     out.append(
         f"\nOver all streams, {share:.0%} of the {len(dead)} checkpoints with a dead model still report an optimised "
         "probability above one half. It measures whether a vector held by hand can push the answer out of the model, "
@@ -268,18 +267,21 @@ def hidden_by(name: str, streams: dict[str, dict[int, Run]]) -> str:
         for done in reversed(untouched.index[untouched.index > 0]):
             p = run.edits.probability_last[max(0, done - WINDOW) : done].median()
             if p > 0.9:
-                cohorts = ("edits", "untouched", "same subjects")  # the last is asked more seldom: its latest value
-                at = {c: run.curve("accuracy", c).loc[:done].iloc[-1] for c in cohorts}
+                at = {}
+                for cohort in ("edits", "untouched", "same subjects"):  # asked more seldom: its latest value
+                    so_far = run.curve("accuracy", cohort).loc[:done]
+                    at[cohort] = so_far.iloc[-1] if len(so_far) else np.nan
                 rows.append({"edits_done": done, "p": p, **at})
                 break
     if not rows:
         return f"{name} reports p > 0.9 at no checkpoint."
     t = pd.DataFrame(rows)
+    others = t["same subjects"].median()
     return (
         f"**The last time {name} reports p > 0.9** (edit {spread(t.edits_done)} over {len(t)} orders; p = "
-        f"{t.p.median():.2f}), {t.edits.median():.0%} of its edits, {t.untouched.median():.0%} of the untouched facts "
-        f"and "
-        f"{t['same subjects'].median():.0%} of the edited people's other facts are right."
+        f"{t.p.median():.2f}), {t.edits.median():.0%} of its edits, {t.untouched.median():.0%} of the untouched facts"
+        + ("" if pd.isna(others) else f", {others:.0%} of the edited subjects' other facts")
+        + " are right."
     )
 
 
@@ -297,7 +299,7 @@ def verdict_layer(table: pd.DataFrame, bench) -> str:
     p = rows.groupby(["method", "layer"])["p last 25"].median().unstack("layer")
     known = rows.groupby(["method", "layer"]).untouched.median().unstack("layer")
     if p.isna().any(axis=None) or len(p.columns) < 2:
-        return "The streams at exchanged layers have not been run; `make sweep` makes them."
+        return "The streams at exchanged layers have not been run, or both methods edit the same layer."
     low = [(m, i) for m in p.index for i in p.columns if p.loc[m, i] < p.max(axis=None) / 2]
     methods, layers = {m for m, _ in low}, {i for _, i in low}
     if not low:
@@ -332,8 +334,10 @@ def verdict_mass(streams: dict[str, dict[int, Run]], mass: pd.DataFrame, bench) 
         pairs = [
             (single[o].curve("accuracy", cohort).iloc[-1], whole[o].curve("accuracy", cohort).iloc[-1])
             for o in single
-            if o in whole
+            if o in whole and len(single[o].curve("accuracy", cohort))
         ]
+        if not pairs:  # not every data set asks about this
+            continue
         better = sum(b > a for a, b in pairs)
         a, b = np.median([a for a, _ in pairs]), np.median([b for _, b in pairs])
         out.append(

@@ -98,7 +98,7 @@ class DataMaterial:
         return found
 
     def around(self, edit: Edit, rng: random.Random) -> tuple[list, list]:
-        return [(prompt, edit.target_true) for prompt in edit.neighborhood], []
+        return [(prompt, edit.target_true) for prompt in edit.neighborhood if edit.target_true is not None], []
 
     def _untouched(self, edits: list[Edit], limit: int, seed: int) -> list[tuple[str, str]]:
         """Facts of subjects that no edit names, and that the unedited model says by itself."""

@@ -49,9 +49,10 @@ def plot_gap(table: pd.DataFrame):
             for i, (column, label) in enumerate(
                 {"optimised": "optimised probability", "forced": "right, forced", "free": "right, generated"}.items()
             ):
+                curve = part[column].dropna()  # forced answers are asked more seldom
                 ax.plot(
-                    part.index,
-                    part[column],
+                    curve.index,
+                    curve,
                     color=PALETTE[i],
                     linestyle="none" if single else DASHES[i],
                     marker=MARKERS[i] if single else None,
@@ -119,10 +120,18 @@ def lead_table(streams: dict[str, dict[int, Run]], floors: pd.DataFrame) -> pd.D
     for name, runs in streams.items():
         for order, run in runs.items():
             point = collapse_point(run) or len(run.edits)
-            parts.append(warning_table(run.checkpoints, point, floors, consecutive=2).assign(stream=name, order=order))
+            table = warning_table(run.checkpoints, point, floors, consecutive=2).assign(stream=name, order=order)
+            asked = run.checkpoints.groupby(["metric", "cohort"]).edits_done.apply(
+                lambda done: done.sort_values().diff().min()
+            )
+            parts.append(table.join(asked.rename("every"), on=["metric", "cohort"]))
     every = pd.concat(parts)
     rows = every.groupby(["stream", "metric", "cohort"], sort=False).agg(
-        orders=("order", "nunique"), warned=("exit", "count"), exit=("exit", "median"), lead=("lead", "median")
+        every=("every", "max"),
+        orders=("order", "nunique"),
+        warned=("exit", "count"),
+        exit=("exit", "median"),
+        lead=("lead", "median"),
     )
     return rows[rows.warned == rows.orders].sort_values(["exit", "stream"], kind="stable").reset_index()
 
@@ -132,12 +141,21 @@ def lead_sentence(leads: pd.DataFrame, streams: dict[str, dict[int, Run]]) -> st
     lines = []
     for name in streams:
         rows = leads[leads.stream == name]
+        runs = streams[name].values()
+        if runs and all(run.edits.batch.iloc[0] == len(run.edits) for run in runs):
+            lines.append(f"- **{name}**: one batch has one checkpoint and cannot warn.")
+            continue
+        ahead = (
+            "edits before the collapse"
+            if any(map(collapse_point, runs))
+            else "edits before the end, without a collapse"
+        )
         if rows.empty:
             lines.append(f"- **{name}**: no metric warned in every order.")
             continue
         first = rows[rows.exit == rows.exit.min()]
         said = ", ".join(f"{r.metric} ({r.cohort})" for r in first.head(3).itertuples())
-        lines.append(f"- **{name}**: {said}, at edit {first.exit.iloc[0]:.0f}, {first.lead.iloc[0]:.0f} edits ahead.")
+        lines.append(f"- **{name}**: {said}, at edit {first.exit.iloc[0]:.0f}, {first.lead.iloc[0]:.0f} {ahead}.")
     return "\n".join(lines)
 
 

@@ -102,7 +102,7 @@ def _written(profile: Profile, label: str, root: Path) -> str:
     partial = path.with_suffix(f".{os.getpid()}")
     fields = {**profile.model_dump(), "name": name}
     for field in ("model", "edits", "texts"):  # notebooks run in another folder
-        if not str(fields[field]).startswith("lab") and Path(fields[field]).exists():
+        if fields[field] not in ("lab", "lab-small") and Path(fields[field]).exists():
             fields[field] = str(Path(fields[field]).resolve())
     partial.write_text(yaml.safe_dump(fields, sort_keys=False))
     os.replace(partial, path)

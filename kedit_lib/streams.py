@@ -12,7 +12,7 @@ import pandas as pd
 
 from .contexts import generate_contexts
 from .errors import KeditError
-from .experiments import Run, run_stream
+from .experiments import Run, edits_hash, run_stream
 from .material import material_of
 from .methods import Method, method_for
 from .model import load_model
@@ -226,7 +226,8 @@ class Bench:
             "edit": [f"{e.text} {e.target_new}" for e in edits],
             "before": sampled_texts(self.model, prompts, tokens),
         }
-        for title, name in names.items():
+        live = {title: name for title, name in names.items() if 0 in self.profile.live_orders}
+        for title, name in live.items():
             with self.model.temporarily():
                 self.model.load_snapshot(self.run(name, 0).final_weights())
                 rows[title] = sampled_texts(self.model, prompts, tokens)
@@ -271,6 +272,7 @@ class Bench:
             "model": self.model.checksum,
             "n_edits": self.profile.n_edits,
             "hyperparameters": json.loads(json.dumps(self.method(name).hyperparameters)),
+            "edits": edits_hash(self.edits(order)),
         }
         return run if all(run.manifest[field] == value for field, value in ours.items()) else None
 

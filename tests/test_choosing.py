@@ -19,14 +19,21 @@ def test_the_best_is_clear_only_if_every_order_says_so():
     assert not few.clear
 
 
-def test_orders_are_compared_where_both_have_them():
-    one = decide(table({"A": [0.9, 0.8, 0.9], "B": [0.5]})).iloc[0]
-    assert one["ahead in orders"] == "1 of 1" and not one.clear
+def test_a_method_with_fewer_orders_is_left_out_where_others_have_them():
+    one = decide(table({"A": [0.9, 0.8, 0.9], "B": [0.5, 0.5, 0.5], "C": [0.95]})).iloc[0]
+    assert (one.best, one.second, one["ahead in orders"], one.clear) == ("A", "B", "3 of 3", True)
+    alone = decide(table({"A": [0.9, 0.8, 0.9], "B": [0.5]})).iloc[0]
+    assert alone["ahead in orders"] == "1 of 1" and not alone.clear
 
 
-def test_of_costs_the_smallest_is_best():
+def test_the_best_must_be_ahead_of_every_other_not_of_the_second_only():
+    found = decide(table({"A": [0.9] * 3, "B": [0.8] * 3, "C": [0.95, 0.1, 0.1]})).iloc[0]
+    assert (found.best, found["ahead in orders"], found.clear) == ("A", "2 of 3", False)
+
+
+def test_of_costs_the_smallest_is_best_and_never_clear():
     found = decide(table({"A": [0.2, 0.2, 0.2], "B": [0.1, 0.1, 0.1]}, COST)).iloc[0]
-    assert found.best == "B" and found["its value"] == 0.1 and found.clear
+    assert found.best == "B" and found["its value"] == 0.1 and not found.clear
 
 
 def test_the_guide_says_where_there_is_no_winner():

@@ -51,7 +51,7 @@ def test_method_or_layer(values, said):
 
 def test_without_the_exchanged_streams_it_says_so():
     bench = bench_with({"memit": [0], "rome": [1]})
-    assert "make sweep" in findings.verdict_layer(points({"MEMIT": 0.9, "ROME": 0.1}), bench)
+    assert "have not been run" in findings.verdict_layer(points({"MEMIT": 0.9, "ROME": 0.1}), bench)
 
 
 def test_what_a_high_probability_hides_is_read_at_its_last_high_checkpoint():
@@ -81,7 +81,7 @@ def test_a_lead_counts_from_the_second_checkpoint_outside_the_band():
         ("neighbors", 60, -21),
     ]
     said = metric_figures.lead_sentence(leads, {"A": {0: run}, "B": {}})
-    assert "**A**: accuracy (untouched), at edit 20, 19 edits ahead" in said
+    assert "**A**: accuracy (untouched), at edit 20, 19 edits before the collapse" in said
     assert "**B**: no metric warned" in said
 
 
