@@ -90,7 +90,7 @@ def plot_retention(streams: dict[str, Run], width: int):
 
 def plot_families(streams: dict[str, dict[int, Run]], panels: dict[str, tuple[str, str]], floors: pd.DataFrame):
     """A panel for each {title: (metric, cohort)}, a line a stream, with the floor of a destroyed model."""
-    fig, axes = plt.subplots(1, len(panels), figsize=(3.6 * len(panels), 3.6))
+    fig, axes = plt.subplots(1, len(panels), figsize=(2.9 * len(panels), 3.0), dpi=80)
     bottom = floors.set_index(["metric", "cohort"]).value
     for ax, (title, (metric, cohort)) in zip(axes, panels.items(), strict=True):
         for i, (name, runs) in enumerate(streams.items()):
