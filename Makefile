@@ -4,6 +4,7 @@ PROFILE ?= lab
 MODEL ?=
 NB ?=
 ORDERS ?=
+STREAMS ?=
 # The Python that builds .venv (3.11, 3.12 or 3.13), and how many test processes run side by side.
 PYTHON ?= python3
 JOBS ?= 2
@@ -18,7 +19,7 @@ RUN := $(PY) -m kedit_lib.reproduce --profile $(PROFILE) \
 .PHONY: help env lab-model sweep smoke reproduce report test lint clean lab
 
 help:  ## this list
-	@echo "make TARGET [PROFILE=smoke|lab|gpu] [MODEL=id or folder] [NB=03] [ORDERS=all or 0,1]"
+	@echo "make TARGET [PROFILE=smoke|lab|gpu] [MODEL=id or folder] [NB=03] [ORDERS=all or 0,1] [STREAMS=…]"
 	@echo "Times are for 2 CPU cores; every target but help and clean makes the environment first."
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,8 +37,8 @@ $(ENV):
 lab-model: $(ENV)  ## train the lab models again from their recipe (up to 2.5 hours; minutes on a GPU)
 	$(PY) -m kedit_lib.lab.train
 
-sweep: $(ENV)  ## run further orders of the streams and put their tables into figures/data (hours; NB and MODEL do not apply)
-	$(PY) -m kedit_lib.sweep --profile $(PROFILE) $(if $(ORDERS),--orders "$(ORDERS)")
+sweep: $(ENV)  ## run further orders into figures/data (an hour; STREAMS=main, scaled, moved or names; NB and MODEL do not apply)
+	$(PY) -m kedit_lib.sweep --profile $(PROFILE) $(if $(ORDERS),--orders "$(ORDERS)") $(if $(STREAMS),--streams "$(STREAMS)")
 
 smoke: $(ENV)  ## run every notebook at toy size into results/executed-smoke (at most 3 minutes)
 	$(PY) -m kedit_lib.reproduce --profile smoke

@@ -55,7 +55,7 @@ def show(fig, name: str, caption: str, alt: str, data: pd.DataFrame) -> None:
     fig.savefig(where / f"{name}.svg", metadata={"Date": None})
     fig.savefig(where / f"{name}.pdf", metadata={"CreationDate": None, "ModDate": None})
     buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", metadata={"Software": None}, dpi=min(fig.dpi, 110))
+    fig.savefig(buffer, format="png", metadata={"Software": None}, dpi="figure")
     (where / f"{name}.png").write_bytes(buffer.getvalue())
     data.to_csv(where / f"{name}.csv", index=False, float_format="%.6g")
     plt.close(fig)
