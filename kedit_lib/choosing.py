@@ -32,7 +32,7 @@ def candidates(bench: Bench) -> pd.DataFrame:
                 values = {need: right(run, cohort, n) for need, cohort in NEEDS.items()}
                 values[COST] = run.edits.seconds[:n].mean()
                 rows += [(method, n, need, order, value) for need, value in values.items()]
-    return pd.DataFrame(rows, columns=["method", "edits", "need", "order", "value"])
+    return pd.DataFrame(rows, columns=["method", "edits", "need", "order", "value"]).dropna()  # not asked that early
 
 
 def decide(table: pd.DataFrame) -> pd.DataFrame:

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Callable
 
+import numpy as np
 import pandas as pd
 
 from .experiments import WINDOW, Run, collapse_point
@@ -33,21 +34,31 @@ def last_probability(run: Run) -> float:
 
 
 def right(run: Run, cohort: str, n: int | None = None) -> float:
-    """Right answers of a cohort at the last checkpoint, or at the one nearest to n edits."""
+    """Right answers of a cohort at the last checkpoint, or after n edits: between two checkpoints on the straight line
+    through them, NaN before the first and where nobody asked."""
     curve = run.curve("accuracy", cohort)
     curve = curve[curve.index > 0]
-    return float(curve.iloc[-1] if n is None else curve.iloc[abs(curve.index - n).argmin()])
+    if curve.empty:
+        return float("nan")
+    return float(curve.iloc[-1] if n is None else np.interp(n, curve.index, curve, left=np.nan, right=np.nan))
 
 
-def overall(run: Run, n: int | None = None) -> float:
-    """Mean of the right answers to edits, paraphrases and untouched facts."""
-    return sum(right(run, cohort, n) for cohort in HELD) / len(HELD)
+def overall(run: Run) -> float:
+    """Mean of the right answers to edits, paraphrases and untouched facts at the end."""
+    return sum(right(run, cohort) for cohort in HELD) / len(HELD)
+
+
+def precise(run: Run, n: int) -> float:
+    """Mean of the right answers to edits and untouched facts after n edits; paraphrases are not asked that early."""
+    return (right(run, "edits", n) + right(run, "untouched", n)) / 2
 
 
 def forgotten(run: Run) -> float:
-    """Right answers of the newest 25 edits, averaged over the checkpoints, minus those of all edits at the end."""
+    """Right answers of the newest 25 edits, averaged over the stream's length, minus those of all edits at the end."""
     latest = run.curve("accuracy", "latest edits")
-    return float(latest[latest.index > 0].mean()) - right(run, "edits")
+    latest = latest[latest.index > 0]
+    grid = np.arange(latest.index.min(), latest.index.max() + 1)  # checkpoints are not evenly spaced
+    return float(np.interp(grid, latest.index, latest).mean()) - right(run, "edits")
 
 
 def along(run: Run) -> float:
@@ -101,7 +112,7 @@ def memory_growth(bench: Bench) -> dict[int, float]:
 
 def first_batch(run: Run) -> float:
     """Right answers to the edits of the first batch of a stream, each asked by itself."""
-    return float(run.curve("accuracy", "edits").loc[lambda c: c.index > 0].iloc[0])
+    return right(run, "edits", int(run.edits.batch.iloc[0]))
 
 
 def interference_ratio(bench: Bench) -> dict[int, float]:

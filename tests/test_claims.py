@@ -25,24 +25,31 @@ def a_run(p, accuracy: dict[str, dict[int, float]]) -> Run:
 
 
 def test_what_decides_reads_the_run_as_it_says():
-    run = a_run(
-        [0.8] * 25 + [0.1] * 10 + [0.2] * 25, {"edits": {10: 1.0, 60: 0.25}, "latest edits": {10: 1.0, 60: 0.5}}
-    )
+    p = [0.8] * 25 + [0.1] * 10 + [0.2] * 25
+    run = a_run(p, {"edits": {10: 1.0, 60: 0.25}, "latest edits": {10: 1.0, 60: 0.5}})
     assert quantities.kept(run) == pytest.approx(0.25)
     assert quantities.last_probability(run) == pytest.approx(0.2)
     assert quantities.right(run, "edits") == 0.25
-    assert quantities.right(run, "edits", 12) == 1.0
     assert quantities.forgotten(run) == pytest.approx(0.75 - 0.25)
 
 
-def test_a_start_at_zero_edits_is_never_taken_for_a_result():
-    run = a_run([0.5] * 30, {"untouched": {0: 1.0, 10: 0.7, 30: 0.3}})
-    assert quantities.right(run, "untouched", 1) == 0.7
+def test_a_value_after_n_edits_is_never_borrowed_from_a_later_checkpoint():
+    run = a_run([0.5] * 60, {"untouched": {0: 1.0, 10: 0.7, 30: 0.3}, "paraphrases": {50: 0.9}})
+    assert quantities.right(run, "untouched", 10) == pytest.approx(0.7)
+    assert quantities.right(run, "untouched", 20) == pytest.approx(0.5)  # between two
+    for cohort, n in (("paraphrases", 10), ("untouched", 40), ("nobody", 10)):
+        assert pd.isna(quantities.right(run, cohort, n))
+
+
+def test_checkpoints_far_apart_weigh_as_much_as_the_edits_between_them():
+    run = a_run([0.5] * 110, {"edits": {110: 0.0}, "latest edits": {10: 1.0, 11: 1.0, 12: 1.0, 13: 1.0, 110: 0.0}})
+    assert quantities.forgotten(run) == pytest.approx(0.52, abs=0.01)
 
 
 def test_overall_is_the_mean_of_three():
     run = a_run([0.5] * 10, {"edits": {10: 1.0}, "paraphrases": {10: 0.5}, "untouched": {10: 0.0}})
     assert quantities.overall(run) == pytest.approx(0.5)
+    assert quantities.precise(run, 10) == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(
@@ -51,8 +58,9 @@ def test_overall_is_the_mean_of_three():
         ({0: 0.6, 1: 0.7, 2: 0.9}, "reproduced"),
         ({0: 0.6, 1: 0.4}, "partly"),
         ({0: 0.5}, "not reproduced"),  # on the bar is not beyond it
-        ({0: float("nan")}, "not reproduced"),
-        ({}, "not reproduced"),
+        ({0: float("nan")}, "not measured"),
+        ({0: float("nan"), 1: 0.9}, "partly"),
+        ({}, "not measured"),
     ],
 )
 def test_all_orders_must_agree(values, verdict):
