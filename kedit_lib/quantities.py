@@ -12,10 +12,11 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
+from .catalogue import ROME_VARIANTS
 from .experiments import WINDOW, Run, collapse_point
 from .methods import method_for
 from .store import ALGORITHMS, key_of
-from .streams import ROME_VARIANTS, Bench
+from .streams import Bench
 
 HELD = ("edits", "paraphrases", "untouched")  # efficacy, generalisation, locality: right answers by free generation
 N_INTERFERENCE = 20  # single edits an order for the interference of one layer and of several

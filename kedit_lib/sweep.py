@@ -15,10 +15,11 @@ from multiprocessing import get_context
 
 import pandas as pd
 
+from .catalogue import every_stream, groups_of, streams_of
 from .errors import KeditError
 from .params import Profile, load_profile
 from .stamps import PACKAGE, hash_files
-from .streams import Bench, committed_runs, every_stream, moved_streams, scaled_streams, streams_of
+from .streams import Bench, committed_runs
 
 CHECK_EDITS = 50  # edits of the committed stream that is run again
 CHECK_MARGIN = 0.05  # largest accepted median difference of the optimised probability over them
@@ -65,6 +66,8 @@ def run_streams(profile: Profile, orders, workers: int, names=None, commit: bool
 def _weight(profile: Profile, name: str) -> int:
     """Sort key, the costliest first: 21 contexts cost more than 6, single edits more than batches."""
     stream = every_stream(profile)[name]
+    if stream.pruned:
+        return 3  # made of another one, which is then finished
     return (0 if "rome" in stream.method else 1) if stream.batch_size == 1 else 2
 
 
@@ -136,14 +139,15 @@ def main(argv=None) -> int:
     parser.add_argument(
         "--streams",
         default="main",
-        help="main, scaled (λ/d_ff × 0.1 and × 10), moved (ROME and MEMIT with layers exchanged), or names with commas",
+        help="main, scaled (λ/d_ff × 0.1 and × 10), moved (ROME and MEMIT with layers exchanged), others (the other "
+        "methods), causes, sensitivity, or names with commas",
     )
     parser.add_argument("--plan", action="store_true", help="only say what would run")
     args = parser.parse_args(argv)
     try:
         profile = load_profile(args.profile)
         known = every_stream(profile)
-        groups = {"main": streams_of(profile), "scaled": scaled_streams(profile), "moved": moved_streams()}
+        groups = groups_of(profile)
         names = list(groups.get(args.streams, args.streams.split(",")))
         if unknown := [n for n in names if n not in known]:
             raise KeditError(f"stream {unknown[0]!r}: is unknown; there are {', '.join(known)}")
