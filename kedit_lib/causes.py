@@ -173,7 +173,7 @@ def shares_table(found: dict[str, dict[int, Anatomy]]) -> pd.DataFrame:
 
 
 def kinship_table(found: Anatomy) -> pd.DataFrame:
-    """Who undoes whom: each kin's share of the pairs of an earlier and a later edit, and of the spills on the earlier."""
+    """Who undoes whom: each kin's share of all pairs of an earlier and a later edit, and of the spills on it."""
     table = found.kinship.groupby("kin", sort=False)[["later", "spills"]].sum()
     table = table / table.sum()
     table.columns = ["share of the pairs", "share of the spills"]

@@ -172,7 +172,8 @@ def main(argv=None) -> int:
         "--streams",
         default="main",
         help="main, scaled (λ/d_ff × 0.1 and × 10), moved (ROME and MEMIT with layers exchanged), others (the other "
-        "methods), causes, sensitivity, or names with commas; anatomy, foretold and scaling are what else notebook 06 reads",
+        "methods), causes, sensitivity, or names with commas; anatomy, foretold and scaling are what "
+        "else notebook 06 reads",
     )
     parser.add_argument("--plan", action="store_true", help="only say what would run")
     args = parser.parse_args(argv)
