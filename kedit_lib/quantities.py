@@ -34,10 +34,10 @@ def last_probability(run: Run) -> float:
     return run.edits.probability_last.iloc[-WINDOW:].median()
 
 
-def right(run: Run, cohort: str, n: int | None = None) -> float:
-    """Right answers of a cohort at the last checkpoint, or after n edits: between two checkpoints on the straight line
-    through them, NaN before the first and where nobody asked."""
-    curve = run.curve("accuracy", cohort)
+def right(run: Run, cohort: str, n: int | None = None, metric: str = "accuracy") -> float:
+    """Right answers of a cohort, or another metric of it, at the last checkpoint or after n edits: between two
+    checkpoints on the straight line through them, NaN before the first and where nobody asked."""
+    curve = run.curve(metric, cohort)
     curve = curve[curve.index > 0]
     if curve.empty:
         return float("nan")
