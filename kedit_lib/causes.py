@@ -12,7 +12,7 @@ from .anatomy import Anatomy, foresight, shares
 from .catalogue import FACTORS, SENSITIVITY
 from .experiments import Run, collapse_point, edits_hash
 from .findings import collapse_table, spread
-from .foretell import foretell
+from .forecast import foretell
 from .store import ALGORITHMS, key_of
 from .streams import Bench, data_folder
 

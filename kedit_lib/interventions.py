@@ -55,6 +55,8 @@ class _StartInTarget:
 
     def _requests(self, model, edits, contexts):
         start = model.tokenizer.bos_token_id
+        if start is None:
+            raise KeditError(f"start in target: the tokenizer of {model.name} has no start token; use another model")
         return [replace(r, target=(start, *r.target)) for r in super()._requests(model, edits, contexts)]
 
 
