@@ -111,9 +111,9 @@ def plot_along(run: Run, at: int):
             axes[name].plot(table.index, table[layer], color=PALETTE[i], linestyle=DASHES[i], label=layer)
         axes[name].set(xlim=(0, len(run.edits)), xlabel="edits made", ylabel=label)
     axes["W"].legend(fontsize=8)
-    parts = {"edits still right": seen.T.stack(), "norm": grown.stack(), "step": steps.stack()}
-    named = [p.rename("value").rename_axis(["edits_done", "of"]).reset_index().assign(what=w) for w, p in parts.items()]
-    return fig, pd.concat(named)
+    tables = {"edits still right": seen.T, "norm": grown, "step": steps}
+    long = [t.stack().rename("value").rename_axis(["edits_done", "of"]).reset_index() for t in tables.values()]
+    return fig, pd.concat([part.assign(what=what) for what, part in zip(tables, long, strict=True)]).dropna()
 
 
 def plot_families(streams: dict[str, dict[int, Run]], panels: dict[str, tuple[str, str]], floors: pd.DataFrame):

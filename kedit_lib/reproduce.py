@@ -188,6 +188,7 @@ def environment(run: Run, scratch: str) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONHASHSEED": "0",  # sets print in the same order each time
         "TQDM_DISABLE": "1",  # progress bars would put times into the output
+        "KEDIT_STATIC": "1",  # nobody is there to press the knobs of live cells
         "JUPYTER_PREFER_ENV_PATH": "1",  # this environment's kernel, not one in the home folder
         "JUPYTER_RUNTIME_DIR": f"{scratch}/runtime",
         "IPYTHONDIR": f"{scratch}/ipython",  # no start-up files, no shared history
