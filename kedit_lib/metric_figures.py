@@ -95,8 +95,8 @@ def draw_map(ax, matrix: pd.DataFrame, bar: bool = True) -> None:
 
 
 def plot_along(run: Run, at: int):
-    """(figure, data): a stream up to `at` edits. The age × checkpoint map, how far ‖W‖ has grown and how large the
-    step of each edit is; what comes later is left white, so that one picture can be laid on the next."""
+    """(figure, data): a stream up to `at` edits. The age × checkpoint map, how far ‖W‖ has grown since edit 1 and how large
+    the step of each edit is; what comes later is left white, so that one picture can be laid on the next."""
     width = max(1, len(run.edits) // 12)
     matrix = retention_matrix(retention_table(run.checkpoints), width)
     seen = matrix.where([[done <= at for done in matrix.columns]] * len(matrix))
@@ -106,7 +106,7 @@ def plot_along(run: Run, at: int):
     steps = pd.DataFrame({f"layer {c[2:]}": done[f"d{c}"] / done[c] for c in norms})
     fig, axes = plt.subplot_mosaic([["map", "W"], ["map", "dW"]], figsize=(WIDTH, 4.2), layout="constrained")
     draw_map(axes["map"], seen)
-    for name, table, label in (("W", grown, "‖W‖ / ‖W‖ of edit 1"), ("dW", steps, "‖ΔW‖ / ‖W‖ of an edit")):
+    for name, table, label in (("W", grown, "‖W‖ / ‖W₁‖"), ("dW", steps, "‖ΔW‖ / ‖W‖")):
         for i, layer in enumerate(table):
             axes[name].plot(table.index, table[layer], color=PALETTE[i], linestyle=DASHES[i], label=layer)
         axes[name].set(xlim=(0, len(run.edits)), xlabel="edits made", ylabel=label)

@@ -13,6 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from kedit_lib import reproduce
 from kedit_lib.errors import KeditError
 from kedit_lib.params import REPOSITORY
 
@@ -148,18 +149,10 @@ def _plain(markdown: str) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m kedit_lib.report", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "run",
-        nargs="?",
-        default="lab",
-        help="the run to show, as reproduce names it: lab (notebooks/executed, the default), smoke, gpu, lab-model-…",
-    )
-    run = parser.parse_args(argv).run
-    executed, figures = REPOSITORY / "notebooks" / "executed", REPOSITORY / "figures"
-    if run != "lab":
-        executed, figures = (REPOSITORY / "results" / f"{what}-{run}" for what in ("executed", "figures"))
+    reproduce.add_run(parser)
     try:
-        print(write_report(executed, figures, REPOSITORY / "report"))
+        run = reproduce.make_run(parser.parse_args(argv), REPOSITORY)
+        print(write_report(run.executed, run.figures, REPOSITORY / "report"))
     except KeditError as error:
         print(f"kedit: {error}", file=sys.stderr)
         return 1

@@ -60,7 +60,7 @@ class EditKnobs:
         try:
             edit = self.desk.edit(self.prompt.value, self.subject.value, self.target.value)
             tried = self.desk.try_edit(edit, self.method.value)
-            self.result.value = _paragraph(tried.said) + tried.table.to_html(float_format="{:.3f}".format)
+            self.result.value = _paragraph(tried.said) + _table(tried.table)
         except KeditError as error:
             self.result.value = _paragraph(f"⚠ {error}")
         finally:
@@ -100,12 +100,17 @@ class StreamKnobs:
         said, picture = stop_sentence(self.run, at), base64.b64encode(png_of(fig)).decode()
         plt.close(fig)
         alt = f"Age by checkpoint map and norms of the stream up to edit {at}."
-        self.picture.value = f'<img alt="{alt}" src="data:image/png;base64,{picture}">'
+        self.picture.value = f'<img alt="{alt}" style="max-width: 100%" src="data:image/png;base64,{picture}">'
         self.said.value = _paragraph(said)
         film = film_folder(self.bench, self.run)
         if film.exists():
             self.button.layout.display = "none"
-            self.samples.value = samples_at(self.bench, film, at, self.prompts).to_html()
+            self.samples.value = _table(samples_at(self.bench, film, at, self.prompts))
+
+
+def _table(table) -> str:
+    """As JupyterLab shows tables; what a model wrote stays text."""
+    return f'<div class="jp-RenderedHTMLCommon">{table.to_html(border=0, float_format="{:.3f}".format)}</div>'
 
 
 def _paragraph(text: str) -> str:
