@@ -95,8 +95,8 @@ def draw_map(ax, matrix: pd.DataFrame, bar: bool = True) -> None:
 
 
 def plot_along(run: Run, at: int):
-    """(figure, data): a stream up to `at` edits. The age × checkpoint map, how far ‖W‖ has grown since edit 1 and how large
-    the step of each edit is; what comes later is left white, so that one picture can be laid on the next."""
+    """(figure, data): a stream up to `at` edits. The age × checkpoint map, how far ‖W‖ has grown since edit 1, and how
+    large the step of each edit is; what comes later is left white, so that one picture can be laid on the next."""
     width = max(1, len(run.edits) // 12)
     matrix = retention_matrix(retention_table(run.checkpoints), width)
     seen = matrix.where([[done <= at for done in matrix.columns]] * len(matrix))
