@@ -92,6 +92,7 @@ def draw_map(ax, matrix: pd.DataFrame, bar: bool = True) -> None:
     sns.heatmap(matrix.iloc[::-1], ax=ax, cmap="cividis", vmin=0, vmax=1, cbar=bar, cbar_kws=scale)
     ax.set(xlabel="edits made", ylabel="age of the edit, edits")
     ax.tick_params(axis="x", labelrotation=90)
+    ax.tick_params(axis="y", labelrotation=0)
 
 
 def plot_along(run: Run, at: int):

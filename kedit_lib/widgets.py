@@ -109,8 +109,9 @@ class StreamKnobs:
 
 
 def _table(table) -> str:
-    """As JupyterLab shows tables; what a model wrote stays text."""
-    return f'<div class="jp-RenderedHTMLCommon">{table.to_html(border=0, float_format="{:.3f}".format)}</div>'
+    """As JupyterLab shows tables, texts to the left; what a model wrote stays text."""
+    shown = table.to_html(border=0, float_format="{:.3f}".format).replace("<td>", '<td style="text-align: left">')
+    return f'<div class="jp-RenderedHTMLCommon">{shown}</div>'
 
 
 def _paragraph(text: str) -> str:

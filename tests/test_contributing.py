@@ -7,6 +7,7 @@ import pytest
 
 import kedit_lib as kedit
 from kedit_lib import layout, methods
+from kedit_lib.lab.single import moment_texts
 from kedit_lib.moments import SecondMoments
 from kedit_lib.params import REPOSITORY, load_model_params
 
@@ -19,8 +20,9 @@ def written():
     registers = methods.METHODS, layout.LAYOUTS
     before = [dict(register) for register in registers]
     names = {"__name__": "contributing"}
-    for block in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL):
-        exec(compile(block, "CONTRIBUTING.md", "exec"), names)
+    for block in re.finditer(r"```python\n(.*?)```", TEXT, re.DOTALL):
+        above = "\n" * TEXT[: block.start(1)].count("\n")  # a failure names its line in the document
+        exec(compile(above + block[1], REPOSITORY / "CONTRIBUTING.md", "exec"), names)
     yield names
     for register, old in zip(registers, before, strict=True):
         register.clear()
@@ -31,10 +33,9 @@ def test_every_example_test_passes(written):
     """One for the method, one for the metric, one for the model; each is handed what it asks for by name."""
     model = kedit.load_model("lab-small")
     edits = kedit.load_edits("lab", model=model, limit=3)
-    texts = [text for e in edits for text in (e.text, *e.paraphrases, *e.neighborhood)]
     settings = load_model_params("lab-small")["memit"]
     given = {"model": model, "edits": edits, "settings": settings, "tokenizer": model.tokenizer}
-    given["moments"] = SecondMoments.estimate(model, texts, settings["layers"])
+    given["moments"] = SecondMoments.estimate(model, moment_texts(model)[:100], settings["layers"])
     tests = {name: test for name, test in written.items() if name.startswith("test_")}
     assert len(tests) == 3
     for test in tests.values():
