@@ -88,12 +88,15 @@ def _page(stem: str, notebook) -> Page:
 
 
 def _exporter():
-    """nbconvert with the template of this package; the filter `sanitise` lets through text, tables and links."""
+    """nbconvert with the template of this package. Its filters: `sanitise` lets through text, tables and links,
+    `boxed` puts each table into a box that it can scroll in."""
     import bleach
     from nbconvert import HTMLExporter
 
     exporter = HTMLExporter(extra_template_paths=[str(PAGES)], template_file="page.html.j2")
     exporter.register_filter("sanitise", lambda text: bleach.clean(text, tags=TAGS, attributes=ATTRIBUTES))
+    box = r'<div class="wide" tabindex="0">\1</div>'
+    exporter.register_filter("boxed", lambda text: re.sub(r"(<table.*?</table>)", box, text, flags=re.DOTALL))
     return exporter
 
 
