@@ -128,7 +128,7 @@ def _tidied(table: str) -> str:
     """A table of pandas without its own looks, cells that hold a number marked as such."""
     table = re.sub(r"<style.*?</style>", "", table, flags=re.DOTALL)
     table = re.sub(r' (border|style|class|id)="[^"]*"', "", table)
-    return re.sub(r"<td>(\s*[-+−]?[\d.,]+(?:e[-+]?\d+)?\s?%?\s*)</td>", r'<td class="number">\1</td>', table)
+    return re.sub(r"<td\s*>(\s*[-+−]?[\d.,]+(?:e[-+]?\d+)?\s?%?\s*)</td>", r'<td class="number">\1</td>', table)
 
 
 def _linked(text: str, pages: list[Page]) -> str:
