@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import matplotlib.pyplot as plt
+import matplotlib.ticker as ticker
 import numpy as np
 import pandas as pd
 
@@ -11,6 +12,13 @@ from .figures import DASHES, MARKERS, PALETTE, floor
 from .scaling import SEED_EDITS, SEED_WIDTH
 
 TERMS = {"spills": "spills of single edits", "agreement": "spills that agree", "response": "response to earlier edits"}
+
+
+def _plain_log(axis) -> None:
+    """Ticks of a log axis at 1, 2 and 5, as plain numbers."""
+    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    axis.set_minor_formatter(ticker.NullFormatter())
 
 
 def survival_form(found: dict[str, Anatomy]) -> pd.DataFrame:
@@ -30,8 +38,9 @@ def plot_survival(table: pd.DataFrame, guess: float):
             ax.plot(rows["shift"], rows.right, color=PALETTE[i], linestyle=DASHES[i], marker=MARKERS[i], label=label)
         floor(ax, guess, "guess")
         ax.set(xscale="log", title=name, xlabel="shift of the fact's value, ‖Σ Δk‖ / ‖W₀k‖", ylim=(0, 1.02))
+        _plain_log(ax.xaxis)
     axes[0][0].set_ylabel("untouched facts right")
-    axes[0][0].legend(fontsize=8)
+    axes[0][0].legend(fontsize=8, loc="upper right")
     return fig
 
 
@@ -61,7 +70,7 @@ def plot_terms(table: pd.DataFrame):
             ax.fill_between(wide.index, bottom, top, alpha=0.75, label=label, **look)
             bottom = top
         ax.set(title=name, xlabel="edits made", ylim=(0, None))
-    axes[0][0].set_ylabel("squared shift of untouched values, ‖D‖²/‖v‖²")
+    axes[0][0].set_ylabel("untouched facts: ‖D‖²/‖v‖²")
     axes[0][0].legend(fontsize=8, loc="upper left")
     return fig
 
@@ -117,20 +126,22 @@ def plot_foretold(table: pd.DataFrame):
     for i, (name, rows) in enumerate(table.groupby("stream", sort=False)):
         seen = rows.observed.notna()
         look = {"color": PALETTE[i % len(PALETTE)], "marker": MARKERS[(i + i // len(PALETTE)) % len(MARKERS)]}
-        ax.plot(rows.foretold[seen], rows.observed[seen].astype(float), linestyle="none", label=name, **look)
-        late = {} if seen.any() else {"label": name}
-        ax.plot(rows.foretold[~seen], rows.length[~seen], linestyle="none", markerfacecolor="none", **look, **late)
+        ax.plot(rows.foretold[seen], rows.observed[seen].astype(float), linestyle="none", **look)
+        ax.plot(rows.foretold[~seen], rows.length[~seen], linestyle="none", markerfacecolor="none", **look)
+        ax.plot([], [], linestyle="none", label=name, **look)
     ends = [max(1, 0.7 * table[["foretold", "observed"]].min().min()), 1.4 * table.foretold.max()]
     ax.plot(ends, ends, color="grey", linewidth=1)
     ax.fill_between(ends, [e / 2 for e in ends], [e * 2 for e in ends], color="grey", alpha=0.12, linewidth=0)
     ax.set(xscale="log", yscale="log", xlabel="foretold N_model", ylabel="observed N_model (hollow: not reached)")
+    _plain_log(ax.xaxis)
+    _plain_log(ax.yaxis)
     ax.legend(fontsize=7, ncols=2)
     return fig
 
 
 def plot_scaling(table: pd.DataFrame, fits: dict[str, dict[str, float]]):
     """Both collapse points against d_ff, log axes: a marker a model and order, the fit, its interval at 11008."""
-    streams = list(dict.fromkeys(table.stream))
+    streams = list(dict.fromkeys(table.stream)) or ["no other widths here"]
     fig, axes = plt.subplots(1, len(streams), figsize=(4.3 * len(streams), 3.9), sharey=True, squeeze=False)
     for ax, stream in zip(axes[0], streams, strict=True):
         for i, point in enumerate(("N_optimisation", "N_model")):
@@ -147,6 +158,8 @@ def plot_scaling(table: pd.DataFrame, fits: dict[str, dict[str, float]]):
                 ax.plot([side, side], [found["low"], found["high"]], color=PALETTE[i], linewidth=3, alpha=0.5)
         ax.plot(SEED_WIDTH, SEED_EDITS, marker="*", color="black", markersize=12, linestyle="none", label="the report")
         ax.set(xscale="log", yscale="log", title=stream, xlabel="d_ff")
+        _plain_log(ax.xaxis)
+        _plain_log(ax.yaxis)
     axes[0][0].set_ylabel("edits")
     axes[0][0].legend(fontsize=8)
     return fig

@@ -228,3 +228,85 @@ def _said(title: str, rows: pd.DataFrame) -> str:
         f"{rows['p last 25'].median():.2g}, edits kept {rows['edits kept'].median():.0%}, "
         f"untouched {rows.untouched.median():.0%}."
     )
+
+
+def answers(shares: pd.DataFrame, alive: pd.DataFrame, changed: pd.DataFrame, moved: pd.DataFrame, told: pd.DataFrame):
+    """The notebook in a few bullets of two sentences, markdown: why, what to do, which setting, when; from its tables:
+    `shares_table`, `survival_form`, `interventions`, `sensitivity`, `foretold`."""
+    lines = [_why(shares, alive)]
+    if len(changed.stream.unique()) > 1:
+        lines.append(_what_helps(changed))
+    if len(moved):
+        lines.append(_which_setting(moved))
+    lines.append(f"**When?** {foretold_sentence(told)} Try `kedit.foretell` before a stream, not after it.")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _why(shares: pd.DataFrame, alive: pd.DataFrame) -> str:
+    named = "; ".join(
+        f"{name}: {rows.spills.median():.0%} spills of single edits, {rows.agreement.median():.0%} that they agree, "
+        f"{rows.response.median():.0%} that edits respond to earlier ones"
+        for name, rows in shares.groupby("stream", sort=False)
+    )
+    half = {name: _half(rows) for name, rows in alive[~alive.superposed].groupby("stream", sort=False)}
+    sizes = ", ".join(f"{value:.2g} ({name})" for name, value in half.items() if np.isfinite(value))
+    said = (
+        f" Half of the untouched facts are lost once their value has been shifted by {sizes} of its size."
+        if sizes
+        else ""
+    )
+    return f"**Why?** What untouched facts suffer is mostly the plain sum of what single edits spill ({named}).{said}"
+
+
+def _half(rows: pd.DataFrame) -> float:
+    """The shift at which half are right: where the curve crosses ½, on a log scale; NaN if it does not."""
+    shift, right = np.log(rows["shift"].to_numpy()), rows.right.to_numpy()
+    below = np.flatnonzero(right < 0.5)
+    if not len(below) or below[0] == 0:
+        return float("nan")
+    i = below[0]
+    part = (right[i - 1] - 0.5) / (right[i - 1] - right[i])
+    return float(np.exp(shift[i - 1] + part * (shift[i] - shift[i - 1])))
+
+
+def _filled(table: pd.DataFrame, length: pd.Series) -> pd.DataFrame:
+    """Collapse points as numbers; the stream's length where it was not reached."""
+    return table.assign(**{c: table[c].astype(float).fillna(length) for c in ("N_optimisation", "N_model")})
+
+
+def _what_helps(changed: pd.DataFrame) -> str:
+    """Medians over orders; what was not reached counts as the stream's length."""
+    title = next(iter(INTERVENTIONS))
+    filled = changed.assign(
+        **{c: changed[c].astype(float).fillna(changed.edits) for c in ("N_optimisation", "N_model")}
+    )
+    by = filled.groupby("stream", sort=False)[["N_optimisation", "N_model", "edits kept", "untouched"]].median()
+    base, rest = by.loc[title], by.drop(index=title)
+    model, keeps = rest.N_model.idxmax(), rest["edits kept"].idxmax()
+    lasting = [name for name in rest.index if rest.N_optimisation[name] >= filled.edits.max()]
+    return (
+        f"**What prevents it?** The optimised probability lasts all {filled.edits.max()} edits with {len(lasting)} of "
+        f"{len(rest)} changes ({'; '.join(lasting) or 'none'}), but untouched facts last longest with *{model}*: "
+        f"{rest.N_model[model]:.0f} edits for {base.N_model:.0f}. Most edits are kept with *{keeps}*: "
+        f"{rest['edits kept'][keeps]:.0%} for {base['edits kept']:.0%}, with {rest.untouched[keeps]:.0%} of the "
+        f"untouched facts for {base.untouched:.0%}."
+    )
+
+
+def _which_setting(moved: pd.DataFrame) -> str:
+    """The range over its values that each hyperparameter gives the two points."""
+    filled = _filled(moved, moved.length)
+    spans = filled.groupby("field")[["N_optimisation", "N_model"]].agg(["min", "max"])
+    said = []
+    for point, what in (("N_model", "the loss of untouched facts"), ("N_optimisation", "the optimised probability")):
+        width = spans[point]["max"] / spans[point]["min"]
+        field = width.idxmax()
+        low, high = spans[point].loc[field, ["min", "max"]]
+        said.append(f"{what} hangs most on *{field}* ({low:.0f} to {high:.0f} edits over the values tried)")
+    return f"**Which setting?** {said[0][0].upper()}{said[0][1:]}. {said[1][0].upper()}{said[1][1:]}."
+
+
+def said(folder) -> str:
+    """What an earlier run of notebook 06 answered; a pointer to it when there was none."""
+    path = folder / "06_answers.md"
+    return path.read_text(encoding="utf-8").strip() if path.exists() else "Not run yet: `06_why_it_collapses`."
