@@ -46,6 +46,7 @@ ROME_VARIANTS = {
 }
 OTHER_METHODS = ("prome", "emmet", "alphaedit", "rect", "ft-l")
 TARGET = {"v_lr": 0.5, "v_weight_decay": 1e-3, "clamp_norm_factor": 4.0}  # of MEMIT on Llama-2-7B; AlphaEdit has none
+CLAMP = {"clamp_norm_factor": 0.75}  # published with MEMIT for GPT-J, GPT2-XL and Llama-3; 4 with Llama-2
 IN_ONE_BATCH = ("pmet", "emmet", "alphaedit", "rect")
 
 
@@ -95,6 +96,9 @@ def other_streams() -> dict[str, Stream]:
         Stream("memit-history", "memit", overrides={"use_history": True}),
         Stream("memit-anchored", "memit", anchored=True),
         Stream("memit-pruned", "memit", pruned=True),
+        Stream("memit-clamp", "memit", overrides=CLAMP),
+        Stream("memit-clamp-history", "memit", overrides={**CLAMP, "use_history": True}),
+        Stream("memit-clamp-mass", "memit", None, overrides=CLAMP),
     ]
     found += [Stream(f"{method}-mass", method, None) for method in IN_ONE_BATCH]
     return _by_name(found)

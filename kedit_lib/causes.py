@@ -47,6 +47,7 @@ FORETOLD = (
     "pmet@0.1",
     "rome",
     "rome@memit",
+    "memit-clamp",
 )
 SAMPLE, STRANGERS = 30, 100  # edits made apart, and facts asked, to foretell a stream
 
