@@ -5,6 +5,7 @@ MODEL ?=
 NB ?=
 ORDERS ?=
 STREAMS ?=
+LAB ?=
 # The Python that builds .venv (3.11, 3.12 or 3.13), and how many test processes run side by side.
 PYTHON ?= python3
 JOBS ?= 2
@@ -12,8 +13,8 @@ JOBS ?= 2
 PY := .venv/bin/python
 # The environment is renewed when the *content* of these files changes; a fresh checkout's time stamps say nothing.
 ENV := .venv/.kedit-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
-RUN := $(PY) -m kedit_lib.reproduce --profile $(PROFILE) \
-	$(if $(MODEL),--model "$(MODEL)") $(if $(NB),--only "$(NB)") $(if $(ORDERS),--orders "$(ORDERS)")
+WHICH := --profile $(PROFILE) $(if $(MODEL),--model "$(MODEL)") $(if $(ORDERS),--orders "$(ORDERS)")
+RUN := $(PY) -m kedit_lib.reproduce $(WHICH) $(if $(NB),--only "$(NB)")
 
 .DEFAULT_GOAL := help
 .PHONY: help env lab-model sweep smoke reproduce report test lint clean lab
@@ -46,8 +47,8 @@ smoke: $(ENV)  ## run every notebook at toy size into results/executed-smoke (at
 reproduce: $(ENV)  ## run what is stale into notebooks/executed and figures (at most 35 minutes from nothing, seconds if current)
 	$(RUN)
 
-report: $(ENV)  ## turn notebooks/executed into web pages in report/ (half a minute)
-	$(PY) -m kedit_lib.report
+report: $(ENV)  ## turn what reproduce executed into report/index.html and its pages, read without a network (half a minute)
+	$(PY) -m kedit_lib.report $(WHICH)
 
 test: $(ENV)  ## every test, the smoke run of the notebooks included (at most 10 minutes)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS)
@@ -56,8 +57,8 @@ lint: $(ENV)  ## ruff, and the house rules for notebook sources (seconds)
 	$(PY) -m ruff check .
 	$(PY) -m kedit_lib.reproduce --check
 
-lab: $(ENV)  ## open the notebooks in JupyterLab (until you stop it)
-	$(PY) -m jupyter lab --notebook-dir=notebooks
+lab: $(ENV)  ## open the notebooks in JupyterLab, live cells included (until you stop it; LAB=--no-browser and such go to it)
+	JUPYTER_PREFER_ENV_PATH=1 $(PY) -m jupyter lab --notebook-dir=notebooks $(LAB)
 
 clean:  ## remove results, stamps, report and failed notebooks; nothing committed (the next reproduce starts from nothing)
 	rm -rf results report .stamps .pytest_cache .ruff_cache .hypothesis build *.egg-info

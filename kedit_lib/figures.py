@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from IPython.display import Image, Markdown, display
+from matplotlib.ticker import ScalarFormatter
+from PIL import Image as Picture
 
 from .experiments import WINDOW, Run, collapse_point
 from .params import REPOSITORY
@@ -18,12 +20,16 @@ from .params import REPOSITORY
 # Okabe–Ito: told apart by colour-blind readers; line styles and markers say the same again.
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 DASHES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), "-"]
+WIDTH = 9.0  # inches, of figures with several panels
+COLOURS = 128  # of a stored picture: a third of the size, and no difference to the eye
 COHORTS = ["edits", "latest edits", "paraphrases", "neighbors", "untouched", "same subjects"]
+SHOWN = [*(("accuracy", cohort) for cohort in COHORTS), ("perplexity", "plain text")]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
 
 
 def style() -> None:
-    """The report's look; call once at the top of a notebook."""
+    """The report's look, of figures and of tables; call once at the top of a notebook."""
+    pd.set_option("display.max_colwidth", 120)  # whole prompts
     sns.set_theme(context="notebook", style="ticks", palette=PALETTE)
     plt.rcParams.update(
         {
@@ -34,6 +40,8 @@ def style() -> None:
             "axes.grid": True,
             "grid.alpha": 0.25,
             "legend.frameon": False,
+            "figure.constrained_layout.w_pad": 0.09,  # inches
+            "figure.constrained_layout.h_pad": 0.09,
             "svg.hashsalt": "kedit",  # the same figure gives the same file
             "pdf.compression": 9,
         }
@@ -51,16 +59,35 @@ def show(fig, name: str, caption: str, alt: str, data: pd.DataFrame) -> None:
     """
     where = folder()
     where.mkdir(parents=True, exist_ok=True)
-    fig.tight_layout()
+    _label_short_logs(fig)
+    if not fig.get_layout_engine():
+        fig.tight_layout()
     fig.savefig(where / f"{name}.svg", metadata={"Date": None})
     fig.savefig(where / f"{name}.pdf", metadata={"CreationDate": None, "ModDate": None})
-    buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", metadata={"Software": None}, dpi="figure")
-    (where / f"{name}.png").write_bytes(buffer.getvalue())
+    picture = png_of(fig)
+    (where / f"{name}.png").write_bytes(picture)
     data.to_csv(where / f"{name}.csv", index=False, float_format="%.6g")
     plt.close(fig)
-    display(Image(buffer.getvalue(), alt=alt))
+    display(Image(picture, alt=alt))
     display(Markdown(f"**Figure.** {caption}"))
+
+
+def png_of(fig) -> bytes:
+    """The figure as a .png of few colours."""
+    drawn, stored = io.BytesIO(), io.BytesIO()
+    fig.savefig(drawn, format="png", dpi="figure")
+    picture = Picture.open(drawn).convert("RGB").quantize(COLOURS, dither=Picture.Dither.NONE)
+    picture.save(stored, "PNG", optimize=True)
+    return stored.getvalue()
+
+
+def _label_short_logs(fig) -> None:
+    """Plain numbers on a logarithmic axis of less than a decade: 3.5 and not 3.5 × 10⁰."""
+    for axis in (axis for ax in fig.axes for axis in (ax.xaxis, ax.yaxis)):
+        low, high = sorted(axis.get_view_interval())
+        if axis.get_scale() == "log" and high < 10 * low:
+            axis.set_major_formatter(ScalarFormatter())
+            axis.set_minor_formatter(ScalarFormatter())
 
 
 def keep(table: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -246,10 +273,26 @@ def plot_mass(mass: pd.DataFrame, guess: float):
     return fig
 
 
+def panels_of(count: int, columns: int, height: float = 3.0, **shared):
+    """(figure, axes): `count` panels in rows of `columns`, as wide as a page."""
+    rows = -(-count // columns)
+    size = (WIDTH, height * rows + 0.4)
+    fig, grid = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, **shared)
+    for ax in grid.flat[count:]:
+        ax.remove()
+    return fig, list(grid.flat[:count])
+
+
+def legend_below(fig, ax) -> None:
+    """One legend for all panels, in a row under them, from the curves of one of them."""
+    handles, labels = ax.get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), fontsize=9)
+
+
 def plot_needs(table: pd.DataFrame):
     """A panel a need: each method's value against the number of edits, a point an order, the line their median."""
     needs = list(dict.fromkeys(table.need))
-    fig, axes = plt.subplots(1, len(needs), figsize=(3.1 * len(needs), 3.6))
+    fig, axes = panels_of(len(needs), columns=3)
     for ax, need in zip(axes, needs, strict=True):
         part = table[table.need == need]
         for i, (method, rows) in enumerate(part.groupby("method", sort=False)):
@@ -259,23 +302,23 @@ def plot_needs(table: pd.DataFrame):
             ax.plot(median.index, median, linestyle=DASHES[i % len(DASHES)], label=method, **look)
         cost = need == "cost"
         ax.set(xscale="log", title=need, xlabel="edits", ylim=(0, None) if cost else (0, 1.02))
-    axes[0].set_ylabel("right answers (cost: seconds an edit)")
-    axes[0].legend(fontsize=8)
+        ax.set_ylabel("seconds an edit" if cost else "right answers")
+    legend_below(fig, axes[0])
     return fig
 
 
 # ---- the data behind figures -------------------------------------------------------------------------
 
 
-def long_form(streams: dict[str, dict[int, Run]]) -> pd.DataFrame:
-    """Checkpoints of many streams in one table, for the CSV beside a figure."""
+def long_form(streams: dict[str, dict[int, Run]], wanted=SHOWN) -> pd.DataFrame:
+    """Checkpoints of many streams in one table, for the CSV beside a figure; wanted: its (metric, cohort) pairs."""
     parts = [
         run.checkpoints.assign(stream=name, order=order)
         for name, runs in streams.items()
         for order, run in runs.items()
     ]
-    table = pd.concat(parts)
-    return table[table.cohort != "probes"]
+    table, wanted = pd.concat(parts), set(wanted)
+    return table[[pair in wanted for pair in zip(table.metric, table.cohort, strict=True)]]
 
 
 def edits_form(streams: dict[str, dict[int, Run]]) -> pd.DataFrame:

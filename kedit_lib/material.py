@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -45,6 +46,12 @@ class LabMaterial:
 
     def probes(self, edits, untouched: int, seed: int, layers=(), every: int = SELDOM, families: bool = True) -> list:
         return lab_probes(self.model, edits, untouched, seed=seed, layers=layers, every=every, families=families)
+
+    def surround(self, edit: Edit) -> Edit:
+        """The edit with true object, paraphrases and neighbors where they are known."""
+        from .lab.edits import surround
+
+        return surround(self.world, edit)
 
     def strangers(self, edits, limit: int, seed: int) -> list[tuple[str, str, str]]:
         """(prompt with {}, subject, answer): facts that no edit touches."""
@@ -104,6 +111,10 @@ class DataMaterial:
         if families:
             found += family_probes(edits, unrelated=facts, aside=aside, texts=held_out, layers=layers, every=every)
         return found
+
+    def surround(self, edit: Edit) -> Edit:
+        known = (e for e in self.records if (e.subject, e.text) == (edit.subject, edit.text))
+        return replace(record, target_new=edit.target_new) if (record := next(known, None)) else edit
 
     def around(self, edit: Edit, rng: random.Random) -> tuple[list, list]:
         return [(prompt, edit.target_true) for prompt in edit.neighborhood if edit.target_true is not None], []

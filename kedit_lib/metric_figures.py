@@ -7,7 +7,7 @@ import pandas as pd
 import seaborn as sns
 
 from .experiments import WINDOW, Run, collapse_point
-from .figures import DASHES, MARKERS, PALETTE, draw_curve, floor, long_form
+from .figures import DASHES, MARKERS, PALETTE, WIDTH, draw_curve, floor, legend_below, long_form, panels_of
 from .metrics.bootstrap import bootstrap_interval
 from .metrics.retention import retention_matrix, retention_table
 from .metrics.warning import warning_table
@@ -22,6 +22,14 @@ SUMMARY = {  # column of the summary: (metric, cohort)
     "S": ("score", "edits"),
     "fluency": ("fluency", "free text"),
     "perplexity": ("perplexity", "plain text"),
+}
+
+UNITS = {  # what an axis says of a metric whose name alone does not say it
+    "accuracy": "right answers, share",
+    "answer agreement": "same answers, share",
+    "success": "wanted object ahead, share",
+    "fluency": "fluency, bits",
+    "consistency": "consistency, cosine",
 }
 
 
@@ -41,7 +49,7 @@ def gap_table(streams: dict[str, dict[int, Run]]) -> pd.DataFrame:
 def plot_gap(table: pd.DataFrame):
     """A panel a stream: what the optimisation reports above what the model says, the gap of the first order shaded."""
     names = list(dict.fromkeys(table.stream))
-    fig, axes = plt.subplots(1, len(names), figsize=(3.1 * len(names), 3.6), sharex=True, sharey=True)
+    fig, axes = panels_of(len(names), columns=3, sharex=True, sharey=True)
     for ax, name in zip(axes, names, strict=True):
         for n, (_, part) in enumerate(table[table.stream == name].groupby("order")):
             part = part.set_index("edits_done")
@@ -62,9 +70,9 @@ def plot_gap(table: pd.DataFrame):
                 )
             if n == 0 and not single:
                 ax.fill_between(part.index, part.free, part.optimised, color=PALETTE[0], alpha=0.12)
-        ax.set(title=name, xlabel="edits made", ylim=(0, 1.02))
-    axes[0].set_ylabel("probability, share")
-    axes[0].legend(fontsize=7, loc="lower left")
+        ax.set(title=name, xlabel="edits made", ylabel="probability, share", ylim=(0, 1.02))
+        ax.tick_params(labelbottom=True)
+    legend_below(fig, axes[0])
     return fig
 
 
@@ -73,42 +81,61 @@ def plot_retention(streams: dict[str, Run], width: int):
     tables = {name: retention_table(run.checkpoints) for name, run in streams.items()}
     fig, axes = plt.subplots(1, len(tables), figsize=(4.2 * len(tables), 3.8), sharey=True)
     for ax, (name, table) in zip(axes, tables.items(), strict=True):
-        last = ax is axes[-1]
-        sns.heatmap(
-            retention_matrix(table, width).iloc[::-1],
-            ax=ax,
-            cmap="cividis",
-            vmin=0,
-            vmax=1,
-            cbar=last,
-            cbar_kws={"label": "edits still right"} if last else None,
-        )
-        ax.set(title=name, xlabel="edits made", ylabel="age of the edit" if ax is axes[0] else "")
-        ax.tick_params(axis="x", labelrotation=90)
+        draw_map(ax, retention_matrix(table, width), bar=ax is axes[-1])
+        ax.set(title=name, ylabel="age of the edit, edits" if ax is axes[0] else "")
     return fig, pd.concat([t.assign(stream=name) for name, t in tables.items()])
+
+
+def draw_map(ax, matrix: pd.DataFrame, bar: bool = True) -> None:
+    """Age × checkpoint, the old edits on top; bar: with its scale of colours."""
+    scale = {"label": "edits still right, share"} if bar else None
+    sns.heatmap(matrix.iloc[::-1], ax=ax, cmap="cividis", vmin=0, vmax=1, cbar=bar, cbar_kws=scale)
+    ax.set(xlabel="edits made", ylabel="age of the edit, edits")
+    ax.tick_params(axis="x", labelrotation=90)
+    ax.tick_params(axis="y", labelrotation=0)
+
+
+def plot_along(run: Run, at: int):
+    """(figure, data): a stream up to `at` edits. The age × checkpoint map, how far ‖W‖ has grown since edit 1, and how
+    large the step of each edit is; what comes later is left white, so that one picture can be laid on the next."""
+    width = max(1, len(run.edits) // 12)
+    matrix = retention_matrix(retention_table(run.checkpoints), width)
+    seen = matrix.where([[done <= at for done in matrix.columns]] * len(matrix))
+    done = run.edits[run.edits.edit <= at].set_index("edit")
+    norms, first = [c for c in done if c.startswith("W_")], run.edits.iloc[0]
+    grown = pd.DataFrame({f"layer {c[2:]}": done[c] / first[c] for c in norms})
+    steps = pd.DataFrame({f"layer {c[2:]}": done[f"d{c}"] / done[c] for c in norms})
+    fig, axes = plt.subplot_mosaic([["map", "W"], ["map", "dW"]], figsize=(WIDTH, 4.2), layout="constrained")
+    draw_map(axes["map"], seen)
+    for name, table, label in (("W", grown, "‖W‖ / ‖W₁‖"), ("dW", steps, "‖ΔW‖ / ‖W‖")):
+        for i, layer in enumerate(table):
+            axes[name].plot(table.index, table[layer], color=PALETTE[i], linestyle=DASHES[i], label=layer)
+        axes[name].set(xlim=(0, len(run.edits)), xlabel="edits made", ylabel=label)
+    axes["W"].legend(fontsize=8)
+    tables = {"edits still right": seen.T, "norm": grown, "step": steps}
+    long = [t.stack().rename("value").rename_axis(["edits_done", "of"]).reset_index() for t in tables.values()]
+    return fig, pd.concat([part.assign(what=what) for what, part in zip(tables, long, strict=True)]).dropna()
 
 
 def plot_families(streams: dict[str, dict[int, Run]], panels: dict[str, tuple[str, str]], floors: pd.DataFrame):
     """A panel for each {title: (metric, cohort)}, a line a stream, with the floor of a destroyed model."""
-    fig, axes = plt.subplots(1, len(panels), figsize=(2.9 * len(panels), 3.0), dpi=80)
+    fig, axes = panels_of(len(panels), columns=3 if len(panels) == 3 else 2)
     bottom = floors.set_index(["metric", "cohort"]).value
     for ax, (title, (metric, cohort)) in zip(axes, panels.items(), strict=True):
         for i, (name, runs) in enumerate(streams.items()):
             draw_curve(ax, runs, metric, cohort, i, name)
         if (metric, cohort) in bottom.index:
             floor(ax, bottom[metric, cohort], "destroyed")
-        ax.set(title=title, ylabel=metric)
+        ax.set(title=title, ylabel=UNITS.get(metric, metric))
         if metric == "perplexity":
             ax.set_yscale("log")
-    axes[0].legend(fontsize=7)
+    legend_below(fig, axes[0])
     return fig
 
 
 def family_form(streams: dict[str, dict[int, Run]], panels: dict[str, tuple[str, str]]) -> pd.DataFrame:
     """The checkpoints behind `plot_families`, in long form."""
-    wanted = set(panels.values())
-    table = long_form(streams)
-    return table[[pair in wanted for pair in zip(table.metric, table.cohort, strict=True)]]
+    return long_form(streams, panels.values())
 
 
 def lead_table(streams: dict[str, dict[int, Run]], floors: pd.DataFrame) -> pd.DataFrame:

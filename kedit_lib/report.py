@@ -1,51 +1,166 @@
-"""The executed notebooks as web pages: `python -m kedit_lib.report` writes report/index.html and a page for each."""
+"""The executed notebooks as web pages: `python -m kedit_lib.report` writes report/index.html and a page for each.
 
+A page needs nothing but itself: no script, no font, no address of anything outside; its pictures are inside. Whatever
+a model wrote is shown as text. A figure's vector forms and its numbers lie beside the pages, in report/figures.
+"""
+
+import argparse
+import base64
 import html
+import re
+import shutil
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
+from kedit_lib import reproduce
 from kedit_lib.errors import KeditError
 from kedit_lib.params import REPOSITORY
 
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>kedit: the report</title>
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<style>body {{ font: 18px/1.5 sans-serif; max-width: 40em; margin: 3em auto; padding: 0 1em }}</style></head>
-<body><h1>Sequential knowledge editing</h1><ol start="0">
-{items}
-</ol></body></html>
-"""
+PAGES = Path(__file__).resolve().parent / "pages"
+FORMS = (".svg", ".pdf", ".csv")  # of a figure, for download
+CAPTION = "**Figure.** "  # how figures.show begins the paragraph below a picture
+TAGS = (
+    "a abbr b blockquote br caption code dd div dl dt em h1 h2 h3 h4 h5 h6 hr i li ol p pre span strong sub sup "
+    "table tbody td th thead tr ul"
+).split()
+ATTRIBUTES = {"*": ["class", "id"], "a": ["href", "title"], "th": ["colspan", "rowspan"], "td": ["colspan", "rowspan"]}
 
 
-def title_of(notebook: dict) -> str:
-    """The first heading of a notebook."""
-    texts = [cell["source"] for cell in notebook["cells"] if cell["cell_type"] == "markdown"]
-    headings = [line.lstrip("# ").strip() for text in texts for line in text.splitlines() if line.startswith("#")]
-    return headings[0] if headings else "untitled"
+@dataclass(frozen=True)
+class Page:
+    """One page and its neighbors in reading order, as the template sees it."""
+
+    stem: str
+    title: str
+    question: str  # the first paragraph below the title
+    before: "Page | None" = None
+    after: "Page | None" = None
+
+    @property
+    def file(self) -> str:
+        return f"{self.stem}.html"
+
+    @staticmethod
+    def name_code(cell) -> str:
+        """What is written on a folded cell."""
+        lines = len(cell.source.splitlines())
+        return f"code, {lines} line{'s' if lines > 1 else ''}"
 
 
-def write_report(executed: Path, report: Path) -> Path:
-    """A page for each executed notebook, and an index of them; where the index is."""
+def write_report(executed: Path, figures: Path, report: Path) -> Path:
+    """A page for each executed notebook, and an index of them; where the index is. `report` is written anew."""
     import nbformat
-    from nbconvert import HTMLExporter
 
     sources = sorted(executed.glob("[0-9][0-9]_*.ipynb"))
     if not sources:
         raise KeditError(f"{executed}: holds no executed notebook; run 'make reproduce' first")
-    report.mkdir(parents=True, exist_ok=True)
-    exporter, items = HTMLExporter(), []
-    for source in sources:
-        notebook = nbformat.read(source, as_version=4)
-        page, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"name": title_of(notebook)}})
-        (report / f"{source.stem}.html").write_text(page, encoding="utf-8")
-        items.append(f'<li><a href="{source.stem}.html">{html.escape(title_of(notebook))}</a></li>')
+    notebooks = [nbformat.read(source, as_version=4) for source in sources]
+    pages = [_page(s.stem, n) for s, n in zip(sources, notebooks, strict=True)]
+    shutil.rmtree(report, ignore_errors=True)
+    (report / "figures").mkdir(parents=True)
+    exporter, known = _exporter(), {p.read_bytes(): p.stem for p in sorted(figures.glob("*.png"))}
+    for n, (page, notebook) in enumerate(zip(pages, notebooks, strict=True)):
+        around = Page(
+            page.stem,
+            page.title,
+            page.question,
+            pages[n - 1] if n else None,
+            pages[n + 1] if n + 1 < len(pages) else None,
+        )
+        for name in _prepare(notebook, known):
+            for form in FORMS:
+                shutil.copyfile(figures / f"{name}{form}", report / "figures" / f"{name}{form}")
+        text, _ = exporter.from_notebook_node(notebook, resources={"page": around})
+        (report / page.file).write_text(_linked(text, pages), encoding="utf-8")
     index = report / "index.html"
-    index.write_text(PAGE.format(items="\n".join(items)), encoding="utf-8")
+    index.write_text(_index(pages), encoding="utf-8")
     return index
 
 
-if __name__ == "__main__":
+def _page(stem: str, notebook) -> Page:
+    """Title and question are the first heading and the first paragraph of a notebook."""
+    texts = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
+    parts = [part.strip() for text in texts for part in text.split("\n\n") if part.strip()]
+    title = next((part.lstrip("# ") for part in parts if part.startswith("#")), stem)
+    question = next((part for part in parts if not part.startswith("#")), "")
+    return Page(stem, title, question)
+
+
+def _exporter():
+    """nbconvert with the template of this package. Its filters: `sanitise` lets through text, tables and links,
+    `boxed` puts each table into a box that it can scroll in."""
+    import bleach
+    from nbconvert import HTMLExporter
+
+    exporter = HTMLExporter(extra_template_paths=[str(PAGES)], template_file="page.html.j2")
+    exporter.register_filter("sanitise", lambda text: bleach.clean(text, tags=TAGS, attributes=ATTRIBUTES))
+    box = r'<div class="wide" tabindex="0">\1</div>'
+    exporter.register_filter("boxed", lambda text: re.sub(r"(<table.*?</table>)", box, text, flags=re.DOTALL))
+    return exporter
+
+
+def _prepare(notebook, known: dict[bytes, str]) -> list[str]:
+    """Join every picture with the caption below it and its files, and mark numbers in tables; the figures' names.
+
+    known: {content of a figure's .png: its name}
+    """
+    names = []
+    for cell in notebook.cells:
+        kept = []
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            if kept and data.get("text/markdown", "").startswith(CAPTION) and "image/png" in kept[-1].get("data", {}):
+                kept[-1].metadata["caption"] = data["text/markdown"].removeprefix(CAPTION)
+                continue
+            if "image/png" in data and (name := known.get(base64.b64decode(data["image/png"]))):
+                output.metadata["files"] = [f"figures/{name}{form}" for form in FORMS]
+                names.append(name)
+            if "text/html" in data:
+                data["text/html"] = _tidied(data["text/html"])
+            kept.append(output)
+        if "outputs" in cell:
+            cell.outputs = kept
+    return names
+
+
+def _tidied(table: str) -> str:
+    """A table of pandas without its own looks, cells that hold a number marked as such."""
+    table = re.sub(r"<style.*?</style>", "", table, flags=re.DOTALL)
+    table = re.sub(r' (border|style|class|id)="[^"]*"', "", table)
+    return re.sub(r"<td\s*>(\s*[-+−]?[\d.,]+(?:e[-+]?\d+)?\s?%?\s*)</td>", r'<td class="number">\1</td>', table)
+
+
+def _linked(text: str, pages: list[Page]) -> str:
+    """Where the text names another notebook in code letters, a link to its page."""
+    for page in pages:
+        text = text.replace(f"<code>{page.stem}</code>", f'<a href="{page.file}"><code>{page.stem}</code></a>')
+    return text
+
+
+def _index(pages: list[Page]) -> str:
+    from jinja2 import Environment, FileSystemLoader
+
+    environment = Environment(loader=FileSystemLoader(PAGES), autoescape=True)
+    return environment.get_template("index.html.j2").render(pages=pages, plain=_plain)
+
+
+def _plain(markdown: str) -> str:
+    """A paragraph of Markdown as plain text."""
+    return html.unescape(re.sub(r"\[([^]]*)\]\([^)]*\)|[*`]", r"\1", markdown))
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m kedit_lib.report", description=__doc__.splitlines()[0])
+    reproduce.add_run(parser)
     try:
-        print(write_report(REPOSITORY / "notebooks" / "executed", REPOSITORY / "report"))
+        run = reproduce.make_run(parser.parse_args(argv), REPOSITORY)
+        print(write_report(run.executed, run.figures, REPOSITORY / "report"))
     except KeditError as error:
-        sys.exit(f"kedit: {error}")
+        print(f"kedit: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -188,6 +188,7 @@ def environment(run: Run, scratch: str) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONHASHSEED": "0",  # sets print in the same order each time
         "TQDM_DISABLE": "1",  # progress bars would put times into the output
+        "KEDIT_STATIC": "1",  # nobody is there to press the knobs of live cells
         "JUPYTER_PREFER_ENV_PATH": "1",  # this environment's kernel, not one in the home folder
         "JUPYTER_RUNTIME_DIR": f"{scratch}/runtime",
         "IPYTHONDIR": f"{scratch}/ipython",  # no start-up files, no shared history
@@ -288,7 +289,7 @@ def reproduce(run: Run, parameters: dict[Path, dict[str, Any]], only: str | None
         run.stamp(source).unlink(missing_ok=True)
         error = execute(run, source, parameters[source], processes)
         if error is None and not lost:  # with a stream lost, the next run must try again
-            stamps.write(run.stamp(source), before, run.executed / source.name)
+            stamps.write(run.stamp(source), before, run.executed / source.name, time.monotonic() - start)
         return error, time.monotonic() - start
 
     with (
@@ -315,6 +316,16 @@ def reproduce(run: Run, parameters: dict[Path, dict[str, Any]], only: str | None
 # ---- command line ---------------------------------------------------------------------------------------------------
 
 
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say which run is meant; `make_run` reads them."""
+    parser.add_argument("--profile", default=DEFAULT_PROFILE, help="smoke, lab, gpu, or a .yaml file (default: lab)")
+    parser.add_argument("--model", help="another model for this run: lab, lab-small, a hub id or a local folder")
+    parser.add_argument("--orders", help="edit orders to execute now: all, or numbers such as 0,2")
+    parser.add_argument(
+        "-p", dest="parameter", metavar="NAME=VALUE", action="append", default=[], help="change a field of the profile"
+    )
+
+
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m kedit_lib.reproduce",
@@ -323,12 +334,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "run writes results/executed-<run> and results/figures-<run>.",
         epilog="Exit code: 0 all well, 1 a notebook failed (kept in results/failed), 2 wrong parameters.",
     )
-    parser.add_argument("--profile", default=DEFAULT_PROFILE, help="smoke, lab, gpu, or a .yaml file (default: lab)")
-    parser.add_argument("--model", help="another model for this run: lab, lab-small, a hub id or a local folder")
-    parser.add_argument("--orders", help="edit orders to execute now: all, or numbers such as 0,2")
-    parser.add_argument(
-        "-p", dest="parameter", metavar="NAME=VALUE", action="append", default=[], help="change a field of the profile"
-    )
+    add_run(parser)
     parser.add_argument("--only", metavar="NB", help="only notebooks whose names begin with this, such as 03")
     parser.add_argument("--force", action="store_true", help="run them even if they are current")
     parser.add_argument("--check", action="store_true", help="run nothing; check the notebooks' sources")

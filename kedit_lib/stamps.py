@@ -47,12 +47,13 @@ def hash_values(*values: Any) -> str:
 def is_current(stamp: Path, key: str, output: Path) -> bool:
     """Whether `output` is what was made from `key`, untouched since."""
     try:
-        return json.loads(stamp.read_text()) == {"key": key, "output": hash_files([output])}
-    except (OSError, ValueError):
+        found = json.loads(stamp.read_text())
+        return (found["key"], found["output"]) == (key, hash_files([output]))
+    except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
-def write(stamp: Path, key: str, output: Path) -> None:
-    """Remember that `output` was made from `key`."""
+def write(stamp: Path, key: str, output: Path, seconds: float = 0) -> None:
+    """Remember that `output` was made from `key`, and how long that took."""
     stamp.parent.mkdir(parents=True, exist_ok=True)
-    stamp.write_text(json.dumps({"key": key, "output": hash_files([output])}))
+    stamp.write_text(json.dumps({"key": key, "output": hash_files([output]), "seconds": round(seconds, 1)}))

@@ -2,7 +2,10 @@
 
 import ast
 import importlib.metadata as metadata
+import json
+import os
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -21,7 +24,7 @@ DEV = [Requirement(r) for r in PROJECT["optional-dependencies"]["dev"]]
 PIN_LINES = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
 PINS = {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in PIN_LINES}
 # Modules whose distribution is called otherwise.
-DISTRIBUTION = {"yaml": "pyyaml", "mpl_toolkits": "matplotlib"}
+DISTRIBUTION = {"yaml": "pyyaml", "mpl_toolkits": "matplotlib", "PIL": "pillow"}
 # What only some platforms install beside torch; its exact versions are torch's own business.
 WITH_TORCH = re.compile(r"nvidia-|cuda-|triton")
 
@@ -68,6 +71,19 @@ def test_what_is_installed_is_what_is_pinned():
         needed = [Requirement(r) for r in installed.requires or []]
         todo += [r.name for r in needed if r.marker is None or r.marker.evaluate({"extra": ""})]
     assert len(seen) > len(RUNTIME + DEV)
+
+
+def test_make_lab_takes_the_kernel_of_this_environment(tmp_path):
+    """Though a home folder has one of the same name, which Jupyter else may take first."""
+    told = subprocess.run(["make", "-n", "lab"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "JUPYTER_PREFER_ENV_PATH=1 .venv/bin/python -m jupyter lab" in told
+    other = tmp_path / ".local" / "share" / "jupyter" / "kernels" / "python3"
+    other.mkdir(parents=True)
+    (other / "kernel.json").write_text('{"argv": ["false"], "display_name": "another", "language": "python"}')
+    asked = [sys.executable, "-m", "jupyter", "kernelspec", "list", "--json"]
+    home = {**os.environ, "HOME": str(tmp_path), "JUPYTER_PREFER_ENV_PATH": "1"}
+    found = subprocess.run(asked, env=home, capture_output=True, text=True, check=True).stdout
+    assert Path(json.loads(found)["kernelspecs"]["python3"]["resource_dir"]).is_relative_to(sys.prefix)
 
 
 def imported_modules(folder: Path) -> dict[str, Path]:

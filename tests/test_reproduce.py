@@ -497,8 +497,8 @@ def test_report_has_a_page_a_notebook_and_an_index(tmp_path):
     executed, report = tmp_path / "executed", tmp_path / "report"
     executed.mkdir()
     with pytest.raises(kedit_lib.errors.KeditError, match="make reproduce"):
-        write_report(executed, report)
+        write_report(executed, tmp_path / "figures", report)
     write_notebook(executed / "00_a.ipynb", "print('<&>')", parameters="seed = 0")
-    index = write_report(executed, report).read_text()
+    index = write_report(executed, tmp_path / "figures", report).read_text()
     assert 'href="00_a.html">Title of 00_a<' in index
     assert "Title of 00_a" in (report / "00_a.html").read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 from ..edits import Edit
 from ..errors import KeditError
@@ -43,6 +44,23 @@ def _edit(world: World, person: str, side: list[str], name: str) -> Edit:
         generation_prompts=[f"{person}"],
         relation=relation.name,
         id=name,
+    )
+
+
+def surround(world: World, edit: Edit) -> Edit:
+    """The edit with what the world knows around it: the true object, the other phrasings, neighbors. As it is where
+    the world does not know its subject, or the prompt is none of a relation's phrasings."""
+    relation = next((r for r in world.relations.values() if edit.prompt in r.templates), None)
+    if relation is None or (edit.subject, relation.name) not in world.objects_of:
+        return edit
+    true = world.objects_of[edit.subject, relation.name]
+    same = [p for p in others_of(world, edit.subject) if world.objects_of[p, relation.name] == true]
+    return replace(
+        edit,
+        target_true=true,
+        paraphrases=tuple(t.format(edit.subject) for t in relation.templates if t != edit.prompt),
+        neighborhood=tuple(edit.prompt.format(p) for p in same[:NEIGHBORS]),
+        relation=relation.name,
     )
 
 

@@ -1,0 +1,69 @@
+"""What a run costs: `python -m kedit_lib.costs` writes the README's table from what the last runs on this machine took.
+
+Seconds of a notebook are those of its process (`kedit_lib.stamps`). Its streams run before it and only once: their
+seconds of editing and of asking are summed over the streams of the profile's live orders.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from .catalogue import streams_of
+from .errors import KeditError
+from .params import REPOSITORY
+from .streams import Bench
+
+BEGIN, END = "<!-- costs: written by python -m kedit_lib.costs -->", "<!-- end of costs -->"
+PROFILES = ("smoke", "lab")
+STREAMS = "their streams of edits, one after the other"
+
+
+def notebook_seconds(stamps: Path) -> dict[str, float]:
+    """{notebook: seconds of its last execution} of one run's stamps."""
+    found = {path.stem: json.loads(path.read_text()).get("seconds") for path in sorted(stamps.glob("*.json"))}
+    return {stem: seconds for stem, seconds in found.items() if seconds}
+
+
+def stream_seconds(bench: Bench) -> float:
+    """Seconds of editing and asking in the profile's live streams. Those that are not finished are run."""
+    runs = [bench.run(name, order) for name in streams_of(bench.profile) for order in bench.profile.live_orders]
+    return sum(run.edits.seconds.sum() + run.curve("seconds", "probes").sum() for run in runs)
+
+
+def render(seconds: dict[str, dict[str, float]], cores: int) -> str:
+    """The block for the README, markers included. seconds: {profile: {notebook: seconds}}."""
+    rows = list(dict.fromkeys(name for column in seconds.values() for name in column))
+    lines = [f"| on {cores} cores, CPU | {' | '.join(seconds)} |", "|---|" + "---|" * len(seconds)]
+    for name in rows:
+        shown = (_duration(column[name]) if name in column else "" for column in seconds.values())
+        lines.append(f"| {name} | {' | '.join(shown)} |")
+    return "\n".join([BEGIN, *lines, END])
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+
+
+def main() -> int:
+    seconds = {}
+    for profile in PROFILES:
+        seconds[profile] = notebook_seconds(REPOSITORY / ".stamps" / profile)
+        if not seconds[profile]:
+            make = "make smoke" if profile == "smoke" else "make reproduce"
+            print(f"kedit: profile {profile}: no run has been timed here; run '{make}' first", file=sys.stderr)
+            return 1
+        seconds[profile][STREAMS] = stream_seconds(Bench(profile, progress=False))
+    path = REPOSITORY / "README.md"
+    before, rest = path.read_text(encoding="utf-8").split(BEGIN)
+    path.write_text(before + render(seconds, os.cpu_count() or 1) + rest.split(END)[1], encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except KeditError as error:
+        sys.exit(f"kedit: {error}")

@@ -1,0 +1,116 @@
+"""The web pages in a real browser: quiet, complete, and readable on a phone."""
+
+import re
+
+import nbformat
+import pandas as pd
+import pytest
+from browser import PROGRAM, Browser
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from kedit_lib import report
+from kedit_lib.errors import KeditError
+from kedit_lib.params import REPOSITORY
+
+PHONE = 390  # pixels
+ATTACK = "<script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\"><b>bold</b>"
+needs_browser = pytest.mark.skipif(PROGRAM is None, reason="needs Chromium: apt-get install chromium")
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The report of the committed notebooks."""
+    where = tmp_path_factory.mktemp("site") / "report"
+    return report.write_report(REPOSITORY / "notebooks" / "executed", REPOSITORY / "figures", where).parent
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with Browser(tmp_path_factory.mktemp("browser")) as running:
+        yield running
+
+
+def test_the_site_is_small_and_asks_the_network_for_nothing(site):
+    assert sum(p.stat().st_size for p in site.rglob("*") if p.is_file()) < 15_000_000
+    for page in site.glob("*.html"):
+        text = page.read_text(encoding="utf-8")
+        assert not re.search(r"<(script|link|iframe|object)\b|\ssrc=\"(?!data:)|url\(|@import", text), page.name
+
+
+def test_every_page_leads_to_the_one_before_and_the_one_after(site):
+    stems = sorted(p.stem for p in site.glob("[0-9]*.html"))
+    for before, after in zip(stems, stems[1:], strict=False):
+        assert f'href="{after}.html" rel="next"' in (site / f"{before}.html").read_text(encoding="utf-8")
+        assert f'href="{before}.html" rel="prev"' in (site / f"{after}.html").read_text(encoding="utf-8")
+    assert all(f'href="{stem}.html"' in (site / "index.html").read_text(encoding="utf-8") for stem in stems)
+
+
+def test_every_figure_stands_above_its_caption_with_its_files(site):
+    shown = 0
+    for page in site.glob("[0-9]*.html"):
+        for figure in re.findall(r"<figure>.*?</figure>", page.read_text(encoding="utf-8"), re.DOTALL):
+            shown += 1
+            assert re.search(r'alt="[^"]{20,}"', figure)
+            caption = figure.split("<figcaption>")[1]
+            assert len(re.sub("<[^>]*>", "", caption)) > 40
+            assert all((site / file).stat().st_size for file in re.findall(r'href="(figures/[^"]+)"', caption))
+            assert len(re.findall(r'href="figures/', caption)) == len(report.FORMS)
+    assert shown == len(list((REPOSITORY / "figures").glob("*.png")))
+
+
+@needs_browser
+def test_pages_are_quiet_described_linked_and_fit_a_phone(site, browser):
+    for page in sorted(site.glob("*.html")):
+        for width in (PHONE, 1200):
+            tab = browser.open(page.as_uri(), width=width)
+            assert tab.errors == [], page.name
+            assert [r for r in tab.requests if not r.startswith(("file:", "data:"))] == [], page.name
+            assert tab.ask("document.documentElement.scrollWidth") <= width, page.name
+            assert tab.ask("[...document.images].every(i => i.alt.length > 20 && i.naturalWidth > 0)"), page.name
+            links = tab.ask("[...document.links].map(a => a.getAttribute('href'))")
+            tab.close()
+        broken = [link for link in links if not link.startswith(("https://", "#")) and not (site / link).is_file()]
+        assert broken == [], page.name
+        ids = set(re.findall(r'\sid="([^"]+)"', page.read_text(encoding="utf-8")))
+        assert [link for link in links if link.startswith("#") and link[1:] not in ids] == [], page.name
+
+
+@needs_browser
+def test_tables_wider_than_a_phone_scroll_inside_their_box(site, browser):
+    tab = browser.open((site / "00_start_here.html").as_uri(), width=PHONE)
+    assert tab.ask("[...document.querySelectorAll('table')].some(t => t.scrollWidth > innerWidth)")
+    assert tab.ask("[...document.querySelectorAll('div.wide')].every(d => d.clientWidth <= innerWidth)")
+    tab.close()
+
+
+def hostile_notebook():
+    """A notebook whose every kind of output holds markup that a model might have written."""
+    table = pd.DataFrame({"says": [ATTACK]})
+    outputs = [
+        new_output("stream", name="stdout", text=ATTACK),
+        new_output("execute_result", {"text/html": table.to_html(), "text/plain": "t"}),
+        new_output("execute_result", {"text/html": table.style.to_html(), "text/plain": "t"}),  # escapes nothing
+        new_output("execute_result", {"text/plain": ATTACK}),
+        new_output("display_data", {"text/markdown": ATTACK, "text/plain": "t"}),
+        new_output("display_data", {"application/javascript": "document.title = 'taken'", "text/plain": "t"}),
+    ]
+    return new_notebook(cells=[new_markdown_cell("# Safe"), new_code_cell("1", outputs=outputs)])
+
+
+@needs_browser
+def test_what_a_model_wrote_is_text_and_nothing_else(tmp_path, browser):
+    (tmp_path / "executed").mkdir()
+    nbformat.write(hostile_notebook(), tmp_path / "executed" / "00_hostile.ipynb")
+    report.write_report(tmp_path / "executed", tmp_path / "figures", tmp_path / "report")
+    tab = browser.open((tmp_path / "report" / "00_hostile.html").as_uri())
+    assert tab.ask("document.title") == "Safe · kedit"
+    assert tab.ask("document.scripts.length + document.images.length") == 0
+    assert tab.ask("document.body.innerText.split('<script>').length - 1") >= 4  # read as written
+    assert tab.errors == []
+    tab.close()
+
+
+def test_without_executed_notebooks_there_is_one_line_and_no_report(tmp_path):
+    with pytest.raises(KeditError, match="run 'make reproduce' first"):
+        report.write_report(tmp_path, tmp_path, tmp_path / "report")
+    assert not (tmp_path / "report").exists()

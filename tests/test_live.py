@@ -1,0 +1,150 @@
+"""Live cells: what they compute, and that the knobs show it."""
+
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import kedit_lib as kedit
+from kedit_lib import live, metric_figures, widgets
+from kedit_lib.moments import SecondMoments
+
+
+def bench_of(profile, results, **overrides):
+    """A bench with the moments of a few texts, which is enough for edits to take."""
+    bench = kedit.Bench(profile, results=results, progress=False, **overrides)
+    layers = sorted({layer for name in bench.streams for layer in bench.method(name).layers})
+    bench._moments = SecondMoments.estimate(bench.model, bench.material.texts()[:100], layers)
+    return bench
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    sizes = {"n_edits": 6, "batch_sizes": [1, 2], "mass_sizes": [1], "checkpoint_every": 2, "dense_every": 2}
+    return bench_of("smoke", tmp_path_factory.mktemp("results"), **sizes)
+
+
+@pytest.fixture(scope="module")
+def run(bench):
+    return bench.run("memit")
+
+
+def test_a_typed_edit_has_the_worlds_paraphrases_and_neighbors(bench):
+    known = bench.edits(0)[0]
+    for prompt in (known.prompt, known.text):  # with a place for the subject, or with the subject
+        edit = live.Desk(bench).edit(prompt, known.subject, known.target_new)
+        assert edit.target_true == known.target_true
+        assert sorted(edit.paraphrases) == sorted(known.paraphrases)
+        assert len(edit.neighborhood) == len(known.neighborhood)
+    world = bench.material.world
+    asked = {known.prompt.format(p) for p in world.people if world.objects_of[p, known.relation] == known.target_true}
+    assert set(edit.neighborhood) <= asked - {known.text}
+
+
+def test_an_edit_the_world_does_not_know_is_asked_about_others(bench):
+    edit = live.Desk(bench).edit("The neighbour of {} is", "Nobody Inhere", "tall")
+    assert edit.target_true is None and edit.paraphrases == ()
+    assert len(edit.neighborhood) == live.OTHERS
+    assert all(text.startswith("The neighbour of ") for text in edit.neighborhood)
+
+
+def test_trying_an_edit_shows_it_and_takes_it_back(bench):
+    desk, known, weights = live.Desk(bench), bench.edits(0)[0], bench.model.hf.state_dict()
+    before = {name: w.clone() for name, w in weights.items()}
+    tried = desk.try_edit(known, "memit")
+    assert tried.table["p(new) after"].iloc[0] > 0.3 > tried.table["p(new) before"].iloc[0]
+    assert list(tried.table.index) == ["edit"] + ["paraphrase"] * 3 + ["neighbor"] * len(known.neighborhood)
+    assert "optimised probability" in tried.said
+    assert all(torch.equal(w, before[name]) for name, w in bench.model.hf.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["rome", "pmet", "emmet", "alphaedit", "rect", "ft-m"])
+def test_every_method_offered_can_be_tried(bench, name):
+    desk = live.Desk(bench)
+    assert name in desk.methods
+    assert len(desk.try_edit(bench.edits(0)[1], name).table) > 1
+
+
+def test_an_edit_of_the_lab_model_takes_less_than_a_second(tmp_path):
+    bench = bench_of("lab", tmp_path)
+    desk, edit = live.Desk(bench), bench.edits(0)[0]
+    desk.try_edit(edit, "memit")  # the first one also samples the contexts and factorises C
+    begin = time.process_time()  # of this process: what else the machine does is not counted
+    desk.try_edit(edit, "memit")
+    assert time.process_time() - begin < 1
+
+
+def test_stops_and_sentence_follow_the_stream(run):
+    assert live.stops_of(run) == [2, 4, 6]
+    said = live.stop_sentence(run, 4)
+    assert said.startswith("After 4 of 6 edits")
+    grown = run.edits.W_1.iloc[3] / run.edits.W_1.iloc[0]
+    assert f"‖W‖ of layer 1 × {grown:.2f}" in said
+
+
+def test_the_picture_at_a_stop_holds_nothing_of_later(run):
+    fig, data = metric_figures.plot_along(run, 4)
+    assert data.edits_done.max() == 4
+    assert set(data.what) == {"edits still right", "norm", "step"}
+    norms = data[data.what == "norm"]
+    assert norms.value.tolist() == (run.edits.W_1 / run.edits.W_1.iloc[0])[:4].tolist()
+
+
+def test_a_film_ends_with_the_streams_own_weights(bench, run):
+    film = live.make_film(bench, "memit", 0, run)
+    frames = {int(p.stem): load_file(str(p)) for p in sorted(film.glob("*.safetensors"))}
+    assert list(frames) == live.frames_of(bench, "memit", run) == [1, 2, 3, 4, 5, 6]
+    ends = run.final_weights()
+    assert all(torch.equal(frames[6][name], w) for name, w in ends.items())
+    assert live.make_film(bench, "memit", 0, run) == film  # found, not made again
+
+
+def test_samples_are_of_the_last_frame_reached(bench, run):
+    film = live.make_film(bench, "memit", 0, run)
+    table = live.samples_at(bench, film, 4, ["The"])
+    assert list(table) == ["before", "after 4 edits"]
+    assert table.before.iloc[0] == live.sampled_texts(bench.model, ["The"], live.TOKENS)[0]
+    assert not bench.model.edited
+
+
+def test_frames_of_batches_end_with_the_stream(bench, run):
+    assert live.frames_of(bench, "memit-b2", run) == [2, 4, 6]
+
+
+def test_pressing_the_button_shows_the_table_and_errors_are_one_line(bench):
+    knobs = widgets.EditKnobs(bench, bench.edits(0)[0])
+    knobs.button.click()
+    assert "<table" in knobs.result.value and "said before" in knobs.result.value
+    knobs.target.value = ""
+    knobs.button.click()
+    assert "target_new is empty" in knobs.result.value and "<table" not in knobs.result.value
+    assert not knobs.button.disabled
+
+
+def test_markup_in_a_prompt_is_shown_as_text(bench):
+    knobs = widgets.EditKnobs(bench, bench.edits(0)[0])
+    knobs.prompt.value, knobs.subject.value = "<b onclick=x> of {} is", "<i>Ana</i>"
+    knobs.button.click()
+    assert "<i>" not in knobs.result.value and "<b " not in knobs.result.value
+
+
+def test_dragging_changes_picture_sentence_and_samples(bench, run):
+    live.make_film(bench, "memit", 0, run)
+    knobs = widgets.StreamKnobs(bench, "memit", 0)
+    parts = knobs.picture, knobs.said, knobs.samples
+    seen = [part.value for part in parts]
+    knobs.slider.value = 2
+    assert all(part.value != then for part, then in zip(parts, seen, strict=True))
+    assert "after 2 edits" in knobs.samples.value and 'alt="Age by checkpoint' in knobs.picture.value
+
+
+def test_in_a_run_that_nobody_watches_a_live_cell_is_one_sentence(bench, monkeypatch, capsys):
+    shown = []
+    monkeypatch.setattr(widgets, "display", shown.append)
+    monkeypatch.setenv("KEDIT_STATIC", "1")
+    widgets.try_edits(bench, bench.edits(0)[0])
+    assert [s.data.startswith("*Live in JupyterLab") for s in shown] == [True]
+    monkeypatch.delenv("KEDIT_STATIC")
+    widgets.try_edits(bench, bench.edits(0)[0])
+    assert type(shown[1]).__name__ == "VBox"
