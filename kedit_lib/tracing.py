@@ -24,7 +24,8 @@ def causal_trace(model, facts, noise: float = 3.0, samples: int = 5, seed: int =
     1 = everything comes back, 0 = nothing. Places are PLACES.
     """
     embed = model.hf.get_input_embeddings()
-    sigma = noise * embed.weight.float().std().item()
+    scale = getattr(embed, "scalar_embed_scale", 1.0)  # Gemma's embeddings leave the module this much larger
+    sigma = noise * scale * embed.weight.float().std().item()
     generator = torch.Generator().manual_seed(seed)
     total = torch.zeros(len(PLACES), model.n_layers, dtype=torch.float64)
     for prompt, subject, answer in facts:
