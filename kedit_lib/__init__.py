@@ -33,6 +33,7 @@ from .moments import SecondMoments
 from .nullspace import NullSpace
 from .params import load_profile
 from .probes import lab_probes
+from .saving import Deltas, load_deltas
 from .streams import Bench
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "ROME",
     "RROME",
     "AlphaEdit",
+    "Deltas",
     "Edit",
     "EditHistory",
     "EditableModel",
@@ -64,6 +66,7 @@ __all__ = [
     "generate_contexts",
     "known_edits",
     "lab_probes",
+    "load_deltas",
     "load_edits",
     "load_model",
     "load_profile",
