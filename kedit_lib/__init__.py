@@ -1,6 +1,7 @@
 """kedit: what happens to a language model that is edited again and again, measured."""
 
 from .asking import ask, ask_table
+from .checking import check_model
 from .contexts import generate_contexts
 from .datasets import load_edits, read_edits
 from .edits import Edit
@@ -61,6 +62,7 @@ __all__ = [
     "anchor_norm",
     "ask",
     "ask_table",
+    "check_model",
     "collapse_point",
     "foretell",
     "generate_contexts",
