@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import pandas as pd
 import torch
 
 from .catalogue import streams_of
 from .contexts import generate_contexts
-from .edits import Edit
+from .edits import Edit, check_edits
 from .known import known_edits
 from .methods import ROME, method_class
 from .model import LAB_MODELS, EditableModel, load_model
@@ -55,6 +56,35 @@ def common_edits() -> list[Edit]:
     return found
 
 
+@dataclass(frozen=True)
+class Check:
+    """What was found out about a model.
+
+    table      index: what; column: value
+    effect     of `causal_trace`, at the subject's last token (empty: it knows no fact that was asked)
+    traced     how many facts were traced
+    rome, memit    proposed layers
+    path       the file with the model's parameters (None: none was written)
+    """
+
+    table: pd.DataFrame
+    effect: pd.DataFrame
+    traced: int
+    trial: Trial
+    rome: list[int]
+    memit: list[int]
+    path: Path | None
+
+    @property
+    def sentence(self) -> str:
+        """The edit that was tried, in words."""
+        t, back = self.trial, "came back bit for bit" if self.trial.restored else "did NOT come back bit for bit"
+        return (
+            f"“{t.edit.text} {t.edit.target_new}”, written at the proposed layer, took that object's probability from "
+            f"{t.before:.2g} to {t.success:.2g}; after it the weights {back}."
+        )
+
+
 def check_model(model, edits=None, profile: str | Profile | None = None, write: bool = True) -> pd.DataFrame:
     """A table (index: what; column: value) of what a model is, what one edit of it does and costs, and where to edit.
 
@@ -67,23 +97,28 @@ def check_model(model, edits=None, profile: str | Profile | None = None, write: 
     The weights are the ones at entry afterwards; the table says so. Raises KeditError for a model whose layout or
     tokenizer is not understood.
     """
+    return check(model, edits, profile, write).table
+
+
+def check(model, edits=None, profile: str | Profile | None = None, write: bool = True) -> Check:
+    """`check_model` with all that its table is made of."""
     model = model if isinstance(model, EditableModel) else load_model(model)
     profile = profile or ("lab" if model.name in LAB_MODELS else "gpu")
     profile = profile if isinstance(profile, Profile) else load_profile(profile)
-    given = list(_own_edits(model) if edits is None else edits)
+    given = check_edits(_own_edits(model) if edits is None else edits, "check_model")
     for edit in given:
         check_edit(model.tokenizer, edit)
     with model.temporarily():
-        asked = time.perf_counter()
+        begin = time.perf_counter()
         known, unknown = known_edits(model, given, match="contains")
-        seconds_asking = (time.perf_counter() - asked) / len(given)
+        seconds_asking = (time.perf_counter() - begin) / len(given)
         facts = [(e.prompt, e.subject, e.target_true) for e in known[:TRACED]]
-        places = ("last subject token",)
-        effect = causal_trace(model, facts, samples=SAMPLES, places=places) if facts else None
+        effect = causal_trace(model, facts, samples=SAMPLES, places=("last subject token",)) if facts else None
         sections = propose(model, effect)
         trial = try_edit(model, (known or given)[0], sections["rome"]["layers"])
     why = f"causal tracing of {len(facts)} facts that it knows" if facts else "Llama-2-7B's depth; no fact to trace"
-    rows = {**_recognised(model), **_memory(model, sections["memit"]["layers"])}
+    path = write_proposal(model.name, sections, why) if write else None
+    rows = _recognised(model) | _memory(model, sections["memit"]["layers"])
     rows |= {
         "facts it knows, of those asked": f"{len(known)} of {len(given)}",
         "facts left out as unknown": unknown,
@@ -96,13 +131,15 @@ def check_model(model, edits=None, profile: str | Profile | None = None, write: 
         "proposed layers, MEMIT": _listed(sections["memit"]["layers"]),
         "proposed λ": sections["memit"]["mom2_update_weight"],
     }
-    if write:
-        path = write_proposal(model.name, sections, why)
-        rows["parameters"] = f"{'/'.join(path.parts[-3:])}"
-        rows["its layers, MEMIT"] = _listed(load_model_params(model.name)["memit"]["layers"])
+    if path is not None:
+        rows["parameters in use"] = "/".join(path.parts[-3:])
+        rows["layers in use, MEMIT"] = _listed(load_model_params(model.name)["memit"]["layers"])
     minutes = notebook_minutes(profile, trial.seconds, seconds_asking)
     rows |= {f"minutes, {notebook} ({profile.name})": value for notebook, value in minutes.items()}
-    return pd.DataFrame({"value": rows}).rename_axis("what")
+    table = pd.DataFrame({"value": rows}).rename_axis("what")
+    empty = pd.DataFrame(columns=["place", "layer", "effect"])
+    layers = sections["rome"]["layers"], sections["memit"]["layers"]
+    return Check(table, empty if effect is None else effect, len(facts), trial, *layers, path)
 
 
 def try_edit(model, edit: Edit, layers: list[int]) -> Trial:

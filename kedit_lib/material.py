@@ -94,7 +94,7 @@ class DataMaterial:
 
     @cached_property
     def documents(self) -> list[str]:
-        texts = _texts(self.corpus)
+        texts = read_texts(self.corpus)
         if len(texts) < 2 * HELD_OUT:
             raise KeditError(f"texts {self.corpus!r}: holds {len(texts)} documents; give at least {2 * HELD_OUT}")
         return texts
@@ -192,7 +192,7 @@ def _place(source: str) -> tuple[str, dict]:
     return name, {"split": "train"} | ({"name": configuration} if colon else {})
 
 
-def _texts(source: str) -> list[str]:
+def read_texts(source: str) -> list[str]:
     """Documents: paragraphs of a .txt file, or the field `text` of records."""
     if Path(source).suffix.lower() == ".txt" and Path(source).is_file():
         parts = Path(source).read_text(encoding="utf-8").split("\n\n")

@@ -81,6 +81,19 @@ def record_of(method: str, hyperparameters: dict, edits: list[Edit]) -> dict:
     }
 
 
+def load_record(folder) -> list[Edit]:
+    """The edits that a folder of `save_model` says it holds. KeditError when it says nothing of them."""
+    path = Path(folder) / RECORD
+    try:
+        calls = json.loads(path.read_text(encoding="utf-8"))["applied"]
+        edits = [Edit(**edit) for call in calls or [] for edit in call["edits"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise KeditError(f"{path}: cannot be read ({first_line(error)}); name the edits yourself") from error
+    if not edits:
+        raise KeditError(f"{path}: names no edits; name them yourself")
+    return edits
+
+
 def save_model(model, folder) -> None:
     """`model` as it is now, as a folder that transformers loads, and its edits in kedit_edits.json.
 

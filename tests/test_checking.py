@@ -90,7 +90,7 @@ def test_the_lab_is_known_and_its_own_parameters_stay(monkeypatch):
     assert found["layers by"] == f"causal tracing of {checking.TRACED} facts that it knows"
     was, now = (float(p) for p in found["p(new) before and after"].split(", "))
     assert was < 0.1 and now > 0.5
-    assert found["parameters"] == "params/models/lab-small.yaml" and path.read_bytes() == before
+    assert found["parameters in use"] == "params/models/lab-small.yaml" and path.read_bytes() == before
     assert found["proposed λ"] == pytest.approx(load_model_params("lab-small")["memit"]["mom2_update_weight"], rel=1e-3)
     assert {f"minutes, {n} (smoke)" for n in ("00", "02", "03", "04", "05")} <= set(found.index)
 
