@@ -16,6 +16,7 @@ import torch
 from .catalogue import streams_of
 from .contexts import generate_contexts
 from .edits import Edit, check_edits
+from .errors import KeditError
 from .known import known_edits
 from .methods import ROME, method_class
 from .model import LAB_MODELS, EditableModel, load_model
@@ -174,11 +175,22 @@ def notebook_minutes(profile: Profile, seconds_an_edit: float, seconds_a_questio
 
 
 def _own_edits(model) -> list[Edit]:
+    """The lab's own, or of the common ones those that this tokenizer can write."""
     if model.name not in LAB_MODELS:
-        return common_edits()
+        if writable := [e for e in common_edits() if _can_write(model.tokenizer, e)]:
+            return writable
+        raise KeditError(f"check_model: {model.name} can write none of the well-known facts; pass edits it may know")
     from .datasets import load_edits
 
     return load_edits("lab", model=model, limit=2 * TRACED)
+
+
+def _can_write(tokenizer, edit: Edit) -> bool:
+    try:
+        check_edit(tokenizer, edit)
+    except KeditError:
+        return False
+    return True
 
 
 def _weights(model) -> dict[str, torch.Tensor]:

@@ -49,7 +49,7 @@ def test_a_strangers_path(run, tmp_path, monkeypatch):
     code, _, err = run("edit", folder, *words)
     assert code == 1 and "check-model" in err
     smoke = REPOSITORY / "params" / "profiles" / "smoke.yaml"
-    code, out, _ = run("check-model", folder, "--profile", smoke)
+    code, out, _ = run("check-model", folder, "--profile", smoke)  # asked only what its tokenizer can write
     assert code == 0 and "452, 459" in out and (tmp_path / "params" / "models" / "stranger.yaml").exists()
     code, _, err = run("edit", folder, *words)
     assert code == 1 and "give --texts" in err
@@ -66,7 +66,7 @@ def test_a_strangers_path(run, tmp_path, monkeypatch):
     code, out, _ = run("evaluate", tmp_path / "edited", "--out", tmp_path / "rows.csv")
     assert code == 0 and out.startswith("1 edits")
     rows = pd.read_csv(tmp_path / "rows.csv").set_index(["metric", "cohort"]).value
-    assert f"{rows['probability', 'edits']:.3f}" in out
+    assert str(round(rows["probability", "edits"], 3)) in out
 
 
 def test_a_stream(run, tmp_path):
@@ -80,8 +80,8 @@ def test_a_stream(run, tmp_path):
     assert (record["method"], len(record["edits"])) == ("FT", 4)
     code, evaluated, _ = run("evaluate", tmp_path / "edited")
     assert code == 0 and evaluated.startswith("4 edits")
-    accuracy = next(line.split()[-1] for line in out.splitlines() if line.startswith("accuracy") and "edits" in line)
-    assert float(accuracy) > 0.5
+    last = next(line.split()[-1] for line in out.splitlines() if line.split()[:2] == ["accuracy", "edits"])
+    assert next(line.split()[1] for line in evaluated.splitlines() if line.startswith("accuracy")) == last
 
 
 @pytest.mark.parametrize(
