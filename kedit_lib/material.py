@@ -120,8 +120,9 @@ class DataMaterial:
     @property
     def selection(self) -> str:
         """What was left out, in words."""
+        name = Path(self.source).name if Path(self.source).exists() else self.source
         return (
-            f"Of {len(self._knows)} facts of {self.source} that the model was asked about it does not know "
+            f"Of {len(self._knows)} facts of {name} that the model was asked about it does not know "
             f"{self.unknown}; these were left out before any edit."
         )
 
