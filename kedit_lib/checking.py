@@ -147,7 +147,7 @@ def try_edit(model, edit: Edit, layers: list[int]) -> Trial:
     """One edit by ROME without C, over as many contexts as MEMIT has, and taken back."""
     from .metrics import answer_probability
 
-    method, was = ROME(layers=layers, mom2_adjustment=False), _weights(model)
+    method, was = ROME(layers=layers, mom2_adjustment=False), _weights(model, layers)
     contexts = generate_contexts(model, style=method_class("memit").context_style)
     before = answer_probability(model, [edit.text], [edit.target_new]).item()
     held = model.snapshot()
@@ -156,7 +156,7 @@ def try_edit(model, edit: Edit, layers: list[int]) -> Trial:
     seconds = time.perf_counter() - begin
     after = answer_probability(model, [edit.text], [edit.target_new]).item()
     model.load_snapshot(held)
-    restored = all(torch.equal(value, was[name]) for name, value in _weights(model).items())
+    restored = all(map(torch.equal, was, _weights(model, layers)))
     return Trial(edit, seconds, before, after, restored)
 
 
@@ -193,9 +193,9 @@ def _can_write(tokenizer, edit: Edit) -> bool:
     return True
 
 
-def _weights(model) -> dict[str, torch.Tensor]:
-    """Copies of the maps that methods edit."""
-    return {model.weight_name(i): model.weight(i).detach().clone() for i in range(model.n_layers)}
+def _weights(model, layers: list[int]) -> list[torch.Tensor]:
+    """Copies of the edited maps."""
+    return [model.weight(layer).detach().clone() for layer in layers]
 
 
 def _listed(layers: list[int]) -> str:

@@ -4,7 +4,9 @@ The models are random and tiny, of their family's own configuration and tokenize
 GPT-J and Gemma 2 compute their attention in float32 whatever the weights are, and are held to less for it.
 """
 
+import os
 import unicodedata
+from pathlib import Path
 from types import SimpleNamespace
 
 import families
@@ -220,3 +222,25 @@ def test_tracing_shakes_gemmas_embeddings_as_large_as_they_leave_the_module(plai
     assert not causal_trace(model, fact, noise=3.0, samples=2).effect.equals(small.effect)
     model.hf.get_input_embeddings().scalar_embed_scale = 1.0
     assert causal_trace(model, fact, noise=3.0, samples=2).effect.equals(small.effect)
+
+
+DATA = Path(os.environ["KEDIT_DATA"]) if os.environ.get("KEDIT_DATA") else None
+
+
+@pytest.mark.skipif(DATA is None, reason="KEDIT_DATA does not name a folder with tokenizer-gpt2")
+@pytest.mark.parametrize("name", ["gpt2", "gptj"])
+def test_the_real_tokenizer_of_gpt2(tmp_path, name):
+    """Its 50,257 tokens, and no pad token: moments of it, and MEMIT and PMET against the reference."""
+    if not (DATA / "tokenizer-gpt2").is_dir():
+        pytest.skip("KEDIT_DATA holds no tokenizer-gpt2")
+    tokenizer = transformers.GPT2Tokenizer.from_pretrained(DATA / "tokenizer-gpt2")
+    tokenizer.save_pretrained(tmp_path)
+    families.model(name, len(tokenizer)).save_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64).eval()
+    stored = SimpleNamespace(model=model, tokenizer=AutoTokenizer.from_pretrained(tmp_path), folder=tmp_path)
+    kedit.SecondMoments.estimate(kedit.load_model(tmp_path), tiny.SENTENCES.splitlines(), [1]).factor(1, shift=1e-3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(test_reference, "SAME", 1e-6 if name in FLOAT32_INSIDE else 1e-8)
+        test_reference.both(lambda kind: stored, name, "memit", HYPER, [EDITS[0], EDITS[1]])
+        model.load_state_dict(AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64).state_dict())
+        test_reference.both(lambda kind: stored, name, "pmet", HYPER, [EDITS[3]])
