@@ -19,7 +19,7 @@ from .errors import KeditError
 from .params import REPOSITORY, file_name, find_model_params, models_folders, read_yaml
 
 LIKE, D_FF, N_LAYERS = "Llama-2-7b-hf", 11008, 32  # where the other values are from
-DEPTH = 8 / N_LAYERS  # Llama-2-7B's last edited layer, where tracing says nothing
+DEPTH = 8 / N_LAYERS  # of Llama-2-7B's last edited layer; taken where nothing was traced
 WIDEST = 5  # layers that an edit is spread over at most: Llama-2-7B's, of its 32
 ONE_LAYER = ("rome", "rrome", "prome", "emmet")
 FINE_TUNED = ("ft", "ft-m")
