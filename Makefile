@@ -2,6 +2,8 @@
 
 PROFILE ?= lab
 MODEL ?=
+DATA ?=
+TEXTS ?=
 NB ?=
 ORDERS ?=
 STREAMS ?=
@@ -13,14 +15,15 @@ JOBS ?= 2
 PY := .venv/bin/python
 # The environment is renewed when the *content* of these files changes; a fresh checkout's time stamps say nothing.
 ENV := .venv/.kedit-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
-WHICH := --profile $(PROFILE) $(if $(MODEL),--model "$(MODEL)") $(if $(ORDERS),--orders "$(ORDERS)")
+WHICH := --profile $(PROFILE) $(if $(MODEL),--model "$(MODEL)") $(if $(DATA),--data "$(DATA)") \
+	$(if $(TEXTS),--texts "$(TEXTS)") $(if $(ORDERS),--orders "$(ORDERS)")
 RUN := $(PY) -m kedit_lib.reproduce $(WHICH) $(if $(NB),--only "$(NB)")
 
 .DEFAULT_GOAL := help
 .PHONY: help env lab-model sweep smoke reproduce report test lint clean lab
 
 help:  ## this list
-	@echo "make TARGET [PROFILE=smoke|lab|gpu] [MODEL=id or folder] [NB=03] [ORDERS=all or 0,1] [STREAMS=…]"
+	@echo "make TARGET [PROFILE=smoke|lab|gpu] [MODEL=id or folder] [DATA=edits] [TEXTS=plain text] [NB=03] [ORDERS=all or 0,1] [STREAMS=…]"
 	@echo "Times are for 2 CPU cores; every target but help and clean makes the environment first."
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

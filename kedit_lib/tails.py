@@ -52,7 +52,7 @@ class Tails:
         lookup[i]: index of the subject's last token; tail[i]: tokens needed from there on, itself included.
         """
         device = model.device
-        batch = pad(ids, model.tokenizer.pad_token_id or 0, device)
+        batch = pad(ids, device)
         look = torch.tensor(lookup, device=device)
         cache = DynamicCache()
         # What enters layer `first`: the output of the layer below, or (first = 0) the input of layer 0.
@@ -96,13 +96,14 @@ class Tails:
 
         add: pairs (module, vectors [n, d_model]) added to that module's output at the lookup token.
         """
-        rotary, at = self.model.layout.rotary, self.positions
-        extra = {"attention_mask": self.mask, "position_ids": at, "past_key_values": _Prefix(self.keys, self.values)}
-        if rotary is not None:
-            extra["position_embeddings"] = self.model.hf.get_submodule(rotary)(hidden, position_ids=at)
+        model, at = self.model, self.positions
+        extra = {"attention_mask": self.mask, "position_ids": at, "use_cache": True}
+        extra[model.layout.cache] = _Prefix(self.keys, self.values)
+        rotary = model.rotary(hidden, at)
         with hooks(*[(module, _adding(vectors)) for module, vectors in add]):
-            for layer in self.model.layers[self.first : stop + 1]:
-                out = layer(hidden, use_cache=True, **extra)
+            for i in range(self.first, stop + 1):
+                turned = {} if rotary[i] is None else {"position_embeddings": rotary[i]}
+                out = model.layers[i](hidden, **extra, **turned)
                 hidden = out[0] if isinstance(out, tuple) else out
         return hidden
 

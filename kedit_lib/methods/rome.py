@@ -71,9 +71,12 @@ class ROME(Targeted):
         outcome.targets.append(target)
 
     def _optimise(self, model, requests):
-        # δ on the MLP's output is δ on the stream behind the layer: the MLP's output is only added to it.
+        (layer,) = self.layers
         v0 = outputs_at(model, [r.prompts[0] for r in requests], self._read(model))
-        return optimise(model, requests, Site(self.layers[0] + 1, model.n_layers - 1), [v0], self)
+        # δ on the MLP's output is δ on the stream behind the layer, unless a norm stands between the two.
+        behind = Site(layer + 1, model.n_layers - 1)
+        site = behind if model.layout.mlp_norm is None else Site(layer, model.n_layers - 1, (self._read(model),))
+        return optimise(model, requests, site, [v0], self)
 
     def _read(self, model):
         return model.mlp_out(self.layers[0])
