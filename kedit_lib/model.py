@@ -104,9 +104,21 @@ class EditableModel:
         return weight - self._originals[name].to(self.math_dtype) if name in self._originals else weight * 0
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """head(norm(hidden)), from the residual stream [..., d_model] to [..., vocabulary], in math dtype."""
+        """head(norm(hidden)), from the residual stream [..., d_model] to [..., vocabulary], in math dtype; with the
+        soft cap c·tanh(logits/c) of the models that have one (Gemma 2)."""
         normed = self.hf.get_submodule(self.layout.norm)(hidden)
-        return self.hf.get_submodule(self.layout.head)(normed).to(self.math_dtype)
+        found = self.hf.get_submodule(self.layout.head)(normed).to(self.math_dtype)
+        cap = getattr(self.hf.config, "final_logit_softcapping", None)
+        return found if cap is None else cap * (found / cap).tanh()
+
+    def rotary(self, hidden: Tensor, positions: Tensor) -> list:
+        """(cos, sin) that each layer is handed at positions [n, t] for hidden [n, t, d_model]; None: it gets none."""
+        if self.layout.rotary is None:
+            return [None] * self.n_layers
+        kinds = [(k,) for k in self.hf.config.layer_types] if self.layout.rotary_by_type else [()] * self.n_layers
+        rotary = self.hf.get_submodule(self.layout.rotary)
+        made = {kind: rotary(hidden, positions, *kind) for kind in set(kinds)}
+        return [made[kind] for kind in kinds]
 
     # -- reversible changes
 
