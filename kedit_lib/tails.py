@@ -3,7 +3,8 @@
 δ is added at the subject's last token of every prompt, in or behind layer z. Attention is causal, so the tokens
 before it and the layers up to z stay as they are at every optimisation step: they are run once. Each step runs
 the layers above z on the *tail* of each prompt, from the subject's last token on, with the keys and values of the
-tokens before it kept; an MLP, which sees each token by itself, is run on the tokens that count and on no padding.
+tokens before it kept. An MLP sees each token by itself: it is run on those that count and on no padding, and in the
+first pass once for all prompts that begin alike.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from . import tokenwise
+from .tokenwise import Alike
 from .trace import Done, hooks, pad, trace
 
 
@@ -76,9 +79,10 @@ class Tails:
         batch, look = pad(ids, model.tokenizer.pad_token_id or 0, device), torch.tensor(lookup, device=device)
         # What enters layer `first`: the output of the layer below, or (first = 0) the input of layer 0.
         below, own = model.layers[max(first - 1, 0)], model.layers[min(first, model.n_layers - 1)]
-        seen_in, seen_out = trace(
-            model.hf, batch, [*inputs, below], [*outputs, below, own], last=own if alone else below
-        )
+        mlps, alike = [model.mlp(i) for i in range(model.n_layers)], Alike(ids, batch.shape[1], device)
+        with alike.together(mlps):
+            last = own if alone else below
+            seen_in, seen_out = trace(model.hf, batch, [*inputs, below], [*outputs, below, own], last=last)
         entry = (seen_out if first else seen_in)[below]
         at = (look[:, None] + torch.arange(longest, device=device)).clamp(max=batch.shape[1] - 1)
 
@@ -95,10 +99,14 @@ class Tails:
             tails_of(seen_out[own]) if alone else None,
             at,
             _additive(torch.cat([in_prefix, in_tail], 2)[:, None], entry.dtype),
-            _prefix(model, entry[:, :before], first),
+            _prefix(model, entry[:, :before], first, [row[:end] for row, end in zip(ids, lookup, strict=True)]),
         )
-        here = torch.arange(n, device=device), look
-        return made, {m: seen_in[m][here] for m in inputs}, {m: seen_out[m][here] for m in outputs}
+        here, within = torch.arange(n, device=device) * batch.shape[1] + look, {p for m in mlps for p in m.modules()}
+
+        def at_lookups(seen: dict, modules) -> dict:
+            return {m: seen[m].flatten(0, 1)[alike.back[here] if m in within - {*mlps} else here] for m in modules}
+
+        return made, at_lookups(seen_in, inputs), at_lookups(seen_out, outputs)
 
     @cached_property
     def rotary(self) -> list:
@@ -125,8 +133,7 @@ class Tails:
                 if i == self.first and self.behind is not None:
                     hidden = torch.cat([self._layer(i, hidden[:, :1]), self.behind[:, 1:]], 1)
                 elif only.get(i) is not None:
-                    mlp = self.model.layers[i].get_submodule(self.model.layout.mlp)
-                    with hooks((mlp, _put_back(only[i], hidden.shape)), before=[(mlp, _take(only[i]))]):
+                    with tokenwise.only(self.model.mlp(i), only[i]):
                         hidden = self._layer(i, hidden)
                 else:
                     hidden = self._layer(i, hidden)
@@ -149,15 +156,16 @@ def _run_layer(model, i: int, hidden: Tensor, mask: Tensor, positions: Tensor, r
     return out[0] if isinstance(out, tuple) else out
 
 
-def _prefix(model, entry: Tensor, first: int) -> _Cache:
-    """Keys and values of the layers from `first` on for [n, P, d_model], what enters it at the first P tokens."""
+def _prefix(model, entry: Tensor, first: int, ids: list[tuple[int, ...]]) -> _Cache:
+    """Keys and values of the layers from `first` on; [n, P, d_model] is what enters it at the tokens `ids` in front of
+    the lookup, P of them at most."""
     cache, (n, length, _) = _Recorder(last=model.n_layers - 1), entry.shape
     if length and first < model.n_layers:
         positions = torch.arange(length, device=entry.device)[None].expand(n, -1)
         mask = _additive(_causal(length, entry.device)[None, None], entry.dtype).expand(n, -1, -1, -1)
-        rotary, hidden = model.rotary(entry, positions), entry
-        with contextlib.suppress(Done):
-            for i in range(first, model.n_layers):
+        rotary, hidden, layers = model.rotary(entry, positions), entry, range(first, model.n_layers)
+        with contextlib.suppress(Done), Alike(ids, length, entry.device).together([model.mlp(i) for i in layers]):
+            for i in layers:
                 hidden = _run_layer(model, i, hidden, mask, positions, rotary[i], cache)
     return _Cache(cache.keys, cache.values)
 
@@ -169,25 +177,6 @@ def _causal(n: int, device) -> Tensor:
 def _additive(seen: Tensor, dtype) -> Tensor:
     """0 where a token is seen, the lowest number where it is not."""
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
-
-
-def _take(index: Tensor):
-    """A hook in front of an MLP: of [n, T, d] the tokens `index`, as [1, m, d]."""
-
-    def hook(module, args):
-        return (args[0].flatten(0, 1)[index][None], *args[1:])
-
-    return hook
-
-
-def _put_back(index: Tensor, shape):
-    """A hook behind it: [1, m, d] in its places of [n, T, d], 0 elsewhere."""
-
-    def hook(module, args, output):
-        n, t = shape[:2]
-        return output.new_zeros(n * t, output.shape[-1]).index_copy(0, index, output[0]).view(n, t, -1)
-
-    return hook
 
 
 def _adding(vectors: Tensor):
