@@ -114,7 +114,7 @@ class SecondMoments:
                     "they belong to another model"
                 )
         for layer in layers if invert is not None else ():
-            self.factor(layer, invert)
+            self.factor(layer, invert, model.device)
 
     @cached_property
     def identity(self) -> str:
@@ -125,11 +125,12 @@ class SecondMoments:
             parts += [(i, hashlib.sha256(value).hexdigest()) for i, value in values.items()]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
 
-    def factor(self, layer: int, shift: float = 0.0) -> Tensor:
-        """Lower Cholesky factor of C + shift·I in float64, computed once. KeditError if it is not positive definite."""
+    def factor(self, layer: int, shift: float = 0.0, device: torch.device | None = None) -> Tensor:
+        """Lower Cholesky factor of C + shift·I in float64, computed once and kept on `device`, where it was asked for
+        last (None: where it is, at first C's own). KeditError if it is not positive definite."""
         if (layer, shift) not in self._factors:
-            c = self.tensors[layer].double()
-            c = (c + c.T) / 2
+            c = self.tensors[layer].to(device, torch.float64)
+            c = (c + c.T).mul_(0.5)
             if shift:
                 c.diagonal().add_(shift)
             factor, info = torch.linalg.cholesky_ex(c)
@@ -139,13 +140,13 @@ class SecondMoments:
                     f"on more text, at least ten times d_ff = {c.shape[0]} tokens"
                 )
             self._factors[layer, shift] = factor
+        elif device is not None:
+            self._factors[layer, shift] = self._factors[layer, shift].to(device)
         return self._factors[layer, shift]
 
     def solve(self, layer: int, k: Tensor, shift: float = 0.0) -> Tensor:
         """(C + shift·I)⁻¹ k in float64 for k [n, d_ff] (rows), as [n, d_ff]."""
-        factor = self.factor(layer, shift).to(k.device)
-        self._factors[layer, shift] = factor
-        return torch.cholesky_solve(k.double().T, factor).T
+        return torch.cholesky_solve(k.double().T, self.factor(layer, shift, k.device)).T
 
     def save(self, path) -> None:
         """One safetensors file, written beside and renamed, with owner and corpus in its header."""
