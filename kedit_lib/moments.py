@@ -48,19 +48,32 @@ class SecondMoments:
     @classmethod
     @torch.no_grad()
     def estimate(
-        cls, model, texts, layers, cache=None, batch_tokens: int = 8192, progress: bool = False
+        cls,
+        model,
+        texts,
+        layers,
+        cache=None,
+        batch_tokens: int = 8192,
+        progress: bool = False,
+        tokens: int | None = None,
     ) -> SecondMoments:
         """Measure C on `texts` (list of str) at `layers` of the unedited model.
 
         Products are taken in float32 (float64 for a float64 model) and summed in float64. Texts are
         sorted by length so that padding is rare; padding never counts. `cache`: a folder; results
-        are kept there under a key that names model, corpus, layers and dtype.
+        are kept there under a key that names model, corpus, layers and dtype. `tokens`: a budget; the
+        first texts are taken that hold so many (None: all; what a budget costs in accuracy is
+        measured in figures/benchmarks_moments.csv).
         """
+        if tokens is not None and not (type(tokens) is int and tokens >= 1):
+            raise KeditError(f"moments: tokens = {tokens!r}; must be a whole number of at least 1, or None for all")
         layers, texts = model.check_layers(layers), [texts] if isinstance(texts, str) else list(texts)
         if not any(texts):
             raise KeditError("moments: no texts were given; pass a list of plain text")
         corpus = hashlib.sha256("\x00".join(texts).encode()).hexdigest()
         about = {"corpus": corpus, "texts": len(texts), "dtype": str(model.dtype), "layers": list(layers)}
+        if tokens is not None:
+            about["budget"] = tokens
         path = None
         if cache is not None:
             key = hashlib.sha256(json.dumps([model.checksum, about], sort_keys=True).encode()).hexdigest()[:20]
@@ -68,9 +81,13 @@ class SecondMoments:
             if path.exists():
                 return cls.load(path)
 
-        rows = sorted((tuple(encode(model.tokenizer, t)) for t in texts), key=len)
-        limit = getattr(model.hf.config, "max_position_embeddings", 2048)
-        rows = [r[:limit] for r in rows if r]
+        limit, rows, held = getattr(model.hf.config, "max_position_embeddings", 2048), [], 0
+        for text in texts:
+            if tokens is not None and held >= tokens:
+                break
+            rows.append(tuple(encode(model.tokenizer, text))[:limit])
+            held += len(rows[-1])
+        rows = sorted(filter(None, rows), key=len)
         modules = {layer: model.mlp_out(layer) for layer in layers}
         total = {i: torch.zeros(model.d_ff, model.d_ff, dtype=torch.float64, device=model.device) for i in layers}
         count = 0
