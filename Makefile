@@ -2,6 +2,8 @@
 
 PROFILE ?= lab
 MODEL ?=
+DATA ?=
+TEXTS ?=
 NB ?=
 ORDERS ?=
 STREAMS ?=
@@ -14,13 +16,14 @@ PY := .venv/bin/python
 # The environment is renewed when the *content* of these files changes; a fresh checkout's time stamps say nothing.
 ENV := .venv/.kedit-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 RUN := $(PY) -m kedit_lib.reproduce --profile $(PROFILE) \
-	$(if $(MODEL),--model "$(MODEL)") $(if $(NB),--only "$(NB)") $(if $(ORDERS),--orders "$(ORDERS)")
+	$(if $(MODEL),--model "$(MODEL)") $(if $(DATA),--data "$(DATA)") $(if $(TEXTS),--texts "$(TEXTS)") \
+	$(if $(NB),--only "$(NB)") $(if $(ORDERS),--orders "$(ORDERS)")
 
 .DEFAULT_GOAL := help
 .PHONY: help env lab-model sweep smoke reproduce report bench test lint clean lab
 
 help:  ## this list
-	@echo "make TARGET [PROFILE=smoke|lab|gpu] [MODEL=id or folder] [NB=03] [ORDERS=all or 0,1] [STREAMS=…] [SHAPE=tiny]"
+	@echo "make TARGET [PROFILE=smoke|lab|gpu] [MODEL=id or folder] [DATA=edits] [TEXTS=plain text] [NB=03] [ORDERS=all or 0,1] [STREAMS=…] [SHAPE=tiny]"
 	@echo "Times are for 2 CPU cores; every target but help and clean makes the environment first."
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,7 +41,7 @@ $(ENV):
 lab-model: $(ENV)  ## train the lab models again from their recipe (up to 2.5 hours; minutes on a GPU)
 	$(PY) -m kedit_lib.lab.train
 
-sweep: $(ENV)  ## run further orders into figures/data (an hour; STREAMS=main, scaled, moved or names; NB and MODEL do not apply)
+sweep: $(ENV)  ## run further orders into figures/data (an hour; STREAMS=main, scaled, moved, others, causes, sensitivity, anatomy, foretold, scaling or names; NB and MODEL do not apply)
 	$(PY) -m kedit_lib.sweep --profile $(PROFILE) $(if $(ORDERS),--orders "$(ORDERS)") $(if $(STREAMS),--streams "$(STREAMS)")
 
 smoke: $(ENV)  ## run every notebook at toy size into results/executed-smoke (at most 3 minutes)

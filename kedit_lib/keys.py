@@ -33,7 +33,7 @@ def _at_lookup(model, prompts, inputs=(), outputs=(), last=None) -> dict[int, Te
 
     def some(begin: int, end: int) -> dict[int, Tensor]:
         rows = prompts[begin:end]
-        ids = pad([p.ids for p in rows], model.tokenizer.pad_token_id or 0, model.device)
+        ids = pad([p.ids for p in rows], model.device)
         seen_in, seen_out = trace(model.hf, ids, inputs.values(), outputs.values(), last)
         at = (torch.arange(len(rows), device=ids.device), torch.tensor([p.lookup for p in rows], device=ids.device))
         found = {name: seen_in[module][at] for name, module in inputs.items()}

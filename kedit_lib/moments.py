@@ -95,7 +95,7 @@ class SecondMoments:
             while rows:
                 size = max(1, batch_tokens // max(1, len(rows[-1])))
                 part, rows = rows[-size:], rows[:-size]
-                ids = pad(part, model.tokenizer.pad_token_id or 0, model.device)
+                ids = pad(part, model.device)
                 lengths = torch.tensor([len(r) for r in part], device=ids.device)
                 real = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
                 seen, _ = trace(model.hf, ids, inputs=modules.values(), last=modules[max(layers)])

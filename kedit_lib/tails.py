@@ -76,7 +76,7 @@ class Tails:
         Returns the tails, {module: [n, width]} of the inputs and {module: [n, width]} of the outputs.
         """
         device, longest, before = model.device, max(tail), max(lookup)
-        batch, look = pad(ids, model.tokenizer.pad_token_id or 0, device), torch.tensor(lookup, device=device)
+        batch, look = pad(ids, device), torch.tensor(lookup, device=device)
         # What enters layer `first`: the output of the layer below, or (first = 0) the input of layer 0.
         below, own = model.layers[max(first - 1, 0)], model.layers[min(first, model.n_layers - 1)]
         mlps, alike = [model.mlp(i) for i in range(model.n_layers)], Alike(ids, batch.shape[1], device)

@@ -14,14 +14,17 @@ class Done(Exception):
     """Ends a forward pass once the last module of interest has run."""
 
 
-def pad(rows: list[tuple[int, ...]], value: int, device) -> Tensor:
+FILL = 0  # fills rows up and is never read: an id that every model embeds, whatever its pad token is
+
+
+def pad(rows: list[tuple[int, ...]], device) -> Tensor:
     """Ids laid out on the right of nothing: [n, longest], padded behind.
 
     Causal attention never looks right, so no mask is needed: what stands at a real position does
     not depend on the padding, and positions count from 0 as in a prompt run alone.
     """
     longest = max(map(len, rows))
-    return torch.tensor([list(r) + [value] * (longest - len(r)) for r in rows], device=device)
+    return torch.tensor([list(r) + [FILL] * (longest - len(r)) for r in rows], device=device)
 
 
 def by_length(lengths: list[int], size: int) -> Iterator[list[int]]:

@@ -12,11 +12,13 @@ MEMIT-MASS is MEMIT with all edits in one batch.
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from ..errors import KeditError
 from ..keys import context_mean, keys_at, outputs_at
 from ..solve import update, with_memory
 from ..targets import Site, optimise
@@ -27,6 +29,17 @@ from .targeted import Targeted
 class Spread(Targeted):
     """What MEMIT, PMET, EMMET, AlphaEdit and RECT share: the walk over the layers, each of which is given a share of
     what is still missing. They differ in the closed form that writes it. z belongs to the last of `layers`."""
+
+    of_stream: ClassVar[bool] = True  # z is a value of the residual stream
+
+    def _check(self, model, moments, history, projection) -> None:
+        if self.of_stream and model.layout.mlp_norm is not None:
+            raise KeditError(
+                f"{self.name}: its targets are values of the residual stream, and in {model.name} a norm "
+                f"({model.layout.mlp_norm}) stands between the edited map and the stream, so that no change of the map "
+                "adds what is missing; use ROME or PMET, whose targets are the map's own output"
+            )
+        super()._check(model, moments, history, projection)
 
     def _apply(self, call: Call) -> Outcome:
         targets, keys = self._targets(call.model, call.requests, call.z)

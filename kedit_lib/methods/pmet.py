@@ -8,6 +8,7 @@ layers' updates do not reduce, and falls to the layers as R/√(m − i).
 from __future__ import annotations
 
 from math import sqrt
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -17,6 +18,8 @@ from .memit import MEMIT
 
 class PMET(MEMIT):
     """nll_loss_factor: factor on the nll; a tenth of it while the target is the argmax everywhere."""
+
+    of_stream: ClassVar[bool] = False
 
     nll_loss_factor: float = Field(1.0, gt=0)
 
