@@ -8,6 +8,7 @@ NB ?=
 ORDERS ?=
 STREAMS ?=
 LAB ?=
+SHAPE ?=
 # The Python that builds .venv (3.11, 3.12 or 3.13), and how many test processes run side by side.
 PYTHON ?= python3
 JOBS ?= 2
@@ -20,10 +21,10 @@ WHICH := --profile $(PROFILE) $(if $(MODEL),--model "$(MODEL)") $(if $(DATA),--d
 RUN := $(PY) -m kedit_lib.reproduce $(WHICH) $(if $(NB),--only "$(NB)")
 
 .DEFAULT_GOAL := help
-.PHONY: help env lab-model sweep smoke reproduce report test lint clean lab
+.PHONY: help env lab-model sweep smoke reproduce report bench test lint clean lab
 
 help:  ## this list
-	@echo "make TARGET [PROFILE=smoke|lab|gpu] [MODEL=id or folder] [DATA=edits] [TEXTS=plain text] [NB=03] [ORDERS=all or 0,1] [STREAMS=…]"
+	@echo "make TARGET [PROFILE=smoke|lab|gpu] [MODEL=id or folder] [DATA=edits] [TEXTS=plain text] [NB=03] [ORDERS=all or 0,1] [STREAMS=…] [SHAPE=tiny]"
 	@echo "Times are for 2 CPU cores; every target but help and clean makes the environment first."
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +53,9 @@ reproduce: $(ENV)  ## run what is stale into notebooks/executed and figures (at 
 
 report: $(ENV)  ## turn what reproduce executed into report/index.html and its pages, read without a network (half a minute)
 	$(PY) -m kedit_lib.report $(WHICH)
+
+bench: $(ENV)  ## time every path against the plain one into figures/benchmarks*.csv (some minutes; PROFILE=gpu: Llama-2-7B's shape)
+	OMP_NUM_THREADS=$(if $(filter gpu,$(PROFILE)),8,1) $(PY) tests/bench.py --profile $(PROFILE) $(if $(SHAPE),--shape "$(SHAPE)")
 
 test: $(ENV)  ## every test, the smoke run of the notebooks included (at most 10 minutes)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from .errors import KeditError
+from .keys import outputs_at
 from .methods import MEMIT, PMET, ROME
 from .methods.base import Call, Method, Outcome
 
@@ -32,8 +33,9 @@ class _FrozenTargets:
 
     def _targets(self, model, requests, z):
         with model.temporarily():
-            found = super()._targets(model, requests, z)
-        return found
+            found, _ = super()._targets(model, requests, z)
+        v0 = outputs_at(model, [r.prompts[0] for r in requests], self._read(model))
+        return [replace(t, delta=t.z - v) for t, v in zip(found, v0, strict=True)], None
 
 
 class _CleanKeys:

@@ -98,6 +98,10 @@ class EditableModel:
         """The module whose weight W is edited at `layer`."""
         return self.layers[layer].get_submodule(self.layout.mlp_out)
 
+    def mlp(self, layer: int) -> nn.Module:
+        """All of the MLP that it belongs to."""
+        return self.layers[layer].get_submodule(self.layout.mlp)
+
     def attn_out(self, layer: int) -> nn.Module:
         return self.layers[layer].get_submodule(self.layout.attn_out)
 

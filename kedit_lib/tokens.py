@@ -24,10 +24,13 @@ class Prompt:
 
 def encode(tokenizer, text: str) -> list[int]:
     """Ids of a text, with the special tokens that the tokenizer puts in front by default, none behind."""
-    ids = tokenizer(text).input_ids
-    if ids and ids[-1] == tokenizer.eos_token_id and not text.endswith(tokenizer.eos_token):
-        ids = ids[:-1]
-    return ids
+    return _open(tokenizer, text, tokenizer(text).input_ids)
+
+
+def _open(tokenizer, text: str, ids: list[int]) -> list[int]:
+    """Without the special token behind that the text itself does not have."""
+    closed = ids and ids[-1] == tokenizer.eos_token_id and not text.endswith(tokenizer.eos_token)
+    return ids[:-1] if closed else ids
 
 
 def encode_prompt(tokenizer, context: str, prompt: str, subject: str) -> Prompt:
@@ -36,7 +39,7 @@ def encode_prompt(tokenizer, context: str, prompt: str, subject: str) -> Prompt:
     if not tokenizer.is_fast:
         raise KeditError(f"tokenizer {type(tokenizer).__name__}: has no character offsets; load its fast version")
     encoded = tokenizer(text, return_offsets_mapping=True)
-    ids = encode(tokenizer, text)
+    ids = _open(tokenizer, text, encoded.input_ids)
     inside = [i for i, (a, b) in enumerate(encoded.offset_mapping[: len(ids)]) if a < end and b > start and b > a]
     if not inside:
         raise KeditError(f"edit of {subject!r}: no token of {text!r} covers the subject; check the tokenizer")
