@@ -62,8 +62,8 @@ class SecondMoments:
         Products are taken in float32 (float64 for a float64 model) and summed in float64. Texts are
         sorted by length so that padding is rare; padding never counts. `cache`: a folder; results
         are kept there under a key that names model, corpus, layers and dtype. `tokens`: a budget; the
-        first texts are taken that hold so many (None: all; what a budget costs in accuracy is
-        measured in figures/benchmarks_moments.csv).
+        first texts are taken that hold so many (None: all; `make bench` measures what a budget costs
+        in accuracy).
         """
         if tokens is not None and not (type(tokens) is int and tokens >= 1):
             raise KeditError(f"moments: tokens = {tokens!r}; must be a whole number of at least 1, or None for all")

@@ -194,7 +194,7 @@ def double(paths, folder):
 
 
 def lab(edits_each, batch, stream, model="lab", progress=True):
-    """The tables for the lab model: paths, and cost along a stream."""
+    """The tables for the lab model: paths, cost along a stream, accuracy on a budget of tokens."""
     bench = kedit.Bench(model, progress=progress)
     edits = bench.edits(0, max(stream, batch + 1, edits_each + 2))
     peak = peaks(bench.model.device, torch.float32)
@@ -211,8 +211,9 @@ def lab(edits_each, batch, stream, model="lab", progress=True):
         print(line(rows[-1]), flush=True)
     rows.append(compared(double(memit, bench.model.folder), [edits[:5]], 1, peak, "MEMIT, batch of 5, float64"))
     print(line(rows[-1]), flush=True)
+    costs = budgets(memit, bench.material.texts(), edits[:5])
     streams = pd.concat([along(paths, edits[:stream], title) for title, paths, _ in (found[0], found[3])])
-    return pd.DataFrame(rows), streams
+    return pd.DataFrame(rows), streams, costs
 
 
 def along(paths, edits, title, steps=4):
@@ -234,6 +235,33 @@ def along(paths, edits, title, steps=4):
         rows.append((title, begin + len(part), seconds, steps_taken, memory.mb))
     paths.model.restore()
     return pd.DataFrame(rows, columns=["path", "edits so far", "s/edit", "steps", "peak MB"])
+
+
+def budgets(paths, texts, edits, factors=(3, 10, 30, 100)):
+    """What second moments on a budget of tokens, in multiples of d_ff, cost in accuracy: relative errors against all
+    texts, of C and of the updates of single edits."""
+    model, layers = paths.model, paths.method.layers
+    every = kedit.SecondMoments.estimate(model, texts, layers)
+    updates = [_update(paths, every, edit) for edit in edits]
+    rows = []
+    for factor in factors:
+        some = kedit.SecondMoments.estimate(model, texts, layers, tokens=factor * model.d_ff)
+        of_c = max(relative(some.tensors[i], every.tensors[i]) for i in layers)
+        of_update = [relative(_update(paths, some, e), u) for e, u in zip(edits, updates, strict=True)]
+        rows.append((factor, some.about["tokens"], every.about["tokens"], of_c, sum(of_update) / len(of_update)))
+    columns = ["tokens / d_ff asked", "tokens", "tokens of all texts", "error of C", "error of an update (mean)"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _update(paths, moments, edit):
+    """Δ of one edit, taken back; the same z would be found with any moments."""
+    outcome = paths.method.apply(paths.model, [edit], moments=moments, contexts=paths.contexts)
+    paths.model.restore()
+    return torch.cat([delta.flatten() for delta in outcome.deltas.values()])
+
+
+def relative(value, expected):
+    return float((value - expected).norm() / expected.norm())
 
 
 def line(row):
@@ -267,9 +295,10 @@ def main(argv=None):
         torch.set_num_threads(1)
         small = args.profile == "smoke"
         sizes = {"edits_each": 2, "batch": 4, "stream": 20, "model": "smoke"} if small else {}
-        paths, streams = lab(**({"edits_each": 8, "batch": 100, "stream": 1000} | sizes))
+        paths, streams, costs = lab(**({"edits_each": 8, "batch": 100, "stream": 1000} | sizes))
         save(paths, "benchmarks.csv", args.out)
         save(streams, "benchmarks_stream.csv", args.out)
+        save(costs, "benchmarks_moments.csv", args.out)
     except kedit.KeditError as error:
         print(f"kedit: {error}")
         return 1

@@ -78,6 +78,14 @@ def test_along_a_stream(paths):
     assert (table["steps"] <= 2).all() and (table["s/edit"] > 0).all()
 
 
+def test_a_budget_of_tokens_costs_less_the_larger_it_is(paths):
+    both = paths(kedit.MEMIT(**{**COMMON, "v_num_grad_steps": 2}))
+    table = bench.budgets(both, tiny.SENTENCES.splitlines(), EDITS[:1], factors=(3, 8, 10**4))
+    assert table["error of C"].is_monotonic_decreasing
+    assert (table["error of C"].iloc[-1], table["error of an update (mean)"].iloc[-1]) == (0, 0)
+    assert table["error of an update (mean)"].iloc[0] > 0
+
+
 @pytest.mark.parametrize("layers", [[1], [1, 2]], ids=str)
 def test_the_floor_lies_below_what_is_computed(paths, layers):
     """Operations counted by torch while the library edits, and while the plain path does."""
