@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..contexts import check_contexts, generate_contexts
 from ..edits import Edit, check_edits
-from ..errors import KeditError
+from ..errors import KeditError, memory_for
 from ..history import EditHistory
 from ..model import EditableModel
 from ..moments import SecondMoments
@@ -125,7 +125,8 @@ class Method(BaseModel, ABC):
         call = self.prepare(model, edits, moments, contexts, history, projection, targets)
         before = model.snapshot()
         try:
-            outcome = self._apply(call)
+            with memory_for(self.name, "give fewer edits in a batch, fewer contexts or a larger device"):
+                outcome = self._apply(call)
         except BaseException:
             model.load_snapshot(before)
             raise
@@ -195,7 +196,10 @@ class Method(BaseModel, ABC):
 
 
 def write(model, layer: int, delta: Tensor, deltas: dict[str, Tensor]) -> None:
-    """Add Δ [d_model, d_ff] to layer's W in the model's own layout, and note it in `deltas`."""
+    """Add Δ [d_model, d_ff] to layer's W in the model's own layout, and note it in `deltas`. KeditError when it is not
+    finite, before it is written."""
+    if not delta.isfinite().all():
+        raise KeditError(f"layer {layer}: Δ holds NaN or inf; nothing was written, check moments and learning rate")
     own = delta.T if model.layout.transposed else delta
     own = own.to(model.math_dtype).contiguous()
     name = model.weight_name(layer)
