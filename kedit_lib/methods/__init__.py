@@ -44,7 +44,7 @@ def method_for(model, name: str, **overrides) -> Method:
     model: an EditableModel or its name. A section of the very name ("ft-m") goes before the method's ("ft").
     """
     cls, model_name = method_class(name), getattr(model, "name", model)
-    sections = {_plain(key): values for key, values in load_model_params(str(model_name)).items()}
+    sections = {_plain(str(key)): values for key, values in load_model_params(str(model_name)).items()}
     for section in (_plain(name), _plain(cls.__name__)):
         if section in sections:
             return cls(**{**sections[section], **overrides})
