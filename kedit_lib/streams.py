@@ -231,7 +231,7 @@ class Bench:
             with self.model.temporarily():
                 self.model.load_snapshot(self.run(name, 0).final_weights())
                 rows[title] = sampled_texts(self.model, prompts, tokens)
-        return pd.DataFrame(rows).set_index("edit").T
+        return pd.DataFrame(rows, index=range(1, len(edits) + 1)).T  # headers of styled tables are HTML as they stand
 
     def singles(self) -> pd.DataFrame:
         """`n_single` independent edits by MEMIT and by ROME (kept in results/singles)."""
