@@ -6,6 +6,7 @@ from .datasets import load_edits, read_edits
 from .edits import Edit
 from .errors import KeditError
 from .experiments import Run, collapse_point, run_stream
+from .forecast import foretell
 from .history import EditHistory
 from .hparams import method_from_file
 from .known import known_edits
@@ -59,6 +60,7 @@ __all__ = [
     "ask",
     "ask_table",
     "collapse_point",
+    "foretell",
     "generate_contexts",
     "known_edits",
     "lab_probes",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from .experiments import Run, collapse_point
 from .quantities import right
 from .streams import Bench
 
@@ -17,6 +18,33 @@ COST = "cost"  # seconds an edit
 ORDERS = 3  # that a clear choice takes
 ONE_BY_ONE = {"MEMIT": "memit", "PMET": "pmet", "ROME": "rome", "r-ROME": "rrome"}
 BATCH = "MEMIT-MASS"
+
+EVERY_METHOD = {  # of the frontier: title, stream
+    "MEMIT": "memit",
+    "MEMIT, history": "memit-history",
+    "MEMIT, anchored": "memit-anchored",
+    "MEMIT, then PRUNE": "memit-pruned",
+    "MEMIT, clamp 0.75": "memit-clamp",
+    "MEMIT, clamp 0.75, history": "memit-clamp-history",
+    "RECT": "rect",
+    "PMET": "pmet",
+    "ROME": "rome",
+    "r-ROME": "rrome",
+    "p-ROME": "prome",
+    "EMMET": "emmet",
+    "AlphaEdit": "alphaedit",
+    "AlphaEdit, by rank": "alphaedit-rank",
+    "AlphaEdit, MEMIT's targets": "alphaedit-target",
+    "FT-L": "ft-l",
+    "FT-M": "ft",
+    "MEMIT-MASS": "memit-mass",
+    "MEMIT-MASS, clamp 0.75": "memit-clamp-mass",
+    "PMET, one batch": "pmet-mass",
+    "EMMET, one batch": "emmet-mass",
+    "AlphaEdit, one batch": "alphaedit-mass",
+    "RECT, one batch": "rect-mass",
+}
+HOW = {1: "one edit at a time", None: "one batch"}
 
 
 def candidates(bench: Bench) -> pd.DataFrame:
@@ -33,6 +61,57 @@ def candidates(bench: Bench) -> pd.DataFrame:
                 values[COST] = run.edits.seconds[:n].mean()
                 rows += [(method, n, need, order, value) for need, value in values.items()]
     return pd.DataFrame(rows, columns=["method", "edits", "need", "order", "value"]).dropna()  # not asked that early
+
+
+def horizons(bench: Bench) -> tuple[int, int, int]:
+    """N/2, N and 3·N with N the median N_optimisation of MEMIT's streams, or, where some order does not reach it,
+    the median N_model; the last is cut at the streams' length."""
+    whole = bench.profile.n_edits
+    for kind in ("optimisation", "model"):
+        points = [collapse_point(run, kind) for run in bench.runs("memit").values()]
+        if all(points):
+            n = min(whole, round(pd.Series(points).median()))
+            return max(1, n // 2), n, min(whole, 3 * n)
+    return max(1, whole // 6), max(1, whole // 3), whole
+
+
+def frontier(bench: Bench) -> pd.DataFrame:
+    """A row a method, order and number of edits of `horizons` (a batch: of all its edits): right answers by free
+    generation to the latest edits (efficacy), all edits so far (kept), their paraphrases, neighbors and untouched
+    facts; fluency, perplexity, and seconds an edit. NaN where nobody asked at that number."""
+    rows = []
+    for title, name in EVERY_METHOD.items():
+        if name not in bench.streams:
+            continue
+        whole, how = bench.profile.n_edits, HOW[bench.streams[name].batch_size]
+        for order, run in bench.runs(name).items():
+            for n in sorted(set(horizons(bench))) if how == HOW[1] else [whole]:
+                rows.append({"method": title, "how": how, "order": order, "edits": n, **_at(run, n)})
+    return pd.DataFrame(rows)
+
+
+def _at(run: Run, n: int) -> dict[str, float]:
+    cohorts = {"efficacy": "latest edits", "kept": "edits", "paraphrases": "paraphrases", "neighbors": "neighbors"}
+    found = {what: right(run, cohort, n) for what, cohort in {**cohorts, "untouched": "untouched"}.items()}
+    for metric, cohort in (("fluency", "free text"), ("perplexity", "plain text")):
+        found[metric] = right(run, cohort, n, metric)
+    return {**found, "seconds an edit": run.edits.seconds[:n].mean()}
+
+
+def summary(table: pd.DataFrame, n: int) -> pd.DataFrame:
+    """Medians over orders after n edits, the most kept and untouched together first; `orders` counts them."""
+    part = table[table.edits == n]
+    values = part.drop(columns=["order", "edits"]).groupby(["how", "method"], sort=False)
+    out = values.median().assign(orders=values.size())
+    return out.sort_values(["kept", "untouched"], ascending=False).reset_index()
+
+
+def undominated(table: pd.DataFrame, n: int) -> list[str]:
+    """The methods after n edits than which no other keeps both more edits and more untouched facts (medians)."""
+    part = summary(table, n).dropna(subset=["kept", "untouched"])
+    points = part[["kept", "untouched"]].to_numpy()
+    best = [not ((points >= p).all(1) & (points > p).any(1)).any() for p in points]
+    return [f"{row.method} ({row.kept:.0%} kept, {row.untouched:.0%} untouched)" for row in part[best].itertuples()]
 
 
 def decide(table: pd.DataFrame) -> pd.DataFrame:

@@ -46,6 +46,14 @@ class LabMaterial:
     def probes(self, edits, untouched: int, seed: int, layers=(), every: int = SELDOM, families: bool = True) -> list:
         return lab_probes(self.model, edits, untouched, seed=seed, layers=layers, every=every, families=families)
 
+    def strangers(self, edits, limit: int, seed: int) -> list[tuple[str, str, str]]:
+        """(prompt with {}, subject, answer): facts that no edit touches."""
+        from .lab.edits import untouched_facts
+
+        rng = random.Random(f"strangers-{seed}")
+        facts = untouched_facts(self.world, edits, limit, seed)
+        return [(rng.choice(self.world.relations[f.relation].templates), f.person, f.object) for f in facts]
+
     def around(self, edit: Edit, rng: random.Random) -> tuple[list, list]:
         """(prompt, answer) pairs: facts of others that are near, and other facts of the same subject."""
         from .lab.single import lab_around
@@ -89,7 +97,7 @@ class DataMaterial:
     def probes(self, edits, untouched: int, seed: int, layers=(), every: int = SELDOM, families: bool = True) -> list:
         held_out, aside = tuple(self.documents[:HELD_OUT]), {}
         found = [EditProbe(families, every, match="contains"), PerplexityProbe(held_out, every)]
-        if facts := self._untouched(edits, untouched, seed):
+        if facts := [(e.text, e.target_true) for e in self._untouched(edits, untouched, seed)]:
             prompts, answers = zip(*facts, strict=True)
             found.append(VitalProbe("untouched", prompts, answers, every, match="contains"))
             aside = {"new on strangers": other_prompts(edits, prompts, answers)}
@@ -100,7 +108,11 @@ class DataMaterial:
     def around(self, edit: Edit, rng: random.Random) -> tuple[list, list]:
         return [(prompt, edit.target_true) for prompt in edit.neighborhood if edit.target_true is not None], []
 
-    def _untouched(self, edits: list[Edit], limit: int, seed: int) -> list[tuple[str, str]]:
+    def strangers(self, edits, limit: int, seed: int) -> list[tuple[str, str, str]]:
+        """(prompt with {}, subject, answer): facts that no edit touches."""
+        return [(e.prompt, e.subject, e.target_true) for e in self._untouched(edits, limit, seed)]
+
+    def _untouched(self, edits: list[Edit], limit: int, seed: int) -> list[Edit]:
         """Facts of subjects that no edit names, and that the unedited model says by itself."""
         edited = {e.subject for e in edits}
         others = [e for e in self.records if e.subject not in edited and e.target_true is not None]
@@ -109,7 +121,7 @@ class DataMaterial:
             while others and len(known) < limit:
                 part, others = others[: 2 * limit], others[2 * limit :]
                 known += known_edits(self.model, part, match="contains")[0]
-        return [(e.text, e.target_true) for e in known[:limit]]
+        return known[:limit]
 
 
 def material_of(model, edits: str, texts: str) -> LabMaterial | DataMaterial:

@@ -12,10 +12,11 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
+from .catalogue import ROME_VARIANTS
 from .experiments import WINDOW, Run, collapse_point
 from .methods import method_for
 from .store import ALGORITHMS, key_of
-from .streams import ROME_VARIANTS, Bench
+from .streams import Bench
 
 HELD = ("edits", "paraphrases", "untouched")  # efficacy, generalisation, locality: right answers by free generation
 N_INTERFERENCE = 20  # single edits an order for the interference of one layer and of several
@@ -33,10 +34,10 @@ def last_probability(run: Run) -> float:
     return run.edits.probability_last.iloc[-WINDOW:].median()
 
 
-def right(run: Run, cohort: str, n: int | None = None) -> float:
-    """Right answers of a cohort at the last checkpoint, or after n edits: between two checkpoints on the straight line
-    through them, NaN before the first and where nobody asked."""
-    curve = run.curve("accuracy", cohort)
+def right(run: Run, cohort: str, n: int | None = None, metric: str = "accuracy") -> float:
+    """Right answers of a cohort, or another metric of it, at the last checkpoint or after n edits: between two
+    checkpoints on the straight line through them, NaN before the first and where nobody asked."""
+    curve = run.curve(metric, cohort)
     curve = curve[curve.index > 0]
     if curve.empty:
         return float("nan")

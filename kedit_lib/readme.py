@@ -19,8 +19,12 @@ def render(figures: Path) -> str:
     table["notebook"] = table.notebook.map(lambda n: f"[{n}](notebooks/executed/{_notebook(n)})")
     lines = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
     lines += ["| " + " | ".join(map(str, row)) + " |" for row in table.itertuples(index=False)]
-    found = [f"- {path.read_text(encoding='utf-8').strip()}" for path in sorted(figures.glob("*.md"))]
+    found = [_bullets(path.read_text(encoding="utf-8").strip()) for path in sorted(figures.glob("*.md"))]
     return "\n".join([BEGIN, *lines, "", "Beyond the report's own sentences:", "", *found, END])
+
+
+def _bullets(text: str) -> str:
+    return text if text.startswith("- ") else f"- {text}"
 
 
 def _notebook(number: str) -> str:

@@ -1,88 +1,26 @@
-"""The streams that the report is about, by name, and the bench that runs or finds them."""
+"""The bench that runs the streams of the catalogue, or finds them finished."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 
+from .catalogue import ANCHOR_SAMPLE, BOTH, Stream, every_stream, streams_of
 from .contexts import generate_contexts
+from .durable import replacing
 from .errors import KeditError
-from .experiments import Run, edits_hash, run_stream
+from .experiments import Run, edits_hash, measured_after, run_stream
+from .interventions import changed
 from .material import material_of
-from .methods import Method, method_for
+from .methods import Method, anchor_norm, method_for, prune
 from .model import load_model
 from .moments import SecondMoments
 from .params import REPOSITORY, Profile, load_profile
 from .store import ALGORITHMS, key_of, read_tables, write_tables
-
-
-@dataclass(frozen=True)
-class Stream:
-    """A method at a batch size. batch_size None: all edits in one batch; scale multiplies λ; at: edit at the last layer
-    of this other method instead (BOTH: at all from the first to the last of ROME's and MEMIT's layers)."""
-
-    name: str
-    method: str
-    batch_size: int | None = 1
-    overrides: dict = field(default_factory=dict, hash=False)
-    scale: float = 1.0
-    at: str | None = None
-
-
-BOTH = "both"
-ROME_VARIANTS = {
-    "rome": ("rome", True),
-    "rome-noC": ("rome", False),
-    "rrome": ("rrome", True),
-    "rrome-noC": ("rrome", False),
-}
-
-
-def streams_of(profile: Profile) -> dict[str, Stream]:
-    """Every stream of a profile by name, λ as published (per d_ff): the ones that are executed live."""
-    found = [Stream("memit", "memit"), Stream("pmet", "pmet")]
-    found += [Stream(name, m, overrides={"mom2_adjustment": c}) for name, (m, c) in ROME_VARIANTS.items()]
-    found.append(Stream("ft", "ft-m"))
-    for size in sorted(set(profile.batch_sizes) - {1}):
-        whole = size >= profile.n_edits
-        found.append(Stream("memit-mass" if whole else f"memit-b{size}", "memit", None if whole else size))
-    return {s.name: s for s in found}
-
-
-def scaled_streams(profile: Profile) -> dict[str, Stream]:
-    """The streams whose λ/d_ff is a tenth or ten times the published one, such as "memit@0.1"."""
-    base = streams_of(profile)
-    return {
-        f"{name}@{scale:g}": Stream(f"{name}@{scale:g}", s.method, s.batch_size, s.overrides, scale)
-        for name, s in base.items()
-        if s.method in ("memit", "pmet") and (s.batch_size == 1 or name == "memit-mass")
-        for scale in profile.lambda_scales
-        if scale != 1
-    }
-
-
-def moved_streams() -> dict[str, Stream]:
-    """The two methods of the contrast with their layers exchanged, and MEMIT over both: method or layer?
-
-    And MEMIT there with a tenth of λ, so that it writes nearly all of its target, as ROME does: or the brake?
-    """
-    found = [Stream("rome@memit", "rome", at="memit")]
-    for where in ("rome", BOTH):
-        found += [
-            Stream(f"memit@{where}", "memit", at=where),
-            Stream(f"memit@{where}@0.1", "memit", at=where, scale=0.1),
-        ]
-    return {s.name: s for s in found}
-
-
-def every_stream(profile: Profile) -> dict[str, Stream]:
-    """Live ones, those with another λ, those with other layers."""
-    return {**streams_of(profile), **scaled_streams(profile), **moved_streams()}
 
 
 class Bench:
@@ -104,7 +42,7 @@ class Bench:
         self.model = load_model(self.profile.model, dtype=self.profile.dtype)
         self.material = material_of(self.model, self.profile.edits, self.profile.texts)
         self.streams = every_stream(self.profile)
-        self._moments, self._runs = None, {}
+        self._moments, self._runs, self._methods = None, {}, {}
 
     @property
     def moments(self):
@@ -128,16 +66,25 @@ class Bench:
         return generate_contexts(self.model, seed=self._seed(order), style=method.context_style)
 
     def method(self, name: str) -> Method:
-        """The stream's method, λ and layers as its name says."""
-        stream = self._stream(name)
+        """The stream's method: λ, layers and whatever else its name says."""
+        if name not in self._methods:
+            self._methods[name] = self._method(self._stream(name))
+        return self._methods[name]
+
+    def _method(self, stream: Stream) -> Method:
         overrides = dict(stream.overrides)
         if stream.at is not None:
             overrides["layers"] = self._layers_at(stream.at)
         method = method_for(self.model, stream.method, **overrides)
         if stream.scale != 1:
             overrides["mom2_update_weight"] = method.mom2_update_weight * stream.scale
-            method = method_for(self.model, stream.method, **overrides)
-        return method
+        if stream.null_share is not None:
+            overrides["nullspace_rank"] = round(stream.null_share * self.model.d_ff)
+        if stream.anchored:
+            sample = self.edits(0)[:ANCHOR_SAMPLE]
+            overrides["norm_anchor"] = anchor_norm(self.model, method, sample, self.contexts(method))
+        method = method_for(self.model, stream.method, **overrides)
+        return method if stream.change is None else changed(method, stream.change)
 
     def _layers_at(self, where: str) -> list[int]:
         if where != BOTH:
@@ -155,8 +102,10 @@ class Bench:
     def _run(self, name: str, order: int, n_edits: int | None) -> Run:
         stream, method, p = self._stream(name), self.method(name), self.profile
         edits = self.edits(order)
-        probes = self.probes(edits, order, method.layers)
+        probes = self.probes(edits, order, method.layers, families=not stream.brief)
         edits = edits[:n_edits]
+        if stream.pruned:
+            return measured_after(self.model, self.run(stream.method, order, n_edits), edits, probes, prune)
         return run_stream(
             self.model,
             edits,
@@ -211,9 +160,9 @@ class Bench:
         probes = self.probes(edits, 0, self.method("memit").layers)
         path = self.results / "floors" / f"{key_of(parts=[self.model.checksum, *(p.identity for p in probes)])}.parquet"
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            floors(self.model, probes, edits).to_parquet(path.with_suffix(".tmp"))
-            os.replace(path.with_suffix(".tmp"), path)
+            table = floors(self.model, probes, edits)
+            with replacing(path) as partial:
+                table.to_parquet(partial)
         return pd.read_parquet(path)
 
     def samples(self, names: dict[str, str], n: int = 3, tokens: int = 30) -> pd.DataFrame:
@@ -243,10 +192,9 @@ class Bench:
         parts = [self.model.checksum, method.name, method.hyperparameters, list(map(repr, edits)), ALGORITHMS]
         path = self.results / "singles" / f"{name}-{key_of(parts=parts)}.parquet"
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
             table = self.single_edits(method, edits)
-            table.to_parquet(path.with_suffix(".tmp"))
-            os.replace(path.with_suffix(".tmp"), path)
+            with replacing(path) as partial:
+                table.to_parquet(partial)
         return pd.read_parquet(path)
 
     def single_edits(self, method: Method, edits, order: int = 0) -> pd.DataFrame:
@@ -270,6 +218,7 @@ class Bench:
         run = Run(*read_tables(folder, prefix))
         ours = {
             "model": self.model.checksum,
+            "method": self.method(name).name,
             "n_edits": self.profile.n_edits,
             "hyperparameters": json.loads(json.dumps(self.method(name).hyperparameters)),
             "edits": edits_hash(self.edits(order)),

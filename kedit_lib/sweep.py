@@ -17,11 +17,13 @@ from multiprocessing import get_context
 
 import pandas as pd
 
+from .catalogue import every_stream, groups_of, streams_of
 from .errors import KeditError, program
 from .params import Profile, load_profile
 from .stamps import PACKAGE, hash_files
-from .streams import Bench, committed_runs, every_stream, moved_streams, scaled_streams, streams_of
+from .streams import Bench, committed_runs, data_folder
 
+MEASUREMENTS = ("anatomy", "foretold", "scaling")
 CHECK_EDITS = 50  # edits of the committed stream that is run again
 CHECK_MARGIN = 0.05  # largest accepted median difference of the optimised probability over them
 
@@ -93,9 +95,42 @@ def _task(work, *arguments) -> str:
     return done
 
 
+def run_measurements(profile: Profile, orders, which: str) -> None:
+    """What notebook 06 reads beside streams, into figures/data: "anatomy" or "foretold" of their streams for each
+    order, or "scaling"."""
+    from . import anatomy, causes, scaling
+
+    bench = Bench(profile, progress=False)
+    if which == "scaling":
+        scaling.sweep(bench.results, data_folder() / "scaling.csv")
+        return
+    names = anatomy.STREAMS if which == "anatomy" else causes.FORETOLD
+    tasks = [(profile, which, name, order) for name in names for order in orders]
+    os.environ.setdefault("OMP_NUM_THREADS", str(profile.threads))
+    with ProcessPoolExecutor(profile.workers, mp_context=get_context("spawn")) as pool:
+        for task, said in zip(tasks, pool.map(_measurement, *zip(*tasks, strict=True)), strict=True):
+            print(f"{which} of {task[2]} order {task[3]}: {said}", flush=True)
+
+
+def _measurement(profile: Profile, which: str, name: str, order: int) -> str:
+    import torch
+
+    from . import anatomy, causes
+
+    torch.set_num_threads(profile.threads)
+    bench = Bench(profile, progress=False)
+    if which == "anatomy":
+        found = anatomy.shares(anatomy.keep(bench, name, order, data_folder()))
+    else:
+        found = causes.keep_foretold(bench, name, order, folder=data_folder())
+    return ", ".join(f"{key} {value:.3g}" for key, value in found.items())
+
+
 def _weight(profile: Profile, name: str) -> int:
     """Sort key, the costliest first: 21 contexts cost more than 6, single edits more than batches."""
     stream = every_stream(profile)[name]
+    if stream.pruned:
+        return 3  # made of another one, which is then finished
     return (0 if "rome" in stream.method else 1) if stream.batch_size == 1 else 2
 
 
@@ -168,19 +203,25 @@ def main(argv=None) -> int:
     parser.add_argument(
         "--streams",
         default="main",
-        help="main, scaled (λ/d_ff × 0.1 and × 10), moved (ROME and MEMIT with layers exchanged), or names with commas",
+        help="main, scaled (λ/d_ff × 0.1 and × 10), moved (ROME and MEMIT with layers exchanged), others (the other "
+        "methods), causes, sensitivity, or names with commas; anatomy, foretold and scaling are what "
+        "else notebook 06 reads",
     )
     parser.add_argument("--plan", action="store_true", help="only say what would run")
     args = parser.parse_args(argv)
     profile = load_profile(args.profile)
     known = every_stream(profile)
-    groups = {"main": streams_of(profile), "scaled": scaled_streams(profile), "moved": moved_streams()}
+    groups = groups_of(profile)
     names = list(groups.get(args.streams, args.streams.split(",")))
     if unknown := [n for n in names if n not in known]:
         raise KeditError(f"stream {unknown[0]!r}: is unknown; there are {', '.join(known)}")
     if not re.fullmatch(r"\d+(,\d+)*", args.orders):
         raise KeditError(f"--orders {args.orders}: must be numbers with commas, such as 1,2")
     orders = [int(o) for o in args.orders.split(",")]
+    if args.streams in MEASUREMENTS:
+        if not args.plan:
+            run_measurements(profile, orders, args.streams)
+        return 0
     plan = [(n, o, profile.n_edits) for n in names for o in orders]
     print(pd.DataFrame(plan, columns=["stream", "order", "edits"]).to_string())
     if not args.plan:

@@ -125,8 +125,8 @@ def visible_until(offsets, names) -> list[int]:
 
     Who does not see the first name must find it at the last one: the model learns to put a person together
     where the name ends, as large models do (Geva et al. 2023), and an edit there is an edit of that person.
-    Left alone, so small a model reads both names from wherever the answer is due; the state at the last one
-    then says "somebody called Webram", and editing it edits the family.
+    Otherwise it may as well read both names from wherever the answer is due; the state at the last one
+    would then say "somebody called Webram", and editing it edit the family.
     """
     until = [FOREVER] * len(offsets)
     for span in names:

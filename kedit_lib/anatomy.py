@@ -1,0 +1,263 @@
+"""A stream taken apart: what every edit does to the values of all the other subjects.
+
+Where one layer is edited, the key k of a subject is the same all along, and the value that the edited map gives it is
+exactly W₀k + Σ_j Δ_j k: the *spill* of edit j on it is Δ_j k, its *shift* D = Σ_j Δ_j k. With Δ⁰_j the update that edit
+j would be as the only one, on the unedited model,
+
+    ‖D‖²  =  Σ_j ‖Δ⁰_j k‖²                     spills     each edit's own, as if no two pointed the same way
+          +  ‖Σ_j Δ⁰_j k‖² − Σ_j ‖Δ⁰_j k‖²     agreement  they do point the same way (negative: against each other)
+          +  ‖D‖² − ‖Σ_j Δ⁰_j k‖²              response   edits differ from Δ⁰ because of the edits before them
+
+The three are the suspected causes: errors that add up, directions that conflict, edits that answer to each other.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from .errors import KeditError
+from .experiments import edits_hash
+from .keys import keys_at
+from .metrics import generation_accuracy
+from .store import ALGORITHMS, key_of
+from .streams import Bench, data_folder
+from .targets import AlreadyKnown
+from .tokens import encode_prompt
+from .trace import no_bar
+
+STREAMS = ("memit", "memit@rome@0.1")  # MEMIT as chosen, and where its optimised probability collapses; one layer each
+CHECKPOINTS = 9
+STRANGERS = 250  # untouched facts
+
+
+@dataclass
+class Anatomy:
+    """shifts  a row a checkpoint, stream (as it is, or `superposed`: W₀ + Σ Δ⁰) and fact: cohort ("untouched" or
+               "edits", these from the edit after their own on), fact, shift = ‖D‖/‖v‖ with v its value before,
+               spills = Σ_j ‖Δ_j k‖²/‖v‖², right (by free generation)
+    doses      a row an edit: own = ‖Δ_j k_j‖, own_alone of Δ⁰_j; norm and norm_alone, ‖Δ_j‖_F and ‖Δ⁰_j‖_F
+    kinship    a row an earlier edit and kind of later one: kin, later (how many), spills = Σ_j ‖Δ_j k‖²/‖v‖²
+    """
+
+    shifts: pd.DataFrame
+    doses: pd.DataFrame
+    kinship: pd.DataFrame
+
+
+PARTS = ("shifts", "doses", "kinship")
+
+
+def anatomy(bench: Bench, name: str, order: int = 0) -> Anatomy | None:
+    """Of a stream: the committed one, or one from results/; a live order is dissected when it is in neither. None: an
+    order that is not there."""
+    for folder in (data_folder(), bench.results / "anatomy"):
+        if all(_path(folder, bench, name, order, part).exists() for part in PARTS):
+            return Anatomy(*(pd.read_parquet(_path(folder, bench, name, order, part)) for part in PARTS))
+    if order not in bench.profile.live_orders:
+        return None
+    return keep(bench, name, order, bench.results / "anatomy")
+
+
+def keep(bench: Bench, name: str, order: int, folder: Path) -> Anatomy:
+    """Dissect a stream and put the three tables into a folder."""
+    found = dissect(bench, name, order)
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in PARTS:
+        path = _path(folder, bench, name, order, part)
+        partial = path.with_suffix(f".{os.getpid()}.tmp")
+        getattr(found, part).to_parquet(partial, index=False)
+        os.replace(partial, path)
+    return found
+
+
+def _path(folder: Path, bench: Bench, name: str, order: int, part: str) -> Path:
+    method = bench.method(name)
+    decides = [bench.model.checksum, method.name, method.hyperparameters, edits_hash(bench.edits(order)), ALGORITHMS]
+    model = bench.profile.model.split("/")[-1]
+    return folder / f"{model}.{name}.order{order}.{part}-{key_of(parts=decides)}.parquet"
+
+
+class _Facts:
+    """Some facts and what has happened to their values: keys k [n, d_ff], D and Σ‖Δk‖² since they count."""
+
+    def __init__(self, model, layer: int, cohort: str, facts):
+        self.cohort, self.subjects = cohort, [subject for _, subject, _ in facts]
+        self.asked = [prompt.replace("{}", subject) for prompt, subject, _ in facts]
+        self.answers = [answer for *_, answer in facts]
+        prompts = [encode_prompt(model.tokenizer, "{}", prompt, subject) for prompt, subject, _ in facts]
+        self.k = keys_at(model, prompts, [layer])[layer].double()
+        self.size = (self.k @ _w(model, layer).T).norm(dim=1)  # ‖v‖
+        self.shift = torch.zeros(len(facts), model.d_model, dtype=torch.float64, device=self.k.device)
+        self.spills = torch.zeros_like(self.size)
+
+    def add(self, delta, counts) -> torch.Tensor:
+        """Note the spills of Δ on the facts that `counts` [n] says; returns ‖Δk‖² [n] of all."""
+        spill = self.k @ delta.T
+        squared = spill.square().sum(1)
+        self.shift += spill * counts[:, None]
+        self.spills += squared * counts
+        return squared
+
+    def rows(self, model, done: int, which, superposed: bool) -> list[dict]:
+        right = generation_accuracy(model, [self.asked[i] for i in which], [self.answers[i] for i in which])
+        shift, size = self.shift.norm(dim=1), self.size
+        return [
+            {
+                "edits_done": done,
+                "superposed": superposed,
+                "cohort": self.cohort,
+                "fact": i,
+                "shift": (shift[i] / size[i]).item(),
+                "spills": (self.spills[i] / size[i] ** 2).item(),
+                "right": bool(r),
+            }
+            for i, r in zip(which, right, strict=True)
+        ]
+
+
+def _w(model, layer: int) -> torch.Tensor:
+    """W [d_model, d_ff] as it is now, in float64."""
+    w = model.weight(layer).detach().double()
+    return w.T if model.layout.transposed else w
+
+
+def dissect(bench: Bench, name: str, order: int = 0) -> Anatomy:
+    """Run the stream again, and beside it each edit alone. KeditError for a stream of several layers or of batches."""
+    model, method, stream = bench.model, bench.method(name), bench.streams[name]
+    if len(method.layers) != 1 or stream.batch_size != 1:
+        raise KeditError(f"anatomy of {name}: takes a stream of single edits in one layer; {method.layers} are edited")
+    (layer,) = method.layers
+    edits, given = bench.edits(order), {"moments": bench.moments, "contexts": bench.contexts(method, order)}
+    step = -(-len(edits) // CHECKPOINTS)
+    before = model.snapshot()
+    model.restore()
+    try:
+        own = [(e.prompt, e.subject, e.target_new) for e in edits]
+        panel = bench.material.strangers(edits, STRANGERS, order)
+        seq, sup = ([_Facts(model, layer, c, f) for c, f in (("untouched", panel), ("edits", own))] for _ in range(2))
+        total = torch.zeros_like(_w(model, layer))
+        kin, spills = _kinship(edits), {}
+        shifts, doses = [], []
+        for j, edit in enumerate(tqdm(edits, desc=f"anatomy of {name}", disable=no_bar(bench.progress))):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", AlreadyKnown)  # a broken model says anything
+                with model.temporarily():
+                    delta0 = _delta(model, layer, method.apply(model, [edit], **given))
+                delta = _delta(model, layer, method.apply(model, [edit], **given))
+            total += delta0
+            later = torch.arange(len(edits), device=delta.device) < j
+            for facts, d in ((seq, delta), (sup, delta0)):
+                strangers, edited = facts
+                strangers.add(d, torch.ones_like(strangers.size))
+                squared = edited.add(d, later.double())
+                if facts is seq:
+                    for kind, mask in kin.items():
+                        now = (squared / edited.size**2).cpu() * later.cpu() * mask[:, j]
+                        spills[kind] = spills.get(kind, 0) + now
+            doses.append(_dose(seq[1].k[j], delta, delta0, j + 1))
+            for facts, w in ((seq, _w(model, layer)), (sup, _w_unedited(model, layer) + total)):
+                facts[1].size[j] = (w @ facts[1].k[j]).norm()  # an edit's value counts from its own writing on
+            if (j + 1) % step == 0 or j + 1 == len(edits):
+                shifts += _ask(model, layer, seq, sup, total, j + 1)
+    finally:
+        model.load_snapshot(before)
+    rows = [
+        {"edit": i + 1, "kin": kind, "later": int(mask[i, i + 1 :].sum()), "spills": spills[kind][i].item()}
+        for kind, mask in kin.items()
+        for i in range(len(edits) - 1)
+    ]
+    return Anatomy(pd.DataFrame(shifts), pd.DataFrame(doses), pd.DataFrame(rows))
+
+
+def _delta(model, layer: int, outcome) -> torch.Tensor:
+    delta = outcome.deltas[model.weight_name(layer)].double()
+    return delta.T if model.layout.transposed else delta
+
+
+def _w_unedited(model, layer: int) -> torch.Tensor:
+    return _w(model, layer) - (model.drift(layer).T if model.layout.transposed else model.drift(layer)).double()
+
+
+def _dose(k, delta, delta0, edit: int) -> dict:
+    return {
+        "edit": edit,
+        "own": (delta @ k).norm().item(),
+        "own_alone": (delta0 @ k).norm().item(),
+        "norm": delta.norm().item(),
+        "norm_alone": delta0.norm().item(),
+    }
+
+
+def _ask(model, layer: int, seq, sup, total, done: int) -> list[dict]:
+    found = [row for facts in seq for row in facts.rows(model, done, _due(facts, done), superposed=False)]
+    with model.temporarily():
+        name = model.weight_name(layer)
+        model.add({name: (total.T if model.layout.transposed else total).to(model.math_dtype).contiguous()})
+        found += [row for facts in sup for row in facts.rows(model, done, _due(facts, done), superposed=True)]
+    return found
+
+
+def _due(facts: _Facts, done: int) -> range:
+    return range(len(facts.subjects)) if facts.cohort == "untouched" else range(done)
+
+
+def _kinship(edits) -> dict[str, torch.Tensor]:
+    """{kind: [n, n] bool}: whether subject or relation of two edits are akin; each pair has exactly one kind."""
+    names = [set(e.subject.split()) for e in edits]
+    named = torch.tensor([[bool(a & b) for b in names] for a in names])
+    relation = torch.tensor([[a.relation is not None and a.relation == b.relation for b in edits] for a in edits])
+    return {
+        "a name part": named & ~relation,
+        "the relation": relation & ~named,
+        "both": named & relation,
+        "neither": ~named & ~relation,
+    }
+
+
+def shares(found: Anatomy) -> dict[str, float]:
+    """The three terms of ‖D‖² at the end, as shares of their sum, means over the untouched facts."""
+    last = found.shifts[
+        (found.shifts.edits_done == found.shifts.edits_done.max()) & (found.shifts.cohort == "untouched")
+    ]
+    seq, sup = last[~last.superposed], last[last.superposed]
+    whole, alone, spills = (seq["shift"] ** 2).mean(), (sup["shift"] ** 2).mean(), sup["spills"].mean()
+    return {"spills": spills / whole, "agreement": (alone - spills) / whole, "response": (whole - alone) / whole}
+
+
+def _last(found: Anatomy, cohort: str) -> list[pd.DataFrame]:
+    """What is known of each fact at the end, of the stream and of the superposed one."""
+    last = found.shifts.query("cohort == @cohort and edits_done == edits_done.max()").set_index("fact")
+    return [last[last.superposed == superposed] for superposed in (False, True)]
+
+
+def survival(found: Anatomy, bins: int = 12) -> pd.DataFrame:
+    """Right answers against shift: a row a cohort, superposed or not, and quantile of the shift."""
+    table = found.shifts[found.shifts["shift"] > 0].copy()
+    table["bin"] = table.groupby(["cohort", "superposed"])["shift"].transform(
+        lambda s: pd.qcut(s, bins, labels=False, duplicates="drop")
+    )
+    grouped = table.groupby(["cohort", "superposed", "bin"])
+    return grouped.agg(shift=("shift", "median"), right=("right", "mean"), n=("right", "size")).reset_index()
+
+
+def foresight(found: Anatomy) -> dict[str, float]:
+    """How well what was known before the first edit foretells what becomes of each edit by the end.
+
+    shift  Spearman's ρ over the edits between the shift of the superposed stream and that of the stream
+    loss   AUC: how often, of an edit that is lost and one that is kept, the lost one has the larger foreseen shift (½:
+           chance); NaN when all or none are lost
+    """
+    seq, sup = _last(found, "edits")
+    both = seq.join(sup["shift"].rename("foreseen")).iloc[:-1]  # nothing came after the last one
+    ranks, lost = both.foreseen.rank(), ~both.right
+    n, m = int(lost.sum()), int((~lost).sum())
+    auc = (ranks[lost].sum() - n * (n + 1) / 2) / (n * m) if n and m else np.nan
+    return {"shift": both["foreseen"].corr(both["shift"], method="spearman"), "loss": float(auc)}

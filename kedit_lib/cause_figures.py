@@ -1,0 +1,165 @@
+"""The figures of notebook 06."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import matplotlib.ticker as ticker
+import numpy as np
+import pandas as pd
+
+from .anatomy import Anatomy, survival
+from .figures import DASHES, MARKERS, PALETTE, floor
+from .scaling import SEED_EDITS, SEED_WIDTH
+
+TERMS = {"spills": "spills of single edits", "agreement": "spills that agree", "response": "response to earlier edits"}
+
+
+def _plain_log(axis) -> None:
+    """Ticks of a log axis at 1, 2 and 5, as plain numbers."""
+    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    axis.set_minor_formatter(ticker.NullFormatter())
+
+
+def survival_form(found: dict[str, Anatomy]) -> pd.DataFrame:
+    """`survival` of untouched facts for each stream, as it is and superposed."""
+    parts = [survival(one).query("cohort == 'untouched'").assign(stream=name) for name, one in found.items()]
+    return pd.concat(parts, ignore_index=True)
+
+
+def plot_survival(table: pd.DataFrame, guess: float):
+    """Right answers against how far the fact's own value was shifted; a panel a stream."""
+    names = list(dict.fromkeys(table.stream))
+    fig, axes = plt.subplots(1, len(names), figsize=(5.2 * len(names), 3.8), sharey=True, squeeze=False)
+    for ax, name in zip(axes[0], names, strict=True):
+        for i, superposed in enumerate((False, True)):
+            rows = table[(table.stream == name) & (table.superposed == superposed)]
+            label = "each edit made on the unedited model, added up" if superposed else "the stream"
+            ax.plot(rows["shift"], rows.right, color=PALETTE[i], linestyle=DASHES[i], marker=MARKERS[i], label=label)
+        floor(ax, guess, "guess")
+        ax.set(xscale="log", title=name, xlabel="shift of the fact's value, ‖Σ Δk‖ / ‖W₀k‖", ylim=(0, 1.02))
+        _plain_log(ax.xaxis)
+    axes[0][0].set_ylabel("untouched facts right")
+    axes[0][0].legend(fontsize=8, loc="upper right")
+    return fig
+
+
+def terms_form(found: dict[str, Anatomy]) -> pd.DataFrame:
+    """The three terms of the squared shift of untouched facts at every checkpoint, means over the facts."""
+    rows = []
+    for name, one in found.items():
+        facts = one.shifts[one.shifts.cohort == "untouched"].assign(squared=lambda t: t["shift"] ** 2)
+        for done, part in facts.groupby("edits_done"):
+            seq, sup = part[~part.superposed], part[part.superposed]
+            spills, alone, whole = sup.spills.mean(), sup.squared.mean(), seq.squared.mean()
+            terms = {"spills": spills, "agreement": alone - spills, "response": whole - alone}
+            rows += [{"stream": name, "edits_done": done, "term": t, "value": v} for t, v in terms.items()]
+    return pd.DataFrame(rows)
+
+
+def plot_terms(table: pd.DataFrame):
+    """The squared shift of untouched facts along the stream, stacked by its terms; a panel a stream."""
+    names = list(dict.fromkeys(table.stream))
+    fig, axes = plt.subplots(1, len(names), figsize=(5.2 * len(names), 3.8), squeeze=False)
+    for ax, name in zip(axes[0], names, strict=True):
+        wide = table[table.stream == name].pivot(index="edits_done", columns="term", values="value")[list(TERMS)]
+        bottom = np.zeros(len(wide))
+        for i, (term, label) in enumerate(TERMS.items()):
+            top = bottom + wide[term].to_numpy()
+            look = {"color": PALETTE[i], "hatch": ("", "////", "....")[i], "edgecolor": "white", "linewidth": 0}
+            ax.fill_between(wide.index, bottom, top, alpha=0.75, label=label, **look)
+            bottom = top
+        ax.set(title=name, xlabel="edits made", ylim=(0, None))
+    axes[0][0].set_ylabel("untouched facts: ‖D‖²/‖v‖²")
+    axes[0][0].legend(fontsize=8, loc="upper left")
+    return fig
+
+
+def plot_interventions(table: pd.DataFrame):
+    """A line a change: both collapse points, a marker an order; hollow at the end of the stream: not reached."""
+    names = list(dict.fromkeys(table.stream))[::-1]
+    fig, axes = plt.subplots(1, 2, figsize=(11, 0.42 * len(names) + 1.3), sharey=True)
+    points = {"N_optimisation": "optimised probability halved", "N_model": "half of the untouched facts lost"}
+    for i, (ax, (column, title)) in enumerate(zip(axes, points.items(), strict=True)):
+        for y, name in enumerate(names):
+            rows = table[table.stream == name]
+            reached = rows[column].notna()
+            look = {"color": PALETTE[i], "marker": MARKERS[i], "linestyle": "none", "markersize": 7}
+            ax.plot(rows[column][reached].astype(float), [y] * int(reached.sum()), alpha=0.8, **look)
+            ax.plot(rows.edits[~reached], [y] * int((~reached).sum()), markerfacecolor="none", **look)
+        base = table[table.stream == names[-1]]
+        if base[column].notna().any():
+            ax.axvline(base[column].median(), color="grey", linewidth=1, linestyle=(0, (2, 3)))
+        ax.set(title=title, xlabel="edits made (hollow: not reached)", xlim=(0, table.edits.max() * 1.05))
+    axes[0].set_yticks(range(len(names)), names, fontsize=9)
+    return fig
+
+
+def plot_sensitivity(table: pd.DataFrame):
+    """A panel a hyperparameter: both collapse points against its value; hollow at the stream's length: not reached."""
+    fields = list(dict.fromkeys(table.field)) or ["nothing was varied"]
+    fig, axes = plt.subplots(1, len(fields), figsize=(2.7 * len(fields), 3.4), sharey=True, squeeze=False)
+    for ax, field in zip(axes[0], fields, strict=True):
+        rows = table[table.field == field].sort_values("value")
+        for i, column in enumerate(("N_optimisation", "N_model")):
+            value = rows[column].astype(float)
+            shown, x = value.fillna(rows.length), np.arange(len(rows))
+            ax.plot(x, shown, color=PALETTE[i], linestyle=DASHES[i], linewidth=1)
+            for hollow in (False, True):
+                which = value.isna().to_numpy() == hollow
+                look = {"color": PALETTE[i], "marker": MARKERS[i], "linestyle": "none"}
+                face = {"markerfacecolor": "none"} if hollow else {"label": column}
+                ax.plot(x[which], shown[which], **look, **face)
+        ticks = [f"{v:g}{'*' if base else ''}" for v, base in zip(rows.value, rows.base, strict=True)]
+        ax.set_xticks(np.arange(len(rows)), ticks)
+        ax.set(title=field, xlabel="value (* the stream itself)", ylim=(0, None))
+        ax.title.set_fontsize(9)
+        ax.xaxis.label.set_fontsize(9)
+    axes[0][0].set_ylabel("edits (hollow: not reached)")
+    axes[0][0].legend(fontsize=8)
+    return fig
+
+
+def plot_foretold(table: pd.DataFrame):
+    """Foretold against observed N_model, a marker a stream; hollow at the stream's length: not reached."""
+    fig, ax = plt.subplots(figsize=(5.6, 4.8))
+    for i, (name, rows) in enumerate(table.groupby("stream", sort=False)):
+        seen = rows.observed.notna()
+        look = {"color": PALETTE[i % len(PALETTE)], "marker": MARKERS[(i + i // len(PALETTE)) % len(MARKERS)]}
+        ax.plot(rows.foretold[seen], rows.observed[seen].astype(float), linestyle="none", **look)
+        ax.plot(rows.foretold[~seen], rows.length[~seen], linestyle="none", markerfacecolor="none", **look)
+        ax.plot([], [], linestyle="none", label=name, **look)
+    ends = [max(1, 0.7 * table[["foretold", "observed"]].min().min()), 1.4 * table.foretold.max()]
+    ax.plot(ends, ends, color="grey", linewidth=1)
+    ax.fill_between(ends, [e / 2 for e in ends], [e * 2 for e in ends], color="grey", alpha=0.12, linewidth=0)
+    ax.set(xscale="log", yscale="log", xlabel="foretold N_model", ylabel="observed N_model (hollow: not reached)")
+    _plain_log(ax.xaxis)
+    _plain_log(ax.yaxis)
+    ax.legend(fontsize=7, ncols=2)
+    return fig
+
+
+def plot_scaling(table: pd.DataFrame, fits: dict[str, dict[str, float]]):
+    """Both collapse points against d_ff, log axes: a marker a model and order, the fit, its interval at 11008."""
+    streams = list(dict.fromkeys(table.stream)) or ["no other widths here"]
+    fig, axes = plt.subplots(1, len(streams), figsize=(4.3 * len(streams), 3.9), sharey=True, squeeze=False)
+    for ax, stream in zip(axes[0], streams, strict=True):
+        for i, point in enumerate(("N_optimisation", "N_model")):
+            rows = table[(table.stream == stream) & table[point].notna()]
+            ax.plot(
+                rows.d_ff, rows[point].astype(float), color=PALETTE[i], marker=MARKERS[i], linestyle="none", label=point
+            )
+            found = fits.get(f"{stream} {point}", {})
+            if np.isfinite(found.get("b", np.nan)):
+                x = np.geomspace(table.d_ff.min(), SEED_WIDTH)
+                y = found["median"] * (x / SEED_WIDTH) ** found["b"]
+                ax.plot(x, y, color=PALETTE[i], linestyle=DASHES[i], linewidth=1)
+                side = SEED_WIDTH * (1 + 0.08 * i)
+                ax.plot([side, side], [found["low"], found["high"]], color=PALETTE[i], linewidth=3, alpha=0.5)
+        ax.plot(SEED_WIDTH, SEED_EDITS, marker="*", color="black", markersize=12, linestyle="none", label="the report")
+        ax.set(xscale="log", yscale="log", title=stream, xlabel="d_ff")
+        _plain_log(ax.xaxis)
+        _plain_log(ax.yaxis)
+    axes[0][0].set_ylabel("edits")
+    axes[0][0].legend(fontsize=8)
+    return fig

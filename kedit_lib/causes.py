@@ -1,0 +1,313 @@
+"""Why a stream collapses, as tables and sentences: causes taken out, settings moved, collapses foretold."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import numpy as np
+import pandas as pd
+
+from .anatomy import Anatomy, foresight, shares
+from .catalogue import FACTORS, SENSITIVITY
+from .experiments import Run, collapse_point, edits_hash
+from .findings import collapse_table, spread
+from .forecast import foretell
+from .store import ALGORITHMS, key_of
+from .streams import Bench, data_folder
+
+BASE = "memit@both@0.1"
+INTERVENTIONS = {  # what is done: the stream
+    "nothing (the stream itself)": BASE,
+    "each edit made on the unedited model, updates added": "why-superposed",
+    "a memory of earlier keys (history)": "why-history",
+    "z from the unedited model": "why-frozen-z",
+    "both: history, z from the unedited model": "why-frozen-history",
+    "norm of the target anchored": "why-anchored",
+    "clamp 0.75 for 4": "why-clamp",
+    "clean prompt only (consistent keys)": "why-clean-keys",
+    "the lower layer only": "memit@0.1",
+    "the upper layer only": "memit@rome@0.1",
+    "λ ten times larger": "memit@both",
+}
+PMET = {
+    "PMET in the same place": "why-pmet",
+    "PMET, share R/(m−i) for R/√(m−i)": "why-pmet-linear",
+    "PMET, start token left in the target": "why-pmet-start",
+}
+FORETOLD = (
+    "memit",
+    "memit@0.1",
+    "memit@10",
+    "memit@rome",
+    "memit@rome@0.1",
+    "memit@both",
+    "memit@both@0.1",
+    "pmet",
+    "pmet@0.1",
+    "rome",
+    "rome@memit",
+    "memit-clamp",
+)
+SAMPLE, STRANGERS = 30, 100  # edits made apart, and facts asked, to foretell a stream
+
+
+def interventions(bench: Bench, which: dict[str, str] = INTERVENTIONS) -> pd.DataFrame:
+    """`collapse_table` of the streams with one thing changed; those that were not run are left out."""
+    found = {title: bench.runs(name) for title, name in which.items()}
+    return collapse_table({title: runs for title, runs in found.items() if runs} or {"MEMIT": bench.runs("memit")})
+
+
+def sensitivity(bench: Bench) -> pd.DataFrame:
+    """A row a hyperparameter and value (the base stream's among them), order 0: field, value, base, and what came out:
+    N_optimisation, N_model, p_end (median optimised probability of the last 25 edits), edits, untouched (right answers
+    at the end), length. Values that were not run are left out."""
+    method = bench.method(BASE)
+    names = {(field, v): f"vary-{field}={v:g}" for field, values in SENSITIVITY.items() for v in values}
+    names[("clamp_norm_factor", 0.75)] = "why-clamp"
+    names |= {("λ/d_ff, times the published", v): f"vary-scale={v:g}" for v in FACTORS}
+    names[("λ/d_ff, times the published", 1.0)] = "memit@both"
+    for field in SENSITIVITY:
+        names[(field, float(getattr(method, field)))] = BASE
+    names[("λ/d_ff, times the published", 0.1)] = BASE
+    rows = []
+    for (field, value), name in names.items():
+        if (run := bench.runs(name).get(0)) is not None:
+            rows.append({"field": field, "value": value, "base": name == BASE, **_outcome(run)})
+    columns = ["field", "value", "base", "N_optimisation", "N_model", "p_end", "edits", "untouched", "length"]
+    return pd.DataFrame(rows, columns=columns).sort_values(["field", "value"], ignore_index=True)
+
+
+def _outcome(run: Run) -> dict:
+    return {
+        "N_optimisation": collapse_point(run),
+        "N_model": collapse_point(run, "model"),
+        "p_end": run.edits.probability_last.iloc[-25:].median(),
+        "edits": run.curve("accuracy", "edits").iloc[-1],
+        "untouched": run.curve("accuracy", "untouched").iloc[-1],
+        "length": len(run.edits),
+    }
+
+
+def foretold(bench: Bench, names=FORETOLD, sample: int = SAMPLE) -> pd.DataFrame:
+    """A row a stream and order that was run: foretold N_model (`foretell` with the stream's first edits), and the
+    observed one (NaN: not within its length). From figures/data where it is there; a live order is worked out else."""
+    rows = []
+    for name in names:
+        for order, run in bench.runs(name).items():
+            if (found := _foretold(bench, name, order, sample)) is not None:
+                observed = collapse_point(run, "model")
+                rows.append({"stream": name, "order": order, **found, "observed": observed, "length": len(run.edits)})
+    columns = ["stream", "order", "N", "theta", "spill", "observed", "length"]
+    return pd.DataFrame(rows, columns=columns).rename(columns={"N": "foretold"})
+
+
+def _foretold(bench: Bench, name: str, order: int, sample: int) -> dict | None:
+    file = _file(bench, name, order, sample)
+    for folder in (data_folder(), bench.results / "foretold"):
+        if (folder / file).exists():
+            return json.loads((folder / file).read_text())
+    if order not in bench.profile.live_orders:
+        return None
+    return keep_foretold(bench, name, order, sample)
+
+
+def _file(bench: Bench, name: str, order: int, sample: int) -> str:
+    method, edits = bench.method(name), bench.edits(order)
+    decides = [bench.model.checksum, method.name, method.hyperparameters, edits_hash(edits), sample, ALGORITHMS]
+    return f"{bench.profile.model.split('/')[-1]}.{name}.order{order}.foretold-{key_of(parts=decides)}.json"
+
+
+def keep_foretold(bench: Bench, name: str, order: int, sample: int = SAMPLE, folder=None) -> dict:
+    """Work it out and write it into a folder (results/foretold)."""
+    method, edits, file = bench.method(name), bench.edits(order), _file(bench, name, order, sample)
+    found = foretell(
+        bench.model,
+        method,
+        edits[:sample],
+        bench.material.strangers(edits, STRANGERS, order),
+        moments=bench.moments if method.needs_moments else None,
+        contexts=bench.contexts(method, order),
+        seed=order,
+    )
+    folder = folder or bench.results / "foretold"
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f"{file}.{os.getpid()}.tmp"
+    partial.write_text(json.dumps(found))
+    os.replace(partial, folder / file)
+    return found
+
+
+def foretold_sentence(table: pd.DataFrame) -> str:
+    """How near the foretold points come to the observed ones."""
+    seen = table.dropna(subset=["observed"])
+    seen = seen[np.isfinite(seen.foretold)]
+    if len(seen) < 3:
+        return "Too few of these streams lost half of the untouched facts to judge what was foretold."
+    ratio = np.log(seen.foretold / seen.observed)
+    late = table[table.observed.isna()]
+    beyond = (late.foretold > late.length).sum()
+    text = (
+        f"Foretold from {SAMPLE} edits made apart, N_model was off by a factor of {np.exp(ratio.abs().median()):.2f} "
+        f"in the median of {len(seen)} streams and orders (at most {np.exp(ratio.abs().max()):.2f}); Spearman's ρ "
+        f"between foretold and observed is {seen.foretold.corr(seen.observed, method='spearman'):.2f}."
+    )
+    return text + (f" Of {len(late)} that never lost half, {beyond} were foretold to last." if len(late) else "")
+
+
+def shares_table(found: dict[str, dict[int, Anatomy]]) -> pd.DataFrame:
+    """A row a stream and order: the three shares of untouched facts' squared shift, and what could be foreseen."""
+    rows = []
+    for name, orders in found.items():
+        for order, one in orders.items():
+            seen = foresight(one)
+            rows.append(
+                {
+                    "stream": name,
+                    "order": order,
+                    **shares(one),
+                    "foreseen shift, ρ": seen["shift"],
+                    "foreseen loss, AUC": seen["loss"],
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def kinship_table(found: Anatomy) -> pd.DataFrame:
+    """Who undoes whom: each kin's share of all pairs of an earlier and a later edit, and of the spills on it."""
+    table = found.kinship.groupby("kin", sort=False)[["later", "spills"]].sum()
+    table = table / table.sum()
+    table.columns = ["share of the pairs", "share of the spills"]
+    table["times its share"] = table["share of the spills"] / table["share of the pairs"]
+    return table.reset_index()
+
+
+def growth_table(streams: dict[str, dict[int, Run]]) -> pd.DataFrame:
+    """Which law ‖W‖ follows: R² of log‖W‖ and of ‖W − W₀‖² ≈ ‖W‖² as straight lines in the number of edits, at the
+    last edited layer; a feedback of ‖W‖ on itself makes the first straight, steps that do not know of each other the
+    second."""
+    rows = []
+    for name, runs in streams.items():
+        for order, run in runs.items():
+            column = [c for c in run.edits if c.startswith("W_")][-1]
+            n, w = run.edits.edit.to_numpy(float), run.edits[column].to_numpy(float)
+            rows.append(
+                {
+                    "stream": name,
+                    "order": order,
+                    "‖W‖ at the end / at the first edit": w[-1] / w[0],
+                    "R² of log ‖W‖": np.corrcoef(n, np.log(w))[0, 1] ** 2,
+                    "R² of ‖W‖²": np.corrcoef(n, w**2)[0, 1] ** 2,
+                    "‖δ‖/‖v₀‖, first 25": run.edits.delta_ratio.iloc[:25].median(),
+                    "‖δ‖/‖v₀‖, last 25": run.edits.delta_ratio.iloc[-25:].median(),
+                    "steps, first 25": run.edits.steps.iloc[:25].median(),
+                    "steps, last 25": run.edits.steps.iloc[-25:].median(),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def verdict_interventions(table: pd.DataFrame) -> str:
+    """Each change against the stream itself: what became of both collapse points (order by order, medians)."""
+    base = table[table.stream == next(iter(INTERVENTIONS))]
+    if base.empty:
+        return "The streams with one cause taken out were not run in this profile."
+    lines = [_said("The stream itself", base)]
+    lines += [_said(title, rows) for title, rows in table.groupby("stream", sort=False) if title != base.stream.iloc[0]]
+    return "\n".join(lines)
+
+
+def _said(title: str, rows: pd.DataFrame) -> str:
+    n = len(rows)
+    points = {"optimised probability halved": rows.N_optimisation, "half of the untouched facts lost": rows.N_model}
+    said = [
+        f"{what} at {spread(at)}" if at.notna().any() else f"{what} not within {rows.edits.max()} edits"
+        for what, at in points.items()
+    ]
+    return (
+        f"- **{title}** ({n} order{'s' if n > 1 else ''}): {'; '.join(said)}; at the end p "
+        f"{rows['p last 25'].median():.2g}, edits kept {rows['edits kept'].median():.0%}, "
+        f"untouched {rows.untouched.median():.0%}."
+    )
+
+
+def answers(shares: pd.DataFrame, alive: pd.DataFrame, changed: pd.DataFrame, moved: pd.DataFrame, told: pd.DataFrame):
+    """The notebook in a few bullets of two sentences, markdown: why, what to do, which setting, when; from its tables:
+    `shares_table`, `survival_form`, `interventions`, `sensitivity`, `foretold`."""
+    lines = [_why(shares, alive)]
+    if len(changed.stream.unique()) > 1:
+        lines.append(_what_helps(changed))
+    if len(moved):
+        lines.append(_which_setting(moved))
+    lines.append(f"**When?** {foretold_sentence(told)} Try `kedit.foretell` before a stream, not after it.")
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _why(shares: pd.DataFrame, alive: pd.DataFrame) -> str:
+    named = "; ".join(
+        f"{name}: {rows.spills.median():.0%} spills of single edits, {rows.agreement.median():.0%} that they agree, "
+        f"{rows.response.median():.0%} that edits respond to earlier ones"
+        for name, rows in shares.groupby("stream", sort=False)
+    )
+    half = {name: _half(rows) for name, rows in alive[~alive.superposed].groupby("stream", sort=False)}
+    sizes = ", ".join(f"{value:.2g} ({name})" for name, value in half.items() if np.isfinite(value))
+    said = (
+        f" Half of the untouched facts are lost once their value has been shifted by {sizes} of its size."
+        if sizes
+        else ""
+    )
+    return f"**Why?** What untouched facts suffer is mostly the plain sum of what single edits spill ({named}).{said}"
+
+
+def _half(rows: pd.DataFrame) -> float:
+    """The shift at which half are right: where the curve crosses ½, on a log scale; NaN if it does not."""
+    shift, right = np.log(rows["shift"].to_numpy()), rows.right.to_numpy()
+    below = np.flatnonzero(right < 0.5)
+    if not len(below) or below[0] == 0:
+        return float("nan")
+    i = below[0]
+    part = (right[i - 1] - 0.5) / (right[i - 1] - right[i])
+    return float(np.exp(shift[i - 1] + part * (shift[i] - shift[i - 1])))
+
+
+def _filled(table: pd.DataFrame, length: pd.Series) -> pd.DataFrame:
+    """Collapse points as numbers; the stream's length where it was not reached."""
+    return table.assign(**{c: table[c].astype(float).fillna(length) for c in ("N_optimisation", "N_model")})
+
+
+def _what_helps(changed: pd.DataFrame) -> str:
+    """Medians over orders; what was not reached counts as the stream's length."""
+    title = next(iter(INTERVENTIONS))
+    filled = changed.assign(
+        **{c: changed[c].astype(float).fillna(changed.edits) for c in ("N_optimisation", "N_model")}
+    )
+    by = filled.groupby("stream", sort=False)[["N_optimisation", "N_model", "edits kept", "untouched"]].median()
+    base, rest = by.loc[title], by.drop(index=title)
+    model, keeps = rest.N_model.idxmax(), rest["edits kept"].idxmax()
+    lasting = [name for name in rest.index if rest.N_optimisation[name] >= filled.edits.max()]
+    return (
+        f"**What prevents it?** The optimised probability lasts all {filled.edits.max()} edits with {len(lasting)} of "
+        f"{len(rest)} changes ({'; '.join(lasting) or 'none'}), but untouched facts last longest with *{model}*: "
+        f"{rest.N_model[model]:.0f} edits for {base.N_model:.0f}. Most edits are kept with *{keeps}*: "
+        f"{rest['edits kept'][keeps]:.0%} for {base['edits kept']:.0%}, with {rest.untouched[keeps]:.0%} of the "
+        f"untouched facts for {base.untouched:.0%}."
+    )
+
+
+def _which_setting(moved: pd.DataFrame) -> str:
+    """The range over its values that each hyperparameter gives the two points."""
+    filled = _filled(moved, moved.length)
+    spans = filled.groupby("field")[["N_optimisation", "N_model"]].agg(["min", "max"])
+    said = []
+    for point, what in (("N_model", "the loss of untouched facts"), ("N_optimisation", "the optimised probability")):
+        width = spans[point]["max"] / spans[point]["min"]
+        field = width.idxmax()
+        low, high = spans[point].loc[field, ["min", "max"]]
+        said.append(f"{what} hangs most on *{field}* ({low:.0f} to {high:.0f} edits over the values tried)")
+    return f"**Which setting?** {said[0][0].upper()}{said[0][1:]}. {said[1][0].upper()}{said[1][1:]}."
+
+
+def said(folder) -> str:
+    """What an earlier run of notebook 06 answered; a pointer to it when there was none."""
+    path = folder / "06_answers.md"
+    return path.read_text(encoding="utf-8").strip() if path.exists() else "Not run yet: `06_why_it_collapses`."

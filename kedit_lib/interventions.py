@@ -1,0 +1,83 @@
+"""Methods with one thing changed: experiments about causes, not methods that anyone proposes.
+
+    method = changed(kedit.method_for(model, "memit"), "superposed")
+
+Each change takes one suspected cause out of a stream and leaves the rest as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from .errors import KeditError
+from .methods import MEMIT, PMET, ROME
+from .methods.base import Call, Method, Outcome
+
+
+class _Superposed:
+    """Every update is worked out on the unedited model, as if it were the only one, and added: W = W₀ + Σ Δᵢ.
+
+    What goes wrong then is the sum of single edits and nothing else: no edit answers to the ones before it.
+    """
+
+    def _apply(self, call: Call) -> Outcome:
+        with call.model.temporarily():
+            outcome = super()._apply(call)
+        call.model.add(outcome.deltas)
+        return outcome
+
+
+class _FrozenTargets:
+    """z is optimised on the unedited model; keys and residual are those of the edited one."""
+
+    def _targets(self, model, requests, z):
+        with model.temporarily():
+            found = super()._targets(model, requests, z)
+        return found
+
+
+class _CleanKeys:
+    """The clean prompt is the only context: the key of the update is the key that the residual is measured at."""
+
+    def contexts(self, model, given=None) -> list[str]:
+        return ["{}"]
+
+
+class _LinearShare:
+    """PMET with MEMIT's share of the residual, R/(m − i) for R/√(m − i)."""
+
+    def _share(self, i: int) -> float:
+        return MEMIT._share(self, i)
+
+
+class _StartInTarget:
+    """The start token of the sequence is left in front of the target, as in the public log of a PMET run."""
+
+    def _requests(self, model, edits, contexts):
+        start = model.tokenizer.bos_token_id
+        if start is None:
+            raise KeditError(f"start in target: the tokenizer of {model.name} has no start token; use another model")
+        return [replace(r, target=(start, *r.target)) for r in super()._requests(model, edits, contexts)]
+
+
+CHANGES = {
+    "superposed": (_Superposed, (MEMIT, PMET, ROME)),
+    "frozen z": (_FrozenTargets, (MEMIT, PMET, ROME)),
+    "clean keys": (_CleanKeys, (MEMIT, PMET, ROME)),
+    "linear share": (_LinearShare, (PMET,)),
+    "start in target": (_StartInTarget, (MEMIT, PMET, ROME)),
+}
+
+
+def changed(method: Method, change: str) -> Method:
+    """`method` with its hyperparameters and one of CHANGES; its name says which.
+
+    KeditError for an unknown change, or one that means nothing for this method.
+    """
+    if change not in CHANGES:
+        raise KeditError(f"change {change!r}: is unknown; there are {', '.join(CHANGES)}")
+    mixin, fits = CHANGES[change]
+    if not isinstance(method, fits):
+        raise KeditError(f"change {change!r}: means nothing for {method.name}; use it with {fits[0].__name__}")
+    cls = type(f"{method.name} {change}", (mixin, type(method)), {"__doc__": mixin.__doc__})
+    return cls(**method.model_dump())

@@ -1,0 +1,254 @@
+"""Streams taken apart, and collapses foretold: identities that hold exactly, and what bends them."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import kedit_lib as kedit
+from kedit_lib import anatomy, causes, choosing, forecast, scaling
+from kedit_lib.anatomy import Anatomy
+from kedit_lib.catalogue import cause_streams, every_stream, groups_of
+from kedit_lib.errors import KeditError
+from kedit_lib.experiments import Run
+from kedit_lib.params import load_profile
+
+N = 6
+SMALL = {"n_edits": N, "n_single": 2, "batch_sizes": [1, N], "mass_sizes": [1, N]}
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    return kedit.Bench("smoke", results=tmp_path_factory.mktemp("results"), progress=False, **SMALL)
+
+
+@pytest.fixture(scope="module")
+def found(bench):
+    return anatomy.dissect(bench, "memit")
+
+
+def replay(bench, edits):
+    """W − W₀ in float64 after these edits, and the sum of the same edits made alone."""
+    model, method = bench.model, bench.method("memit")
+    (layer,), given = method.layers, {"moments": bench.moments, "contexts": bench.contexts(method)}
+    alone = 0
+    for edit in edits:
+        alone = alone + method.apply(model, [edit], **given).deltas[model.weight_name(layer)].double()
+        model.restore()
+    for edit in edits:
+        method.apply(model, [edit], **given)
+    total = model.drift(layer).double()
+    model.restore()
+    return total, alone
+
+
+def test_shifts_are_those_of_the_weights(bench, found):
+    """The shift of a stranger is ‖(W − W₀)k‖/‖W₀k‖, of the stream and of the sum of edits made alone."""
+    from kedit_lib.keys import keys_at
+    from kedit_lib.tokens import encode_prompt
+
+    edits, (layer,) = bench.edits(0), bench.method("memit").layers
+    facts = bench.material.strangers(edits, anatomy.STRANGERS, 0)[:5]
+    prompts = [encode_prompt(bench.model.tokenizer, "{}", p, s) for p, s, _ in facts]
+    k = keys_at(bench.model, prompts, [layer])[layer].double()
+    w0 = bench.model.weight(layer).detach().double()
+    for superposed, drift in zip((False, True), replay(bench, edits), strict=True):
+        rows = found.shifts.query("cohort == 'untouched' and edits_done == @N")
+        rows = rows[rows.superposed == superposed]
+        by_hand = (k @ drift.T).norm(dim=1) / (k @ w0.T).norm(dim=1)
+        assert rows["shift"].to_numpy()[:5] == pytest.approx(by_hand.numpy(), rel=1e-4)
+
+
+def test_nothing_is_left_in_the_model(bench, found):
+    assert not bench.model.edited or all(
+        torch.equal(bench.model.hf.get_parameter(name), w) for name, w in bench.model.edited.items()
+    )
+
+
+def test_an_edit_counts_from_the_next_one_on(found):
+    last = found.shifts.query("cohort == 'edits' and edits_done == @N and not superposed").set_index("fact")
+    assert last["shift"][N - 1] == 0 and last["shift"][0] > 0
+    assert set(found.shifts.query("cohort == 'edits' and edits_done == 2").fact) == {0, 1}
+
+
+def test_the_first_edit_answers_to_nobody(found):
+    first, later = found.doses.iloc[0], found.doses.iloc[1:]
+    assert first.own == pytest.approx(first.own_alone, rel=1e-6)
+    assert (abs(later.own / later.own_alone - 1) > 1e-4).any()
+
+
+def test_the_three_terms_are_the_whole(found):
+    assert sum(anatomy.shares(found).values()) == pytest.approx(1)
+
+
+def test_kinds_of_kin_share_all_pairs_and_all_spills(bench, found):
+    kin = causes.kinship_table(found)
+    assert kin["share of the pairs"].sum() == pytest.approx(1)
+    assert kin["share of the spills"].sum() == pytest.approx(1)
+    spills = found.kinship.groupby("edit").spills.sum()
+    last = found.shifts.query("cohort == 'edits' and edits_done == @N and not superposed").set_index("fact").spills
+    assert (spills[1] > 0) == (last[0] > 0)
+    assert found.kinship.groupby("edit").later.sum().tolist() == [N - 1 - i for i in range(N - 1)]
+
+
+def hand_made(shift, foreseen, right) -> Anatomy:
+    rows = [
+        {"edits_done": 9, "superposed": sup, "cohort": "edits", "fact": i, "shift": s, "spills": s, "right": r}
+        for sup, values in ((False, shift), (True, foreseen))
+        for i, (s, r) in enumerate(zip([*values, 0.0], [*right, True], strict=True))
+    ]
+    return Anatomy(pd.DataFrame(rows), pd.DataFrame(), pd.DataFrame())
+
+
+def test_foresight_is_a_rank_correlation_and_an_auc():
+    best = anatomy.foresight(hand_made([1, 2, 3, 4], [1, 2, 3, 4], [True, True, False, False]))
+    assert best == {"shift": pytest.approx(1), "loss": 1.0}
+    worst = anatomy.foresight(hand_made([1, 2, 3, 4], [4, 3, 2, 1], [True, True, False, False]))
+    assert worst == {"shift": pytest.approx(-1), "loss": 0.0}
+    mixed = anatomy.foresight(hand_made([1, 2, 3, 4], [1, 2, 3, 4], [True, False, True, False]))
+    assert mixed["loss"] == 0.75
+    assert math.isnan(anatomy.foresight(hand_made([1, 2], [1, 2], [True, True]))["loss"])
+
+
+def test_survival_falls_with_the_shift_where_shifts_kill():
+    shift = np.linspace(0.1, 2, 120)
+    table = pd.DataFrame(
+        {"edits_done": 9, "superposed": False, "cohort": "untouched", "fact": range(120), "shift": shift, "spills": 1}
+    ).assign(right=shift < 1)
+    alive = anatomy.survival(Anatomy(table, pd.DataFrame(), pd.DataFrame()), bins=4)
+    assert alive.right.tolist() == [1.0, pytest.approx(alive.right[1]), 0.0, 0.0]
+    assert alive.n.tolist() == [30] * 4 and alive["shift"].is_monotonic_increasing
+
+
+def test_only_streams_of_single_edits_in_one_layer_are_taken_apart(bench):
+    for name in ("memit-mass", "memit@both"):
+        if name == "memit@both" and len(bench.method(name).layers) == 1:
+            continue
+        with pytest.raises(KeditError, match="single edits in one layer"):
+            anatomy.dissect(bench, name)
+
+
+def test_what_was_kept_is_found_again(bench, found, monkeypatch):
+    folder = bench.results / "anatomy"
+    monkeypatch.setattr(anatomy, "dissect", lambda *_: found)
+    anatomy.keep(bench, "memit", 0, folder)
+    monkeypatch.setattr(anatomy, "dissect", lambda *_: pytest.fail("was dissected again"))
+    again = anatomy.anatomy(bench, "memit", 0)
+    pd.testing.assert_frame_equal(again.shifts, found.shifts)
+    assert anatomy.anatomy(bench, "memit", 7) is None  # an order that is neither live nor there
+
+
+# ---- foretelling -------------------------------------------------------------------------------------
+
+
+def test_a_walk_of_equal_steps_arrives_when_their_sum_does():
+    assert forecast._walk(np.full(10, 0.04), theta=1.0, seed=0) in (25.0, 26.0)
+    assert forecast._walk(np.full(10, 1e-9), theta=1.0, seed=0) == math.inf
+    few_large = np.array([0.0] * 9 + [0.4])  # the same mean: the median walker waits for as many hits
+    assert 15 < forecast._walk(few_large, theta=1.0, seed=0) < 30
+
+
+def test_the_bearing_tells_the_lost_from_the_kept():
+    shift = np.array([0.1, 0.3, 0.2, 2.0, 1.0, 4.0])
+    assert forecast._bearing(shift, shift < 0.5) == pytest.approx(math.sqrt(0.3 * 1.0))
+    noisy = np.array([True, False, True, False, False, False])
+    assert 0.2 <= forecast._bearing(shift, noisy) <= 0.3
+    assert forecast._bearing(shift, np.ones(6, dtype=bool)) == math.inf
+
+
+def test_more_is_written_earlier_it_dies(bench):
+    """Ten times λ writes less and is foretold to last longer; the weights come back."""
+    edits, model = bench.edits(0), bench.model
+    strangers = bench.material.strangers(edits, 20, 0)
+    told = []
+    for factor in (1, 100):
+        base = bench.method("memit")
+        method = kedit.method_for(model, "memit", mom2_update_weight=base.mom2_update_weight * factor)
+        given = {"moments": bench.moments, "contexts": bench.contexts(method)}
+        told.append(kedit.foretell(model, method, edits[:3], strangers, **given))
+    assert told[0]["spill"] > 10 * told[1]["spill"] > 0
+    assert told[0]["N"] < told[1]["N"]
+    assert all(torch.equal(model.hf.get_parameter(name), w) for name, w in model.edited.items())
+    with pytest.raises(KeditError, match="at least one edit"):
+        kedit.foretell(model, method, [], strangers, **given)
+
+
+# ---- scaling, catalogue, frontier --------------------------------------------------------------------
+
+
+def test_the_fit_finds_a_power_law_and_widens_without_data():
+    widths = [256, 384, 512, 768, 1024] * 3
+    exact = pd.DataFrame({"d_ff": widths, "N_model": [0.15 * w for w in widths]})
+    found = scaling.fit(exact)
+    assert found["b"] == pytest.approx(1) and found["median"] == pytest.approx(0.15 * 11008)
+    noise = np.random.default_rng(0).normal(0, 0.3, len(widths))
+    noisy = scaling.fit(exact.assign(N_model=exact.N_model * np.exp(noise)))
+    assert noisy["low"] < 0.15 * 11008 < noisy["high"] and noisy["high"] / noisy["low"] > 2
+    few = scaling.fit(exact[exact.d_ff < 500])
+    assert math.isnan(few["b"]) and math.isnan(few["low"])
+
+
+def test_members_hold_the_facts_for_each_parameter():
+    lab = scaling.RECIPES["lab"]
+    one, *_ = (r for r in scaling.family() if r is not None and r.d_ff == 512)
+    assert one.d_model * 8 == one.d_ff
+    assert one.n_people / lab.n_people == pytest.approx((one.d_ff / lab.d_ff) ** 2, rel=0.01)
+    assert scaling.family()[-1].n_people == one.n_people // 2
+
+
+def test_every_stream_of_the_catalogue_makes_a_method(bench):
+    for name in every_stream(bench.profile):
+        method = bench.method(name)
+        assert method.layers, name
+    assert bench.method("memit-anchored").norm_anchor > 0
+    assert bench.method("alphaedit-rank").nullspace_rank == round(7 / 8 * bench.model.d_ff)
+    names = [name for group in groups_of(bench.profile).values() for name in group]
+    assert len(names) == len(set(names))
+    assert all(s.brief and s.scale == 0.1 for s in cause_streams().values())
+
+
+def test_a_pruned_stream_is_the_stream_with_its_end_measured_again(bench):
+    plain, pruned = bench.run("memit"), bench.run("memit-pruned")
+    assert pruned.edits.equals(plain.edits) and pruned.manifest["after"] == "prune"
+    assert sorted(pruned.checkpoints.edits_done.unique()) == [0, N]
+    start = [run.curve("accuracy", "untouched")[0] for run in (plain, pruned)]
+    assert start[0] == start[1]
+    norms = [
+        run.curve("largest singular", f"layer {bench.method('memit').layers[-1]}").iloc[-1] for run in (plain, pruned)
+    ]
+    assert norms[1] <= norms[0]
+
+
+def frontier(**points) -> pd.DataFrame:
+    return pd.DataFrame(
+        [
+            {"method": m, "how": "one batch", "order": 0, "edits": 9, "kept": kept, "untouched": un}
+            for m, (kept, un) in points.items()
+        ]
+    )
+
+
+def test_only_what_nothing_beats_in_both_is_on_the_frontier():
+    table = frontier(a=(0.9, 0.1), b=(0.5, 0.5), c=(0.4, 0.4), d=(0.1, 0.9), e=(float("nan"), 0.99))
+    assert [s.split()[0] for s in choosing.undominated(table, 9)] == ["a", "b", "d"]
+    assert choosing.summary(table, 9).method.tolist()[:2] == ["a", "b"]
+
+
+def test_horizons_follow_the_collapse_of_memit(bench):
+    assert load_profile("smoke").n_edits == 12
+    half, n, most = choosing.horizons(bench)
+    assert 1 <= half <= n <= most <= N
+
+
+def test_an_intervention_is_said_with_both_points():
+    rows = {"edit": range(1, 61), "probability_last": [0.9] * 30 + [0.1] * 30}
+    checks = [
+        {"edits_done": n, "metric": "accuracy", "cohort": c, "value": v, "n": 1}
+        for n, c, v in ((0, "untouched", 1.0), (20, "untouched", 0.4), (60, "untouched", 0.2), (60, "edits", 0.25))
+    ]
+    run = Run(pd.DataFrame(rows), pd.DataFrame(checks), {})
+    title = next(iter(causes.INTERVENTIONS))
+    said = causes.verdict_interventions(causes.collapse_table({title: {0: run}, "less": {0: run}}))
+    assert "halved at 43" in said and "lost at 20" in said and "untouched 20%" in said and "**less**" in said

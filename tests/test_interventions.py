@@ -1,0 +1,108 @@
+"""Experiments about causes: each changes one thing, by hand-worked cases on a tiny model, and nothing else."""
+
+import math
+
+import pytest
+import tiny
+import torch
+from golden import relative
+from library import refused, snapshot
+
+import kedit_lib as kedit
+from kedit_lib.interventions import CHANGES, changed
+
+EDITS = [kedit.Edit(*values) for values in tiny.EDITS]
+FAST = {"v_num_grad_steps": 3, "mom2_update_weight": 5.0}
+MEMIT = kedit.MEMIT(layers=[1, 2], **FAST)
+PMET = kedit.PMET(layers=[1, 2], **FAST)
+ROME = kedit.ROME(layers=[2], v_num_grad_steps=3)
+
+
+@pytest.fixture
+def model(tiny_folder):
+    return kedit.load_model(tiny_folder("llama-bos"), dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def moments():
+    return kedit.SecondMoments.from_tensors(tiny.second_moments())
+
+
+def apply(method, model, moments, edit):
+    return method.apply(model, [edit], moments=moments, contexts=tiny.CONTEXTS[:2])
+
+
+@pytest.mark.parametrize("method", [MEMIT, PMET, ROME], ids=lambda m: m.name)
+def test_superposed_updates_do_not_know_of_each_other(model, moments, method):
+    alone = []
+    for edit in EDITS[:2]:
+        alone.append(apply(method, model, moments, edit).deltas)
+        model.restore()
+    one = changed(method, "superposed")
+    found = [apply(one, model, moments, edit).deltas for edit in EDITS[:2]]
+    for mine, theirs in zip(found, alone, strict=True):
+        assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    for name in alone[0]:
+        assert relative(model.hf.get_parameter(name) - model.edited[name], alone[0][name] + alone[1][name]) < 1e-12
+    model.restore()
+    apply(method, model, moments, EDITS[0])
+    second = apply(method, model, moments, EDITS[1]).deltas  # the method itself does know
+    assert any(relative(second[name], alone[1][name]) > 1e-6 for name in second)
+
+
+@pytest.mark.parametrize("method", [MEMIT, PMET, ROME], ids=lambda m: m.name)
+def test_frozen_targets_are_those_of_the_unedited_model(model, moments, method):
+    apply(method, model, moments, EDITS[0])
+    moved = apply(method, model, moments, EDITS[1]).targets[0].z
+    model.restore()
+    fresh = apply(method, model, moments, EDITS[1]).targets[0].z
+    model.restore()
+    one = changed(method, "frozen z")
+    apply(one, model, moments, EDITS[0])
+    assert torch.equal(apply(one, model, moments, EDITS[1]).targets[0].z, fresh)
+    assert relative(moved, fresh) > 1e-6
+
+
+def test_clean_keys_take_the_clean_prompt_alone(model, moments):
+    alone = MEMIT.apply(model, EDITS[:1], moments=moments, contexts=["{}"]).deltas
+    model.restore()
+    found = apply(changed(MEMIT, "clean keys"), model, moments, EDITS[0]).deltas
+    assert all(torch.equal(found[name], alone[name]) for name in alone)
+
+
+def test_the_linear_share_is_memits(model, moments):
+    """The lower of two layers is given R/2 for R/√2; the upper one, R either way, then meets other keys."""
+    root = apply(PMET, model, moments, EDITS[0]).deltas[model.weight_name(1)]
+    model.restore()
+    linear = apply(changed(PMET, "linear share"), model, moments, EDITS[0]).deltas[model.weight_name(1)]
+    assert relative(linear, root / math.sqrt(2)) < 1e-12
+
+
+def test_the_start_token_stands_in_front_of_the_target_alone(model):
+    plain, bugged = (
+        m.prepare(model, EDITS[:1], moments=kedit.SecondMoments.from_tensors(tiny.second_moments())).requests[0]
+        for m in (PMET, changed(PMET, "start in target"))
+    )
+    assert bugged.target == (model.tokenizer.bos_token_id, *plain.target)
+    assert bugged.prompts == plain.prompts
+
+
+def test_a_model_without_a_start_token_cannot_have_that_bug(model, moments):
+    model.tokenizer.bos_token = None
+    before = snapshot(model)
+    refused(lambda: apply(changed(PMET, "start in target"), model, moments, EDITS[0]), "start in target", "token")
+    assert all(torch.equal(before[name], now) for name, now in snapshot(model).items())
+
+
+def test_a_changed_method_says_what_it_is_and_keeps_its_settings():
+    for change, (_, fits) in CHANGES.items():
+        method = next(m for m in (MEMIT, PMET, ROME) if isinstance(m, fits))
+        one = changed(method, change)
+        assert one.name == f"{method.name} {change}"
+        assert one.hyperparameters == method.hyperparameters
+        assert one.context_style == method.context_style
+
+
+def test_what_is_no_change_is_refused():
+    refused(lambda: changed(MEMIT, "luck"), "luck", "superposed")
+    refused(lambda: changed(MEMIT, "linear share"), "linear share", "MEMIT", "PMET")
