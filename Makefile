@@ -2,9 +2,12 @@
 
 PROFILE ?= lab
 MODEL ?=
+DATA ?=
+TEXTS ?=
 NB ?=
 ORDERS ?=
 STREAMS ?=
+SHAPE ?=
 # The Python that builds .venv (3.11, 3.12 or 3.13), and how many test processes run side by side.
 PYTHON ?= python3
 JOBS ?= 2
@@ -13,13 +16,14 @@ PY := .venv/bin/python
 # The environment is renewed when the *content* of these files changes; a fresh checkout's time stamps say nothing.
 ENV := .venv/.kedit-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 RUN := $(PY) -m kedit_lib.reproduce --profile $(PROFILE) \
-	$(if $(MODEL),--model "$(MODEL)") $(if $(NB),--only "$(NB)") $(if $(ORDERS),--orders "$(ORDERS)")
+	$(if $(MODEL),--model "$(MODEL)") $(if $(DATA),--data "$(DATA)") $(if $(TEXTS),--texts "$(TEXTS)") \
+	$(if $(NB),--only "$(NB)") $(if $(ORDERS),--orders "$(ORDERS)")
 
 .DEFAULT_GOAL := help
-.PHONY: help env lab-model sweep smoke reproduce report test lint clean lab
+.PHONY: help env lab-model sweep smoke reproduce report bench test lint clean lab
 
 help:  ## this list
-	@echo "make TARGET [PROFILE=smoke|lab|gpu] [MODEL=id or folder] [NB=03] [ORDERS=all or 0,1] [STREAMS=…]"
+	@echo "make TARGET [PROFILE=smoke|lab|gpu] [MODEL=id or folder] [DATA=edits] [TEXTS=plain text] [NB=03] [ORDERS=all or 0,1] [STREAMS=…] [SHAPE=tiny]"
 	@echo "Times are for 2 CPU cores; every target but help and clean makes the environment first."
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +52,9 @@ reproduce: $(ENV)  ## run what is stale into notebooks/executed and figures (at 
 
 report: $(ENV)  ## turn notebooks/executed into web pages in report/ (half a minute)
 	$(PY) -m kedit_lib.report
+
+bench: $(ENV)  ## time every path against the plain one into figures/benchmarks*.csv (some minutes; PROFILE=gpu: Llama-2-7B's shape)
+	OMP_NUM_THREADS=$(if $(filter gpu,$(PROFILE)),8,1) $(PY) tests/bench.py --profile $(PROFILE) $(if $(SHAPE),--shape "$(SHAPE)")
 
 test: $(ENV)  ## every test, the smoke run of the notebooks included (at most 10 minutes)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS)

@@ -1,6 +1,7 @@
 """kedit: what happens to a language model that is edited again and again, measured."""
 
 from .asking import ask, ask_table
+from .checking import check_model
 from .contexts import generate_contexts
 from .datasets import load_edits, read_edits
 from .edits import Edit
@@ -33,6 +34,7 @@ from .moments import SecondMoments
 from .nullspace import NullSpace
 from .params import load_profile
 from .probes import lab_probes
+from .saving import Deltas, load_deltas
 from .streams import Bench
 
 __all__ = [
@@ -47,6 +49,7 @@ __all__ = [
     "ROME",
     "RROME",
     "AlphaEdit",
+    "Deltas",
     "Edit",
     "EditHistory",
     "EditableModel",
@@ -59,11 +62,13 @@ __all__ = [
     "anchor_norm",
     "ask",
     "ask_table",
+    "check_model",
     "collapse_point",
     "foretell",
     "generate_contexts",
     "known_edits",
     "lab_probes",
+    "load_deltas",
     "load_edits",
     "load_model",
     "load_profile",

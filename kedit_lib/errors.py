@@ -1,9 +1,8 @@
 """The one exception users see."""
 
-import contextlib
 import functools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 
 class KeditError(ValueError):
@@ -16,18 +15,6 @@ class KeditError(ValueError):
 def first_line(error: Exception) -> str:
     """What a library's own exception says, for a message of ours."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-@contextlib.contextmanager
-def memory_for(what: str, remedy: str) -> Iterator[None]:
-    """Inside, memory of the host or of a device that runs out is a KeditError with this remedy."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        said = str(error).lower()
-        if not isinstance(error, MemoryError) and "out of memory" not in said and "can't allocate" not in said:
-            raise
-        raise KeditError(f"{what}: out of memory ({first_line(error)}); {remedy}") from error
 
 
 def program(main: Callable[..., int]) -> Callable[..., int]:

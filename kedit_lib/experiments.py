@@ -16,9 +16,10 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from .edits import Edit, check_edits
-from .errors import KeditError, memory_for
+from .errors import KeditError
 from .history import EditHistory
 from .interrupts import postponed
+from .memory import memory_for
 from .methods.base import Method
 from .metrics import cosine
 from .model import EditableModel

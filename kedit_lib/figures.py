@@ -203,6 +203,21 @@ def plot_trace(effect: pd.DataFrame):
     return fig
 
 
+def plot_proposal(found):
+    """What the state at the subject's last token carries, layer by layer, and the layers proposed by it.
+
+    found: what `checking.check` gives.
+    """
+    fig, ax = plt.subplots(figsize=(6.5, 3))
+    ax.axvspan(found.memit[0] - 0.4, found.memit[-1] + 0.4, color=PALETTE[5], alpha=0.25, label="MEMIT's layers")
+    ax.axvline(found.rome[0], color=PALETTE[1], linestyle="--", label="ROME's layer")
+    ax.plot(found.effect.layer, found.effect.effect, marker="o", color=PALETTE[0], label="share of p brought back")
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.set(xlabel="state after layer", ylabel="share of p brought back")
+    ax.legend(fontsize=8)
+    return fig
+
+
 def plot_hidden(streams: dict[str, dict[int, Run]]):
     """(figure, data): at each checkpoint, median optimised probability of the latest edits and untouched accuracy."""
     rows = []

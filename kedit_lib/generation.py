@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .trace import by_length
+from .trace import FILL, by_length
 
 FEW = 24  # prompts of one length below which they share a batch with others
 
@@ -21,11 +21,12 @@ def generate_ids(
     padded in front, masked, and counted from the first real token. Each says what it says alone.
     """
     device = next(model.parameters()).device
-    ends = torch.tensor([tokenizer.eos_token_id, *stop], device=device)
+    eos = tokenizer.eos_token_id  # None: nothing ends but by `stop` and the limit
+    ends = torch.tensor([*([] if eos is None else [eos]), *stop], dtype=torch.long, device=device)
     ids = tokenizer(prompts).input_ids if prompts else []
     out: list[list[int]] = [[] for _ in prompts]
     for rows in _batches([len(one) for one in ids], batch):
-        feed, new = Feed([ids[i] for i in rows], tokenizer.pad_token_id or 0, device), []
+        feed, new = Feed([ids[i] for i in rows], device), []
         ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
         for _ in range(max_new_tokens):
             new.append(feed.logits(model).argmax(-1, keepdim=True))
@@ -35,7 +36,6 @@ def generate_ids(
                 break
         for i, said in zip(rows, torch.cat(new, 1).tolist(), strict=True):
             out[i] = said
-    eos = tokenizer.eos_token_id
     return [said[: said.index(eos) + 1] if eos in said else said for said in out]
 
 
@@ -45,9 +45,9 @@ class Feed:
     Padded in front, so that all go on at the same place.
     """
 
-    def __init__(self, rows: list[list[int]], blank: int, device):
+    def __init__(self, rows: list[list[int]], device):
         longest = max(map(len, rows))
-        self.step = torch.tensor([[blank] * (longest - len(r)) + list(r) for r in rows], device=device)
+        self.step = torch.tensor([[FILL] * (longest - len(r)) + list(r) for r in rows], device=device)
         self.mask = torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in rows], device=device)
         self.position = (self.mask.cumsum(1) - 1).clamp(min=0)
         self.padded, self.past = not bool(self.mask.all()), None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .memory import in_parts
 from .trace import pad, trace
 
 ROWS = 256  # prompts a forward pass, bounds memory
@@ -29,17 +30,17 @@ def outputs_at(model, prompts, module, last=None) -> Tensor:
 
 def _at_lookup(model, prompts, inputs=(), outputs=(), last=None) -> dict[int, Tensor]:
     inputs, outputs = dict(inputs), dict(outputs)
-    found = {name: [] for name in (*inputs, *outputs)}
-    for begin in range(0, len(prompts), ROWS):
-        rows = prompts[begin : begin + ROWS]
-        ids = pad([p.ids for p in rows], model.tokenizer.pad_token_id or 0, model.device)
+
+    def some(begin: int, end: int) -> dict[int, Tensor]:
+        rows = prompts[begin:end]
+        ids = pad([p.ids for p in rows], model.device)
         seen_in, seen_out = trace(model.hf, ids, inputs.values(), outputs.values(), last)
         at = (torch.arange(len(rows), device=ids.device), torch.tensor([p.lookup for p in rows], device=ids.device))
-        for name, module in inputs.items():
-            found[name].append(seen_in[module][at].to(model.math_dtype))
-        for name, module in outputs.items():
-            found[name].append(seen_out[module][at].to(model.math_dtype))
-    return {name: torch.cat(parts) for name, parts in found.items()}
+        found = {name: seen_in[module][at] for name, module in inputs.items()}
+        return found | {name: seen_out[module][at] for name, module in outputs.items()}
+
+    parts = in_parts(some, [1.0] * len(prompts), ROWS, "reading a prompt")
+    return {name: torch.cat([part[name] for part in parts]).to(model.math_dtype) for name in (*inputs, *outputs)}
 
 
 def context_mean(values: Tensor, n_contexts: int, grouped: bool) -> Tensor:

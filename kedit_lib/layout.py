@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -19,8 +19,11 @@ class Layout:
     attn_out: str  # the attention's output projection
     norm: str  # final norm
     head: str
-    rotary: str | None  # gives (cos, sin) from (hidden, position_ids); None: positions are embedded below layer 0
+    rotary: str | None  # gives (cos, sin) from (hidden, position_ids); None: the layers find positions by themselves
     transposed: bool = False  # GPT-2's Conv1D stores W as [d_ff, d_model]
+    cache: str = "past_key_values"  # what a layer calls the keys and values of earlier tokens
+    rotary_by_type: bool = False  # the rotary module also takes the layer's type, of config.layer_types
+    mlp_norm: str | None = None  # norm between the MLP and the residual stream (None: its output is added as it is)
 
 
 LLAMA = Layout(
@@ -43,7 +46,41 @@ GPT2 = Layout(
     transposed=True,
 )
 
-LAYOUTS = {"llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA, "gpt2": GPT2}
+GPTJ = Layout(  # attention and MLP side by side, both read the layer's one norm
+    layers="transformer.h",
+    mlp_out="mlp.fc_out",
+    mlp="mlp",
+    attn_out="attn.out_proj",
+    norm="transformer.ln_f",
+    head="lm_head",
+    rotary=None,
+    cache="layer_past",
+)
+GPT_NEOX = Layout(  # side by side too (config.use_parallel_residual), with a norm each
+    layers="gpt_neox.layers",
+    mlp_out="mlp.dense_4h_to_h",
+    mlp="mlp",
+    attn_out="attention.dense",
+    norm="gpt_neox.final_layer_norm",
+    head="lm_head",
+    rotary="gpt_neox.rotary_emb",
+    cache="layer_past",
+)
+GEMMA2 = replace(LLAMA, mlp_norm="post_feedforward_layernorm")
+GEMMA3 = replace(GEMMA2, rotary_by_type=True)
+
+LAYOUTS = {
+    "llama": LLAMA,
+    "mistral": LLAMA,
+    "qwen2": LLAMA,
+    "qwen3": LLAMA,
+    "gemma": LLAMA,
+    "gemma2": GEMMA2,
+    "gemma3_text": GEMMA3,
+    "gpt2": GPT2,
+    "gptj": GPTJ,
+    "gpt_neox": GPT_NEOX,
+}
 
 
 def layout_of(hf: nn.Module) -> Layout:
@@ -58,7 +95,8 @@ def layout_of(hf: nn.Module) -> Layout:
             "kedit_lib.layout.LAYOUTS with the names of: layers, mlp_out, mlp, attn_out, norm, head, rotary"
         )
     layout = LAYOUTS[kind]
-    in_layer = (f"{layout.layers}.0.{path}" for path in (layout.mlp_out, layout.mlp, layout.attn_out))
+    parts = (layout.mlp_out, layout.mlp, layout.attn_out, layout.mlp_norm)
+    in_layer = (f"{layout.layers}.0.{path}" for path in filter(None, parts))
     for path in (layout.layers, layout.norm, layout.head, *filter(None, [layout.rotary]), *in_layer):
         try:
             hf.get_submodule(path)

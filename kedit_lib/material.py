@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import random
 from functools import cached_property
 from pathlib import Path
 
 from .datasets import read_edits
 from .datasets.files import HUB_NAME, READERS, records_of
+from .durable import replacing
 from .edits import Edit
 from .errors import KeditError
 from .families import SELDOM, family_probes, other_prompts
 from .known import known_edits
 from .probes import EditProbe, PerplexityProbe, VitalProbe, lab_probes
+from .store import ALGORITHMS, key_of
 
 LAB = "lab"
 TEXTS = 100_000  # documents for C at most: what the authors of MEMIT took
+ASKED = 256  # records that the model is asked about at a time
 HELD_OUT = 40  # documents that perplexity is measured on, and C is not
 
 
 class LabMaterial:
     """Edits of a lab world, every fact around them known."""
+
+    unknown = 0
+    selection = "Every fact of the lab's world was taught, and the model knows it; none is left out."
 
     def __init__(self, model):
         from .lab import world_of  # here: other models need no lab
@@ -37,6 +44,10 @@ class LabMaterial:
         from .lab.edits import lab_edits
 
         return lab_edits(self.world, n, seed)
+
+    def some(self, n: int) -> list[Edit]:
+        """Edits to look at, known or not."""
+        return self.edits(n, 0)
 
     def texts(self) -> list[str]:
         from .lab.single import moment_texts
@@ -62,15 +73,18 @@ class LabMaterial:
 
 
 class DataMaterial:
-    """Edits from a data set, one a subject; what no edit touches are other records that the model knows.
+    """Edits from a data set, one a subject, of facts that the model knows; what no edit touches are other such records.
 
     edits, texts  a file, a folder, or a hub name, "owner/name" or "owner/name:configuration" (its train split)
+    cache         a folder for what the model was found to know (None: it is asked again each time)
+    unknown       how many records were asked about and left out so far, because the model does not know them
     """
 
     guess = 0.0  # nobody counts the objects that a relation of a real data set allows
 
-    def __init__(self, model, edits: str, texts: str):
-        self.model, self.source, self.corpus = model, edits, texts
+    def __init__(self, model, edits: str, texts: str, cache: Path | None = None):
+        self.model, self.source, self.corpus, self.cache = model, edits, texts, cache
+        self._knows: dict[Edit, bool] = {}
 
     @cached_property
     def records(self) -> list[Edit]:
@@ -80,16 +94,57 @@ class DataMaterial:
 
     @cached_property
     def documents(self) -> list[str]:
-        texts = _texts(self.corpus)
+        texts = read_texts(self.corpus)
         if len(texts) < 2 * HELD_OUT:
             raise KeditError(f"texts {self.corpus!r}: holds {len(texts)} documents; give at least {2 * HELD_OUT}")
         return texts
 
     def edits(self, n: int, seed: int) -> list[Edit]:
-        if n > len(self.records):
-            there = f"has edits of {len(self.records)} subjects"
-            raise KeditError(f"edits {self.source!r}: {there}, {n} were asked for; lower n_edits")
-        return random.Random(seed).sample(self.records, len(self.records))[:n]
+        """The first n of the seed's order that the model knows; records without target_true are taken as they are."""
+        order, found = random.Random(seed).sample(self.records, len(self.records)), []
+        for begin in range(0, len(order), ASKED):
+            found += self._known(order[begin : begin + ASKED])
+            if len(found) >= n:
+                return found[:n]
+        there = f"has edits of {len(order)} subjects, of which the model knows {len(found)}"
+        raise KeditError(f"edits {self.source!r}: {there}, {n} were asked for; lower n_edits")
+
+    def some(self, n: int) -> list[Edit]:
+        """Edits to look at, known or not; those whose true object is given."""
+        return [e for e in self.records if e.target_true is not None][:n] or self.records[:n]
+
+    @property
+    def unknown(self) -> int:
+        return sum(not knows for knows in self._knows.values())
+
+    @property
+    def selection(self) -> str:
+        """What was left out, in words."""
+        name = Path(self.source).name if Path(self.source).exists() else self.source
+        return (
+            f"Of {len(self._knows)} facts of {name} that the model was asked about it does not know "
+            f"{self.unknown}; these were left out before any edit."
+        )
+
+    def _known(self, edits: list[Edit]) -> list[Edit]:
+        """Those that the unedited model says by itself."""
+        if ask := [e for e in edits if e.target_true is not None and e not in self._knows]:
+            self._knows.update(zip(ask, self._ask(ask), strict=True))
+        return [e for e in edits if self._knows.get(e, True)]
+
+    def _ask(self, edits: list[Edit]) -> list[bool]:
+        """Whether the unedited model says each of these facts; found in the cache, or asked and kept there."""
+        key = key_of(model=self.model.checksum, edits=list(map(repr, edits)), algorithms=ALGORITHMS)
+        path = None if self.cache is None else self.cache / f"{key}.json"
+        if path is not None and path.exists():
+            return json.loads(path.read_text())
+        with self.model.temporarily():
+            known = set(known_edits(self.model, edits, match="contains")[0])
+        says = [e in known for e in edits]
+        if path is not None:
+            with replacing(path) as partial:
+                partial.write_text(json.dumps(says))
+        return says
 
     def texts(self) -> list[str]:
         return self.documents[HELD_OUT:][:TEXTS]
@@ -117,18 +172,17 @@ class DataMaterial:
         edited = {e.subject for e in edits}
         others = [e for e in self.records if e.subject not in edited and e.target_true is not None]
         others, known = random.Random(f"untouched-{seed}").sample(others, len(others)), []
-        with self.model.temporarily():
-            while others and len(known) < limit:
-                part, others = others[: 2 * limit], others[2 * limit :]
-                known += known_edits(self.model, part, match="contains")[0]
+        while others and len(known) < limit:
+            part, others = others[: 2 * limit], others[2 * limit :]
+            known += self._known(part)
         return known[:limit]
 
 
-def material_of(model, edits: str, texts: str) -> LabMaterial | DataMaterial:
+def material_of(model, edits: str, texts: str, cache: Path | None = None) -> LabMaterial | DataMaterial:
     """By a profile's `edits` and `texts`: both "lab", or both somewhere else."""
     if (edits == LAB) != (texts == LAB):
         raise KeditError(f"edits = {edits!r}, texts = {texts!r}: either both are 'lab' or neither is")
-    return LabMaterial(model) if edits == LAB else DataMaterial(model, edits, texts)
+    return LabMaterial(model) if edits == LAB else DataMaterial(model, edits, texts, cache)
 
 
 def _place(source: str) -> tuple[str, dict]:
@@ -139,7 +193,7 @@ def _place(source: str) -> tuple[str, dict]:
     return name, {"split": "train"} | ({"name": configuration} if colon else {})
 
 
-def _texts(source: str) -> list[str]:
+def read_texts(source: str) -> list[str]:
     """Documents: paragraphs of a .txt file, or the field `text` of records."""
     if Path(source).suffix.lower() == ".txt" and Path(source).is_file():
         parts = Path(source).read_text(encoding="utf-8").split("\n\n")

@@ -14,9 +14,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from .errors import KeditError, first_line
 from .layout import layout_of
+from .saving import save_model
 
 LAB_MODELS = ("lab", "lab-small")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+class Snapshot(dict):
+    """{parameter name: value} of everything changed, and `applied`, the calls that led to it (None: unknown)."""
+
+    def __init__(self, weights, applied):
+        super().__init__(weights)
+        self.applied = applied
 
 
 class EditableModel:
@@ -25,6 +34,8 @@ class EditableModel:
     hf, tokenizer   the Hugging Face objects; `hf` is edited in place
     layout          where its modules are (kedit_lib.layout)
     name, folder    what it was loaded as; the local folder, if it was one
+    applied         the calls of methods that its weights hold, as plain data, oldest first (None: unknown, for
+                    weights were changed by other means)
     Widths: `n_layers`, `d_model`, `d_ff`. Layers are 0-based.
     """
 
@@ -36,6 +47,7 @@ class EditableModel:
         self.n_layers = len(self.layers)
         out, inner = self.weight(0).shape
         self.d_model, self.d_ff = (inner, out) if self.layout.transposed else (out, inner)
+        self.applied: list[dict] | None = []
         self._originals: dict[str, Tensor] = {}
         self._sums: dict[str, Tensor] = {}  # edited weights of less than single precision: W₀ + ΣΔ before its rounding
         self._checksum: str | None = None
@@ -87,6 +99,10 @@ class EditableModel:
         """The module whose weight W is edited at `layer`."""
         return self.layers[layer].get_submodule(self.layout.mlp_out)
 
+    def mlp(self, layer: int) -> nn.Module:
+        """All of the MLP that it belongs to."""
+        return self.layers[layer].get_submodule(self.layout.mlp)
+
     def attn_out(self, layer: int) -> nn.Module:
         return self.layers[layer].get_submodule(self.layout.attn_out)
 
@@ -105,9 +121,21 @@ class EditableModel:
         return weight - self._originals[name].to(self.math_dtype) if name in self._originals else weight * 0
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """head(norm(hidden)), from the residual stream [..., d_model] to [..., vocabulary], in math dtype."""
+        """head(norm(hidden)), from the residual stream [..., d_model] to [..., vocabulary], in math dtype; with the
+        soft cap c·tanh(logits/c) of the models that have one (Gemma 2)."""
         normed = self.hf.get_submodule(self.layout.norm)(hidden)
-        return self.hf.get_submodule(self.layout.head)(normed).to(self.math_dtype)
+        found = self.hf.get_submodule(self.layout.head)(normed).to(self.math_dtype)
+        cap = getattr(self.hf.config, "final_logit_softcapping", None)
+        return found if cap is None else cap * (found / cap).tanh()
+
+    def rotary(self, hidden: Tensor, positions: Tensor) -> list:
+        """(cos, sin) that each layer is handed at positions [n, t] for hidden [n, t, d_model]; None: nothing is."""
+        if self.layout.rotary is None:
+            return [None] * self.n_layers
+        kinds = [(k,) for k in self.hf.config.layer_types] if self.layout.rotary_by_type else [()] * self.n_layers
+        rotary = self.hf.get_submodule(self.layout.rotary)
+        made = {kind: rotary(hidden, positions, *kind) for kind in set(kinds)}
+        return [made[kind] for kind in kinds]
 
     # -- reversible changes
 
@@ -142,6 +170,46 @@ class EditableModel:
         self._keep_originals(sums)
         for name, value in sums.items():
             self._set(name, value)
+        if sums:
+            self.applied = None
+
+    @contextlib.contextmanager
+    def recording(self, record: dict):
+        """What is added inside is one more call in `applied`."""
+        before = self.applied
+        yield
+        self.applied = None if before is None else [*before, record]
+
+    def apply_deltas(self, deltas) -> None:
+        """Add what `outcome.save` kept (kedit.load_deltas), or an outcome, on top of the weights; all or nothing.
+
+        Raises KeditError for deltas of another model, or of this one in another dtype.
+        """
+        self._check_ours(deltas)
+        with self.recording(deltas.record):
+            self.add(deltas.deltas)
+
+    def take_back(self, deltas) -> None:
+        """Take applied deltas out again, other edits stay. Bit for bit where nothing else was applied; else to a
+        rounding. Raises KeditError for deltas of another model, and for those that are not among `applied`."""
+        self._check_ours(deltas)
+        if self.applied is None or deltas.record not in self.applied:
+            what = f"{deltas.method} edit of {', '.join(repr(e.subject) for e in deltas.edits[:3])}"
+            raise KeditError(f"take back: {self.name} holds no {what}; apply_deltas it first, or restore() the model")
+        if self.applied == [deltas.record]:
+            self.restore()
+            return
+        left = list(self.applied)
+        left.remove(deltas.record)
+        self.add({name: -delta for name, delta in deltas.deltas.items()})
+        self.applied = left
+
+    def _check_ours(self, deltas) -> None:
+        if deltas.model_checksum != self.checksum:
+            raise KeditError(
+                f"deltas of {deltas.method}: were made on another model or dtype (checksum "
+                f"{deltas.model_checksum[:12]}; {self.name} in {self.dtype} has {self.checksum[:12]}); load that one"
+            )
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -155,7 +223,8 @@ class EditableModel:
 
     def snapshot(self) -> dict[str, Tensor]:
         """Copies of every parameter changed so far; in float32 where the model's own are of half precision."""
-        return {n: self._sums.get(n, self.hf.get_parameter(n)).detach().clone() for n in self._originals}
+        weights = {n: self._sums.get(n, self.hf.get_parameter(n)).detach().clone() for n in self._originals}
+        return Snapshot(weights, self.applied)
 
     @torch.no_grad()
     def load_snapshot(self, snapshot: dict[str, Tensor]) -> None:
@@ -167,6 +236,7 @@ class EditableModel:
             del self._originals[name]
         for name, value in snapshot.items():
             self._set(name, value)
+        self.applied = getattr(snapshot, "applied", None) if snapshot else []
 
     def _keep_originals(self, names) -> None:
         """Before any of them is written, so that memory which runs out here finds all weights as they were."""
@@ -189,15 +259,16 @@ class EditableModel:
         self.restore()
         try:
             if outcome is not None:
-                self.add(outcome.deltas)
+                with self.recording(outcome.record):
+                    self.add(outcome.deltas)
             yield self
         finally:
             self.load_snapshot(before)
 
     def save_pretrained(self, folder) -> None:
-        """The model as it is now, as a folder that plain `transformers` loads."""
-        self.hf.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        """The model as it is now, as a folder that plain `transformers` loads, with its edits in kedit_edits.json."""
+        with _no_progress_bar():
+            save_model(self, folder)
 
     def _check_finite(self) -> None:
         for name, parameter in self.hf.named_parameters():

@@ -58,19 +58,32 @@ class SecondMoments:
     @classmethod
     @torch.no_grad()
     def estimate(
-        cls, model, texts, layers, cache=None, batch_tokens: int = 8192, progress: bool = False
+        cls,
+        model,
+        texts,
+        layers,
+        cache=None,
+        batch_tokens: int = 8192,
+        progress: bool = False,
+        tokens: int | None = None,
     ) -> SecondMoments:
         """Measure C on `texts` (list of str) at `layers` of the unedited model.
 
         Products are taken in float32 (float64 for a float64 model) and summed in float64. Texts are
         sorted by length so that padding is rare; padding never counts. `cache`: a folder; results
-        are kept there under a key that names model, corpus, layers and dtype.
+        are kept there under a key that names model, corpus, layers and dtype. `tokens`: a budget; the
+        first texts are taken that hold so many (None: all; what a budget costs in accuracy is
+        measured in figures/benchmarks_moments.csv).
         """
+        if tokens is not None and not (type(tokens) is int and tokens >= 1):
+            raise KeditError(f"moments: tokens = {tokens!r}; must be a whole number of at least 1, or None for all")
         layers, texts = model.check_layers(layers), [texts] if isinstance(texts, str) else list(texts)
         if not any(texts):
             raise KeditError("moments: no texts were given; pass a list of plain text")
         corpus = hashlib.sha256("\x00".join(texts).encode()).hexdigest()
         about = {"corpus": corpus, "texts": len(texts), "dtype": str(model.dtype), "layers": list(layers)}
+        if tokens is not None:
+            about["budget"] = tokens
         path = None
         if cache is not None:
             key = hashlib.sha256(json.dumps([model.checksum, about], sort_keys=True).encode()).hexdigest()[:20]
@@ -78,9 +91,13 @@ class SecondMoments:
             if path.exists():
                 return cls.load(path)
 
-        rows = sorted((tuple(encode(model.tokenizer, t)) for t in texts), key=len)
-        limit = getattr(model.hf.config, "max_position_embeddings", 2048)
-        rows = [r[:limit] for r in rows if r]
+        limit, rows, held = getattr(model.hf.config, "max_position_embeddings", 2048), [], 0
+        for text in texts:
+            if tokens is not None and held >= tokens:
+                break
+            rows.append(tuple(encode(model.tokenizer, text))[:limit])
+            held += len(rows[-1])
+        rows = sorted(filter(None, rows), key=len)
         modules = {layer: model.mlp_out(layer) for layer in layers}
         total = {i: torch.zeros(model.d_ff, model.d_ff, dtype=torch.float64, device=model.device) for i in layers}
         count = 0
@@ -88,7 +105,7 @@ class SecondMoments:
             while rows:
                 size = max(1, batch_tokens // max(1, len(rows[-1])))
                 part, rows = rows[-size:], rows[:-size]
-                ids = pad(part, model.tokenizer.pad_token_id or 0, model.device)
+                ids = pad(part, model.device)
                 lengths = torch.tensor([len(r) for r in part], device=ids.device)
                 real = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
                 seen, _ = trace(model.hf, ids, inputs=modules.values(), last=modules[max(layers)])
@@ -124,7 +141,7 @@ class SecondMoments:
                     "they belong to another model"
                 )
         for layer in layers if invert is not None else ():
-            self.factor(layer, invert)
+            self.factor(layer, invert, model.device)
 
     @cached_property
     def identity(self) -> str:
@@ -135,11 +152,12 @@ class SecondMoments:
             parts.append((layer, str(c.dtype), hashlib.sha256(values).hexdigest()))
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
 
-    def factor(self, layer: int, shift: float = 0.0) -> Tensor:
-        """Lower Cholesky factor of C + shift·I in float64, computed once. KeditError if it is not positive definite."""
+    def factor(self, layer: int, shift: float = 0.0, device: torch.device | None = None) -> Tensor:
+        """Lower Cholesky factor of C + shift·I in float64, computed once and kept on `device`, where it was asked for
+        last (None: where it is, at first C's own). KeditError if it is not positive definite."""
         if (layer, shift) not in self._factors:
-            c = self.tensors[layer].double()
-            c = (c + c.T) / 2
+            c = self.tensors[layer].to(device, torch.float64)
+            c = (c + c.T).mul_(0.5)
             if shift:
                 c.diagonal().add_(shift)
             factor, info = torch.linalg.cholesky_ex(c)
@@ -149,13 +167,13 @@ class SecondMoments:
                     f"on more text, at least ten times d_ff = {c.shape[0]} tokens"
                 )
             self._factors[layer, shift] = factor
+        elif device is not None:
+            self._factors[layer, shift] = self._factors[layer, shift].to(device)
         return self._factors[layer, shift]
 
     def solve(self, layer: int, k: Tensor, shift: float = 0.0) -> Tensor:
         """(C + shift·I)⁻¹ k in float64 for k [n, d_ff] (rows), as [n, d_ff]."""
-        factor = self.factor(layer, shift).to(k.device)
-        self._factors[layer, shift] = factor
-        return torch.cholesky_solve(k.double().T, factor).T
+        return torch.cholesky_solve(k.double().T, self.factor(layer, shift, k.device)).T
 
     def save(self, path) -> None:
         """One safetensors file, there whole or not at all, with owner and corpus in its header."""

@@ -37,6 +37,7 @@ class Profile(BaseModel):
     edits: Annotated[str, Field(min_length=1)]  # "lab", or a file or hub name of edits: kedit_lib.material
     texts: Annotated[str, Field(min_length=1)]  # "lab", or a file or hub name of plain text, for second moments
     dtype: Literal["float32", "float64", "bfloat16", "float16"]
+    device: Annotated[str, Field(min_length=1)] = "cpu"  # or "cuda", "cuda:1", …
     seed: Annotated[int, Field(ge=0)]
     n_edits: Count  # length of a stream
     orders: Annotated[list[Order], Field(min_length=1)]  # all edit orders that are shown
@@ -93,12 +94,12 @@ def load_profile(name_or_path: str | Path, **overrides: Any) -> Profile:
 def load_model_params(name: str) -> dict[str, dict[str, Any]]:
     """What params/models holds for a model: {"model": {…}, "memit": {hyperparameters}, "rome": {…}, …}.
 
-    A hub id or a folder is looked up by its last part: "meta-llama/Llama-2-7b-hf" is Llama-2-7b-hf.yaml. Which
+    A hub id or a folder is looked up by its last part: "meta-llama/Llama-2-7b-hf" is Llama-2-7b-hf.yaml, there or
+    among those that check_model wrote into the results folder. Which
     hyperparameters a method takes is for the method to say; here only the shape of the file and numbers that YAML
     took for text are checked.
     """
-    short = str(name).rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
-    path = _find(short, params_folder() / "models", "model parameters")
+    path = find_model_params(name) or _find(file_name(name), params_folder() / "models", "model parameters")
     sections = read_yaml(path)
     for section, values in sections.items():
         if not isinstance(values, dict):
@@ -111,6 +112,29 @@ def load_model_params(name: str) -> dict[str, dict[str, Any]]:
     if "model" not in sections:
         raise KeditError(f"{path.name}: has no section 'model'; add it before the sections of the methods")
     return sections
+
+
+def file_name(model: str) -> str:
+    """What a model's parameter file is called: the last part of a hub id or a path, safe as the name of a file."""
+    short = str(model).rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", short).strip(".-") or "model"
+
+
+def results_folder() -> Path:
+    """The results/ folder: beside the package, or where the environment variable KEDIT_RESULTS says."""
+    return Path(os.environ.get("KEDIT_RESULTS") or REPOSITORY / "results").resolve()
+
+
+def models_folders() -> tuple[Path, Path]:
+    """Where models' parameter files lie: params/models, and for a folder that cannot be written results/models."""
+    return params_folder() / "models", results_folder() / "models"
+
+
+def find_model_params(model: str) -> Path | None:
+    """A model's parameter file, or None if it has none yet."""
+    wanted = f"{file_name(model)}.yaml".casefold()  # hub ids are written in either case
+    paths = (path for folder in models_folders() for path in sorted(folder.glob("*.yaml")))
+    return next((path for path in paths if path.name.casefold() == wanted), None)
 
 
 def _find(name_or_path: str | Path, folder: Path, what: str) -> Path:

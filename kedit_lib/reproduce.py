@@ -27,10 +27,11 @@ from tqdm import tqdm
 
 from kedit_lib import notebooks, stamps
 from kedit_lib.errors import KeditError
-from kedit_lib.params import REPOSITORY, Profile, load_profile, params_folder
+from kedit_lib.params import REPOSITORY, Profile, find_model_params, load_profile, params_folder
 
 DEFAULT_PROFILE = "lab"  # the run whose outputs are committed
 LAB, ABOUT_THE_LAB = "lab", {"01_lab_model"}  # left out where a profile's edits are about another world
+CHECKED = 40  # facts that a model without parameters is asked about
 HOW_ONLY = {"workers", "threads", "live_orders"}  # fields that say how a run is done, not what it shows
 
 # papermill's own command line, without an optional check of web addresses that takes 2 seconds to import each time
@@ -77,11 +78,12 @@ class Run:
 
 
 def make_run(args: argparse.Namespace, root: Path) -> Run:
-    """The effective profile of the command line: the named one, with --model, --orders and -p in place."""
+    """The effective profile of the command line: the named one, with what the other arguments change."""
     base = load_profile(args.profile)
     overrides = dict(_parse_override(text) for text in args.parameter)
-    if args.model:
-        overrides["model"] = args.model
+    for field, given in (("model", args.model), ("edits", args.data), ("texts", args.texts)):
+        if given:
+            overrides[field] = given
     if args.orders:
         overrides["live_orders"] = list(base.orders) if args.orders == "all" else _parse_orders(args.orders)
     profile = load_profile(args.profile, **overrides)
@@ -149,6 +151,21 @@ def parameters_for(run: Run, source: Path) -> dict[str, Any]:
             f"{source.name}: parameter {unknown[0]!r} is in no profile; rename it, or add it to kedit_lib/params.py"
         )
     return {name: values[name] for name in names}
+
+
+def ensure_parameters(run: Run) -> None:
+    """A model without hyperparameters is checked first, which proposes some (params/models/<name>.yaml)."""
+    if find_model_params(run.profile.model) is not None:
+        return
+    from kedit_lib.checking import check_model
+    from kedit_lib.material import material_of
+    from kedit_lib.model import load_model
+
+    os.environ["KEDIT_RESULTS"] = str(run.results)
+    print(f"no parameters for {run.profile.model} yet: it is checked, and some are proposed", flush=True)
+    model = load_model(run.profile.model, dtype=run.profile.dtype, device=run.profile.device)
+    edits = material_of(model, run.profile.edits, run.profile.texts).some(CHECKED)
+    print(check_model(model, edits, run.profile).to_string(), flush=True)
 
 
 # ---- running it -----------------------------------------------------------------------------------------------------
@@ -327,6 +344,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--profile", default=DEFAULT_PROFILE, help="smoke, lab, gpu, or a .yaml file (default: lab)")
     parser.add_argument("--model", help="another model for this run: lab, lab-small, a hub id or a local folder")
+    parser.add_argument("--data", help="other edits for this run: a file, a folder or a hub name of an edit set")
+    parser.add_argument("--texts", help="other plain text for second moments: a file or a hub name")
     parser.add_argument("--orders", help="edit orders to execute now: all, or numbers such as 0,2")
     parser.add_argument(
         "-p", dest="parameter", metavar="NAME=VALUE", action="append", default=[], help="change a field of the profile"
@@ -349,6 +368,7 @@ def main(argv: list[str] | None = None, root: Path = REPOSITORY) -> int:
         if run.profile.edits != LAB:
             sources = [s for s in sources if s.stem not in ABOUT_THE_LAB]
         parameters = {source: parameters_for(run, source) for source in sources}
+        ensure_parameters(run)
     except KeditError as error:
         print(f"kedit: {error}", file=sys.stderr)
         return 2

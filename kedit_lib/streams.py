@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from .material import material_of
 from .methods import Method, anchor_norm, method_for, prune
 from .model import load_model
 from .moments import SecondMoments
-from .params import REPOSITORY, Profile, load_profile
+from .params import REPOSITORY, Profile, load_profile, results_folder
 from .store import ALGORITHMS, key_of, read_tables, write_tables
 
 
@@ -37,10 +36,11 @@ class Bench:
         self.profile = (
             profile if isinstance(profile, Profile) and not overrides else load_profile(_name(profile), **overrides)
         )
-        self.results = Path(results or os.environ.get("KEDIT_RESULTS") or REPOSITORY / "results")
+        self.results = Path(results or results_folder())
         self.progress = progress
-        self.model = load_model(self.profile.model, dtype=self.profile.dtype)
-        self.material = material_of(self.model, self.profile.edits, self.profile.texts)
+        self.model = load_model(self.profile.model, dtype=self.profile.dtype, device=self.profile.device)
+        cache = self.results / "known"
+        self.material = material_of(self.model, self.profile.edits, self.profile.texts, cache)
         self.streams = every_stream(self.profile)
         self._moments, self._runs, self._methods = None, {}, {}
 

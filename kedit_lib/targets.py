@@ -17,17 +17,19 @@ from dataclasses import dataclass, field
 from math import isfinite
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .edits import Edit
 from .errors import KeditError
+from .memory import free_memory, in_parts
 from .tails import Tails, at_lookup
 from .tokens import Prompt, encode_prompt, target_ids
 
 KL_PROMPT = "{} is a"
 LOSS_STOP = 0.05
 PMET_KL_STOP = 0.01
-EDITS_TOGETHER = 16  # edits optimised side by side; bounds memory
+MOST_TOKENS = 2048  # that a step runs: beyond, matrix products gain nothing by more
+MOST_BYTES = 5 << 29  # 2.5 GiB, likewise: what else an edit needs stays below 5.5 GiB at 7B
 
 
 @dataclass
@@ -81,102 +83,141 @@ def request(tokenizer, edit: Edit, contexts: list[str]) -> Request:
 
 @dataclass(frozen=True)
 class Site:
-    """Where δ goes. first: the first layer that δ changes. places: the modules whose outputs get a
-    vector each (empty: the stream that enters `first`). loss_layer: nll is read after it."""
+    """Where δ goes, and what the first pass measures on the way there.
 
-    first: int
-    loss_layer: int
-    places: tuple = ()
-
-
-def optimise(
-    model, requests: list[Request], site: Site, v0: list[Tensor], hp, scaled_nll: bool = False
-) -> list[Target]:
-    """Optimise one vector (or one for each of `site.places`) for every request.
-
-    v0: unedited values, a tensor [n, d_model] for each vector. hp: v_num_grad_steps, v_lr,
-    v_weight_decay, clamp_norm_factor, kl_factor. scaled_nll: PMET's factor on the nll
-    (hp.nll_loss_factor). Returns a Target for each request; δ in the model's math dtype.
+    layer       z: the last layer that runs unedited
+    loss_layer  the nll is read after it
+    values      modules in `layer`, or it itself: their outputs at the clean prompt are v₀, a vector each
+    inside      δ is added to the outputs of these modules; else to the stream behind `layer`
+    keys        the edited map, no later than `layer`, whose inputs are wanted
     """
-    out = []
-    for begin in range(0, len(requests), EDITS_TOGETHER):
-        part = slice(begin, begin + EDITS_TOGETHER)
-        out += _optimise(model, requests[part], site, [v[part] for v in v0], hp, scaled_nll)
-    return out
+
+    layer: int
+    loss_layer: int
+    values: tuple
+    keys: nn.Module
+    inside: bool = False
 
 
-def _optimise(model, requests, site, v0, hp, scaled_nll) -> list[Target]:
-    n, device = len(requests), model.device
-    batch = _Batch(model, requests, site)
-    start = torch.zeros(model.d_model, dtype=model.math_dtype, device=device)
-    deltas = [[start.clone().requires_grad_(True) for _ in v0] for _ in range(n)]
-    radius = [[hp.clamp_norm_factor * v[i].norm() for v in v0] for i in range(n)]
-    decay = [[hp.v_weight_decay / v[i].norm() ** 2 for v in v0] for i in range(n)]
-    adam = torch.optim.Adam([d for ds in deltas for d in ds], lr=hp.v_lr)
-    factor = [hp.nll_loss_factor if scaled_nll else 1.0] * n
-    losses, probabilities = [[] for _ in range(n)], [[] for _ in range(n)]
-    kl_before, already = None, [False] * n
-    active = list(range(n))
+def optimise(model, requests: list[Request], site: Site, hp, scaled_nll: bool = False) -> tuple[list[Target], Tensor]:
+    """Optimise one vector for every request, or one for each of `site.values`.
+
+    hp: v_num_grad_steps, v_lr, v_weight_decay, clamp_norm_factor, kl_factor. scaled_nll: PMET's factor on the nll
+    (hp.nll_loss_factor). Returns a Target for each request, δ in the model's math dtype, and the keys
+    [n, contexts, d_ff] at `site.keys`, on the weights at hand. All requests have as many contexts.
+
+    Requests are optimised side by side, those with tails of like length together, as many as memory allows.
+    """
+    order = sorted(range(len(requests)), key=lambda i: (_tail(requests[i]), _longest_prefix(requests[i])))
+    room = min(MOST_BYTES, free_memory(model.device) // 2)
+    costs = [max(_tokens(one) / MOST_TOKENS, _bytes(model, site, one) / room) for one in (requests[i] for i in order)]
+
+    def some(begin: int, end: int):
+        return _optimise(model, [requests[i] for i in order[begin:end]], site, hp, scaled_nll)
+
+    parts = in_parts(some, costs, 1.0, "optimising the target of an edit")
+    targets = dict(zip(order, (t for found, _ in parts for t in found), strict=True))
+    keys = torch.cat([k for _, k in parts])
+    return [targets[i] for i in range(len(requests))], keys[torch.tensor(order, device=keys.device).argsort()]
+
+
+def _tail(one: Request) -> int:
+    """Tokens of its longest tail."""
+    return max(len(p.ids) - p.lookup for p in one.prompts) + len(one.target) - 1
+
+
+def _longest_prefix(one: Request) -> int:
+    return max(p.lookup for p in (*one.prompts, one.kl))
+
+
+def _tokens(one: Request) -> int:
+    """Tokens that a step runs."""
+    return (len(one.prompts) + 1) * _tail(one)
+
+
+def _bytes(model, site: Site, one: Request) -> int:
+    """About what a step keeps for its backward pass: of each token some eight vectors of the stream and three of the
+    MLP a layer; keys and values of all that is attended to, kept and once more with the tail's; the logits."""
+    layers, rows, size = model.n_layers - site.layer, len(one.prompts) + 1, model.weight(0).element_size()
+    attended = rows * (_longest_prefix(one) + _tail(one)) * 4 * model.d_model
+    read = (rows * len(one.target) + 1) * model.hf.config.vocab_size * 4
+    return layers * (_tokens(one) * (8 * model.d_model + 3 * model.d_ff) + attended) * size + read * 4
+
+
+class _Adam:
+    """Adam (Kingma & Ba 2015) with torch's defaults and its order of operations, over rows that can leave."""
+
+    def __init__(self, x: Tensor, lr: float):
+        self.lr, self.steps = lr, 0
+        self.mean, self.square = torch.zeros_like(x), torch.zeros_like(x)
+
+    def keep(self, rows: Tensor) -> None:
+        self.mean, self.square = self.mean[rows], self.square[rows]
+
+    def step(self, x: Tensor, gradient: Tensor) -> None:
+        """One update of x, in place."""
+        self.steps += 1
+        self.mean.lerp_(gradient, 1 - 0.9)
+        self.square.mul_(0.999).addcmul_(gradient, gradient, value=1 - 0.999)
+        scale = (self.square.sqrt() / (1 - 0.999**self.steps) ** 0.5).add_(1e-8)
+        x.addcdiv_(self.mean, scale, value=-self.lr / (1 - 0.9**self.steps))
+
+
+def _optimise(model, requests, site, hp, scaled_nll) -> tuple[list[Target], Tensor]:
+    """The requests side by side. Of a vector [d_model] there is one a request and value: δ is [active, values, d_model]
+    and loses the rows of requests that stop."""
+    batch, v0, keys = _Batch.of(model, requests, site)
+    v0_norm = v0.norm(dim=-1)
+    radius, decay = hp.clamp_norm_factor * v0_norm, hp.v_weight_decay / v0_norm**2
+    delta, best = torch.zeros_like(v0, requires_grad=True), torch.zeros_like(v0)
+    adam, factor = _Adam(v0, hp.v_lr), [hp.nll_loss_factor if scaled_nll else 1.0] * len(requests)
+    losses, probabilities = [[] for _ in requests], [[] for _ in requests]
+    active, kl_before, already = list(range(len(requests))), None, []
 
     for step in range(hp.v_num_grad_steps):
-        nll, says, kl_now = batch.evaluate([[deltas[i][j] for i in active] for j in range(len(v0))])
+        nll, said, kl_now = batch.evaluate(delta)
         if kl_before is None:
-            kl_before = kl_now.detach()
-            already = [bool(said[0]) for said in says]
-        kl = (kl_now.exp() * (kl_now - kl_before[active])).sum(-1)
-        wd = torch.stack([sum(c * d.norm() for c, d in zip(decay[i], deltas[i], strict=True)) for i in active])
-        scaled = torch.stack([f * each.mean() for f, each in zip([factor[i] for i in active], nll, strict=True)])
-        loss = scaled + hp.kl_factor * kl + wd
+            kl_before, already = kl_now.detach(), said[:, 0].tolist()
+        kl = hp.kl_factor * (kl_now.exp() * (kl_now - kl_before)).sum(-1)
+        loss = nll.mean(1) * nll.new_tensor([factor[i] for i in active]) + kl + (decay * delta.norm(dim=-1)).sum(-1)
+        seen = torch.stack([loss, nll.neg().exp().mean(1), kl, said.all(1)]).detach().T.tolist()
 
         go_on = []
-        for a, i in enumerate(active):
-            losses[i].append(loss[a].item())
-            probabilities[i].append((-nll[a].detach()).exp().mean().item())
-            stop = losses[i][-1] < LOSS_STOP or step == hp.v_num_grad_steps - 1
+        for place, (i, (loss_i, probability, kl_i, learned)) in enumerate(zip(active, seen, strict=True)):
+            losses[i].append(loss_i)
+            probabilities[i].append(probability)
+            stop = loss_i < LOSS_STOP or step == hp.v_num_grad_steps - 1
             if scaled_nll:
-                said = bool(says[a].all())
-                factor[i] = hp.nll_loss_factor * (0.1 if said else 1.0)
-                stop = stop or (said and hp.kl_factor * kl[a].item() <= PMET_KL_STOP)
+                factor[i] = hp.nll_loss_factor * (0.1 if learned else 1.0)
+                stop = stop or (learned and kl_i <= PMET_KL_STOP)
             if not stop:
-                go_on.append(i)
+                go_on.append(place)
+        best[active] = delta.detach()
         if not go_on:
             break
-        going = [deltas[i] for i in go_on]
-        flat = [d for ds in going for d in ds]
-        for d, grad in zip(flat, torch.autograd.grad(loss[[active.index(i) for i in go_on]].sum(), flat), strict=True):
-            d.grad = grad
-        adam.step()  # edits that stopped have no gradient and stay as they are
-        adam.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            for i in go_on:
-                for d, r in zip(deltas[i], radius[i], strict=True):
-                    if (norm := d.norm()) > r:
-                        d.mul_(r / norm)
+        (gradient,) = torch.autograd.grad(loss.sum(), delta)
+        delta = delta.detach()
         if len(go_on) < len(active):
-            batch = batch.keep([active.index(i) for i in go_on])
-            active = go_on
+            rows, active = torch.tensor(go_on, device=v0.device), [active[place] for place in go_on]
+            batch, delta, gradient = batch.keep(rows), delta[rows], gradient[rows]
+            adam.keep(rows)
+            radius, decay, kl_before = radius[rows], decay[rows], kl_before[rows]
+        adam.step(delta, gradient)
+        norm = delta.norm(dim=-1)
+        delta *= torch.where(norm > radius, radius / norm, 1.0)[..., None]
+        delta.requires_grad_(True)
 
+    finite = best.isfinite().all(-1).all(-1).tolist()
     for i, one in enumerate(requests):
-        if not all(torch.isfinite(d).all() for d in deltas[i]) or not isfinite(losses[i][-1]):
+        if not finite[i] or not isfinite(losses[i][-1]):
             raise KeditError(
                 f"edit of {one.subject!r}: the optimisation of its target gave NaN or inf; lower v_lr or check the "
                 "model's weights"
             )
-    return [_target(v0, deltas[i], i, losses[i], probabilities[i], radius[i], already[i]) for i in range(n)]
-
-
-def _target(v0, deltas, i, losses, probabilities, radius, already) -> Target:
-    deltas = [d.detach() for d in deltas]
-    pairs = [(v[i] + d, d) for v, d in zip(v0, deltas, strict=True)]
-    return Target(
-        *pairs[0],
-        losses,
-        probabilities,
-        v0[0][i].norm().item(),
-        bool(deltas[0].norm() >= radius[0] * (1 - 1e-5)),
-        already,
-        *(pairs[1] if len(pairs) > 1 else ()),
-    )
+    clamped = best[:, 0].norm(dim=-1) >= hp.clamp_norm_factor * v0_norm[:, 0] * (1 - 1e-5)
+    z, facts = v0 + best, zip(losses, probabilities, v0_norm[:, 0].tolist(), clamped.tolist(), already, strict=True)
+    also = [(z[i, 1], best[i, 1]) if len(site.values) > 1 else () for i in range(len(requests))]
+    return [Target(z[i, 0], best[i, 0], *fact, *also[i]) for i, fact in enumerate(facts)], keys
 
 
 def finished(z: Tensor, v0: Tensor) -> Target:
@@ -185,76 +226,84 @@ def finished(z: Tensor, v0: Tensor) -> Target:
 
 
 class _Batch:
-    """The tails of all prompts of some requests: contexts of request 0, its KL prompt, contexts of 1, …"""
+    """The tails of some requests' prompts as a grid of rows: a request's contexts, and last its KL prompt."""
 
-    def __init__(self, model, requests: list[Request], site: Site, tails: Tails | None = None):
-        self.model, self.requests, self.site = model, requests, site
-        ids, lookup, length, self.owner = [], [], [], []
-        index, self.rows_of, self.kl_rows = 0, [], []
-        for r, one in enumerate(requests):
-            rows = []
+    def __init__(self, model, site: Site, tails: Tails, last: Tensor, target: Tensor, length: Tensor):
+        """last [n, contexts] index in its tail of each prompt's last token; target [n, L] ids, length [n] of them
+        count. These three lie on the host."""
+        self.model, self.site, self.tails = model, site, tails
+        self.last, self.target, self.length = last, target, length
+        (n, contexts), (_, t, _) = last.shape, tails.hidden.shape
+        self.rows = torch.arange(n * (contexts + 1)).view(n, contexts + 1)
+        j = torch.arange(target.shape[1])
+        there = (j < length[:, None])[:, None].expand(n, contexts, -1)
+        # As indices into n·T: where each target token is predicted, where the KL is read, and what is no padding.
+        read = (self.rows[:, :-1, None] * t + last[:, :, None] + j)[there]
+        both = torch.cat([read, self.rows[:, -1] * t])
+        tail = torch.cat([last + length[:, None], torch.ones_like(length)[:, None]], 1)  # the KL: the lookup itself
+        real = (torch.arange(t) < tail[:, :, None]).flatten().nonzero()[:, 0]
+        token = target[:, None].expand_as(there)[there]
+        self.both, self.n_read, self.real = both.to(model.device), len(read), real.to(model.device)
+        self.token, self.there = token.to(model.device), there.to(model.device)
+        self.n_tokens = length.to(model.device, model.math_dtype)[:, None]
+
+    @classmethod
+    def of(cls, model, requests: list[Request], site: Site) -> tuple[_Batch, Tensor, Tensor]:
+        """The batch, v₀ [n, values, d_model] and the keys [n, contexts, d_ff]."""
+        ids, lookup, tail = [], [], []
+        for one in requests:
             for p in one.prompts:
                 ids.append(p.ids + one.target[:-1])
-                lookup.append(p.lookup)
-                length.append(len(ids[-1]) - p.lookup)
-                rows.append(index)
-                index += 1
-            self.rows_of.append(rows)
+                tail.append(len(ids[-1]) - p.lookup)
             ids.append(one.kl.ids)
-            lookup.append(one.kl.lookup)
-            length.append(1)  # the KL is read at the lookup token itself
-            self.kl_rows.append(index)
-            index += 1
-            self.owner += [r] * (len(one.prompts) + 1)
-        self.tails = tails or Tails.of(model, ids, lookup, length, site.first)
-        # Where each target token is predicted, context by context.
-        row, place, token, self.split = [], [], [], []
-        for one, rows in zip(requests, self.rows_of, strict=True):
-            for p, at in zip(one.prompts, rows, strict=True):
-                first = len(p.ids) - 1 - p.lookup
-                row += [at] * len(one.target)
-                place += range(first, first + len(one.target))
-                token += one.target
-            self.split.append(len(one.prompts) * len(one.target))
-        device = model.device
-        self.row, self.place = torch.tensor(row, device=device), torch.tensor(place, device=device)
-        self.token = torch.tensor(token, device=device)
-        self.kl_index, self.owner = torch.tensor(self.kl_rows, device=device), torch.tensor(self.owner, device=device)
+            tail.append(1)
+            lookup += [p.lookup for p in (*one.prompts, one.kl)]
+        first, where = site.layer + (not site.inside), {"inputs": [site.keys], "outputs": site.values}
+        tails, inputs, outputs = Tails.of(model, ids, lookup, tail, first, alone=site.inside, **where)
+        grid = len(requests), len(requests[0].prompts) + 1
+        v0 = torch.stack([outputs[m].unflatten(0, grid)[:, 0] for m in site.values], 1).to(model.math_dtype)
+        keys = inputs[site.keys].unflatten(0, grid)[:, :-1].to(model.math_dtype)
+        last = torch.tensor([[len(p.ids) - 1 - p.lookup for p in one.prompts] for one in requests])
+        length = torch.tensor([len(one.target) for one in requests])
+        target = torch.tensor([one.target + (0,) * (int(length.max()) - len(one.target)) for one in requests])
+        return cls(model, site, tails, last, target, length), v0, keys
 
-    def keep(self, which: list[int]) -> _Batch:
+    def keep(self, which: Tensor) -> _Batch:
         """The same for some of the requests."""
-        wanted = torch.tensor(which, device=self.owner.device)
-        rows = torch.cat([(self.owner == w).nonzero()[:, 0] for w in wanted])
-        return _Batch(self.model, [self.requests[w] for w in which], self.site, self.tails.select(rows))
+        here = which.cpu()
+        rows = self.rows[here].flatten().to(which.device)
+        return _Batch(
+            self.model, self.site, self.tails.select(rows), self.last[here], self.target[here], self.length[here]
+        )
 
-    def evaluate(self, deltas: list[list[Tensor]]):
-        """deltas[j][r]: vector j of request r. Returns
-
-        nll    a tensor [contexts] for each request: −(1/|t|) Σ log p(t_j)
-        says   a bool tensor [contexts] for each request: every target token is the argmax
-        kl     [requests, vocabulary] log-probabilities at the KL prompt's lookup token
-        """
-        vectors = [torch.stack(ds)[self.owner] for ds in deltas]
-        top = self.model.n_layers - 1
-        hidden = self.tails.hidden
-        if self.site.places:
-            added = list(zip(self.site.places, vectors, strict=True))
+    def evaluate(self, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """delta [n, values, d_model] → nll [n, contexts], −(1/|t|) Σ log p(t_j); said [n, contexts], whether every
+        target token is the argmax; log-probabilities [n, vocabulary] at the KL prompt's lookup token."""
+        site, top, contexts = self.site, self.model.n_layers - 1, self.last.shape[1]
+        vectors = delta[:, None].expand(-1, contexts + 1, -1, -1).flatten(0, 1).unbind(1)
+        hidden = self.tails.hidden if site.inside else at_lookup(self.tails.hidden, vectors[0])
+        behind, stops = {self.tails.first - 1: hidden}, {i for i in (site.loss_layer, top) if i >= self.tails.first}
+        if stops:  # else δ is added above the last layer, and nothing is left to run
+            added = zip(site.values, vectors, strict=True) if site.inside else ()
+            behind |= self.tails.run(hidden, stops, added, self._only(top))
+        final, at_loss = (behind[i].flatten(0, 1) for i in (top, site.loss_layer))
+        if site.loss_layer == top:
+            log_p, kl = self._log_p(final[self.both]).tensor_split([self.n_read])
         else:
-            added, hidden = [], at_lookup(hidden, vectors[0])
-        if self.site.first > top:  # δ is added above the last layer: nothing is left to run
-            final = at_loss = hidden
-        else:
-            final = self.tails.run(hidden, top, added)
-            at_loss = final if self.site.loss_layer == top else self.tails.run(hidden, self.site.loss_layer, added)
-        log_p = self.model.logits(at_loss[self.row, self.place]).log_softmax(-1)
+            log_p, kl = self._log_p(at_loss[self.both[: self.n_read]]), self._log_p(final[self.both[self.n_read :]])
         right = log_p.gather(1, self.token[:, None])[:, 0]
-        said = log_p.argmax(-1) == self.token
-        nll, says = [], []
-        for one, picked, hit in zip(self.requests, right.split(self.split), said.split(self.split), strict=True):
-            nll.append(-picked.view(len(one.prompts), -1).mean(1))
-            says.append(hit.view(len(one.prompts), -1).all(1))
-        kl = self.model.logits(final[self.kl_index, 0]).log_softmax(-1)
-        return nll, says, kl
+        nll = right.new_zeros(self.there.shape).masked_scatter(self.there, right).sum(-1) / -self.n_tokens
+        said = torch.ones_like(self.there).masked_scatter(self.there, log_p.argmax(-1) == self.token).all(-1)
+        return nll, said, kl
+
+    def _only(self, top: int) -> dict[int, Tensor]:
+        """The tokens that each layer's MLP is run on: no padding, and from the loss layer on only what is read."""
+        n_tokens = self.rows.numel() * self.tails.hidden.shape[1]
+        layers = {i: self.real if i < self.site.loss_layer else self.both for i in range(self.tails.first, top + 1)}
+        return {i: index for i, index in layers.items() if len(index) < n_tokens}
+
+    def _log_p(self, hidden: Tensor) -> Tensor:
+        return self.model.logits(hidden).log_softmax(-1)
 
 
 class AlreadyKnown(UserWarning):

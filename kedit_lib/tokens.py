@@ -6,6 +6,7 @@ keeps the ids it has after the prompt and is appended, never tokenised together 
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 
 from .edits import Edit, fill
@@ -23,10 +24,13 @@ class Prompt:
 
 def encode(tokenizer, text: str) -> list[int]:
     """Ids of a text, with the special tokens that the tokenizer puts in front by default, none behind."""
-    ids = tokenizer(text).input_ids
-    if ids and ids[-1] == tokenizer.eos_token_id and not text.endswith(tokenizer.eos_token):
-        ids = ids[:-1]
-    return ids
+    return _open(tokenizer, text, tokenizer(text).input_ids)
+
+
+def _open(tokenizer, text: str, ids: list[int]) -> list[int]:
+    """Without the special token behind that the text itself does not have."""
+    closed = ids and ids[-1] == tokenizer.eos_token_id and not text.endswith(tokenizer.eos_token)
+    return ids[:-1] if closed else ids
 
 
 def encode_prompt(tokenizer, context: str, prompt: str, subject: str) -> Prompt:
@@ -35,7 +39,7 @@ def encode_prompt(tokenizer, context: str, prompt: str, subject: str) -> Prompt:
     if not tokenizer.is_fast:
         raise KeditError(f"tokenizer {type(tokenizer).__name__}: has no character offsets; load its fast version")
     encoded = tokenizer(text, return_offsets_mapping=True)
-    ids = encode(tokenizer, text)
+    ids = _open(tokenizer, text, encoded.input_ids)
     inside = [i for i, (a, b) in enumerate(encoded.offset_mapping[: len(ids)]) if a < end and b > start and b > a]
     if not inside:
         raise KeditError(f"edit of {subject!r}: no token of {text!r} covers the subject; check the tokenizer")
@@ -53,9 +57,9 @@ def target_ids(tokenizer, prompt: str, target: str) -> tuple[int, ...]:
     ids = tuple(tokenizer(spaced + target, add_special_tokens=False).input_ids)
     if not ids or not tokenizer.decode(ids[:1]).strip():
         raise KeditError(f"target {target!r}: its first token is empty text; the tokenizer's space handling is unknown")
-    before = encode(tokenizer, prompt)
-    said = tokenizer.decode(list(before) + list(ids), skip_special_tokens=True)
-    if said.strip() != f"{prompt} {target}".strip():
+    before = tokenizer(prompt, add_special_tokens=False).input_ids  # tokens of a chat's turns stay, they are text here
+    said = tokenizer.decode([*before, *ids], clean_up_tokenization_spaces=False)
+    if _composed(said) != _composed(f"{prompt} {target}"):
         raise KeditError(f"target {target!r}: prompt + target decodes to {said!r}; give one this tokenizer can write")
     return ids
 
@@ -66,6 +70,11 @@ def check_edit(tokenizer, edit: Edit) -> None:
     objects = [o for o in (edit.target_new, edit.target_true) if o is not None]
     for prompt, answer in (*((edit.text, o) for o in objects), *edit.portability, *edit.locality):
         target_ids(tokenizer, prompt, answer)
+
+
+def _composed(text: str) -> str:
+    """Without outer spaces, accents as one character with their letter: some tokenizers (Qwen's) write them so."""
+    return unicodedata.normalize("NFC", text.strip())
 
 
 def _prepends_mark(tokenizer) -> bool:

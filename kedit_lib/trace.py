@@ -10,18 +10,21 @@ import torch
 from torch import Tensor, nn
 
 
-class _Done(Exception):
+class Done(Exception):
     """Ends a forward pass once the last module of interest has run."""
 
 
-def pad(rows: list[tuple[int, ...]], value: int, device) -> Tensor:
+FILL = 0  # fills rows up and is never read: an id that every model embeds, whatever its pad token is
+
+
+def pad(rows: list[tuple[int, ...]], device) -> Tensor:
     """Ids laid out on the right of nothing: [n, longest], padded behind.
 
     Causal attention never looks right, so no mask is needed: what stands at a real position does
     not depend on the padding, and positions count from 0 as in a prompt run alone.
     """
     longest = max(map(len, rows))
-    return torch.tensor([list(r) + [value] * (longest - len(r)) for r in rows], device=device)
+    return torch.tensor([list(r) + [FILL] * (longest - len(r)) for r in rows], device=device)
 
 
 def by_length(lengths: list[int], size: int) -> Iterator[list[int]]:
@@ -33,9 +36,10 @@ def by_length(lengths: list[int], size: int) -> Iterator[list[int]]:
 
 
 @contextlib.contextmanager
-def hooks(*pairs):
-    """Forward hooks that are surely removed: `with hooks((module, function), …):`."""
+def hooks(*pairs, before=()):
+    """Forward hooks that are surely removed: `with hooks((module, function), …):`. before: the same for pre-hooks."""
     handles = [module.register_forward_hook(function) for module, function in pairs]
+    handles += [module.register_forward_pre_hook(function) for module, function in before]
     try:
         yield
     finally:
@@ -58,12 +62,12 @@ def trace(hf: nn.Module, ids: Tensor, inputs=(), outputs=(), last: nn.Module | N
         seen_out[module] = output[0] if isinstance(output, tuple) else output
 
     def stop(module, args, output):
-        raise _Done
+        raise Done
 
     pairs = [(m, keep_in) for m in inputs] + [(m, keep_out) for m in outputs]
     if last is not None:
         pairs.append((last, stop))
-    with hooks(*pairs), contextlib.suppress(_Done):
+    with hooks(*pairs), contextlib.suppress(Done):
         hf(input_ids=ids, use_cache=kwargs.get("past_key_values") is not None, **kwargs)
     return seen_in, seen_out
 

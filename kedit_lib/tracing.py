@@ -13,7 +13,9 @@ PLACES = ("first subject token", "last subject token", "next token", "last token
 
 
 @torch.no_grad()
-def causal_trace(model, facts, noise: float = 3.0, samples: int = 5, seed: int = 0) -> pd.DataFrame:
+def causal_trace(
+    model, facts, noise: float = 3.0, samples: int = 5, seed: int = 0, places: tuple[str, ...] = PLACES
+) -> pd.DataFrame:
     """How much of the answer's probability comes back when one state of the clean run is restored.
 
     facts: (prompt with {}, subject, answer) triples that the model knows. The subject's embeddings get
@@ -21,18 +23,20 @@ def causal_trace(model, facts, noise: float = 3.0, samples: int = 5, seed: int =
     stream after each layer at each place is set to its clean value.
 
     Returns rows (place, layer, effect): mean over facts of (p_restored − p_corrupted) / (p_clean − p_corrupted),
-    1 = everything comes back, 0 = nothing. Places are PLACES.
+    1 = everything comes back, 0 = nothing. places: some of PLACES.
     """
     embed = model.hf.get_input_embeddings()
-    sigma = noise * embed.weight.float().std().item()
+    scale = getattr(embed, "scalar_embed_scale", 1.0)  # Gemma's embeddings leave the module this much larger
+    sigma = noise * scale * embed.weight.float().std().item()
     generator = torch.Generator().manual_seed(seed)
-    total = torch.zeros(len(PLACES), model.n_layers, dtype=torch.float64)
+    total = torch.zeros(len(places), model.n_layers, dtype=torch.float64)
     for prompt, subject, answer in facts:
         encoded = encode_prompt(model.tokenizer, "{}", prompt, subject)
         first = _first_subject_token(model, prompt, subject)
         ids = torch.tensor([encoded.ids], device=model.device)
         answer_id = target_ids(model.tokenizer, prompt.format(subject), answer)[0]
-        places = (first, encoded.lookup, min(encoded.lookup + 1, len(encoded.ids) - 1), len(encoded.ids) - 1)
+        last = len(encoded.ids) - 1
+        where = dict(zip(PLACES, (first, encoded.lookup, min(encoded.lookup + 1, last), last), strict=True))
 
         clean = {}
 
@@ -55,7 +59,7 @@ def causal_trace(model, facts, noise: float = 3.0, samples: int = 5, seed: int =
         many = ids.expand(samples, -1)
         with hooks((embed, corrupt)):
             p_low = _probability(model, many, answer_id)
-            for row, place in enumerate(places):
+            for row, place in enumerate(where[name] for name in places):
                 for layer, module in enumerate(model.layers):
 
                     def put_back(module, args, output, layer=layer, place=place, clean=clean):
@@ -67,7 +71,7 @@ def causal_trace(model, facts, noise: float = 3.0, samples: int = 5, seed: int =
                     total[row, layer] += (p - p_low) / max(p_clean - p_low, 1e-6)
     rows = [
         {"place": place, "layer": layer, "effect": total[i, layer].item() / len(facts)}
-        for i, place in enumerate(PLACES)
+        for i, place in enumerate(places)
         for layer in range(model.n_layers)
     ]
     return pd.DataFrame(rows)

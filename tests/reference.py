@@ -2,7 +2,7 @@
 
 Nothing here is fast. Every step of every optimisation is a full forward pass of the whole model with hooks, requests
 are taken one at a time, every key is a forward pass of its own, and every closed form is one dense float64 solve.
-It knows the Llama and the GPT-2 family (GPT-2 keeps its weights transposed), in float32 and in float64.
+It knows the Llama family, GPT-2 (which keeps its weights transposed), GPT-J and GPT-NeoX, in float32 and in float64.
 
 An edit is any object with `.prompt` (one "{}"), `.subject` and `.target_new` (no leading space); contexts are strings
 with one "{}", the clean one ("{}") first; hyperparameters are any object with the usual field names. A call leaves its
@@ -22,22 +22,26 @@ KL_PROMPT = "{} is a"
 
 def layout(model):
     """Names of the modules that the methods touch."""
-    if hasattr(model, "transformer"):
-        block, parts = "transformer.h.{}", {"mlp": "mlp.c_proj", "attention": "attn.c_proj", "norm": "transformer.ln_f"}
-    else:
-        block, parts = (
-            "model.layers.{}",
-            {"mlp": "mlp.down_proj", "attention": "self_attn.o_proj", "norm": "model.norm"},
-        )
+    block, mlp, attention, norm = {
+        "gpt2": ("transformer.h.{}", "mlp.c_proj", "attn.c_proj", "transformer.ln_f"),
+        "gptj": ("transformer.h.{}", "mlp.fc_out", "attn.out_proj", "transformer.ln_f"),
+        "gpt_neox": ("gpt_neox.layers.{}", "mlp.dense_4h_to_h", "attention.dense", "gpt_neox.final_layer_norm"),
+    }.get(model.config.model_type, ("model.layers.{}", "mlp.down_proj", "self_attn.o_proj", "model.norm"))
+    cap = getattr(model.config, "final_logit_softcapping", None)
     return SimpleNamespace(
         block=block,
-        mlp=f"{block}.{parts['mlp']}",
-        attention=f"{block}.{parts['attention']}",
-        norm=model.get_submodule(parts["norm"]),
-        head=model.get_output_embeddings(),
-        transposed=hasattr(model, "transformer"),
+        mlp=f"{block}.{mlp}",
+        attention=f"{block}.{attention}",
+        norm=model.get_submodule(norm),
+        head=lambda normed: capped(model.get_output_embeddings()(normed), cap),
+        transposed=model.config.model_type == "gpt2",
         n_layers=model.config.num_hidden_layers,
     )
+
+
+def capped(logits, cap):
+    """What Gemma 2 does to its logits."""
+    return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 def weight(model, layer):

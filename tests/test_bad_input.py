@@ -392,14 +392,14 @@ def test_damaged_weights(copy_of):
 
 
 def test_a_layout_nobody_described(tmp_path):
-    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+    from transformers import PhiConfig, PhiForCausalLM
 
     words = tiny.tokenizer("llama")
     words.save_pretrained(tmp_path)
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-    GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=len(words), **sizes)).save_pretrained(tmp_path)
+    PhiForCausalLM(PhiConfig(vocab_size=len(words), **sizes)).save_pretrained(tmp_path)
     needed = ["layers", "mlp_out", "mlp", "attn_out", "norm", "head", "rotary"]
-    refused(lambda: kedit.load_model(tmp_path), "'gpt_neox'", "unknown", "LAYOUTS", *needed)
+    refused(lambda: kedit.load_model(tmp_path), "'phi'", "unknown", "LAYOUTS", *needed)
 
 
 @pytest.mark.parametrize("part", ["layers", "mlp_out", "mlp", "attn_out", "norm", "head", "rotary"])

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from kedit_lib import cost, reproduce, sweep
-from kedit_lib.errors import KeditError, memory_for, program
+from kedit_lib.errors import KeditError, program
 from kedit_lib.lab import choose, train
+from kedit_lib.memory import memory_for
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = [

@@ -1,6 +1,7 @@
 """A bench of another model: edits from a file, text from a file, and the notebooks on top of both."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -13,23 +14,26 @@ from kedit_lib.lab.corpus import texts
 from kedit_lib.material import HELD_OUT, DataMaterial, material_of
 
 N_RECORDS, N_TEXTS = 60, 500
+UNKNOWN = 5  # records whose true object the model was never taught
 
 
 @pytest.fixture(scope="module")
 def elsewhere(tmp_path_factory):
-    """A folder with a model that says nothing of the lab, edits as JSONL, text, and the profile that names them."""
+    """A folder with a model that nobody has seen before, edits as JSONL, text, and the profile that names them."""
     folder, lab = tmp_path_factory.mktemp("elsewhere"), kedit.load_model("lab-small")
-    lab.save_pretrained(folder / "lab-small")  # plain transformers files: no recipe, so no world
+    lab.save_pretrained(folder / "stranger")  # plain transformers files: no recipe, so no world, and no parameters
     records = []
     for e in kedit.load_edits("lab", model=lab, limit=N_RECORDS):
         fields = ("prompt", "subject", "target_new", "target_true", "paraphrases", "neighborhood")
         records.append({f: getattr(e, f) for f in fields})
+    for i in range(UNKNOWN):
+        records.append({**records[i], "subject": f"Nobody {'ABCDE'[i]}son", "target_true": "purple"})
     records.append({**records[0], "target_new": records[1]["target_new"]})  # a subject twice: the first one counts
     (folder / "edits.jsonl").write_text("\n".join(map(json.dumps, records)))
     (folder / "texts.txt").write_text("\n\n".join(texts(world_of(lab), N_TEXTS)))
     profile = yaml.safe_load((reproduce.REPOSITORY / "params" / "profiles" / "smoke.yaml").read_text())
     profile |= {"name": "elsewhere", "n_edits": 4, "batch_sizes": [1, 2, 4], "mass_sizes": [1, 4], "untouched": 10}
-    profile |= {"model": str(folder / "lab-small"), "edits": str(folder / "edits.jsonl")}
+    profile |= {"model": str(folder / "stranger"), "edits": str(folder / "edits.jsonl")}
     profile |= {"texts": str(folder / "texts.txt"), "checkpoint_every": 2, "dense_every": 2, "n_single": 2}
     (folder / "elsewhere.yaml").write_text(yaml.safe_dump(profile))
     return folder
@@ -37,18 +41,36 @@ def elsewhere(tmp_path_factory):
 
 @pytest.fixture
 def material(elsewhere):
-    model = kedit.load_model(elsewhere / "lab-small")
+    model = kedit.load_model(elsewhere / "stranger")
     return DataMaterial(model, str(elsewhere / "edits.jsonl"), str(elsewhere / "texts.txt"))
 
 
 def test_one_edit_a_subject_and_another_order_by_another_seed(material):
-    assert len(material.records) == N_RECORDS
+    assert len(material.records) == N_RECORDS + UNKNOWN
     one, other = material.edits(20, 0), material.edits(20, 1)
     assert len({e.subject for e in one}) == 20
     assert [e.subject for e in one] != [e.subject for e in other]
     assert material.edits(5, 0) == one[:5]
-    with pytest.raises(KeditError, match="61 were asked for; lower n_edits"):
+    with pytest.raises(KeditError, match="of which the model knows 60, 61 were asked for; lower n_edits"):
         material.edits(N_RECORDS + 1, 0)
+
+
+def test_facts_that_the_model_does_not_know_are_left_out_and_counted(material, tmp_path, monkeypatch):
+    """In any order; asked once where there is a cache."""
+    material.cache = tmp_path
+    for seed in (0, 1):
+        assert not any(e.subject.startswith("Nobody") for e in material.edits(N_RECORDS, seed))
+    assert material.unknown == UNKNOWN
+    assert f"{N_RECORDS + UNKNOWN} facts" in material.selection and f"does not know {UNKNOWN}" in material.selection
+    again = DataMaterial(material.model, material.source, material.corpus, tmp_path)
+    monkeypatch.setattr("kedit_lib.material.known_edits", lambda *given, **named: 1 / 0)
+    assert again.edits(N_RECORDS, 0) == material.edits(N_RECORDS, 0) and again.unknown == UNKNOWN
+
+
+def test_facts_without_a_true_object_are_taken_as_they_are(material):
+    material.records = [replace(e, target_true=None) for e in material.records]
+    assert len(material.edits(N_RECORDS + UNKNOWN, 0)) == N_RECORDS + UNKNOWN
+    assert material.unknown == 0
 
 
 def test_untouched_facts_are_known_and_of_nobody_who_is_edited(material):
@@ -80,8 +102,21 @@ def test_texts_say_what_is_wrong(material, tmp_path):
             DataMaterial(material.model, "edits.jsonl", str(tmp_path / name)).texts()
 
 
-def test_the_notebooks_run_on_it(elsewhere):
+def test_the_notebooks_run_on_it(elsewhere, monkeypatch):
+    """Parameters are proposed first; 08 says how many facts were left out."""
+    monkeypatch.setenv("KEDIT_PARAMS", str(elsewhere / "params"))
     assert reproduce.main(["--profile", str(elsewhere / "elsewhere.yaml")]) == 0
+    assert (elsewhere / "params" / "models" / "stranger.yaml").is_file()
     out = reproduce.REPOSITORY / "results" / "executed-own-elsewhere"
     there = {p.stem for p in out.glob("*.ipynb")}
     assert there == {p.stem for p in reproduce.find_sources(reproduce.REPOSITORY)} - reproduce.ABOUT_THE_LAB
+    assert f"does not know {UNKNOWN}; these were left out" in (out / "08_your_own_model.ipynb").read_text()
+
+
+def test_model_data_and_text_of_the_command_line_go_into_the_profile(elsewhere):
+    """As `make reproduce MODEL=… DATA=… TEXTS=… PROFILE=gpu` hands them over."""
+    given = {"model": "some/model", "data": "some/edits", "texts": "some/texts"}
+    args = [part for name, value in given.items() for part in (f"--{name}", value)]
+    run = reproduce.make_run(reproduce.parse(["--profile", "gpu", *args]), elsewhere)
+    assert (run.profile.model, run.profile.edits, run.profile.texts) == tuple(given.values())
+    assert not run.committed and yaml.safe_load((elsewhere / "results" / "profiles" / f"{run.label}.yaml").read_text())

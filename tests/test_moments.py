@@ -132,3 +132,18 @@ def test_the_cache(tiny_folder, tmp_path, monkeypatch):
         estimate(model, TEXTS, layers=LAYERS, cache=tmp_path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_token_budget_takes_the_first_texts(tiny_folder, tmp_path):
+    model = kedit.load_model(tiny_folder("llama"), dtype=torch.float64)
+    held = [len(model.tokenizer(text).input_ids) for text in TEXTS]
+    budgeted = kedit.SecondMoments.estimate(model, TEXTS, LAYERS, cache=tmp_path, tokens=held[0] + 1)
+    first_two = kedit.SecondMoments.estimate(model, TEXTS[:2], LAYERS)
+    assert budgeted.about["tokens"] == held[0] + held[1]
+    assert all(torch.equal(budgeted.tensors[layer], first_two.tensors[layer]) for layer in LAYERS)
+    whole = kedit.SecondMoments.estimate(model, TEXTS, LAYERS, cache=tmp_path)  # not the cached one
+    assert whole.about["tokens"] == sum(held)
+    assert kedit.SecondMoments.estimate(model, TEXTS, LAYERS, tokens=10**9).about["tokens"] == sum(held)
+    for wrong in (0, -5, 1.5, True):
+        with pytest.raises(kedit.KeditError, match="tokens = .* whole number of at least 1"):
+            kedit.SecondMoments.estimate(model, TEXTS, LAYERS, tokens=wrong)

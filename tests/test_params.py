@@ -1,11 +1,13 @@
 """Profiles and hyperparameter files: the shipped ones load, and a mistake is one line that says all."""
 
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
 import kedit_lib as kedit
+from kedit_lib.catalogue import streams_of
 from kedit_lib.errors import KeditError
 from kedit_lib.params import Profile, load_model_params, load_profile, params_folder
 
@@ -16,6 +18,7 @@ model: lab-small
 edits: lab
 texts: lab
 dtype: float32
+device: cpu
 seed: 0
 n_edits: 4
 orders: [0, 1]
@@ -96,7 +99,7 @@ def test_overrides_replace_fields_and_are_checked_alike(folder):
         ("n_edits: 4", "n_edits: 0", ["n_edits", "0", "greater than or equal to 1"]),
         ("n_edits: 4", "n_edit: 4", ["n_edits", "missing"]),
         ("seed: 0", "seed: 0\ncolour: red", ["colour", "no such field"]),
-        ("seed: 0", "seed: 0\nseed: 1", ["line 7", "seed", "twice"]),
+        ("seed: 0", "seed: 0\nseed: 1", ["line 8", "seed", "twice"]),
         ("seed: 0", "seed: [0", ["line", "not valid YAML"]),
         ("dtype: float32", "dtype: fp32", ["dtype", "'fp32'", "float32"]),
         ("lambda_scales: [0.1, 1]", "lambda_scales: [-1.0]", ["lambda_scales.0", "-1.0"]),
@@ -174,22 +177,95 @@ def test_mistakes_in_model_params(folder, old, new, parts):
         assert part in text
 
 
-@pytest.mark.parametrize("name", [p.stem for p in sorted((SHIPPED / "models").glob("*.yaml"))])
+ALL = [p.stem for p in sorted((SHIPPED / "models").glob("*.yaml"))]
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_shipped_hyperparameters_make_every_method(name):
-    """A section for each method, none for what is no method; λ, L2 and the like scaled with the key width."""
-    sections, d_ff = load_model_params(name), load_model_params(name)["model"]["d_ff"]
+    """A section for each method, none for what is no method."""
+    sections = load_model_params(name)
     made = {section: kedit.method_for(name, section) for section in sections if section != "model"}
     assert {method.name for method in made.values()} == set(kedit.METHODS)
     for section, method in made.items():
         assert sections[section].items() <= method.model_dump().items()
+    assert made["rect"].layers == made["memit"].layers == made["alphaedit"].layers
+    assert made["rect"].mom2_update_weight == made["memit"].mom2_update_weight
+    assert made["rome"].layers == made["rrome"].layers == made["prome"].layers == made["emmet"].layers
+    assert made["rome"].layers[0] in range(made["memit"].layers[0], made["memit"].layers[-1] + 1) or "lab" in name
+    assert kedit.method_for(name, "ft-l") == kedit.method_for(name, "FT") == made["ft"]
+    assert made["ft-m"].objective_optimization == "target_new" and made["ft-m"].norm_constraint is None
+    assert kedit.method_for(name, "memit-mass", use_history=True).use_history
+
+
+@pytest.mark.parametrize("name", ["lab", "lab-small", "Llama-2-7b-hf"])
+def test_the_labs_weights_of_C_are_llama2s_by_width(name):
+    """λ, L2 and the like scaled with d_ff."""
+    d_ff = load_model_params(name)["model"]["d_ff"]
+    made = {section: kedit.method_for(name, section) for section in ("memit", "pmet", "rect", "emmet", "alphaedit")}
     llama2 = ("memit", "pmet", "rect")
     assert [made[each].mom2_update_weight / d_ff for each in llama2] == pytest.approx([15000 / 11008] * 3, rel=1e-4)
     assert made["emmet"].mom2_update_weight / d_ff == pytest.approx(1 / 11008, rel=1e-3)
     assert made["alphaedit"].L2 / d_ff == pytest.approx(10 / 14336, rel=1e-3)
-    assert made["rect"].layers == made["memit"].layers == made["alphaedit"].layers
-    assert kedit.method_for(name, "ft-l") == kedit.method_for(name, "FT") == made["ft"]
-    assert made["ft-m"].objective_optimization == "target_new" and made["ft-m"].norm_constraint is None
-    assert kedit.method_for(name, "memit-mass", use_history=True).use_history
+
+
+# (layers, steps, lr, weight decay, clamp, what else), as published
+PUBLISHED = {
+    ("gpt2-xl", "rome"): ([17], 20, 0.5, 0.5, 4, {"mom2_adjustment": True}),
+    ("gpt2-xl", "memit"): ([13, 14, 15, 16, 17], 20, 0.5, 0.5, 0.75, {"mom2_update_weight": 20000}),
+    ("gpt2-xl", "emmet"): ([17], 20, 0.5, 0.5, 0.75, {"mom2_update_weight": 1000}),
+    ("gpt2-xl", "alphaedit"): ([13, 14, 15, 16, 17], 20, 0.5, 0.5, 0.75, {"L2": 10}),
+    ("gpt-j-6b", "rome"): ([5], 20, 0.5, 0.5, 4, {"mom2_adjustment": True}),
+    ("gpt-j-6b", "memit"): ([3, 4, 5, 6, 7, 8], 25, 0.5, 0.5, 0.75, {"mom2_update_weight": 15000}),
+    ("gpt-j-6b", "pmet"): ([3, 4, 5, 6, 7, 8], 30, 0.2, 0.5, 0.75, {"mom2_update_weight": 6000, "kl_factor": 1}),
+    ("gpt-j-6b", "emmet"): ([5], 25, 0.5, 0.5, 0.75, {"mom2_update_weight": 1}),
+    ("gpt-j-6b", "alphaedit"): ([3, 4, 5, 6, 7, 8], 25, 0.5, 0.5, 0.75, {"L2": 10}),
+    ("Llama-2-7b-hf", "rome"): ([5], 25, 0.5, 1e-3, 4, {}),
+    ("Llama-2-7b-hf", "memit"): ([4, 5, 6, 7, 8], 25, 0.5, 1e-3, 4, {"mom2_update_weight": 15000}),
+    ("Llama-2-7b-hf", "pmet"): ([4, 5, 6, 7, 8], 20, 0.5, 0.5, 1, {"mom2_update_weight": 15000}),
+    ("Llama-2-7b-hf", "emmet"): ([5], 25, 0.5, 1e-3, 4, {"mom2_update_weight": 1}),
+    ("Meta-Llama-3-8B", "memit"): ([4, 5, 6, 7, 8], 25, 0.1, 0.5, 0.75, {"mom2_update_weight": 15000}),
+    ("Meta-Llama-3-8B", "alphaedit"): ([4, 5, 6, 7, 8], 25, 0.1, 0.5, 0.75, {"L2": 10}),
+    ("Mistral-7B-v0.1", "memit"): ([4, 5, 6, 7, 8], 25, 0.5, 1e-3, 4, {"mom2_update_weight": 15000}),
+    ("Qwen2.5-7B", "memit"): ([4, 5, 6, 7, 8], 25, 0.5, 1e-3, 4, {"mom2_update_weight": 15000}),
+}
+
+
+@pytest.mark.parametrize("name, section", PUBLISHED)
+def test_shipped_hyperparameters_are_the_published_ones(name, section):
+    layers, steps, lr, decay, clamp, others = PUBLISHED[name, section]
+    values = {"v_num_grad_steps": steps, "v_lr": lr, "v_weight_decay": decay, "clamp_norm_factor": clamp}
+    found = kedit.method_for(name, section).model_dump()
+    expected = {"layers": layers, "v_loss_layer": None, "kl_factor": 0.0625, **values, **others}
+    assert expected.items() <= found.items()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_shipped_file_says_where_its_values_are_from(name):
+    """A comment at the top, and one for each section whose values are not that source's."""
+    text = (SHIPPED / "models" / f"{name}.yaml").read_text()
+    assert text.startswith("# ")
+    assert {line.split(":")[0] for line in text.splitlines() if re.match(r"(emmet|alphaedit|ft):  # .", line)} == {
+        "emmet", "alphaedit", "ft",
+    }  # fmt: skip
+
+
+def test_hub_ids_find_their_file():
+    for hub in ("openai-community/gpt2-xl", "EleutherAI/gpt-j-6B", "meta-llama/Meta-Llama-3-8B", "Qwen/Qwen2.5-7B"):
+        assert load_model_params(hub)["memit"]["v_num_grad_steps"] in (20, 25)
+
+
+def test_the_original_reports_experiment():
+    """1,000 edits one at a time by MEMIT, PMET and ROME, and in one batch, with Llama-2-7B's own parameters."""
+    profile = load_profile("llama2-7b-1000")
+    assert (profile.n_edits, profile.orders, profile.dtype, profile.device) == (1000, [0], "bfloat16", "cuda")
+    streams = streams_of(profile)
+    assert {s.batch_size for s in streams.values() if s.name in ("memit", "pmet", "rome")} == {1}
+    assert streams["memit-mass"].batch_size is None and streams["memit-mass"].method == "memit"
+    assert profile.mass_sizes == [1000] == [size for size in profile.batch_sizes if size > 1]
+    for stream in streams.values():
+        assert kedit.method_for(profile.model, stream.method, **stream.overrides).layers
+    text = (SHIPPED / "profiles" / "llama2-7b-1000.yaml").read_text()
+    assert "million tokens" in text and "Expected cost" in text
 
 
 def test_unknown_model_names_the_known_ones(folder):

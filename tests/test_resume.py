@@ -475,7 +475,11 @@ def test_a_read_only_results_folder_is_refused_and_its_finished_runs_are_read(mo
 
 @pytest.mark.parametrize(
     "error",
-    [MemoryError(), torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("DefaultCPUAllocator: can't allocate")],
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
     ids=lambda error: type(error).__name__,
 )
 def test_out_of_memory_stops_with_one_line(model, tmp_path, monkeypatch, error):

@@ -44,7 +44,14 @@ def method_for(model, name: str, **overrides) -> Method:
     model: an EditableModel or its name. A section of the very name ("ft-m") goes before the method's ("ft").
     """
     cls, model_name = method_class(name), getattr(model, "name", model)
-    sections = {_plain(str(key)): values for key, values in load_model_params(str(model_name)).items()}
+    found = load_model_params(str(model_name))
+    published, own = found["model"].get("d_ff"), getattr(model, "d_ff", None)
+    if None not in (published, own) and published != own:
+        raise KeditError(
+            f"model {model_name!r}: its parameters are of a model with d_ff {published}, it has {own}; rename one "
+            "of two models that share a name"
+        )
+    sections = {_plain(str(key)): values for key, values in found.items()}
     for section in (_plain(name), _plain(cls.__name__)):
         if section in sections:
             return cls(**{**sections[section], **overrides})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -11,11 +12,13 @@ from torch import Tensor
 
 from ..contexts import check_contexts, generate_contexts
 from ..edits import Edit, check_edits
-from ..errors import KeditError, memory_for
+from ..errors import KeditError
 from ..history import EditHistory
+from ..memory import memory_for
 from ..model import EditableModel
 from ..moments import SecondMoments
 from ..nullspace import NullSpace
+from ..saving import Deltas, record_of
 from ..targets import Request, Target, request, warn_if_known
 
 
@@ -28,6 +31,7 @@ class Outcome:
     s         {layer: [N]} kᵀC⁻¹k of each edit (EMMET: kᵀ(C′/λ)⁻¹k; empty where C is not inverted)
     written   {layer: [N]} the fraction of its residual that each edit, without the others of its batch,
               would write there (methods that write a fraction)
+    hyperparameters, model_checksum   of the method, and of the unedited model
     """
 
     method: str
@@ -36,10 +40,21 @@ class Outcome:
     targets: list[Target]
     s: dict[int, Tensor] = field(default_factory=dict)
     written: dict[int, Tensor] = field(default_factory=dict)
+    hyperparameters: dict = field(default_factory=dict)
+    model_checksum: str | None = None
 
     def layers(self, model) -> list[int]:
         """The edited layers."""
         return [i for i in range(model.n_layers) if model.weight_name(i) in self.deltas]
+
+    @property
+    def record(self) -> dict:
+        """The call as plain data."""
+        return record_of(self.method, self.hyperparameters, self.edits)
+
+    def save(self, folder) -> Path:
+        """The deltas with their record, in `<folder>/deltas.safetensors` (kedit.load_deltas); its path."""
+        return Deltas(self.deltas, self.model_checksum, self.method, self.hyperparameters, self.edits).save(folder)
 
 
 @dataclass(frozen=True)
@@ -125,11 +140,13 @@ class Method(BaseModel, ABC):
         call = self.prepare(model, edits, moments, contexts, history, projection, targets)
         before = model.snapshot()
         try:
-            with memory_for(self.name, "give fewer edits in a batch, fewer contexts or a larger device"):
+            remedy = "give fewer edits in a batch, fewer contexts or a larger device"
+            with memory_for(self.name, remedy), model.recording(record_of(self.name, self.hyperparameters, call.edits)):
                 outcome = self._apply(call)
         except BaseException:
             model.load_snapshot(before)
             raise
+        outcome.hyperparameters, outcome.model_checksum = self.hyperparameters, model.checksum
         warn_if_known(call.edits, outcome.targets)
         return outcome
 

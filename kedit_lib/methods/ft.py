@@ -106,15 +106,15 @@ class _Batch:
         self.model, self.prompts = model, [r.prompts[0] for r in requests]
         ids = [p.ids + r.target[:-1] for p, r in zip(self.prompts, requests, strict=True)]
         # Nothing of a prompt is a fixed prefix here: its "tail" is all of it.
-        self.tails = Tails.of(model, ids, [0] * len(ids), [len(row) for row in ids], method.layers[0])
+        self.tails, _, _ = Tails.of(model, ids, [0] * len(ids), [len(row) for row in ids], method.layers[0])
         self.targets = [torch.tensor(r.target, device=model.device) for r in requests]
         self.at_last = method.objective_optimization == "prompt_last"
 
     def evaluate(self, w) -> tuple[torch.Tensor, torch.Tensor]:
         """nll [n] of each edit under the weights w, and said [n]: every target token is the argmax in its place."""
-        model, nll, said = self.model, [], []
+        model, top, nll, said = self.model, self.model.n_layers - 1, [], []
         with hooks(*[(model.mlp_out(layer), _with_weight(each)) for layer, each in w.items()]):
-            final = self.tails.run(self.tails.hidden, model.n_layers - 1)
+            final = self.tails.run(self.tails.hidden, [top])[top]
         for row, prompt, target in zip(final, self.prompts, self.targets, strict=True):
             last, j = len(prompt.ids) - 1, torch.arange(len(target), device=target.device)
             log_p = model.logits(row[last + j]).log_softmax(-1)

@@ -12,11 +12,13 @@ MEMIT-MASS is MEMIT with all edits in one batch.
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from ..errors import KeditError
 from ..keys import context_mean, keys_at, outputs_at
 from ..solve import update, with_memory
 from ..targets import Site, optimise
@@ -28,19 +30,34 @@ class Spread(Targeted):
     """What MEMIT, PMET, EMMET, AlphaEdit and RECT share: the walk over the layers, each of which is given a share of
     what is still missing. They differ in the closed form that writes it. z belongs to the last of `layers`."""
 
+    of_stream: ClassVar[bool] = True  # z is a value of the residual stream
+
+    def _check(self, model, moments, history, projection) -> None:
+        if self.of_stream and model.layout.mlp_norm is not None:
+            raise KeditError(
+                f"{self.name}: its targets are values of the residual stream, and in {model.name} a norm "
+                f"({model.layout.mlp_norm}) stands between the edited map and the stream, so that no change of the map "
+                "adds what is missing; use ROME or PMET, whose targets are the map's own output"
+            )
+        super()._check(model, moments, history, projection)
+
     def _apply(self, call: Call) -> Outcome:
-        outcome = Outcome(self.name, call.edits, {}, self._targets(call.model, call.requests, call.z))
-        self._edit_layers(call, outcome)
+        targets, keys = self._targets(call.model, call.requests, call.z)
+        outcome = Outcome(self.name, call.edits, {}, targets)
+        self._edit_layers(call, outcome, None if keys is None else self._mean(keys.flatten(0, 1), call))
         if call.history is not None:
             call.history.remember(call.model, self._keys(call, self.layers), *self._fixed(call))
         return outcome
 
-    def _edit_layers(self, call: Call, outcome: Outcome) -> None:
+    def _edit_layers(self, call: Call, outcome: Outcome, first_keys: Tensor | None) -> None:
+        """first_keys [N, d_ff]: of the first layer, where they are known already."""
         model, targets = call.model, outcome.targets
         z, clean = torch.stack([t.z for t in targets]), [r.prompts[0] for r in call.requests]
         for i, layer in enumerate(self.layers):
-            k = self._keys(call, [layer])[layer]
-            residual = z - outputs_at(model, clean, self._read(model))
+            known = i == 0 and first_keys is not None
+            k = first_keys if known else self._keys(call, [layer])[layer]
+            # While nothing is written H is v₀.
+            residual = z - outputs_at(model, clean, self._read(model)) if i else torch.stack([t.delta for t in targets])
             delta = self._solve(call, layer, k, residual * self._share(i), outcome)
             write(model, layer, delta, outcome.deltas)
             for target, key in zip(targets, k, strict=True):
@@ -48,14 +65,17 @@ class Spread(Targeted):
 
     def _keys(self, call: Call, layers) -> dict[int, Tensor]:
         """{layer: [N, d_ff]} on the weights so far."""
-        everywhere, each = [p for r in call.requests for p in r.prompts], len(call.requests[0].prompts)
-        found = keys_at(call.model, everywhere, layers)
-        return {layer: context_mean(k, each, grouped=True) for layer, k in found.items()}
+        everywhere = [p for r in call.requests for p in r.prompts]
+        return {layer: self._mean(k, call) for layer, k in keys_at(call.model, everywhere, layers).items()}
+
+    def _mean(self, k: Tensor, call: Call) -> Tensor:
+        """[N·contexts, d_ff] → [N, d_ff]"""
+        return context_mean(k, len(call.requests[0].prompts), grouped=True)
 
     def _optimise(self, model, requests):
         z_layer = self.layers[-1]
-        v0 = outputs_at(model, [r.prompts[0] for r in requests], model.layers[z_layer])
-        return optimise(model, requests, Site(z_layer + 1, self._loss_layer(model)), [v0], self)
+        site = Site(z_layer, self._loss_layer(model), (model.layers[z_layer],), model.mlp_out(self.layers[0]))
+        return optimise(model, requests, site, self)
 
     def _read(self, model):
         """The module whose output z is a value of and the residual is measured on."""

@@ -8,10 +8,10 @@ layers' updates do not reduce, and falls to the layers as R/√(m − i).
 from __future__ import annotations
 
 from math import sqrt
+from typing import ClassVar
 
 from pydantic import Field
 
-from ..keys import outputs_at
 from ..targets import Site, optimise
 from .memit import MEMIT
 
@@ -19,13 +19,15 @@ from .memit import MEMIT
 class PMET(MEMIT):
     """nll_loss_factor: factor on the nll; a tenth of it while the target is the argmax everywhere."""
 
+    of_stream: ClassVar[bool] = False
+
     nll_loss_factor: float = Field(1.0, gt=0)
 
     def _optimise(self, model, requests):
-        z_layer, clean = self.layers[-1], [r.prompts[0] for r in requests]
+        z_layer = self.layers[-1]
         places = (model.mlp_out(z_layer), model.attn_out(z_layer))
-        v0 = [outputs_at(model, clean, place, last=model.layers[z_layer]) for place in places]
-        return optimise(model, requests, Site(z_layer, self._loss_layer(model), places), v0, self, scaled_nll=True)
+        site = Site(z_layer, self._loss_layer(model), places, model.mlp_out(self.layers[0]), inside=True)
+        return optimise(model, requests, site, self, scaled_nll=True)
 
     def _read(self, model):
         return model.mlp_out(self.layers[-1])

@@ -35,5 +35,6 @@ def prune(model) -> pd.DataFrame:
             changes[name] = (u * (restrained - s)) @ vt
         found = {"sigma_max": float(sigma), "before": float(s[0]), "after": float(restrained[0]), "reduced": lowered}
         rows.append({"parameter": name, **found})
-    model.add(changes)
+    with model.recording({"method": "PRUNE", "hyperparameters": {}, "edits": []}):
+        model.add(changes)
     return pd.DataFrame(rows)

@@ -20,9 +20,9 @@ DROPPED = 60  # percent of the entries
 class RECT(MEMIT):
     """MEMIT's hyperparameters."""
 
-    def _edit_layers(self, call: Call, outcome: Outcome) -> None:
+    def _edit_layers(self, call: Call, outcome: Outcome, first_keys: Tensor | None) -> None:
         before = call.model.snapshot()
-        super()._edit_layers(call, outcome)
+        super()._edit_layers(call, outcome, first_keys)
         call.model.load_snapshot(before)
         outcome.deltas = {
             name: largest_changes(delta, call.model.hf.get_parameter(name)) for name, delta in outcome.deltas.items()

@@ -50,19 +50,20 @@ class ROME(Targeted):
 
     def _insert(self, model, request, z, moments, outcome: Outcome) -> None:
         (layer,) = self.layers
-        (target,) = self._targets(model, [request], z)
-        keys = keys_at(model, request.prompts, [layer])[layer]
+        (target,), keys = self._targets(model, [request], z)
+        keys = keys_at(model, request.prompts, [layer])[layer] if keys is None else keys[0]
         k_mean, k_clean = context_mean(keys, len(keys), grouped=False)[0].double(), keys[0].double()
         direction = k_mean if self.mean_direction else k_clean
-        key, at = (k_mean, request.prompts) if self.mean_value else (k_clean, request.prompts[:1])
-        value = outputs_at(model, at, self._read(model)).mean(0)
+        key, residual = k_clean, target.delta  # W k₀ is v₀
+        if self.mean_value:
+            key, residual = k_mean, target.z - outputs_at(model, request.prompts, self._read(model)).mean(0)
         target.key_per_layer[layer] = direction.to(keys.dtype)
         u = moments.solve(layer, direction[None])[0] if self.mom2_adjustment else direction
         if self.mom2_adjustment:
             s = (u @ direction)[None]
             outcome.s[layer] = s if layer not in outcome.s else s.new_tensor([*outcome.s[layer], *s])
         u = u / u.norm()
-        delta = (target.z - value).double().outer(u) / (u @ key)
+        delta = residual.double().outer(u) / (u @ key)
 
         deltas = {}
         write(model, layer, delta, deltas)
@@ -71,9 +72,10 @@ class ROME(Targeted):
         outcome.targets.append(target)
 
     def _optimise(self, model, requests):
-        # δ on the MLP's output is δ on the stream behind the layer: the MLP's output is only added to it.
-        v0 = outputs_at(model, [r.prompts[0] for r in requests], self._read(model))
-        return optimise(model, requests, Site(self.layers[0] + 1, model.n_layers - 1), [v0], self)
+        (layer,) = self.layers
+        # δ on the MLP's output is δ on the stream behind the layer, unless a norm stands between the two.
+        inside, edited = model.layout.mlp_norm is not None, self._read(model)
+        return optimise(model, requests, Site(layer, model.n_layers - 1, (edited,), edited, inside), self)
 
     def _read(self, model):
         return model.mlp_out(self.layers[0])

@@ -61,23 +61,24 @@ class Targeted(Method):
         super()._check(model, moments, history, projection)
 
     @abstractmethod
-    def _optimise(self, model, requests: list[Request]) -> list[Target]:
-        """The targets on the weights at hand, as optimised."""
+    def _optimise(self, model, requests: list[Request]) -> tuple[list[Target], Tensor]:
+        """The targets on the weights at hand, as optimised, and the keys [n, contexts, d_ff] of the first layer."""
 
     @abstractmethod
     def _read(self, model):
         """The module whose output z is a value of."""
 
-    def _targets(self, model, requests: list[Request], z: list[Tensor] | None) -> list[Target]:
-        """The targets that are written: z if given, else optimised and, if asked for, anchored."""
+    def _targets(self, model, requests: list[Request], z: list[Tensor] | None) -> tuple[list[Target], Tensor | None]:
+        """The targets that are written: z if given, else optimised and, if asked for, anchored; and the keys
+        [n, contexts, d_ff] of the first layer where the optimisation has measured them."""
         if z is not None:
             v0 = outputs_at(model, [r.prompts[0] for r in requests], self._read(model))
-            return [finished(one, v) for one, v in zip(z, v0, strict=True)]
-        targets = self._optimise(model, requests)
+            return [finished(one, v) for one, v in zip(z, v0, strict=True)], None
+        targets, keys = self._optimise(model, requests)
         if self.norm_anchor is None:
-            return targets
+            return targets, keys
         shifts = [v * (self.norm_anchor / v.norm() - 1) for v in self._values(model, requests, targets)]
-        return [replace(t, z=t.z + d, delta=t.delta + d) for t, d in zip(targets, shifts, strict=True)]
+        return [replace(t, z=t.z + d, delta=t.delta + d) for t, d in zip(targets, shifts, strict=True)], keys
 
     def _values(self, model, requests, targets) -> Tensor:
         """v* = v₀ + δ of each edit, [n, d_model], at the MLP's output."""
@@ -103,5 +104,5 @@ def anchor_norm(model, method: Targeted, edits, contexts=None) -> float:
     model.check_layers(method.layers)
     with model.temporarily():
         requests = method._requests(model, check_edits(edits, "anchor norm"), contexts)
-        norms = method._values(model, requests, method._optimise(model, requests)).norm(dim=1).sort().values
+        norms = method._values(model, requests, method._optimise(model, requests)[0]).norm(dim=1).sort().values
     return float(norms[: len(norms) - int(ANCHOR_LEFT_OUT * len(norms))].mean())

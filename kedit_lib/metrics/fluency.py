@@ -33,7 +33,7 @@ def sampled_texts(model, prompts: list[str], tokens: int = 100, top_k: int = 5, 
 
 def _sample(model, rows: list[list[int]], draws, top_k: int) -> list[str]:
     room = getattr(model.hf.config, "max_position_embeddings", math.inf) - max(map(len, rows))
-    feed, new = Feed(rows, model.tokenizer.pad_token_id or 0, model.device), []
+    feed, new = Feed(rows, model.device), []
     for t in range(int(min(draws.shape[1], room))):
         best, token = feed.logits(model.hf).to(model.math_dtype).cpu().topk(top_k)
         chosen = (best.softmax(-1).cumsum(-1) < draws[:, t : t + 1]).sum(1, keepdim=True).clamp(max=top_k - 1)

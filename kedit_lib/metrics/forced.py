@@ -50,7 +50,7 @@ def teacher_forced(model, prompts: list[str], answers: list[str]) -> Forced:
     log_p, right = torch.empty(len(pairs), dtype=torch.float64), torch.empty(len(pairs), dtype=torch.float64)
     said: list[tuple[int, ...]] = [()] * len(pairs)
     for part in by_length([len(p) + len(t) for p, t in pairs], ROWS):
-        ids = pad([pairs[i][0] + pairs[i][1][:-1] for i in part], tokenizer.pad_token_id or 0, model.device)
+        ids = pad([pairs[i][0] + pairs[i][1][:-1] for i in part], model.device)
         places = [
             (row, len(pairs[i][0]) - 1 + j, token) for row, i in enumerate(part) for j, token in enumerate(pairs[i][1])
         ]

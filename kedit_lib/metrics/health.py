@@ -48,7 +48,7 @@ def hidden_states(model, texts: list[str], layers) -> dict[int, Tensor]:
     found: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     modules = {layer: model.layers[layer] for layer in found}
     for part in by_length([len(r) for r in rows], ROWS):
-        ids = pad([rows[i] for i in part], model.tokenizer.pad_token_id or 0, model.device)
+        ids = pad([rows[i] for i in part], model.device)
         _, seen = trace(model.hf, ids, outputs=modules.values(), last=modules[max(modules)])
         place, length = torch.arange(ids.shape[1]), torch.tensor([[len(rows[i])] for i in part])
         real = ((place > 0) & (place < length)).to(ids.device)

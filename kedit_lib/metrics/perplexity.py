@@ -18,7 +18,7 @@ def perplexity(model, texts: list[str]) -> float:
     total, count = 0.0, 0
     for part in by_length([len(r) for r in rows], ROWS):
         part = [rows[i] for i in part]
-        ids = pad(part, model.tokenizer.pad_token_id or 0, model.device)
+        ids = pad(part, model.device)
         log_p = model.hf(input_ids=ids).logits[:, :-1].to(model.math_dtype).log_softmax(-1)
         nll = -log_p.gather(-1, ids[:, 1:, None])[..., 0]
         lengths = torch.tensor([len(r) for r in part], device=ids.device)

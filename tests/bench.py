@@ -1,0 +1,280 @@
+"""How much faster the library edits than the plain path (`reference.py`), and that it does the same.
+
+    python tests/bench.py                       # the lab model on the CPU → figures/benchmarks.csv
+    python tests/bench.py --profile gpu         # a model of Llama-2-7B's shape on a GPU → figures/benchmarks_gpu.csv
+
+Both paths are timed in one process, edit by edit in turn, on the same edits and contexts; each edit is taken back
+before the next. On the CPU seconds are those that the process computes, in one thread, so that other processes do not
+count; what is not timed: sampling contexts, measuring and factorising C, which a stream does once.
+"""
+
+import argparse
+import sys
+import warnings
+from contextlib import ExitStack
+from math import isnan, nan
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
+
+import pandas as pd
+import reference
+import torch
+from roofline import edit_cost, peaks, timed
+from tqdm.auto import tqdm
+
+import kedit_lib as kedit
+import kedit_lib.methods as methods
+from kedit_lib.cost import peak_memory
+from kedit_lib.tails import Tails
+
+FIGURES = Path(__file__).resolve().parents[1] / "figures"
+# What the phases are made of; whatever else an edit takes is "rest": tokens, checks, copies of weights.
+PHASES = {
+    "steps": [(module, "optimise") for module in (methods.memit, methods.pmet, methods.rome)],  # less the first pass
+    "first pass": [(Tails, "of")],
+    "keys": [(module, name) for module in (methods.memit, methods.rome) for name in ("keys_at", "outputs_at")],
+    "solve": [(kedit.SecondMoments, "solve"), (kedit.NullSpace, "project"), (methods.memit, "with_memory")]
+    + [(module, "update") for module in (methods.memit, methods.alphaedit)],
+    "write": [(module, "write") for module in (methods.memit, methods.rome)]
+    + [(kedit.model.EditableModel, "snapshot")],
+}
+
+
+class Phases(ExitStack):
+    """Inside, the seconds of each phase add up in `.seconds`."""
+
+    def __init__(self, device):
+        super().__init__()
+        self.device, self.seconds = device, dict.fromkeys(PHASES, 0.0)
+
+    def __enter__(self):
+        for phase, places in PHASES.items():
+            for owner, name in places:
+                self.enter_context(patch.object(owner, name, self._clocked(phase, getattr(owner, name))))
+        return super().__enter__()
+
+    def _clocked(self, phase, function):
+        def clocked(*arguments, **named):
+            seconds, result = timed(lambda: function(*arguments, **named), self.device)
+            self.seconds[phase] += seconds
+            return result
+
+        return clocked
+
+    def shares(self, total):
+        parts = self.seconds | {"steps": self.seconds["steps"] - self.seconds["first pass"]}
+        return {**parts, "rest": total - sum(parts.values())}
+
+
+class Peak:
+    """Largest memory inside: on the device, or (Linux) of this process."""
+
+    def __init__(self, device):
+        self.device = device
+
+    def __enter__(self):
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        elif sys.platform == "linux":
+            Path("/proc/self/clear_refs").write_text("5")
+        return self
+
+    def __exit__(self, *error):
+        on_device = self.device.type == "cuda"
+        self.mb = torch.cuda.max_memory_allocated(self.device) / 2**20 if on_device else peak_memory()
+
+
+class Paths:
+    """One method by the library and by the reference on the same model, each leaving it as it was."""
+
+    def __init__(self, model, method, moments, contexts):
+        self.model, self.method, self.moments, self.contexts = model, method, moments, contexts
+        self.plain_name, self.projection = method.name.lower(), None
+        self.C = {layer: moments.tensors[layer] for layer in method.layers}
+        if self.plain_name == "alphaedit":
+            self.projection = {i: reference.null_projection(c, method.nullspace_threshold) for i, c in self.C.items()}
+
+    def ours(self, edits):
+        """(seconds, outcome)"""
+        history = kedit.EditHistory() if self.method.keeps_history else None
+        given = {"moments": self.moments, "contexts": self.contexts, "history": history}
+        found = timed(lambda: self.method.apply(self.model, edits, **given), self.model.device)
+        self.model.restore()
+        return found
+
+    def plain(self, edits):
+        """(seconds, result)"""
+        model, hp = self.model, SimpleNamespace(**self.method.model_dump())
+        before = {name: p.clone() for name, p in self._edited()}
+        first = edits[0] if self.plain_name == "rome" else edits
+        C = {layer: c.to(model.device) for layer, c in self.C.items()}
+        rest = {"rome": (C,), "alphaedit": (self.projection, {})}.get(self.plain_name, (C,))
+        rest += ({},) if getattr(self.method, "use_history", False) else ()
+        edit = getattr(reference, self.plain_name)
+        with model.device:  # where the reference makes its tensors
+            found = timed(lambda: edit(model.hf, model.tokenizer, first, self.contexts, hp, *rest), model.device)
+        for name, value in before.items():
+            model.hf.get_parameter(name).copy_(value)
+        return found
+
+    def _edited(self):
+        return [(self.model.weight_name(i), self.model.weight(i)) for i in self.method.layers]
+
+
+def difference(outcome, result):
+    """Largest |difference| of the updates, over the largest entry."""
+    pairs = [(outcome.deltas[name], result.deltas[name].to(outcome.deltas[name].dtype)) for name in outcome.deltas]
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
+
+
+def compared(paths, batches, plain_batches, peak, title, bar=None):
+    """A row: the library on every batch of edits, in turn with the reference on the first `plain_batches`."""
+    device, ours, plain, same_steps, far, plain_memory = paths.model.device, [], [], [], nan, None
+    paths.ours(batches[0][:1])  # what only the first call does
+    phases = dict.fromkeys([*PHASES, "rest"], 0.0)
+    total, floor, all_steps, each = 0.0, 0.0, 0, len(batches[0])
+    for i, edits in enumerate(tqdm(batches, desc=title, leave=False)):
+        with Phases(device) as clock, Peak(device) as memory:
+            seconds, outcome = paths.ours(edits)
+        for phase, share in clock.shares(seconds).items():
+            phases[phase] += share
+        ours.append(seconds / each)
+        total += seconds
+        requests, steps = paths.method._requests(paths.model, edits, paths.contexts), [t.steps for t in outcome.targets]
+        all_steps += sum(steps)
+        floor += edit_cost(paths.model, paths.method, requests, steps).seconds(peak)
+        if i < plain_batches:
+            with Peak(device) as plain_memory:
+                seconds, result = paths.plain(edits)
+            plain.append(seconds / each)
+            same_steps += [a == b.steps for a, b in zip(steps, result.targets, strict=True)]
+            far = difference(outcome, result) if isnan(far) else max(far, difference(outcome, result))
+    return {
+        "path": title,
+        "edits": len(batches) * each,
+        "plain edits": plain_batches * each,
+        "s/edit": sum(ours) / len(ours),
+        "plain s/edit": sum(plain) / len(plain) if plain else nan,
+        "times faster": sum(plain) / sum(ours[: len(plain)]) if plain else nan,
+        "bar": bar,
+        "steps": all_steps / len(batches) / each,
+        **{f"share: {phase}": share / total for phase, share in phases.items()},
+        "peak MB": memory.mb,
+        "plain peak MB": plain_memory.mb if plain else nan,
+        "same number of steps": sum(same_steps) / len(same_steps) if plain else nan,
+        "largest difference": far,
+        "least s/edit (roofline)": floor / len(batches) / each,
+        "share of roofline reached": floor / total,
+        "dtype": str(paths.model.dtype).removeprefix("torch."),
+        "device": device_name(device),
+    }
+
+
+def device_name(device):
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} thread"
+
+
+def ways(bench):
+    """(title, Paths, bar) of what is timed one edit at a time on a bench of the lab."""
+    found = []
+    for name, bar in (("memit", 5), ("pmet", 5), ("rome", 5), ("memit with history", None), ("alphaedit", None)):
+        options = {"use_history": True} if "history" in name else {}
+        method = kedit.method_for(bench.model, name.split()[0], **options)
+        title = f"{method.name} with history" if options else method.name
+        found.append((title, Paths(bench.model, method, bench.moments, bench.contexts(method)), bar))
+    return found
+
+
+def double(paths, folder):
+    """The same with the model and C in float64."""
+    model = kedit.load_model(folder, dtype=torch.float64)
+    moments = kedit.SecondMoments.from_tensors({layer: c.double() for layer, c in paths.C.items()})
+    return Paths(model, paths.method, moments, paths.contexts)
+
+
+def lab(edits_each, batch, stream, model="lab", progress=True):
+    """The tables for the lab model: paths, and cost along a stream."""
+    bench = kedit.Bench(model, progress=progress)
+    edits = bench.edits(0, max(stream, batch + 1, edits_each + 2))
+    peak = peaks(bench.model.device, torch.float32)
+    rows, found = [], ways(bench)
+    for title, paths, bar in found:
+        rows.append(compared(paths, [[e] for e in edits[1 : edits_each + 1]], edits_each, peak, title, bar))
+        print(line(rows[-1]), flush=True)
+    _, memit, _ = found[0]
+    rows.append(compared(memit, [edits[:batch]], 1, peak, f"MEMIT, batch of {batch}", 8))
+    print(line(rows[-1]), flush=True)
+    for title, paths, _ in found:
+        exact = compared(double(paths, bench.model.folder), [[e] for e in edits[1:3]], 2, peak, f"{title}, float64")
+        rows.append(exact | {"bar": None})
+        print(line(rows[-1]), flush=True)
+    rows.append(compared(double(memit, bench.model.folder), [edits[:5]], 1, peak, "MEMIT, batch of 5, float64"))
+    print(line(rows[-1]), flush=True)
+    streams = pd.concat([along(paths, edits[:stream], title) for title, paths, _ in (found[0], found[3])])
+    return pd.DataFrame(rows), streams
+
+
+def along(paths, edits, title, steps=4):
+    """Seconds an edit and memory for every hundred edits of a stream, all kept in the weights. Few steps, so that every
+    edit takes as many: how soon one is learned changes along a stream, and is not the question here."""
+    method = paths.method.model_copy(update={"v_num_grad_steps": steps})
+    history = kedit.EditHistory() if method.keeps_history else None
+    given = {"moments": paths.moments, "contexts": paths.contexts, "history": history}
+    rows, hundred = [], max(1, len(edits) // 10)
+    method.apply(paths.model, edits[:1], **{**given, "history": None})
+    paths.model.restore()
+    for begin in tqdm(range(0, len(edits), hundred), desc=f"{title}, a stream", leave=False):
+        taken, part = [], edits[begin : begin + hundred]
+        with Peak(paths.model.device) as memory:
+            for edit in part:
+                seconds, outcome = timed(lambda e=edit: method.apply(paths.model, [e], **given), paths.model.device)
+                taken.append((seconds, outcome.targets[0].steps))
+        seconds, steps_taken = (sum(x) / len(part) for x in zip(*taken, strict=True))
+        rows.append((title, begin + len(part), seconds, steps_taken, memory.mb))
+    paths.model.restore()
+    return pd.DataFrame(rows, columns=["path", "edits so far", "s/edit", "steps", "peak MB"])
+
+
+def line(row):
+    """What is printed of a row."""
+    against = "" if isnan(row["times faster"]) else f"{row['times faster']:.1f} × the plain path, "
+    return (
+        f"{row['path']}: {row['s/edit']:.4f} s/edit, {against}bar {row['bar']}, largest difference "
+        f"{row['largest difference']:.1e}, {row['share of roofline reached']:.0%} of the roofline"
+    )
+
+
+def save(table, name, folder=FIGURES):
+    folder.mkdir(parents=True, exist_ok=True)
+    table.to_csv(folder / name, index=False, float_format="%.4g")
+    print(f"→ {folder / name}")
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--profile", default="lab", choices=["lab", "smoke", "gpu"])
+    parser.add_argument("--shape", default=None, help="gpu: llama-2-7b, or tiny to try the command without one")
+    parser.add_argument("--out", type=Path, default=FIGURES, help="folder of the tables")
+    args = parser.parse_args(argv)
+    warnings.simplefilter("ignore", kedit.targets.AlreadyKnown)
+    try:
+        if args.profile == "gpu":
+            from bench_gpu import large
+
+            save(large(args.shape or "llama-2-7b"), "benchmarks_gpu.csv", args.out)
+            return 0
+        torch.set_num_threads(1)
+        small = args.profile == "smoke"
+        sizes = {"edits_each": 2, "batch": 4, "stream": 20, "model": "smoke"} if small else {}
+        paths, streams = lab(**({"edits_each": 8, "batch": 100, "stream": 1000} | sizes))
+        save(paths, "benchmarks.csv", args.out)
+        save(streams, "benchmarks_stream.csv", args.out)
+    except kedit.KeditError as error:
+        print(f"kedit: {error}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,120 @@
+"""What an edit costs at Llama-2-7B's shape, on a GPU: random weights in bf16, EasyEdit's hyperparameters, no download.
+
+Random weights learn no target, so every optimisation takes all its steps: the longest an edit can take. What cannot be
+known without the real model is made up and cheap: a byte-level tokenizer learned from the edits' own words, contexts of
+ten of these, and as second moments a diagonal plus 64 random directions. The plain path optimises in bf16, as it has no
+other precision than the model's: its seconds count here, its numbers do not.
+"""
+
+import random
+
+import pandas as pd
+import torch
+from bench import Paths, compared, device_name, line
+from roofline import peaks
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+import kedit_lib as kedit
+from kedit_lib.params import load_model_params
+
+SHAPES = {
+    "llama-2-7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
+    "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 10, "num_attention_heads": 4},
+}
+SIZES = {"llama-2-7b": (5, 2, 1000), "tiny": (2, 1, 6)}  # single edits, of these by the plain path too, batch
+SECONDS_ALONE, SECONDS_TOGETHER, GIB_OVER_WEIGHTS = 0.5, 0.1, 8  # the bars
+SYLLABLES = [a + b for a in "bdfgklmnprstvz" for b in ("a", "e", "i", "o", "u")]
+OBJECTS = ["French", "German", "Old Norse", "English", "Japanese", "Latin"]
+PROMPTS = ["The mother tongue of {} is", "{} was born and raised in a town where people speak", "{} writes in"]
+
+
+def names(n, chance):
+    """n different people."""
+    found = {}
+    while len(found) < n:
+        found[
+            "".join(chance.choices(SYLLABLES, k=3)).title() + " " + "".join(chance.choices(SYLLABLES, k=4)).title()
+        ] = 0
+    return list(found)
+
+
+def made_up_edits(n, seed=0):
+    chance = random.Random(seed)
+    return [kedit.Edit(chance.choice(PROMPTS), name, chance.choice(OBJECTS)) for name in names(n, chance)]
+
+
+def made_up_contexts(n, words, seed=0):
+    """The clean one and n of ten words."""
+    chance = random.Random(seed)
+    return ["{}", *(" ".join(chance.choices(words, k=10)) + ". {}" for _ in range(n))]
+
+
+def made_up_tokenizer(texts):
+    words = Tokenizer(models.BPE())
+    words.pre_tokenizer, words.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = ["<s>", "</s>", "<pad>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=2000, special_tokens=special, show_progress=False, initial_alphabet=alphabet
+    )
+    words.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+
+
+def made_up_model(shape, tokenizer, device, dtype):
+    """Random weights, made where they are used."""
+    torch.manual_seed(0)
+    vocabulary = 32000 if shape == "llama-2-7b" else len(tokenizer)
+    config = LlamaConfig(**SHAPES[shape], vocab_size=vocabulary, tie_word_embeddings=False, pad_token_id=2)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with device:
+            hf = LlamaForCausalLM(config)
+    finally:
+        torch.set_default_dtype(before)
+    return kedit.EditableModel(hf, tokenizer, f"{shape}, random weights")
+
+
+def made_up_moments(model, layers, seed=0, rank=64):
+    """Full rank, on the host in float32, as measured ones are."""
+    chance, d = torch.Generator().manual_seed(seed), model.d_ff
+    found = {}
+    for layer in layers:
+        directions = torch.randn(d, rank, generator=chance) / rank**0.5
+        found[layer] = (directions @ directions.T + torch.eye(d)) * 1e-2
+    return kedit.SecondMoments.from_tensors(found)
+
+
+def large(shape):
+    """The table. KeditError where there is no GPU for a large shape."""
+    cuda = torch.cuda.is_available()
+    if shape not in SHAPES:
+        raise kedit.KeditError(f"shape {shape!r}: is unknown; there are {', '.join(SHAPES)}")
+    if not cuda and shape != "tiny":
+        raise kedit.KeditError(f"{shape}: no CUDA device is here; run it on one with 24 GB, or try SHAPE=tiny here")
+    device, dtype = torch.device("cuda" if cuda else "cpu"), torch.bfloat16 if cuda else torch.float32
+    singles, plain, together = SIZES[shape]
+    edits = made_up_edits(max(singles + 1, together))
+    tokenizer = made_up_tokenizer([f"{e.text} {e.target_new}" for e in edits])
+    model = made_up_model(shape, tokenizer, device, dtype)
+    weights = sum(p.numel() * p.element_size() for p in model.hf.parameters()) / 2**30
+    print(f"{model.name} in {dtype}: {weights:.2f} GiB on {device_name(device)}", flush=True)
+    hyper, rows = load_model_params("Llama-2-7b-hf"), []
+    words = [w for e in edits[:50] for w in e.text.split()]
+    made = {name: kedit.method_class(name)(**hyper[name]) for name in ("memit", "pmet", "rome")}
+    moments = made_up_moments(model, sorted({layer for method in made.values() for layer in method.layers}))
+    peak = peaks(device, dtype, size=8192 if cuda else 256)
+    for method in made.values():
+        contexts = made_up_contexts(20 if method.context_style == "rome" else 5, words)
+        paths = Paths(model, method, moments, contexts)
+        rows.append(compared(paths, [[e] for e in edits[1 : singles + 1]], plain, peak, method.name, SECONDS_ALONE))
+        print(line(rows[-1]), flush=True)
+    paths = Paths(model, made["memit"], moments, made_up_contexts(5, words))
+    rows.append(compared(paths, [edits[:together]], 0, peak, f"MEMIT, batch of {together}", SECONDS_TOGETHER))
+    print(line(rows[-1]), flush=True)
+    table = pd.DataFrame(rows).drop(columns=["largest difference", "same number of steps"])
+    table["bar"] = [f"{bar} s/edit, weights + {GIB_OVER_WEIGHTS} GiB" for bar in table["bar"]]
+    table["peak over weights, GiB"] = table["peak MB"] / 1024 - weights if cuda else float("nan")
+    return table.assign(shape=shape)

@@ -1,0 +1,161 @@
+"""A tiny random model of every family that has a layout, from its own configuration and tokenizer classes.
+
+Each has what is particular about its family: grouped queries, a tied head, biases, attention beside the MLP, norms
+around it, a soft cap on the logits, more embeddings than tokens, tokens added later, no pad token or one that is `eos`.
+"""
+
+import json
+from dataclasses import dataclass, field
+
+import torch
+import transformers
+from tiny import D_FF, D_MODEL, N_LAYERS, SENTENCES
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM
+
+BYTES = [f"<0x{byte:02X}>" for byte in range(256)]  # what a sentencepiece model falls back to
+CHAT = ["<|im_start|>", "<|im_end|>"]
+GROUPED = {"num_attention_heads": 4, "num_key_value_heads": 2}
+
+
+@dataclass(frozen=True)
+class Family:
+    """Names of transformers' classes; `special` stands first in the vocabulary; `added` comes behind it later."""
+
+    model: str
+    tokenizer: str
+    special: tuple[str, ...]
+    words: str = "bytes"  # "bytes": GPT-2's byte-level BPE; "marks": sentencepiece's BPE over words with a ▁
+    config: dict = field(default_factory=dict)
+    tokens: dict = field(default_factory=dict)  # arguments of the tokenizer
+    added: tuple[str, ...] = ()
+    room: int = 0  # embeddings that no token has
+    bos: bool = False  # whether texts begin with one
+
+
+END = ("<|endoftext|>",)
+PIECES = ("<unk>", "<s>", "</s>")
+FAMILIES = {
+    "llama": Family("Llama", "LlamaTokenizer", PIECES, "marks", {**GROUPED}, bos=True),
+    "llama3": Family(  # byte-level with a BOS, and a head that is the embeddings
+        "Llama",
+        "PreTrainedTokenizerFast",
+        ("<|begin_of_text|>", "<|end_of_text|>"),
+        config={**GROUPED, "tie_word_embeddings": True},
+        tokens={"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"},
+        bos=True,
+    ),
+    "mistral": Family("Mistral", "LlamaTokenizer", PIECES, "marks", {**GROUPED, "sliding_window": 4096}, bos=True),
+    "qwen2": Family(  # pad = eos, tokens of chats, embeddings to spare
+        "Qwen2", "Qwen2Tokenizer", END, config={**GROUPED, "tie_word_embeddings": True}, added=(*CHAT,), room=7
+    ),
+    "qwen3": Family("Qwen3", "Qwen2Tokenizer", END, config={**GROUPED, "head_dim": 12}, added=(*CHAT,)),
+    "gemma": Family(
+        "Gemma",
+        "GemmaTokenizer",
+        ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>"),
+        "marks",
+        {**GROUPED, "num_key_value_heads": 1, "head_dim": 12},
+        bos=True,
+    ),
+    "gpt2": Family("GPT2", "GPT2Tokenizer", END, config={"n_head": 4}),
+    "gptj": Family(  # no pad token, extra tokens
+        "GPTJ", "GPT2Tokenizer", END, config={"n_head": 4, "rotary_dim": 4}, added=("<|extratoken_1|>",), room=5
+    ),
+    "gpt_neox": Family(
+        "GPTNeoX",
+        "GPTNeoXTokenizer",
+        (*END, "<|padding|>"),
+        config={"num_attention_heads": 4, "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+    ),
+}
+NORMED = {  # a norm stands between the MLP and the stream
+    "gemma2": Family(
+        "Gemma2",
+        "GemmaTokenizer",
+        FAMILIES["gemma"].special,
+        "marks",
+        {**GROUPED, "head_dim": 12, "final_logit_softcapping": 3.0, "query_pre_attn_scalar": 12},
+        bos=True,
+    ),
+    "gemma3": Family(
+        "Gemma3Text",
+        "GemmaTokenizer",
+        FAMILIES["gemma"].special,
+        "marks",
+        {**GROUPED, "head_dim": 12, "query_pre_attn_scalar": 12, "sliding_window_pattern": 2},
+        bos=True,
+    ),
+}
+EVERY = {**FAMILIES, **NORMED}
+
+
+def tokenizer(name):
+    family = EVERY[name]
+    vocabulary, merges = _learned(family)
+    begins = {"add_bos_token": True} if family.bos else {}
+    if family.tokenizer == "PreTrainedTokenizerFast":
+        backend = _byte_level(models.BPE(vocab=vocabulary, merges=merges))
+        made = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **begins, **family.tokens)
+    else:
+        made = getattr(transformers, family.tokenizer)(vocab=vocabulary, merges=merges, **begins, **family.tokens)
+    if family.added:
+        made.add_tokens([transformers.AddedToken(token, special=True) for token in family.added])
+    return made
+
+
+def _learned(family):
+    """Vocabulary and merges, as such a tokenizer would have learned them from the sentences."""
+    if family.words == "marks":
+        learner = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+        learner.normalizer = normalizers.Replace(" ", "▁")
+        learner.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+        trainer = trainers.BpeTrainer(
+            vocab_size=560, special_tokens=[*family.special, *BYTES], show_progress=False, limit_alphabet=90
+        )
+    else:
+        learner = _byte_level(models.BPE())
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(
+            vocab_size=450, special_tokens=list(family.special), show_progress=False, initial_alphabet=alphabet
+        )
+    learner.train_from_iterator([" " + line for line in SENTENCES.splitlines()], trainer)
+    learned = json.loads(learner.to_str())["model"]
+    return learned["vocab"], [tuple(pair) for pair in learned["merges"]]
+
+
+def _byte_level(bpe):
+    words = Tokenizer(bpe)
+    words.pre_tokenizer, words.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    return words
+
+
+def model(name, vocabulary, dtype=torch.float64):
+    """Random weights large enough that every layer matters, biases and norms included."""
+    family = EVERY[name]
+    torch.manual_seed(sum(map(ord, name)))
+    config = getattr(transformers, f"{family.model}Config")
+    if family.model in ("GPT2", "GPTJ"):
+        widths = {"n_embd": D_MODEL, "n_inner": D_FF, "n_layer": N_LAYERS, "n_positions": 128}
+    else:
+        widths = {"hidden_size": D_MODEL, "intermediate_size": D_FF, "num_hidden_layers": N_LAYERS}
+        widths["max_position_embeddings"] = 128
+    given = {"vocab_size": vocabulary + family.room, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
+    made = AutoModelForCausalLM.from_config(config(**widths, **{**given, **family.config})).to(dtype).eval()
+    gemma = family.model.startswith("Gemma")  # its norms multiply by 1 + weight, its embeddings by √d
+    with torch.no_grad():
+        for parameter_name, parameter in made.named_parameters():
+            noise = torch.randn(parameter.shape, dtype=torch.float64)
+            if parameter.dim() == 1:
+                parameter.copy_(noise / 5 + (1 if parameter_name.endswith("weight") and not gemma else 0))
+            else:
+                head = parameter.shape[0] == vocabulary + family.room
+                parameter.copy_(noise / D_MODEL**0.5 * (4 if head and not gemma else 1))
+    return made
+
+
+def save(name, folder, dtype=torch.float64):
+    words = tokenizer(name)
+    words.save_pretrained(folder)
+    model(name, len(words), dtype).save_pretrained(folder)
+    return folder

@@ -1,0 +1,170 @@
+"""check_model: what it recognises, the edit it tries and takes back, and the parameters that it proposes."""
+
+import families
+import pandas as pd
+import pytest
+import tiny
+import torch
+import yaml
+from library import refused, snapshot
+
+import kedit_lib as kedit
+from kedit_lib import checking, proposal
+from kedit_lib.params import file_name, load_model_params, load_profile
+from kedit_lib.proposal import propose, propose_layers, write_proposal
+
+EDITS = [kedit.Edit(*each, target_true="Graz") for each in tiny.EDITS]
+
+
+@pytest.fixture(autouse=True)
+def folders(tmp_path, monkeypatch):
+    """Folders of the test's own for parameters and results."""
+    monkeypatch.setenv("KEDIT_PARAMS", str(tmp_path / "params"))
+    monkeypatch.setenv("KEDIT_RESULTS", str(tmp_path / "results"))
+    return tmp_path
+
+
+@pytest.fixture
+def made(tmp_path):
+    """`made(family)`: a random model of that family in float32, as the library's."""
+
+    def load(name):
+        families.save(name, tmp_path / name, torch.float32)
+        return kedit.load_model(tmp_path / name)
+
+    return load
+
+
+def check(model, **given):
+    return kedit.check_model(model, **{"edits": EDITS, "profile": load_profile_of_smoke(), **given}).value
+
+
+def load_profile_of_smoke():
+    return load_profile(proposal.REPOSITORY / "params" / "profiles" / "smoke.yaml")
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("llama", {"spaces as": "▁ (sentencepiece)", "begin of text": "<s>, put in front", "head": "its own"}),
+        (
+            "llama3",
+            {"spaces as": "Ġ (byte-level BPE)", "head": "tied to the embeddings", "padding": "none (not needed)"},
+        ),
+        (
+            "qwen2",
+            {"begin of text": "none in front", "padding": "<|endoftext|> = eos", "tokens, embeddings": "452, 459"},
+        ),
+        ("gptj", {"attention": "beside the MLP", "norm behind the MLP": "none", "family": "gptj"}),
+        ("gemma3", {"norm behind the MLP": "post_feedforward_layernorm: ROME, PMET and FT only"}),
+    ],
+)
+def test_what_is_recognised(made, name, says):
+    model = made(name)
+    before = snapshot(model)
+    found = check(model)
+    assert says.items() <= found.to_dict().items()
+    assert (found["layers"], found["d_model, d_ff"]) == (tiny.N_LAYERS, f"{tiny.D_MODEL}, {tiny.D_FF}")
+    assert found["restored bit for bit"] == "yes"
+    assert all(torch.equal(value, before[n]) for n, value in snapshot(model).items())
+    assert ("grouped" in found["attention heads, key-value heads"]) is (name != "gptj")
+
+
+def test_edits_that_the_model_held_are_still_there(made):
+    """The check itself is made on the unedited weights."""
+    model = made("llama")
+    kedit.ROME(layers=[1], mom2_adjustment=False, v_num_grad_steps=2).apply(model, EDITS[:1], contexts=["{}"])
+    before, record = snapshot(model), model.applied
+    check(model)
+    assert all(torch.equal(value, before[n]) for n, value in snapshot(model).items())
+    assert model.applied == record
+
+
+def test_the_lab_is_known_and_its_own_parameters_stay(monkeypatch):
+    """Its facts are traced, the edit succeeds; a file that is there is not written over."""
+    monkeypatch.setenv("KEDIT_PARAMS", str(proposal.REPOSITORY / "params"))
+    path = proposal.REPOSITORY / "params" / "models" / "lab-small.yaml"
+    before = path.read_bytes()
+    found = kedit.check_model("lab-small", profile="smoke").value
+    assert found["facts left out as unknown"] == 0
+    assert found["layers by"] == f"causal tracing of {checking.TRACED} facts that it knows"
+    was, now = (float(p) for p in found["p(new) before and after"].split(", "))
+    assert was < 0.1 and now > 0.5
+    assert found["parameters in use"] == "params/models/lab-small.yaml" and path.read_bytes() == before
+    assert found["proposed λ"] == pytest.approx(load_model_params("lab-small")["memit"]["mom2_update_weight"], rel=1e-3)
+    assert {f"minutes, {n} (smoke)" for n in ("00", "02", "03", "04", "05")} <= set(found.index)
+
+
+def test_a_proposal_makes_every_method(made, folders):
+    model = made("qwen3")
+    check(model)
+    path = folders / "params" / "models" / "qwen3.yaml"
+    text = path.read_text()
+    assert text.startswith("# Proposed by check_model") and "no fact to trace" in text.splitlines()[1]
+    sections = load_model_params(str(model.folder))
+    assert sections["model"] == {"d_ff": tiny.D_FF}
+    for section in set(sections) - {"model"}:
+        method = kedit.method_for(model, section)
+        model.check_layers(method.layers)
+    assert kedit.method_for(model, "memit").mom2_update_weight == pytest.approx(15000 * tiny.D_FF / 11008, rel=1e-4)
+    path.write_text(text.replace(f"d_ff: {tiny.D_FF}", "d_ff: 7"))
+    refused(lambda: kedit.method_for(model, "memit"), "d_ff 7", "two models that share a name")
+
+
+@pytest.mark.parametrize(
+    ("n_layers", "peak", "one", "several"),
+    [(32, 8, [8], [4, 5, 6, 7, 8]), (48, 17, [17], list(range(13, 18))), (4, 1, [1], [1]), (2, 0, [0], [0])],
+)
+def test_layers_end_where_the_trace_peaks(n_layers, peak, one, several):
+    """The last layer is left out, however much its state carries."""
+    rows = [
+        {
+            "place": place,
+            "layer": i,
+            "effect": 2.0 if i == n_layers - 1 else (i == peak) * (place == "last subject token"),
+        }
+        for place in ("last subject token", "last token")
+        for i in range(n_layers)
+    ]
+    assert propose_layers(n_layers, pd.DataFrame(rows)) == (one, several)
+
+
+def test_layers_without_a_trace_are_llama2s_depth():
+    assert propose_layers(32) == ([8], [4, 5, 6, 7, 8])
+    assert propose_layers(1) == ([0], [0])
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("Qwen/Qwen2.5-0.5B", "Qwen2.5-0.5B"),
+        ("../../etc/passwd", "passwd"),
+        ("..", "model"),
+        ("/models/my model (2)/", "my-model-2"),
+        ("C:\\models\\x", "x"),
+        (".hidden", "hidden"),
+    ],
+)
+def test_a_files_name_is_safe(name, file, made, folders):
+    assert file_name(name) == file
+    model = kedit.load_model("lab-small")
+    path = write_proposal(name, propose(model), "a test")
+    assert path.resolve() == (folders / "params" / "models" / f"{file}.yaml").resolve()
+    assert yaml.safe_load(path.read_text()) == load_model_params(name)
+
+
+def test_results_take_what_params_cannot(folders):
+    """A params folder that cannot be written (here: its place is taken by a file)."""
+    (folders / "params").write_text("no folder")
+    path = write_proposal("some/model", propose(kedit.load_model("lab-small")), "a test")
+    assert path == (folders / "results" / "models" / "model.yaml").resolve()
+    assert load_model_params("some/model")["memit"]
+
+
+def test_minutes_grow_with_the_edits():
+    smoke, lab = load_profile_of_smoke(), load_profile(proposal.REPOSITORY / "params" / "profiles" / "lab.yaml")
+    one, twice = checking.notebook_minutes(lab, 1.0, 0.0), checking.notebook_minutes(lab, 2.0, 0.0)
+    assert one["02"] == pytest.approx(2 * 450 / 60, abs=0.1)  # MEMIT and PMET
+    assert one["03"] == pytest.approx(4 * 450 / 60, abs=0.1)
+    assert all(twice[n] == pytest.approx(2 * one[n], abs=0.1) for n in one)
+    assert sum(checking.notebook_minutes(smoke, 1.0, 0.0).values()) < sum(one.values())

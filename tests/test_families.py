@@ -1,0 +1,246 @@
+"""Every family that has a layout, end to end: tokens, moments, and each method against the plain reference.
+
+The models are random and tiny, of their family's own configuration and tokenizer classes (`families.py`), in float64.
+GPT-J and Gemma 2 compute their attention in float32 whatever the weights are, and are held to less for it.
+"""
+
+import os
+import unicodedata
+from pathlib import Path
+from types import SimpleNamespace
+
+import families
+import pytest
+import reference
+import test_reference
+import tiny
+import torch
+import transformers
+from library import method, refused, snapshot
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import kedit_lib as kedit
+from kedit_lib.edits import fill
+from kedit_lib.generation import generate_ids
+from kedit_lib.layout import LAYOUTS
+from kedit_lib.tokens import encode, encode_prompt, target_ids
+from kedit_lib.trace import trace
+from kedit_lib.tracing import causal_trace
+
+FLOAT32_INSIDE = {"gptj", "gemma2"}  # attention in float32
+EVERY, ADDITIVE = list(families.EVERY), list(families.FAMILIES)
+EDITS = test_reference.EDITS
+HYPER = {**tiny.HYPER, "v_num_grad_steps": 3, "L2": 2.0, "nullspace_threshold": 0.02, "mom2_adjustment": True}
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """`folder(name)`: a model of that family, made once a session."""
+    made = {}
+
+    def get(name):
+        if name not in made:
+            made[name] = families.save(name, tmp_path_factory.mktemp(name))
+        return made[name]
+
+    return get
+
+
+@pytest.fixture
+def plain(folder):
+    """`plain(name)`: it as plain transformers objects."""
+    transformers.utils.logging.disable_progress_bar()
+
+    def load(name):
+        model = AutoModelForCausalLM.from_pretrained(folder(name), dtype=torch.float64).eval()
+        tokenizer = AutoTokenizer.from_pretrained(folder(name))
+        return SimpleNamespace(model=model, tokenizer=tokenizer, folder=folder(name))
+
+    return load
+
+
+def test_every_layout_is_tried():
+    tried = {families.model(name, 600, torch.float32).config.model_type for name in EVERY}
+    assert tried == set(LAYOUTS)
+
+
+@pytest.fixture
+def same(monkeypatch):
+    """`same(name)`: the relative error that the reference is held to for this family."""
+    return lambda name: monkeypatch.setattr(test_reference, "SAME", 1e-6 if name in FLOAT32_INSIDE else 1e-8)
+
+
+# -------------------------------------------------------------------------------------------------------------- tokens
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_tokens(plain, name):
+    """BOS once and in front, or not at all; the subject's last token under every context; the target as it follows."""
+    tokenizer, begins = plain(name).tokenizer, families.EVERY[name].bos
+    for prompt, subject, target in tiny.EDITS:
+        edit = kedit.Edit(prompt, subject, target)
+        ids, bos = encode(tokenizer, edit.text), tokenizer.bos_token_id
+        assert ids.count(bos) == begins and (ids[0] == bos) is begins
+        for context in tiny.CONTEXTS:
+            found = encode_prompt(tokenizer, context, prompt, subject)
+            before = fill(context, prompt, subject)[0][: fill(context, prompt, subject)[2]]
+            until = tokenizer.decode(found.ids[: found.lookup + 1], skip_special_tokens=True)
+            assert until.strip() == before
+        whole = tokenizer.decode([*ids, *target_ids(tokenizer, edit.text, target)], skip_special_tokens=True)
+        assert whole.strip() == f"{edit.text} {target}"
+
+
+@pytest.mark.parametrize("name", ["qwen2", "qwen3", "gptj"])
+def test_tokens_added_later_are_text_of_the_prompt(plain, name):
+    """The turns of a chat: one token each, kept in front of the subject and of the target."""
+    turn, tokenizer = families.EVERY[name].added[0], plain(name).tokenizer
+    edit = kedit.Edit(f"{turn}The language of {{}} is", "Zoë Müller", "French")
+    found = encode_prompt(tokenizer, "{}", edit.prompt, edit.subject)
+    assert found.ids[0] == tokenizer.convert_tokens_to_ids(turn)
+    assert tokenizer.decode(target_ids(tokenizer, edit.text, edit.target_new)) == " French"
+
+
+def test_accents_may_be_written_in_two_ways(plain):
+    """Qwen's tokenizer composes them; the text is the same."""
+    apart = unicodedata.normalize("NFD", "The language of Zoë Müller is")
+    assert target_ids(plain("qwen2").tokenizer, apart, "French")
+
+
+def test_a_pad_token_that_the_model_does_not_embed_does_no_harm(plain):
+    """Added to the tokenizer and not to the model, as is often done; rows are filled up with another."""
+    model = kedit.load_model(plain("llama").folder)
+    prompts = [edit.prompt.format(edit.subject) for edit in EDITS]
+    before = kedit.SecondMoments.estimate(model, prompts, [1]).tensors[1], said(model, prompts)
+    model.tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    assert model.tokenizer.pad_token_id >= model.hf.get_input_embeddings().num_embeddings
+    assert torch.equal(kedit.SecondMoments.estimate(model, prompts, [1]).tensors[1], before[0])
+    assert said(model, prompts) == before[1]
+
+
+def said(model, prompts):
+    return generate_ids(model.hf, model.tokenizer, prompts, 4)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_prompts_in_a_batch_say_what_each_says_alone(plain, name):
+    model = kedit.load_model(plain(name).folder, dtype="float32")
+    prompts = [edit.prompt.format(edit.subject) for edit in EDITS]
+    assert said(model, prompts) == [said(model, [prompt])[0] for prompt in prompts]
+
+
+# ------------------------------------------------------------------------------------------------- moments and methods
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_moments(plain, name):
+    """In batches by length as one text after the other, and of the inputs that the plain model gives the map."""
+    theirs, texts, layer = plain(name), tiny.SENTENCES.splitlines()[:5], 2
+    keys = []
+    module = theirs.model.get_submodule(reference.layout(theirs.model).mlp.format(layer))
+    handle = module.register_forward_hook(lambda module, args, out: keys.append(args[0][0]))
+    for text in texts:
+        theirs.model(input_ids=torch.tensor([encode(theirs.tokenizer, text)]))
+    handle.remove()
+    k = torch.cat(keys)
+    found = kedit.SecondMoments.estimate(kedit.load_model(theirs.folder), texts, [layer])
+    assert found.about["tokens"] == len(k)
+    assert torch.allclose(found.tensors[layer], k.T @ k / len(k), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_rome(plain, same, name):
+    same(name)
+    test_reference.both(plain, name, "rome", {**HYPER, "layers": [2]}, [EDITS[0]])
+
+
+@pytest.mark.parametrize("name", ADDITIVE)
+def test_memit(plain, same, name):
+    same(name)
+    test_reference.both(plain, name, "memit", HYPER, [EDITS[0], EDITS[4]])
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_pmet(plain, same, name):
+    """Its two places, the MLP's output and the attention's, stand side by side in GPT-J and GPT-NeoX."""
+    same(name)
+    test_reference.both(plain, name, "pmet", HYPER, [EDITS[1]])
+
+
+@pytest.mark.parametrize("name", ADDITIVE)
+def test_alphaedit(plain, same, name):
+    same(name)
+    theirs, threshold = plain(name), HYPER["nullspace_threshold"]
+    C = {layer: tiny.with_gap(moment, threshold).double() for layer, moment in tiny.second_moments().items()}
+    P = {layer: reference.null_projection(C[layer], threshold) for layer in HYPER["layers"]}
+    values, batch = SimpleNamespace(**HYPER), [EDITS[0], EDITS[4]]
+    result = reference.alphaedit(theirs.model, theirs.tokenizer, batch, tiny.CONTEXTS, values, P, {})
+    model = kedit.load_model(theirs.folder)
+    edits = [test_reference.library_edit(edit) for edit in batch]
+    moments = kedit.SecondMoments.from_tensors(C)
+    outcome = method("alphaedit", HYPER).apply(model, edits, moments=moments, contexts=tiny.CONTEXTS)
+    test_reference.compare(result, outcome)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_weights_come_back_bit_for_bit(plain, name):
+    """In bfloat16, where taking a difference off again would not do."""
+    model = kedit.load_model(plain(name).folder, dtype=torch.bfloat16)
+    before, edit = snapshot(model), test_reference.library_edit(EDITS[0])
+    values = {**HYPER, "layers": [2], "v_num_grad_steps": 2}
+    moments = kedit.SecondMoments.from_tensors(tiny.second_moments())
+    outcome = method("rome", values).apply(model, [edit], moments=moments, contexts=["{}"])
+    changed = {n for n, value in snapshot(model).items() if not torch.equal(value, before[n])}
+    assert changed == set(outcome.deltas) == {model.weight_name(2)}
+    model.restore()
+    assert all(torch.equal(value, before[n]) for n, value in snapshot(model).items())
+
+
+@pytest.mark.parametrize("name", list(families.NORMED))
+@pytest.mark.parametrize("method_name", ["memit", "alphaedit", "emmet", "rect"])
+def test_a_norm_behind_the_map_leaves_no_place_for_targets_of_the_stream(plain, name, method_name):
+    """W k cannot be moved by a difference of the stream: RMSNorm stands between the two."""
+    model, edit = kedit.load_model(plain(name).folder), test_reference.library_edit(EDITS[0])
+    moments = kedit.SecondMoments.from_tensors(tiny.second_moments())
+    apply = method(method_name, HYPER).apply
+    refused(lambda: apply(model, [edit], moments=moments), "post_feedforward_layernorm", "use ROME or PMET")
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_the_last_logits_are_the_models_own(plain, name):
+    """head(norm(stream)), soft cap included."""
+    model = kedit.load_model(plain(name).folder)
+    ids = torch.tensor([encode(model.tokenizer, EDITS[0].prompt)])
+    _, seen = trace(model.hf, ids, outputs=[model.layers[-1]])
+    assert torch.allclose(model.logits(seen[model.layers[-1]]), model.hf(input_ids=ids).logits, rtol=0, atol=1e-6)
+
+
+def test_tracing_shakes_gemmas_embeddings_as_large_as_they_leave_the_module(plain):
+    """Gemma multiplies them by √d: noise of three standard deviations of the matrix would be none."""
+    model = kedit.load_model(plain("gemma").folder)
+    fact = [(EDITS[0].prompt, EDITS[0].subject, "French")]
+    small = causal_trace(model, fact, noise=3 / tiny.D_MODEL**0.5, samples=2)
+    assert not causal_trace(model, fact, noise=3.0, samples=2).effect.equals(small.effect)
+    model.hf.get_input_embeddings().scalar_embed_scale = 1.0
+    assert causal_trace(model, fact, noise=3.0, samples=2).effect.equals(small.effect)
+
+
+DATA = Path(os.environ["KEDIT_DATA"]) if os.environ.get("KEDIT_DATA") else None
+
+
+@pytest.mark.skipif(DATA is None, reason="KEDIT_DATA does not name a folder with tokenizer-gpt2")
+@pytest.mark.parametrize("name", ["gpt2", "gptj"])
+def test_the_real_tokenizer_of_gpt2(tmp_path, name):
+    """Its 50,257 tokens, and no pad token: moments of it, and MEMIT and PMET against the reference."""
+    if not (DATA / "tokenizer-gpt2").is_dir():
+        pytest.skip("KEDIT_DATA holds no tokenizer-gpt2")
+    tokenizer = transformers.GPT2Tokenizer.from_pretrained(DATA / "tokenizer-gpt2")
+    tokenizer.save_pretrained(tmp_path)
+    families.model(name, len(tokenizer)).save_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64).eval()
+    stored = SimpleNamespace(model=model, tokenizer=AutoTokenizer.from_pretrained(tmp_path), folder=tmp_path)
+    kedit.SecondMoments.estimate(kedit.load_model(tmp_path), tiny.SENTENCES.splitlines(), [1]).factor(1, shift=1e-3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(test_reference, "SAME", 1e-6 if name in FLOAT32_INSIDE else 1e-8)
+        test_reference.both(lambda kind: stored, name, "memit", HYPER, [EDITS[0], EDITS[1]])
+        model.load_state_dict(AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64).state_dict())
+        test_reference.both(lambda kind: stored, name, "pmet", HYPER, [EDITS[3]])

@@ -1,0 +1,104 @@
+"""`python -m kedit_lib`: what each command prints and leaves, and that a failure is one line."""
+
+import json
+
+import families
+import pandas as pd
+import pytest
+import tiny
+import torch
+from transformers import AutoModelForCausalLM
+
+import kedit_lib as kedit
+from kedit_lib.__main__ import main
+from kedit_lib.params import REPOSITORY
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """`run("edit", …)`: exit code, what was printed, what was complained of; in a folder of the test's own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("KEDIT_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("KEDIT_PARAMS", str(REPOSITORY / "params"))
+
+    def command(*arguments):
+        try:
+            code = main([str(a) for a in arguments])
+        except SystemExit as stopped:
+            code = stopped.code
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return command
+
+
+def test_every_command_explains_itself(run):
+    code, out, _ = run("--help")
+    assert code == 0
+    for name in ("check-model", "edit", "stream", "evaluate"):
+        assert name in out
+        code, own, _ = run(name, "--help")
+        assert code == 0 and f"example:\n  python -m kedit_lib {name} " in own
+
+
+def test_a_strangers_path(run, tmp_path, monkeypatch):
+    """A model that nobody has parameters for: checked, edited, saved, loaded by plain transformers, evaluated."""
+    monkeypatch.setenv("KEDIT_PARAMS", str(tmp_path / "params"))
+    folder = families.save("qwen2", tmp_path / "stranger", torch.float32)
+    words = ("--prompt", tiny.EDITS[4][0], "--subject", tiny.EDITS[4][1], "--to", tiny.EDITS[4][2])
+    code, _, err = run("edit", folder, *words)
+    assert code == 1 and "check-model" in err
+    smoke = REPOSITORY / "params" / "profiles" / "smoke.yaml"
+    code, out, _ = run("check-model", folder, "--profile", smoke)  # asked only what its tokenizer can write
+    assert code == 0 and "452, 459" in out and (tmp_path / "params" / "models" / "stranger.yaml").exists()
+    code, _, err = run("edit", folder, *words)
+    assert code == 1 and "give --texts" in err
+
+    (tmp_path / "texts.txt").write_text("\n\n".join(tiny.SENTENCES.splitlines()))
+    places = ("--save", tmp_path / "edited", "--deltas", tmp_path / "deltas")
+    code, out, _ = run("edit", folder, *words, "--method", "rome", "--texts", tmp_path / "texts.txt", *places)
+    assert code == 0 and "said before" in out and tiny.EDITS[4][1] in out
+    edited, plain = kedit.load_model(folder), AutoModelForCausalLM.from_pretrained(tmp_path / "edited")
+    edited.apply_deltas(kedit.load_deltas(tmp_path / "deltas"))
+    weights = dict(edited.hf.named_parameters())
+    assert all(torch.equal(value, weights[name]) for name, value in plain.named_parameters())
+
+    code, out, _ = run("evaluate", tmp_path / "edited", "--out", tmp_path / "rows.csv")
+    assert code == 0 and out.startswith("1 edits")
+    rows = pd.read_csv(tmp_path / "rows.csv").set_index(["metric", "cohort"]).value
+    assert str(round(rows["probability", "edits"], 3)) in out
+
+
+def test_a_stream(run, tmp_path):
+    """Measured on the way, saved with its edits, which evaluate finds by itself; a second call finds it finished."""
+    arguments = ("stream", "lab-small", "--edits", "lab", "--limit", 4, "--method", "ft-m", "--every", 2)
+    arguments += ("--out", tmp_path / "rows", "--save", tmp_path / "edited")
+    code, out, _ = run(*arguments)
+    assert code == 0 and "4 edits; 0 left out" in out
+    assert run(*arguments)[1] == out
+    (record,) = json.loads((tmp_path / "edited" / "kedit_edits.json").read_text())["applied"]
+    assert (record["method"], len(record["edits"])) == ("FT", 4)
+    code, evaluated, _ = run("evaluate", tmp_path / "edited")
+    assert code == 0 and evaluated.startswith("4 edits")
+    last = next(line.split()[-1] for line in out.splitlines() if line.split()[:2] == ["accuracy", "edits"])
+    assert next(line.split()[1] for line in evaluated.splitlines() if line.startswith("accuracy")) == last
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "part"),
+    [
+        (("check-model", "no/such/model"), 1, "no/such/model"),
+        (("edit", "lab-small", "--prompt", "no place", "--subject", "x", "--to", "y"), 1, "exactly one"),
+        (("edit", "lab-small", "--prompt", "{} is"), 2, "--subject"),
+        (("stream", "lab-small", "--edits", "missing.json"), 1, "missing.json"),
+        (("stream", "lab-small", "--edits", "lab", "--limit", "many"), 2, "--limit"),
+        (("evaluate", "lab-small"), 1, "kedit_edits.json"),
+        (("edit", "lab-small", "--prompt", "{} is", "--subject", "x", "--to", "y", "--method", "magic"), 1, "magic"),
+        (("fly",), 2, "fly"),
+    ],
+)
+def test_a_failure_is_one_line(run, arguments, code, part):
+    found, _, err = run(*arguments)
+    assert found == code and part in err and "Traceback" not in err
+    if code == 1:
+        assert err.startswith("kedit: ") and err.count("\n") == 1
