@@ -11,7 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-from .errors import KeditError
+from .durable import replacing
+from .errors import KeditError, first_line, program
 from .params import Profile
 from .store import ALGORITHMS, key_of, versions
 from .streams import Bench
@@ -75,6 +76,7 @@ def _measure(profile: Profile, size: int, results: Path) -> dict:
     return row
 
 
+@program
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(description="Measure one batch; used by Bench.mass_table.")
     parser.add_argument("profile", type=Path)
@@ -82,11 +84,15 @@ def main(argv=None) -> int:
     parser.add_argument("results", type=Path)
     parser.add_argument("out", type=Path)
     args = parser.parse_args(argv)
-    profile = Profile.model_validate_json(args.profile.read_text())
+    try:
+        profile = Profile.model_validate_json(args.profile.read_text())
+    except (OSError, ValueError) as error:
+        raise KeditError(f"{args.profile}: is no profile in JSON ({first_line(error)}); give one") from None
+    if args.size < 1:
+        raise KeditError(f"size {args.size}: must be at least 1")
     row = _measure(profile, args.size, args.results)
-    partial = args.out.with_suffix(".tmp")
-    partial.write_text(json.dumps(row))
-    os.replace(partial, args.out)
+    with replacing(args.out) as partial:
+        partial.write_text(json.dumps(row))
     return 0
 
 

@@ -1,5 +1,9 @@
 """The one exception users see."""
 
+import functools
+import sys
+from collections.abc import Callable
+
 
 class KeditError(ValueError):
     """One line: what is wrong, where, and what to do about it. Line breaks (of a library's own message, say) go."""
@@ -11,3 +15,20 @@ class KeditError(ValueError):
 def first_line(error: Exception) -> str:
     """What a library's own exception says, for a message of ours."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def program(main: Callable[..., int]) -> Callable[..., int]:
+    """A command line's `main`: a KeditError is one line on stderr and exit code 1, Ctrl-C is 130."""
+
+    @functools.wraps(main)
+    def run(*arguments, **named) -> int:
+        try:
+            return main(*arguments, **named)
+        except KeditError as error:
+            print(f"kedit: {error}", file=sys.stderr)
+            return 1
+        except KeyboardInterrupt:
+            print("kedit: stopped; the same command goes on from what is done", file=sys.stderr)
+            return 130
+
+    return run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -14,13 +15,17 @@ from pathlib import Path
 import pandas as pd
 from tqdm.auto import tqdm
 
-from .edits import check_edits
+from .edits import Edit, check_edits
 from .errors import KeditError
 from .history import EditHistory
+from .interrupts import postponed
+from .memory import memory_for
+from .methods.base import Method
 from .metrics import cosine
+from .model import EditableModel
 from .probes import EditProbe
-from .probing import DEAD
-from .store import ALGORITHMS, RunFolder, commit, key_of, now, versions
+from .probing import DEAD, Probe
+from .store import ALGORITHMS, Checkpoint, RunFolder, arithmetic, commit, key_of, now, versions
 from .targets import AlreadyKnown
 from .trace import no_bar
 
@@ -87,8 +92,12 @@ def run_stream(
     checkpoint_every  edits between checkpoints (a batch is never cut)
     dense_every       spacing until the model is dead (untouched accuracy below 0.5); None: 10 or less
 
-    The model comes back with the weights it had before the call. Raises KeditError before anything
-    runs for whatever `method.apply` would refuse in any of the edits, and at the edit that gives NaN.
+    The model comes back with the weights it had before the call. Ctrl-C finishes the edit at hand and writes a
+    checkpoint before it is raised. A second process with the same call waits for the first, and says so.
+
+    Raises KeditError before anything runs for whatever `method.apply` would refuse in any of the edits or for a store
+    that cannot be written; later for an edit that gives NaN or runs out of memory, and for a full disk. It names the
+    edit, the layer and the last checkpoint, from which the same call goes on.
     """
     edits = check_edits(edits, "stream")
     dense_every = min(10, checkpoint_every) if dense_every is None else dense_every
@@ -125,22 +134,21 @@ def run_stream(
     method.prepare(model, edits, moments, contexts, history)
     if method.keeps_history:
         history = EditHistory() if history is None else history.copy()
-    given = {"moments": moments, "contexts": contexts, "history": history}
-    before = model.snapshot()
-    model.restore()
-    try:
-        rows, checks, started = _stream(
-            model, edits, method, batch_size, given, probes, folder, checkpoint_every, dense_every, progress
-        )
-    finally:
-        model.load_snapshot(before)
-    manifest = {**decides, "key": key, "started": started, "finished": now()}
-    manifest |= {"versions": versions(), "commit": commit()}
-    manifest = json.loads(json.dumps(manifest))
-    run = Run(pd.DataFrame(rows), pd.DataFrame(checks), manifest, folder.path if folder else None)
-    if folder is not None:
-        folder.finish(run.edits, run.checkpoints, run.manifest)
-    return run
+    stream = _Stream(model, edits, method, batch_size, probes, folder, checkpoint_every, dense_every)
+    with folder.held() if folder is not None else contextlib.nullcontext():
+        if folder is not None and folder.finished():  # by the process that was waited for
+            return Run(*folder.load(), folder.path)
+        before = model.snapshot()
+        model.restore()
+        try:
+            rows, checks, started = stream.run({"moments": moments, "contexts": contexts, "history": history}, progress)
+        finally:
+            model.load_snapshot(before)
+        manifest = {**decides, "key": key, "started": started, "finished": now()}
+        manifest |= {"versions": versions(), "arithmetic": arithmetic(model.device), "commit": commit()}
+        edits, checks = pd.DataFrame(rows), pd.DataFrame(checks)
+        manifest = folder.finish(edits, checks, manifest) if folder is not None else json.loads(json.dumps(manifest))
+        return Run(edits, checks, manifest, folder.path if folder is not None else None)
 
 
 def measured_after(model, run: Run, edits, probes, change) -> Run:
@@ -161,40 +169,84 @@ def edits_hash(edits) -> str:
     return hashlib.sha256("\n".join(map(repr, edits)).encode()).hexdigest()
 
 
-def _stream(model, edits, method, batch_size, given, probes, folder, checkpoint_every, dense_every, progress):
-    """given: what every `apply` is handed beside model and edits."""
-    done, rows, checks, dead, started = 0, [], [], False, now()
-    saved = folder.newest_checkpoint(with_history=given["history"] is not None) if folder is not None else None
-    if saved is not None:
-        done, weights, rows, checks, state, history = saved
-        given = {**given, "history": history}
-        model.load_snapshot({name: w.to(model.device) for name, w in weights.items()})
-        dead, started = state["dead"], state["started"]
-    else:
-        checks += _measure(model, probes, [], rows, checks, last=False)
+@dataclass(frozen=True)
+class _Stream:
+    """What does not change while a stream runs."""
 
-    next_check = done + (checkpoint_every if dead else dense_every)
-    name, off = f"{method.name} b{batch_size}", no_bar(progress)
-    with tqdm(total=len(edits), initial=done, desc=name, unit="edit", disable=off, mininterval=2) as bar:
-        while done < len(edits):
-            batch = edits[done : done + batch_size]
-            drift = {layer: model.drift(layer) for layer in method.layers}
-            begin = time.perf_counter()
+    model: EditableModel
+    edits: list[Edit]
+    method: Method
+    batch_size: int
+    probes: list[Probe]
+    folder: RunFolder | None
+    checkpoint_every: int
+    dense_every: int
+
+    def run(self, given: dict, progress: bool):
+        """(edit rows, checkpoint rows, when it was begun), from the last checkpoint on if there is one.
+
+        given: what every `apply` is handed beside model and edits; its history is replaced by the checkpoint's.
+        """
+        model, n = self.model, len(self.edits)
+        done, due, dead, rows, checks, started = 0, 0, False, [], [], now()  # due: edits at the next checkpoint
+        saved = self.folder.resume() if self.folder is not None else None
+        if saved is not None:
+            done, rows, checks, state = saved.done, saved.edits, saved.checks, saved.state
+            due, dead, started = state["due"], state["dead"], state["started"]
+            given = {**given, "history": saved.history}
+            model.load_snapshot({name: w.to(model.device) for name, w in saved.weights.items()})
+            self._say_if_elsewhere(state["arithmetic"])
+
+        bar = tqdm(
+            total=n,
+            initial=done,
+            desc=f"{self.method.name} b{self.batch_size}",
+            unit="edit",
+            disable=no_bar(progress),
+            mininterval=2,
+        )
+        with bar, postponed() as interrupt:
+            while True:
+                at_checkpoint = done >= due and not interrupt.asked
+                if at_checkpoint:
+                    with memory_for(f"probes after {done} edits", "measure less at once or take a larger device"):
+                        checks += _measure(model, self.probes, self.edits[:done], rows, checks, last=done == n)
+                    dead = dead or (done > 0 and _is_dead(checks))
+                    due = min(done + (self.checkpoint_every if dead else self.dense_every), n) if done < n else n + 1
+                if self.folder is not None and done and (at_checkpoint or interrupt.asked):
+                    state = {"due": due, "dead": dead, "started": started, "arithmetic": arithmetic(model.device)}
+                    weights = model.snapshot()
+                    self.folder.save_checkpoint(Checkpoint(done, weights, rows, checks, state, given["history"]))
+                if interrupt.asked:
+                    raise KeyboardInterrupt(f"stopped after {done} of {n} edits")
+                if done == n:
+                    return rows, checks, started
+                rows += self._apply(done, given)
+                done = len(rows)
+                bar.update(done - bar.n)
+                bar.set_postfix(p=f"{rows[-1]['probability_last']:.3g}")
+
+    def _apply(self, done: int, given: dict) -> list[dict]:
+        """The next batch; its rows. KeditError that says where the stream stands when it cannot be made."""
+        batch = self.edits[done : done + self.batch_size]
+        drift = {layer: self.model.drift(layer) for layer in self.method.layers}
+        begin = time.perf_counter()
+        try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", AlreadyKnown)  # noted in the edit's row instead
-                outcome = method.apply(model, batch, **given)
-            rows += _rows(model, outcome, drift, done, time.perf_counter() - begin)
-            done += len(batch)
-            bar.update(len(batch))
-            bar.set_postfix(p=f"{rows[-1]['probability_last']:.3g}")
-            if done >= next_check or done == len(edits):
-                checks += _measure(model, probes, edits[:done], rows, checks, last=done == len(edits))
-                dead = dead or _is_dead(checks)
-                next_check = done + (checkpoint_every if dead else dense_every)
-                if folder is not None:
-                    state = {"dead": dead, "started": started}
-                    folder.save_checkpoint(done, model.snapshot(), rows, checks, state, given["history"])
-    return rows, checks, started
+                outcome = self.method.apply(self.model, batch, **given)
+        except KeditError as error:
+            which = f"edit {done + 1}" if len(batch) == 1 else f"edits {done + 1} to {done + len(batch)}"
+            which += f" of {len(self.edits)} ({batch[0].subject!r}, layers {', '.join(map(str, self.method.layers))})"
+            kept = self.folder.last_checkpoint() if self.folder is not None else "no store was given to go on from"
+            raise KeditError(f"stream stopped at {which}: {error}; {kept}") from error
+        return _rows(self.model, outcome, drift, done, time.perf_counter() - begin)
+
+    def _say_if_elsewhere(self, begun: dict) -> None:
+        here = arithmetic(self.model.device)
+        if changed := [f"{name} {begun.get(name)}, now {here[name]}" for name in here if begun.get(name) != here[name]]:
+            begun_with = f"{self.folder.path}: was begun with {'; '.join(changed)}"
+            warnings.warn(f"{begun_with}; the last digits may differ from there on", stacklevel=4)
 
 
 def _measure(model, probes, done_edits, rows, checks, last: bool) -> list[dict]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -28,8 +29,12 @@ MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
 
 
 def style() -> None:
-    """The report's look, of figures and of tables; call once at the top of a notebook."""
+    """The report's look, of figures and of tables; call once at the top of a notebook.
+
+    In styled tables what a model writes is text, not HTML.
+    """
     pd.set_option("display.max_colwidth", 120)  # whole prompts
+    pd.set_option("styler.format.escape", "html")
     sns.set_theme(context="notebook", style="ticks", palette=PALETTE)
     plt.rcParams.update(
         {
@@ -69,7 +74,7 @@ def show(fig, name: str, caption: str, alt: str, data: pd.DataFrame) -> None:
     data.to_csv(where / f"{name}.csv", index=False, float_format="%.6g")
     plt.close(fig)
     display(Image(picture, alt=alt))
-    display(Markdown(f"**Figure.** {caption}"))
+    display(Markdown(without_tags(f"**Figure.** {caption}")))
 
 
 def png_of(fig) -> bytes:
@@ -102,7 +107,12 @@ def say(text: str, name: str | None = None) -> None:
     if name is not None:
         folder().mkdir(parents=True, exist_ok=True)
         (folder() / f"{name}.md").write_text(text + "\n", encoding="utf-8")
-    display(Markdown(text))
+    display(Markdown(without_tags(text)))
+
+
+def without_tags(text: str) -> str:
+    """Markdown in which nothing is HTML: what a model wrote is quoted in sentences, too."""
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)
 
 
 # ---- drawing streams ---------------------------------------------------------------------------------

@@ -12,14 +12,13 @@ so that an edit costs one product with B however many came before.
 from __future__ import annotations
 
 import hashlib
-import os
-from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .durable import replacing
 from .errors import KeditError
 
 
@@ -87,15 +86,12 @@ class EditHistory:
         return twin
 
     def save(self, path) -> None:
-        """One safetensors file, written beside and renamed."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """One safetensors file, there whole or not at all."""
         parts = {"k": self.keys, "bk": self._products}
         tensors = {f"{part}.{i}": t.cpu().contiguous() for part, found in parts.items() for i, t in found.items()}
         about = {"edits": str(self.edits), "model_checksum": self.model_checksum or "", "b": self._b}
-        partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        save_file(tensors, str(partial), metadata=about)
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            save_file(tensors, str(partial), metadata=about)
 
     @classmethod
     def load(cls, path) -> EditHistory:

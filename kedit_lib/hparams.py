@@ -116,8 +116,8 @@ def _read(path: Path) -> dict[str, Any]:
         return read_yaml(path, yaml.SafeLoader)  # published files hold a field twice
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise KeditError(f"{path.name}: is not valid JSON: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise KeditError(f"{path.name}: is not valid JSON: {error}; write it again") from None
     if not isinstance(values, dict):
         raise KeditError(f"{path.name}: holds no object of hyperparameters; give one {{…}}")
     return values

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import psutil
 import torch
 
-from .errors import KeditError
+from .errors import KeditError, first_line
 
 # What torch's CPU allocator says; there is no exception class for it.
 CPU_SAYS = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory", "std::bad_alloc")
@@ -26,6 +27,17 @@ def ran_out(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(said in str(error) for said in CPU_SAYS)
+
+
+@contextlib.contextmanager
+def memory_for(what: str, remedy: str) -> Iterator[None]:
+    """Inside, memory that runs out is a KeditError with this remedy."""
+    try:
+        yield
+    except Exception as error:
+        if not ran_out(error):
+            raise
+        raise KeditError(f"{what}: out of memory ({first_line(error)}); {remedy}") from error
 
 
 def in_parts(work: Callable[[int, int], object], costs: list[float], budget: float, what: str) -> list:

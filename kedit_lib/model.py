@@ -49,6 +49,7 @@ class EditableModel:
         self.d_model, self.d_ff = (inner, out) if self.layout.transposed else (out, inner)
         self.applied: list[dict] | None = []
         self._originals: dict[str, Tensor] = {}
+        self._sums: dict[str, Tensor] = {}  # edited weights of less than single precision: W₀ + ΣΔ before its rounding
         self._checksum: str | None = None
         self._check_finite()
 
@@ -142,6 +143,8 @@ class EditableModel:
     def add(self, deltas: dict[str, Tensor]) -> None:
         """Add `deltas` ({parameter name: tensor of its shape}) to the weights; all or nothing.
 
+        Weights of half precision are W₀ + ΣΔ rounded once: the sum is kept in float32 beside them, for a long
+        stream's small changes would be lost, each below half a step of the weight, if they were added one by one.
         Raises KeditError, with the weights untouched, for an unknown name, a wrong shape or a
         value that is not finite.
         """
@@ -156,19 +159,17 @@ class EditableModel:
                     f"delta {name!r}: shape {tuple(delta.shape)}, the parameter has {tuple(parameter.shape)}; "
                     "nothing was written"
                 )
-            # One rounding: the sum is taken in the wider type, then stored.
-            wide = torch.promote_types(parameter.dtype, delta.dtype)
-            sums[name] = (parameter.to(wide) + delta.to(parameter.device, wide)).to(parameter.dtype)
-            if not torch.isfinite(sums[name]).all():
+            so_far = self._sums.get(name, parameter)
+            wide = torch.promote_types(torch.promote_types(so_far.dtype, delta.dtype), self.math_dtype)
+            sums[name] = so_far.to(wide) + delta.to(parameter.device, wide)
+            if not torch.isfinite(sums[name].to(parameter.dtype)).all():
                 raise KeditError(
                     f"delta {name!r}: holds NaN or inf, or leads to one in {self.dtype}; nothing was written, check "
                     "moments and learning rate"
                 )
+        self._keep_originals(sums)
         for name, value in sums.items():
-            parameter = self.hf.get_parameter(name)
-            if name not in self._originals:
-                self._originals[name] = parameter.detach().clone()
-            parameter.copy_(value)
+            self._set(name, value)
         if sums:
             self.applied = None
 
@@ -213,10 +214,7 @@ class EditableModel:
     @torch.no_grad()
     def restore(self) -> None:
         """The weights that were loaded, bit for bit."""
-        for name, original in self._originals.items():
-            self.hf.get_parameter(name).copy_(original)
-        self._originals.clear()
-        self.applied = []
+        self.load_snapshot({})
 
     @property
     def edited(self) -> dict[str, Tensor]:
@@ -224,19 +222,32 @@ class EditableModel:
         return dict(self._originals)
 
     def snapshot(self) -> dict[str, Tensor]:
-        """Copies of every parameter changed so far."""
-        weights = {name: self.hf.get_parameter(name).detach().clone() for name in self._originals}
+        """Copies of every parameter changed so far; in float32 where the model's own are of half precision."""
+        weights = {n: self._sums.get(n, self.hf.get_parameter(n)).detach().clone() for n in self._originals}
         return Snapshot(weights, self.applied)
 
     @torch.no_grad()
     def load_snapshot(self, snapshot: dict[str, Tensor]) -> None:
         """The weights as they were at `snapshot()`."""
-        self.restore()
+        self._keep_originals(snapshot)
+        for name in [n for n in self._originals if n not in snapshot]:
+            self.hf.get_parameter(name).copy_(self._originals[name])
+            self._sums.pop(name, None)
+            del self._originals[name]
         for name, value in snapshot.items():
-            parameter = self.hf.get_parameter(name)
-            self._originals[name] = parameter.detach().clone()
-            parameter.copy_(value)
+            self._set(name, value)
         self.applied = getattr(snapshot, "applied", None) if snapshot else []
+
+    def _keep_originals(self, names) -> None:
+        """Before any of them is written, so that memory which runs out here finds all weights as they were."""
+        kept = {n: self.hf.get_parameter(n).detach().clone() for n in names if n not in self._originals}
+        self._originals.update(kept)
+
+    def _set(self, name: str, value: Tensor) -> None:
+        parameter = self.hf.get_parameter(name)
+        parameter.copy_(value)
+        if torch.finfo(parameter.dtype).bits < 32:
+            self._sums[name] = value.to(parameter.device, torch.float32, copy=True)
 
     @contextlib.contextmanager
     def temporarily(self, outcome=None):
@@ -266,12 +277,16 @@ class EditableModel:
 
 
 def load_model(
-    name: str | os.PathLike, dtype: torch.dtype | str | None = None, device: str | None = None
+    name: str | os.PathLike,
+    dtype: torch.dtype | str | None = None,
+    device: str | None = None,
+    trust_remote_code: bool = False,
 ) -> EditableModel:
     """Load "lab", "lab-small", a local folder, or a hub id.
 
     dtype   torch dtype or its name; None: as stored. device   "cpu", "cuda", …; None: cpu.
-    Weights come from safetensors only, and no remote code runs. Raises KeditError when the model
+    Weights come from safetensors only, and no code that a repository or folder holds is run unless you say
+    trust_remote_code. Raises KeditError when the model
     cannot be found, its layout is unknown, it holds NaN, or the dtype did not come out as asked.
     """
     where = str(name)
@@ -279,9 +294,11 @@ def load_model(
         where = str(Path(__file__).parent / "lab" / "weights" / where)
     dtype = None if dtype is None else _dtype(dtype)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where)
+        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
         with _no_progress_bar():
-            hf = AutoModelForCausalLM.from_pretrained(where, dtype=dtype or "auto", use_safetensors=True)
+            hf = AutoModelForCausalLM.from_pretrained(
+                where, dtype=dtype or "auto", use_safetensors=True, trust_remote_code=trust_remote_code
+            )
     except Exception as error:  # whatever the loaders make of a missing or damaged file
         raise KeditError(
             f"model {str(name)!r}: cannot be loaded ({first_line(error)}); give lab, lab-small, a folder or a hub id"

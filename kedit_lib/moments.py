@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from functools import cached_property
 from pathlib import Path
 
@@ -17,9 +16,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .durable import replacing
 from .errors import KeditError
 from .tokens import encode
 from .trace import no_bar, pad, trace
+
+SYMMETRIC = 1e-4  # largest difference of mirrored entries, relative to the largest entry: what rounding may leave
 
 
 class SecondMoments:
@@ -32,10 +34,18 @@ class SecondMoments:
 
     def __init__(self, tensors: dict[int, Tensor], model_checksum: str | None = None, about: dict | None = None):
         for layer, c in tensors.items():
+            if not isinstance(c, Tensor) or not c.is_floating_point():
+                kind = getattr(c, "dtype", type(c).__name__)
+                raise KeditError(f"moments of layer {layer}: are {kind}; give a tensor of floating-point numbers")
             if c.dim() != 2 or c.shape[0] != c.shape[1]:
                 raise KeditError(f"moments of layer {layer}: shape {tuple(c.shape)}; C must be square, d_ff × d_ff")
             if not torch.isfinite(c).all():
                 raise KeditError(f"moments of layer {layer}: hold NaN or inf; estimate them again")
+            if (off := float((c - c.T).abs().max())) > SYMMETRIC * float(c.abs().max()):
+                raise KeditError(
+                    f"moments of layer {layer}: C is not symmetric (entries differ by {off:.3g} from their mirror "
+                    "images), E[k kᵀ] is; estimate them again"
+                )
         self.tensors, self.model_checksum, self.about = tensors, model_checksum, about or {}
         self._factors: dict[tuple[int, float], Tensor] = {}
         self.null_spaces: dict = {}  # by cut, see NullSpace.from_moments
@@ -135,11 +145,11 @@ class SecondMoments:
 
     @cached_property
     def identity(self) -> str:
-        """A hash that names these matrices in stores."""
-        parts = [self.model_checksum, self.about]
-        if not self.about:  # given as tensors: nothing but their values says what they are
-            values = {i: c.cpu().contiguous().numpy().tobytes() for i, c in sorted(self.tensors.items())}
-            parts += [(i, hashlib.sha256(value).hexdigest()) for i, value in values.items()]
+        """A hash that names these matrices in stores: of their values, whatever is said about them."""
+        parts = [self.model_checksum]
+        for layer, c in sorted(self.tensors.items()):
+            values = c.cpu().contiguous().view(torch.uint8).numpy().data
+            parts.append((layer, str(c.dtype), hashlib.sha256(values).hexdigest()))
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
 
     def factor(self, layer: int, shift: float = 0.0, device: torch.device | None = None) -> Tensor:
@@ -166,13 +176,10 @@ class SecondMoments:
         return torch.cholesky_solve(k.double().T, self.factor(layer, shift, k.device)).T
 
     def save(self, path) -> None:
-        """One safetensors file, written beside and renamed, with owner and corpus in its header."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """One safetensors file, there whole or not at all, with owner and corpus in its header."""
         meta = {"model_checksum": self.model_checksum or "", "about": json.dumps(self.about)}
-        partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        save_file({f"layer{i}": c.contiguous() for i, c in self.tensors.items()}, str(partial), metadata=meta)
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            save_file({f"layer{i}": c.contiguous() for i, c in self.tensors.items()}, str(partial), metadata=meta)
 
     @classmethod
     def load(cls, path) -> SecondMoments:

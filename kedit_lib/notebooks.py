@@ -48,15 +48,19 @@ def parameters_of(path: Path) -> dict[str, Any]:
     The cell is read, not run: it may only assign plain values to names, so that what is injected after it is all that
     a run depends on.
     """
-    cells = [cell for cell in read(path)["cells"] if "parameters" in _tags(cell)]
+    try:
+        cells = [cell for cell in read(path)["cells"] if "parameters" in _tags(cell)]
+        texts = [_source(cell) for cell in cells]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise KeditError(f"{path.name}: is no notebook; save it again with JupyterLab") from None
     if len(cells) != 1:
         raise KeditError(f"{path.name}: has {len(cells)} cells tagged 'parameters'; tag exactly one")
     defaults = {}
     try:
-        for statement in ast.parse(_source(cells[0])).body:
+        for statement in ast.parse(texts[0]).body:
             (target,) = statement.targets if isinstance(statement, ast.Assign) else (statement.target,)
             defaults[target.id] = ast.literal_eval(statement.value)
-    except (SyntaxError, AttributeError, ValueError, TypeError):
+    except (SyntaxError, AttributeError, ValueError, TypeError, MemoryError, RecursionError):
         raise KeditError(
             f"{path.name}: the parameters cell does more than 'name = plain value' lines; move the rest below it"
         ) from None

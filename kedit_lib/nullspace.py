@@ -84,7 +84,13 @@ class NullSpace:
             c = self.moments.tensors[layer]
             # In C's own precision, as published: where singular values crowd around an absolute threshold,
             # rounding turns the cut, and float64 would cut a float32 C elsewhere.
-            u, values, _ = torch.linalg.svd(c)
+            u, values, vt = torch.linalg.svd(c)
+            # Of a symmetric matrix the two singular vectors of a negative eigenvalue are opposite to each other.
+            negative = (u * vt.T).sum(0) < 0
+            if (negative & (values > len(c) * torch.finfo(c.dtype).eps * values[0])).any():
+                raise KeditError(
+                    f"null space of layer {layer}: C has a negative eigenvalue, which no E[k kᵀ] has; estimate it again"
+                )
             if self.rank is not None and self.rank > len(c):
                 raise KeditError(f"null space of layer {layer}: rank = {self.rank}, d_ff is {len(c)}; lower it")
             first = int((values >= self.threshold).sum()) if self.rank is None else len(c) - self.rank

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from kedit_lib.errors import KeditError
+from kedit_lib.errors import KeditError, first_line
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -106,6 +106,8 @@ def load_model_params(name: str) -> dict[str, dict[str, Any]]:
             raise KeditError(
                 f"{path.name}: {section}: {values!r} is not a mapping; write its hyperparameters below it, indented"
             )
+        if odd := [name for name in values if not isinstance(name, str)]:
+            raise KeditError(f"{path.name}: {section}: {odd[0]!r} is no name of a hyperparameter; write it as text")
         _reject_numbers_as_text(values, f"{path.name}: {section}")
     if "model" not in sections:
         raise KeditError(f"{path.name}: has no section 'model'; add it before the sections of the methods")
@@ -174,8 +176,13 @@ def read_yaml(path: Path, loader: type = _OneValueAKey) -> dict[str, Any]:
         mark = error.problem_mark or error.context_mark
         where = f" line {mark.line + 1}" if mark else ""
         raise KeditError(f"{path.name}{where}: is not valid YAML here: {error.problem}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise KeditError(f"{path.name}: is not a text file of YAML: {str(error).splitlines()[0]}") from None
+    except (
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+        RecursionError,
+    ) as error:  # no text; a date that is none; a list as key
+        raise KeditError(f"{path.name}: is not a text file of YAML: {first_line(error)}") from None
     if not isinstance(values, dict):
         raise KeditError(f"{path.name}: holds no 'name: value' lines; write them as in {path.parent}")
     return values

@@ -3,7 +3,8 @@
 A profile says what is run. Its streams of edits run first, in parallel, into results/ (`kedit_lib.sweep`); then each
 stale notebook runs in a process of its own by papermill, with the profile's fields injected as its parameters, and
 reads what the streams left. Only a notebook that ran to its end replaces the earlier output; a failed one is kept
-aside, the others still finish, and the exit code says so: 0 all well, 1 a notebook failed, 2 wrong parameters.
+aside, the others still finish, and the exit code says so: 0 all well, 1 a notebook failed, 2 wrong parameters, 130
+stopped by Ctrl-C.
 """
 
 import argparse
@@ -351,7 +352,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         description="Execute the notebooks that are stale: those whose source, parameters, library or data have "
         "changed since they were last executed. The lab profile writes notebooks/executed and figures, every other "
         "run writes results/executed-<run> and results/figures-<run>.",
-        epilog="Exit code: 0 all well, 1 a notebook failed (kept in results/failed), 2 wrong parameters.",
+        epilog="Exit code: 0 all well, 1 a notebook failed (kept in results/failed), 2 wrong parameters, "
+        "130 stopped by Ctrl-C.",
     )
     add_run(parser)
     parser.add_argument("--only", metavar="NB", help="only notebooks whose names begin with this, such as 03")
@@ -381,6 +383,9 @@ def main(argv: list[str] | None = None, root: Path = REPOSITORY) -> int:
     except KeditError as error:
         print(f"kedit: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("kedit: stopped; the same command goes on from what is done", file=sys.stderr)
+        return 130
 
 
 def run_as_program(root: Path = REPOSITORY) -> None:

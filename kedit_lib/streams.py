@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pandas as pd
 
 from .catalogue import ANCHOR_SAMPLE, BOTH, Stream, every_stream, streams_of
 from .contexts import generate_contexts
+from .durable import replacing
 from .errors import KeditError
 from .experiments import Run, edits_hash, measured_after, run_stream
 from .interventions import changed
@@ -160,9 +160,9 @@ class Bench:
         probes = self.probes(edits, 0, self.method("memit").layers)
         path = self.results / "floors" / f"{key_of(parts=[self.model.checksum, *(p.identity for p in probes)])}.parquet"
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            floors(self.model, probes, edits).to_parquet(path.with_suffix(".tmp"))
-            os.replace(path.with_suffix(".tmp"), path)
+            table = floors(self.model, probes, edits)
+            with replacing(path) as partial:
+                table.to_parquet(partial)
         return pd.read_parquet(path)
 
     def samples(self, names: dict[str, str], n: int = 3, tokens: int = 30) -> pd.DataFrame:
@@ -180,7 +180,7 @@ class Bench:
             with self.model.temporarily():
                 self.model.load_snapshot(self.run(name, 0).final_weights())
                 rows[title] = sampled_texts(self.model, prompts, tokens)
-        return pd.DataFrame(rows).set_index("edit").T
+        return pd.DataFrame(rows, index=range(1, len(edits) + 1)).T  # headers of styled tables are HTML as they stand
 
     def singles(self) -> pd.DataFrame:
         """`n_single` independent edits by MEMIT and by ROME (kept in results/singles)."""
@@ -192,10 +192,9 @@ class Bench:
         parts = [self.model.checksum, method.name, method.hyperparameters, list(map(repr, edits)), ALGORITHMS]
         path = self.results / "singles" / f"{name}-{key_of(parts=parts)}.parquet"
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
             table = self.single_edits(method, edits)
-            table.to_parquet(path.with_suffix(".tmp"))
-            os.replace(path.with_suffix(".tmp"), path)
+            with replacing(path) as partial:
+                table.to_parquet(partial)
         return pd.read_parquet(path)
 
     def single_edits(self, method: Method, edits, order: int = 0) -> pd.DataFrame:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import re
+import signal
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
@@ -16,7 +18,7 @@ from multiprocessing import get_context
 import pandas as pd
 
 from .catalogue import every_stream, groups_of, streams_of
-from .errors import KeditError
+from .errors import KeditError, program
 from .params import Profile, load_profile
 from .stamps import PACKAGE, hash_files
 from .streams import Bench, committed_runs, data_folder
@@ -29,7 +31,8 @@ CHECK_MARGIN = 0.05  # largest accepted median difference of the optimised proba
 def run_streams(profile: Profile, orders, workers: int, names=None, commit: bool = False) -> None:
     """Run `names` (default: the profile's live streams) for each order, `workers` one-thread processes
     side by side, into results/; with the live streams also the single edits and the single batches.
-    Raises KeditError when one fails, after the others have finished.
+    Raises KeditError when one fails, after the others have finished. After Ctrl-C the streams that run finish their
+    edit and write a checkpoint, and no other is begun.
     """
     names = list(streams_of(profile)) if names is None else names
     # Long ones first, so that the last worker does not run alone.
@@ -41,27 +44,55 @@ def run_streams(profile: Profile, orders, workers: int, names=None, commit: bool
     checks = [_rotation(profile)] if live else []
     begun, failures = time.monotonic(), []
     os.environ.setdefault("OMP_NUM_THREADS", str(profile.threads))
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(_work, profile, name, order, commit): f"{name} order {order}" for name, order in tasks}
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_wait_for_tasks) as pool:
+        futures = {
+            pool.submit(_task, _work, profile, name, order, commit): f"{name} order {order}" for name, order in tasks
+        }
         for check in filter(None, checks):
-            futures[pool.submit(_check, profile, *check)] = (
+            futures[pool.submit(_task, _check, profile, *check)] = (
                 f"committed {check[0]} order {check[1]}, first {CHECK_EDITS} again"
             )
         for name in ("memit", "rome") if live else ():
-            futures[pool.submit(_singles, profile, name)] = f"{profile.n_single} single edits, {name}"
+            futures[pool.submit(_task, _singles, profile, name)] = f"{profile.n_single} single edits, {name}"
         for size in sorted(profile.mass_sizes, reverse=True) if live else ():
-            futures[pool.submit(_batch, profile, size)] = f"one batch of {size}"
-        for n, future in enumerate(as_completed(futures), 1):
-            try:
-                print(
-                    f"[{n}/{len(futures)}, {time.monotonic() - begun:.0f} s] {futures[future]}: {future.result()}",
-                    flush=True,
-                )
-            except Exception as error:  # one stream's failure must not lose the others
-                failures.append(f"{futures[future]}: {error}")
-                print(f"[{n}/{len(futures)}] FAILED {failures[-1]}", flush=True)
+            futures[pool.submit(_task, _batch, profile, size)] = f"one batch of {size}"
+        try:
+            for n, future in enumerate(as_completed(futures), 1):
+                try:
+                    print(
+                        f"[{n}/{len(futures)}, {time.monotonic() - begun:.0f} s] {futures[future]}: {future.result()}",
+                        flush=True,
+                    )
+                except Exception as error:  # one stream's failure must not lose the others
+                    failures.append(f"{futures[future]}: {error}")
+                    print(f"[{n}/{len(futures)}] FAILED {failures[-1]}", flush=True)
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     if failures:
         raise KeditError(f"{len(failures)} streams failed, first: {failures[0]}")
+
+
+def _wait_for_tasks() -> None:
+    """What a worker does at Ctrl-C between tasks: it ends no process that others wait for, and begins nothing more."""
+    signal.signal(signal.SIGINT, lambda *_: signal.signal(signal.SIGINT, signal.SIG_IGN))
+
+
+def _task(work, *arguments) -> str:
+    """`work` in a worker, where Ctrl-C ends it, and keeps this worker from beginning another."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        raise KeyboardInterrupt
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        done = work(*arguments)
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise
+    except BaseException:
+        _wait_for_tasks()
+        raise
+    _wait_for_tasks()
+    return done
 
 
 def run_measurements(profile: Profile, orders, which: str) -> None:
@@ -164,6 +195,7 @@ def _check(profile: Profile, name: str, order: int) -> str:
     return f"comes out again: |Δp| median {difference.median():.1e}, largest {difference.max():.1e}"
 
 
+@program
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(description="Run streams of a profile and put their tables into figures/data.")
     parser.add_argument("--profile", default="lab")
@@ -177,30 +209,23 @@ def main(argv=None) -> int:
     )
     parser.add_argument("--plan", action="store_true", help="only say what would run")
     args = parser.parse_args(argv)
-    try:
-        profile = load_profile(args.profile)
-        known = every_stream(profile)
-        groups = groups_of(profile)
-        names = list(groups.get(args.streams, args.streams.split(",")))
-        if unknown := [n for n in names if n not in known]:
-            raise KeditError(f"stream {unknown[0]!r}: is unknown; there are {', '.join(known)}")
-        if not args.orders.replace(",", "").isdigit():
-            raise KeditError(f"--orders {args.orders}: must be numbers with commas, such as 1,2")
-        orders = [int(o) for o in args.orders.split(",")]
-        if args.streams in MEASUREMENTS:
-            if not args.plan:
-                run_measurements(profile, orders, args.streams)
-            return 0
-        print(
-            pd.DataFrame(
-                [(n, o, profile.n_edits) for n in names for o in orders], columns=["stream", "order", "edits"]
-            ).to_string()
-        )
+    profile = load_profile(args.profile)
+    known = every_stream(profile)
+    groups = groups_of(profile)
+    names = list(groups.get(args.streams, args.streams.split(",")))
+    if unknown := [n for n in names if n not in known]:
+        raise KeditError(f"stream {unknown[0]!r}: is unknown; there are {', '.join(known)}")
+    if not re.fullmatch(r"\d+(,\d+)*", args.orders):
+        raise KeditError(f"--orders {args.orders}: must be numbers with commas, such as 1,2")
+    orders = [int(o) for o in args.orders.split(",")]
+    if args.streams in MEASUREMENTS:
         if not args.plan:
-            run_streams(profile, orders, profile.workers, names, commit=True)
-    except KeditError as error:
-        print(f"kedit: {error}")
-        return 1
+            run_measurements(profile, orders, args.streams)
+        return 0
+    plan = [(n, o, profile.n_edits) for n in names for o in orders]
+    print(pd.DataFrame(plan, columns=["stream", "order", "edits"]).to_string())
+    if not args.plan:
+        run_streams(profile, orders, profile.workers, names, commit=True)
     return 0
 
 

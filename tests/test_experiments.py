@@ -1,14 +1,9 @@
 """A stream of edits: what its tables say, that its batches are the method's own, and that nothing is lost or mixed up
-when it is stored, found again, interrupted or killed."""
+when it is stored, found again, interrupted or damaged. What kills do is in test_resume.py."""
 
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
 from importlib import import_module
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -389,6 +384,41 @@ CHANGES = {
 }
 
 
+def used(model):
+    """A history with one edit in it."""
+    history = kedit.EditHistory()
+    options = {"moments": moments(), "contexts": ["{}"], "history": history}
+    kedit.MEMIT(**FAST, use_history=True).apply(model, EDITS[9:10], **options)
+    model.restore()
+    return history
+
+
+def test_a_run_that_starts_from_a_history_is_another(model, tmp_path):
+    options = {"edits": EDITS[:2], "method": kedit.MEMIT(**FAST, use_history=True), "store": tmp_path}
+    runs = [stream(model, **options, history=h) for h in (None, kedit.EditHistory(), used(model), used(model))]
+    assert runs[0].path == runs[1].path != runs[2].path == runs[3].path
+
+
+def test_other_algorithms_or_another_kind_of_device_do_not_find_a_run(model, tmp_path, monkeypatch):
+    first = stream(model, EDITS[:2], store=tmp_path)
+    experiments = import_module("kedit_lib.experiments")
+    with monkeypatch.context() as m:
+        m.setattr(experiments, "ALGORITHMS", experiments.ALGORITHMS + 1)
+        assert stream(model, EDITS[:2], store=tmp_path).path != first.path
+    asked, key_of = [], experiments.key_of
+    monkeypatch.setattr(experiments, "key_of", lambda **parts: asked.append(parts) or key_of(**parts))
+    assert stream(model, EDITS[:2], store=tmp_path).path == first.path
+    assert asked[0]["device"] == "cpu"
+    assert key_of(**{**asked[0], "device": "cuda"}) != first.manifest["key"]
+
+
+def test_moments_with_the_same_description_and_other_values_are_others(tiny_folder, tmp_path):
+    model, texts = kedit.load_model(tiny_folder("llama"), dtype=torch.float32), ["The organ is old. Zoë plays."] * 30
+    estimated = kedit.SecondMoments.estimate(model, texts, layers=[1])
+    doubled = kedit.SecondMoments({1: estimated.tensors[1] * 2}, estimated.model_checksum, estimated.about)
+    assert doubled.identity != estimated.identity
+
+
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_a_run_is_not_found_when_anything_changes(tiny_folder, tmp_path, change):
     change = {"kind": "llama", "dtype": torch.float32, **change}
@@ -455,8 +485,9 @@ def test_a_checkpoint_with_a_damaged_history_is_passed_over(model, tmp_path, dam
         newest.write_bytes(newest.read_bytes()[:-100])
     else:
         newest.unlink()
-    panel = Panel()
-    assert_same_tables(whole, stream(model, **options, probes=[panel], store=tmp_path), but=NOT_REPEATED)
+    with pytest.warns(UserWarning, match="at-000004: is damaged .* at-000002 is used instead"):
+        found = stream(model, **options, probes=[panel := Panel()], store=tmp_path)
+    assert_same_tables(whole, found, but=NOT_REPEATED)
     assert panel.asked == [4, 6, 7]
 
 
@@ -468,8 +499,9 @@ def test_a_damaged_checkpoint_is_passed_over(model, tmp_path):
     (folder,) = tmp_path.iterdir()
     newest = folder / "at-000004" / "weights.safetensors"
     newest.write_bytes(newest.read_bytes()[:-100])
-    panel = Panel()
-    assert_same_tables(whole, stream(model, **options, probes=[panel], store=tmp_path), but=NOT_REPEATED)
+    with pytest.warns(UserWarning, match="at-000004: is damaged .* at-000002 is used instead"):
+        found = stream(model, **options, probes=[panel := Panel()], store=tmp_path)
+    assert_same_tables(whole, found, but=NOT_REPEATED)
     assert panel.asked == [4, 6, 7]
 
 
@@ -479,48 +511,6 @@ def test_a_damaged_finished_run_is_one_clear_line(model, tmp_path):
     with pytest.raises(kedit.KeditError, match="cannot be read .* run again") as caught:
         stream(model, EDITS[:1], store=tmp_path)
     assert "\n" not in str(caught.value)
-
-
-def killed_stream(folder, store, method):
-    """Run in a process of its own: it is killed while it writes its second checkpoint."""
-    written, to_parquet = [], pd.DataFrame.to_parquet
-
-    def dies(self, path, **options):
-        written.append(path)
-        if len(written) == 3:  # two tables a checkpoint; the weights are already there
-            os.kill(os.getpid(), signal.SIGKILL)
-        return to_parquet(self, path, **options)
-
-    pd.DataFrame.to_parquet = dies
-    torch.set_num_threads(1)
-    stream(kedit.load_model(folder, dtype=torch.float32), EDITS[:7], KILLED[method], dense_every=2, store=store)
-
-
-KILLED = {"MEMIT": kedit.MEMIT(**FAST), "AlphaEdit": WITH_HISTORY[1]}
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
-@pytest.mark.parametrize("method", KILLED)
-def test_a_killed_process_loses_nothing_but_the_last_few_edits(tiny_folder, model, tmp_path, method):
-    here = Path(__file__).parent
-    arguments = str(tiny_folder("llama")), str(tmp_path), method
-    code = f"import test_experiments as t; t.killed_stream(*{arguments!r})"
-    paths = os.pathsep.join([str(here), str(here.parent)])
-    dead = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": paths}, capture_output=True)
-    assert dead.returncode == -signal.SIGKILL, dead.stderr.decode()[-500:]
-    (folder,) = tmp_path.iterdir()
-    assert sorted(p.name.split("-")[0] for p in folder.iterdir()) == [".writing", "at"]
-
-    panel = Panel()
-    resumed = stream(model, EDITS[:7], KILLED[method], dense_every=2, store=tmp_path, probes=[panel])
-    assert panel.asked == [4, 6, 7]  # 0 and 2 were measured before
-    assert_same_tables(stream(model, EDITS[:7], KILLED[method], dense_every=2), resumed, but=NOT_REPEATED)
-    assert sorted(p.name for p in folder.iterdir()) == [
-        "at-000007",
-        "checkpoints.parquet",
-        "edits.parquet",
-        "manifest.json",
-    ]
 
 
 # ------------------------------------------------------------------------------------------------------- bad streams

@@ -46,7 +46,7 @@ def records_of(source: str | Path, **hub) -> list[Record]:
 
 def _json(path: Path) -> list[tuple[str, dict]]:
     try:
-        values = json.loads(_text(path))
+        values = _parsed(_text(path))
     except json.JSONDecodeError as error:
         raise KeditError(
             f"{path.name}: is not JSON ({error.msg} in line {error.lineno}); a file with an object a line is .jsonl"
@@ -62,7 +62,7 @@ def _jsonl(path: Path) -> list[tuple[str, dict]]:
         if line.strip():
             where = f"{path.name} line {n}"
             try:
-                found.append(_object(where, json.loads(line)))
+                found.append(_object(where, _parsed(line)))
             except json.JSONDecodeError as error:
                 raise KeditError(f"{where}: is not JSON ({error.msg}); write one object a line") from None
     return found
@@ -86,7 +86,7 @@ def _cell(where: str, name: str, value: str):
     if name not in (*LISTS, *PAIRS):
         return value
     try:
-        return json.loads(value)
+        return _parsed(value)
     except json.JSONDecodeError:
         raise KeditError(f'{where}: field {name!r} must be a JSON list such as ["…"], got {value!r}') from None
 
@@ -128,6 +128,16 @@ def _object(where: str, value) -> tuple[str, dict]:
     if not isinstance(value, dict):
         raise KeditError(f'{where}: is not an object; write {{"prompt": …, "subject": …, "target_new": …}}')
     return where, value
+
+
+def _parsed(text: str):
+    """The value of a JSON text; JSONDecodeError also for what is nested or counted beyond all measure."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise json.JSONDecodeError(first_line(error), text, 0) from None
 
 
 def _text(path: Path) -> str:

@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 
 from ..contexts import generate_contexts
+from ..errors import KeditError, program
 from ..methods import method_class, method_for
 from ..model import EditableModel, load_model
 from . import world_of
@@ -69,6 +70,7 @@ def _table(rows) -> pd.DataFrame:
     return pd.DataFrame(kept).round(4)
 
 
+@program
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(
         description="Sweep the edited layers and the stream's scale on people kept for it."
@@ -79,8 +81,12 @@ def main(argv=None) -> int:
     parser.add_argument("--out", type=Path, help="folder for layers.csv and scales.csv (default: beside the weights)")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
+    if args.n < 1:
+        raise KeditError(f"--n {args.n}: must be at least 1")
     model = load_model(args.model)
     folder = args.out or model.folder
+    if folder is None or not folder.is_dir():
+        raise KeditError(f"--out {folder}: is no folder; give an existing one")
     if args.only != "scales":
         layer_sweep(model, args.n, cache="results/moments").to_csv(folder / "layers.csv", index=False)
     if args.only != "layers":

@@ -25,7 +25,8 @@ import transformers
 from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ..errors import KeditError
+from ..durable import writing
+from ..errors import KeditError, first_line, program
 from . import corpus
 from .tokenizer import train_tokenizer
 from .world import World
@@ -219,7 +220,14 @@ def train(recipe: Recipe, out: Path, workers: int = 2, device: str = "cpu", chec
     training checkpoint stays beside it then.
     """
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    if recipe.steps < 1 or workers < 1:
+        raise KeditError(f"training: {recipe.steps} steps with {workers} workers; give at least 1 of each")
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise KeditError(f"device {device!r}: cannot be used ({first_line(error)}); give one that is there") from error
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     _check_resume(recipe, out)
     workers = workers if device == "cpu" else 1
     if workers == 1:
@@ -233,8 +241,11 @@ def train(recipe: Recipe, out: Path, workers: int = 2, device: str = "cpu", chec
 def _check_resume(recipe: Recipe, out: Path) -> None:
     partial = out / PARTIAL
     if partial.exists():
-        state = torch.load(partial, weights_only=True, map_location="cpu")
-        if state["recipe"] != dataclasses.asdict(recipe):
+        try:
+            begun = torch.load(partial, weights_only=True, map_location="cpu")["recipe"]
+        except Exception as error:  # whatever it makes of a damaged file
+            raise KeditError(f"{partial}: cannot be read ({first_line(error)}); remove it to begin anew") from error
+        if begun != dataclasses.asdict(recipe):
             raise KeditError(f"{partial}: was written by another recipe; remove the file or use another --out")
 
 
@@ -350,6 +361,7 @@ def _finish(recipe: Recipe, out: Path, workers: int, device: str) -> Path:
     return out
 
 
+@program
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(
         description="Train a lab model from scratch, with its recall table and provenance."
@@ -363,11 +375,7 @@ def main(argv=None) -> int:
     recipe = RECIPES[args.recipe]
     if args.steps is not None:
         recipe = dataclasses.replace(recipe, steps=args.steps)
-    try:
-        out = train(recipe, args.out or Path("results/lab-model") / recipe.name, args.workers, args.device)
-    except KeditError as error:
-        print(f"error: {error}")
-        return 1
+    out = train(recipe, args.out or Path("results/lab-model") / recipe.name, args.workers, args.device)
     print(f"trained {recipe.name}: {out}")
     return 0
 

@@ -51,7 +51,7 @@ def method_for(model, name: str, **overrides) -> Method:
             f"model {model_name!r}: its parameters are of a model with d_ff {published}, it has {own}; rename one "
             "of two models that share a name"
         )
-    sections = {_plain(key): values for key, values in found.items()}
+    sections = {_plain(str(key)): values for key, values in found.items()}
     for section in (_plain(name), _plain(cls.__name__)):
         if section in sections:
             return cls(**{**sections[section], **overrides})

@@ -14,6 +14,7 @@ from ..contexts import check_contexts, generate_contexts
 from ..edits import Edit, check_edits
 from ..errors import KeditError
 from ..history import EditHistory
+from ..memory import memory_for
 from ..model import EditableModel
 from ..moments import SecondMoments
 from ..nullspace import NullSpace
@@ -139,7 +140,8 @@ class Method(BaseModel, ABC):
         call = self.prepare(model, edits, moments, contexts, history, projection, targets)
         before = model.snapshot()
         try:
-            with model.recording(record_of(self.name, self.hyperparameters, call.edits)):
+            remedy = "give fewer edits in a batch, fewer contexts or a larger device"
+            with memory_for(self.name, remedy), model.recording(record_of(self.name, self.hyperparameters, call.edits)):
                 outcome = self._apply(call)
         except BaseException:
             model.load_snapshot(before)
@@ -211,7 +213,10 @@ class Method(BaseModel, ABC):
 
 
 def write(model, layer: int, delta: Tensor, deltas: dict[str, Tensor]) -> None:
-    """Add Δ [d_model, d_ff] to layer's W in the model's own layout, and note it in `deltas`."""
+    """Add Δ [d_model, d_ff] to layer's W in the model's own layout, and note it in `deltas`. KeditError when it is not
+    finite, before it is written."""
+    if not delta.isfinite().all():
+        raise KeditError(f"layer {layer}: Δ holds NaN or inf; nothing was written, check moments and learning rate")
     own = delta.T if model.layout.transposed else delta
     own = own.to(model.math_dtype).contiguous()
     name = model.weight_name(layer)

@@ -1,0 +1,136 @@
+"""Command lines that are wrong: a line on stderr that says what to do, an exit code, no traceback, nothing written."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from kedit_lib import cost, reproduce, sweep
+from kedit_lib.errors import KeditError, program
+from kedit_lib.lab import choose, train
+from kedit_lib.memory import memory_for
+
+ROOT = Path(__file__).resolve().parents[1]
+TABLE = [
+    (sweep.main, ["--profile", "nope"], ["'nope'", "lab"]),
+    (sweep.main, ["--profile", "nope.yaml"], ["nope.yaml", "no such file"]),
+    (sweep.main, ["--profile", "smoke", "--streams", "memet"], ["'memet'", "there are memit"]),
+    (sweep.main, ["--profile", "smoke", "--streams", ""], ["stream ''"]),
+    (sweep.main, ["--profile", "smoke", "--orders", "one"], ["--orders one", "1,2"]),
+    (sweep.main, ["--profile", "smoke", "--orders", ","], ["--orders ,", "1,2"]),
+    (sweep.main, ["--profile", "smoke", "--orders=-1"], ["--orders -1"]),
+    (sweep.main, ["--colour"], ["--colour"]),
+    (reproduce.main, ["--profile", "nope"], ["'nope'", "lab"]),
+    (reproduce.main, ["--orders", "1;2"], ["--orders 1;2"]),
+    (reproduce.main, ["-p", "n_edits=0"], ["n_edits", "0"]),
+    (reproduce.main, ["-p", "model="], ["model"]),
+    (reproduce.main, ["-p", "dtype=int8"], ["dtype", "int8"]),
+    (reproduce.main, ["--only", "99"], ["'99'"]),
+    (reproduce.main, ["--only"], ["--only"]),
+    (train.main, ["--recipe", "huge"], ["huge"]),
+    (train.main, ["--steps", "0"], ["0 steps", "at least 1"]),
+    (train.main, ["--workers", "0"], ["0 workers", "at least 1"]),
+    (train.main, ["--steps", "many"], ["many"]),
+    (train.main, ["--device", "abacus"], ["'abacus'", "give one that is there"]),
+    (train.main, ["--out", "README.md/folder"], ["README.md/folder", "cannot be written"]),
+    (choose.main, ["--n", "0"], ["--n 0", "at least 1"]),
+    (choose.main, ["--model", "no-such-model"], ["'no-such-model'", "cannot be loaded"]),
+    (choose.main, ["--model", "lab-small", "--out", "nowhere"], ["nowhere", "no folder"]),
+    (cost.main, ["nope.json", "1", "r", "o"], ["nope.json", "no profile"]),
+    (cost.main, ["README.md", "1", "r", "o"], ["README.md", "no profile"]),
+    (cost.main, ["README.md", "one", "r", "o"], ["'one'"]),
+]
+
+
+@pytest.mark.parametrize(("main", "arguments", "says"), TABLE, ids=lambda x: " ".join(x) if isinstance(x, list) else "")
+def test_a_wrong_command_line(monkeypatch, capsys, tmp_path, main, arguments, says):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "README.md").write_text("no folder")
+    try:
+        code = main(arguments)
+    except SystemExit as exit:  # argparse's own: usage, then a line
+        code = exit.code
+    printed = capsys.readouterr()
+    lines = printed.err.strip().splitlines()
+    assert code not in (0, None)
+    assert "Traceback" not in printed.err + printed.out
+    for part in says:
+        assert part in lines[-1], lines
+    assert len([line for line in lines if line.startswith("kedit: ")]) <= 1
+    assert [p.name for p in tmp_path.iterdir()] == ["README.md"]
+
+
+def test_a_program_ends_with_one_line_and_a_code(capsys):
+    def raises(error):
+        raise error
+
+    assert program(lambda: 0)() == 0
+    assert program(raises)(KeditError("a\nb")) == 1
+    assert capsys.readouterr().err == "kedit: a b\n"
+    assert program(raises)(KeyboardInterrupt()) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    with pytest.raises(ZeroDivisionError):  # a mistake of ours is not hidden
+        program(raises)(ZeroDivisionError())
+
+
+def test_only_memory_is_taken_for_memory():
+    with pytest.raises(RuntimeError, match="shapes"), memory_for("x", "y"):
+        raise RuntimeError("shapes do not fit")
+    with pytest.raises(KeditError, match="x: out of memory .MemoryError.; y"), memory_for("x", "y"):
+        raise MemoryError
+
+
+def test_reproduce_that_is_interrupted_says_so(monkeypatch, capsys, tmp_path):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(reproduce, "reproduce", interrupted)
+    assert reproduce.main(["--profile", "smoke"], root=ROOT) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+SLOW = """
+import signal, sys, time, types
+from kedit_lib import sweep
+
+def work(profile, name, order, commit):
+    open(f"begun-{order}", "w").close()
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        open(f"saved-{order}", "w").close()
+        raise
+
+sweep._work = work
+"""
+
+
+def test_a_sweep_that_is_interrupted_begins_nothing_more(tmp_path):
+    """Ctrl-C reaches the program and its workers, as it does from a terminal."""
+    program = SLOW + (
+        "if __name__ == '__main__':\n"
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which a background process lacks
+        "    sweep.Bench = lambda *a, **k: types.SimpleNamespace(moments=None)\n"
+        "    sys.exit(sweep.main(['--profile', 'smoke', '--streams', 'memit', '--orders', '0,1,2,3,4,5']))\n"
+    )
+    (tmp_path / "slow.py").write_text(program)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "slow.py"], cwd=tmp_path, env=environment, start_new_session=True, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    end = time.monotonic() + 120
+    while len(list(tmp_path.glob("begun-*"))) < 2 and time.monotonic() < end:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, printed = process.communicate(timeout=60)
+    assert process.returncode == 130, printed
+    assert "kedit: stopped" in printed and "Traceback" not in printed
+    begun = {p.name.split("-")[1] for p in tmp_path.glob("begun-*")}
+    assert {p.name.split("-")[1] for p in tmp_path.glob("saved-*")} == begun
+    assert len(begun) == 2
