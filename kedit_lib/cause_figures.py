@@ -141,7 +141,7 @@ def plot_foretold(table: pd.DataFrame):
 
 def plot_scaling(table: pd.DataFrame, fits: dict[str, dict[str, float]]):
     """Both collapse points against d_ff, log axes: a marker a model and order, the fit, its interval at 11008."""
-    streams = list(dict.fromkeys(table.stream)) or ["no other widths here"]
+    streams = list(dict.fromkeys(table.stream))
     fig, axes = plt.subplots(1, len(streams), figsize=(4.3 * len(streams), 3.9), sharey=True, squeeze=False)
     for ax, stream in zip(axes[0], streams, strict=True):
         for i, point in enumerate(("N_optimisation", "N_model")):

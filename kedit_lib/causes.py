@@ -207,14 +207,11 @@ def growth_table(streams: dict[str, dict[int, Run]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def verdict_interventions(table: pd.DataFrame) -> str:
-    """Each change against the stream itself: what became of both collapse points (order by order, medians)."""
-    base = table[table.stream == next(iter(INTERVENTIONS))]
-    if base.empty:
+def verdict_interventions(table: pd.DataFrame, base: str = next(iter(INTERVENTIONS))) -> str:
+    """What became of both collapse points with each change, the stream `base` itself first (medians over orders)."""
+    if base not in set(table.stream):
         return "The streams with one cause taken out were not run in this profile."
-    lines = [_said("The stream itself", base)]
-    lines += [_said(title, rows) for title, rows in table.groupby("stream", sort=False) if title != base.stream.iloc[0]]
-    return "\n".join(lines)
+    return "\n".join(_said(title, rows) for title, rows in table.groupby("stream", sort=False))
 
 
 def _said(title: str, rows: pd.DataFrame) -> str:

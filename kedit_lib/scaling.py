@@ -188,7 +188,9 @@ def fits(table: pd.DataFrame) -> dict[str, dict[str, float]]:
 def sentence(table: pd.DataFrame, found: dict[str, dict[str, float]]) -> str:
     """What the fits say of the report's width, and how many of the models are healthy."""
     if table.empty:
-        return "No other widths in this profile."
+        return (
+            "No other widths have been measured for this model; `make sweep STREAMS=scaling` trains and measures them."
+        )
     said = []
     for name, one in found.items():
         if np.isfinite(one["b"]):
