@@ -13,7 +13,6 @@ The three are the suspected causes: errors that add up, directions that conflict
 
 from __future__ import annotations
 
-import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
+from .durable import replacing
 from .errors import KeditError
 from .experiments import edits_hash
 from .keys import keys_at
@@ -71,18 +71,22 @@ def keep(bench: Bench, name: str, order: int, folder: Path) -> Anatomy:
     found = dissect(bench, name, order)
     folder.mkdir(parents=True, exist_ok=True)
     for part in PARTS:
-        path = _path(folder, bench, name, order, part)
-        partial = path.with_suffix(f".{os.getpid()}.tmp")
-        getattr(found, part).to_parquet(partial, index=False)
-        os.replace(partial, path)
+        with replacing(_path(folder, bench, name, order, part)) as partial:
+            getattr(found, part).to_parquet(partial, index=False)
     return found
 
 
 def _path(folder: Path, bench: Bench, name: str, order: int, part: str) -> Path:
+    return folder / f"{measured_on(folder, bench, name, order)}{part}.parquet"
+
+
+def measured_on(folder: Path, bench: Bench, name: str, order: int) -> str:
+    """How the files of a measurement on a stream's edits begin; the library's own version counts in results/ only, for
+    committed data stay what they are."""
     method = bench.method(name)
-    decides = [bench.model.checksum, method.name, method.hyperparameters, edits_hash(bench.edits(order)), ALGORITHMS]
-    model = bench.profile.model.split("/")[-1]
-    return folder / f"{model}.{name}.order{order}.{part}-{key_of(parts=decides)}.parquet"
+    decides = [bench.model.checksum, method.name, method.hyperparameters, edits_hash(bench.edits(order))]
+    decides += [] if folder == data_folder() else [ALGORITHMS]
+    return f"{bench.profile.model.split('/')[-1]}.{name}.order{order}.{key_of(parts=decides)}."
 
 
 class _Facts:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from .anatomy import Anatomy, foresight, shares
+from .anatomy import Anatomy, foresight, measured_on, shares
 from .catalogue import FACTORS, SENSITIVITY
-from .experiments import Run, collapse_point, edits_hash
+from .durable import replacing
+from .experiments import Run, collapse_point
 from .findings import collapse_table, spread
 from .forecast import foretell
-from .store import ALGORITHMS, key_of
 from .streams import Bench, data_folder
 
 BASE = "memit@both@0.1"
@@ -89,52 +89,46 @@ def _outcome(run: Run) -> dict:
     }
 
 
-def foretold(bench: Bench, names=FORETOLD, sample: int = SAMPLE) -> pd.DataFrame:
+def foretold(bench: Bench, names=FORETOLD) -> pd.DataFrame:
     """A row a stream and order that was run: foretold N_model (`foretell` with the stream's first edits), and the
     observed one (NaN: not within its length). From figures/data where it is there; a live order is worked out else."""
     rows = []
     for name in names:
         for order, run in bench.runs(name).items():
-            if (found := _foretold(bench, name, order, sample)) is not None:
+            if (found := _foretold(bench, name, order)) is not None:
                 observed = collapse_point(run, "model")
                 rows.append({"stream": name, "order": order, **found, "observed": observed, "length": len(run.edits)})
     columns = ["stream", "order", "N", "theta", "spill", "observed", "length"]
     return pd.DataFrame(rows, columns=columns).rename(columns={"N": "foretold"})
 
 
-def _foretold(bench: Bench, name: str, order: int, sample: int) -> dict | None:
-    file = _file(bench, name, order, sample)
+def _foretold(bench: Bench, name: str, order: int) -> dict | None:
     for folder in (data_folder(), bench.results / "foretold"):
-        if (folder / file).exists():
-            return json.loads((folder / file).read_text())
-    if order not in bench.profile.live_orders:
-        return None
-    return keep_foretold(bench, name, order, sample)
+        if (path := _path(folder, bench, name, order)).exists():
+            return json.loads(path.read_text())
+    return keep_foretold(bench, name, order) if order in bench.profile.live_orders else None
 
 
-def _file(bench: Bench, name: str, order: int, sample: int) -> str:
-    method, edits = bench.method(name), bench.edits(order)
-    decides = [bench.model.checksum, method.name, method.hyperparameters, edits_hash(edits), sample, ALGORITHMS]
-    return f"{bench.profile.model.split('/')[-1]}.{name}.order{order}.foretold-{key_of(parts=decides)}.json"
+def _path(folder: Path, bench: Bench, name: str, order: int) -> Path:
+    return folder / f"{measured_on(folder, bench, name, order)}foretold-{SAMPLE}x{STRANGERS}.json"
 
 
-def keep_foretold(bench: Bench, name: str, order: int, sample: int = SAMPLE, folder=None) -> dict:
+def keep_foretold(bench: Bench, name: str, order: int, folder: Path | None = None) -> dict:
     """Work it out and write it into a folder (results/foretold)."""
-    method, edits, file = bench.method(name), bench.edits(order), _file(bench, name, order, sample)
+    method, edits = bench.method(name), bench.edits(order)
     found = foretell(
         bench.model,
         method,
-        edits[:sample],
+        edits[:SAMPLE],
         bench.material.strangers(edits, STRANGERS, order),
         moments=bench.moments if method.needs_moments else None,
         contexts=bench.contexts(method, order),
         seed=order,
     )
-    folder = folder or bench.results / "foretold"
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"{file}.{os.getpid()}.tmp"
-    partial.write_text(json.dumps(found))
-    os.replace(partial, folder / file)
+    path = _path(folder or bench.results / "foretold", bench, name, order)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(found))
     return found
 
 

@@ -7,12 +7,12 @@ STREAMS=scaling` trains what is missing in results/family and runs the streams i
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from .durable import replacing
 from .experiments import Run, collapse_point, run_stream
 from .lab.edits import lab_edits
 from .lab.single import lab_moments, single_edits
@@ -135,9 +135,8 @@ def sweep(results: Path, out: Path) -> None:
         if name in set(done.model):
             continue
         table = measure(member(recipe, results), results)
-        partial = out.with_suffix(f".{os.getpid()}.tmp")
-        pd.concat([done, table]).to_csv(partial, index=False)
-        os.replace(partial, out)
+        with replacing(out) as partial:
+            pd.concat([done, table]).to_csv(partial, index=False)
         print(table.to_string(index=False), flush=True)
 
 
