@@ -6,7 +6,8 @@ j would be as the only one, on the unedited model,
 
     ‖D‖²  =  Σ_j ‖Δ⁰_j k‖²                     spills     each edit's own, as if no two pointed the same way
           +  ‖Σ_j Δ⁰_j k‖² − Σ_j ‖Δ⁰_j k‖²     agreement  they do point the same way (negative: against each other)
-          +  ‖D‖² − ‖Σ_j Δ⁰_j k‖²              response   edits differ from Δ⁰ because of the edits before them
+          +  ‖D‖² − ‖Σ_j Δ⁰_j k‖²              response   edits differ from Δ⁰ because of the edits before them:
+                                                       they grow (Σ ‖Δ_j k‖² − Σ ‖Δ⁰_j k‖²) and turn (the rest)
 
 The three are the suspected causes: errors that add up, directions that conflict, edits that answer to each other.
 """
@@ -57,7 +58,9 @@ PARTS = ("shifts", "doses", "kinship")
 
 def anatomy(bench: Bench, name: str, order: int = 0) -> Anatomy | None:
     """Of a stream: the committed one, or one from results/; a live order is dissected when it is in neither. None: an
-    order that is not there."""
+    order that is not there, or a stream of several layers."""
+    if len(bench.method(name).layers) != 1:
+        return None
     for folder in (data_folder(), bench.results / "anatomy"):
         if all(_path(folder, bench, name, order, part).exists() for part in PARTS):
             return Anatomy(*(pd.read_parquet(_path(folder, bench, name, order, part)) for part in PARTS))
@@ -157,14 +160,14 @@ def dissect(bench: Bench, name: str, order: int = 0) -> Anatomy:
                     delta0 = _delta(model, layer, method.apply(model, [edit], **given))
                 delta = _delta(model, layer, method.apply(model, [edit], **given))
             total += delta0
-            later = torch.arange(len(edits), device=delta.device) < j
+            earlier = torch.arange(len(edits), device=delta.device) < j
             for facts, d in ((seq, delta), (sup, delta0)):
                 strangers, edited = facts
                 strangers.add(d, torch.ones_like(strangers.size))
-                squared = edited.add(d, later.double())
+                squared = edited.add(d, earlier.double())
                 if facts is seq:
                     for kind, mask in kin.items():
-                        now = (squared / edited.size**2).cpu() * later.cpu() * mask[:, j]
+                        now = (squared / edited.size**2).cpu() * earlier.cpu() * mask[:, j]
                         spills[kind] = spills.get(kind, 0) + now
             doses.append(_dose(seq[1].k[j], delta, delta0, j + 1))
             for facts, w in ((seq, _w(model, layer)), (sup, _w_unedited(model, layer) + total)):
@@ -217,7 +220,7 @@ def _kinship(edits) -> dict[str, torch.Tensor]:
     """{kind: [n, n] bool}: whether subject or relation of two edits are akin; each pair has exactly one kind."""
     names = [set(e.subject.split()) for e in edits]
     named = torch.tensor([[bool(a & b) for b in names] for a in names])
-    relation = torch.tensor([[a.relation is not None and a.relation == b.relation for b in edits] for a in edits])
+    relation = torch.tensor([[bool(a.relation) and a.relation == b.relation for b in edits] for a in edits])
     return {
         "a name part": named & ~relation,
         "the relation": relation & ~named,
@@ -226,20 +229,22 @@ def _kinship(edits) -> dict[str, torch.Tensor]:
     }
 
 
-def shares(found: Anatomy) -> dict[str, float]:
-    """The three terms of ‖D‖² at the end, as shares of their sum, means over the untouched facts."""
-    last = found.shifts[
-        (found.shifts.edits_done == found.shifts.edits_done.max()) & (found.shifts.cohort == "untouched")
-    ]
-    seq, sup = last[~last.superposed], last[last.superposed]
+def shares(found: Anatomy, at: int | None = None) -> dict[str, float]:
+    """The terms of ‖D‖² as shares of their sum, means over the untouched facts, at the checkpoint nearest to `at` edits
+    (None: at the end); growth and turning are the two parts of response."""
+    seq, sup = _at(found, "untouched", at)
     whole, alone, spills = (seq["shift"] ** 2).mean(), (sup["shift"] ** 2).mean(), sup["spills"].mean()
-    return {"spills": spills / whole, "agreement": (alone - spills) / whole, "response": (whole - alone) / whole}
+    response, growth = whole - alone, seq["spills"].mean() - spills
+    terms = {"spills": spills, "agreement": alone - spills, "response": response}
+    return {name: value / whole for name, value in {**terms, "growth": growth, "turning": response - growth}.items()}
 
 
-def _last(found: Anatomy, cohort: str) -> list[pd.DataFrame]:
-    """What is known of each fact at the end, of the stream and of the superposed one."""
-    last = found.shifts.query("cohort == @cohort and edits_done == edits_done.max()").set_index("fact")
-    return [last[last.superposed == superposed] for superposed in (False, True)]
+def _at(found: Anatomy, cohort: str, at: int | None = None) -> list[pd.DataFrame]:
+    """What is known of each fact at a checkpoint, of the stream and of the superposed one."""
+    done = found.shifts.edits_done.unique()
+    nearest = max(done) if at is None else min(done, key=lambda n: abs(n - at))
+    there = found.shifts[(found.shifts.cohort == cohort) & (found.shifts.edits_done == nearest)].set_index("fact")
+    return [there[there.superposed == superposed] for superposed in (False, True)]
 
 
 def survival(found: Anatomy, bins: int = 12) -> pd.DataFrame:
@@ -258,10 +263,21 @@ def foresight(found: Anatomy) -> dict[str, float]:
     shift  Spearman's ρ over the edits between the shift of the superposed stream and that of the stream
     loss   AUC: how often, of an edit that is lost and one that is kept, the lost one has the larger foreseen shift (½:
            chance); NaN when all or none are lost
+
+    "by position": the same by an edit's place alone, for the older one has been shifted by more edits.
     """
-    seq, sup = _last(found, "edits")
+    seq, sup = _at(found, "edits")
     both = seq.join(sup["shift"].rename("foreseen")).iloc[:-1]  # nothing came after the last one
-    ranks, lost = both.foreseen.rank(), ~both.right
+    age, lost = pd.Series(-both.index.to_numpy(float), both.index), ~both.right
+    return {
+        "shift": both["foreseen"].corr(both["shift"], method="spearman"),
+        "by position": age.corr(both["shift"], method="spearman"),
+        "loss": _auc(both.foreseen, lost),
+        "loss by position": _auc(age, lost),
+    }
+
+
+def _auc(value: pd.Series, lost: pd.Series) -> float:
+    """How often a lost one has the larger value than a kept one."""
     n, m = int(lost.sum()), int((~lost).sum())
-    auc = (ranks[lost].sum() - n * (n + 1) / 2) / (n * m) if n and m else np.nan
-    return {"shift": both["foreseen"].corr(both["shift"], method="spearman"), "loss": float(auc)}
+    return float((value.rank()[lost].sum() - n * (n + 1) / 2) / (n * m)) if n and m else np.nan

@@ -9,7 +9,6 @@ import pandas as pd
 
 from .anatomy import Anatomy, survival
 from .figures import DASHES, MARKERS, PALETTE, floor
-from .scaling import SEED_EDITS, SEED_WIDTH
 
 TERMS = {"spills": "spills of single edits", "agreement": "spills that agree", "response": "response to earlier edits"}
 
@@ -103,7 +102,7 @@ def plot_sensitivity(table: pd.DataFrame):
         rows = table[table.field == field].sort_values("value")
         for i, column in enumerate(("N_optimisation", "N_model")):
             value = rows[column].astype(float)
-            shown, x = value.fillna(rows.length), np.arange(len(rows))
+            shown, x = value.fillna(rows.edits), np.arange(len(rows))
             ax.plot(x, shown, color=PALETTE[i], linestyle=DASHES[i], linewidth=1)
             for hollow in (False, True):
                 which = value.isna().to_numpy() == hollow
@@ -122,6 +121,7 @@ def plot_sensitivity(table: pd.DataFrame):
 
 def plot_foretold(table: pd.DataFrame):
     """Foretold against observed N_model, a marker a stream; hollow at the stream's length: not reached."""
+    table = table[np.isfinite(table.foretold.astype(float))]  # what is foretold to last for ever has no place on it
     fig, ax = plt.subplots(figsize=(5.6, 4.8))
     for i, (name, rows) in enumerate(table.groupby("stream", sort=False)):
         seen = rows.observed.notna()
@@ -136,30 +136,4 @@ def plot_foretold(table: pd.DataFrame):
     _plain_log(ax.xaxis)
     _plain_log(ax.yaxis)
     ax.legend(fontsize=7, ncols=2)
-    return fig
-
-
-def plot_scaling(table: pd.DataFrame, fits: dict[str, dict[str, float]]):
-    """Both collapse points against d_ff, log axes: a marker a model and order, the fit, its interval at 11008."""
-    streams = list(dict.fromkeys(table.stream))
-    fig, axes = plt.subplots(1, len(streams), figsize=(4.3 * len(streams), 3.9), sharey=True, squeeze=False)
-    for ax, stream in zip(axes[0], streams, strict=True):
-        for i, point in enumerate(("N_optimisation", "N_model")):
-            rows = table[(table.stream == stream) & table[point].notna()]
-            ax.plot(
-                rows.d_ff, rows[point].astype(float), color=PALETTE[i], marker=MARKERS[i], linestyle="none", label=point
-            )
-            found = fits.get(f"{stream} {point}", {})
-            if np.isfinite(found.get("b", np.nan)):
-                x = np.geomspace(table.d_ff.min(), SEED_WIDTH)
-                y = found["median"] * (x / SEED_WIDTH) ** found["b"]
-                ax.plot(x, y, color=PALETTE[i], linestyle=DASHES[i], linewidth=1)
-                side = SEED_WIDTH * (1 + 0.08 * i)
-                ax.plot([side, side], [found["low"], found["high"]], color=PALETTE[i], linewidth=3, alpha=0.5)
-        ax.plot(SEED_WIDTH, SEED_EDITS, marker="*", color="black", markersize=12, linestyle="none", label="the report")
-        ax.set(xscale="log", yscale="log", title=stream, xlabel="d_ff")
-        _plain_log(ax.xaxis)
-        _plain_log(ax.yaxis)
-    axes[0][0].set_ylabel("edits")
-    axes[0][0].legend(fontsize=8)
     return fig

@@ -65,13 +65,13 @@ def candidates(bench: Bench) -> pd.DataFrame:
 
 def horizons(bench: Bench) -> tuple[int, int, int]:
     """N/2, N and 3·N with N the median N_optimisation of MEMIT's streams, or, where some order does not reach it,
-    the median N_model; the last is cut at the streams' length."""
+    the median N_model; in place of 3·N the streams' whole length, which the batches have."""
     whole = bench.profile.n_edits
     for kind in ("optimisation", "model"):
         points = [collapse_point(run, kind) for run in bench.runs("memit").values()]
-        if all(points):
+        if points and all(points):
             n = min(whole, round(pd.Series(points).median()))
-            return max(1, n // 2), n, min(whole, 3 * n)
+            return max(1, n // 2), n, whole
     return max(1, whole // 6), max(1, whole // 3), whole
 
 
@@ -107,11 +107,20 @@ def summary(table: pd.DataFrame, n: int) -> pd.DataFrame:
 
 
 def undominated(table: pd.DataFrame, n: int) -> list[str]:
-    """The methods after n edits than which no other keeps both more edits and more untouched facts (medians)."""
+    """The methods after n edits than which no other keeps both more edits and more untouched facts (medians over the
+    orders there are); keeping no edit at all is no merit."""
     part = summary(table, n).dropna(subset=["kept", "untouched"])
+    part = part[part.kept > 0]
     points = part[["kept", "untouched"]].to_numpy()
     best = [not ((points >= p).all(1) & (points > p).any(1)).any() for p in points]
-    return [f"{row.method} ({row.kept:.0%} kept, {row.untouched:.0%} untouched)" for row in part[best].itertuples()]
+    return [
+        f"{row.method} ({row.kept:.0%} kept, {row.untouched:.0%} untouched, {_orders(row.orders)})"
+        for row in part[best].itertuples()
+    ]
+
+
+def _orders(n: int) -> str:
+    return f"{n} order{'s' if n > 1 else ''}"
 
 
 def decide(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,7 +1,7 @@
 """How many single edits a model will bear, told before the first one: from a few edits made apart.
 
-Edits of a stream hardly answer to each other; what they do to another subject adds up like a random walk (`anatomy`).
-So N_model can be foretold without a stream:
+Until bystanders are lost, edits of a stream answer little to each other; what they do to another subject adds up like
+a random walk (`anatomy`). So N_model can be foretold without a stream:
 
     spills   n edits, each made on the unedited model: how far does each move the state h of each of some strangers?
              a_ju = ‖h_j(u) − h(u)‖² / ‖h(u)‖²,  h after the last edited layer, at the subject's last token

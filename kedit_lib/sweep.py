@@ -23,7 +23,7 @@ from .params import Profile, load_profile
 from .stamps import PACKAGE, hash_files
 from .streams import Bench, committed_runs, data_folder
 
-MEASUREMENTS = ("anatomy", "foretold", "scaling")
+MEASUREMENTS = ("anatomy", "foretold")
 CHECK_EDITS = 50  # edits of the committed stream that is run again
 CHECK_MARGIN = 0.05  # largest accepted median difference of the optimised probability over them
 
@@ -97,13 +97,10 @@ def _task(work, *arguments) -> str:
 
 def run_measurements(profile: Profile, orders, which: str) -> None:
     """What notebook 06 reads beside streams, into figures/data: "anatomy" or "foretold" of their streams for each
-    order, or "scaling"."""
-    from . import anatomy, causes, scaling
+    order."""
+    from . import anatomy, causes
 
-    bench = Bench(profile, progress=False)
-    if which == "scaling":
-        scaling.sweep(bench.results, data_folder() / "scaling.csv")
-        return
+    Bench(profile, progress=False).moments  # measured once, before the workers want it  # noqa: B018
     names = anatomy.STREAMS if which == "anatomy" else causes.FORETOLD
     tasks = [(profile, which, name, order) for name in names for order in orders]
     os.environ.setdefault("OMP_NUM_THREADS", str(profile.threads))
@@ -204,8 +201,8 @@ def main(argv=None) -> int:
         "--streams",
         default="main",
         help="main, scaled (λ/d_ff × 0.1 and × 10), moved (ROME and MEMIT with layers exchanged), others (the other "
-        "methods), causes, sensitivity, or names with commas; anatomy, foretold and scaling are what "
-        "else notebook 06 reads",
+        "methods), causes, sensitivity, or names with commas; anatomy and foretold are what else "
+        "notebook 06 reads",
     )
     parser.add_argument("--plan", action="store_true", help="only say what would run")
     args = parser.parse_args(argv)

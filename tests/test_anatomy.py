@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import kedit_lib as kedit
-from kedit_lib import anatomy, causes, choosing, forecast, scaling
+from kedit_lib import anatomy, causes, choosing, forecast
 from kedit_lib.anatomy import Anatomy
 from kedit_lib.catalogue import cause_streams, every_stream, groups_of
 from kedit_lib.errors import KeditError
@@ -80,7 +80,11 @@ def test_the_first_edit_answers_to_nobody(found):
 
 
 def test_the_three_terms_are_the_whole(found):
-    assert sum(anatomy.shares(found).values()) == pytest.approx(1)
+    for at in (None, 2):
+        part = anatomy.shares(found, at)
+        assert part["spills"] + part["agreement"] + part["response"] == pytest.approx(1)
+        assert part["growth"] + part["turning"] == pytest.approx(part["response"])
+    assert anatomy.shares(found, 2) != anatomy.shares(found)
 
 
 def test_kinds_of_kin_share_all_pairs_and_all_spills(bench, found):
@@ -104,9 +108,9 @@ def hand_made(shift, foreseen, right) -> Anatomy:
 
 def test_foresight_is_a_rank_correlation_and_an_auc():
     best = anatomy.foresight(hand_made([1, 2, 3, 4], [1, 2, 3, 4], [True, True, False, False]))
-    assert best == {"shift": pytest.approx(1), "loss": 1.0}
+    assert best == {"shift": pytest.approx(1), "by position": pytest.approx(-1), "loss": 1.0, "loss by position": 0.0}
     worst = anatomy.foresight(hand_made([1, 2, 3, 4], [4, 3, 2, 1], [True, True, False, False]))
-    assert worst == {"shift": pytest.approx(-1), "loss": 0.0}
+    assert (worst["shift"], worst["loss"]) == (pytest.approx(-1), 0.0)
     mixed = anatomy.foresight(hand_made([1, 2, 3, 4], [1, 2, 3, 4], [True, False, True, False]))
     assert mixed["loss"] == 0.75
     assert math.isnan(anatomy.foresight(hand_made([1, 2], [1, 2], [True, True]))["loss"])
@@ -175,27 +179,7 @@ def test_more_is_written_earlier_it_dies(bench):
         kedit.foretell(model, method, [], strangers, **given)
 
 
-# ---- scaling, catalogue, frontier --------------------------------------------------------------------
-
-
-def test_the_fit_finds_a_power_law_and_widens_without_data():
-    widths = [256, 384, 512, 768, 1024] * 3
-    exact = pd.DataFrame({"d_ff": widths, "N_model": [0.15 * w for w in widths]})
-    found = scaling.fit(exact)
-    assert found["b"] == pytest.approx(1) and found["median"] == pytest.approx(0.15 * 11008)
-    noise = np.random.default_rng(0).normal(0, 0.3, len(widths))
-    noisy = scaling.fit(exact.assign(N_model=exact.N_model * np.exp(noise)))
-    assert noisy["low"] < 0.15 * 11008 < noisy["high"] and noisy["high"] / noisy["low"] > 2
-    few = scaling.fit(exact[exact.d_ff < 500])
-    assert math.isnan(few["b"]) and math.isnan(few["low"])
-
-
-def test_members_hold_the_facts_for_each_parameter():
-    lab = scaling.RECIPES["lab"]
-    one, *_ = (r for r in scaling.family() if r is not None and r.d_ff == 512)
-    assert one.d_model * 8 == one.d_ff
-    assert one.n_people / lab.n_people == pytest.approx((one.d_ff / lab.d_ff) ** 2, rel=0.01)
-    assert scaling.family()[-1].n_people == one.n_people // 2
+# ---- catalogue, frontier --------------------------------------------------------------------
 
 
 def test_every_stream_of_the_catalogue_makes_a_method(bench):
