@@ -7,6 +7,9 @@ import pandas as pd
 
 from .experiments import WINDOW, Run, collapse_point
 
+COLLAPSE = ["stream", "order", "edits", "N_optimisation", "N_model"]  # and what was true at the end:
+COLLAPSE += ["p first 25", "p last 25", "edits kept", "untouched", "perplexity"]
+
 
 def collapse_table(streams: dict[str, dict[int, Run]]) -> pd.DataFrame:
     """A row a stream and order: both collapse points, and what was true at the end."""
@@ -33,7 +36,7 @@ def collapse_table(streams: dict[str, dict[int, Run]]) -> pd.DataFrame:
                     "perplexity": end.get(("perplexity", "plain text"), np.nan),
                 }
             )
-    return pd.DataFrame(rows).astype({"N_optimisation": "Int64", "N_model": "Int64"})
+    return pd.DataFrame(rows, columns=COLLAPSE).astype({"N_optimisation": "Int64", "N_model": "Int64"})
 
 
 def tidy(table: pd.DataFrame) -> pd.DataFrame:
