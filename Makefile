@@ -45,7 +45,7 @@ lab-model: $(ENV)  ## train the lab models again from their recipe (up to 2.5 ho
 sweep: $(ENV)  ## run further orders into figures/data (an hour; STREAMS=main, scaled, moved, others, causes, sensitivity, anatomy, foretold or names; NB and MODEL do not apply)
 	$(PY) -m kedit_lib.sweep --profile $(PROFILE) $(if $(ORDERS),--orders "$(ORDERS)") $(if $(STREAMS),--streams "$(STREAMS)")
 
-smoke: $(ENV)  ## run every notebook at toy size into results/executed-smoke (at most 3 minutes)
+smoke: $(ENV)  ## run every notebook at toy size into results/executed-smoke (some minutes)
 	$(PY) -m kedit_lib.reproduce --profile smoke
 
 reproduce: $(ENV)  ## run what is stale into notebooks/executed and figures (at most 35 minutes from nothing, seconds if current)
@@ -57,7 +57,7 @@ report: $(ENV)  ## turn what reproduce executed into report/index.html and its p
 bench: $(ENV)  ## time every path against the plain one into figures/benchmarks*.csv (some minutes; PROFILE=gpu: Llama-2-7B's shape)
 	OMP_NUM_THREADS=$(if $(filter gpu,$(PROFILE)),8,1) $(PY) tests/bench.py --profile $(PROFILE) $(if $(SHAPE),--shape "$(SHAPE)")
 
-test: $(ENV)  ## every test, the smoke run of the notebooks included (at most 10 minutes)
+test: $(ENV)  ## every test, the smoke run of the notebooks included (about a quarter of an hour)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS)
 
 lint: $(ENV)  ## ruff, and the house rules for notebook sources (seconds)

@@ -14,7 +14,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from .errors import KeditError
+from .errors import KeditError, program
 
 
 def parser() -> argparse.ArgumentParser:
@@ -248,13 +248,10 @@ def _save(model, folder: str | None) -> None:
         print(f"edited model: {folder}")
 
 
+@program
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
-    try:
-        args.run(args)
-    except KeditError as error:
-        print(f"kedit: {error}", file=sys.stderr)
-        return 1
+    args.run(args)
     return 0
 
 

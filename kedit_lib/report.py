@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kedit_lib import reproduce
-from kedit_lib.errors import KeditError
+from kedit_lib.errors import KeditError, program
 from kedit_lib.params import REPOSITORY
 
 PAGES = Path(__file__).resolve().parent / "pages"
@@ -150,15 +150,12 @@ def _plain(markdown: str) -> str:
     return html.unescape(re.sub(r"\[([^]]*)\]\([^)]*\)|[*`]", r"\1", markdown))
 
 
+@program
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m kedit_lib.report", description=__doc__.splitlines()[0])
     reproduce.add_run(parser)
-    try:
-        run = reproduce.make_run(parser.parse_args(argv), REPOSITORY)
-        print(write_report(run.executed, run.figures, REPOSITORY / "report"))
-    except KeditError as error:
-        print(f"kedit: {error}", file=sys.stderr)
-        return 1
+    run = reproduce.make_run(parser.parse_args(argv), REPOSITORY)
+    print(write_report(run.executed, run.figures, REPOSITORY / "report"))
     return 0
 
 

@@ -26,7 +26,7 @@ import yaml
 from tqdm import tqdm
 
 from kedit_lib import notebooks, stamps
-from kedit_lib.errors import KeditError
+from kedit_lib.errors import KeditError, program
 from kedit_lib.params import REPOSITORY, Profile, find_model_params, load_profile, params_folder
 
 DEFAULT_PROFILE = "lab"  # the run whose outputs are committed
@@ -362,6 +362,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@program
 def main(argv: list[str] | None = None, root: Path = REPOSITORY) -> int:
     args = parse(argv)
     try:
@@ -378,14 +379,7 @@ def main(argv: list[str] | None = None, root: Path = REPOSITORY) -> int:
     except KeditError as error:
         print(f"kedit: {error}", file=sys.stderr)
         return 2
-    try:
-        return 1 if reproduce(run, parameters, args.only, args.force) else 0
-    except KeditError as error:
-        print(f"kedit: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("kedit: stopped; the same command goes on from what is done", file=sys.stderr)
-        return 130
+    return 1 if reproduce(run, parameters, args.only, args.force) else 0
 
 
 def run_as_program(root: Path = REPOSITORY) -> None:
