@@ -18,7 +18,6 @@ import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
@@ -28,6 +27,7 @@ from .errors import KeditError
 from .experiments import edits_hash
 from .keys import keys_at
 from .metrics import generation_accuracy
+from .ranks import auc, rank_correlation
 from .store import ALGORITHMS, key_of
 from .streams import Bench, data_folder
 from .targets import AlreadyKnown
@@ -270,14 +270,8 @@ def foresight(found: Anatomy) -> dict[str, float]:
     both = seq.join(sup["shift"].rename("foreseen")).iloc[:-1]  # nothing came after the last one
     age, lost = pd.Series(-both.index.to_numpy(float), both.index), ~both.right
     return {
-        "shift": both["foreseen"].corr(both["shift"], method="spearman"),
-        "by position": age.corr(both["shift"], method="spearman"),
-        "loss": _auc(both.foreseen, lost),
-        "loss by position": _auc(age, lost),
+        "shift": rank_correlation(both["foreseen"], both["shift"]),
+        "by position": rank_correlation(age, both["shift"]),
+        "loss": auc(both.foreseen, lost),
+        "loss by position": auc(age, lost),
     }
-
-
-def _auc(value: pd.Series, lost: pd.Series) -> float:
-    """How often a lost one has the larger value than a kept one."""
-    n, m = int(lost.sum()), int((~lost).sum())
-    return float((value.rank()[lost].sum() - n * (n + 1) / 2) / (n * m)) if n and m else np.nan

@@ -14,6 +14,7 @@ from .durable import replacing
 from .experiments import Run, collapse_point
 from .findings import collapse_table, spread
 from .forecast import foretell
+from .ranks import rank_correlation
 from .streams import Bench, data_folder
 
 BASE = "memit@both@0.1"
@@ -154,7 +155,7 @@ def foretold_sentence(table: pd.DataFrame) -> str:
         f"Foretold from {SAMPLE} edits made apart, N_model was off by a factor of {off.median():.2f} in the median of "
         f"{len(test)} streams and orders that the rule was not settled on (at most {off.max():.2f}); over all "
         f"{len(seen)}, foretold and observed have a rank correlation of "
-        f"{seen.foretold.corr(seen.observed, method='spearman'):.2f}."
+        f"{rank_correlation(seen.foretold, seen.observed):.2f}."
     )
     late = table[table.observed.isna()]
     beyond = int((late.foretold > late.length).sum())

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
+from . import ranks
 from .catalogue import ROME_VARIANTS
 from .experiments import WINDOW, Run, collapse_point
 from .methods import method_for
@@ -101,7 +102,8 @@ def rank_correlation(bench: Bench) -> dict[int, float]:
                 if done:
                     rows.append((run.edits.probability_last[max(0, done - WINDOW) : done].median(), value))
         if rows:
-            found[order] = float(pd.DataFrame(rows).corr(method="spearman").iloc[0, 1])
+            table = pd.DataFrame(rows, columns=["probability", "untouched"])
+            found[order] = ranks.rank_correlation(table.probability, table.untouched)
     return found
 
 
