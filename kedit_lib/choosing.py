@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
 
+from .cost import memory_cost
+from .durable import replacing
 from .experiments import Run, collapse_point
 from .quantities import right
-from .streams import Bench
+from .streams import Bench, data_folder
 
 NEEDS = {  # right answers by free generation, but for the cost
     "efficacy": "latest edits",
@@ -96,6 +100,29 @@ def _at(run: Run, n: int) -> dict[str, float]:
     for metric, cohort in (("fluency", "free text"), ("perplexity", "plain text")):
         found[metric] = right(run, cohort, n, metric)
     return {**found, "seconds an edit": run.edits.seconds[:n].mean()}
+
+
+def keep_memory(bench: Bench, folder: Path) -> pd.DataFrame:
+    """Measure `memory_cost` of every method of the frontier, each in its own process, into `folder`."""
+    streams = {name: bench.streams[name] for name in EVERY_METHOD.values()}
+    names = [name for name, stream in streams.items() if not stream.pruned]  # PRUNE only bounds what another one wrote
+    table = pd.DataFrame([memory_cost(bench.profile, name, bench.results) for name in names])
+    with replacing(_memory_path(bench, folder)) as partial:
+        table.to_csv(partial, index=False)
+    return table
+
+
+def memory(bench: Bench, folder: Path | None = None) -> pd.Series:
+    """MB beside the model by method, as `keep_memory` left them; empty when nobody measured this model."""
+    path = _memory_path(bench, folder or data_folder())
+    if not path.exists():
+        return pd.Series(dtype=float)
+    of = pd.read_csv(path).set_index("stream")["memory_mb"]
+    return pd.Series({title: of.get(name) for title, name in EVERY_METHOD.items()}, dtype=float)
+
+
+def _memory_path(bench: Bench, folder: Path) -> Path:
+    return folder / f"{bench.profile.model.split('/')[-1]}.memory.{bench.profile.n_edits}.csv"
 
 
 def summary(table: pd.DataFrame, n: int) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""What one big batch costs: time, peak memory and what it keeps, each size in a process of its own."""
+"""What one big batch costs, and what memory a method needs: each measured in a process of its own."""
 
 from __future__ import annotations
 
@@ -13,28 +13,45 @@ from pathlib import Path
 
 from .durable import replacing
 from .errors import KeditError, first_line, program
+from .history import EditHistory
 from .params import Profile
 from .store import ALGORITHMS, key_of, versions
 from .streams import Bench
+
+SOME = 5  # edits one at a time whose memory is measured; it does not grow with their number
 
 
 def batch_cost(profile: Profile, size: int, results: Path) -> dict:
     """One MEMIT batch of `size` edits on the original weights: a row with batch, seconds_per_edit, peak_mb (largest
     resident memory of a process that does only this), and accuracies by free generation, edit by edit.
     """
-    folder = Path(results) / "mass"
+    return _apart(profile, "memit", size, results, "mass")
+
+
+def memory_cost(profile: Profile, name: str, results: Path) -> dict:
+    """What a stream of `every_stream` needs beside the model: a row with edits (SOME one at a time, or the whole batch)
+    and memory_mb, the peak over what was resident before, when only the model was there; so second moments,
+    factors, histories and projections are in it.
+    """
+    return _apart(profile, name, 0, results, "memory")
+
+
+def _apart(profile: Profile, name: str, size: int, results: Path, what: str) -> dict:
+    """The row that a process of its own measures, or that it left in results/`what` before."""
+    folder = Path(results) / what
     folder.mkdir(parents=True, exist_ok=True)
     asked = profile.model_dump(exclude={"live_orders", "workers"})
-    path = folder / f"batch{size}-{key_of(profile=asked, size=size, algorithms=ALGORITHMS, versions=versions())}.json"
+    key = key_of(profile=asked, name=name, size=size, algorithms=ALGORITHMS, versions=versions())
+    path = folder / f"{name}{size or ''}-{key}.json"
     if not path.exists():
-        handed = folder / f".profile-{os.getpid()}-{size}.json"
+        handed = folder / f".profile-{os.getpid()}-{name}{size}.json"
         handed.write_text(profile.model_dump_json())
-        command = [sys.executable, "-m", "kedit_lib.cost", str(handed), str(size), str(results), str(path)]
+        command = [sys.executable, "-m", "kedit_lib.cost", str(handed), name, str(size), str(results), str(path)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         handed.unlink()
         if done.returncode:
             last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-            raise KeditError(f"batch of {size} edits: {last}")
+            raise KeditError(f"{what} of {name}{f', {size} edits' if size else ''}: {last}")
     return json.loads(path.read_text())
 
 
@@ -49,10 +66,33 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def _measure(profile: Profile, size: int, results: Path) -> dict:
+def forget_peak() -> None:
+    """From now on `peak_memory` tells the largest from here on, where the system can (Linux)."""
+    reset = Path("/proc/self/clear_refs")
+    if reset.exists():
+        reset.write_text("5")
+
+
+def _memory(profile: Profile, name: str, results: Path) -> dict:
+    bench = Bench(profile, results=results, progress=False)
+    bench.moments  # measured once for all methods, if it is not there yet  # noqa: B018
+    bench = Bench(profile, results=results, progress=False)
+    stream, method = bench.streams[name], bench.method(name)
+    n = SOME if stream.batch_size == 1 else stream.batch_size or profile.n_edits
+    edits, contexts = bench.edits(0, n), bench.contexts(method)
+    bench.model.hf(bench.model.tokenizer(edits[0].text, return_tensors="pt").input_ids)  # what torch itself keeps
+    forget_peak()
+    before = peak_memory()
+    moments, history = bench.moments if method.needs_moments else None, EditHistory() if method.keeps_history else None
+    step = stream.batch_size or n
+    for i in range(0, n, step):
+        method.apply(bench.model, edits[i : i + step], moments=moments, contexts=contexts, history=history)
+    return {"stream": name, "edits": n, "memory_mb": peak_memory() - before}
+
+
+def _batch(profile: Profile, size: int, results: Path) -> dict:
     import torch
 
-    torch.set_num_threads(profile.threads)
     bench = Bench(profile, results=results, progress=False)
     method, edits, moments = bench.method("memit"), bench.edits(0, size), bench.moments
     contexts = bench.contexts(method)
@@ -78,9 +118,10 @@ def _measure(profile: Profile, size: int, results: Path) -> dict:
 
 @program
 def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(description="Measure one batch; used by Bench.mass_table.")
+    parser = argparse.ArgumentParser(description="Measure one batch, or one method's memory; used by Bench.mass_table.")
     parser.add_argument("profile", type=Path)
-    parser.add_argument("size", type=int)
+    parser.add_argument("stream")
+    parser.add_argument("size", type=int, help="edits of one batch; 0: the memory of the stream")
     parser.add_argument("results", type=Path)
     parser.add_argument("out", type=Path)
     args = parser.parse_args(argv)
@@ -88,9 +129,12 @@ def main(argv=None) -> int:
         profile = Profile.model_validate_json(args.profile.read_text())
     except (OSError, ValueError) as error:
         raise KeditError(f"{args.profile}: is no profile in JSON ({first_line(error)}); give one") from None
-    if args.size < 1:
-        raise KeditError(f"size {args.size}: must be at least 1")
-    row = _measure(profile, args.size, args.results)
+    if args.size < 0:
+        raise KeditError(f"size {args.size}: must be at least 0")
+    import torch
+
+    torch.set_num_threads(profile.threads)
+    row = _batch(profile, args.size, args.results) if args.size else _memory(profile, args.stream, args.results)
     with replacing(args.out) as partial:
         partial.write_text(json.dumps(row))
     return 0

@@ -23,7 +23,7 @@ from .params import Profile, load_profile
 from .stamps import PACKAGE, hash_files
 from .streams import Bench, committed_runs, data_folder
 
-MEASUREMENTS = ("anatomy", "foretold")
+MEASUREMENTS = ("anatomy", "foretold", "memory")
 CHECK_EDITS = 50  # edits of the committed stream that is run again
 CHECK_MARGIN = 0.05  # largest accepted median difference of the optimised probability over them
 
@@ -96,10 +96,13 @@ def _task(work, *arguments) -> str:
 
 
 def run_measurements(profile: Profile, orders, which: str) -> None:
-    """What notebook 06 reads beside streams, into figures/data: "anatomy" or "foretold" of their streams for each
-    order."""
-    from . import anatomy, causes
+    """What notebooks 06 and 07 read beside streams, into figures/data: "anatomy" or "foretold" of their streams for
+    each order, or the "memory" of every method, once."""
+    from . import anatomy, causes, choosing
 
+    if which == "memory":
+        print(choosing.keep_memory(Bench(profile, progress=False), data_folder()).to_string())
+        return
     Bench(profile, progress=False).moments  # measured once, before the workers want it  # noqa: B018
     names = anatomy.STREAMS if which == "anatomy" else causes.FORETOLD
     tasks = [(profile, which, name, order) for name in names for order in orders]
@@ -201,8 +204,8 @@ def main(argv=None) -> int:
         "--streams",
         default="main",
         help="main, scaled (λ/d_ff × 0.1 and × 10), moved (ROME and MEMIT with layers exchanged), others (the other "
-        "methods), causes, sensitivity, or names with commas; anatomy and foretold are what else "
-        "notebook 06 reads",
+        "methods), causes, sensitivity, or names with commas; anatomy, foretold and memory are what else "
+        "notebooks 06 and 07 read",
     )
     parser.add_argument("--plan", action="store_true", help="only say what would run")
     args = parser.parse_args(argv)

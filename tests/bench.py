@@ -9,6 +9,7 @@ count; what is not timed: sampling contexts, measuring and factorising C, which 
 """
 
 import argparse
+import copy
 import sys
 import warnings
 from contextlib import ExitStack
@@ -193,6 +194,22 @@ def double(paths, folder):
     return Paths(model, paths.method, moments, paths.contexts)
 
 
+def wider(bench, times=4):
+    """(title, Paths) of MEMIT and PMET on a model of the bench's shape but `times` as wide, weights and C random: the
+    same number of operations an edit on larger matrices. A ratio that rises with the width was held down by what an
+    operation costs whatever its size."""
+    torch.manual_seed(0)
+    config = copy.deepcopy(bench.model.hf.config)
+    config.hidden_size, config.intermediate_size = times * config.hidden_size, times * config.intermediate_size
+    config.head_dim = times * config.head_dim
+    hf = type(bench.model.hf)(config).eval()
+    model = kedit.EditableModel(hf, bench.model.tokenizer, f"{times} times as wide")
+    for name in ("memit", "pmet"):
+        method, x = bench.method(name), torch.randn(2 * model.d_ff, model.d_ff)
+        moments = kedit.SecondMoments.from_tensors(dict.fromkeys(method.layers, x.T @ x / len(x)))
+        yield f"{method.name}, {times} × as wide", Paths(model, method, moments, bench.contexts(method))
+
+
 def lab(edits_each, batch, stream, model="lab", progress=True):
     """The tables for the lab model: paths, cost along a stream, accuracy on a budget of tokens."""
     bench = kedit.Bench(model, progress=progress)
@@ -211,6 +228,9 @@ def lab(edits_each, batch, stream, model="lab", progress=True):
         print(line(rows[-1]), flush=True)
     rows.append(compared(double(memit, bench.model.folder), [edits[:5]], 1, peak, "MEMIT, batch of 5, float64"))
     print(line(rows[-1]), flush=True)
+    for title, paths in wider(bench):
+        rows.append(compared(paths, [[e] for e in edits[1:3]], 2, peak, title))
+        print(line(rows[-1]), flush=True)
     costs = budgets(memit, bench.material.texts(), edits[:5])
     streams = pd.concat([along(paths, edits[:stream], title) for title, paths, _ in (found[0], found[3])])
     return pd.DataFrame(rows), streams, costs

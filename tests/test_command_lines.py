@@ -40,9 +40,9 @@ TABLE = [
     (choose.main, ["--n", "0"], ["--n 0", "at least 1"]),
     (choose.main, ["--model", "no-such-model"], ["'no-such-model'", "cannot be loaded"]),
     (choose.main, ["--model", "lab-small", "--out", "nowhere"], ["nowhere", "no folder"]),
-    (cost.main, ["nope.json", "1", "r", "o"], ["nope.json", "no profile"]),
-    (cost.main, ["README.md", "1", "r", "o"], ["README.md", "no profile"]),
-    (cost.main, ["README.md", "one", "r", "o"], ["'one'"]),
+    (cost.main, ["nope.json", "memit", "1", "r", "o"], ["nope.json", "no profile"]),
+    (cost.main, ["README.md", "memit", "1", "r", "o"], ["README.md", "no profile"]),
+    (cost.main, ["README.md", "memit", "one", "r", "o"], ["'one'"]),
 ]
 
 
