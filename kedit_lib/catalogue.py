@@ -120,6 +120,8 @@ def cause_streams() -> dict[str, Stream]:
         Stream("why-pmet", **pmet),
         Stream("why-pmet-linear", change="linear share", **pmet),
         Stream("why-pmet-start", change="start in target", **pmet),
+        Stream("why-pmet-left", change="left padded", **pmet),
+        Stream("why-pmet-bugs", change="both bugs", **pmet),
     ]
     return _by_name(found)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from . import misplaced
 from .errors import KeditError
 from .keys import outputs_at
 from .methods import MEMIT, PMET, ROME
@@ -62,12 +63,33 @@ class _StartInTarget:
         return [replace(r, target=(start, *r.target)) for r in super()._requests(model, edits, contexts)]
 
 
+class _LeftPadded:
+    """Prompts are padded in front and looked up as if padded behind, as in public code that ran PMET on Llama; for one
+    edit at a time, whose clean prompt alone has no padding when the residual is measured."""
+
+    def _optimise(self, model, requests):
+        places = model.mlp_out(self.layers[-1]), model.attn_out(self.layers[-1])
+        v0 = outputs_at(model, [r.prompts[0] for r in requests], self._read(model))
+        found = [misplaced.optimise(model, r, places, self) for r in requests]
+        return [replace(t, delta=t.z - v) for t, v in zip(found, v0, strict=True)], None
+
+    def _keys(self, call: Call, layers):
+        prompts = [p for r in call.requests for p in r.prompts]
+        return {i: self._mean(k, call) for i, k in misplaced.keys_at(call.model, prompts, layers).items()}
+
+
+class _AsInTheLog(_StartInTarget, _LeftPadded):
+    """Both bugs: the start token in the target, and prompts padded in front but looked up as if behind."""
+
+
 CHANGES = {
     "superposed": (_Superposed, (MEMIT, PMET, ROME)),
     "frozen z": (_FrozenTargets, (MEMIT, PMET, ROME)),
     "clean keys": (_CleanKeys, (MEMIT, PMET, ROME)),
     "linear share": (_LinearShare, (PMET,)),
     "start in target": (_StartInTarget, (MEMIT, PMET, ROME)),
+    "left padded": (_LeftPadded, (PMET,)),
+    "both bugs": (_AsInTheLog, (PMET,)),
 }
 
 

@@ -1,6 +1,7 @@
 """Experiments about causes: each changes one thing, by hand-worked cases on a tiny model, and nothing else."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -9,7 +10,10 @@ from golden import relative
 from library import refused, snapshot
 
 import kedit_lib as kedit
+from kedit_lib import misplaced
 from kedit_lib.interventions import CHANGES, changed
+from kedit_lib.keys import keys_at
+from kedit_lib.tokens import encode_prompt, target_ids
 
 EDITS = [kedit.Edit(*values) for values in tiny.EDITS]
 FAST = {"v_num_grad_steps": 3, "mom2_update_weight": 5.0}
@@ -92,6 +96,29 @@ def test_a_model_without_a_start_token_cannot_have_that_bug(model, moments):
     before = snapshot(model)
     refused(lambda: apply(changed(PMET, "start in target"), model, moments, EDITS[0]), "start in target", "token")
     assert all(torch.equal(before[name], now) for name, now in snapshot(model).items())
+
+
+def test_where_nothing_is_padded_left_padding_changes_nothing(model, moments):
+    """One context, and an edit prompt as long as the KL prompt: all rows have one length."""
+    prompt, subject = "{} is a", tiny.EDITS[0][1]
+    words = [w for w in ("judge", "organ", "English", "old") if len(target_ids(model.tokenizer, prompt, w)) == 1]
+    edit, given = kedit.Edit(prompt, subject, words[0]), {"moments": moments, "contexts": ["{}"]}
+    meant = PMET.apply(model, [edit], **given)
+    model.restore()
+    found = changed(PMET, "left padded").apply(model, [edit], **given)
+    assert relative(found.targets[0].z, meant.targets[0].z) < 1e-9
+    assert found.targets[0].losses == pytest.approx(meant.targets[0].losses)
+    assert all(relative(found.deltas[name], delta) < 1e-9 for name, delta in meant.deltas.items())
+
+
+def test_left_padding_reads_a_short_prompt_too_early(model):
+    """Its keys are those of the token as many places before the lookup as there is padding in front."""
+    long, short = (encode_prompt(model.tokenizer, c, EDITS[0].prompt, EDITS[0].subject) for c in ("Yes. {}", "{}"))
+    q = len(long.ids) - len(short.ids)
+    assert 0 < q <= short.lookup
+    found = misplaced.keys_at(model, [long, short], [1])[1]
+    expected = keys_at(model, [long, replace(short, lookup=short.lookup - q)], [1])[1]
+    assert relative(found, expected) < 1e-6  # positions count from the padding, and their rotation is in float32
 
 
 def test_a_changed_method_says_what_it_is_and_keeps_its_settings():
