@@ -78,6 +78,20 @@ def _wait_for_tasks() -> None:
     signal.signal(signal.SIGINT, lambda *_: signal.signal(signal.SIGINT, signal.SIG_IGN))
 
 
+def budget(bench: Bench, names, orders) -> pd.DataFrame:
+    """A row a stream and order: edits, seconds an edit and minutes with all probes, as they were in the committed run of
+    that stream of the lowest order (NaN: there is none)."""
+    rows = []
+    for name in names:
+        runs = (bench.committed(name, order) for order in bench.profile.orders)
+        known = next((run for run in runs if run is not None), None)
+        each = known.edits.seconds.mean() if known else float("nan")
+        probes = known.curve("seconds", "probes").sum() if known else float("nan")
+        n = bench.profile.n_edits
+        rows += [(name, order, n, each, (n * each + probes) / 60) for order in orders]
+    return pd.DataFrame(rows, columns=["stream", "order", "edits", "s/edit", "minutes"]).round(2)
+
+
 def _task(work, *arguments) -> str:
     """`work` in a worker, where Ctrl-C ends it, and keeps this worker from beginning another."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -222,8 +236,12 @@ def main(argv=None) -> int:
         if not args.plan:
             run_measurements(profile, orders, args.streams)
         return 0
-    plan = [(n, o, profile.n_edits) for n in names for o in orders]
-    print(pd.DataFrame(plan, columns=["stream", "order", "edits"]).to_string())
+    plan = budget(Bench(profile, progress=False), names, orders)
+    print(plan.to_string())
+    print(
+        f"{plan.edits.sum()} edits, about {plan.minutes.sum():.0f} minutes of one core, probes included, as the same "
+        f"streams took before; {plan.minutes.isna().sum()} of {len(plan)} never ran, and are not in it"
+    )
     if not args.plan:
         run_streams(profile, orders, profile.workers, names, commit=True)
     return 0
