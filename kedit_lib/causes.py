@@ -35,6 +35,8 @@ PMET = {
     "PMET in the same place": "why-pmet",
     "PMET, share R/(m−i) for R/√(m−i)": "why-pmet-linear",
     "PMET, start token left in the target": "why-pmet-start",
+    "PMET, padded left and looked up as if right": "why-pmet-left",
+    "PMET, both bugs": "why-pmet-bugs",
 }
 FORETOLD = (
     "memit",
@@ -189,31 +191,6 @@ def kinship_table(found: Anatomy) -> pd.DataFrame:
     table.columns = ["share of the pairs", "share of the spills"]
     table["times its share"] = table["share of the spills"] / table["share of the pairs"]
     return table.reset_index()
-
-
-def growth_table(streams: dict[str, dict[int, Run]]) -> pd.DataFrame:
-    """Which law ‖W‖ follows: R² of log‖W‖ and of ‖W − W₀‖² ≈ ‖W‖² as straight lines in the number of edits, at the
-    last edited layer; a feedback of ‖W‖ on itself makes the first straight, steps that do not know of each other the
-    second."""
-    rows = []
-    for name, runs in streams.items():
-        for order, run in runs.items():
-            column = [c for c in run.edits if c.startswith("W_")][-1]
-            n, w = run.edits.edit.to_numpy(float), run.edits[column].to_numpy(float)
-            rows.append(
-                {
-                    "stream": name,
-                    "order": order,
-                    "‖W‖ at the end / at the first edit": w[-1] / w[0],
-                    "R² of log ‖W‖": np.corrcoef(n, np.log(w))[0, 1] ** 2,
-                    "R² of ‖W‖²": np.corrcoef(n, w**2)[0, 1] ** 2,
-                    "‖δ‖/‖v₀‖, first 25": run.edits.delta_ratio.iloc[:25].median(),
-                    "‖δ‖/‖v₀‖, last 25": run.edits.delta_ratio.iloc[-25:].median(),
-                    "steps, first 25": run.edits.steps.iloc[:25].median(),
-                    "steps, last 25": run.edits.steps.iloc[-25:].median(),
-                }
-            )
-    return pd.DataFrame(rows)
 
 
 def verdict_interventions(table: pd.DataFrame, base: str = next(iter(INTERVENTIONS))) -> str:

@@ -2,8 +2,7 @@
 
 A batch of prompts is padded to one length. With the padding in front, index l of a row is no longer the subject's last
 token: in a row with q tokens of padding it is the token q places before it, or padding. There δ is added, v₀ and keys
-are read, and the target is expected q places too early. Only the longest prompt of a batch is treated as meant. What
-a model computes at padding is left to transformers, as it was there.
+are read, and the target is expected q places too early. Only the longest prompt of a batch is treated as meant.
 
 Written out in full, one request at a time and every pass whole: nothing but the experiment uses it.
 """
@@ -17,18 +16,25 @@ from .targets import LOSS_STOP, PMET_KL_STOP, Request, Target
 from .trace import FILL, hooks, trace
 
 
-def padded_in_front(rows: list[tuple[int, ...]], device) -> dict[str, Tensor]:
-    """input_ids and attention_mask [n, longest]."""
-    longest = max(map(len, rows))
-    ids = [[FILL] * (longest - len(row)) + list(row) for row in rows]
-    mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
-    return {"input_ids": torch.tensor(ids, device=device), "attention_mask": torch.tensor(mask, device=device)}
+def padded_in_front(model, rows: list[tuple[int, ...]]) -> dict[str, Tensor]:
+    """input_ids [n, longest] and attention_mask [n, 1, longest, longest], 0 where a token is seen.
+
+    Where nothing is to be seen, at padding, all scores are the lowest number, so that every token there is seen alike:
+    so transformers had it when the report was made. Its mask of today gives NaN at padding.
+    """
+    longest, device, dtype = max(map(len, rows)), model.device, model.dtype
+    ids = torch.tensor([[FILL] * (longest - len(row)) + list(row) for row in rows], device=device)
+    front = torch.tensor([longest - len(row) for row in rows], device=device)
+    at = torch.arange(longest, device=device)
+    seen = (at <= at[:, None]) & (at >= front[:, None, None])
+    mask = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill(~seen, torch.finfo(dtype).min)
+    return {"input_ids": ids, "attention_mask": mask[:, None]}
 
 
 @torch.no_grad()
 def keys_at(model, prompts, layers) -> dict[int, Tensor]:
     """`keys.keys_at` with the bug: {layer: [n, d_ff]}, all prompts in one batch."""
-    batch = padded_in_front([p.ids for p in prompts], model.device)
+    batch = padded_in_front(model, [p.ids for p in prompts])
     wanted = {i: model.mlp_out(i) for i in layers}
     seen, _ = trace(model.hf, batch.pop("input_ids"), inputs=wanted.values(), **batch)
     at = torch.arange(len(prompts)), torch.tensor([p.lookup for p in prompts])
@@ -39,7 +45,7 @@ def optimise(model, request: Request, modules, hp) -> Target:
     """PMET's target with the bug, by the loss of `targets`; modules: the MLP's and the attention's output there."""
     prompts, target = (*request.prompts, request.kl), torch.tensor(request.target, device=model.device)
     rows = [p.ids + request.target[:-1] for p in request.prompts] + [request.kl.ids]
-    batch, n = padded_in_front(rows, model.device), len(rows) - 1
+    batch, n = padded_in_front(model, rows), len(rows) - 1
     row, lookup = torch.arange(len(rows)), torch.tensor([p.lookup for p in prompts])
     read = torch.tensor([len(one) for one in rows[:-1]])[:, None] - len(target) + torch.arange(len(target))
 

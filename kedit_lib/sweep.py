@@ -79,8 +79,8 @@ def _wait_for_tasks() -> None:
 
 
 def budget(bench: Bench, names, orders) -> pd.DataFrame:
-    """A row a stream and order: edits, seconds an edit and minutes with all probes, as they were in the committed run of
-    that stream of the lowest order (NaN: there is none)."""
+    """A row a stream and order: edits, seconds an edit and minutes with all probes, as in the committed run of that
+    stream of the lowest order (NaN: there is none)."""
     rows = []
     for name in names:
         runs = (bench.committed(name, order) for order in bench.profile.orders)

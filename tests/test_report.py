@@ -58,4 +58,6 @@ def test_every_figure_lies_there_in_each_form_with_its_numbers():
 
 
 def test_readme_says_what_the_tables_say():
-    assert readme.render(FIGURES) in (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert readme.render(FIGURES) in text
+    assert readme.speed(FIGURES) in text
