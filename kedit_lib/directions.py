@@ -25,11 +25,13 @@ RARE = 0.01  # a share of all pairs
 
 
 def directions(bench: Bench, name: str, order: int = 0, n: int = N_EDITS) -> pd.DataFrame:
-    """The first n edits of a stream, each alone: a row a layer, kind of vector and which pairs (successive edits, all),
-    with median and mean cosine, its 5 % and 95 % quantiles, the shares below −TIGHT and above TIGHT, and `chance`, the
-    standard deviation of the cosine of two random vectors of that size (NaN for keys: the metric's effective size is
-    not the width)."""
-    model, method, edits = bench.model, bench.method(name), bench.edits(order, n)
+    """The first n edits of a stream (all, if it has fewer), each alone.
+
+    A row a layer, kind of vector and which pairs (successive edits, all), with median and mean cosine, its 5 % and 95 %
+    quantiles, the shares below −TIGHT and above TIGHT, and `chance`, the standard deviation of the cosine of two random
+    vectors of that size (NaN for keys: the metric's effective size is not the width).
+    """
+    model, method, edits = bench.model, bench.method(name), bench.edits(order)[:n]
     given = {"moments": bench.moments if method.needs_moments else None, "contexts": bench.contexts(method, order)}
     updates, keys, targets = ({layer: [] for layer in method.layers} for _ in range(3))
     for edit in edits:
