@@ -73,11 +73,12 @@ def sentence(table: pd.DataFrame) -> str:
         by = rows.drop(columns=["stream", "order"]).groupby("moment", sort=False).median()
         moment = DEAD if DEAD in by.index else END
         at, start = by.loc[moment], by.loc[START]
+        later = f" ({by.loc[END]['condition number']:.0f} at the end)" if moment == DEAD else ""
         written = f", {at['written fraction']:.0%} written" if at["written fraction"] == at["written fraction"] else ""
         said.append(
             f"- **{name}**, {moment} (edit {at.edits:.0f}): condition number {start['condition number']:.0f} → "
-            f"{at['condition number']:.0f}, and {by.loc[END]['condition number']:.0f} at the end; hidden drift "
+            f"{at['condition number']:.0f}{later}; hidden drift "
             f"{at['hidden drift']:.2f}{written}; cosine of an update with all before it "
-            f"{at['cosine with all before']:+.3f}"
+            f"{at['cosine with all before']:+.3f}."
         )
     return "\n".join(said)

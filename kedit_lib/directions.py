@@ -60,19 +60,18 @@ def directions(bench: Bench, name: str, order: int = 0, n: int = N_EDITS) -> pd.
     return pd.DataFrame(rows)
 
 
-def sentence(*tables: pd.DataFrame) -> str:
-    """Whether updates conflict: the shares of opposed pairs, and what the keys' cosines say of spills."""
-    table = pd.concat(tables)
+def sentence(table: pd.DataFrame) -> str:
+    """Whether updates conflict: the shares of opposed pairs, and of keys that are near each other."""
     every = table[table.pairs == "all"]
     said = []
     for (stream, layer), rows in every.groupby(["stream", "layer"], sort=False):
         by = rows.set_index("of")
         update, key, target = by.loc["updates"], by.loc["keys, C⁻¹"], by.loc["targets δ"]
         said.append(
-            f"{stream}, layer {layer}: {update[OPPOSED]:.1%} of all pairs of updates are opposed (cosine below "
+            f"- **{stream}**, layer {layer}: {update[OPPOSED]:.1%} of all pairs of updates are opposed (cosine below "
             f"−{TIGHT}; median {update['median']:.3f}, nine in ten between {update['5 %']:.2f} and "
             f"{update['95 %']:.2f}), {target[OPPOSED]:.0%} of the pairs of targets, {key[ALIKE]:.1%} of the pairs of "
-            "keys are near each other"
+            "keys are near each other."
         )
     worst = every[every.of == "updates"][OPPOSED].max()
     verdict = (
@@ -80,7 +79,7 @@ def sentence(*tables: pd.DataFrame) -> str:
         if worst < RARE
         else f"Up to {worst:.1%} of the pairs of updates are opposed."
     )
-    return f"**{verdict}** {'; '.join(said)}."
+    return "\n".join([f"**{verdict}**", "", *said])
 
 
 def _cosines(x: Tensor, metric_x: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ def test_health_at_the_start_at_the_loss_of_half_and_at_the_end():
     assert table["hidden drift"].tolist() == [0.0, 0.2, 0.4]  # of the last layer, not the edited one
     assert table["written fraction"].tolist()[1:] == [0.5, 0.8] and pd.isna(table["written fraction"].iloc[0])
     said = accumulation.sentence(table.reset_index())
-    assert "condition number 10 → 30, and 50 at the end; hidden drift 0.20, 50% written" in said
+    assert "condition number 10 → 30 (50 at the end); hidden drift 0.20, 50% written" in said
 
 
 def test_a_stream_that_never_loses_half_is_told_at_its_end():
