@@ -48,6 +48,7 @@ EVERY_METHOD = {  # of the frontier: title, stream
     "AlphaEdit, one batch": "alphaedit-mass",
     "RECT, one batch": "rect-mass",
 }
+PAID = {"seconds_per_edit": "core seconds an edit", "memory_mb": "memory, MB"}
 HOW = {1: "one edit at a time", None: "one batch"}
 
 
@@ -82,7 +83,7 @@ def horizons(bench: Bench) -> tuple[int, int, int]:
 def frontier(bench: Bench) -> pd.DataFrame:
     """A row a method, order and number of edits of `horizons` (a batch: of all its edits): right answers by free
     generation to the latest edits (efficacy), all edits so far (kept), their paraphrases, neighbors and untouched
-    facts; fluency, perplexity, and seconds an edit. NaN where nobody asked at that number."""
+    facts (locality); fluency and perplexity. NaN where nobody asked at that number."""
     rows = []
     for title, name in EVERY_METHOD.items():
         if name not in bench.streams:
@@ -99,11 +100,12 @@ def _at(run: Run, n: int) -> dict[str, float]:
     found = {what: right(run, cohort, n) for what, cohort in {**cohorts, "untouched": "untouched"}.items()}
     for metric, cohort in (("fluency", "free text"), ("perplexity", "plain text")):
         found[metric] = right(run, cohort, n, metric)
-    return {**found, "seconds an edit": run.edits.seconds[:n].mean()}
+    return found
 
 
 def keep_memory(bench: Bench, folder: Path) -> pd.DataFrame:
-    """Measure `memory_cost` of every method of the frontier, each in its own process, into `folder`."""
+    """Measure `memory_cost` of every method of the frontier, one after the other, into `folder`."""
+    bench.moments  # measured here, not in a process that is looked at  # noqa: B018
     streams = {name: bench.streams[name] for name in EVERY_METHOD.values()}
     names = [name for name, stream in streams.items() if not stream.pruned]  # PRUNE only bounds what another one wrote
     table = pd.DataFrame([memory_cost(bench.profile, name, bench.results) for name in names])
@@ -112,13 +114,12 @@ def keep_memory(bench: Bench, folder: Path) -> pd.DataFrame:
     return table
 
 
-def memory(bench: Bench, folder: Path | None = None) -> pd.Series:
-    """MB beside the model by method, as `keep_memory` left them; empty when nobody measured this model."""
+def paid(bench: Bench, folder: Path | None = None) -> pd.DataFrame:
+    """By method what `keep_memory` left: PAID; NaN for what nobody measured on this model."""
     path = _memory_path(bench, folder or data_folder())
-    if not path.exists():
-        return pd.Series(dtype=float)
-    of = pd.read_csv(path).set_index("stream")["memory_mb"]
-    return pd.Series({title: of.get(name) for title, name in EVERY_METHOD.items()}, dtype=float)
+    table = pd.read_csv(path).set_index("stream") if path.exists() else pd.DataFrame(columns=list(PAID), dtype=float)
+    table = table.reindex(list(EVERY_METHOD.values()))[list(PAID)].set_axis(list(EVERY_METHOD), axis=0)
+    return table.rename(columns=PAID).rename_axis("method")
 
 
 def _memory_path(bench: Bench, folder: Path) -> Path:

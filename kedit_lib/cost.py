@@ -18,7 +18,7 @@ from .params import Profile
 from .store import ALGORITHMS, key_of, versions
 from .streams import Bench
 
-SOME = 5  # edits one at a time whose memory is measured; it does not grow with their number
+SOME = 10  # edits one at a time that are measured
 
 
 def batch_cost(profile: Profile, size: int, results: Path) -> dict:
@@ -29,9 +29,10 @@ def batch_cost(profile: Profile, size: int, results: Path) -> dict:
 
 
 def memory_cost(profile: Profile, name: str, results: Path) -> dict:
-    """What a stream of `every_stream` needs beside the model: a row with edits (SOME one at a time, or the whole batch)
-    and memory_mb, the peak over what was resident before, when only the model was there; so second moments,
-    factors, histories and projections are in it.
+    """What a stream of `every_stream` needs beside the model: a row with edits (SOME one at a time, or the whole
+    batch), seconds_per_edit, which the core spent on each after a first one had factorised what a stream factorises
+    once, and memory_mb, the peak over what was resident before, when only the model was there: second moments, their
+    factors, targets, projections, the history of these few edits. C must have been measured before (`bench.moments`).
     """
     return _apart(profile, name, 0, results, "memory")
 
@@ -75,19 +76,21 @@ def forget_peak() -> None:
 
 def _memory(profile: Profile, name: str, results: Path) -> dict:
     bench = Bench(profile, results=results, progress=False)
-    bench.moments  # measured once for all methods, if it is not there yet  # noqa: B018
-    bench = Bench(profile, results=results, progress=False)
     stream, method = bench.streams[name], bench.method(name)
     n = SOME if stream.batch_size == 1 else stream.batch_size or profile.n_edits
     edits, contexts = bench.edits(0, n), bench.contexts(method)
     bench.model.hf(bench.model.tokenizer(edits[0].text, return_tensors="pt").input_ids)  # what torch itself keeps
     forget_peak()
     before = peak_memory()
-    moments, history = bench.moments if method.needs_moments else None, EditHistory() if method.keeps_history else None
-    step = stream.batch_size or n
+    given = {"moments": bench.moments if method.needs_moments else None, "contexts": contexts}
+    method.apply(bench.model, edits[:1], **given, history=EditHistory() if method.keeps_history else None)
+    bench.model.restore()
+    history, step = EditHistory() if method.keeps_history else None, stream.batch_size or n
+    begin = time.process_time()
     for i in range(0, n, step):
-        method.apply(bench.model, edits[i : i + step], moments=moments, contexts=contexts, history=history)
-    return {"stream": name, "edits": n, "memory_mb": peak_memory() - before}
+        method.apply(bench.model, edits[i : i + step], **given, history=history)
+    seconds = (time.process_time() - begin) / n
+    return {"stream": name, "edits": n, "seconds_per_edit": seconds, "memory_mb": peak_memory() - before}
 
 
 def _batch(profile: Profile, size: int, results: Path) -> dict:

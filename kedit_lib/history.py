@@ -5,8 +5,8 @@
     method.apply(model, [second], moments=moments, history=history)   # leaves what `first` wrote as it is
 
 MEMIT with history puts M beside λC, AlphaEdit beside KKᵀ. M itself, d_ff × d_ff a layer, is never formed: its
-rows k say all of it, and their products with the fixed matrix B of the closed form (see `solve.py`) are kept,
-so that an edit costs one product with B however many came before.
+rows k say all of it. Their products with the fixed matrix B of the closed form and the Cholesky factor of their Gram
+matrix (see `solve.py`) are kept, so that an edit costs one product with B, and n² beside it for n earlier edits.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .durable import replacing
 from .errors import KeditError
+from .solve import grown_factor
 
 
 class EditHistory:
@@ -34,6 +35,7 @@ class EditHistory:
         self.edits, self.model_checksum = 0, None
         self.keys: dict[int, Tensor] = {}
         self._b, self._products = "", {}  # BK by layer, and the name of B
+        self._ridge, self._factors = 0.0, {}  # by layer the factor of σI + KBKᵀ, of the first edits at least; and σ
 
     def check(self, model, layers) -> None:
         """KeditError unless it is empty or belongs to `model` and to exactly these layers."""
@@ -48,26 +50,33 @@ class EditHistory:
                 "start a new EditHistory() for other layers"
             )
 
-    def recall(self, layer: int, b: str, times) -> tuple[Tensor, Tensor]:
-        """(K, BK), rows [edits, d_ff], of all edits so far.
+    def recall(self, layer: int, b: str, times, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
+        """(K, BK, L): rows [edits, d_ff] of all edits so far, and the factor of σI + KBKᵀ [edits, edits].
 
-        b names the matrix B and times(layer, k) multiplies by it. Products with another B than the one
-        before are worked out anew.
+        b names the matrix B, times(layer, k) multiplies by it, and ridge is σ. Products with another B and factors
+        with another B or σ than before are worked out anew.
         """
         if b != self._b:
-            self._b, self._products = b, {}
+            self._b, self._products, self._factors = b, {}, {}
+        if ridge != self._ridge:
+            self._ridge, self._factors = ridge, {}
+        k = self.keys[layer]
         if layer not in self._products:
-            self._products[layer] = times(layer, self.keys[layer])
-        return self.keys[layer], self._products[layer]
+            self._products[layer] = times(layer, k)
+        products = self._products[layer]
+        self._factors[layer] = grown_factor(self._factors.get(layer), k.to(products.device), products, ridge)
+        return k, products, self._factors[layer]
 
     def remember(self, model, keys: dict[int, Tensor], b: str, times) -> None:
         """Add the keys {layer: [N, d_ff]} of a finished batch, all or nothing; b and times as for `recall`."""
         products = {layer: times(layer, k) for layer, k in keys.items()}
+        factors = self._factors if b == self._b else {}
         if self.edits:
-            past = {layer: self.recall(layer, b, times) for layer in keys}
-            products = {layer: torch.cat([past[layer][1].to(bk.device), bk]) for layer, bk in products.items()}
-            keys = {layer: torch.cat([past[layer][0].to(k.device), k]) for layer, k in keys.items()}
-        self.keys, self._b, self._products = dict(keys), b, products
+            known = self._products if b == self._b else {}
+            past = {i: known[i] if i in known else times(i, self.keys[i]) for i in keys}
+            products = {layer: torch.cat([past[layer].to(bk.device), bk]) for layer, bk in products.items()}
+            keys = {layer: torch.cat([self.keys[layer].to(k.device), k]) for layer, k in keys.items()}
+        self.keys, self._b, self._products, self._factors = dict(keys), b, products, dict(factors)
         self.edits, self.model_checksum = len(next(iter(keys.values()))), model.checksum
 
     @property
@@ -83,13 +92,15 @@ class EditHistory:
         twin = EditHistory()
         twin.edits, twin.model_checksum, twin.keys = self.edits, self.model_checksum, dict(self.keys)
         twin._b, twin._products = self._b, dict(self._products)
+        twin._ridge, twin._factors = self._ridge, dict(self._factors)
         return twin
 
     def save(self, path) -> None:
         """One safetensors file, there whole or not at all."""
-        parts = {"k": self.keys, "bk": self._products}
+        parts = {"k": self.keys, "bk": self._products, "factor": self._factors}
         tensors = {f"{part}.{i}": t.cpu().contiguous() for part, found in parts.items() for i, t in found.items()}
         about = {"edits": str(self.edits), "model_checksum": self.model_checksum or "", "b": self._b}
+        about["ridge"] = self._ridge.hex()
         with replacing(path) as partial:
             save_file(tensors, str(partial), metadata=about)
 
@@ -104,8 +115,9 @@ class EditHistory:
                     part, layer = name.split(".")
                     # Cloned into memory that is aligned as torch's own: products round differently elsewhere.
                     tensor = file.get_tensor(name).clone()
-                    {"k": history.keys, "bk": history._products}[part][int(layer)] = tensor
+                    {"k": history.keys, "bk": history._products, "factor": history._factors}[part][int(layer)] = tensor
             history.edits, history._b = int(about["edits"]), about["b"]
+            history._ridge = float.fromhex(about["ridge"])
             history.model_checksum = about["model_checksum"] or None
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise KeditError(f"history file {path}: cannot be read ({error}); remove it and edit again") from error

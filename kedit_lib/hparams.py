@@ -43,6 +43,7 @@ ELSEWHERE = {
         "kl_factor",
         "calculate_objective_value",
         "dynamic_multiplier",
+        "emmet_lambda",
     ),
 }
 # Switches of which one position is done here.
@@ -53,16 +54,23 @@ ONLY = {
     "dynamic": False,
     "norm_control": 0,
     "prob_cutoff": 0,
+    "update_norm_lambda": 0,  # where the method has no such field
 }
+# Without these a file says something else to each program that fills them in.
+DECISIVE = (
+    *("v_num_grad_steps", "v_lr", "v_weight_decay", "clamp_norm_factor", "kl_factor", "nll_loss_factor"),
+    *("mom2_update_weight", "emmet_lambda", "L2", "nullspace_threshold", "num_steps", "lr"),
+)
 OFF = {"norm_constraint": None, "weight_decay": 0.0}  # what `false` means there
-MLP_OUTPUT = re.compile(r"mlp\.(down_proj|c_proj|fc_out|dense_4h_to_h)(\.weight)?")
+MLP_OUTPUT = re.compile(r".*mlp\.(down_proj|c_proj|fc_out|dense_4h_to_h)(\.weight)?")
 
 
 def method_from_file(path, method: str | None = None) -> Method:
     """The method of a .yaml, .yml or .json file, with its hyperparameters.
 
     method: its name; None: the file's alg_name, or else the name of its folder, which is how the authors keep them.
-    Warns, in one line, of fields that mean nothing here. KeditError for a file that cannot be read, a method that is
+    Warns, in one line each, of fields that mean nothing here and of hyperparameters that the file does not give and
+    that are therefore this library's. KeditError for a file that cannot be read, a method that is
     not there, an unknown or mistyped field, a fact_token other than subject_last.
     """
     path = Path(path)
@@ -71,12 +79,14 @@ def method_from_file(path, method: str | None = None) -> Method:
     cls = _class(path, method or (named[0] if named else None))
     values = {str(field): _number(value) for field, value in values.items()}
     for field, value in ONLY.items():
+        if field in cls.model_fields:
+            continue
         if (found := values.pop(field, value)) != value:
             raise KeditError(f"{path.name}: {field} = {found!r}: is not done here; only {value!r} is")
     for field in ("rewrite_module_tmp", "rewrite_module_tmps"):
         modules = values.get(field, [])
         for module in modules if isinstance(modules, list) else [modules]:
-            if not MLP_OUTPUT.search(str(module)):
+            if not MLP_OUTPUT.fullmatch(str(module)):
                 raise KeditError(f"{path.name}: {field} = {module!r}: here methods edit the map that leaves the MLP")
     left_out = []
     for place, fields in ELSEWHERE.items():
@@ -89,6 +99,8 @@ def method_from_file(path, method: str | None = None) -> Method:
         raise KeditError(f"{path.name}: {error}") from None
     if left_out:
         warnings.warn(f"{path.name}: left out, because it is settled elsewhere: {'; '.join(left_out)}", stacklevel=2)
+    if ours := [f"{f} = {getattr(made, f)}" for f in cls.model_fields if f in DECISIVE and f not in values]:
+        warnings.warn(f"{path.name}: does not give {', '.join(ours)}, which is taken", stacklevel=2)
     return made
 
 
@@ -115,7 +127,7 @@ def _read(path: Path) -> dict[str, Any]:
     if path.suffix != ".json":
         return read_yaml(path, yaml.SafeLoader)  # published files hold a field twice
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise KeditError(f"{path.name}: is not valid JSON: {error}; write it again") from None
     if not isinstance(values, dict):

@@ -27,12 +27,34 @@ def update(k: Tensor, r: Tensor, bk: Tensor, ridge: float = 1.0) -> tuple[Tensor
     return torch.linalg.solve(ridge * eye + gram, r.double()).T @ bk, gram.diagonal()
 
 
-def with_memory(bk: Tensor, past_k: Tensor, past_bk: Tensor) -> Tensor:
-    """The product of new keys with (B⁻¹ + M)⁻¹ instead of B, where M = Σ k kᵀ over n earlier keys (Woodbury).
+def with_memory(bk: Tensor, past_k: Tensor, past_bk: Tensor, factor: Tensor) -> Tensor:
+    """The product of new keys with (σB⁻¹ + M)⁻¹ instead of B/σ, where M = Σ k kᵀ over n earlier keys (Woodbury).
 
-    bk [N, d_ff] of the new keys; past_k, past_bk [n, d_ff]. The update is then the one that a batch of all
-    n + N edits would make whose earlier residuals are 0.
+    bk [N, d_ff] the new keys' products with B/σ; past_k, past_bk [n, d_ff] the earlier keys and theirs with B;
+    factor [n, n] as `grown_factor` gives it. The update is then the one that a batch of all n + N edits would make
+    whose earlier residuals are 0.
     """
-    past_k = past_k.double()
-    eye = torch.eye(len(past_k), dtype=torch.float64, device=bk.device)
-    return bk - torch.linalg.solve(eye + past_k @ past_bk.T, past_k @ bk.T).T @ past_bk
+    return bk - torch.cholesky_solve(past_k.double() @ bk.T, factor).T @ past_bk
+
+
+def grown_factor(factor: Tensor | None, k: Tensor, bk: Tensor, ridge: float) -> Tensor:
+    """The lower Cholesky factor [n, n] of σI + KBKᵀ for all rows of k and bk [n, d_ff], from that of the first m.
+
+    factor [m, m], m ≤ n; None: of none. ridge: σ. With L of the first rows, and G the products of the others,
+
+        L₂₁ = G₂₁ L⁻ᵀ,    L₂₂ L₂₂ᵀ = σI + G₂₂ − L₂₁ L₂₁ᵀ,
+
+    so that an edit costs n² and no n³.
+    """
+    done = 0 if factor is None else len(factor)
+    if done == len(k):
+        return factor
+    grams = bk[done:] @ k.double().T
+    grown = torch.zeros(len(k), len(k), dtype=torch.float64, device=k.device)
+    corner = grams[:, done:] + ridge * torch.eye(len(k) - done, dtype=torch.float64, device=k.device)
+    if done:
+        grown[:done, :done] = factor
+        grown[done:, :done] = below = torch.linalg.solve_triangular(factor, grams[:, :done].T, upper=False).T
+        corner = corner - below @ below.T
+    grown[done:, done:] = torch.linalg.cholesky(corner)
+    return grown

@@ -10,6 +10,7 @@ count; what is not timed: sampling contexts, measuring and factorising C, which 
 
 import argparse
 import copy
+import re
 import sys
 import warnings
 from contextlib import ExitStack
@@ -161,6 +162,7 @@ def compared(paths, batches, plain_batches, peak, title, bar=None):
         "bar": bar,
         "steps": all_steps / len(batches) / each,
         **{f"share: {phase}": share / total for phase, share in phases.items()},
+        "in matrix products": in_products(paths, batches[0]),
         "peak MB": memory.mb,
         "plain peak MB": plain_memory.mb if plain else nan,
         "same number of steps": sum(same_steps) / len(same_steps) if plain else nan,
@@ -170,6 +172,20 @@ def compared(paths, batches, plain_batches, peak, title, bar=None):
         "dtype": str(paths.model.dtype).removeprefix("torch."),
         "device": device_name(device),
     }
+
+
+PRODUCTS = re.compile(r"aten::(mm|addmm|bmm|baddbmm|linalg_\w+|_?scaled_dot_product\w*|_flash_attention\w*)$")
+
+
+def in_products(paths, edits):
+    """The share of one call's time that its matrix products and attention take, by torch's profiler, which makes small
+    operations dearer than they are; NaN on a GPU, where nobody waits for them one by one."""
+    if paths.model.device.type != "cpu":
+        return nan
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        paths.ours(edits)
+    spent = {event.key: event.self_cpu_time_total for event in seen.key_averages()}
+    return sum(t for key, t in spent.items() if PRODUCTS.match(key)) / sum(spent.values())
 
 
 def device_name(device):

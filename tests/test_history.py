@@ -8,6 +8,7 @@ from golden import relative
 from library import parameters, refused, snapshot
 
 import kedit_lib as kedit
+from kedit_lib.solve import grown_factor, with_memory
 
 EDITS = [kedit.Edit(*values) for values in tiny.EDITS]
 FAST = {"layers": [1, 2], "v_num_grad_steps": 2, "mom2_update_weight": 5.0}
@@ -173,3 +174,32 @@ def test_history_files(model, moments, tmp_path):
         refused(lambda: kedit.EditHistory.load(path), str(path), "cannot be read")
     moments.save(path)
     refused(lambda: kedit.EditHistory.load(path), str(path), "cannot be read")
+
+
+def test_a_factor_grows_to_what_it_would_have_been_at_once():
+    torch.manual_seed(0)
+    k, b = torch.randn(7, 12), torch.randn(12, 12, dtype=torch.float64)
+    b = b @ b.T
+    bk, factor = k.double() @ b, None
+    for n in (1, 3, 3, 7):
+        factor = grown_factor(factor, k[:n], bk[:n], 0.5)
+        gram = 0.5 * torch.eye(n, dtype=torch.float64) + k[:n].double() @ b @ k[:n].double().T
+        assert relative(factor, torch.linalg.cholesky(gram)) < 1e-12
+    other = torch.randn(2, 12, dtype=torch.float64)
+    found = with_memory(other @ b / 0.5, k, bk, factor)
+    expected = torch.linalg.solve(0.5 * torch.linalg.inv(b) + k.double().T @ k.double(), other.T).T
+    assert relative(found, expected) < 1e-9
+
+
+def test_a_factor_belongs_to_one_ridge_and_one_matrix(model, moments):
+    """The next call with another λ is the one of a history that never saw the first λ."""
+    other = kedit.MEMIT(**{**FAST, "mom2_update_weight": 50.0}, use_history=True)
+    history, fresh = kedit.EditHistory(), kedit.EditHistory()
+    for edit in EDITS[:3]:
+        apply(model, [edit], moments, history)
+    fresh.keys, fresh.edits, fresh.model_checksum = dict(history.keys), history.edits, history.model_checksum
+    before = model.snapshot()
+    one = apply(model, EDITS[3:4], moments, history, other)
+    model.load_snapshot(before)
+    two = apply(model, EDITS[3:4], moments, fresh, other)
+    assert all(relative(one.deltas[name], two.deltas[name]) < 1e-9 for name in two.deltas)

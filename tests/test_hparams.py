@@ -167,10 +167,28 @@ def test_rect_takes_memits_file(tmp_path):
 
 
 def test_nothing_is_said_of_a_file_without_anything_else(tmp_path):
-    path = write(tmp_path / "own.yaml", "alg_name: MEMIT\nlayers: [1]\nuse_history: true\nv_lr: 5e-1\n")
+    values = {**SHARED, "alg_name": "MEMIT", "layers": [1], "use_history": True, "mom2_update_weight": 7}
+    path = write(tmp_path / "own.json", values)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        expected = kedit.MEMIT(**SHARED, layers=[1], use_history=True, mom2_update_weight=7)
+        assert kedit.method_from_file(path) == expected
+
+
+def test_what_a_file_does_not_give_is_named(tmp_path):
+    path = write(tmp_path / "own.yaml", "alg_name: MEMIT\nlayers: [1]\nuse_history: true\nv_lr: 5e-1\n")
+    with pytest.warns(UserWarning, match="own.yaml: does not give .*clamp_norm_factor = 4.0.*15000.*taken") as caught:
         assert kedit.method_from_file(path) == kedit.MEMIT(layers=[1], use_history=True, v_lr=0.5)
+    assert len(caught) == 1 and "v_lr" not in str(caught[0].message)
+
+
+def test_one_file_for_every_method_of_its_authors(tmp_path):
+    """unified-model-editing keeps EMMET's fields in MEMIT's files, where they are not read."""
+    content, expected = AUTHORS["MEMIT"]
+    path = tmp_path / "MEMIT" / "gpt2-xl.json"
+    write(path, "\ufeff" + json.dumps({**content, "update_norm_lambda": 0, "emmet_lambda": 0.1}))
+    with pytest.warns(UserWarning, match="emmet_lambda"):
+        assert kedit.method_from_file(path) == expected
 
 
 BAD = {
@@ -191,6 +209,8 @@ BAD = {
     "no map": (MEMIT.replace('"model.layers.{}.mlp.down_proj"', ""), ["rewrite_module_tmp = None", "leaves the MLP"]),
     "a number for a field": (MEMIT + "7: 1\n", ["MEMIT", "7 = 1", "no such hyperparameter"]),
     "a whole block": ("alg_name: FT\nlayers: [1]\nrewrite_module_tmp: 'transformer.h.{}'\n", ["'transformer.h.{}'"]),
+    "a bias": (MEMIT.replace(".down_proj", ".down_proj.bias"), ["rewrite_module_tmp", "down_proj.bias"]),
+    "a norm of the update": (MEMIT + "update_norm_lambda: 1\n", ["update_norm_lambda = 1", "only 0"]),
     "a method there is not": (MEMIT.replace('"MEMIT"', '"IKE"'), ["'IKE'", "unknown", "AlphaEdit"]),
     "no method": (MEMIT.replace('alg_name: "MEMIT"\n', ""), ["does not say its method", "method="]),
     "no YAML": ("alg_name: [", ["not valid YAML"]),

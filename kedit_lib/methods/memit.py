@@ -97,8 +97,8 @@ class Spread(Targeted):
         """(B⁻¹ + M)⁻¹ K from bk = BK, M the earlier edits'; B is `_fixed` / scale."""
         if call.history is None or not call.history.edits:
             return bk
-        past_k, past = call.history.recall(layer, *self._fixed(call))
-        return with_memory(bk, past_k.to(bk.device), past.to(bk.device) / scale)
+        past = call.history.recall(layer, *self._fixed(call), scale)
+        return with_memory(bk, *(part.to(bk.device) for part in past))
 
 
 class MEMIT(Spread):
