@@ -49,8 +49,8 @@ def speed(figures: Path) -> str:
         said.append(
             f"- Short of the bar: {'; '.join(short.path)}. Matrix products and attention are "
             f"{_range(short['in matrix products'])} of their time, small ones at that; in all they reach "
-            f"{_range(short['share of roofline reached'])} of what this core's arithmetic and memory allow. The rest are "
-            "many small operations, which the plain path pays for as well."
+            f"{_range(short['share of roofline reached'])} of what this core's arithmetic and memory allow. The rest "
+            "are many small operations, which the plain path pays for as well."
         )
     return "\n".join([SPEED, *lines, "", *said, SPEED_END])
 
@@ -59,7 +59,7 @@ def _along(name: str, rows: pd.DataFrame) -> str:
     seconds, memory, n = rows["s/edit"].to_numpy(), rows["peak MB"].to_numpy(), rows["edits so far"].iloc[-1]
     return (
         f"- {name}, {n:,} edits one at a time, {rows['steps'].mean():.0f} steps each: the last hundred cost "
-        f"{seconds[-1] / seconds[0]:.2f} times the first ({(seconds[-1] - seconds[0]) / n:+.1e} s an edit for each edit "
+        f"{seconds[-1] / seconds[0]:.2f} times the first ({(seconds[-1] - seconds[0]) / n:+.1e} s an edit for each "
         f"before it), memory {memory[-1] - memory[0]:+.0f} MB."
     )
 
