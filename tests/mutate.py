@@ -3,8 +3,9 @@
 Each mutant is one changed operator, comparison, condition or constant of the methods, the targets or the metrics, drawn
 with a fixed seed. First the tests of `TESTS` run once on the library as it is, and who runs which line is written down.
 A mutant is then tried by every one of them that runs its statement, the quickest first: *killed* when one fails, it
-*survives* when none does. Each runs in a copy of the package and a process of its own. tests/mutation_report.csv is
-written after each; what stands in it is not run again, so a line that is deleted is. No part of `make test`.
+*survives* when none does (with `--patience`: none of the first). Each runs in a copy of the package and a process of
+its own. tests/mutation_report.csv is written after each; what stands in it is not run again, so a line that is deleted
+is. No part of `make test`.
 """
 
 import argparse
@@ -12,7 +13,10 @@ import ast
 import contextlib
 import copy
 import csv
+import functools
+import itertools
 import json
+import math
 import os
 import random
 import resource
@@ -27,9 +31,10 @@ from pathlib import Path
 import hypothesis  # noqa: F401, this and what follows once for all of them: each runs in a fork of this process
 import pandas  # noqa: F401
 import pytest
+import tiny
 import torch
-import transformers  # noqa: F401
-from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: F401, which is what takes long
+from transformers import AutoModelForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
 ROOT = Path(__file__).resolve().parents[1]
 REPORT = ROOT / "tests" / "mutation_report.csv"
@@ -55,9 +60,10 @@ SWAPS = {
     ast.Or: ast.And,
 }
 TESTS = (
-    "bad_input families history hparams interventions memory metric_families metrics nullspace probes reference "
-    "reference_properties taking_back"
+    "outcomes metric_families reference metrics nullspace bad_input history hparams interventions claims probes memory "
+    "families taking_back"
 ).split()
+FEW = 8
 PASSED, FAILED, NOT_IMPORTED = 0, 1, 2  # pytest's exit codes
 VERDICTS = {PASSED: "survived", FAILED: "killed", NOT_IMPORTED: "killed", -signal.SIGXCPU: "killed, by time"}
 
@@ -223,14 +229,28 @@ def who_runs_what() -> dict:
 
 
 def chosen(known: dict, path: Path, line: int) -> list[str]:
-    """The tests that run the statement of a line, the quickest first; those that run any line of the file for what is
-    run as it is imported; all of them where nothing runs it."""
+    """The tests that run the statement of a line, a case of each function in turn, the quickest first; for what is run
+    as it is imported those that run any line of the file; all of them where nothing runs it."""
     lines = known["lines"].get(str(path.relative_to(ROOT / "kedit_lib")), {})
     around = {str(i) for i in statement(ast.parse(path.read_text(encoding="utf-8")), line)}
-    for these in (around & lines.keys(), lines.keys()):
-        if found := {test for i in these for test in lines[i]}:
-            return sorted(found, key=known["seconds"].get)
-    return sorted(known["seconds"], key=known["seconds"].get)
+    found = next((found for these in (around, lines) if (found := {t for i in these for t in lines.get(i, ())})), None)
+    cases, order = defaultdict(int), {}
+    for test in sorted(found or known["seconds"], key=known["seconds"].get):
+        function = test.split("[")[0]
+        order[test] = cases[function], known["seconds"][test]
+        cases[function] += 1
+    return sorted(order, key=order.get)
+
+
+def name_of(test: str) -> str:
+    return test.split("::")[0].removeprefix("tests/test_").removesuffix(".py")
+
+
+def parts(tests: list[str], seconds: dict[str, float], patience: float) -> list[list[str]]:
+    """The first few tests, which mostly will do, and then the others as far as patience goes."""
+    ends = list(itertools.accumulate(seconds[test] for test in tests))
+    last = next((i for i, end in enumerate(ends, 1) if end >= patience), len(tests))
+    return [part for part in (tests[: min(FEW, last)], tests[FEW:last]) if part]
 
 
 @contextlib.contextmanager
@@ -245,7 +265,7 @@ def package():
         yield folder
 
 
-def run_pytest(folder: Path, names: list[str], plugin) -> int:
+def run_pytest(folder: Path, names, plugin) -> int:
     """pytest's exit code; in a process of its own, for it imports the package that lies in the folder."""
     silent = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silent, 1)
@@ -270,15 +290,26 @@ def forked(work, seconds: float) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def run(path: Path, number: int, known: dict) -> dict:
+def warm_up() -> None:
+    """What transformers imports as it is used, which takes longer than most tests."""
+    torch.set_num_threads(1)
+    disable_progress_bar()
+    for kind in ("llama", "gpt2"):
+        with tempfile.TemporaryDirectory() as scratch:
+            AutoModelForCausalLM.from_pretrained(tiny.save(kind, scratch))
+
+
+def run(path: Path, number: int, known: dict, patience: float) -> dict:
     """The row of one mutant in the report, but for its number."""
     tree, line, was, now = mutated(ast.parse(path.read_text(encoding="utf-8")), number)
-    tests, begin = chosen(known, path, line), time.monotonic()
-    names = sorted({test.split("::")[0].removeprefix("tests/test_").removesuffix(".py") for test in tests})
+    code, begin, took = PASSED, time.monotonic(), known["seconds"]
     with package() as folder:
         (folder / path.relative_to(ROOT)).write_text(ast.unparse(tree), encoding="utf-8")
-        room = 60 + 3 * sum(known["seconds"][test] for test in tests)  # one that loops uses all of it
-        code = forked(lambda: run_pytest(folder, names, Chosen(tests)), room)
+        for tests in parts(chosen(known, path, line), took, patience):
+            room = 60 + 3 * sum(took[test] for test in tests)  # one that loops uses all of it
+            code = forked(functools.partial(run_pytest, folder, {name_of(t) for t in tests}, Chosen(tests)), room)
+            if code != PASSED:
+                break
     verdict = VERDICTS.get(code, f"exit code {code}")
     texts = [" ".join(text.split())[:80] for text in (was, now)]
     seconds = f"{time.monotonic() - begin:.0f}"
@@ -289,8 +320,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--patience", type=float, default=math.inf, help="seconds of tests after which a mutant counts as survived"
+    )
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    warm_up()
     rows = {}
     if REPORT.exists():
         with REPORT.open(encoding="utf-8", newline="") as file:
@@ -299,7 +333,7 @@ def main() -> None:
     for number, (path, place) in enumerate(sample(args.count, args.seed), 1):
         if number in rows:
             continue
-        rows[number] = {"mutant": number, **run(path, place, known)}
+        rows[number] = {"mutant": number, **run(path, place, known, args.patience)}
         with REPORT.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             writer.writeheader()

@@ -126,8 +126,11 @@ def test_agreement_with_the_unedited_model():
     close(metrics.argmax_agreement(edited, before), [3 / 4, 1, 1 / 2, 1 / 2])
     close(metrics.first_token_agreement(edited, before), [1, 1, 0, 1])
     close(metrics.answer_agreement(["Graz", "a", ""], ["Graz", "b", ""]), [1, 0, 1])
-    with pytest.raises(ValueError):
-        metrics.argmax_agreement(edited, before.at([0]))
+    for agreement in (metrics.argmax_agreement, metrics.first_token_agreement):
+        with pytest.raises(ValueError):
+            agreement(edited, before.at([0]))
+    with pytest.raises(ValueError):  # not the same answer
+        metrics.argmax_agreement(edited, forced([0.0] * 4, said=[(1, 2, 3), (5,), (9, 7), (8, 0)]))
     with pytest.raises(ValueError):
         metrics.answer_agreement(["Graz"], [])
 
@@ -228,6 +231,7 @@ def test_which_metric_warned_first():
         ("accuracy", "untouched"),
         ("perplexity", "plain text"),
     ]
+    assert table.index.tolist() == [0, 1, 2]
     assert table.exit.tolist()[:2] == [10, 20]
     assert table.lead.tolist()[:2] == [40, 30]
     assert table.exit.isna().tolist() == table.lead.isna().tolist() == [False, False, True]
@@ -351,6 +355,13 @@ def test_sampled_texts_are_those_of_each_prompt_alone(model, monkeypatch):
     assert metrics.sampled_texts(model, prompts, 12, top_k=1) == greedy != expected
 
 
+def test_a_draw_beyond_what_rounding_sums_to_takes_the_last(llama):
+    sample = import_module("kedit_lib.metrics.fluency")._sample
+    rows = [encode(llama.tokenizer, "Zoë")]
+    token = int(logits(llama, rows[0])[-1].topk(3).indices[-1])
+    assert sample(llama, rows, torch.full((1, 1), 1.5), 3) == [llama.tokenizer.decode([token])]
+
+
 def test_sampling_ends_where_the_positions_do(llama):
     room = llama.hf.config.max_position_embeddings
     long = metrics.sampled_texts(llama, ["Zoë"], room + 50)
@@ -444,7 +455,7 @@ def test_the_bootstrap_resamples_edits():
     half = 1.96 * math.sqrt(0.25 * 0.75 / 400)
     assert value == 0.25
     assert (low, high) == pytest.approx((0.25 - half, 0.25 + half), abs=0.006)
-    assert metrics.bootstrap_interval(values) == (value, low, high)
+    assert metrics.bootstrap_interval(values) == metrics.bootstrap_interval(values, seed=0) == (value, low, high)
     assert metrics.bootstrap_interval(values, seed=1) != (value, low, high)
     tighter = metrics.bootstrap_interval(values, level=0.5)
     assert low < tighter[1] < 0.25 < tighter[2] < high
@@ -496,8 +507,8 @@ def test_a_destroyed_model_comes_back_bit_for_bit(model, how):
 
 def test_destruction_is_seeded(llama):
     drawn = []
-    for seed in (0, 0, 1):
-        with metrics.destroyed(llama, [1], seed=seed):
+    for options in ({}, {"seed": 0}, {"seed": 1}):
+        with metrics.destroyed(llama, [1], **options):
             drawn.append(llama.weight(1).detach().clone())
     assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
     for options, says in ([{"how": "burnt"}, "burnt"], [{"layers": [99]}, "99"]):

@@ -121,6 +121,13 @@ def test_early_stop(tiny_model, name):
 
 
 @pytest.mark.parametrize("name", ["memit", "pmet"])
+def test_an_edit_that_is_learned_stops_while_the_others_of_its_batch_go_on(tiny_model, name):
+    few = hyper(kl_factor=1e-4, v_num_grad_steps=20, clamp_norm_factor=8.0)
+    _, outcome = both(tiny_model, "llama", name, few, [EDITS[1], EDITS[4], EDITS[0]])
+    assert len({target.steps for target in outcome.targets}) > 1
+
+
+@pytest.mark.parametrize("name", ["memit", "pmet"])
 def test_tight_clamp_and_strong_decay(tiny_model, name):
     """The regime in which δ ends at the clamp."""
     _, outcome = both(tiny_model, "llama", name, hyper(clamp_norm_factor=0.2, v_weight_decay=0.5), BATCH)
