@@ -63,6 +63,7 @@ TESTS = (
     "outcomes metric_families reference metrics nullspace bad_input history hparams interventions claims probes memory "
     "families taking_back"
 ).split()
+FIRST = {"targets.py": "reference"}  # of what they change only numbers tell
 FEW = 8
 PASSED, FAILED, NOT_IMPORTED = 0, 1, 2  # pytest's exit codes
 VERDICTS = {PASSED: "survived", FAILED: "killed", NOT_IMPORTED: "killed", -signal.SIGXCPU: "killed, by time"}
@@ -151,8 +152,9 @@ def statement(tree: ast.Module, line: int) -> range:
     spans = []
     for node in ast.walk(tree):
         if isinstance(node, ast.stmt):
-            body = getattr(node, "body", None)
-            spans.append(range(node.lineno, body[0].lineno if body else node.end_lineno + 1))
+            body, above = getattr(node, "body", None), getattr(node, "decorator_list", [])
+            first = min(part.lineno for part in (node, *above))
+            spans.append(range(first, body[0].lineno if body else node.end_lineno + 1))
     return min((span for span in spans if line in span), key=len)
 
 
@@ -237,7 +239,7 @@ def chosen(known: dict, path: Path, line: int) -> list[str]:
     cases, order = defaultdict(int), {}
     for test in sorted(found or known["seconds"], key=known["seconds"].get):
         function = test.split("[")[0]
-        order[test] = cases[function], known["seconds"][test]
+        order[test] = cases[function], FIRST.get(path.name) != name_of(test), known["seconds"][test]
         cases[function] += 1
     return sorted(order, key=order.get)
 

@@ -1,6 +1,7 @@
 """Each metric against cases worked out by hand, or against the same thing computed the slow way."""
 
 import math
+from dataclasses import FrozenInstanceError
 from importlib import import_module
 
 import numpy as np
@@ -375,6 +376,8 @@ def test_tf_idf_and_its_cosine():
     tfidf = metrics.TfIdf.fit(["The cat", "the cat sat", "a DOG sat sat"])
     idf = {"the": math.log(4 / 3) + 1, "cat": math.log(4 / 3) + 1, "sat": math.log(4 / 3) + 1, "dog": math.log(2) + 1}
     assert tfidf.idf == pytest.approx(idf)  # "a" is too short, a text counts once
+    with pytest.raises(FrozenInstanceError):
+        tfidf.idf = {}
     norm = math.hypot(2 * idf["dog"], idf["sat"])
     found = tfidf.vector("Dog sat dog bird")
     assert found == pytest.approx({"dog": 2 * idf["dog"] / norm, "sat": idf["sat"] / norm})
@@ -476,6 +479,11 @@ def test_intervals_of_a_long_table():
     assert found.columns.tolist() == ["edits_done", "mean", "low", "high", "edits"]
     assert found[["edits_done", "mean", "edits"]].values.tolist() == [[2, 1, 2], [4, pytest.approx(1 / 3), 3]]
     assert (found.low[1], found.high[1]) == metrics.bootstrap_interval([0, 0, 1])[1:]
+    many = pd.DataFrame({"edits_done": 5, "edit": range(40), "value": np.arange(40.0) ** 2})
+    bounds = [
+        metrics.interval_table(many, ["edits_done"], **options).low[0] for options in ({}, {"seed": 0}, {"seed": 1})
+    ]
+    assert bounds[0] == bounds[1] != bounds[2]
 
 
 # --------------------------------------------------------------------------------------------------------------- floor
@@ -525,8 +533,16 @@ def test_floors_are_what_the_probes_see_there(llama):
         def __call__(self, model, done):
             return [{"metric": "norm", "cohort": "all", "value": model.weight(1).norm().item(), "n": len(done)}]
 
+    class First:
+        identity = "first weight"
+
+        def __call__(self, model, done):
+            return [{"metric": "weight", "cohort": "all", "value": model.weight(1)[0, 0].item(), "n": len(done)}]
+
     found = metrics.floors(llama, [Norm()], EDITS, layers=[1], how="scaled")
     assert found.columns.tolist() == ["metric", "cohort", "value", "n"]
     assert found.value[0] == pytest.approx(100 * before[llama.weight_name(1)].norm().item())
     assert found.n[0] == len(EDITS)
     assert same(llama, before)
+    noise = [metrics.floors(llama, [First()], EDITS, **options).value[0] for options in ({}, {"seed": 0}, {"seed": 1})]
+    assert noise[0] == noise[1] != noise[2]

@@ -96,11 +96,29 @@ def test_fine_tuning_that_overflows_names_the_first_edit_of_the_batch(model):
     assert not model.edited
 
 
+def test_what_fine_tuning_taught_was_not_known_before(model):
+    method = kedit.FT(layers=[LAYER], lr=0.1, num_steps=2, objective_optimization="target_new")
+    edit = kedit.Edit("You read of {}", "Zoë", "English")  # a target of one token
+    (target,) = method.apply(model, [edit]).targets
+    assert target.probabilities[0] < 0.1 and target.probabilities[1] > 0.5
+    assert not target.already
+    with pytest.warns(AlreadyKnown, match="'Zoë'.*already answers 'English'"):
+        (target,) = method.apply(model, [edit]).targets
+    assert target.already
+
+
 def test_hyperparameters_stay_as_they_were_given():
     method = kedit.MEMIT(layers=[1])
     with pytest.raises(ValidationError, match="frozen"):
         method.mom2_update_weight = 1.0
     assert kedit.ROME(layers=[1]).needs_moments and not kedit.ROME(layers=[1], mom2_adjustment=False).needs_moments
+
+
+def test_contexts_that_are_not_given_are_those_of_seed_0_on_the_unedited_model(model):
+    expected = kedit.generate_contexts(model, seed=0, style="memit")
+    assert expected != kedit.generate_contexts(model, seed=1, style="memit")
+    apply(kedit.MEMIT(layers=[LAYER]), model, EDITS[:1])
+    assert kedit.MEMIT(layers=[1]).contexts(model) == expected
 
 
 def test_what_a_step_is_taken_to_need(model):
