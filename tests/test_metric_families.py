@@ -201,6 +201,8 @@ def test_the_healthy_band():
         ([1, 0.5, 1, 0.5, 1], 2, None),
         ([1, 1, math.nan], 1, 20),
         ([1, 1, 1], 1, None),
+        ([0.5, 1, 1], 1, 0),  # outside from the first
+        ([0.5, 1, 0.5], 2, None),
     ],
 )
 def test_the_first_exit(values, consecutive, expected):
