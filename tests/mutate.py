@@ -331,10 +331,9 @@ def main() -> None:
     if REPORT.exists():
         with REPORT.open(encoding="utf-8", newline="") as file:
             rows = {int(row["mutant"]): row for row in csv.DictReader(file)}
-    known = who_runs_what()
-    for number, (path, place) in enumerate(sample(args.count, args.seed), 1):
-        if number in rows:
-            continue
+    left = {n: one for n, one in enumerate(sample(args.count, args.seed), 1) if n not in rows}
+    known = who_runs_what() if left else {}
+    for number, (path, place) in left.items():
         rows[number] = {"mutant": number, **run(path, place, known, args.patience)}
         with REPORT.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
