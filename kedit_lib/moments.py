@@ -183,7 +183,7 @@ class SecondMoments:
 
     @classmethod
     def load(cls, path) -> SecondMoments:
-        """What `save` wrote. KeditError when the file is missing or damaged."""
+        """What `save` wrote. KeditError when the file is missing or damaged, or its matrices are no moments."""
         try:
             with safe_open(str(path), "pt") as file:
                 meta = file.metadata() or {}
@@ -192,4 +192,7 @@ class SecondMoments:
             about = json.loads(meta.get("about", "{}"))
         except (OSError, SafetensorError, ValueError) as error:
             raise KeditError(f"moments file {path}: cannot be read ({error}); remove it and estimate again") from error
-        return cls(tensors, meta.get("model_checksum") or None, about)
+        try:
+            return cls(tensors, meta.get("model_checksum") or None, about)
+        except KeditError as error:
+            raise KeditError(f"moments file {path}: {error}") from None

@@ -133,6 +133,21 @@ def singular():
     return C
 
 
+def indefinite():
+    """Symmetric and invertible, with one negative eigenvalue."""
+    values, directions = torch.linalg.eigh(tiny.second_moments()[2])
+    values[0] = -values[-1]
+    C = (directions * values) @ directions.T
+    return (C + C.T) / 2
+
+
+def asymmetric():
+    """Positive definite all the same."""
+    C = tiny.second_moments()[2]
+    C[0, 1] += 0.25
+    return C
+
+
 MOMENTS = {
     "missing": (lambda: None, ["MEMIT", "needs second moments", "SecondMoments.estimate"]),
     "of another model": (lambda: moments(model_checksum="0" * 64), ["moments", "another model", "000000000000"]),
@@ -152,6 +167,38 @@ MOMENTS = {
 @pytest.mark.parametrize("given, says", MOMENTS.values(), ids=MOMENTS)
 def test_moments(model, given, says):
     refused_unchanged(model, lambda: MEMIT.apply(model, [EDIT], given(), ["{}"]), *says)
+
+
+NO_MOMENTS = {
+    "singular": (singular, ["layer 2", "not positive definite", f"more text, at least ten times d_ff = {tiny.D_FF}"]),
+    "indefinite": (indefinite, ["layer 2", "not positive definite", f"at least ten times d_ff = {tiny.D_FF}"]),
+    "asymmetric": (asymmetric, ["layer 2", "not symmetric", "differ by 0.25", "estimate them again"]),
+}
+
+
+@pytest.mark.parametrize("method", [kedit.ROME(layers=[2], v_num_grad_steps=2), MEMIT, kedit.EMMET(**FAST)])
+@pytest.mark.parametrize("made, says", NO_MOMENTS.values(), ids=NO_MOMENTS)
+def test_what_is_no_second_moment_is_refused_from_memory_and_from_a_file(model, tmp_path, method, made, says):
+    def apply(given):
+        method.apply(model, [EDIT], given(), ["{}"])
+
+    refused_unchanged(model, lambda: apply(lambda: moments(tensors={2: made()})), *says)
+    path = tmp_path / "C.safetensors"
+    save_file({f"layer{i}": c for i, c in {**tiny.second_moments(), 2: made()}.items()}, path)
+    where = [str(path)] if made is asymmetric else []  # seen as it is read; the others only when they are inverted
+    refused_unchanged(model, lambda: apply(lambda: kedit.SecondMoments.load(path)), *where, *says)
+
+
+def test_asymmetry_that_rounding_leaves_is_none():
+    """A ten-thousandth of the largest entry, and not twice that."""
+    largest = float((C := tiny.second_moments()[2]).abs().max())
+    for share, fits in ((0.5e-4, True), (2e-4, False)):
+        tilted = C.clone()
+        tilted[0, 1] = tilted[1, 0] + share * largest
+        if fits:
+            assert kedit.SecondMoments.from_tensors({2: tilted}).factor(2).isfinite().all()
+        else:
+            refused(lambda c=tilted: kedit.SecondMoments.from_tensors({2: c}), "layer 2", "not symmetric")
 
 
 def test_moments_that_are_none():

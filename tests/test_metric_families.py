@@ -1,6 +1,7 @@
 """Each metric against cases worked out by hand, or against the same thing computed the slow way."""
 
 import math
+from dataclasses import FrozenInstanceError
 from importlib import import_module
 
 import numpy as np
@@ -126,8 +127,11 @@ def test_agreement_with_the_unedited_model():
     close(metrics.argmax_agreement(edited, before), [3 / 4, 1, 1 / 2, 1 / 2])
     close(metrics.first_token_agreement(edited, before), [1, 1, 0, 1])
     close(metrics.answer_agreement(["Graz", "a", ""], ["Graz", "b", ""]), [1, 0, 1])
-    with pytest.raises(ValueError):
-        metrics.argmax_agreement(edited, before.at([0]))
+    for agreement in (metrics.argmax_agreement, metrics.first_token_agreement):
+        with pytest.raises(ValueError):
+            agreement(edited, before.at([0]))
+    with pytest.raises(ValueError):  # not the same answer
+        metrics.argmax_agreement(edited, forced([0.0] * 4, said=[(1, 2, 3), (5,), (9, 7), (8, 0)]))
     with pytest.raises(ValueError):
         metrics.answer_agreement(["Graz"], [])
 
@@ -197,6 +201,8 @@ def test_the_healthy_band():
         ([1, 0.5, 1, 0.5, 1], 2, None),
         ([1, 1, math.nan], 1, 20),
         ([1, 1, 1], 1, None),
+        ([0.5, 1, 1], 1, 0),  # outside from the first
+        ([0.5, 1, 0.5], 2, None),
     ],
 )
 def test_the_first_exit(values, consecutive, expected):
@@ -228,6 +234,7 @@ def test_which_metric_warned_first():
         ("accuracy", "untouched"),
         ("perplexity", "plain text"),
     ]
+    assert table.index.tolist() == [0, 1, 2]
     assert table.exit.tolist()[:2] == [10, 20]
     assert table.lead.tolist()[:2] == [40, 30]
     assert table.exit.isna().tolist() == table.lead.isna().tolist() == [False, False, True]
@@ -351,6 +358,13 @@ def test_sampled_texts_are_those_of_each_prompt_alone(model, monkeypatch):
     assert metrics.sampled_texts(model, prompts, 12, top_k=1) == greedy != expected
 
 
+def test_a_draw_beyond_what_rounding_sums_to_takes_the_last(llama):
+    sample = import_module("kedit_lib.metrics.fluency")._sample
+    rows = [encode(llama.tokenizer, "Zoë")]
+    token = int(logits(llama, rows[0])[-1].topk(3).indices[-1])
+    assert sample(llama, rows, torch.full((1, 1), 1.5), 3) == [llama.tokenizer.decode([token])]
+
+
 def test_sampling_ends_where_the_positions_do(llama):
     room = llama.hf.config.max_position_embeddings
     long = metrics.sampled_texts(llama, ["Zoë"], room + 50)
@@ -364,6 +378,8 @@ def test_tf_idf_and_its_cosine():
     tfidf = metrics.TfIdf.fit(["The cat", "the cat sat", "a DOG sat sat"])
     idf = {"the": math.log(4 / 3) + 1, "cat": math.log(4 / 3) + 1, "sat": math.log(4 / 3) + 1, "dog": math.log(2) + 1}
     assert tfidf.idf == pytest.approx(idf)  # "a" is too short, a text counts once
+    with pytest.raises(FrozenInstanceError):
+        tfidf.idf = {}
     norm = math.hypot(2 * idf["dog"], idf["sat"])
     found = tfidf.vector("Dog sat dog bird")
     assert found == pytest.approx({"dog": 2 * idf["dog"] / norm, "sat": idf["sat"] / norm})
@@ -444,7 +460,7 @@ def test_the_bootstrap_resamples_edits():
     half = 1.96 * math.sqrt(0.25 * 0.75 / 400)
     assert value == 0.25
     assert (low, high) == pytest.approx((0.25 - half, 0.25 + half), abs=0.006)
-    assert metrics.bootstrap_interval(values) == (value, low, high)
+    assert metrics.bootstrap_interval(values) == metrics.bootstrap_interval(values, seed=0) == (value, low, high)
     assert metrics.bootstrap_interval(values, seed=1) != (value, low, high)
     tighter = metrics.bootstrap_interval(values, level=0.5)
     assert low < tighter[1] < 0.25 < tighter[2] < high
@@ -465,6 +481,11 @@ def test_intervals_of_a_long_table():
     assert found.columns.tolist() == ["edits_done", "mean", "low", "high", "edits"]
     assert found[["edits_done", "mean", "edits"]].values.tolist() == [[2, 1, 2], [4, pytest.approx(1 / 3), 3]]
     assert (found.low[1], found.high[1]) == metrics.bootstrap_interval([0, 0, 1])[1:]
+    many = pd.DataFrame({"edits_done": 5, "edit": range(40), "value": np.arange(40.0) ** 2})
+    bounds = [
+        metrics.interval_table(many, ["edits_done"], **options).low[0] for options in ({}, {"seed": 0}, {"seed": 1})
+    ]
+    assert bounds[0] == bounds[1] != bounds[2]
 
 
 # --------------------------------------------------------------------------------------------------------------- floor
@@ -496,8 +517,8 @@ def test_a_destroyed_model_comes_back_bit_for_bit(model, how):
 
 def test_destruction_is_seeded(llama):
     drawn = []
-    for seed in (0, 0, 1):
-        with metrics.destroyed(llama, [1], seed=seed):
+    for options in ({}, {"seed": 0}, {"seed": 1}):
+        with metrics.destroyed(llama, [1], **options):
             drawn.append(llama.weight(1).detach().clone())
     assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
     for options, says in ([{"how": "burnt"}, "burnt"], [{"layers": [99]}, "99"]):
@@ -514,8 +535,16 @@ def test_floors_are_what_the_probes_see_there(llama):
         def __call__(self, model, done):
             return [{"metric": "norm", "cohort": "all", "value": model.weight(1).norm().item(), "n": len(done)}]
 
+    class First:
+        identity = "first weight"
+
+        def __call__(self, model, done):
+            return [{"metric": "weight", "cohort": "all", "value": model.weight(1)[0, 0].item(), "n": len(done)}]
+
     found = metrics.floors(llama, [Norm()], EDITS, layers=[1], how="scaled")
     assert found.columns.tolist() == ["metric", "cohort", "value", "n"]
     assert found.value[0] == pytest.approx(100 * before[llama.weight_name(1)].norm().item())
     assert found.n[0] == len(EDITS)
     assert same(llama, before)
+    noise = [metrics.floors(llama, [First()], EDITS, **options).value[0] for options in ({}, {"seed": 0}, {"seed": 1})]
+    assert noise[0] == noise[1] != noise[2]

@@ -212,6 +212,25 @@ def test_containment_and_completions(taught):
     refused(lambda: generation_accuracy(taught, prompts, answers, match="includes"), "'includes'", "'contains'")
 
 
+def test_an_answer_has_room_for_itself_and_a_stop_or_for_a_sentence(tiny_folder, monkeypatch):
+    """One token beyond the longest answer, of which a begin-of-text token is no part; twelve where it may be later."""
+    model = kedit.load_model(tiny_folder("llama-bos"), dtype=torch.float64)
+    accuracy, limits = import_module("kedit_lib.metrics.accuracy"), []
+    written = accuracy.continuations
+
+    def watched(hf, tokenizer, prompts, tokens, **options):
+        limits.append((tokens, options["past_full_stops"]))
+        return written(hf, tokenizer, prompts, tokens, **options)
+
+    monkeypatch.setattr(accuracy, "continuations", watched)
+    answers = ["oboe", "violoncello da gamba"]
+    longest = max(len(target_ids(model.tokenizer, "Zoë plays the", answer)) for answer in answers)
+    for match, some in (("exact", answers), ("contains", answers), ("exact", [answers[0], "St. Louis"])):
+        generation_accuracy(model, ["Zoë plays the", "Zoë"], some, match)
+    assert limits[:2] == [(longest + 1, False), (longest + 12, True)]
+    assert limits[2][1], "a full stop inside an answer ends nothing"
+
+
 def test_known_edits(taught):
     facts = [
         ("{} plays the", "Ana Brown", "oboe"),

@@ -111,6 +111,13 @@ def test_loss_layer(tiny_model, kind, name, loss_layer):
 
 
 @pytest.mark.parametrize("name", ["rome", "memit", "pmet"])
+def test_the_last_layer(tiny_model, name):
+    """Behind it nothing is left to run."""
+    last = hyper(layers=[tiny.N_LAYERS - 1], v_num_grad_steps=4, mom2_adjustment=True)
+    both(tiny_model, "llama", name, last, [EDITS[4]])
+
+
+@pytest.mark.parametrize("name", ["rome", "memit", "pmet"])
 def test_early_stop(tiny_model, name):
     """A learned target: the loss falls under 0.05, or (PMET) the target leads everywhere at little divergence."""
     few = hyper(kl_factor=1e-4, v_num_grad_steps=20, clamp_norm_factor=8.0, mom2_adjustment=True)
@@ -118,6 +125,13 @@ def test_early_stop(tiny_model, name):
         few["layers"] = [2]
     _, outcome = both(tiny_model, "llama", name, few, [EDITS[4]])
     assert 1 < outcome.targets[0].steps < 20
+
+
+@pytest.mark.parametrize("name", ["memit", "pmet"])
+def test_an_edit_that_is_learned_stops_while_the_others_of_its_batch_go_on(tiny_model, name):
+    few = hyper(kl_factor=1e-4, v_num_grad_steps=20, clamp_norm_factor=8.0)
+    _, outcome = both(tiny_model, "llama", name, few, [EDITS[1], EDITS[4], EDITS[0]])
+    assert len({target.steps for target in outcome.targets}) > 1
 
 
 @pytest.mark.parametrize("name", ["memit", "pmet"])

@@ -1,0 +1,151 @@
+"""What an outcome says of its edits, and what the optimisation is taken to need, worked out by hand."""
+
+import warnings
+
+import pytest
+import tiny
+import torch
+from library import refused
+from pydantic import ValidationError
+
+import kedit_lib as kedit
+from kedit_lib import targets
+from kedit_lib.targets import AlreadyKnown, Request, Site
+from kedit_lib.tokens import Prompt
+
+EDITS = [kedit.Edit(*each) for each in tiny.EDITS]
+LAYER, C = 2, tiny.second_moments()
+
+
+@pytest.fixture
+def model(tiny_folder):
+    return kedit.load_model(tiny_folder("llama"), dtype=torch.float64)
+
+
+def some_z(n, seed=0):
+    return list(torch.randn(n, tiny.D_MODEL, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
+
+
+def apply(method, model, edits, **options):
+    given = {"moments": kedit.SecondMoments.from_tensors(C), "contexts": ["{}"], "targets": some_z(len(edits))}
+    return method.apply(model, edits, **{**given, **options})
+
+
+def keys_and_residuals(outcome):
+    """[d_ff, N] and [d_model, N] of an edit of one layer."""
+    keys = torch.stack([target.key_per_layer[LAYER] for target in outcome.targets], 1)
+    return keys, torch.stack([target.delta for target in outcome.targets], 1)
+
+
+def test_given_targets_took_no_steps_and_are_not_called_known(model):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", AlreadyKnown)
+        outcome = apply(kedit.MEMIT(layers=[1, LAYER]), model, EDITS[:2])
+    said = [(t.steps, t.clamped, t.already, t.probabilities) for t in outcome.targets]
+    assert said == [(0, False, False, [])] * 2
+    assert outcome.layers(model) == [1, LAYER]
+    for target, z in zip(outcome.targets, some_z(2), strict=True):
+        assert torch.equal(target.z, z)
+        assert target.v0_norm == pytest.approx(float((z - target.delta).norm()))
+
+
+def test_the_ridge_of_emmet_is_for_batches_and_two_edits_are_one(model):
+    """One edit is written exactly; of two, Δ = R (KᵀC⁻¹K + ρI)⁻¹ KᵀC⁻¹ is left short of it by ρ."""
+    method = kedit.EMMET(layers=[LAYER], emmet_lambda=0.3)
+    alone = apply(method, model, EDITS[:1])
+    k, r = keys_and_residuals(alone)
+    assert torch.allclose(alone.deltas[model.weight_name(LAYER)] @ k, r, rtol=1e-9)
+    model.restore()
+    both = apply(method, model, EDITS[:2])
+    k, r = keys_and_residuals(both)
+    ck = torch.linalg.solve(C[LAYER].double(), k)
+    expected = r @ torch.linalg.solve(k.T @ ck + 0.3 * torch.eye(2, dtype=torch.float64), ck.T)
+    assert torch.allclose(both.deltas[model.weight_name(LAYER)], expected, rtol=1e-9)
+    assert both.s[LAYER].tolist() == pytest.approx((k * ck).sum(0).tolist(), rel=1e-9)
+
+
+def test_the_shift_of_emmet_is_in_units_of_C(model):
+    """C′ = λC + ηI, here with λ = 4 and η = 2."""
+    outcome = apply(kedit.EMMET(layers=[LAYER], mom2_update_weight=4.0, update_norm_lambda=2.0), model, EDITS[:1])
+    k, r = keys_and_residuals(outcome)
+    ck = torch.linalg.solve(4 * C[LAYER].double() + 2 * torch.eye(tiny.D_FF, dtype=torch.float64), k)
+    assert torch.allclose(outcome.deltas[model.weight_name(LAYER)], r @ ck.T / (k.T @ ck), rtol=1e-9)
+    assert float(outcome.s[LAYER]) == pytest.approx(4 * float(k.T @ ck), rel=1e-9)
+
+
+def test_the_written_fractions_of_memit_and_alphaedit(model):
+    """Alone an edit is written to g / (1 + g) of its residual, g = kᵀC⁻¹k/λ or kᵀPk/L2; s is kᵀC⁻¹k."""
+    memit = apply(kedit.MEMIT(layers=[LAYER], mom2_update_weight=5.0), model, EDITS[:1])
+    k, r = keys_and_residuals(memit)
+    g = float(k.T @ torch.linalg.solve(C[LAYER].double(), k)) / 5
+    assert float(memit.s[LAYER]) == pytest.approx(5 * g, rel=1e-9)
+    assert float(memit.written[LAYER]) == pytest.approx(g / (1 + g), rel=1e-9)
+    assert torch.allclose(memit.deltas[model.weight_name(LAYER)] @ k, r * g / (1 + g), rtol=1e-9)
+    model.restore()
+    alphaedit = apply(kedit.AlphaEdit(layers=[LAYER], nullspace_rank=30, L2=2.0), model, EDITS[:1])
+    k, r = keys_and_residuals(alphaedit)
+    U = torch.linalg.eigh(C[LAYER].double())[1][:, :30]
+    g = float((U.T @ k).square().sum()) / 2
+    assert float(alphaedit.written[LAYER]) == pytest.approx(g / (1 + g), rel=1e-4)  # the cut is made in float32
+    assert torch.allclose(alphaedit.deltas[model.weight_name(LAYER)] @ k, r * g / (1 + g), rtol=1e-3)
+
+
+def test_fine_tuning_that_overflows_names_the_first_edit_of_the_batch(model):
+    method = kedit.FT(layers=[LAYER], lr=1e300, batch_size=2)
+    refused(lambda: method.apply(model, EDITS[:2]), repr(EDITS[0].subject), "fine-tuning gave NaN or inf", "lower lr")
+    assert not model.edited
+
+
+def test_what_fine_tuning_taught_was_not_known_before(model):
+    method = kedit.FT(layers=[LAYER], lr=0.1, num_steps=2, objective_optimization="target_new")
+    edit = kedit.Edit("You read of {}", "Zoë", "English")  # a target of one token
+    (target,) = method.apply(model, [edit]).targets
+    assert target.probabilities[0] < 0.1 and target.probabilities[1] > 0.5
+    assert not target.already
+    with pytest.warns(AlreadyKnown, match="'Zoë'.*already answers 'English'"):
+        (target,) = method.apply(model, [edit]).targets
+    assert target.already
+
+
+def test_hyperparameters_stay_as_they_were_given():
+    method = kedit.MEMIT(layers=[1])
+    with pytest.raises(ValidationError, match="frozen"):
+        method.mom2_update_weight = 1.0
+    assert kedit.ROME(layers=[1]).needs_moments and not kedit.ROME(layers=[1], mom2_adjustment=False).needs_moments
+
+
+def test_contexts_that_are_not_given_are_those_of_seed_0_on_the_unedited_model(model):
+    expected = kedit.generate_contexts(model, seed=0, style="memit")
+    assert expected != kedit.generate_contexts(model, seed=1, style="memit")
+    apply(kedit.MEMIT(layers=[LAYER]), model, EDITS[:1])
+    assert kedit.MEMIT(layers=[1]).contexts(model) == expected
+
+
+@pytest.mark.parametrize(
+    "method", [kedit.MEMIT(layers=[1, LAYER], v_num_grad_steps=6), kedit.ROME(layers=[LAYER], v_num_grad_steps=6)]
+)
+def test_again_is_the_same_and_another_order_of_the_sums_moves_the_last_digits_only(tiny_folder, method):
+    """In float32: a GPU takes its sums in any order, here the contexts' stands for that."""
+    model = kedit.load_model(tiny_folder("llama"), dtype=torch.float32)
+    orders = (tiny.CONTEXTS, tiny.CONTEXTS, [tiny.CONTEXTS[i] for i in (0, 2, 1)])
+    made = []
+    for contexts in orders:
+        outcomes = [apply(method, model, [edit], contexts=contexts, targets=None) for edit in EDITS[:3]]
+        made.append([outcome.deltas[model.weight_name(LAYER)] for outcome in outcomes])
+        model.restore()
+    for first, again, other in zip(*made, strict=True):
+        assert torch.equal(again, first)
+        assert float((other - first).norm() / first.norm()) < 1e-4
+
+
+def test_what_a_step_is_taken_to_need(model):
+    """Two contexts with tails of 5 and 3 tokens behind at most 8, a target of 3: a grid of 3 rows, 5 + 3 − 1 tokens."""
+    prompts = (Prompt(tuple(range(7)), 2), Prompt(tuple(range(9)), 6))
+    one = Request(prompts, Prompt(tuple(range(10)), 8), (1, 2, 3))
+    assert (targets._tail(one), targets._longest_prefix(one), targets._tokens(one)) == (7, 8, 3 * 7)
+    # Four layers run. Of each token eight vectors of 32 and three of 48; of the 3 · (8 + 7) that are attended to four
+    # vectors of 32; eight bytes each. Logits: four times four bytes at each of 3 · 3 + 1 places.
+    site = Site(1, 4, (), model.mlp_out(1))
+    layers = 4 * (21 * (8 * 32 + 3 * 48) + 45 * 4 * 32) * 8
+    assert targets._bytes(model, site, one) == layers + 10 * model.hf.config.vocab_size * 4 * 4
+    assert targets.MOST_BYTES == 2.5 * 2**30
