@@ -21,7 +21,7 @@ from .live import Desk, film_folder, make_film, samples_at, stop_sentence, stops
 from .metric_figures import plot_along
 
 WIDE = {"layout": knobs.Layout(width="95%"), "style": {"description_width": "6em"}}
-BUTTONS = {"description_width": "6em", "button_width": "6em"}
+BUTTONS = {"description_width": "6em", "button_width": "auto"}
 
 
 def try_edits(bench, edit: Edit) -> None:
@@ -112,7 +112,7 @@ class StreamKnobs:
 
 def _table(table) -> str:
     """As JupyterLab shows tables, texts to the left; what a model wrote stays text."""
-    shown = table.to_html(border=0, float_format="{:.3f}".format).replace("<td>", '<td style="text-align: left">')
+    shown = table.to_html(border=0, justify="left", float_format="{:.3f}".format).replace("<td>", '<td style="text-align: left">')
     return f'<div class="jp-RenderedHTMLCommon">{shown}</div>'
 
 
