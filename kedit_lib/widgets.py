@@ -112,7 +112,8 @@ class StreamKnobs:
 
 def _table(table) -> str:
     """As JupyterLab shows tables, texts to the left; what a model wrote stays text."""
-    shown = table.to_html(border=0, justify="left", float_format="{:.3f}".format).replace("<td>", '<td style="text-align: left">')
+    shown = table.to_html(border=0, justify="left", float_format="{:.3f}".format)
+    shown = shown.replace("<td>", '<td style="text-align: left">')
     return f'<div class="jp-RenderedHTMLCommon">{shown}</div>'
 
 
