@@ -5,6 +5,7 @@ MODEL ?=
 DATA ?=
 TEXTS ?=
 NB ?=
+SEED ?=
 ORDERS ?=
 STREAMS ?=
 LAB ?=
@@ -17,14 +18,14 @@ PY := .venv/bin/python
 # The environment is renewed when the *content* of these files changes; a fresh checkout's time stamps say nothing.
 ENV := .venv/.kedit-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 WHICH := --profile $(PROFILE) $(if $(MODEL),--model "$(MODEL)") $(if $(DATA),--data "$(DATA)") \
-	$(if $(TEXTS),--texts "$(TEXTS)") $(if $(ORDERS),--orders "$(ORDERS)")
+	$(if $(TEXTS),--texts "$(TEXTS)") $(if $(SEED),-p seed=$(SEED)) $(if $(ORDERS),--orders "$(ORDERS)")
 RUN := $(PY) -m kedit_lib.reproduce $(WHICH) $(if $(NB),--only "$(NB)")
 
 .DEFAULT_GOAL := help
 .PHONY: help env lab-model sweep smoke reproduce report bench test lint clean lab
 
 help:  ## this list
-	@echo "make TARGET [PROFILE=smoke|lab|gpu] [MODEL=id or folder] [DATA=edits] [TEXTS=plain text] [NB=03] [ORDERS=all or 0,1] [STREAMS=…] [SHAPE=tiny]"
+	@echo "make TARGET [PROFILE=smoke|lab|gpu] [MODEL=id or folder] [DATA=edits] [TEXTS=plain text] [NB=03] [SEED=1] [ORDERS=all or 0,1] [STREAMS=…] [SHAPE=tiny]"
 	@echo "Times are for 2 CPU cores; every target but help and clean makes the environment first."
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -68,6 +69,6 @@ lab: $(ENV)  ## open the notebooks in JupyterLab, live cells included (until you
 	JUPYTER_PREFER_ENV_PATH=1 $(PY) -m jupyter lab --notebook-dir=notebooks $(LAB)
 
 clean:  ## remove results, stamps, report and failed notebooks; nothing committed (the next reproduce starts from nothing)
-	rm -rf results report .stamps .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf results report .report.*.tmp .stamps .pytest_cache .ruff_cache .hypothesis build *.egg-info
 	rm -f notebooks/executed/*.running.ipynb
 	find kedit_lib tests notebooks \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +

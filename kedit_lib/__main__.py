@@ -79,7 +79,10 @@ def check_model(args) -> None:
 
     model = _load(args)
     edits = kedit.load_edits(args.edits, model=model) if args.edits else None
-    print(kedit.check_model(model, edits, args.profile, write=not args.dry).to_string(header=False))
+    table = kedit.check_model(model, edits, args.profile, write=not args.dry)
+    width = max(map(len, table.index))
+    for what, value in table.value.items():
+        print(f"{what:{width}}  {value}")
 
 
 # ---- edit -----------------------------------------------------------------------------------------------------------
@@ -109,7 +112,10 @@ def edit(args) -> None:
     method = _method(model, args)
     before = kedit.ask(model, asked)
     outcome = method.apply(model, [asked], moments=_moments(model, method, args.texts))
-    print(kedit.ask_table(before, kedit.ask(model, asked)).to_string())
+    for kind, row in kedit.ask_table(before, kedit.ask(model, asked)).iterrows():
+        print(f"{kind}: {row.prompt}")
+        for when, says in (("before", row["said before"]), ("after", row["says after"])):
+            print(f"  {when:7} p(new) {row[f'p(new) {when}']:.4f}  {says}")
     if args.deltas:
         print(f"deltas: {outcome.save(args.deltas)}")
     _save(model, args.save)
@@ -212,8 +218,7 @@ def _moments(model, method, texts: str | None):
 
     from .lab.single import moment_texts
     from .material import read_texts
-    from .model import LAB_MODELS
-    from .params import results_folder
+    from .params import LAB_MODELS, results_folder
 
     if not method.needs_moments:
         return None

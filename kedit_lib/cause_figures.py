@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from .anatomy import Anatomy, survival
-from .figures import DASHES, MARKERS, PALETTE, floor
+from .figures import DASHES, MARKERS, PALETTE, floor, legend_below, panels_of
 
 TERMS = {"spills": "spills of single edits", "agreement": "spills that agree", "response": "response to earlier edits"}
 
@@ -29,8 +29,8 @@ def survival_form(found: dict[str, Anatomy]) -> pd.DataFrame:
 def plot_survival(table: pd.DataFrame, guess: float):
     """Right answers against how far the fact's own value was shifted; a panel a stream."""
     names = list(dict.fromkeys(table.stream))
-    fig, axes = plt.subplots(1, len(names), figsize=(5.2 * len(names), 3.8), sharey=True, squeeze=False)
-    for ax, name in zip(axes[0], names, strict=True):
+    fig, axes = panels_of(len(names), columns=2, height=3.6, sharey=True)
+    for ax, name in zip(axes, names, strict=True):
         for i, superposed in enumerate((False, True)):
             rows = table[(table.stream == name) & (table.superposed == superposed)]
             label = "each edit made on the unedited model, added up" if superposed else "the stream"
@@ -38,8 +38,8 @@ def plot_survival(table: pd.DataFrame, guess: float):
         floor(ax, guess, "guess")
         ax.set(xscale="log", title=name, xlabel="shift of the fact's value, ‖Σ Δk‖ / ‖W₀k‖", ylim=(0, 1.02))
         _plain_log(ax.xaxis)
-    axes[0][0].set_ylabel("untouched facts right")
-    axes[0][0].legend(fontsize=8, loc="upper right")
+    axes[0].set_ylabel("untouched facts right")
+    legend_below(fig, axes[0])
     return fig
 
 
@@ -59,8 +59,8 @@ def terms_form(found: dict[str, Anatomy]) -> pd.DataFrame:
 def plot_terms(table: pd.DataFrame):
     """The squared shift of untouched facts along the stream, stacked by its terms; a panel a stream."""
     names = list(dict.fromkeys(table.stream))
-    fig, axes = plt.subplots(1, len(names), figsize=(5.2 * len(names), 3.8), squeeze=False)
-    for ax, name in zip(axes[0], names, strict=True):
+    fig, axes = panels_of(len(names), columns=2, height=3.6)
+    for ax, name in zip(axes, names, strict=True):
         wide = table[table.stream == name].pivot(index="edits_done", columns="term", values="value")[list(TERMS)]
         bottom = np.zeros(len(wide))
         for i, (term, label) in enumerate(TERMS.items()):
@@ -69,8 +69,8 @@ def plot_terms(table: pd.DataFrame):
             ax.fill_between(wide.index, bottom, top, alpha=0.75, label=label, **look)
             bottom = top
         ax.set(title=name, xlabel="edits made", ylim=(0, None))
-    axes[0][0].set_ylabel("untouched facts: ‖D‖²/‖v‖²")
-    axes[0][0].legend(fontsize=8, loc="upper left")
+    axes[0].set_ylabel("untouched facts: ‖D‖²/‖v‖²")
+    legend_below(fig, axes[0])
     return fig
 
 

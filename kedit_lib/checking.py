@@ -8,6 +8,7 @@ minutes that the notebooks would take here.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,8 @@ from .edits import Edit, check_edits
 from .errors import KeditError
 from .known import known_edits
 from .methods import ROME, method_class
-from .model import LAB_MODELS, EditableModel, load_model
-from .params import Profile, load_model_params, load_profile
+from .model import EditableModel, load_model
+from .params import LAB_MODELS, Profile, load_model_params, load_profile
 from .proposal import propose, write_proposal
 from .tokens import check_edit, encode, target_ids
 from .tracing import causal_trace
@@ -127,7 +128,7 @@ def check(model, edits=None, profile: str | Profile | None = None, write: bool =
         "facts left out as unknown": unknown,
         "one edit": f"{trial.edit.text} {trial.edit.target_new}",
         "p(new) before and after": f"{trial.before:.3g}, {trial.success:.3g}",
-        "seconds for it": round(trial.seconds, 2),
+        "seconds for it": roughly(trial.seconds, 0.1),
         "restored bit for bit": "yes" if trial.restored else "NO",
         "layers by": why,
         "proposed layer, ROME": _listed(sections["rome"]["layers"]),
@@ -138,7 +139,7 @@ def check(model, edits=None, profile: str | Profile | None = None, write: bool =
         rows["parameters in use"] = "/".join(path.parts[-3:])
         rows["layers in use, MEMIT"] = _listed(load_model_params(model.name)["memit"]["layers"])
     minutes = notebook_minutes(profile, trial.seconds, seconds_asking)
-    rows |= {f"minutes, {notebook} ({profile.name})": value for notebook, value in minutes.items()}
+    rows |= {f"minutes, {notebook} ({profile.name})": roughly(value, 1) for notebook, value in minutes.items()}
     table = pd.DataFrame({"value": rows}).rename_axis("what")
     empty = pd.DataFrame(columns=["place", "layer", "effect"])
     layers = sections["rome"]["layers"], sections["memit"]["layers"]
@@ -173,7 +174,16 @@ def notebook_minutes(profile: Profile, seconds_an_edit: float, seconds_a_questio
         notebook = notebook if stream.batch_size == 1 else "04"
         seconds = len(profile.live_orders) * (profile.n_edits * seconds_an_edit + asked)
         found[notebook] = found.get(notebook, 0) + seconds
-    return {notebook: round(found[notebook] / 60, 1) for notebook in sorted(found)}
+    return {notebook: found[notebook] / 60 for notebook in sorted(found)}
+
+
+def roughly(value: float, least: float) -> str:
+    """ "about" the nearest of 1, 2 and 5 times a power of ten: a time hangs on what else the machine does, and a
+    table that is kept should not change with it."""
+    if value < least:
+        return f"< {least:g}"
+    unit = 10.0 ** math.floor(math.log10(value))
+    return f"about {min((unit, 2 * unit, 5 * unit, 10 * unit), key=lambda step: abs(math.log(step / value))):g}"
 
 
 def _own_edits(model) -> list[Edit]:
@@ -240,5 +250,5 @@ def _memory(model, layers: list[int]) -> dict:
     edited = len(layers) * (model.d_model * model.d_ff * (model.weight(0).element_size() + 4) + model.d_ff**2 * 12)
     return {
         "parameters, millions": round(sum(p.numel() for p in model.hf.parameters()) / 1e6, 1),
-        "memory, GiB: weights, while editing": f"{weights / GIB:.2f}, {(weights + edited) / GIB:.2f}",
+        "memory, GiB: weights, while editing": f"{weights / GIB:.2g}, {(weights + edited) / GIB:.2g}",
     }

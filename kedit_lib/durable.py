@@ -32,6 +32,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    before = path.with_name(f".{path.name}.{os.getpid()}.before.tmp")
     with writing(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -41,11 +42,14 @@ def replacing(path: Path) -> Iterator[Path]:
                 _sync(file)
             _sync(partial)
             if path.is_dir():  # only an empty folder could be renamed over
-                shutil.rmtree(path)
+                os.replace(path, before)
             os.replace(partial, path)
             _sync(path.parent)
+            remove(before)
         except BaseException:
             with contextlib.suppress(OSError):
+                if before.exists() and not path.exists():
+                    os.replace(before, path)
                 remove(partial)
             raise
 

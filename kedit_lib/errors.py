@@ -2,6 +2,7 @@
 
 import functools
 import sys
+import warnings
 from collections.abc import Callable
 
 
@@ -18,10 +19,12 @@ def first_line(error: Exception) -> str:
 
 
 def program(main: Callable[..., int]) -> Callable[..., int]:
-    """A command line's `main`: a KeditError is one line on stderr and exit code 1, Ctrl-C is 130."""
+    """A command line's `main`: a KeditError is one line on stderr and exit code 1, Ctrl-C is 130; a warning is a line
+    without the place in the code that it comes from."""
 
     @functools.wraps(main)
     def run(*arguments, **named) -> int:
+        usual, warnings.formatwarning = warnings.formatwarning, lambda message, *_, **__: f"kedit: {message}\n"
         try:
             return main(*arguments, **named)
         except KeditError as error:
@@ -30,5 +33,7 @@ def program(main: Callable[..., int]) -> Callable[..., int]:
         except KeyboardInterrupt:
             print("kedit: stopped; the same command goes on from what is done", file=sys.stderr)
             return 130
+        finally:
+            warnings.formatwarning = usual
 
     return run

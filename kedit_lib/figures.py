@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from IPython.display import Image, Markdown, display
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import FixedLocator, FormatStrFormatter, NullLocator, ScalarFormatter
 from PIL import Image as Picture
 
 from .experiments import WINDOW, Run, collapse_point
@@ -179,11 +179,18 @@ def draw_cohorts(ax, runs: dict[int, Run], guess: float) -> None:
 
 
 def floor(ax, value: float, text: str) -> None:
-    """The value of a model that knows nothing."""
+    """The value of a model that knows nothing, named beside the panel, where no curve is."""
     ax.axhline(value, color="grey", linewidth=1, linestyle=(0, (2, 3)))
     ax.annotate(
-        text, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8, color="dimgrey"
+        text, (1.01, value), xycoords=("axes fraction", "data"), ha="left", va="center", fontsize=8, color="dimgrey"
     )
+
+
+def tick_at(axis, values) -> None:
+    """Ticks of an axis at the values that were measured, as plain numbers."""
+    axis.set_major_locator(FixedLocator(sorted(set(values))))
+    axis.set_major_formatter(FormatStrFormatter("%g"))
+    axis.set_minor_locator(NullLocator())
 
 
 def draw_growth(ax, runs: dict[int, Run], index: int = 0, label: str = "") -> None:
@@ -212,6 +219,7 @@ def plot_optimisation(target):
     fig, ax = plt.subplots(figsize=(6, 3.2))
     ax.plot(data.step, data.probability, marker="o", markersize=4)
     ax.set(xlabel="optimisation step", ylabel="probability of the new object", ylim=(-0.02, 1.02))
+    ax.xaxis.get_major_locator().set_params(integer=True)
     return fig, data
 
 
@@ -294,6 +302,8 @@ def plot_mass(mass: pd.DataFrame, guess: float):
     right.plot(mass.batch, mass.seconds_per_edit, color=PALETTE[1], marker="s", linestyle="--", label="seconds an edit")
     right.set(ylabel="seconds an edit", ylim=(0, None))
     right.grid(False)
+    for ax in axes:
+        tick_at(ax.xaxis, mass.batch)
     axes[1].legend(handles=[*axes[1].lines, *right.lines], fontsize=8, loc="lower center")
     return fig
 
@@ -328,6 +338,7 @@ def plot_needs(table: pd.DataFrame):
         cost = need == "cost"
         ax.set(xscale="log", title=need, xlabel="edits", ylim=(0, None) if cost else (0, 1.02))
         ax.set_ylabel("seconds an edit" if cost else "right answers")
+        tick_at(ax.xaxis, part.edits)
     legend_below(fig, axes[0])
     return fig
 

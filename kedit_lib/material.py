@@ -114,7 +114,7 @@ class DataMaterial:
             if len(found) >= n:
                 return found[:n]
         there = f"has edits of {len(order)} subjects, of which the model knows {len(found)}"
-        raise KeditError(f"edits {self.source!r}: {there}, {n} were asked for; lower n_edits")
+        raise KeditError(f"edits {self.source!r}: {there}, {n} were asked for; give more, or lower n_edits")
 
     def some(self, n: int) -> list[Edit]:
         """Edits to look at, known or not; those whose true object is given."""
@@ -192,7 +192,10 @@ class DataMaterial:
 def material_of(model, edits: str, texts: str, cache: Path | None = None) -> LabMaterial | DataMaterial:
     """By a profile's `edits` and `texts`: both "lab", or both somewhere else."""
     if (edits == LAB) != (texts == LAB):
-        raise KeditError(f"edits = {edits!r}, texts = {texts!r}: either both are 'lab' or neither is")
+        raise KeditError(
+            f"edits = {edits!r}, texts = {texts!r}: either both are 'lab' or neither is; name both, a file or a "
+            "hub name (make: DATA= and TEXTS=)"
+        )
     return LabMaterial(model) if edits == LAB else DataMaterial(model, edits, texts, cache)
 
 

@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from .errors import KeditError, first_line
 from .layout import layout_of
+from .params import LAB_MODELS
 from .saving import save_model
 
-LAB_MODELS = ("lab", "lab-small")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 

@@ -60,12 +60,17 @@ class NullSpace:
         """KeditError unless it belongs to `model`, covers `layers` and leaves some direction open in each."""
         self.moments.check(model, layers, invert=None)
         for layer in layers:
-            self._of(layer)
+            if not self.basis(layer).shape[1]:
+                smallest = torch.linalg.svdvals(self.moments.tensors[layer])[-1]
+                raise KeditError(
+                    f"null space of layer {layer}: no singular value of C lies below {self.threshold} (smallest "
+                    f"{smallest:.3g}); raise the threshold or cut by rank"
+                )
 
     def report(self, layers=None) -> pd.DataFrame:
         """A row a layer: rank of P, d_ff, and energy = tr(PC)/tr(C), 0..1: how much of plain text's keys P lets change.
 
-        layers: None for every layer of the moments.
+        layers: None for every layer of the moments. Rank 0: nothing lies below the threshold, and no edit can be made.
         """
         rows = []
         for layer in sorted(self.moments.tensors) if layers is None else layers:
@@ -94,10 +99,5 @@ class NullSpace:
             if self.rank is not None and self.rank > len(c):
                 raise KeditError(f"null space of layer {layer}: rank = {self.rank}, d_ff is {len(c)}; lower it")
             first = int((values >= self.threshold).sum()) if self.rank is None else len(c) - self.rank
-            if first == len(c):
-                raise KeditError(
-                    f"null space of layer {layer}: no singular value of C lies below {self.threshold} (smallest "
-                    f"{values[-1]:.3g}); raise the threshold or cut by rank"
-                )
             self._found[layer] = u[:, first:].double(), float(values[first:].sum() / values.sum())
         return self._found[layer]

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from kedit_lib.errors import KeditError, first_line
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+LAB_MODELS = ("lab", "lab-small")  # the built-in ones
 
 Count = Annotated[int, Field(ge=1)]
 Order = Annotated[int, Field(ge=0)]

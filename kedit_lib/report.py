@@ -1,7 +1,8 @@
 """The executed notebooks as web pages: `python -m kedit_lib.report` writes report/index.html and a page for each.
 
-A page needs nothing but itself: no script, no font, no address of anything outside; its pictures are inside. Whatever
-a model wrote is shown as text. A figure's vector forms and its numbers lie beside the pages, in report/figures.
+A page needs nothing but itself: no font, no address of anything outside; its pictures are inside, and so is the one
+script, which sorts tables (its content policy lets no other run). Whatever a model wrote is shown as text. A figure's
+vector forms and its numbers lie beside the pages, in report/figures.
 """
 
 import argparse
@@ -10,14 +11,15 @@ import html
 import re
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kedit_lib import reproduce
+from kedit_lib.durable import replacing
 from kedit_lib.errors import KeditError, program
+from kedit_lib.html_tables import PAGES, POLICY, SCRIPT, tidied
 from kedit_lib.params import REPOSITORY
 
-PAGES = Path(__file__).resolve().parent / "pages"
 FORMS = (".svg", ".pdf", ".csv")  # of a figure, for download
 CAPTION = "**Figure.** "  # how figures.show begins the paragraph below a picture
 TAGS = (
@@ -49,7 +51,10 @@ class Page:
 
 
 def write_report(executed: Path, figures: Path, report: Path) -> Path:
-    """A page for each executed notebook, and an index of them; where the index is. `report` is written anew."""
+    """A page for each executed notebook, and an index of them; where the index is.
+
+    `report` is written anew, and takes the old one's place when it is whole.
+    """
     import nbformat
 
     sources = sorted(executed.glob("[0-9][0-9]_*.ipynb"))
@@ -57,25 +62,22 @@ def write_report(executed: Path, figures: Path, report: Path) -> Path:
         raise KeditError(f"{executed}: holds no executed notebook; run 'make reproduce' first")
     notebooks = [nbformat.read(source, as_version=4) for source in sources]
     pages = [_page(s.stem, n) for s, n in zip(sources, notebooks, strict=True)]
-    shutil.rmtree(report, ignore_errors=True)
-    (report / "figures").mkdir(parents=True)
+    with replacing(report) as partial:
+        _write_pages(pages, notebooks, figures, partial)
+    return report / "index.html"
+
+
+def _write_pages(pages: list[Page], notebooks: list, figures: Path, folder: Path) -> None:
+    (folder / "figures").mkdir(parents=True)
     exporter, known = _exporter(), {p.read_bytes(): p.stem for p in sorted(figures.glob("*.png"))}
-    for n, (page, notebook) in enumerate(zip(pages, notebooks, strict=True)):
-        around = Page(
-            page.stem,
-            page.title,
-            page.question,
-            pages[n - 1] if n else None,
-            pages[n + 1] if n + 1 < len(pages) else None,
-        )
+    for before, page, after, notebook in zip([None, *pages], pages, [*pages[1:], None], notebooks, strict=False):
         for name in _prepare(notebook, known):
             for form in FORMS:
-                shutil.copyfile(figures / f"{name}{form}", report / "figures" / f"{name}{form}")
-        text, _ = exporter.from_notebook_node(notebook, resources={"page": around})
-        (report / page.file).write_text(_linked(text, pages), encoding="utf-8")
-    index = report / "index.html"
-    index.write_text(_index(pages), encoding="utf-8")
-    return index
+                shutil.copyfile(figures / f"{name}{form}", folder / "figures" / f"{name}{form}")
+        resources = {"page": replace(page, before=before, after=after), "policy": POLICY, "script": SCRIPT}
+        text, _ = exporter.from_notebook_node(notebook, resources=resources)
+        (folder / page.file).write_text(_linked(text, pages), encoding="utf-8")
+    (folder / "index.html").write_text(_index(pages), encoding="utf-8")
 
 
 def _page(stem: str, notebook) -> Page:
@@ -88,12 +90,13 @@ def _page(stem: str, notebook) -> Page:
 
 
 def _exporter():
-    """nbconvert with the template of this package. Its filters: `sanitise` lets through text, tables and links,
-    `boxed` puts each table into a box that it can scroll in."""
+    """nbconvert with the template of this package. Its filters: `tidied` is `html_tables.tidied`, `sanitise` lets
+    through text, tables and links, `boxed` puts each table into a box that it can scroll in."""
     import bleach
     from nbconvert import HTMLExporter
 
     exporter = HTMLExporter(extra_template_paths=[str(PAGES)], template_file="page.html.j2")
+    exporter.register_filter("tidied", tidied)
     exporter.register_filter("sanitise", lambda text: bleach.clean(text, tags=TAGS, attributes=ATTRIBUTES))
     box = r'<div class="wide" tabindex="0">\1</div>'
     exporter.register_filter("boxed", lambda text: re.sub(r"(<table.*?</table>)", box, text, flags=re.DOTALL))
@@ -101,7 +104,7 @@ def _exporter():
 
 
 def _prepare(notebook, known: dict[bytes, str]) -> list[str]:
-    """Join every picture with the caption below it and its files, and mark numbers in tables; the figures' names.
+    """Join every picture with the caption below it and its files; the figures' names.
 
     known: {content of a figure's .png: its name}
     """
@@ -116,19 +119,10 @@ def _prepare(notebook, known: dict[bytes, str]) -> list[str]:
             if "image/png" in data and (name := known.get(base64.b64decode(data["image/png"]))):
                 output.metadata["files"] = [f"figures/{name}{form}" for form in FORMS]
                 names.append(name)
-            if "text/html" in data:
-                data["text/html"] = _tidied(data["text/html"])
             kept.append(output)
         if "outputs" in cell:
             cell.outputs = kept
     return names
-
-
-def _tidied(table: str) -> str:
-    """A table of pandas without its own looks, cells that hold a number marked as such."""
-    table = re.sub(r"<style.*?</style>", "", table, flags=re.DOTALL)
-    table = re.sub(r' (border|style|class|id)="[^"]*"', "", table)
-    return re.sub(r"<td\s*>(\s*[-+−]?[\d.,]+(?:e[-+]?\d+)?\s?%?\s*)</td>", r'<td class="number">\1</td>', table)
 
 
 def _linked(text: str, pages: list[Page]) -> str:

@@ -8,6 +8,7 @@ stopped by Ctrl-C.
 """
 
 import argparse
+import hashlib
 import importlib.util
 import os
 import re
@@ -27,7 +28,7 @@ from tqdm import tqdm
 
 from kedit_lib import notebooks, stamps
 from kedit_lib.errors import KeditError, program
-from kedit_lib.params import REPOSITORY, Profile, find_model_params, load_profile, params_folder
+from kedit_lib.params import LAB_MODELS, REPOSITORY, Profile, find_model_params, load_profile, params_folder
 
 DEFAULT_PROFILE = "lab"  # the run whose outputs are committed
 LAB, ABOUT_THE_LAB = "lab", {"01_lab_model"}  # left out where a profile's edits are about another world
@@ -89,12 +90,20 @@ def make_run(args: argparse.Namespace, root: Path) -> Run:
     profile = load_profile(args.profile, **overrides)
     changed = [f for f in overrides if f not in HOW_ONLY and getattr(profile, f) != getattr(base, f)]
     file, house = Path(args.profile).resolve(), params_folder() / "profiles" / f"{base.name}.yaml"
-    parts = [base.name, *(f"{f}-{getattr(profile, f)}" for f in changed)]
+    parts = [base.name, *(f"{f}-{_short(getattr(profile, f))}" for f in changed)]
     own = args.profile != base.name and file != house  # somebody's own file, whatever name it gives itself
     label = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(["own", *parts] if own else parts)).strip("-")
     if not own and not changed:
         return Run(root, profile, base.name, label)
     return Run(root, profile, _written(profile, label, root), label)
+
+
+def _short(value: Any) -> str:
+    """A value in the name of a folder: of a path its last part, and what tells it from others of that name."""
+    if not isinstance(value, str) or value in LAB_MODELS or not Path(value).exists():
+        return str(value)
+    path = Path(value).resolve()
+    return f"{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:6]}"
 
 
 def _written(profile: Profile, label: str, root: Path) -> str:
@@ -105,7 +114,7 @@ def _written(profile: Profile, label: str, root: Path) -> str:
     partial = path.with_suffix(f".{os.getpid()}")
     fields = {**profile.model_dump(), "name": name}
     for field in ("model", "edits", "texts"):  # notebooks run in another folder
-        if fields[field] not in ("lab", "lab-small") and Path(fields[field]).exists():
+        if fields[field] not in LAB_MODELS and Path(fields[field]).exists():
             fields[field] = str(Path(fields[field]).resolve())
     partial.write_text(yaml.safe_dump(fields, sort_keys=False))
     os.replace(partial, path)
@@ -153,19 +162,23 @@ def parameters_for(run: Run, source: Path) -> dict[str, Any]:
     return {name: values[name] for name in names}
 
 
-def ensure_parameters(run: Run) -> None:
-    """A model without hyperparameters is checked first, which proposes some (params/models/<name>.yaml)."""
-    if find_model_params(run.profile.model) is not None:
+def prepare(run: Run) -> None:
+    """What a model that is not the lab's is asked before anything runs: whether edits and texts fit it and it knows
+    enough of them, and, if it has no hyperparameters yet, which to propose (params/models/<name>.yaml)."""
+    profile = run.profile
+    if profile.model in LAB_MODELS and profile.edits == profile.texts == LAB:
         return
     from kedit_lib.checking import check_model
-    from kedit_lib.material import material_of
-    from kedit_lib.model import load_model
+    from kedit_lib.streams import Bench
 
     os.environ["KEDIT_RESULTS"] = str(run.results)
-    print(f"no parameters for {run.profile.model} yet: it is checked, and some are proposed", flush=True)
-    model = load_model(run.profile.model, dtype=run.profile.dtype, device=run.profile.device)
-    edits = material_of(model, run.profile.edits, run.profile.texts).some(CHECKED)
-    print(check_model(model, edits, run.profile).to_string(), flush=True)
+    bench = Bench(profile, progress=False)
+    for order in profile.live_orders:
+        bench.edits(order)
+    print(bench.material.selection, flush=True)
+    if find_model_params(profile.model) is None:
+        print(f"no parameters for {profile.model} yet: it is checked, and some are proposed", flush=True)
+        print(check_model(bench.model, bench.material.some(CHECKED), profile).to_string(), flush=True)
 
 
 # ---- running it -----------------------------------------------------------------------------------------------------
@@ -375,7 +388,7 @@ def main(argv: list[str] | None = None, root: Path = REPOSITORY) -> int:
         if run.profile.edits != LAB:
             sources = [s for s in sources if s.stem not in ABOUT_THE_LAB]
         parameters = {source: parameters_for(run, source) for source in sources}
-        ensure_parameters(run)
+        prepare(run)
     except KeditError as error:
         print(f"kedit: {error}", file=sys.stderr)
         return 2

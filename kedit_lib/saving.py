@@ -84,6 +84,8 @@ def record_of(method: str, hyperparameters: dict, edits: list[Edit]) -> dict:
 def load_record(folder) -> list[Edit]:
     """The edits that a folder of `save_model` says it holds. KeditError when it says nothing of them."""
     path = Path(folder) / RECORD
+    if not path.exists():
+        raise KeditError(f"{folder}: holds no {RECORD} that says which edits it has; name them yourself (--edits)")
     try:
         calls = json.loads(path.read_text(encoding="utf-8"))["applied"]
         edits = [Edit(**edit) for call in calls or [] for edit in call["edits"]]

@@ -21,6 +21,7 @@ from .live import Desk, film_folder, make_film, samples_at, stop_sentence, stops
 from .metric_figures import plot_along
 
 WIDE = {"layout": knobs.Layout(width="95%"), "style": {"description_width": "6em"}}
+BUTTONS = {"description_width": "6em", "button_width": "auto"}
 
 
 def try_edits(bench, edit: Edit) -> None:
@@ -48,11 +49,12 @@ class EditKnobs:
         self.prompt = knobs.Text(edit.prompt, description="prompt", **WIDE)
         self.subject = knobs.Text(edit.subject, description="subject", **WIDE)
         self.target = knobs.Text(edit.target_new, description="new object", **WIDE)
-        self.method = knobs.Dropdown(options=self.desk.methods, description="method", style=WIDE["style"])
+        # No drop-down: JupyterLab takes letters typed in one for its shortcuts, and "r" for rome unmakes the cell.
+        self.method = knobs.ToggleButtons(options=self.desk.methods, description="method", style=BUTTONS)
         self.button = knobs.Button(description="Edit", button_style="primary")
         self.result = knobs.HTML()
         self.button.on_click(self._pressed)
-        rows = [self.prompt, self.subject, self.target, knobs.HBox([self.method, self.button]), self.result]
+        rows = [self.prompt, self.subject, self.target, self.method, self.button, self.result]
         self.box = knobs.VBox(rows)
 
     def _pressed(self, _) -> None:
@@ -110,7 +112,8 @@ class StreamKnobs:
 
 def _table(table) -> str:
     """As JupyterLab shows tables, texts to the left; what a model wrote stays text."""
-    shown = table.to_html(border=0, float_format="{:.3f}".format).replace("<td>", '<td style="text-align: left">')
+    shown = table.to_html(border=0, justify="left", float_format="{:.3f}".format)
+    shown = shown.replace("<td>", '<td style="text-align: left">')
     return f'<div class="jp-RenderedHTMLCommon">{shown}</div>'
 
 

@@ -16,6 +16,10 @@ from pathlib import Path
 import websocket
 
 PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+KEYS = {
+    "Enter": {"windowsVirtualKeyCode": 13, "text": "\r"},
+    "Tab": {"windowsVirtualKeyCode": 9},
+}
 START = 60  # seconds that the browser may take to start on a busy machine
 
 
@@ -74,6 +78,12 @@ class Page:
         while not self.ask(expression):
             assert time.monotonic() < end, f"never true: {expression}"
             time.sleep(0.1)
+
+    def press(self, key: str) -> None:
+        """A key that is pressed where the focus is: "Enter", "Tab"."""
+        told = {"key": key, "code": key, **KEYS[key]}
+        for kind in ("keyDown", "keyUp"):
+            self._call("Input.dispatchKeyEvent", type=kind, **told)
 
     def screenshot(self, file: Path, whole: bool = False) -> None:
         found = self._call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)

@@ -168,3 +168,19 @@ def test_minutes_grow_with_the_edits():
     assert one["03"] == pytest.approx(4 * 450 / 60, abs=0.1)
     assert all(twice[n] == pytest.approx(2 * one[n], abs=0.1) for n in one)
     assert sum(checking.notebook_minutes(smoke, 1.0, 0.0).values()) < sum(one.values())
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0.02, "< 0.1"),
+        (0.12, "about 0.1"),
+        (0.18, "about 0.2"),
+        (0.6, "about 0.5"),
+        (3.8, "about 5"),
+        (1300, "about 1000"),
+    ],
+)
+def test_times_are_said_roughly(seconds, said):
+    """So that a saved table is the same after the next run."""
+    assert checking.roughly(seconds, 0.1) == said

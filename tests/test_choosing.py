@@ -1,7 +1,12 @@
 """The decision table: who is best, by how many orders, and what is not clear."""
 
-import pandas as pd
+import itertools
 
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.text import Text
+
+from kedit_lib.choice_figures import plot_frontier
 from kedit_lib.choosing import COST, decide, guide
 
 
@@ -40,3 +45,17 @@ def test_the_guide_says_where_there_is_no_winner():
     rows = [table({"A": [0.9] * 3, "B": [0.1] * 3}), table({"A": [0.9, 0.1, 0.5], "B": [0.1, 0.9, 0.4]}, "locality")]
     said = guide(decide(pd.concat(rows)))
     assert said == "- **10 edits**: efficacy: A; locality: no clear winner"
+
+
+def test_no_number_of_the_frontier_covers_another():
+    """Methods that have lost everything lie on one spot; their numbers lie around it."""
+    rows = [(f"m{i}", 10, "one edit at a time", 0.02 + 0.01 * (i % 3), 0.02, 0) for i in range(8)]
+    rows += [("far", 10, "one batch", 0.9, 0.9, 0)]
+    table = pd.DataFrame(rows, columns=["method", "edits", "how", "kept", "untouched", "order"])
+    fig = plot_frontier(table, 0.05)
+    (ax,) = fig.axes
+    fig.draw_without_rendering()
+    boxes = [Text.get_window_extent(text) for text in ax.texts]  # without the line that leads to a point
+    assert [text.get_text() for text in ax.texts] == [str(i + 1) for i in range(9)]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+    plt.close(fig)

@@ -75,3 +75,22 @@ def test_a_short_logarithmic_axis_has_plain_numbers(tmp_path, monkeypatch):
     texts = [[t.get_text() for t in ax.get_yticklabels(which="both") if t.get_text()] for ax in (short, long)]
     assert any("3." in t for t in texts[0]) and not any("10^" in t for t in texts[0])
     assert any("10^" in t for t in texts[1])
+
+
+def test_the_name_of_a_floor_stands_beside_the_panel():
+    fig, ax = plt.subplots()
+    ax.plot([0, 1], [0.1, 0.1])
+    figures.floor(ax, 0.1, "guess")
+    fig.draw_without_rendering()
+    assert ax.texts[0].get_window_extent().x0 > ax.get_window_extent().x1
+    plt.close(fig)
+
+
+def test_ticks_stand_at_what_was_measured():
+    fig, ax = plt.subplots()
+    ax.plot([10, 100, 450], [1, 2, 3])
+    ax.set_xscale("log")
+    figures.tick_at(ax.xaxis, [450, 10, 100, 10])
+    fig.draw_without_rendering()
+    assert [t.get_text() for t in ax.get_xticklabels(which="both")] == ["10", "100", "450"]
+    plt.close(fig)

@@ -122,6 +122,16 @@ def test_pressing_the_button_shows_the_table_and_errors_are_one_line(bench):
     assert not knobs.button.disabled
 
 
+def test_the_method_is_switched_by_buttons_and_the_edit_is_made_by_it(bench):
+    """Not by a drop-down: letters typed in one are shortcuts to JupyterLab."""
+    knobs = widgets.EditKnobs(bench, bench.edits(0)[0])
+    assert type(knobs.method).__name__ == "ToggleButtons" and knobs.method.options == tuple(knobs.desk.methods)
+    for name, said in (("rome", "<p>ROME: "), ("ft-m", "<p>FT: "), ("memit", "<p>MEMIT: ")):
+        knobs.method.value = name
+        knobs.button.click()
+        assert knobs.result.value.startswith(said)
+
+
 def test_markup_in_a_prompt_is_shown_as_text(bench):
     knobs = widgets.EditKnobs(bench, bench.edits(0)[0])
     knobs.prompt.value, knobs.subject.value = "<b onclick=x> of {} is", "<i>Ana</i>"

@@ -57,7 +57,7 @@ def test_a_strangers_path(run, tmp_path, monkeypatch):
     (tmp_path / "texts.txt").write_text("\n\n".join(tiny.SENTENCES.splitlines()))
     places = ("--save", tmp_path / "edited", "--deltas", tmp_path / "deltas")
     code, out, _ = run("edit", folder, *words, "--method", "rome", "--texts", tmp_path / "texts.txt", *places)
-    assert code == 0 and "said before" in out and tiny.EDITS[4][1] in out
+    assert code == 0 and f"edit: {tiny.EDITS[4][0].format(tiny.EDITS[4][1])}\n  before  p(new) 0." in out
     edited, plain = kedit.load_model(folder), AutoModelForCausalLM.from_pretrained(tmp_path / "edited")
     edited.apply_deltas(kedit.load_deltas(tmp_path / "deltas"))
     weights = dict(edited.hf.named_parameters())

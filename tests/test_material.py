@@ -51,7 +51,7 @@ def test_one_edit_a_subject_and_another_order_by_another_seed(material):
     assert len({e.subject for e in one}) == 20
     assert [e.subject for e in one] != [e.subject for e in other]
     assert material.edits(5, 0) == one[:5]
-    with pytest.raises(KeditError, match="of which the model knows 60, 61 were asked for; lower n_edits"):
+    with pytest.raises(KeditError, match="of which the model knows 60, 61 were asked for; give more, or lower n_edits"):
         material.edits(N_RECORDS + 1, 0)
 
 
@@ -114,6 +114,32 @@ def test_the_notebooks_run_on_it(elsewhere, monkeypatch):
     there = {p.stem for p in out.glob("*.ipynb")}
     assert there == {p.stem for p in some} - reproduce.ABOUT_THE_LAB
     assert f"does not know {UNKNOWN}; these were left out" in (out / "08_your_own_model.ipynb").read_text()
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"texts": "lab"}, "DATA= and TEXTS="),
+        ({"edits": "lab", "texts": "lab"}, "is not a lab model"),
+        ({"n_edits": N_RECORDS + 1}, "of which the model knows 60, 61 were asked for"),
+    ],
+)
+def test_what_cannot_be_run_is_one_line_before_anything_runs(elsewhere, monkeypatch, capsys, given, said):
+    monkeypatch.setattr(reproduce, "reproduce", lambda *_: pytest.fail("ran"))
+    given = [part for name, value in given.items() for part in ("-p", f"{name}={value}")]
+    assert reproduce.main(["--profile", str(elsewhere / "elsewhere.yaml"), *given]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("kedit: ") and said in err and err.count("\n") == 1
+
+
+def test_a_run_of_files_has_a_short_name_of_its_own(elsewhere, tmp_path):
+    """Two models of one name in two folders, however deep, write into two folders."""
+    labels = set()
+    for where in ("one", "two"):
+        folder = tmp_path / where / ("deep" * 20) / "model"
+        folder.mkdir(parents=True)
+        labels.add(reproduce.make_run(reproduce.parse(["--model", str(folder)]), elsewhere).label)
+    assert len(labels) == 2 and all(label.startswith("lab-model-model-") and len(label) < 30 for label in labels)
 
 
 def test_model_data_and_text_of_the_command_line_go_into_the_profile(elsewhere):

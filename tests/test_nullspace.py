@@ -65,6 +65,13 @@ def test_an_edit_stays_in_it(model):
         assert float((update - update @ U @ U.T).norm()) < 1e-6 * float(update.norm())
 
 
+def test_a_cut_that_leaves_nothing_is_reported_and_not_edited_with(model):
+    """Thresholds are absolute: another model's C may lie above one. A report says so; an edit is refused."""
+    nullspace = kedit.NullSpace.from_moments(moments(), threshold=1e-9)
+    assert nullspace.report()[["rank", "energy"]].eq(0).all(axis=None)
+    refused(lambda: nullspace.check(model, [1]), "layer 1", "raise the threshold")
+
+
 def test_a_singular_C_has_a_null_space(model):
     C = tiny.second_moments()[2]
     C[:, 5] = C[5, :] = 0

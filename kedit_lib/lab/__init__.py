@@ -16,7 +16,8 @@ def world_of(model) -> World:
     path = model.folder / "provenance.json" if model.folder else None
     if path is None or not path.exists():
         raise KeditError(
-            f"{model.name}: is not a lab model (no provenance.json beside its weights); use lab or lab-small"
+            f"{model.name}: is not a lab model (no provenance.json beside its weights); give edits and "
+            "texts of its own, or use lab or lab-small"
         )
     recipe = json.loads(path.read_text())["recipe"]
     return World.make(recipe["n_people"], recipe["seed"])
