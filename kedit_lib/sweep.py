@@ -227,7 +227,7 @@ def main(argv=None) -> int:
     known = every_stream(profile)
     groups = groups_of(profile)
     names = list(groups.get(args.streams, args.streams.split(",")))
-    if unknown := [n for n in names if n not in known]:
+    if args.streams not in MEASUREMENTS and (unknown := [n for n in names if n not in known]):
         raise KeditError(f"stream {unknown[0]!r}: is unknown; there are {', '.join(known)}")
     if not re.fullmatch(r"\d+(,\d+)*", args.orders):
         raise KeditError(f"--orders {args.orders}: must be numbers with commas, such as 1,2")
