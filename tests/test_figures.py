@@ -47,6 +47,7 @@ def test_show_writes_each_form_with_its_numbers(tmp_path, monkeypatch):
     monkeypatch.setenv("KEDIT_FIGURES", str(tmp_path))
     monkeypatch.setattr(figures, "display", shown.append)
     figures.style()
+    others = plt.get_fignums()
     fig, axes = figures.panels_of(4, columns=2)
     for ax in axes:
         ax.plot([0, 1], [1, 3], label="a")
@@ -60,7 +61,7 @@ def test_show_writes_each_form_with_its_numbers(tmp_path, monkeypatch):
     image, caption = shown
     assert image.data == (tmp_path / "name.png").read_bytes()
     assert image.alt == "Four panels." and caption.data == "**Figure.** What is drawn."
-    assert not plt.get_fignums()
+    assert plt.get_fignums() == others
 
 
 def test_a_short_logarithmic_axis_has_plain_numbers(tmp_path, monkeypatch):
