@@ -107,7 +107,8 @@ def keep_memory(bench: Bench, folder: Path) -> pd.DataFrame:
     """Measure `memory_cost` of every method of the frontier, one after the other, into `folder`."""
     bench.moments  # measured here, not in a process that is looked at  # noqa: B018
     streams = {name: bench.streams[name] for name in EVERY_METHOD.values()}
-    names = [name for name, stream in streams.items() if not stream.pruned]  # PRUNE only bounds what another one wrote
+    # PRUNE and the anchored norm only bound what another method finds, and cost what it costs.
+    names = [name for name, stream in streams.items() if not (stream.pruned or stream.anchored)]
     table = pd.DataFrame([memory_cost(bench.profile, name, bench.results) for name in names])
     with replacing(_memory_path(bench, folder)) as partial:
         table.to_csv(partial, index=False)
