@@ -217,16 +217,42 @@ def _said(title: str, rows: pd.DataFrame) -> str:
     )
 
 
-def answers(shares: pd.DataFrame, alive: pd.DataFrame, changed: pd.DataFrame, moved: pd.DataFrame, told: pd.DataFrame):
-    """The notebook in a few bullets of two sentences, markdown: why, what to do, which setting, when; from its tables:
-    `shares_table`, `survival_form`, `interventions`, `sensitivity`, `foretold`."""
+def answers(
+    shares: pd.DataFrame,
+    alive: pd.DataFrame,
+    changed: pd.DataFrame,
+    moved: pd.DataFrame,
+    told: pd.DataFrame,
+    bugs: pd.DataFrame,
+) -> str:
+    """The notebook in a few bullets of two sentences, markdown: why, what to do, which setting, when, which bug; from
+    its tables: `shares_table`, `survival_form`, `interventions`, `sensitivity`, `foretold`, `interventions` of PMET."""
     lines = [_why(shares, alive)]
     if len(changed) and next(iter(INTERVENTIONS)) in set(changed.stream) and changed.stream.nunique() > 1:
         lines.append(_what_helps(changed))
     if len(moved):
         lines.append(_which_setting(moved))
     lines.append(f"**When?** {foretold_sentence(told)} Try `kedit.foretell` before a stream, not after it.")
+    if bugs.stream.nunique() > 1:
+        lines.append(_which_bug(bugs))
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _which_bug(bugs: pd.DataFrame) -> str:
+    """What PMET's optimised probability comes to with each bug of the public log, beside PMET without one."""
+    title, by = next(iter(PMET)), bugs.groupby("stream", sort=False)[["p first 25", "p last 25", "N_model"]].median()
+    if title not in by.index:
+        return "**A bug?** PMET itself was not run there."
+    named = "; ".join(
+        f"with *{name.removeprefix('PMET, ')}* {row['p first 25']:.2g} and {row['p last 25']:.2g}"
+        for name, row in by.drop(index=title).iterrows()
+    )
+    base, n = by.loc[title], bugs.edits.max()
+    return (
+        f"**A bug?** PMET's optimised probability is {base['p first 25']:.2g} in the first 25 edits and "
+        f"{base['p last 25']:.2g} in the last of {n}; {named}. Before a collapse is blamed on a method, look at how its "
+        "prompts were padded and what stands in its targets."
+    )
 
 
 def _why(shares: pd.DataFrame, alive: pd.DataFrame) -> str:
