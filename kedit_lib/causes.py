@@ -250,8 +250,8 @@ def _which_bug(bugs: pd.DataFrame) -> str:
     base, n = by.loc[title], bugs.edits.max()
     return (
         f"**A bug?** PMET's optimised probability is {base['p first 25']:.2g} in the first 25 edits and "
-        f"{base['p last 25']:.2g} in the last of {n}; {named}. Before a collapse is blamed on a method, look at how its "
-        "prompts were padded and what stands in its targets."
+        f"{base['p last 25']:.2g} in the last of {n}; {named}. Before a collapse is blamed on a method, look at how "
+        "its prompts were padded and what stands in its targets."
     )
 
 
