@@ -70,14 +70,16 @@ def candidates(bench: Bench) -> pd.DataFrame:
 
 def horizons(bench: Bench) -> tuple[int, int, int]:
     """N/2, N and 3·N with N the median N_optimisation of MEMIT's streams, or, where some order does not reach it,
-    the median N_model; in place of 3·N the streams' whole length, which the batches have."""
-    whole = bench.profile.n_edits
+    the median N_model; each at the nearest checkpoint at which everything is asked. In place of 3·N the streams' whole
+    length, which the batches have."""
+    whole, every = bench.profile.n_edits, bench.profile.checkpoint_every
+    n = max(1, whole / 3)
     for kind in ("optimisation", "model"):
         points = [collapse_point(run, kind) for run in bench.runs("memit").values()]
         if points and all(points):
-            n = min(whole, round(pd.Series(points).median()))
-            return max(1, n // 2), n, whole
-    return max(1, whole // 6), max(1, whole // 3), whole
+            n = pd.Series(points).median()
+            break
+    return *(min(whole, max(1, round(part / every)) * every) for part in (n / 2, n)), whole
 
 
 def frontier(bench: Bench) -> pd.DataFrame:
