@@ -13,10 +13,8 @@ import importlib.util
 import os
 import re
 import signal
-import subprocess
 import sys
 import tempfile
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -29,6 +27,7 @@ from tqdm import tqdm
 from kedit_lib import notebooks, stamps
 from kedit_lib.errors import KeditError, program
 from kedit_lib.params import LAB_MODELS, REPOSITORY, Profile, find_model_params, load_profile, params_folder
+from kedit_lib.processes import Processes
 
 DEFAULT_PROFILE = "lab"  # the run whose outputs are committed
 LAB, ABOUT_THE_LAB = "lab", {"01_lab_model"}  # left out where a profile's edits are about another world
@@ -226,32 +225,6 @@ def environment(run: Run, scratch: str) -> dict[str, str]:
     }
     inherited = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"}  # figures must go inline
     return inherited | changes
-
-
-class Processes:
-    """The papermill processes that are running, so that none outlives this one."""
-
-    def __init__(self) -> None:
-        self._running: set[subprocess.Popen] = set()
-        self._stopped = False
-        self._lock = threading.Lock()
-
-    def call(self, command: list[str], log: Path, **options: Any) -> int:
-        """Run a command to its end, what it prints into `log` (a pipe would wait for its children too)."""
-        with self._lock, log.open("wb") as printed:
-            if self._stopped:
-                return -1
-            process = subprocess.Popen(command, stdout=printed, stderr=subprocess.STDOUT, **options)
-            self._running.add(process)
-        code = process.wait()
-        self._running.discard(process)
-        return code
-
-    def stop(self) -> None:
-        with self._lock:
-            self._stopped = True
-            for process in list(self._running):
-                process.terminate()  # its kernel notices by itself that it is alone
 
 
 def execute(run: Run, source: Path, parameters: dict[str, Any], processes: Processes) -> str | None:
