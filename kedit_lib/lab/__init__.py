@@ -20,4 +20,4 @@ def world_of(model) -> World:
             "texts of its own, or use lab or lab-small"
         )
     recipe = json.loads(path.read_text())["recipe"]
-    return World.make(recipe["n_people"], recipe["seed"])
+    return World.make(recipe["n_people"], recipe["seed"], recipe.get("sharing"))

@@ -61,6 +61,7 @@ class Recipe:
     doubling: int = 200  # which keeps what is known. All at once, the plateau before any fact is learnt takes hours.
     bind: float = 0.95  # share of the mentions of a name that only its last token sees in full (see visible_until)
     stream_norm: float = 16.0  # mean norm of the residual stream in the middle of the finished model (see fix_scale)
+    sharing: float | None = None  # people who share a name part (see World.make)
     seed: int = 0
 
 
@@ -317,7 +318,7 @@ def _sum(tensors) -> None:
 
 def _model(recipe: Recipe):
     """An untrained model, its world and its tokenizer."""
-    world = World.make(recipe.n_people, recipe.seed)
+    world = World.make(recipe.n_people, recipe.seed, recipe.sharing)
     tokenizer = train_tokenizer(corpus.texts(world, 8000, seed=0), recipe.vocab_size)
     return build(recipe, tokenizer), world, tokenizer
 

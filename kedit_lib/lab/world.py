@@ -91,8 +91,11 @@ class World:
         ]
 
     @classmethod
-    def make(cls, n_people: int = 1500, seed: int = 0) -> World:
-        """Draw a world. n_people ≥ 10; the same arguments give the same world."""
+    def make(cls, n_people: int = 1500, seed: int = 0, sharing: float | None = None) -> World:
+        """Draw a world. n_people ≥ 10; the same arguments give the same world.
+
+        sharing: how many people share a name part on average, ≥ 1; None: √(n_people/3), 26 for 2,000 people.
+        """
         rng = random.Random(f"world-{seed}")
         used: set[str] = set()
 
@@ -112,8 +115,8 @@ class World:
         languages = [invent(1, rng.choice(("ish", "ese", "ian"))) for _ in range(N_LANGUAGES)]
         country_of = {c: countries[i // CITIES_PER_COUNTRY] for i, c in enumerate(cities)}
 
-        # About 15–30 people share each name part, so that a person is only known by the pair.
-        parts = max(8, round((3 * n_people) ** 0.5))
+        # Several people share each name part, so that a person is only known by the pair.
+        parts = max(8, round(n_people / sharing if sharing else (3 * n_people) ** 0.5))
         first = tuple(invent(rng.choice((1, 1, 2))) for _ in range(parts))
         last = tuple(invent(rng.choice((1, 2, 2))) for _ in range(parts))
         pairs = rng.sample([(i, j) for i in range(parts) for j in range(parts)], n_people)
