@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from . import scaling
 from .anatomy import Anatomy, foresight, measured_on, shares
 from .catalogue import FACTORS, SENSITIVITY
 from .durable import replacing
@@ -224,9 +225,11 @@ def answers(
     moved: pd.DataFrame,
     told: pd.DataFrame,
     bugs: pd.DataFrame,
+    fits: pd.DataFrame | None = None,
 ) -> str:
-    """The notebook in a few bullets of two sentences, markdown: why, what to do, which setting, when, which bug; from
-    its tables: `shares_table`, `survival_form`, `interventions`, `sensitivity`, `foretold`, `interventions` of PMET."""
+    """The notebook in a few bullets of two sentences, markdown: why, what to do, which setting, when, which bug, which
+    width; from its tables: `shares_table`, `survival_form`, `interventions`, `sensitivity`, `foretold`, `interventions`
+    of PMET, `scaling.fit_table`."""
     lines = [_why(shares, alive)]
     if len(changed) and next(iter(INTERVENTIONS)) in set(changed.stream) and changed.stream.nunique() > 1:
         lines.append(_what_helps(changed))
@@ -235,6 +238,8 @@ def answers(
     lines.append(f"**When?** {foretold_sentence(told)} Try `kedit.foretell` before a stream, not after it.")
     if bugs.stream.nunique() > 1:
         lines.append(_which_bug(bugs))
+    if fits is not None:
+        lines.append(scaling.answer(fits))
     return "\n".join(f"- {line}" for line in lines)
 
 

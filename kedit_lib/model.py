@@ -18,6 +18,7 @@ from .params import LAB_MODELS
 from .saving import save_model
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
+ORIGINALS = ("device", "host")
 
 
 class Snapshot(dict):
@@ -36,12 +37,18 @@ class EditableModel:
     name, folder    what it was loaded as; the local folder, if it was one
     applied         the calls of methods that its weights hold, as plain data, oldest first (None: unknown, for
                     weights were changed by other means)
+    originals       where the one copy of what is changed is kept: with the weights on the "device", or on the "host",
+                    which leaves the device's memory to the edits and makes `restore` and `drift` copy
     Widths: `n_layers`, `d_model`, `d_ff`. Layers are 0-based.
     """
 
-    def __init__(self, hf: nn.Module, tokenizer, name: str = "model", folder: Path | None = None):
+    def __init__(
+        self, hf: nn.Module, tokenizer, name: str = "model", folder: Path | None = None, originals: str = "device"
+    ):
+        if originals not in ORIGINALS:
+            raise KeditError(f"originals {originals!r}: must be one of {', '.join(ORIGINALS)}")
         self.hf, self.tokenizer, self.name = hf.eval().requires_grad_(False), tokenizer, name
-        self.folder = folder
+        self.folder, self.originals = folder, originals
         self.layout = layout_of(hf)
         self.layers = hf.get_submodule(self.layout.layers)
         self.n_layers = len(self.layers)
@@ -118,7 +125,7 @@ class EditableModel:
     def drift(self, layer: int) -> Tensor:
         """W − W₀ of `layer`, W's own shape, in math dtype: all that is written there now; zeros when unedited."""
         weight, name = self.weight(layer).detach().to(self.math_dtype), self.weight_name(layer)
-        return weight - self._originals[name].to(self.math_dtype) if name in self._originals else weight * 0
+        return weight - self._originals[name].to(weight) if name in self._originals else weight * 0
 
     def logits(self, hidden: Tensor) -> Tensor:
         """head(norm(hidden)), from the residual stream [..., d_model] to [..., vocabulary], in math dtype; with the
@@ -218,7 +225,7 @@ class EditableModel:
 
     @property
     def edited(self) -> dict[str, Tensor]:
-        """{parameter name: its unedited value} of everything changed so far."""
+        """{parameter name: its unedited value} of everything changed so far, where `originals` says."""
         return dict(self._originals)
 
     def snapshot(self) -> dict[str, Tensor]:
@@ -240,8 +247,11 @@ class EditableModel:
 
     def _keep_originals(self, names) -> None:
         """Before any of them is written, so that memory which runs out here finds all weights as they were."""
-        kept = {n: self.hf.get_parameter(n).detach().clone() for n in names if n not in self._originals}
-        self._originals.update(kept)
+        new = {n: self.hf.get_parameter(n).detach() for n in names if n not in self._originals}
+        self._originals.update({n: self._kept(p) for n, p in new.items()})
+
+    def _kept(self, parameter: Tensor) -> Tensor:
+        return parameter.to("cpu" if self.originals == "host" else parameter.device, copy=True)
 
     def _set(self, name: str, value: Tensor) -> None:
         parameter = self.hf.get_parameter(name)
@@ -281,10 +291,12 @@ def load_model(
     dtype: torch.dtype | str | None = None,
     device: str | None = None,
     trust_remote_code: bool = False,
+    originals: str = "device",
 ) -> EditableModel:
     """Load "lab", "lab-small", a local folder, or a hub id.
 
     dtype   torch dtype or its name; None: as stored. device   "cpu", "cuda", …; None: cpu.
+    originals   "device" or "host": where the unedited values of edited weights are kept, one copy.
     Weights come from safetensors only, and no code that a repository or folder holds is run unless you say
     trust_remote_code. Raises KeditError when the model
     cannot be found, its layout is unknown, it holds NaN, or the dtype did not come out as asked.
@@ -311,7 +323,7 @@ def load_model(
     if dtype is not None and {p.dtype for p in hf.parameters()} != {dtype}:
         found = ", ".join(sorted(str(p) for p in {p.dtype for p in hf.parameters()}))
         raise KeditError(f"model {str(name)!r}: asked for {dtype}, got {found}; choose another dtype")
-    return EditableModel(hf, tokenizer, str(name), Path(where) if Path(where).is_dir() else None)
+    return EditableModel(hf, tokenizer, str(name), Path(where) if Path(where).is_dir() else None, originals)
 
 
 @contextlib.contextmanager

@@ -39,6 +39,7 @@ class Profile(BaseModel):
     texts: Annotated[str, Field(min_length=1)]  # "lab", or a file or hub name of plain text, for second moments
     dtype: Literal["float32", "float64", "bfloat16", "float16"]
     device: Annotated[str, Field(min_length=1)] = "cpu"  # or "cuda", "cuda:1", …
+    originals: Literal["device", "host"] = "device"  # where the unedited values of edited weights are kept
     seed: Annotated[int, Field(ge=0)]
     n_edits: Count  # length of a stream
     orders: Annotated[list[Order], Field(min_length=1)]  # all edit orders that are shown

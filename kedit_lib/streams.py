@@ -38,7 +38,8 @@ class Bench:
         )
         self.results = Path(results or results_folder())
         self.progress = progress
-        self.model = load_model(self.profile.model, dtype=self.profile.dtype, device=self.profile.device)
+        p = self.profile
+        self.model = load_model(p.model, dtype=p.dtype, device=p.device, originals=p.originals)
         cache = self.results / "known"
         self.material = material_of(self.model, self.profile.edits, self.profile.texts, cache)
         self.streams = every_stream(self.profile)

@@ -19,11 +19,11 @@ import pandas as pd
 
 from .catalogue import every_stream, groups_of, streams_of
 from .errors import KeditError, program
-from .params import Profile, load_profile
+from .params import Profile, load_profile, results_folder
 from .stamps import PACKAGE, hash_files
 from .streams import Bench, committed_runs, data_folder
 
-MEASUREMENTS = ("anatomy", "foretold", "memory")
+MEASUREMENTS = ("anatomy", "foretold", "memory", "scaling")
 CHECK_EDITS = 50  # edits of the committed stream that is run again
 CHECK_MARGIN = 0.05  # largest accepted median difference of the optimised probability over them
 
@@ -111,9 +111,13 @@ def _task(work, *arguments) -> str:
 
 def run_measurements(profile: Profile, orders, which: str) -> None:
     """What notebooks 06 and 07 read beside streams, into figures/data: "anatomy" or "foretold" of their streams for
-    each order, or the "memory" of every method, once."""
-    from . import anatomy, causes, choosing
+    each order; the "memory" of every method, or the "scaling" of a family of lab models, once."""
+    from . import anatomy, causes, choosing, scaling
 
+    if which == "scaling":
+        found = scaling.sweep(results_folder(), data_folder(), profile.workers, profile.threads)
+        print(scaling.fit_table(found).to_string())
+        return
     if which == "memory":
         print(choosing.keep_memory(Bench(profile, progress=False), data_folder()).to_string())
         return
@@ -218,8 +222,8 @@ def main(argv=None) -> int:
         "--streams",
         default="main",
         help="main, scaled (λ/d_ff × 0.1 and × 10), moved (ROME and MEMIT with layers exchanged), others (the other "
-        "methods), causes, sensitivity, or names with commas; anatomy, foretold and memory are what else "
-        "notebooks 06 and 07 read",
+        "methods), causes, sensitivity, or names with commas; anatomy, foretold, memory and scaling (which trains "
+        "five lab models first) are what else notebooks 06 and 07 read",
     )
     parser.add_argument("--plan", action="store_true", help="only say what would run")
     args = parser.parse_args(argv)

@@ -17,6 +17,7 @@ FAST = {"layers": [1, 2], "v_num_grad_steps": 2, "mom2_update_weight": 5.0}
 MEMIT = kedit.MEMIT(**FAST)
 ROME = kedit.ROME(layers=[3], v_num_grad_steps=2)
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
 def load(tiny_folder, kind="llama", dtype=torch.float32):
@@ -104,6 +105,28 @@ def test_restore_after_edits_and_failures(tiny_folder, kind, dtype, monkeypatch)
     apply(model, MEMIT, EDITS[3])
     model.restore()
     assert holds(model, original)
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
+@pytest.mark.parametrize("kept", ["device", "host"])
+def test_originals_are_kept_where_asked(tiny_folder, kept, device):
+    model = kedit.load_model(tiny_folder("llama"), device=device, originals=kept)
+    original = snapshot(model)
+    apply(model, MEMIT, *EDITS[:2])
+    where = "cpu" if kept == "host" else device
+    assert {value.device.type for value in model.edited.values()} == {where}
+    shared = {p.data_ptr() for p in model.hf.parameters()}
+    assert not shared & {value.data_ptr() for value in model.edited.values()}  # a copy, also where both are the host
+    layer = MEMIT.layers[0]
+    assert torch.equal(model.drift(layer), model.weight(layer) - original[model.weight_name(layer)])
+    assert kedit.prune(model).before.gt(0).all()
+    model.restore()
+    assert holds(model, original)
+
+
+def test_originals_are_kept_nowhere_else(tiny_folder):
+    with pytest.raises(kedit.KeditError, match="originals 'disk': must be one of device, host"):
+        kedit.load_model(tiny_folder("llama"), originals="disk")
 
 
 def test_an_interruption_in_the_second_layer_leaves_the_first_as_it_was(tiny_folder, monkeypatch):

@@ -19,6 +19,7 @@ edits: lab
 texts: lab
 dtype: float32
 device: cpu
+originals: host
 seed: 0
 n_edits: 4
 orders: [0, 1]

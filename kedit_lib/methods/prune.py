@@ -27,9 +27,10 @@ def prune(model) -> pd.DataFrame:
         raise KeditError(f"prune: {model.name} holds no edits; apply a method first, prune after the last edit")
     rows, changes = [], {}
     for name, original in edited.items():
-        total = model.hf.get_parameter(name).double() - original.double()
-        u, s, vt = torch.linalg.svd(total, full_matrices=False)
-        sigma = torch.linalg.matrix_norm(original.double(), 2)
+        weight = model.hf.get_parameter(name).double()
+        original = original.to(weight)
+        u, s, vt = torch.linalg.svd(weight - original, full_matrices=False)
+        sigma = torch.linalg.matrix_norm(original, 2)
         restrained = torch.where(s > sigma, s.log() - sigma.log() + sigma, s)
         if lowered := int((s > sigma).sum()):
             changes[name] = (u * (restrained - s)) @ vt

@@ -1,0 +1,248 @@
+"""Does the collapse wait longer in a wider model? The same streams on a family of lab models, width by width.
+
+Held: d_model : d_ff (1 : 8), four layers of which the lab's are edited, λ/d_ff, facts for each parameter of the layers,
+and how many people share a name part, for that is what most spills come from. One member has half the people of its
+width, for the number of facts need not matter; the shipped model, whose people share names four times as often, stands
+beside. `make sweep STREAMS=scaling` trains what is missing in results/family and runs the streams.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from .contexts import generate_contexts
+from .durable import replacing
+from .experiments import Run, collapse_point, run_stream
+from .lab import world_of
+from .lab.edits import lab_edits
+from .lab.single import lab_moments, single_edits
+from .lab.train import RECIPES, Recipe, train
+from .methods import method_for
+from .model import load_model
+from .probes import lab_probes
+from .store import ALGORITHMS, now, versions
+
+LAMBDA = 15000 / 11008  # λ/d_ff as published
+TRAINED = {256: (3000, 5e-3), 384: (2500, 4.1e-3), 512: (2500, 3.5e-3), 1024: (5000, 2.5e-3)}  # d_ff: steps, peak rate
+CONTROL = 512, 2000  # d_ff and steps of the member with half the people
+SHARING = 6.5  # people to a name part: as many as the smallest member allows
+STREAMS = {"MEMIT": ((0,), 1.0), "MEMIT, both layers, λ/d_ff × 0.1": ((0, 1), 0.1)}  # layers, factor on λ/d_ff
+LONGEST, UNTOUCHED, SINGLES = 450, 200, 50
+BARS = {"edit": 0.95, "templates": 0.80, "near": 0.98}  # of single edits by the same method
+POINTS = ("N_optimisation", "N_model")
+SEED_WIDTH, SEED_EDITS = 11008, 450  # of the report
+
+
+def recipe_of(d_ff: int, steps: int, lr: float, halved: bool = False) -> Recipe:
+    """The member of that width: as many people for each parameter of its layers as the shipped model has, or half."""
+    lab = RECIPES["lab"]
+    people = round(lab.n_people * (d_ff / lab.d_ff) ** 2 / (2 if halved else 1))
+    return Recipe(
+        f"lab-{d_ff}-{people}",
+        n_people=people,
+        d_model=d_ff * lab.d_model // lab.d_ff,
+        d_ff=d_ff,
+        n_layers=lab.n_layers,
+        steps=steps,
+        lr=lr,
+        sharing=SHARING,
+    )
+
+
+def family() -> dict[str, Recipe | None]:
+    """The members by what they are there for; None is the shipped model."""
+    width, steps = CONTROL
+    return {
+        **{f"d_ff {d_ff}": recipe_of(d_ff, *trained) for d_ff, trained in TRAINED.items()},
+        "half the facts": recipe_of(width, steps, TRAINED[width][1], halved=True),
+        "names shared more": None,
+    }
+
+
+def member(recipe: Recipe | None, results: Path):
+    """The model of a recipe; it is trained in results/family when it is not there."""
+    if recipe is None:
+        return load_model("lab")
+    folder = results / "family" / recipe.name
+    if not (folder / "provenance.json").exists():
+        train(recipe, folder, workers=1)
+    return load_model(folder)
+
+
+def measure(model, role: str, results: Path, orders=(0, 1, 2)) -> pd.DataFrame:
+    """A row a stream and order: both collapse points, and the means of single edits by the same method. Half of the
+    people are edited, at most LONGEST; checkpoints lie as close for the width as the report's own."""
+    world, rows = world_of(model), []
+    moments = lab_moments(model, [0, 1], cache=results / "moments")
+    n = min(LONGEST, len(world.streamed) // 2)
+    about = {
+        "model": model.name.split("/")[-1],
+        "role": role,
+        "d_ff": model.d_ff,
+        "people": len(world.people),
+        "sharing": len(world.people) / len(world.names[0]),
+        "parameters": sum(p.numel() for p in model.hf.parameters()),
+        "checksum": model.checksum,
+        "edits": n,
+    }
+    for name, (layers, scale) in STREAMS.items():
+        weight = LAMBDA * scale * model.d_ff
+        method = method_for("lab", "memit", layers=list(layers), mom2_update_weight=weight)
+        some = lab_edits(world, min(SINGLES, n), 0)
+        alone = single_edits(model, method, some, moments, generate_contexts(model, 0, style=method.context_style))
+        health = {f"single {bar}": alone[bar].mean() for bar in (*BARS, "same_subject")}
+        for order in orders:
+            run = _stream(model, method, lab_edits(world, n, order), moments, order, results)
+            points = dict(zip(POINTS, (collapse_point(run), collapse_point(run, "model")), strict=True))
+            rows.append({**about, "stream": name, "order": order, **points, **health})
+    return pd.DataFrame(rows).astype(dict.fromkeys(POINTS, "Float64"))
+
+
+def _stream(model, method, edits, moments, order: int, results: Path) -> Run:
+    spacing = max(1, round(10 * model.d_ff / RECIPES["lab"].d_ff))
+    return run_stream(
+        model,
+        edits,
+        method,
+        moments=moments,
+        contexts=generate_contexts(model, seed=order, style=method.context_style),
+        probes=lab_probes(model, edits, UNTOUCHED, seed=order, every=5 * spacing, families=False),
+        store=results / "streams",
+        checkpoint_every=5 * spacing,
+        dense_every=spacing,
+        progress=False,
+    )
+
+
+def sweep(results: Path, folder: Path, workers: int, threads: int) -> pd.DataFrame:
+    """Train and measure every member, `workers` side by side, and keep the table with its manifest in `folder`."""
+    # The widest first, so that the last worker does not run alone.
+    asked = sorted(family().items(), key=lambda item: -(item[1].d_ff if item[1] else 0))
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        parts = list(pool.map(partial(_measured, results=results, threads=threads), asked))
+    table = pd.concat(parts, ignore_index=True)
+    recipes = {role: recipe.__dict__ if recipe else "shipped" for role, recipe in family().items()}
+    manifest = {"finished": now(), "algorithms": ALGORITHMS, "versions": versions(), "recipes": recipes}
+    with replacing(folder / "scaling.parquet") as part:
+        table.to_parquet(part, index=False)
+    with replacing(folder / "scaling.manifest.json") as part:
+        part.write_text(json.dumps(manifest, indent=1) + "\n")
+    return table
+
+
+def _measured(asked: tuple[str, Recipe | None], results: Path, threads: int) -> pd.DataFrame:
+    torch.set_num_threads(threads)
+    role, recipe = asked
+    found = measure(member(recipe, results), role, results)
+    print(found.drop(columns=["checksum", "parameters"]).to_string(index=False), flush=True)
+    return found
+
+
+def committed(folder: Path) -> pd.DataFrame | None:
+    """The table that `sweep` kept, or None."""
+    path = folder / "scaling.parquet"
+    return pd.read_parquet(path) if path.exists() else None
+
+
+def healthy(table: pd.DataFrame) -> pd.Series:
+    """Whether single edits of the row's model and method meet every one of BARS."""
+    return pd.concat([table[f"single {bar}"] >= value for bar, value in BARS.items()], axis=1).all(axis=1)
+
+
+def widths(table: pd.DataFrame, point: str) -> pd.Series:
+    """{d_ff: geometric mean over orders of a collapse point} of the members that differ in width alone and reached the
+    point in every order: orders of one model are no models of their own."""
+    family = table[table.role.str.startswith("d_ff")]
+    found = {d: rows[point].astype(float) for d, rows in family.groupby("d_ff") if rows[point].notna().all()}
+    return pd.Series({d: float(np.exp(np.log(n).mean())) for d, n in found.items()}, dtype=float)
+
+
+def fit(points: pd.Series, at: float = SEED_WIDTH, level: float = 0.9, draws: int = 200_000) -> dict[str, float]:
+    """log N = a + b·log d_ff by least squares over models, and the prediction interval of N for one more at width `at`.
+
+    points: {d_ff: N}. Returns b, its standard error, and low, median, high:
+
+        N(at) = exp(x₀ᵀβ ± t·s·√(1 + x₀ᵀ(XᵀX)⁻¹x₀)),   t of n − 2 degrees of freedom
+
+    (Draper & Smith, Applied Regression Analysis, ch. 1.4; t from `draws` seeded samples.) All NaN with fewer than
+    three widths: a line through two points has no error.
+    """
+    if len(points) < 3:
+        return dict.fromkeys(("b", "error", "low", "median", "high"), float("nan"))
+    x, y = np.log(points.index.to_numpy(float)), np.log(points.to_numpy(float))
+    X, x0, free = np.column_stack([np.ones_like(x), x]), np.array([1.0, np.log(at)]), len(y) - 2
+    inverse = np.linalg.inv(X.T @ X)
+    beta = inverse @ X.T @ y
+    s2 = ((y - X @ beta) ** 2).sum() / free
+    t = np.quantile(np.random.default_rng(0).standard_t(free, draws), (1 + level) / 2)
+    half = t * np.sqrt(s2 * (1 + x0 @ inverse @ x0))
+    low, median, high = np.exp(x0 @ beta + half * np.array([-1.0, 0.0, 1.0]))
+    return {"b": beta[1], "error": np.sqrt(s2 * inverse[1, 1]), "low": low, "median": median, "high": high}
+
+
+def fit_table(table: pd.DataFrame) -> pd.DataFrame:
+    """A row a stream, collapse point and choice of members (all, or those whose single edits meet every bar)."""
+    rows = []
+    for stream, of_stream in table.groupby("stream", sort=False):
+        for members, some in (("all", of_stream), ("healthy", of_stream[healthy(of_stream)])):
+            for point in POINTS:
+                points = widths(some, point)
+                found = fit(points)
+                inside = found["low"] <= SEED_EDITS <= found["high"] if len(points) > 2 else pd.NA
+                rows.append((stream, point, members, len(points), *found.values(), inside))
+    columns = ["stream", "point", "members", "widths", "b", "error", "low", "median", "high", f"{SEED_EDITS} inside"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def sentence(table: pd.DataFrame, fits: pd.DataFrame) -> str:
+    """What the fits over all members say of the report's width, and how many members are healthy."""
+    said = []
+    for row in fits[fits.members == "all"].itertuples():
+        what = f"{row.point} of {row.stream}"
+        if np.isnan(row.b):
+            said.append(f"{what} is not identifiable ({row.widths} of {len(TRAINED)} widths reached it in every order)")
+        else:
+            inside = "inside" if row.low <= SEED_EDITS <= row.high else "outside"
+            said.append(
+                f"{what} grows as d_ff to the {row.b:.2f} ± {row.error:.2f}; at {SEED_WIDTH} that is "
+                f"{row.low:,.0f} to {row.high:,.0f} edits (90 %), and {SEED_EDITS} lies {inside}"
+            )
+    per_model = table.drop_duplicates(["model", "stream"])
+    good = f"{healthy(per_model).sum()} of {len(per_model)}"
+    worst = ", ".join(f"{bar} {per_model[f'single {bar}'].min():.2f}" for bar in BARS)
+    return "; ".join(said) + f". Single edits meet every bar in {good} pairs of model and stream (lowest: {worst})."
+
+
+def answer(fits: pd.DataFrame) -> str:
+    """What an engineer takes from it, in two sentences."""
+    known = fits[(fits.members == "all") & fits.b.notna()]
+    if known.empty:
+        return "**Wider?** Not identifiable from this family. Do not carry a number of edits from one width to another."
+    powers = f"{known.b.min():.2g}" + (f" to {known.b.max():.2g}" if len(known) > 1 else "")
+    inside = f"{known[f'{SEED_EDITS} inside'].astype(bool).sum()} of {len(known)}"
+    return (
+        f"**Wider?** How many edits a lab model survives grows with d_ff to the power of {powers}; the report's "
+        f"{SEED_EDITS} at {SEED_WIDTH} lies inside {inside} prediction intervals, which together span "
+        f"{known.low.min():,.0f} to {known.high.max():,.0f}. Do not carry an edit count to your model: measure it."
+    )
+
+
+def controls(table: pd.DataFrame) -> str:
+    """What the number of facts and the sharing of names do at one width: medians of N_model."""
+    said = []
+    for role, against in (("half the facts", f"d_ff {CONTROL[0]}"), ("names shared more", "d_ff 1024")):
+        for stream, rows in table.groupby("stream", sort=False):
+            here, there = (rows[rows.role == r].N_model.astype(float).median() for r in (role, against))
+            if np.isfinite(here) and np.isfinite(there):
+                said.append(f"{role}: N_model of {stream} {here:.0f} for {there:.0f}")
+    return "; ".join(said) + "." if said else "The controls have not been run."

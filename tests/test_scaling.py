@@ -1,0 +1,148 @@
+"""The family of widths: what its members hold, what is fitted, what is said."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import kedit_lib as kedit
+from kedit_lib import cause_figures, figures, scaling
+from kedit_lib.lab import world_of
+from kedit_lib.lab.train import RECIPES
+from kedit_lib.lab.world import World
+from kedit_lib.streams import data_folder
+
+RECIPE_ONLY = [r for r in scaling.family().values() if r is not None]
+
+
+def table(b=1.0, noise=0.0, single=0.99, orders=3, seed=0):
+    """Points on N = 0.1 · d_ff^b, each member off by a factor."""
+    chance, rows = np.random.default_rng(seed), []
+    for role, recipe in scaling.family().items():
+        d_ff = recipe.d_ff if recipe else 1024
+        off = np.exp(noise * chance.normal())
+        for stream in scaling.STREAMS:
+            for order in range(orders):
+                n = 0.1 * d_ff**b * off
+                row = {"model": recipe.name if recipe else "lab", "role": role, "d_ff": d_ff, "stream": stream}
+                row |= {"order": order, "edits": 450, "N_optimisation": n, "N_model": n / 2}
+                rows.append(row | {f"single {bar}": single for bar in scaling.BARS})
+    return pd.DataFrame(rows).astype(dict.fromkeys(scaling.POINTS, "Float64"))
+
+
+def test_members_hold_what_the_text_says():
+    lab, widths = RECIPES["lab"], [r for k, r in scaling.family().items() if k.startswith("d_ff")]
+    assert sorted(r.d_ff for r in widths) == sorted(scaling.TRAINED)
+    for r in widths:
+        assert r.d_model * lab.d_ff == r.d_ff * lab.d_model
+        assert r.n_layers == lab.n_layers
+        # facts for each parameter of the layers, which grow with the width squared
+        assert r.n_people / r.d_ff**2 == pytest.approx(lab.n_people / lab.d_ff**2, rel=0.01)
+    half = scaling.family()["half the facts"]
+    assert 2 * half.n_people == next(r for r in widths if r.d_ff == half.d_ff).n_people
+    assert len({r.name for r in RECIPE_ONLY}) == len(RECIPE_ONLY)
+
+
+@pytest.mark.parametrize("recipe", RECIPE_ONLY, ids=lambda r: r.name)
+def test_as_many_people_share_a_name_part_at_every_width(recipe):
+    world = World.make(recipe.n_people, recipe.seed, recipe.sharing)
+    for names in world.names:
+        assert len(world.people) / len(names) == pytest.approx(scaling.SHARING, rel=0.04)
+    assert len(world.people) == len(set(world.people)) == recipe.n_people
+
+
+def test_a_world_without_a_sharing_is_the_one_it_was():
+    assert World.make(300, 1) == World.make(300, 1, sharing=10.0)  # √(300/3)
+    assert World.make(300, 1).names != World.make(300, 1, sharing=5.0).names
+
+
+def test_a_power_law_is_found_again():
+    points = scaling.widths(table(b=1.3), "N_model")
+    assert list(points.index) == sorted(scaling.TRAINED)
+    found = scaling.fit(points)
+    assert found["b"] == pytest.approx(1.3)
+    assert found["median"] == pytest.approx(0.05 * scaling.SEED_WIDTH**1.3)
+    assert found["low"] == pytest.approx(found["high"])
+
+
+def test_the_interval_is_that_of_a_new_model():
+    """Against the textbook form, worked out by hand: y = a + b·x with x = log d_ff."""
+    points = scaling.widths(table(noise=0.2, seed=3), "N_model")
+    x, y = np.log(points.index.to_numpy(float)), np.log(points.to_numpy())
+    sxx = ((x - x.mean()) ** 2).sum()
+    b = ((x - x.mean()) * (y - y.mean())).sum() / sxx
+    s = np.sqrt(((y - y.mean() - b * (x - x.mean())) ** 2).sum() / (len(x) - 2))
+    at = np.log(scaling.SEED_WIDTH)
+    half = 2.920 * s * np.sqrt(1 + 1 / len(x) + (at - x.mean()) ** 2 / sxx)  # t of 2 degrees of freedom, 95 %
+    found = scaling.fit(points)
+    assert found["b"] == pytest.approx(b)
+    assert found["error"] == pytest.approx(s / np.sqrt(sxx))
+    assert np.log(found["high"] / found["median"]) == pytest.approx(half, rel=0.02)
+    assert np.log(found["median"] / found["low"]) == pytest.approx(half, rel=0.02)
+
+
+def test_two_widths_say_nothing():
+    assert np.isnan(scaling.fit(pd.Series({256: 10.0, 512: 20.0}))["b"])
+
+
+def test_a_point_missed_in_one_order_counts_for_no_order():
+    some = table()
+    some.loc[(some.d_ff == 256) & (some.order == 1), "N_model"] = pd.NA
+    assert 256 not in scaling.widths(some, "N_model").index
+    assert 256 in scaling.widths(some, "N_optimisation").index
+
+
+def test_members_below_a_bar_are_left_out():
+    some = table()
+    some.loc[some.d_ff == 256, "single near"] = 0.97
+    fits = scaling.fit_table(some).set_index(["stream", "point", "members"])
+    stream = next(iter(scaling.STREAMS))
+    assert fits.loc[(stream, "N_model", "all"), "widths"] == 4
+    assert fits.loc[(stream, "N_model", "healthy"), "widths"] == 3
+
+
+def test_what_is_said_follows_the_fit():
+    some = table(noise=0.3, seed=1)
+    fits = scaling.fit_table(some)
+    said = scaling.sentence(some, fits)
+    row = fits[(fits.members == "all") & (fits.point == "N_model")].iloc[0]
+    assert f"{row.low:,.0f} to {row.high:,.0f}" in said
+    inside = row.low <= scaling.SEED_EDITS <= row.high
+    assert ("inside" if inside else "outside") in said.split("N_model")[1].split(";")[1]
+    assert "12 of 12" in said
+    assert "of 4 prediction intervals" in scaling.answer(fits)
+    assert "Not identifiable" in scaling.answer(scaling.fit_table(some[some.d_ff == 512]))
+    assert "half the facts: N_model of MEMIT" in scaling.controls(some)
+
+
+def test_the_figure_draws_every_model():
+    figures.style()
+    fig = cause_figures.plot_scaling(table(noise=0.1))
+    for ax in fig.axes:
+        dots = [line for line in ax.get_lines() if line.get_marker() not in ("None", "")]
+        drawn = {round(x) for line in dots for x in line.get_xdata()}
+        assert {256, 384, 512, 1024} <= drawn
+
+
+def test_a_member_is_measured(tmp_path, monkeypatch):
+    """The small lab model as if it were one: a row a stream, its points and single edits."""
+    for name, few in (("LONGEST", 6), ("SINGLES", 3), ("UNTOUCHED", 20)):
+        monkeypatch.setattr(scaling, name, few)
+    model = kedit.load_model("lab-small")
+    found = scaling.measure(model, "d_ff 384", tmp_path, orders=(0,))
+    assert list(found.stream) == list(scaling.STREAMS)
+    assert (found.people == len(world_of(model).people)).all()
+    assert (found.edits == 6).all()
+    assert found[[f"single {bar}" for bar in scaling.BARS]].notna().all(axis=None)
+    assert len(list((tmp_path / "streams").iterdir())) == len(scaling.STREAMS)
+
+
+def test_the_committed_table_is_of_this_family():
+    kept = scaling.committed(data_folder())
+    manifest = json.loads((data_folder() / "scaling.manifest.json").read_text())
+    assert set(kept.role) == set(manifest["recipes"])
+    for role, recipe in scaling.family().items():
+        if recipe:
+            assert manifest["recipes"][role] == dataclasses.asdict(recipe)
