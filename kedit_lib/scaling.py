@@ -2,12 +2,13 @@
 
 Held: d_model : d_ff (1 : 8), four layers of which the lab's are edited, λ/d_ff, facts for each parameter of the layers,
 and how many people share a name part, for that is what most spills come from. One member has half the people of its
-width, for the number of facts need not matter; the shipped model, whose people share names four times as often, stands
-beside. `make sweep STREAMS=scaling` trains what is missing in results/family and runs the streams.
+width: a control, for the number of facts need not matter. `make sweep STREAMS=scaling` trains what is missing in
+results/family and runs the streams.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from concurrent.futures import ProcessPoolExecutor
@@ -34,6 +35,7 @@ from .store import ALGORITHMS, now, versions
 LAMBDA = 15000 / 11008  # λ/d_ff as published
 TRAINED = {256: (3000, 5e-3), 384: (2500, 4.1e-3), 512: (2500, 3.5e-3), 1024: (5000, 2.5e-3)}  # d_ff: steps, peak rate
 CONTROL = 512, 2000  # d_ff and steps of the member with half the people
+HALVED = "half the facts"
 SHARING = 6.5  # people to a name part: as many as the smallest member allows
 STREAMS = {"MEMIT": ((0,), 1.0), "MEMIT, both layers, λ/d_ff × 0.1": ((0, 1), 0.1)}  # layers, factor on λ/d_ff
 LONGEST, UNTOUCHED, SINGLES = 450, 200, 50
@@ -58,20 +60,17 @@ def recipe_of(d_ff: int, steps: int, lr: float, halved: bool = False) -> Recipe:
     )
 
 
-def family() -> dict[str, Recipe | None]:
-    """The members by what they are there for; None is the shipped model."""
+def family() -> dict[str, Recipe]:
+    """The members by what they are there for."""
     width, steps = CONTROL
     return {
         **{f"d_ff {d_ff}": recipe_of(d_ff, *trained) for d_ff, trained in TRAINED.items()},
-        "half the facts": recipe_of(width, steps, TRAINED[width][1], halved=True),
-        "names shared more": None,
+        HALVED: recipe_of(width, steps, TRAINED[width][1], halved=True),
     }
 
 
-def member(recipe: Recipe | None, results: Path):
+def member(recipe: Recipe, results: Path):
     """The model of a recipe; it is trained in results/family when it is not there."""
-    if recipe is None:
-        return load_model("lab")
     folder = results / "family" / recipe.name
     if not (folder / "provenance.json").exists():
         train(recipe, folder, workers=1)
@@ -126,12 +125,12 @@ def _stream(model, method, edits, moments, order: int, results: Path) -> Run:
 def sweep(results: Path, folder: Path, workers: int, threads: int) -> pd.DataFrame:
     """Train and measure every member, `workers` side by side, and keep the table with its manifest in `folder`."""
     # The widest first, so that the last worker does not run alone.
-    asked = sorted(family().items(), key=lambda item: -(item[1].d_ff if item[1] else 0))
+    asked = sorted(family().items(), key=lambda item: -item[1].d_ff)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         parts = list(pool.map(partial(_measured, results=results, threads=threads), asked))
     table = pd.concat(parts, ignore_index=True)
-    recipes = {role: recipe.__dict__ if recipe else "shipped" for role, recipe in family().items()}
+    recipes = {role: dataclasses.asdict(recipe) for role, recipe in family().items()}
     manifest = {"finished": now(), "algorithms": ALGORITHMS, "versions": versions(), "recipes": recipes}
     with replacing(folder / "scaling.parquet") as part:
         table.to_parquet(part, index=False)
@@ -140,7 +139,7 @@ def sweep(results: Path, folder: Path, workers: int, threads: int) -> pd.DataFra
     return table
 
 
-def _measured(asked: tuple[str, Recipe | None], results: Path, threads: int) -> pd.DataFrame:
+def _measured(asked: tuple[str, Recipe], results: Path, threads: int) -> pd.DataFrame:
     torch.set_num_threads(threads)
     role, recipe = asked
     found = measure(member(recipe, results), role, results)
@@ -237,12 +236,10 @@ def answer(fits: pd.DataFrame) -> str:
     )
 
 
-def controls(table: pd.DataFrame) -> str:
-    """What the number of facts and the sharing of names do at one width: medians of N_model."""
+def control(table: pd.DataFrame) -> str:
+    """What half the facts do at one width: medians of N_model."""
     said = []
-    for role, against in (("half the facts", f"d_ff {CONTROL[0]}"), ("names shared more", "d_ff 1024")):
-        for stream, rows in table.groupby("stream", sort=False):
-            here, there = (rows[rows.role == r].N_model.astype(float).median() for r in (role, against))
-            if np.isfinite(here) and np.isfinite(there):
-                said.append(f"{role}: N_model of {stream} {here:.0f} for {there:.0f}")
-    return "; ".join(said) + "." if said else "The controls have not been run."
+    for stream, rows in table.groupby("stream", sort=False):
+        half, whole = (rows[rows.role == r].N_model.astype(float).median() for r in (HALVED, f"d_ff {CONTROL[0]}"))
+        said.append(f"{half:.0f} with half the facts and {whole:.0f} with all for {stream}")
+    return f"The control, d_ff {CONTROL[0]}: N_model is {'; '.join(said)}."
