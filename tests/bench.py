@@ -221,12 +221,14 @@ def device_name(device):
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} thread"
 
 
-def alone(bench):
+def alone(bench, moments):
     """{title: Paths} of what is timed one edit at a time on a bench of the lab."""
-    found = {}
+    found, contexts = {}, {}
     for title, (section, options, _) in ALONE.items():
         method = kedit.method_for(bench.model, section, **options)
-        found[title] = Paths(bench.model, method, bench.moments, bench.contexts(method))
+        if method.context_style not in contexts:
+            contexts[method.context_style] = bench.contexts(method)
+        found[title] = Paths(bench.model, method, moments, contexts[method.context_style])
     return found
 
 
@@ -257,7 +259,7 @@ def lab(edits_each, batch, stream, model="lab", progress=True):
     """The tables for the lab model: paths, cost along a stream, accuracy on a budget of tokens."""
     bench = kedit.Bench(model, progress=progress)
     edits = bench.edits(0, max(stream, batch + 1, edits_each + 2))
-    peak, rows, found = peaks(bench.model.device, torch.float32), [], alone(bench)
+    peak, rows, found = peaks(bench.model.device, torch.float32), [], alone(bench, bench.moments)
 
     def add(title, paths, batches, plain_batches, bar=None, profiled=True):
         row = compared(paths, batches, plain_batches, peak, title, bar)
