@@ -170,8 +170,8 @@ def optimising(shape, method, requests, steps) -> Cost:
 
 def measured_again(shape, layers, requests) -> Cost:
     """Keys at every edited layer but the first, in all contexts, and the residual at the last one, with the clean
-    prompt, on the weights so far: from the W that was written last on. A history needs no more than that: what is
-    written in a layer or above does not reach its keys."""
+    prompt, on the weights so far: from the W that was written last on. A history needs no more than that (but
+    RECT's): what is written in a layer or above does not reach its keys."""
     prompts, clean, z = [p for r in requests for p in r.prompts], [r.prompts[0] for r in requests], layers[-1]
     cost = Cost()
     for below, layer in pairwise(layers):

@@ -15,6 +15,20 @@ import kedit_lib as kedit
 
 EDITS = [kedit.Edit(prompt, subject, target) for prompt, subject, target in tiny.EDITS]
 COMMON = {"layers": [1, 2], "v_num_grad_steps": 4, "kl_factor": 0.0625}
+FINE_TUNED = {"layers": [1, 2], "num_steps": 4, "lr": 0.01}
+METHODS = {
+    "memit": kedit.MEMIT(**COMMON),
+    "history": kedit.MEMIT(**COMMON, use_history=True),
+    "pmet": kedit.PMET(**COMMON),
+    "emmet": kedit.EMMET(**COMMON),
+    "rect": kedit.RECT(**COMMON),
+    "alphaedit": kedit.AlphaEdit(**COMMON, nullspace_threshold=1.0),
+    "rome": kedit.ROME(**{**COMMON, "layers": [2]}),
+    "rrome": kedit.RROME(**{**COMMON, "layers": [2]}),
+    "prome": kedit.PROME(**{**COMMON, "layers": [2]}),
+    "ft-l": kedit.FT(**FINE_TUNED, norm_constraint=0.02),
+    "ft-m": kedit.FT(**FINE_TUNED, objective_optimization="target_new"),
+}
 PEAK = Cost(1e9, 1e9)
 FAST = Cost(1e13, 1e13)  # than any core: no share of the roofline can reach 1
 
@@ -31,24 +45,7 @@ def paths(tiny_folder):
     return made
 
 
-FINE_TUNED = {"layers": [1, 2], "num_steps": 4, "lr": 0.01}
-METHODS = {
-    "memit": kedit.MEMIT(**COMMON),
-    "history": kedit.MEMIT(**COMMON, use_history=True),
-    "pmet": kedit.PMET(**COMMON),
-    "emmet": kedit.EMMET(**COMMON),
-    "rect": kedit.RECT(**COMMON),
-    "alphaedit": kedit.AlphaEdit(**COMMON, nullspace_threshold=1.0),
-    "rome": kedit.ROME(**{**COMMON, "layers": [2]}),
-    "rrome": kedit.RROME(**{**COMMON, "layers": [2]}),
-    "prome": kedit.PROME(**{**COMMON, "layers": [2]}),
-    "ft-l": kedit.FT(**FINE_TUNED, norm_constraint=0.02),
-    "ft-m": kedit.FT(**FINE_TUNED, objective_optimization="target_new"),
-}
-every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-
-
-@every_method
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_a_row(paths, method):
     both = paths(method)
     before = {name: p.clone() for name, p in both.model.hf.named_parameters()}
