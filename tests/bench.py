@@ -6,6 +6,9 @@
 Both paths are timed in one process, edit by edit in turn, on the same edits and contexts; each edit is taken back
 before the next. On the CPU seconds are those that the process computes, in one thread, so that other processes do not
 count; what is not timed: sampling contexts, measuring and factorising C, which a stream does once.
+
+In float32 Adam makes a whole step of a gradient that is 0 but for rounding, on a weight (FT) more often than on a
+target: the float64 rows tell rounding from a mistake.
 """
 
 import argparse
@@ -33,22 +36,39 @@ from kedit_lib.tails import Tails
 FIGURES = Path(__file__).resolve().parents[1] / "figures"
 # What the phases are made of; whatever else an edit takes is "rest": tokens, checks, copies of weights.
 PHASES = {
-    "steps": [(module, "optimise") for module in (methods.memit, methods.pmet, methods.rome)],  # less the first pass
+    "steps": [(module, "optimise") for module in (methods.memit, methods.pmet, methods.rome)]
+    + [(methods.ft._Batch, "evaluate"), (methods.FT, "_step")],
     "first pass": [(Tails, "of")],
     "keys": [(module, name) for module in (methods.memit, methods.rome) for name in ("keys_at", "outputs_at")],
     "solve": [(kedit.SecondMoments, "solve"), (kedit.NullSpace, "project"), (methods.memit, "with_memory")]
-    + [(module, "update") for module in (methods.memit, methods.alphaedit)],
-    "write": [(module, "write") for module in (methods.memit, methods.rome)]
-    + [(kedit.model.EditableModel, "snapshot")],
+    + [(module, "update") for module in (methods.memit, methods.alphaedit, methods.emmet)]
+    + [(methods.rect, "largest_changes")],
+    "write": [(module, "write") for module in (methods.memit, methods.rome, methods.ft)]
+    + [(kedit.model.EditableModel, name) for name in ("snapshot", "load_snapshot", "add")],
+}
+# One edit at a time: the section of params/models that has the hyperparameters, what is set beside them, and the bar.
+# ROME and its kin have no batch: they make the edits of one call one after another.
+ALONE = {
+    "MEMIT": ("memit", {}, 5),
+    "PMET": ("pmet", {}, 5),
+    "ROME": ("rome", {}, 5),
+    "MEMIT with history": ("memit", {"use_history": True}, None),
+    "AlphaEdit": ("alphaedit", {}, None),
+    "EMMET": ("emmet", {}, None),
+    "RECT": ("rect", {}, None),
+    "r-ROME": ("rrome", {}, None),
+    "p-ROME": ("prome", {}, None),
+    "FT-L": ("ft", {}, None),
+    "FT-M": ("ft-m", {}, None),
 }
 
 
 class Phases(ExitStack):
-    """Inside, the seconds of each phase add up in `.seconds`."""
+    """Inside, the seconds of each phase add up in `.seconds`, without those of a phase within it."""
 
     def __init__(self, device):
         super().__init__()
-        self.device, self.seconds = device, dict.fromkeys(PHASES, 0.0)
+        self.device, self.seconds, self._within = device, dict.fromkeys(PHASES, 0.0), 0.0
 
     def __enter__(self):
         for phase, places in PHASES.items():
@@ -58,15 +78,16 @@ class Phases(ExitStack):
 
     def _clocked(self, phase, function):
         def clocked(*arguments, **named):
+            before, self._within = self._within, 0.0
             seconds, result = timed(lambda: function(*arguments, **named), self.device)
-            self.seconds[phase] += seconds
+            self.seconds[phase] += seconds - self._within
+            self._within = before + seconds
             return result
 
         return clocked
 
     def shares(self, total):
-        parts = self.seconds | {"steps": self.seconds["steps"] - self.seconds["first pass"]}
-        return {**parts, "rest": total - sum(parts.values())}
+        return {**self.seconds, "rest": total - sum(self.seconds.values())}
 
 
 class Peak:
@@ -92,9 +113,9 @@ class Paths:
 
     def __init__(self, model, method, moments, contexts):
         self.model, self.method, self.moments, self.contexts = model, method, moments, contexts
-        self.plain_name, self.projection = method.name.lower(), None
-        self.C = {layer: moments.tensors[layer] for layer in method.layers}
-        if self.plain_name == "alphaedit":
+        self.C = {layer: moments.tensors[layer] for layer in method.layers} if method.needs_moments else {}
+        self.projection = {}
+        if isinstance(method, kedit.AlphaEdit):
             self.projection = {i: reference.null_projection(c, method.nullspace_threshold) for i, c in self.C.items()}
 
     def ours(self, edits):
@@ -107,18 +128,32 @@ class Paths:
 
     def plain(self, edits):
         """(seconds, result)"""
-        model, hp = self.model, SimpleNamespace(**self.method.model_dump())
+        model, (edit, *given) = self.model, self._plainly(edits)
         before = {name: p.clone() for name, p in self._edited()}
-        first = edits[0] if self.plain_name == "rome" else edits
-        C = {layer: c.to(model.device) for layer, c in self.C.items()}
-        rest = {"rome": (C,), "alphaedit": (self.projection, {})}.get(self.plain_name, (C,))
-        rest += ({},) if getattr(self.method, "use_history", False) else ()
-        edit = getattr(reference, self.plain_name)
         with model.device:  # where the reference makes its tensors
-            found = timed(lambda: edit(model.hf, model.tokenizer, first, self.contexts, hp, *rest), model.device)
+            found = timed(lambda: edit(model.hf, model.tokenizer, *given), model.device)
         for name, value in before.items():
             model.hf.get_parameter(name).copy_(value)
         return found
+
+    def _plainly(self, edits):
+        """The method's function in `reference.py`, and what it is given behind the model and the tokenizer."""
+        method, contexts, hp = self.method, self.contexts, SimpleNamespace(**self.method.model_dump())
+        C = {layer: c.to(self.model.device) for layer, c in self.C.items()}
+        match method:
+            case kedit.FT():
+                return reference.fine_tune, edits, hp
+            case kedit.AlphaEdit():
+                return reference.alphaedit, edits, contexts, hp, self.projection, {}
+            case kedit.ROME():  # r-ROME and p-ROME too
+                (one,) = edits
+                return getattr(reference, method.name.lower()), one, contexts, hp, C
+        history = ({},) if method.keeps_history else ()
+        return getattr(reference, method.name.lower()), edits, contexts, hp, C, *history
+
+    def call(self, edits):
+        """What the library edits with."""
+        return self.method.prepare(self.model, edits, self.moments, self.contexts)
 
     def _edited(self):
         return [(self.model.weight_name(i), self.model.weight(i)) for i in self.method.layers]
@@ -143,9 +178,9 @@ def compared(paths, batches, plain_batches, peak, title, bar=None):
             phases[phase] += share
         ours.append(seconds / each)
         total += seconds
-        requests, steps = paths.method._requests(paths.model, edits, paths.contexts), [t.steps for t in outcome.targets]
+        steps = [t.steps for t in outcome.targets]
         all_steps += sum(steps)
-        floor += edit_cost(paths.model, paths.method, requests, steps).seconds(peak)
+        floor += edit_cost(paths.method, paths.call(edits), steps).seconds(peak)
         if i < plain_batches:
             with Peak(device) as plain_memory:
                 seconds, result = paths.plain(edits)
@@ -162,7 +197,6 @@ def compared(paths, batches, plain_batches, peak, title, bar=None):
         "bar": bar,
         "steps": all_steps / len(batches) / each,
         **{f"share: {phase}": share / total for phase, share in phases.items()},
-        "in matrix products": in_products(paths, batches[0]),
         "peak MB": memory.mb,
         "plain peak MB": plain_memory.mb if plain else nan,
         "same number of steps": sum(same_steps) / len(same_steps) if plain else nan,
@@ -179,9 +213,7 @@ PRODUCTS = re.compile(r"aten::(mm|addmm|bmm|baddbmm|linalg_\w+|_?scaled_dot_prod
 
 def in_products(paths, edits):
     """The share of one call's time that its matrix products and attention take, by torch's profiler, which makes small
-    operations dearer than they are; NaN on a GPU, where nobody waits for them one by one."""
-    if paths.model.device.type != "cpu":
-        return nan
+    operations dearer than they are. On the CPU: on a GPU nobody waits for them one by one."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
         paths.ours(edits)
     spent = {event.key: event.self_cpu_time_total for event in seen.key_averages()}
@@ -192,14 +224,14 @@ def device_name(device):
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} thread"
 
 
-def ways(bench):
-    """(title, Paths, bar) of what is timed one edit at a time on a bench of the lab."""
-    found = []
-    for name, bar in (("memit", 5), ("pmet", 5), ("rome", 5), ("memit with history", None), ("alphaedit", None)):
-        options = {"use_history": True} if "history" in name else {}
-        method = kedit.method_for(bench.model, name.split()[0], **options)
-        title = f"{method.name} with history" if options else method.name
-        found.append((title, Paths(bench.model, method, bench.moments, bench.contexts(method)), bar))
+def alone(bench, moments):
+    """{title: Paths} of what is timed one edit at a time on a bench of the lab."""
+    found, contexts = {}, {}
+    for title, (section, options, _) in ALONE.items():
+        method = kedit.method_for(bench.model, section, **options)
+        if method.context_style not in contexts:
+            contexts[method.context_style] = bench.contexts(method)
+        found[title] = Paths(bench.model, method, moments, contexts[method.context_style])
     return found
 
 
@@ -230,29 +262,31 @@ def lab(edits_each, batch, stream, model="lab", progress=True):
     """The tables for the lab model: paths, cost along a stream, accuracy on a budget of tokens."""
     bench = kedit.Bench(model, progress=progress)
     edits = bench.edits(0, max(stream, batch + 1, edits_each + 2))
-    peak = peaks(bench.model.device, torch.float32)
-    rows, found = [], ways(bench)
-    for title, paths, bar in found:
-        rows.append(compared(paths, [[e] for e in edits[1 : edits_each + 1]], edits_each, peak, title, bar))
-        print(line(rows[-1]), flush=True)
-    _, memit, _ = found[0]
-    rows.append(compared(memit, [edits[:batch]], 1, peak, f"MEMIT, batch of {batch}", 8))
-    print(line(rows[-1]), flush=True)
-    for title, paths, _ in found:
-        exact = compared(double(paths, bench.model.folder), [[e] for e in edits[1:3]], 2, peak, f"{title}, float64")
-        rows.append(exact | {"bar": None})
-        print(line(rows[-1]), flush=True)
-    rows.append(compared(double(memit, bench.model.folder), [edits[:5]], 1, peak, "MEMIT, batch of 5, float64"))
-    print(line(rows[-1]), flush=True)
+    peak, rows, found = peaks(bench.model.device, torch.float32), [], alone(bench, bench.moments)
+
+    def add(title, paths, batches, plain_batches, bar=None, profiled=True):
+        row = compared(paths, batches, plain_batches, peak, title, bar)
+        rows.append(row | {"in matrix products": in_products(paths, batches[0]) if profiled else nan})
+        print(line(row), flush=True)
+
+    for title, paths in found.items():
+        add(title, paths, [[e] for e in edits[1 : edits_each + 1]], edits_each, ALONE[title][-1])
+    for title in ("MEMIT", "PMET"):
+        add(f"{title}, batch of {batch}", found[title], [edits[:batch]], 1, 8)
+    for title, paths in found.items():
+        exact = double(paths, bench.model.folder)
+        add(f"{title}, float64", exact, [[e] for e in edits[1:3]], 2, profiled=False)
+        if title in ("MEMIT", "PMET", "EMMET"):
+            add(f"{title}, batch of 5, float64", exact, [edits[:5]], 1, profiled=False)
     for title, paths in wider(bench):
-        rows.append(compared(paths, [[e] for e in edits[1:3]], 2, peak, title))
-        print(line(rows[-1]), flush=True)
-    costs = budgets(memit, bench.material.texts(), edits[:5])
-    streams = pd.concat([along(paths, edits[:stream], title) for title, paths, _ in (found[0], found[3])])
+        add(title, paths, [[e] for e in edits[1:3]], 2)
+    costs = budgets(found["MEMIT"], bench.material.texts(), edits[:5])
+    kept = ("MEMIT", "MEMIT with history")
+    streams = pd.concat([along(found[title], edits[:stream], title, peak) for title in kept])
     return pd.DataFrame(rows), streams, costs
 
 
-def along(paths, edits, title, steps=4):
+def along(paths, edits, title, peak, steps=4):
     """Seconds an edit and memory for every hundred edits of a stream, all kept in the weights. Few steps, so that every
     edit takes as many: how soon one is learned changes along a stream, and is not the question here."""
     method = paths.method.model_copy(update={"v_num_grad_steps": steps})
@@ -265,12 +299,15 @@ def along(paths, edits, title, steps=4):
         taken, part = [], edits[begin : begin + hundred]
         with Peak(paths.model.device) as memory:
             for edit in part:
+                earlier = history.edits if method.keeps_history else 0
                 seconds, outcome = timed(lambda e=edit: method.apply(paths.model, [e], **given), paths.model.device)
-                taken.append((seconds, outcome.targets[0].steps))
-        seconds, steps_taken = (sum(x) / len(part) for x in zip(*taken, strict=True))
-        rows.append((title, begin + len(part), seconds, steps_taken, memory.mb))
+                (n,) = (t.steps for t in outcome.targets)
+                taken.append((seconds, n, edit_cost(method, paths.call([edit]), [n], earlier).seconds(peak)))
+        seconds, steps_taken, least = (sum(x) / len(part) for x in zip(*taken, strict=True))
+        rows.append((title, begin + len(part), seconds, steps_taken, memory.mb, least))
     paths.model.restore()
-    return pd.DataFrame(rows, columns=["path", "edits so far", "s/edit", "steps", "peak MB"])
+    columns = ["path", "edits so far", "s/edit", "steps", "peak MB", "least s/edit (roofline)"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def budgets(paths, texts, edits, factors=(3, 10, 30, 100)):

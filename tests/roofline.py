@@ -1,21 +1,24 @@
-"""The least that an edit costs, counted from its shapes: floating-point operations, and bytes of weights to be read.
+"""The least that an edit costs, counted from its shapes: floating-point operations, and bytes to be read and written.
 
-What has to be computed for one MEMIT, PMET or ROME edit, exactly and with nothing twice:
+Counted is what has to be computed, exactly and with nothing twice, as one matrix product after another; a multiply-add
+counts two operations. Left out are scores of attention, as prompts are short, and what is done entry by entry, except
+where that is all the work (RECT's choice, Adam on a weight). Weights that are used are read once in every pass and once
+for its gradient, by all edits of a batch together; activations count no bytes. Closed forms are in float64.
 
-    first pass   every token of the prompts that begin differently, up to layer z; above it those in front of the
-                 subject's last token, in the last layer their keys and values only
-    a step       the tail tokens through the layers above z, in the last layer only what is read, and the head there;
-                 but for the last step, the gradient costs as much again
-    writing      two triangular solves with the factor of C for one vector, and an outer product, a layer
-
-A multiply-add counts two operations. Scores of attention are left out: prompts are short. Bytes: all weights that are
-used are read once in every pass and once for its gradient, the factor (float64) twice; activations count nothing.
+    targets      the first pass, then the steps: `optimising`
+    closed form  on every edited layer `closed_form`, between two of them `measured_again`; ROME: `rank_one`
+    FT           `fine_tuning` and nothing else
 """
 
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
+
+from kedit_lib.methods import FT, PMET, RECT, ROME, RROME, AlphaEdit
+
+DOUBLE = 8  # bytes
 
 
 @dataclass(frozen=True)
@@ -65,32 +68,179 @@ def timed(work, device):
     return time.process_time() - begin, result
 
 
-def edit_cost(model, method, requests, steps):
-    """Of editing with `requests` (kedit_lib.targets.Request) together, where request i took steps[i] evaluations."""
-    config, size = model.hf.config, model.dtype.itemsize
-    heads = getattr(config, "num_attention_heads", 1)
-    kv = 2 * model.d_model * (getattr(config, "num_key_value_heads", None) or heads) // heads * model.d_model
-    mlp = sum(p.numel() for p in model.mlp(0).parameters() if p.dim() == 2)
-    layer = sum(p.numel() for p in model.layers[0].parameters() if p.dim() == 2)
-    head, z, above = model.d_model * config.vocab_size, method.layers[-1], model.n_layers - 1 - method.layers[-1]
-    pasts = {
-        row[:i]
-        for r in requests
-        for p in (*r.prompts, r.kl)
-        for row in [p.ids + r.target[:-1]]
-        for i in range(1, len(row) + 1)
-    }
-    fronts = {p.ids[:i] for r in requests for p in (*r.prompts, r.kl) for i in range(1, p.lookup + 1)}
-    total = Cost(2 * len(pasts) * (z + 1) * layer, (z + 1) * layer * size)
-    if above:
-        total += Cost(2 * len(fronts) * ((above - 1) * layer + kv), ((above - 1) * layer + kv) * size)
+# ------------------------------------------------------------------------------------------------------ the model
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model as the number of entries of its matrices: of a whole layer, therein of its keys' and values' and of its
+    MLP's, and of the head. size, math_size: bytes of an entry as stored, and in the dtype of targets and updates."""
+
+    d_model: int
+    d_ff: int
+    n_layers: int
+    layer: int
+    kv: int
+    mlp: int
+    head: int
+    size: int
+    math_size: int
+
+    @classmethod
+    def of(cls, model):
+        config, d = model.hf.config, model.d_model
+        heads = getattr(config, "num_attention_heads", 1)
+        kv_heads = getattr(config, "num_key_value_heads", None) or heads
+        layer, mlp = (
+            sum(p.numel() for p in module.parameters() if p.dim() == 2) for module in (model.layers[0], model.mlp(0))
+        )
+        sizes = model.dtype.itemsize, model.math_dtype.itemsize
+        kv, head = 2 * d * d * kv_heads // heads, d * config.vocab_size
+        return cls(d, model.d_ff, model.n_layers, layer, kv, mlp, head, *sizes)
+
+    @property
+    def edited(self) -> int:
+        """Entries of W, the map that is edited."""
+        return self.d_model * self.d_ff
+
+    def product(self, entries, tokens) -> Cost:
+        """Of some tokens with matrices of so many entries in all, read once."""
+        return Cost(2 * tokens * entries, entries * self.size)
+
+    def behind(self, layer, tokens, read=0) -> Cost:
+        """Of running tokens through the layers behind one. Of the last of these only keys and values are needed at all
+        tokens; the rest of it, and the head, at the `read` ones."""
+        layers = self.n_layers - 1 - layer
+        everywhere = (layers - 1) * self.layer + self.kv if layers else 0
+        cost = self.product(everywhere, tokens)
+        at_read = self.head + (self.layer - self.kv if layers else 0)
+        return cost + self.product(at_read, read) if read else cost
+
+
+def different(rows) -> int:
+    """Tokens of some rows of ids, those that are the same with all in front of them once: attention is causal."""
+    return len({row[:i] for row in rows for i in range(1, len(row) + 1)})
+
+
+def up_to_lookup(prompts) -> set:
+    """Ids up to the subject's last token and with it, those that are the same once."""
+    return {p.ids[: p.lookup + 1] for p in prompts}
+
+
+# ------------------------------------------------------------------------------------------------------- an edit
+
+
+def edit_cost(method, call, steps, earlier=0) -> Cost:
+    """Of the call that `method.prepare` made ready, where edit i took steps[i] evaluations. earlier: edits that the
+    history held before it."""
+    shape, requests = Shape.of(call.model), call.requests
+    if isinstance(method, FT):
+        return fine_tuning(shape, method, requests, steps)
+    if isinstance(method, ROME):  # one after another, each on the weights that the one before left
+        alone = (optimising(shape, method, [one], [n]) for one, n in zip(requests, steps, strict=True))
+        return sum(alone, Cost()) + rank_one(shape, method) * len(requests)
+    cost = optimising(shape, method, requests, steps) + measured_again(shape, method.layers, requests)
+    for layer in method.layers:
+        rank = call.projection.basis(layer).shape[1] if isinstance(method, AlphaEdit) else None
+        cost += closed_form(shape, len(requests), earlier, rank)
+        cost += largest_changes(shape) if isinstance(method, RECT) else Cost()
+    return cost
+
+
+def optimising(shape, method, requests, steps) -> Cost:
+    """Targets behind layer z.
+
+    first pass   every token that differs up to layer z, and above it those in front of a subject's last token
+    a step       the tails, from the subject's last token on, through the layers above z, and the head where the target
+                 and the KL are read; PMET: through the MLP of layer z too, whose input δ_attn changes, at the lookups
+    """
+    z = method.layers[-1]
+    rows = [p.ids + r.target[:-1] for r in requests for p in r.prompts]
+    rows += up_to_lookup(r.kl for r in requests)
+    fronts = [p.ids[: p.lookup] for r in requests for p in (*r.prompts, r.kl)]
+    cost = shape.product((z + 1) * shape.layer, different(rows)) + shape.behind(z, different(fronts))
     for one, n in zip(requests, steps, strict=True):
         tail = 1 + sum(len(p.ids) - p.lookup + len(one.target) - 1 for p in one.prompts)
-        read = 1 + len(one.prompts) * len(one.target)
-        once = 2 * (tail * (above * layer - mlp) + read * (mlp + head)) if above else 2 * read * head
-        total += Cost(once * (2 * n - 1))
-    passes = 2 * max(steps) - 1
-    total += Cost(0, passes * (above * layer + head) * size)
-    n, d = len(requests), model.d_ff
-    write = Cost(n * (2 * d * d + 2 * n * d + 2 * d * model.d_model), 2 * 8 * d * d + 2 * d * model.d_model * size)
-    return total + write * len(method.layers)
+        step = shape.behind(z, tail, read=1 + len(one.prompts) * len(one.target))
+        if isinstance(method, PMET):
+            step += shape.product(shape.mlp, 1 + len(one.prompts))
+        cost += Cost(step.flops * (2 * n - 1))  # the last evaluation has no gradient, which costs as much again
+    return cost + Cost(0, step.bytes * (2 * max(steps) - 1))
+
+
+def measured_again(shape, layers, requests) -> Cost:
+    """Keys at every edited layer but the first, in all contexts, and the residual at the last one, with the clean
+    prompt, on the weights so far: from the W that was written last on. A history needs no more than that (but
+    RECT's): what is written in a layer or above does not reach its keys."""
+    prompts, clean, z = [p for r in requests for p in r.prompts], [r.prompts[0] for r in requests], layers[-1]
+    cost = Cost()
+    for below, layer in pairwise(layers):
+        so_far = shape.edited + (layer - below - 1) * shape.layer + shape.kv  # to the layer's keys and values
+        cost += shape.product(so_far, different(up_to_lookup(prompts)))
+        cost += shape.product(shape.layer - shape.kv - shape.edited, len(up_to_lookup(prompts)))
+        cost += shape.product((z - layer) * shape.layer, different(up_to_lookup(clean)))
+        cost += shape.product(shape.edited, len(up_to_lookup(clean)))
+    return cost
+
+
+def closed_form(shape, n, earlier=0, rank=None) -> Cost:
+    """Δ = R (ρI + KᵀBK)⁻¹ (BK)ᵀ of one layer for n keys (`kedit_lib/solve.py`), and W + Δ. rank: of P, where B is P/L2.
+
+    BK         two triangular solves with the factor of C, d² each a key; with P = U₀U₀ᵀ 2·d·rank twice, or with I − P
+    KᵀBK       n(n + 1)/2 products of length d, as it is symmetric
+    solve      n³/3 for its Cholesky factor, and 2n² for every row of R
+    W + Δ      n multiply-adds an entry; W is read and written
+    history    `with_memory`, `grown_factor` with m earlier keys: their products with BK, 2dnm; two triangular solves
+               with their factor, m² each a key, the first of which is the row that the factor then grows by; what they
+               take from BK, 2dnm; and the new corner, n(n + 1)m + n³/3
+    """
+    d, w, m = shape.d_ff, shape.d_model, earlier
+    if rank is None:
+        cost = Cost(2 * d * d * n, d * d * DOUBLE)  # half of the factor in each solve
+    else:
+        small = min(rank, d - rank)
+        cost = Cost(4 * d * small * n, 2 * d * small * DOUBLE)
+    cost += Cost(n * (n + 1) * d + n**3 / 3 + 2 * n * n * w + 2 * n * d * w, 2 * shape.edited * shape.size)
+    if not m:
+        return cost
+    grown = n * (n + 1) * m + n**3 / 3
+    return cost + Cost(4 * d * n * m + 2 * m * m * n + grown, m * d * (shape.math_size + DOUBLE) + m * m * DOUBLE)
+
+
+def largest_changes(shape) -> Cost:
+    """RECT's choice in one layer: |Δ / (W + 1e-8)|, two operations an entry, at least one comparison to find the
+    boundary and one with it; Δ is kept until the boundary is known, and W is read for the ratio."""
+    return Cost(4 * shape.edited, shape.edited * (2 * shape.math_size + shape.size))
+
+
+def rank_one(shape, method) -> Cost:
+    """ΔW = (v* − W k) uᵀ / (uᵀ k): C⁻¹k′ where C is used, by two triangular solves of d² each; ‖u‖ and uᵀk, 2d each;
+    W + ΔW, a multiply-add an entry. r-ROME: W k̄ too, while W is at hand; W k₀ is v₀, known from the first pass."""
+    d, entries = shape.d_ff, shape.edited
+    cost = Cost(2 * d * d, d * d * DOUBLE) if method.mom2_adjustment else Cost()
+    cost += Cost(4 * d + 2 * entries, 2 * entries * shape.size)
+    return cost + Cost(2 * entries) if isinstance(method, RROME) else cost
+
+
+def fine_tuning(shape, method, requests, steps) -> Cost:
+    """FT, a chunk of `batch_size` edits a step; FT-L reads at the prompt's last token alone, and needs none behind it.
+
+    first pass   every token that differs up to the input of the first edited W, which no step changes
+    evaluation   all tokens of the chunk through W and the layers above, and the head where the target is read
+    gradient     back through the layers above as much again, and 2 operations a token for each entry of every W
+    Adam         13 operations an entry: 3 for the mean, 4 for the squares, 3 for the scale, 3 for W; 2 more for weight
+                 decay and 2 for the bound; W and the two averages are read and written, and W₀ is read for the bound
+    """
+    first, at_last = method.layers[0], method.objective_optimization == "prompt_last"
+    rows = [r.prompts[0].ids + (() if at_last else r.target[:-1]) for r in requests]
+    cost = shape.product((first + 1) * shape.layer - shape.edited, different(rows))
+    decays, bounded = bool(method.weight_decay), method.norm_constraint is not None
+    adam = Cost(13 + 2 * decays + 2 * bounded, (6 + bounded) * shape.math_size) * (shape.edited * len(method.layers))
+    for begin in range(0, len(requests), method.batch_size):
+        chunk = slice(begin, begin + method.batch_size)
+        tokens, read = different(rows[chunk]), sum(1 if at_last else len(r.target) for r in requests[chunk])
+        at = [read if layer == shape.n_layers - 1 else tokens for layer in method.layers]
+        above, evaluations = shape.behind(first, tokens, read), max(steps[chunk])
+        cost += (shape.product(shape.edited, at[0]) + above) * evaluations
+        cost += (above + Cost(2 * sum(at) * shape.edited) + adam) * (evaluations - 1)
+    return cost
