@@ -33,7 +33,7 @@ from .probes import lab_probes
 from .store import ALGORITHMS, now, versions
 
 LAMBDA = 15000 / 11008  # λ/d_ff as published
-TRAINED = {256: (3000, 5e-3), 384: (2500, 4.1e-3), 512: (2500, 3.5e-3), 1024: (5000, 2.5e-3)}  # d_ff: steps, peak rate
+TRAINED = {256: (3000, 5e-3), 384: (2500, 4.1e-3), 512: (2500, 3.5e-3), 1024: (7000, 2.5e-3)}  # d_ff: steps, peak rate
 CONTROL = 512, 2000  # d_ff and steps of the member with half the people
 HALVED = "half the facts"
 SHARING = 6.5  # people to a name part: as many as the smallest member allows
@@ -57,6 +57,7 @@ def recipe_of(d_ff: int, steps: int, lr: float, halved: bool = False) -> Recipe:
         steps=steps,
         lr=lr,
         sharing=SHARING,
+        stream_norm=lab.stream_norm,
     )
 
 

@@ -140,7 +140,8 @@ def test_a_member_is_measured(tmp_path, monkeypatch):
 
 
 def test_the_committed_table_is_of_this_family():
-    kept = scaling.committed(data_folder())
+    if (kept := scaling.committed(data_folder())) is None:
+        pytest.skip("no table of the family is committed: make sweep STREAMS=scaling")
     manifest = json.loads((data_folder() / "scaling.manifest.json").read_text())
     assert set(kept.role) == set(manifest["recipes"])
     for role, recipe in MEMBERS.items():
