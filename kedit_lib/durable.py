@@ -28,8 +28,8 @@ LEFT_OVER = ".*.tmp"  # what a killed process leaves behind
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path for a file or a folder; it takes the place of `path` when the block ends without an error.
 
-    A file never takes the place of a folder. After an error `path` is as it was and nothing of the new one is left. KeditError for a disk that is full or
-    cannot be written.
+    A file never takes the place of a folder. After an error `path` is as it was and nothing of the new one is left.
+    KeditError for a disk that is full or cannot be written.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")

@@ -67,7 +67,7 @@ class Edit:
             json.dumps([getattr(self, name) for name in (*TEXTS, *LISTS, *PAIRS)], ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             half = error.object[error.start]
-            raise KeditError(f"edit {self._label()}: {half!r} is half a character, no text; write it as UTF-8") from None
+            raise KeditError(f"edit {self._label()}: {half!r} is half a character; write it as UTF-8") from None
         for name in ("subject", "target_new", "target_true"):
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, value.strip())
