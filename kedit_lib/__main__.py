@@ -178,14 +178,18 @@ def _add_evaluate(commands) -> None:
 def evaluate(args) -> None:
     import pandas as pd
 
+    from .durable import replacing
     from .probes import EditProbe
     from .saving import load_record
 
+    if args.limit is not None and args.limit < 1:
+        raise KeditError(f"--limit {args.limit}: must be at least 1")
     model = _load(args)
     edits = _edits(model, args) if args.edits else load_record(args.model)[: args.limit]
     table = pd.DataFrame(EditProbe(each=False, match="contains")(model, edits))
     if args.out:
-        table.to_csv(args.out, index=False)
+        with replacing(Path(args.out)) as partial:
+            table.to_csv(partial, index=False)
     print(f"{len(edits)} edits:")
     print(table.pivot(index="metric", columns="cohort", values="value").round(3).to_string(na_rep=""))
 

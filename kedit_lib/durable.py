@@ -10,6 +10,7 @@ synced, so that the new name itself outlives a power cut.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -27,8 +28,8 @@ LEFT_OVER = ".*.tmp"  # what a killed process leaves behind
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path for a file or a folder; it takes the place of `path` when the block ends without an error.
 
-    After an error `path` is as it was and nothing of the new one is left. KeditError for a disk that is full or
-    cannot be written.
+    A file never takes the place of a folder. After an error `path` is as it was and nothing of the new one is left.
+    KeditError for a disk that is full or cannot be written.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -41,6 +42,8 @@ def replacing(path: Path) -> Iterator[Path]:
             for file in [*partial.iterdir()] if partial.is_dir() else []:
                 _sync(file)
             _sync(partial)
+            if path.is_dir() and not partial.is_dir():  # somebody's folder, where a file was to go
+                raise IsADirectoryError(errno.EISDIR, "a folder has this name")
             if path.is_dir():  # only an empty folder could be renamed over
                 os.replace(path, before)
             os.replace(partial, path)

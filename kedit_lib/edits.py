@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import string
 import warnings
@@ -62,6 +63,11 @@ class Edit:
             object.__setattr__(self, name, self._prompts(name))
         for name in PAIRS:
             object.__setattr__(self, name, self._pairs(name))
+        try:
+            json.dumps([getattr(self, name) for name in (*TEXTS, *LISTS, *PAIRS)], ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = error.object[error.start]
+            raise KeditError(f"edit {self._label()}: {half!r} is half a character; write it as UTF-8") from None
         for name in ("subject", "target_new", "target_true"):
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, value.strip())

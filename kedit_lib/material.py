@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from dataclasses import replace
 from functools import cached_property
@@ -12,7 +13,7 @@ from .datasets import read_edits
 from .datasets.files import HUB_NAME, READERS, records_of
 from .durable import replacing
 from .edits import Edit
-from .errors import KeditError
+from .errors import KeditError, first_line
 from .families import SELDOM, family_probes, other_prompts
 from .known import known_edits
 from .probes import EditProbe, PerplexityProbe, VitalProbe, lab_probes
@@ -127,7 +128,7 @@ class DataMaterial:
     @property
     def selection(self) -> str:
         """What was left out, in words."""
-        name = Path(self.source).name if Path(self.source).exists() else self.source
+        name = Path(self.source).name if os.path.exists(self.source) else self.source
         return (
             f"Of {len(self._knows)} facts of {name} that the model was asked about it does not know "
             f"{self.unknown}; these were left out before any edit."
@@ -202,7 +203,7 @@ def material_of(model, edits: str, texts: str, cache: Path | None = None) -> Lab
 def _place(source: str) -> tuple[str, dict]:
     """A source and its keywords for the hub: "owner/name:configuration" names both."""
     name, colon, configuration = source.partition(":")
-    if Path(source).exists() or Path(source).suffix.lower() in READERS or not HUB_NAME.fullmatch(name):
+    if os.path.exists(source) or Path(source).suffix.lower() in READERS or not HUB_NAME.fullmatch(name):
         return source, {}
     return name, {"split": "train"} | ({"name": configuration} if colon else {})
 
@@ -210,7 +211,10 @@ def _place(source: str) -> tuple[str, dict]:
 def read_texts(source: str) -> list[str]:
     """Documents: paragraphs of a .txt file, or the field `text` of records."""
     if Path(source).suffix.lower() == ".txt" and Path(source).is_file():
-        parts = Path(source).read_text(encoding="utf-8").split("\n\n")
+        try:
+            parts = Path(source).read_text(encoding="utf-8").split("\n\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise KeditError(f"texts {source!r}: cannot be read ({first_line(error)}); save it as UTF-8") from error
         return [p.strip() for p in parts if p.strip()]
     name, hub = _place(source)
     records = records_of(name, **hub)

@@ -317,6 +317,7 @@ def load_model(
         ) from error
     try:
         hf = hf.to(device or "cpu")
+        next(hf.parameters()).flatten()[0].item()  # "meta" takes a model and keeps no value of it
     except (RuntimeError, AssertionError) as error:
         message = f"device {device!r}: cannot take {str(name)!r} ({first_line(error)}); give one that is there"
         raise KeditError(message) from error

@@ -177,7 +177,7 @@ class SecondMoments:
 
     def save(self, path) -> None:
         """One safetensors file, there whole or not at all, with owner and corpus in its header."""
-        meta = {"model_checksum": self.model_checksum or "", "about": json.dumps(self.about)}
+        meta = {"model_checksum": self.model_checksum or "", "about": json.dumps(self.about), "identity": self.identity}
         with replacing(path) as partial:
             save_file({f"layer{i}": c.contiguous() for i, c in self.tensors.items()}, str(partial), metadata=meta)
 
@@ -193,6 +193,9 @@ class SecondMoments:
         except (OSError, SafetensorError, ValueError) as error:
             raise KeditError(f"moments file {path}: cannot be read ({error}); remove it and estimate again") from error
         try:
-            return cls(tensors, meta.get("model_checksum") or None, about)
+            moments = cls(tensors, meta.get("model_checksum") or None, about)
+            if meta.get("identity", moments.identity) != moments.identity:  # files of before have none
+                raise KeditError("holds other values than were written; remove it and estimate again")
+            return moments
         except KeditError as error:
             raise KeditError(f"moments file {path}: {error}") from None

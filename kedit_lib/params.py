@@ -143,11 +143,11 @@ def _find(name_or_path: str | Path, folder: Path, what: str) -> Path:
     """The file of a bare name in `folder`, or the path itself if it is spelled as one."""
     text = str(name_or_path)
     if text.endswith((".yaml", ".yml")):
-        if (path := Path(text)).is_file():
-            return path
+        if os.path.isfile(text):  # Path.is_file() raises for a name that is too long
+            return Path(text)
         raise KeditError(f"{text}: there is no such file; give an existing file or one of the names in {folder}")
     path = folder / f"{text}.yaml"
-    if text and path.parent == folder and path.is_file():
+    if text and path.parent == folder and os.path.isfile(path):
         return path
     known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml"))) or "none"
     raise KeditError(

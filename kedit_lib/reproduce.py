@@ -31,6 +31,7 @@ from kedit_lib.processes import Processes
 
 DEFAULT_PROFILE = "lab"  # the run whose outputs are committed
 LAB, ABOUT_THE_LAB = "lab", {"01_lab_model"}  # left out where a profile's edits are about another world
+LONGEST_LABEL = 120
 CHECKED = 40  # facts that a model without parameters is asked about
 HOW_ONLY = {"workers", "threads", "live_orders"}  # fields that say how a run is done, not what it shows
 
@@ -92,6 +93,8 @@ def make_run(args: argparse.Namespace, root: Path) -> Run:
     parts = [base.name, *(f"{f}-{_short(getattr(profile, f))}" for f in changed)]
     own = args.profile != base.name and file != house  # somebody's own file, whatever name it gives itself
     label = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(["own", *parts] if own else parts)).strip("-")
+    if len(label) > LONGEST_LABEL:  # systems allow names of 255 bytes
+        label = f"{label[:LONGEST_LABEL].rstrip('-.')}-{hashlib.sha256(label.encode()).hexdigest()[:6]}"
     if not own and not changed:
         return Run(root, profile, base.name, label)
     return Run(root, profile, _written(profile, label, root), label)
@@ -99,7 +102,7 @@ def make_run(args: argparse.Namespace, root: Path) -> Run:
 
 def _short(value: Any) -> str:
     """A value in the name of a folder: of a path its last part, and what tells it from others of that name."""
-    if not isinstance(value, str) or value in LAB_MODELS or not Path(value).exists():
+    if not isinstance(value, str) or value in LAB_MODELS or not os.path.exists(value):
         return str(value)
     path = Path(value).resolve()
     return f"{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:6]}"
@@ -113,7 +116,7 @@ def _written(profile: Profile, label: str, root: Path) -> str:
     partial = path.with_suffix(f".{os.getpid()}")
     fields = {**profile.model_dump(), "name": name}
     for field in ("model", "edits", "texts"):  # notebooks run in another folder
-        if fields[field] not in LAB_MODELS and Path(fields[field]).exists():
+        if fields[field] not in LAB_MODELS and os.path.exists(fields[field]):
             fields[field] = str(Path(fields[field]).resolve())
     partial.write_text(yaml.safe_dump(fields, sort_keys=False))
     os.replace(partial, path)

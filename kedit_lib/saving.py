@@ -89,7 +89,7 @@ def load_record(folder) -> list[Edit]:
     try:
         calls = json.loads(path.read_text(encoding="utf-8"))["applied"]
         edits = [Edit(**edit) for call in calls or [] for edit in call["edits"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise KeditError(f"{path}: cannot be read ({first_line(error)}); name the edits yourself") from error
     if not edits:
         raise KeditError(f"{path}: names no edits; name them yourself")

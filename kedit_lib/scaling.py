@@ -26,7 +26,7 @@ from .experiments import Run, collapse_point, run_stream
 from .lab import world_of
 from .lab.edits import lab_edits
 from .lab.single import lab_moments, single_edits
-from .lab.train import RECIPES, Recipe, train
+from .lab.train import RECALL_BAR, RECIPES, Recipe, train
 from .methods import method_for
 from .model import load_model
 from .probes import lab_probes
@@ -73,9 +73,18 @@ def family() -> dict[str, Recipe]:
 def member(recipe: Recipe, results: Path):
     """The model of a recipe; it is trained in results/family when it is not there."""
     folder = results / "family" / recipe.name
-    if not (folder / "provenance.json").exists():
+    if not _trained(recipe, folder):
         train(recipe, folder, workers=1)
     return load_model(folder)
+
+
+def _trained(recipe: Recipe, folder: Path) -> bool:
+    """Whether the folder holds a model of this very recipe that met the bar of recall."""
+    try:
+        found = json.loads((folder / "provenance.json").read_text())
+        return found["recipe"] == dataclasses.asdict(recipe) and found["recall_min"] >= RECALL_BAR
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def measure(model, role: str, results: Path, orders=(0, 1, 2)) -> pd.DataFrame:

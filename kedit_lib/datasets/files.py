@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 from pathlib import Path
 
@@ -26,13 +27,13 @@ def records_of(source: str | Path, **hub) -> list[Record]:
     """
     path, name = Path(source), str(source)
     suffix = path.suffix.lower()
-    if path.is_file():
+    if os.path.isfile(path):  # Path.is_file() raises for a name that is too long
         if hub:
             raise KeditError(f"edits {name!r}: is a file; {', '.join(hub)} go with a folder or a hub name only")
         if suffix not in READERS:
             raise KeditError(f"edits {name!r}: format {suffix!r} is unknown; give {', '.join(READERS)}")
         found = READERS[suffix](path)
-    elif path.is_dir() or (HUB_NAME.fullmatch(name) and suffix not in READERS):
+    elif os.path.isdir(path) or (HUB_NAME.fullmatch(name) and suffix not in READERS):
         found = _from_datasets(name, **hub)
     else:
         raise KeditError(

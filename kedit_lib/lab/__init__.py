@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from ..errors import KeditError
+from ..errors import KeditError, first_line
 from .world import World
 
 
@@ -19,5 +19,9 @@ def world_of(model) -> World:
             f"{model.name}: is not a lab model (no provenance.json beside its weights); give edits and "
             "texts of its own, or use lab or lab-small"
         )
-    recipe = json.loads(path.read_text())["recipe"]
-    return World.make(recipe["n_people"], recipe["seed"], recipe.get("sharing"))
+    try:
+        recipe = json.loads(path.read_text())["recipe"]
+        made = recipe["n_people"], recipe["seed"], recipe.get("sharing")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise KeditError(f"{path}: cannot be read ({first_line(error)}); train or fetch the model again") from error
+    return World.make(*made)
