@@ -11,14 +11,13 @@ amplify rounding, so later runs are held to the accepted values within a margin 
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from .errors import KeditError
+from .durable import replacing
+from .errors import KeditError, first_line, program
 from .params import REPOSITORY
 from .quantities import (
     HELD,
@@ -272,11 +271,9 @@ def measure(bench: Bench, claims=CLAIMS) -> pd.DataFrame:
 
 def write(bench: Bench, figures: Path) -> pd.DataFrame:
     """Measure every claim and put the table into `figures`/claims.csv."""
-    figures.mkdir(parents=True, exist_ok=True)
     table = measure(bench)
-    partial = figures / f".claims.{os.getpid()}.csv"
-    table.to_csv(partial, index=False, float_format="%.6g")
-    os.replace(partial, figures / "claims.csv")
+    with replacing(figures / "claims.csv") as partial:
+        table.to_csv(partial, index=False, float_format="%.6g")
     return table
 
 
@@ -317,7 +314,7 @@ def shown(figures: Path | None = None) -> pd.DataFrame:
     path = (figures or REPOSITORY / "figures") / "claims.csv"
     if not path.exists():
         raise KeditError(f"{path.name}: the claims have not been measured yet; run make reproduce")
-    table = pd.read_csv(path)
+    table = _read(path)
     one = table.low.map("{:.2g}".format)
     span = one.where(table.low == table.high, one + " to " + table.high.map("{:.2g}".format))
     return pd.DataFrame(
@@ -333,21 +330,33 @@ def shown(figures: Path | None = None) -> pd.DataFrame:
     )
 
 
+def _read(path: Path) -> pd.DataFrame:
+    """A table of claims from disk."""
+    try:
+        table = pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise KeditError(f"{path.name}: cannot be read ({first_line(error)}); run make reproduce") from error
+    if not {"name", "median", "verdict"} <= set(table.columns):
+        raise KeditError(f"{path.name}: is no table of claims; run make reproduce")
+    return table
+
+
+@program
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(description="Compare the last run's claims with the accepted ones.")
     parser.add_argument("--accept", action="store_true", help="make the last run's values the accepted ones")
     args = parser.parse_args(argv)
     latest = REPOSITORY / "figures" / "claims.csv"
     if not latest.exists():
-        print("kedit: figures/claims.csv: the claims have not been measured yet; run make reproduce", file=sys.stderr)
-        return 1
+        raise KeditError("figures/claims.csv: the claims have not been measured yet; run make reproduce")
+    found = _read(latest)
     if args.accept:
-        accepted().write_bytes(latest.read_bytes())
+        with replacing(accepted()) as partial:
+            partial.write_bytes(latest.read_bytes())
         return 0
     if not accepted().exists():
-        print("kedit: figures/data/claims.csv: nothing was accepted yet; run with --accept", file=sys.stderr)
-        return 1
-    lines = outside(pd.read_csv(latest), pd.read_csv(accepted()))
+        raise KeditError("figures/data/claims.csv: nothing was accepted yet; run with --accept")
+    lines = outside(found, _read(accepted()))
     print("\n".join(lines) or "every claim lies in its band")
     return 1 if lines else 0
 

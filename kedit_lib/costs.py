@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 
 from .catalogue import streams_of
-from .errors import KeditError
+from .errors import KeditError, program
 from .params import REPOSITORY
+from .readme import put
 from .streams import Bench
 
 BEGIN, END = "<!-- costs: written by python -m kedit_lib.costs -->", "<!-- end of costs -->"
@@ -47,23 +47,18 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
+@program
 def main() -> int:
     seconds = {}
     for profile in PROFILES:
         seconds[profile] = notebook_seconds(REPOSITORY / ".stamps" / profile)
         if not seconds[profile]:
             make = "make smoke" if profile == "smoke" else "make reproduce"
-            print(f"kedit: profile {profile}: no run has been timed here; run '{make}' first", file=sys.stderr)
-            return 1
+            raise KeditError(f"profile {profile}: no run has been timed here; run '{make}' first")
         seconds[profile][STREAMS] = stream_seconds(Bench(profile, progress=False))
-    path = REPOSITORY / "README.md"
-    before, rest = path.read_text(encoding="utf-8").split(BEGIN)
-    path.write_text(before + render(seconds, os.cpu_count() or 1) + rest.split(END)[1], encoding="utf-8")
+    put(REPOSITORY / "README.md", [render(seconds, os.cpu_count() or 1)])
     return 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeditError as error:
-        sys.exit(f"kedit: {error}")
+    raise SystemExit(main())

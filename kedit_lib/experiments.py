@@ -110,6 +110,7 @@ def run_stream(
 
     decides = {
         "model": model.checksum,
+        "setting": model.setting,
         "dtype": str(model.dtype),
         "device": model.device.type,
         "method": method.name,

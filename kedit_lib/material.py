@@ -142,7 +142,8 @@ class DataMaterial:
 
     def _ask(self, edits: list[Edit]) -> list[bool]:
         """Whether the unedited model says each of these facts; found in the cache, or asked and kept there."""
-        key = key_of(model=self.model.checksum, edits=list(map(repr, edits)), algorithms=ALGORITHMS)
+        model = [self.model.checksum, self.model.setting]
+        key = key_of(model=model, edits=list(map(repr, edits)), algorithms=ALGORITHMS)
         path = None if self.cache is None else self.cache / f"{key}.json"
         if path is not None and path.exists():
             return json.loads(path.read_text())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from .saving import save_model
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 ORIGINALS = ("device", "host")
+NO_SETTING = ("_name_or_path", "dtype", "torch_dtype", "transformers_version")  # decide no number, or are asked beside
 
 
 class Snapshot(dict):
@@ -58,6 +60,7 @@ class EditableModel:
         self._originals: dict[str, Tensor] = {}
         self._sums: dict[str, Tensor] = {}  # edited weights of less than single precision: W₀ + ΣΔ before its rounding
         self._checksum: str | None = None
+        self._setting: str | None = None
         self._check_finite()
 
     # -- facts about the model
@@ -87,6 +90,16 @@ class EditableModel:
                 digest.update(tensor.view(torch.uint8).numpy().data if tensor.dim() else tensor.numpy().tobytes())
             self._checksum = digest.hexdigest()
         return self._checksum
+
+    @property
+    def setting(self) -> str:
+        """sha256 over what else decides what it says: its configuration and its tokenizer. Beside `checksum` in the
+        keys of caches and stores."""
+        if self._setting is None:
+            config = {k: v for k, v in self.hf.config.to_diff_dict().items() if k not in NO_SETTING}
+            parts = json.dumps([config, _vocabulary(self.tokenizer)], sort_keys=True, default=str)
+            self._setting = hashlib.sha256(parts.encode()).hexdigest()
+        return self._setting
 
     # -- modules
 
@@ -338,6 +351,14 @@ def _no_progress_bar():
     finally:
         if shown:
             bars.enable_progress_bar()
+
+
+def _vocabulary(tokenizer):
+    """All that decides its ids, as plain data."""
+    if not tokenizer.is_fast:
+        return [tokenizer.get_vocab(), tokenizer.init_kwargs]
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    return {name: rule for name, rule in rules.items() if name not in ("padding", "truncation")}  # of the last call
 
 
 def _dtype(dtype: torch.dtype | str) -> torch.dtype:

@@ -86,7 +86,8 @@ class SecondMoments:
             about["budget"] = tokens
         path = None
         if cache is not None:
-            key = hashlib.sha256(json.dumps([model.checksum, about], sort_keys=True).encode()).hexdigest()[:20]
+            whole = json.dumps([model.checksum, model.setting, about], sort_keys=True)
+            key = hashlib.sha256(whole.encode()).hexdigest()[:20]
             path = Path(cache) / f"moments-{key}.safetensors"
             if path.exists():
                 return cls.load(path)

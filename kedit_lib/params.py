@@ -24,7 +24,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 LAB_MODELS = ("lab", "lab-small")  # the built-in ones
 
 Count = Annotated[int, Field(ge=1)]
-Order = Annotated[int, Field(ge=0)]
+LAST_SEED, LAST_ORDER = 10**6, 999  # 1000 · seed + order seeds what an order draws
+Order = Annotated[int, Field(ge=0, le=LAST_ORDER)]
 Scale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -40,7 +41,7 @@ class Profile(BaseModel):
     dtype: Literal["float32", "float64", "bfloat16", "float16"]
     device: Annotated[str, Field(min_length=1)] = "cpu"  # or "cuda", "cuda:1", …
     originals: Literal["device", "host"] = "device"  # where the unedited values of edited weights are kept
-    seed: Annotated[int, Field(ge=0)]
+    seed: Annotated[int, Field(ge=0, le=LAST_SEED)]
     n_edits: Count  # length of a stream
     orders: Annotated[list[Order], Field(min_length=1)]  # all edit orders that are shown
     live_orders: list[Order]  # the orders executed now; the others come from committed data

@@ -6,7 +6,6 @@ A quantity is a function of a Bench that gives {order: value}; `each` and `diffe
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 
 import numpy as np
@@ -14,6 +13,7 @@ import pandas as pd
 
 from . import ranks
 from .catalogue import ROME_VARIANTS
+from .durable import replacing
 from .experiments import WINDOW, Run, collapse_point
 from .methods import method_for
 from .store import ALGORITHMS, key_of
@@ -164,12 +164,11 @@ def untouched_by_the_sum(bench: Bench) -> dict[int, float]:
 
 def _kept(bench: Bench, name: str, parts, compute: Callable[[], float]) -> float:
     """A number that takes a while, kept in results/claims."""
-    path = bench.results / "claims" / f"{name}-{key_of(parts=parts)}.json"
+    path = bench.results / "claims" / f"{name}-{key_of(parts=[bench.model.setting, *parts])}.json"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.tmp")
-        partial.write_text(json.dumps(compute()))
-        os.replace(partial, path)
+        found = json.dumps(compute())
+        with replacing(path) as partial:
+            partial.write_text(found)
     return json.loads(path.read_text())
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import pandas as pd
 
 from .claims import shown
+from .durable import replacing
+from .errors import KeditError, first_line, program
 from .params import REPOSITORY
 
 BEGIN, END = "<!-- claims: written by python -m kedit_lib.readme -->", "<!-- end of claims -->"
@@ -76,13 +78,29 @@ def _notebook(number: str) -> str:
     return next((REPOSITORY / "notebooks").glob(f"{number}_*.ipynb")).name
 
 
-def main() -> int:
-    path = REPOSITORY / "README.md"
+def put(path: Path, blocks: list[str]) -> None:
+    """Each block in the place of the one in the file that begins and ends with the same lines. KeditError when there
+    is none."""
     text = path.read_text(encoding="utf-8")
-    for begin, end, block in ((BEGIN, END, render), (SPEED, SPEED_END, speed)):
-        before, rest = text.split(begin)
-        text = before + block(REPOSITORY / "figures") + rest.split(end)[1]
-    path.write_text(text, encoding="utf-8")
+    for block in blocks:
+        begin, *_, end = block.splitlines()
+        before, found, rest = text.partition(begin)
+        _, closed, after = rest.partition(end)
+        if not (found and closed):
+            raise KeditError(f"{path.name}: has no block from {begin!r} to {end!r}; put these two lines in")
+        text = before + block + after
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+@program
+def main() -> int:
+    folder = REPOSITORY / "figures"
+    try:
+        blocks = [render(folder), speed(folder)]
+    except (OSError, ValueError, KeyError) as error:
+        raise KeditError(f"figures: cannot be read ({first_line(error)}); run make reproduce and make bench") from error
+    put(REPOSITORY / "README.md", blocks)
     return 0
 
 

@@ -11,12 +11,14 @@ A file of deltas says in its header which model it belongs to, which edits it ho
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -52,10 +54,11 @@ class Deltas:
     def save(self, folder) -> Path:
         """`<folder>/deltas.safetensors`, whole or not at all; its path."""
         path = Path(folder) / DELTAS
-        about = {"model_checksum": self.model_checksum, "versions": json.dumps(versions())}
+        tensors = {n: d.detach().cpu().contiguous() for n, d in self.deltas.items()}
+        about = {"model_checksum": self.model_checksum, "versions": json.dumps(versions()), "sha256": _digest(tensors)}
         about |= {name: json.dumps(part) for name, part in self.record.items()}
         with replacing(path) as partial:
-            save_file({n: d.detach().cpu().contiguous() for n, d in self.deltas.items()}, str(partial), metadata=about)
+            save_file(tensors, str(partial), metadata=about)
         return path
 
 
@@ -66,10 +69,20 @@ def load_deltas(path) -> Deltas:
         with safe_open(str(path), "pt") as file:
             about = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, this is no dict
+        if about.get("sha256", _digest(tensors)) != _digest(tensors):  # files of before it was kept have none
+            raise ValueError("its checksum differs")
         method, hyperparameters, edits = (json.loads(about[part]) for part in ("method", "hyperparameters", "edits"))
         return Deltas(tensors, about["model_checksum"], method, hyperparameters, [Edit(**e) for e in edits])
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise KeditError(f"deltas {path}: cannot be read ({first_line(error)}); save them again") from error
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def record_of(method: str, hyperparameters: dict, edits: list[Edit]) -> dict:

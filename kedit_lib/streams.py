@@ -159,7 +159,8 @@ class Bench:
 
         edits = self.edits(0)
         probes = self.probes(edits, 0, self.method("memit").layers)
-        path = self.results / "floors" / f"{key_of(parts=[self.model.checksum, *(p.identity for p in probes)])}.parquet"
+        key = key_of(parts=[self.model.checksum, self.model.setting, *(p.identity for p in probes)])
+        path = self.results / "floors" / f"{key}.parquet"
         if not path.exists():
             table = floors(self.model, probes, edits)
             with replacing(path) as partial:
@@ -190,7 +191,8 @@ class Bench:
     def singles_of(self, name: str) -> pd.DataFrame:
         """Independent edits by the method of one stream."""
         edits, method = self.edits(0, self.profile.n_single), self.method(name)
-        parts = [self.model.checksum, method.name, method.hyperparameters, list(map(repr, edits)), ALGORITHMS]
+        model = [self.model.checksum, self.model.setting]
+        parts = [*model, method.name, method.hyperparameters, list(map(repr, edits)), ALGORITHMS]
         path = self.results / "singles" / f"{name}-{key_of(parts=parts)}.parquet"
         if not path.exists():
             table = self.single_edits(method, edits)

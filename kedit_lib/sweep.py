@@ -19,7 +19,7 @@ import pandas as pd
 
 from .catalogue import every_stream, groups_of, streams_of
 from .errors import KeditError, program
-from .params import Profile, load_profile, results_folder
+from .params import LAST_ORDER, Profile, load_profile, results_folder
 from .stamps import PACKAGE, hash_files
 from .streams import Bench, committed_runs, data_folder
 
@@ -235,7 +235,9 @@ def main(argv=None) -> int:
         raise KeditError(f"stream {unknown[0]!r}: is unknown; there are {', '.join(known)}")
     if not re.fullmatch(r"\d+(,\d+)*", args.orders):
         raise KeditError(f"--orders {args.orders}: must be numbers with commas, such as 1,2")
-    orders = [int(o) for o in args.orders.split(",")]
+    names, orders = list(dict.fromkeys(names)), sorted({int(o) for o in args.orders.split(",")})
+    if orders[-1] > LAST_ORDER:
+        raise KeditError(f"--orders {args.orders}: the last order is {LAST_ORDER}")
     if args.streams in MEASUREMENTS:
         if not args.plan:
             run_measurements(profile, orders, args.streams)

@@ -2,16 +2,17 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import tiny
 import torch
 
 import kedit_lib as kedit
-from kedit_lib import reproduce, scaling, sweep
+from kedit_lib import claims, readme, reproduce, scaling, sweep
 from kedit_lib.__main__ import main
 from kedit_lib.durable import replacing
-from kedit_lib.lab import world_of
+from kedit_lib.lab import choose, train, world_of
 from kedit_lib.lab.train import RECALL_BAR
 from kedit_lib.material import read_texts
 from kedit_lib.saving import load_record
@@ -117,3 +118,107 @@ def test_texts_and_records_that_cannot_be_read(tmp_path):
     (tmp_path / "kedit_edits.json").write_text("[" * 100_000)
     with pytest.raises(kedit.KeditError, match="cannot be read"):
         load_record(tmp_path)
+
+
+# ------------------------------------------------------------------------------------- what decides numbers, and damage
+
+
+def altered(folder, tmp_path, file, **values):
+    """A copy of a model's folder with other values in one of its JSON files; the weights are the same."""
+    other = tmp_path / f"other-{file}"
+    shutil.copytree(folder, other)
+    about = json.loads((other / file).read_text())
+    (other / file).write_text(json.dumps({**about, **values}))
+    return other
+
+
+@pytest.mark.parametrize(
+    ("file", "values"), [("config.json", {"rms_norm_eps": 0.5}), ("tokenizer.json", {"post_processor": None})]
+)
+def test_the_same_weights_in_another_setting_are_another_model(tiny_folder, tmp_path, file, values):
+    folder = tiny_folder("llama-bos")
+    first, other = (
+        kedit.load_model(f, dtype=torch.float32) for f in (folder, altered(folder, tmp_path, file, **values))
+    )
+    assert first.checksum == other.checksum
+    assert first.setting != other.setting
+    texts, cache = ["The organ is old. Zoë plays."] * 30, tmp_path / "moments"
+    method, runs = kedit.MEMIT(layers=[1], v_num_grad_steps=2), []
+    for model in (first, other, kedit.load_model(folder, dtype=torch.float32)):
+        kedit.SecondMoments.estimate(model, texts, [1], cache=cache)
+        moments = kedit.SecondMoments.from_tensors(tiny.second_moments())
+        edits = [kedit.Edit(*e) for e in tiny.EDITS[:1]]
+        given = {"moments": moments, "contexts": ["{}"], "store": tmp_path / "streams", "progress": False}
+        runs.append(kedit.run_stream(model, edits, method, **given))
+    assert len(list(cache.glob("*.safetensors"))) == 2
+    assert runs[0].path == runs[2].path != runs[1].path
+
+
+def test_asking_a_tokenizer_for_padding_changes_no_setting(tiny_folder):
+    model, again = (kedit.load_model(tiny_folder("llama"), dtype=torch.float64) for _ in range(2))
+    model.tokenizer(["a", "a b c"], padding=True, truncation=True, max_length=2)
+    assert model.setting == again.setting == kedit.load_model(tiny_folder("llama"), dtype=torch.float32).setting
+
+
+def test_altered_deltas_are_not_loaded(tiny_folder, tmp_path):
+    model = kedit.load_model(tiny_folder("llama"), dtype=torch.float32)
+    moments = kedit.SecondMoments.from_tensors(tiny.second_moments())
+    method = kedit.MEMIT(layers=[1], v_num_grad_steps=2)
+    outcome = method.apply(model, [kedit.Edit(*tiny.EDITS[0])], moments=moments, contexts=["{}"])
+    path = outcome.save(tmp_path)
+    assert kedit.load_deltas(path).deltas.keys() == outcome.deltas.keys()
+    data = bytearray(path.read_bytes())
+    data[-2] ^= 0x10
+    path.write_bytes(data)
+    with pytest.raises(kedit.KeditError, match="its checksum differs"):
+        kedit.load_deltas(path)
+
+
+@pytest.mark.parametrize("given", ["seed=99999999999999999999999999", "seed=1000001", "orders=[0,1000]"])
+def test_seeds_that_no_generator_takes(given, capsys):
+    assert reproduce.main(["--profile", "smoke", "-p", given]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("orders", ["99999999999999999999999", "0,1000"])
+def test_orders_beyond_the_last(orders, capsys):
+    assert sweep.main(["--profile", "smoke", "--orders", orders, "--plan"]) == 1
+    assert "the last order is 999" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("field", ["v_lr", "clamp_norm_factor"])
+def test_steps_that_overflow(field):
+    with pytest.raises(kedit.KeditError, match=field):
+        kedit.method_for("lab", "memit", **{field: 1e30})
+
+
+@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "\x00\x01"])
+def test_a_table_of_claims_that_is_none(tmp_path, monkeypatch, capsys, text):
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "claims.csv").write_text(text)
+    monkeypatch.setattr(claims, "REPOSITORY", tmp_path)
+    assert claims.main([]) == 1
+    assert "claims.csv: " in capsys.readouterr().err
+
+
+def test_a_readme_without_figures_or_without_a_place_stays_as_it_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(readme, "REPOSITORY", tmp_path)
+    assert readme.main() == 1
+    assert "figures: cannot be read" in capsys.readouterr().err
+    path = tmp_path / "README.md"
+    path.write_text("<!-- a -->\nold\n<!-- end -->\nrest")
+    with pytest.raises(kedit.KeditError, match="has no block from '<!-- b -->'"):
+        readme.put(path, ["<!-- a -->\nnew\n<!-- end -->", "<!-- b -->\nx\n<!-- end -->"])
+    assert path.read_text() == "<!-- a -->\nold\n<!-- end -->\nrest"
+    readme.put(path, ["<!-- a -->\nnew\n<!-- end -->"])
+    assert path.read_text() == "<!-- a -->\nnew\n<!-- end -->\nrest"
+
+
+def test_more_people_than_are_kept_for_the_sweep(capsys):
+    assert choose.main(["--model", "lab-small", "--n", "100000"]) == 1
+    assert "people kept for it" in capsys.readouterr().err
+
+
+def test_training_on_a_device_that_keeps_no_values(tmp_path, capsys):
+    assert train.main(["--recipe", "lab-small", "--device", "meta", "--workers", "1", "--out", str(tmp_path)]) == 1
+    assert "device 'meta'" in capsys.readouterr().err

@@ -87,6 +87,8 @@ def main(argv=None) -> int:
     folder = args.out or model.folder
     if folder is None or not folder.is_dir():
         raise KeditError(f"--out {folder}: is no folder; give an existing one")
+    if args.n > (most := len(world_of(model).development)):
+        raise KeditError(f"--n {args.n}: {args.model} has {most} people kept for it; give at most as many")
     if args.only != "scales":
         layer_sweep(model, args.n, cache="results/moments").to_csv(folder / "layers.csv", index=False)
     if args.only != "layers":

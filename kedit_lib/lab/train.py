@@ -224,8 +224,8 @@ def train(recipe: Recipe, out: Path, workers: int = 2, device: str = "cpu", chec
     if recipe.steps < 1 or workers < 1:
         raise KeditError(f"training: {recipe.steps} steps with {workers} workers; give at least 1 of each")
     try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise KeditError(f"device {device!r}: cannot be used ({first_line(error)}); give one that is there") from error
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
