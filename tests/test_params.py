@@ -100,7 +100,7 @@ def test_overrides_replace_fields_and_are_checked_alike(folder):
         ("n_edits: 4", "n_edits: 0", ["n_edits", "0", "greater than or equal to 1"]),
         ("n_edits: 4", "n_edit: 4", ["n_edits", "missing"]),
         ("seed: 0", "seed: 0\ncolour: red", ["colour", "no such field"]),
-        ("seed: 0", "seed: 0\nseed: 1", ["line 8", "seed", "twice"]),
+        ("seed: 0", "seed: 0\nseed: 1", ["line 9", "seed", "twice"]),
         ("seed: 0", "seed: [0", ["line", "not valid YAML"]),
         ("dtype: float32", "dtype: fp32", ["dtype", "'fp32'", "float32"]),
         ("lambda_scales: [0.1, 1]", "lambda_scales: [-1.0]", ["lambda_scales.0", "-1.0"]),
