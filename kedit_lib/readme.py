@@ -31,7 +31,8 @@ def render(figures: Path) -> str:
 
 def speed(figures: Path) -> str:
     """The block on `make bench`, markers included."""
-    paths, stream, moments = (pd.read_csv(figures / f"benchmarks{n}.csv") for n in ("", "_stream", "_moments"))
+    tables = (pd.read_csv(figures / f"benchmarks{n}.csv") for n in ("", "_stream", "_moments", "_precision"))
+    paths, stream, moments, digits = tables
     paths = paths[~paths.path.str.contains("float64")]
     lines = ["| one core, lab model | s/edit | times the plain path's speed | bar | in matrix products |"]
     lines += ["|---" * 5 + "|"]
@@ -46,6 +47,12 @@ def speed(figures: Path) -> str:
     said.append(
         f"- Second moments on 10·d_ff tokens instead of all {ten['tokens of all texts']:,.0f}: C is off by "
         f"{ten['error of C']:.0%}, an update by {ten['error of an update (mean)']:.0%}."
+    )
+    worst = digits.loc[digits["condition of C"].idxmax()]
+    said.append(
+        f"- Closed forms are solved in float64: with C's condition number, here up to {worst['condition of C']:.1e}, "
+        f"float32 would put C⁻¹k off by {worst['error of C⁻¹k in float32']:.1e} and (λC + KKᵀ)⁻¹K of "
+        f"{worst['keys']:.0f} keys by {worst['error of (λC + KKᵀ)⁻¹K in float32']:.1e}."
     )
     if len(short):
         said.append(

@@ -31,7 +31,9 @@ from tqdm.auto import tqdm
 import kedit_lib as kedit
 import kedit_lib.methods as methods
 from kedit_lib.cost import peak_memory
+from kedit_lib.keys import keys_at
 from kedit_lib.tails import Tails
+from kedit_lib.tokens import encode_prompt
 
 FIGURES = Path(__file__).resolve().parents[1] / "figures"
 # What the phases are made of; whatever else an edit takes is "rest": tokens, checks, copies of weights.
@@ -283,7 +285,14 @@ def lab(edits_each, batch, stream, model="lab", progress=True):
     costs = budgets(found["MEMIT"], bench.material.texts(), edits[:5])
     kept = ("MEMIT", "MEMIT with history")
     streams = pd.concat([along(found[title], edits[:stream], title, peak) for title in kept])
-    return pd.DataFrame(rows), streams, costs
+    return pd.DataFrame(rows), streams, costs, precision(*conditioning(bench, edits[:batch]))
+
+
+def conditioning(bench, edits):
+    """What `precision` is asked about: the bench's C, the keys of these edits at every layer of it, MEMIT's λ."""
+    prompts = [encode_prompt(bench.model.tokenizer, "{}", e.prompt, e.subject) for e in edits]
+    keys = keys_at(bench.model, prompts, sorted(bench.moments.tensors))
+    return bench.moments, keys, bench.method("memit").mom2_update_weight
 
 
 def along(paths, edits, title, peak, steps=4):
@@ -323,6 +332,22 @@ def budgets(paths, texts, edits, factors=(3, 10, 30, 100)):
         of_update = [relative(_update(paths, some, e), u) for e, u in zip(edits, updates, strict=True)]
         rows.append((factor, some.about["tokens"], every.about["tokens"], of_c, sum(of_update) / len(of_update)))
     columns = ["tokens / d_ff asked", "tokens", "tokens of all texts", "error of C", "error of an update (mean)"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def precision(moments, keys, ridge):
+    """What single precision would cost the closed forms: a row a layer with the condition number of C, and relative
+    errors of C⁻¹k (ROME's direction) and of (λC + KKᵀ)⁻¹K (MEMIT's update but for the residual) when they are solved in
+    float32, against float64. keys: {layer: [n, d_ff]}; ridge: λ."""
+    rows = []
+    for layer, k in keys.items():
+        C, K = moments.tensors[layer].double(), k.double().T
+        alone, together = torch.linalg.solve(C, K), torch.linalg.solve(ridge * C + K @ K.T, K)
+        narrow = C.float(), K.float()
+        found = torch.linalg.solve(*narrow), torch.linalg.solve(ridge * narrow[0] + narrow[1] @ narrow[1].T, narrow[1])
+        errors = [relative(a.double(), b) for a, b in zip(found, (alone, together), strict=True)]
+        rows.append((layer, K.shape[1], float(torch.linalg.cond(C)), *errors))
+    columns = ["layer", "keys", "condition of C", "error of C⁻¹k in float32", "error of (λC + KKᵀ)⁻¹K in float32"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -368,10 +393,11 @@ def main(argv=None):
         torch.set_num_threads(1)
         small = args.profile == "smoke"
         sizes = {"edits_each": 2, "batch": 4, "stream": 20, "model": "smoke"} if small else {}
-        paths, streams, costs = lab(**({"edits_each": 8, "batch": 100, "stream": 1000} | sizes))
+        paths, streams, costs, digits = lab(**({"edits_each": 8, "batch": 100, "stream": 1000} | sizes))
         save(paths, "benchmarks.csv", args.out)
         save(streams, "benchmarks_stream.csv", args.out)
         save(costs, "benchmarks_moments.csv", args.out)
+        save(digits, "benchmarks_precision.csv", args.out)
     except kedit.KeditError as error:
         print(f"kedit: {error}")
         return 1

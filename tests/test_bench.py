@@ -126,6 +126,20 @@ def test_a_budget_of_tokens_costs_less_the_larger_it_is(paths):
     assert table["error of an update (mean)"].iloc[0] > 0
 
 
+def test_single_precision_costs_more_the_worse_the_condition():
+    chance = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(24, 24, generator=chance, dtype=torch.float64)).Q
+    keys = {i: torch.randn(5, 24, generator=chance, dtype=torch.float64) for i in (0, 1)}
+    C = {
+        i: basis @ torch.diag(torch.logspace(0, -low, 24, dtype=torch.float64)) @ basis.T for i, low in ((0, 1), (1, 6))
+    }
+    table = bench.precision(kedit.SecondMoments.from_tensors(C), keys, 2.0)
+    assert table["condition of C"].round(-1).tolist() == [10, 1e6]
+    for column in table.columns[3:]:
+        mild, bad = table[column]
+        assert 1e-8 < mild < 1e-5 and 1e-4 < bad < 1
+
+
 def test_peaks_are_speeds():
     peak = peaks(torch.device("cpu"), torch.float32, size=64, seconds=0.01)
     assert 1e7 < peak.flops < 1e15 and 1e7 < peak.bytes < 1e14
