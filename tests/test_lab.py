@@ -479,7 +479,7 @@ def test_shipped_weights_are_the_ones_their_provenance_speaks_of(shipped):
 
 def test_shipped_weights_follow_the_recipe(shipped):
     provenance = json.loads((shipped / "provenance.json").read_text())
-    assert provenance["recipe"] == dataclasses.asdict(train.RECIPES[shipped.name])
+    assert train.Recipe(**provenance["recipe"]) == train.RECIPES[shipped.name]
 
 
 def test_shipped_weights_are_small():
