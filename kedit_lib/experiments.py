@@ -24,7 +24,7 @@ from .methods.base import Method
 from .metrics import cosine
 from .model import EditableModel
 from .probes import EditProbe
-from .probing import DEAD, Probe
+from .probing import DEAD, AtStart, Probe
 from .store import ALGORITHMS, Checkpoint, RunFolder, arithmetic, commit, key_of, now, versions
 from .targets import AlreadyKnown
 from .trace import no_bar
@@ -82,6 +82,7 @@ def run_stream(
     checkpoint_every: int = 25,
     dense_every: int | None = None,
     progress: bool = True,
+    known=None,
 ) -> Run:
     """Apply `edits` in batches of `batch_size`, one batch on top of the other, from the unedited weights.
 
@@ -91,6 +92,8 @@ def run_stream(
                       None: nothing is written
     checkpoint_every  edits between checkpoints (a batch is never cut)
     dense_every       spacing until the model is dead (untouched accuracy below 0.5); None: 10 or less
+    known             a folder for what the probes say of the unedited model: streams that share it ask once.
+                      None: each stream asks
 
     The model comes back with the weights it had before the call. Ctrl-C finishes the edit at hand and writes a
     checkpoint before it is raised. A second process with the same call waits for the first, and says so.
@@ -135,7 +138,7 @@ def run_stream(
     method.prepare(model, edits, moments, contexts, history)
     if method.keeps_history:
         history = EditHistory() if history is None else history.copy()
-    stream = _Stream(model, edits, method, batch_size, probes, folder, checkpoint_every, dense_every)
+    stream = _Stream(model, edits, method, batch_size, probes, folder, checkpoint_every, dense_every, known)
     with folder.held() if folder is not None else contextlib.nullcontext():
         if folder is not None and folder.finished():  # by the process that was waited for
             return Run(*folder.load(), folder.path)
@@ -182,6 +185,7 @@ class _Stream:
     folder: RunFolder | None
     checkpoint_every: int
     dense_every: int
+    known: Path | None
 
     def run(self, given: dict, progress: bool):
         """(edit rows, checkpoint rows, when it was begun), from the last checkpoint on if there is one.
@@ -211,7 +215,8 @@ class _Stream:
                 at_checkpoint = done >= due and not interrupt.asked
                 if at_checkpoint:
                     with memory_for(f"probes after {done} edits", "measure less at once or take a larger device"):
-                        checks += _measure(model, self.probes, self.edits[:done], rows, checks, last=done == n)
+                        asked = self.probes if done else self._at_start()
+                        checks += _measure(model, asked, self.edits[:done], rows, checks, last=done == n)
                     dead = dead or (done > 0 and _is_dead(checks))
                     due = min(done + (self.checkpoint_every if dead else self.dense_every), n) if done < n else n + 1
                 if self.folder is not None and done and (at_checkpoint or interrupt.asked):
@@ -226,6 +231,14 @@ class _Stream:
                 done = len(rows)
                 bar.update(done - bar.n)
                 bar.set_postfix(p=f"{rows[-1]['probability_last']:.3g}")
+
+    def _at_start(self) -> list[Probe]:
+        """The probes; where there is a folder for it, they answer from what this model was asked before."""
+        if self.known is None:
+            return self.probes
+        model = self.model
+        asked_of = [model.checksum, model.setting, str(model.dtype), model.device.type, ALGORITHMS]
+        return [AtStart(probe, Path(self.known), asked_of) for probe in self.probes]
 
     def _apply(self, done: int, given: dict) -> list[dict]:
         """The next batch; its rows. KeditError that says where the stream stands when it cannot be made."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
+from .durable import replacing
 from .edits import Edit
 from .errors import KeditError
 from .tokens import target_ids
@@ -57,6 +61,27 @@ def true_object(model, edit: Edit) -> str | None:
         return edit.target_true and target_ids(model.tokenizer, edit.text, edit.target_true) and edit.target_true
     except KeditError:
         return None
+
+
+@dataclass(frozen=True)
+class AtStart:
+    """A probe of the unedited model, asked once for all streams that keep what they know in one folder.
+
+    folder: where its rows are kept; asked_of: what the answers hang on beside the probe's identity
+    """
+
+    probe: Probe
+    folder: Path
+    asked_of: list
+
+    def __call__(self, model, done: list[Edit]) -> list[dict]:
+        path = self.folder / f"{identity_of(self.probe.identity, self.asked_of)}.json"
+        with contextlib.suppress(OSError, ValueError):
+            return json.loads(path.read_text())
+        found = self.probe(model, done)
+        with replacing(path) as partial:
+            partial.write_text(json.dumps(found))
+        return found
 
 
 class Unedited:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .catalogue import ANCHOR_SAMPLE, BOTH, Stream, every_stream, streams_of
+from .catalogue import ANCHOR_SAMPLE, Stream, every_stream, streams_of
 from .contexts import generate_contexts
 from .durable import replacing
 from .errors import KeditError
@@ -58,6 +58,10 @@ class Bench:
     def edits(self, order: int = 0, n: int | None = None):
         return self.material.edits(n or self.profile.n_edits, self._seed(order))
 
+    def edits_of(self, name: str, order: int = 0):
+        """The edits of a stream: of the profile's length, or of as many times it as the stream says."""
+        return self.edits(order, round(self.profile.n_edits * self._stream(name).length))
+
     def probes(self, edits, order: int = 0, layers=(), families: bool = True) -> list:
         """What is measured at the checkpoints of a stream of these edits in `layers`, as `lab_probes` says."""
         p = self.profile
@@ -74,8 +78,9 @@ class Bench:
 
     def _method(self, stream: Stream) -> Method:
         overrides = dict(stream.overrides)
-        if stream.at is not None:
-            overrides["layers"] = self._layers_at(stream.at)
+        if stream.at is not None or stream.last is not None:
+            layers = method_for(self.model, stream.at or stream.method).layers
+            overrides["layers"] = list(layers[-(stream.last or len(layers)) :])
         method = method_for(self.model, stream.method, **overrides)
         if stream.scale != 1:
             overrides["mom2_update_weight"] = method.mom2_update_weight * stream.scale
@@ -87,12 +92,6 @@ class Bench:
         method = method_for(self.model, stream.method, **overrides)
         return method if stream.change is None else changed(method, stream.change)
 
-    def _layers_at(self, where: str) -> list[int]:
-        if where != BOTH:
-            return list(method_for(self.model, where).layers[-1:])
-        every = [layer for name in ("rome", "memit") for layer in method_for(self.model, name).layers]
-        return list(range(min(every), max(every) + 1))
-
     def run(self, name: str, order: int = 0, n_edits: int | None = None) -> Run:
         """Run the stream, resume it, or find it finished in results/ (looked up once)."""
         asked = name, order, n_edits
@@ -102,7 +101,7 @@ class Bench:
 
     def _run(self, name: str, order: int, n_edits: int | None) -> Run:
         stream, method, p = self._stream(name), self.method(name), self.profile
-        edits = self.edits(order)
+        edits = self.edits_of(name, order)
         probes = self.probes(edits, order, method.layers, families=not stream.brief)
         edits = edits[:n_edits]
         if stream.pruned:
@@ -119,6 +118,7 @@ class Bench:
             checkpoint_every=p.checkpoint_every,
             dense_every=p.dense_every,
             progress=self.progress,
+            known=self.results / "known",
         )
 
     def runs(self, name: str) -> dict[int, Run]:
@@ -222,9 +222,9 @@ class Bench:
         ours = {
             "model": self.model.checksum,
             "method": self.method(name).name,
-            "n_edits": self.profile.n_edits,
+            "n_edits": len(self.edits_of(name, order)),
             "hyperparameters": json.loads(json.dumps(self.method(name).hyperparameters)),
-            "edits": edits_hash(self.edits(order)),
+            "edits": edits_hash(self.edits_of(name, order)),
         }
         return run if all(run.manifest[field] == value for field, value in ours.items()) else None
 

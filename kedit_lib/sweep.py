@@ -87,7 +87,7 @@ def budget(bench: Bench, names, orders) -> pd.DataFrame:
         known = next((run for run in runs if run is not None), None)
         each = known.edits.seconds.mean() if known else float("nan")
         probes = known.curve("seconds", "probes").sum() if known else float("nan")
-        n = bench.profile.n_edits
+        n = len(bench.edits_of(name))
         rows += [(name, order, n, each, (n * each + probes) / 60) for order in orders]
     return pd.DataFrame(rows, columns=["stream", "order", "edits", "s/edit", "minutes"]).round(2)
 
@@ -221,7 +221,7 @@ def main(argv=None) -> int:
     parser.add_argument(
         "--streams",
         default="main",
-        help="main, scaled (λ/d_ff × 0.1 and × 10), moved (ROME and MEMIT with layers exchanged), others (the other "
+        help="main, scaled (λ/d_ff × 0.1 and × 10), regimes (more edits, more layers, longer steps), others (the other "
         "methods), causes, sensitivity, or names with commas; anatomy, foretold, memory and scaling (which trains "
         "five lab models first) are what else notebooks 06 and 07 read",
     )

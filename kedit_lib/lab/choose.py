@@ -24,7 +24,7 @@ from .single import lab_moments, single_edits
 from .train import fix_scale
 
 WIDEST = 4  # adjacent layers at most
-SCALES = (4.0, 8.0, 12.0, 16.0, 32.0)  # mean norms of the stream in the middle; v_lr is 0.5 whatever it is
+SCALES = (8.0, 16.0, 22.0, 32.0, 45.0, 64.0)  # mean norms of the stream in the middle; v_lr is 0.5 whatever it is
 
 
 def layer_sweep(model, n: int = 20, cache=None) -> pd.DataFrame:

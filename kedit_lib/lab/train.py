@@ -68,7 +68,17 @@ class Recipe:
 RECIPES = {
     r.name: r
     for r in (
-        Recipe("lab", n_people=2000, d_model=128, d_ff=1024, n_layers=4, steps=7000, lr=2.5e-3),
+        Recipe(
+            "lab",
+            n_people=2000,
+            d_model=128,
+            d_ff=1024,
+            n_layers=4,
+            steps=7000,
+            lr=2.5e-3,
+            sharing=6.5,
+            stream_norm=32.0,
+        ),
         Recipe("lab-small", n_people=200, d_model=96, d_ff=384, n_layers=4, steps=1500, vocab_size=1280, lr=4e-3),
     )
 }
