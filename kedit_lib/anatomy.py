@@ -34,7 +34,7 @@ from .targets import AlreadyKnown
 from .tokens import encode_prompt
 from .trace import no_bar
 
-STREAMS = ("memit", "memit@rome@0.1")  # MEMIT as chosen, and where its optimised probability collapses; one layer each
+STREAMS = ("memit", "memit-steps")  # one layer each; MEMIT as published, and where it costs most bystanders
 CHECKPOINTS = 9
 STRANGERS = 250  # untouched facts
 

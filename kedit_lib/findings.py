@@ -288,44 +288,29 @@ def hidden_by(name: str, streams: dict[str, dict[int, Run]]) -> str:
     )
 
 
-def verdict_layer(table: pd.DataFrame, bench) -> str:
-    """ROME and MEMIT, each at its own layer and at the other's: which of the two decides what is left of p."""
-    where = {
-        "MEMIT": ("MEMIT", "memit"),
-        "MEMIT at ROME's layer": ("MEMIT", "memit@rome"),
-        "ROME": ("ROME", "rome"),
-        "ROME at MEMIT's layer": ("ROME", "rome@memit"),
-    }
-    rows = table[table.stream.isin(where)].copy()
-    rows["method"] = [where[s][0] for s in rows.stream]
-    rows["layer"] = [bench.method(where[s][1]).layers[-1] for s in rows.stream]
-    p = rows.groupby(["method", "layer"])["p last 25"].median().unstack("layer")
-    known = rows.groupby(["method", "layer"]).untouched.median().unstack("layer")
-    if p.isna().any(axis=None) or len(p.columns) < 2:
-        return "The streams at exchanged layers have not been run, or both methods edit the same layer."
-    low = [(m, i) for m in p.index for i in p.columns if p.loc[m, i] < p.max(axis=None) / 2]
-    methods, layers = {m for m, _ in low}, {i for _, i in low}
-    if not low:
-        verdict = "neither method loses its probability at either layer"
-    elif len(low) == 1:
-        verdict = f"it takes both: only {low[0][0]} at layer {low[0][1]} loses its probability"
-    elif len(layers) == 1:
-        verdict = f"the layer decides: both methods lose their probability at layer {layers.pop()}"
-    elif len(methods) == 1:
-        verdict = f"the method decides: {methods.pop()} loses its probability at both layers"
-    else:
-        verdict = "neither decides alone"
-    said = "; ".join(
-        f"{m} at layer {i}: p = {p.loc[m, i]:.2g}, {known.loc[m, i]:.0%} of the untouched facts right"
-        for m in p.index
-        for i in p.columns
-    )
-    return (
-        f"**Method or layer? {verdict[0].upper() + verdict[1:]}** (below half of the highest p). "
-        f"After {rows.edits.max()} edits: {said}. The untouched facts say something else: they differ by "
-        f"{(known.max(axis=1) - known.min(axis=1)).mean():.0%} between layers and by "
-        f"{(known.max() - known.min()).mean():.0%} between methods."
-    )
+def verdict_contrast(table: pd.DataFrame, settings: dict[str, tuple[str, str]]) -> str:
+    """Where ROME's optimised probability outlasts MEMIT's, and what their models know meanwhile; medians over orders.
+
+    table: a `collapse_table`; settings: {what is said of it: (MEMIT's stream, ROME's)}. A probability lasts where it
+    halves in fewer than half of the orders. Settings with a stream that was not run are left out.
+    """
+    lasts, said = {"ROME's alone": [], "MEMIT's alone": [], "both": [], "neither": []}, []
+    for setting, names in settings.items():
+        memit, rome = (table[table.stream == name] for name in names)
+        if memit.empty or rome.empty:
+            continue
+        up = [rows.N_optimisation.notna().mean() < 0.5 for rows in (memit, rome)]
+        which = {(False, True): "ROME's alone", (True, False): "MEMIT's alone", (True, True): "both"}
+        lasts[which.get(tuple(up), "neither")].append(setting)
+        each = [
+            f"{method} p = {rows['p last 25'].median():.2g}, {rows.untouched.median():.0%} of the untouched facts right"
+            for method, rows in (("MEMIT", memit), ("ROME", rome))
+        ]
+        said.append(f"- {setting}, after {memit.edits.max()} edits: {'; '.join(each)}.")
+    if not said:
+        return "The streams of this comparison were not run in this profile."
+    found = "; ".join(f"{who}: {', '.join(where)}" for who, where in lasts.items() if where)
+    return f"**Whose optimised probability lasts? {found[0].upper() + found[1:]}.**\n\n" + "\n".join(said)
 
 
 def verdict_mass(streams: dict[str, dict[int, Run]], mass: pd.DataFrame, bench) -> str:

@@ -119,9 +119,9 @@ def first_batch(run: Run) -> float:
 
 
 def interference_ratio(bench: Bench) -> dict[int, float]:
-    """tr(Δ C Δᵀ) for each achieved edit of MEMIT over ROME's and its own layers together, over that of the last of them
+    """tr(Δ C Δᵀ) for each achieved edit of MEMIT over PMET's layers, over that of the last of them
     alone, where both have the same z; single edits."""
-    found, several = {}, bench.method("memit@both")
+    found, several = {}, bench.method("memit-layers")
     one = method_for(bench.model, "memit", layers=several.layers[-1:])
     for order in bench.profile.orders:
         edits = bench.edits(order, min(N_INTERFERENCE, bench.profile.n_single))

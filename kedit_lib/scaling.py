@@ -1,9 +1,10 @@
 """Does the collapse wait longer in a wider model? The same streams on a family of lab models, width by width.
 
 Held: d_model : d_ff (1 : 8), four layers of which the lab's are edited, λ/d_ff, facts for each parameter of the layers,
-and how many people share a name part, for that is what most spills come from. One member has half the people of its
-width: a control, for the number of facts need not matter. `make sweep STREAMS=scaling` trains what is missing in
-results/family and runs the streams.
+how many people share a name part, for that is what most spills come from, and how long a step of the optimisation is
+against the states it moves. The widest member is the lab model itself. One member has half the people of its width: a
+control, for the number of facts need not matter. `make sweep STREAMS=scaling` trains what is missing in results/family
+and runs the streams.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ import numpy as np
 import pandas as pd
 import torch
 
+from .catalogue import LONG_STEPS
 from .contexts import generate_contexts
 from .durable import replacing
+from .errors import KeditError
 from .experiments import Run, collapse_point, run_stream
 from .lab import world_of
 from .lab.edits import lab_edits
@@ -32,32 +35,34 @@ from .model import load_model
 from .probes import lab_probes
 from .store import ALGORITHMS, now, versions
 
+LAB = RECIPES["lab"]
 LAMBDA = 15000 / 11008  # λ/d_ff as published
-TRAINED = {256: (3000, 5e-3), 384: (2500, 4.1e-3), 512: (2500, 3.5e-3), 1024: (7000, 2.5e-3)}  # d_ff: steps, peak rate
-CONTROL = 512, 2000  # d_ff and steps of the member with half the people
+TRAINED = {256: (5000, 5e-3), 384: (2500, 4.1e-3), 512: (2500, 3.5e-3)}  # d_ff: steps, peak rate
+CONTROL = 512, 3000  # d_ff and steps of the member with half the people
 HALVED = "half the facts"
-SHARING = 6.5  # people to a name part: as many as the smallest member allows
-STREAMS = {"MEMIT": ((0,), 1.0), "MEMIT, both layers, λ/d_ff × 0.1": ((0, 1), 0.1)}  # layers, factor on λ/d_ff
-LONGEST, UNTOUCHED, SINGLES = 450, 200, 50
+STREAMS = {"MEMIT": ([1], {}), "MEMIT, three layers, long steps": ([0, 1, 2], LONG_STEPS)}  # layers, what else
+LONGEST, UNTOUCHED, SINGLES = 1000, 200, 50
 BARS = {"edit": 0.95, "templates": 0.80, "near": 0.98}  # of single edits by the same method
 POINTS = ("N_optimisation", "N_model")
 SEED_WIDTH, SEED_EDITS = 11008, 450  # of the report
 
 
 def recipe_of(d_ff: int, steps: int, lr: float, halved: bool = False) -> Recipe:
-    """The member of that width: as many people for each parameter of its layers as the shipped model has, or half."""
-    lab = RECIPES["lab"]
-    people = round(lab.n_people * (d_ff / lab.d_ff) ** 2 / (2 if halved else 1))
+    """The member of that width: as many people for each parameter of its layers as the lab model has, or half.
+
+    Its states are longer with √d_model, as a step of v_lr in every coordinate is.
+    """
+    people = round(LAB.n_people * (d_ff / LAB.d_ff) ** 2 / (2 if halved else 1))
     return Recipe(
         f"lab-{d_ff}-{people}",
         n_people=people,
-        d_model=d_ff * lab.d_model // lab.d_ff,
+        d_model=d_ff * LAB.d_model // LAB.d_ff,
         d_ff=d_ff,
-        n_layers=lab.n_layers,
+        n_layers=LAB.n_layers,
         steps=steps,
         lr=lr,
-        sharing=SHARING,
-        stream_norm=lab.stream_norm,
+        sharing=LAB.sharing,
+        stream_norm=LAB.stream_norm * (d_ff / LAB.d_ff) ** 0.5,
     )
 
 
@@ -66,12 +71,15 @@ def family() -> dict[str, Recipe]:
     width, steps = CONTROL
     return {
         **{f"d_ff {d_ff}": recipe_of(d_ff, *trained) for d_ff, trained in TRAINED.items()},
+        f"d_ff {LAB.d_ff}": LAB,
         HALVED: recipe_of(width, steps, TRAINED[width][1], halved=True),
     }
 
 
 def member(recipe: Recipe, results: Path):
-    """The model of a recipe; it is trained in results/family when it is not there."""
+    """The model of a recipe, trained in results/family when it is not there. KeditError when it recalls too little."""
+    if recipe == LAB:
+        return load_model("lab")
     folder = results / "family" / recipe.name
     if not _trained(recipe, folder):
         train(recipe, folder, workers=1)
@@ -91,7 +99,8 @@ def measure(model, role: str, results: Path, orders=(0, 1, 2)) -> pd.DataFrame:
     """A row a stream and order: both collapse points, and the means of single edits by the same method. Half of the
     people are edited, at most LONGEST; checkpoints lie as close for the width as the report's own."""
     world, rows = world_of(model), []
-    moments = lab_moments(model, [0, 1], cache=results / "moments")
+    every = sorted({layer for layers, _ in STREAMS.values() for layer in layers})
+    moments = lab_moments(model, every, cache=results / "moments")
     n = min(LONGEST, len(world.streamed) // 2)
     about = {
         "model": model.name.split("/")[-1],
@@ -103,9 +112,8 @@ def measure(model, role: str, results: Path, orders=(0, 1, 2)) -> pd.DataFrame:
         "checksum": model.checksum,
         "edits": n,
     }
-    for name, (layers, scale) in STREAMS.items():
-        weight = LAMBDA * scale * model.d_ff
-        method = method_for("lab", "memit", layers=list(layers), mom2_update_weight=weight)
+    for name, (layers, changed) in STREAMS.items():
+        method = method_for("lab", "memit", layers=layers, mom2_update_weight=LAMBDA * model.d_ff, **changed)
         some = lab_edits(world, min(SINGLES, n), 0)
         alone = single_edits(model, method, some, moments, generate_contexts(model, 0, style=method.context_style))
         health = {f"single {bar}": alone[bar].mean() for bar in (*BARS, "same_subject")}
@@ -117,7 +125,7 @@ def measure(model, role: str, results: Path, orders=(0, 1, 2)) -> pd.DataFrame:
 
 
 def _stream(model, method, edits, moments, order: int, results: Path) -> Run:
-    spacing = max(1, round(10 * model.d_ff / RECIPES["lab"].d_ff))
+    spacing = max(1, round(10 * model.d_ff / LAB.d_ff))
     return run_stream(
         model,
         edits,
@@ -129,6 +137,7 @@ def _stream(model, method, edits, moments, order: int, results: Path) -> Run:
         checkpoint_every=5 * spacing,
         dense_every=spacing,
         progress=False,
+        known=results / "known",
     )
 
 
@@ -139,7 +148,9 @@ def sweep(results: Path, folder: Path, workers: int, threads: int) -> pd.DataFra
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         parts = list(pool.map(partial(_measured, results=results, threads=threads), asked))
-    table = pd.concat(parts, ignore_index=True)
+    if not (there := [part for part in parts if part is not None]):
+        raise KeditError("scaling: no member of the family recalls what it was taught")
+    table = pd.concat(there, ignore_index=True)
     recipes = {role: dataclasses.asdict(recipe) for role, recipe in family().items()}
     manifest = {"finished": now(), "algorithms": ALGORITHMS, "versions": versions(), "recipes": recipes}
     with replacing(folder / "scaling.parquet") as part:
@@ -149,10 +160,16 @@ def sweep(results: Path, folder: Path, workers: int, threads: int) -> pd.DataFra
     return table
 
 
-def _measured(asked: tuple[str, Recipe], results: Path, threads: int) -> pd.DataFrame:
+def _measured(asked: tuple[str, Recipe], results: Path, threads: int) -> pd.DataFrame | None:
+    """None for a member below the bar of recall: what it cannot recall it cannot forget."""
     torch.set_num_threads(threads)
     role, recipe = asked
-    found = measure(member(recipe, results), role, results)
+    try:
+        model = member(recipe, results)
+    except KeditError as error:
+        print(f"{role} is left out: {error}", flush=True)
+        return None
+    found = measure(model, role, results)
     print(found.drop(columns=["checksum", "parameters"]).to_string(index=False), flush=True)
     return found
 
@@ -219,7 +236,9 @@ def sentence(table: pd.DataFrame, fits: pd.DataFrame) -> str:
     for row in fits[fits.members == "all"].itertuples():
         what = f"{row.point} of {row.stream}"
         if np.isnan(row.b):
-            said.append(f"{what} is not identifiable ({row.widths} of {len(TRAINED)} widths reached it in every order)")
+            said.append(
+                f"{what} is not identifiable ({row.widths} of {len(TRAINED) + 1} widths reached it in every order)"
+            )
         else:
             inside = "inside" if row.low <= SEED_EDITS <= row.high else "outside"
             said.append(

@@ -1,9 +1,6 @@
 """Tables and sentences of the report, by hand-made streams."""
 
-from types import SimpleNamespace
-
 import pandas as pd
-import pytest
 
 from kedit_lib import findings, metric_figures
 from kedit_lib.experiments import Run
@@ -20,38 +17,32 @@ def a_run(p, curves: dict[tuple[str, str], dict[int, float]], batch: int = 1) ->
     return Run(edits, pd.DataFrame(rows), {})
 
 
-def bench_with(layers: dict[str, list[int]]):
-    """Of a Bench only what the sentence asks it: the layers of a stream's method."""
-    return SimpleNamespace(method=lambda name: SimpleNamespace(layers=layers[name]))
+def points(values: dict[str, tuple]) -> pd.DataFrame:
+    """{stream: (edit at which p halved or None, p at the end)}"""
+    rows = [
+        {"stream": s, "order": 0, "edits": 60, "N_optimisation": n, "p last 25": p, "untouched": p / 2}
+        for s, (n, p) in values.items()
+    ]
+    return pd.DataFrame(rows).astype({"N_optimisation": "Int64"})
 
 
-def points(values: dict[str, float]) -> pd.DataFrame:
-    return pd.DataFrame(
-        [{"stream": s, "order": 0, "edits": 60, "p last 25": v, "untouched": v / 2} for s, v in values.items()]
-    )
+def test_whose_probability_lasts_is_said_for_each_setting():
+    table = points({"a": (None, 0.9), "b": (40, 0.2), "c": (30, 0.1), "d": (None, 0.8), "e": (9, 0.1), "f": (8, 0.1)})
+    settings = {
+        "as it is": ("a", "b"),
+        "longer": ("c", "d"),
+        "both": ("a", "d"),
+        "worst": ("e", "f"),
+        "not": ("a", "x"),
+    }
+    text = findings.verdict_contrast(table, settings)
+    assert "ROME's alone: longer; MEMIT's alone: as it is; both: both; neither: worst.**" in text
+    assert "- longer, after 60 edits: MEMIT p = 0.1, 5% of the untouched facts right; ROME p = 0.8, 40%" in text
+    assert "not" not in text.split("**")[1]
 
 
-@pytest.mark.parametrize(
-    "values, said",
-    [
-        ((0.9, 0.1, 0.1, 0.9), "The layer decides: both methods lose their probability at layer 1"),
-        ((0.9, 0.9, 0.1, 0.1), "The method decides: ROME loses its probability at both layers"),
-        ((0.9, 0.8, 0.1, 0.9), "It takes both: only ROME at layer 1"),
-        ((0.9, 0.8, 0.7, 0.9), "Neither method loses its probability"),
-        ((0.1, 0.9, 0.1, 0.9), "Neither decides alone"),
-    ],
-)
-def test_method_or_layer(values, said):
-    names = ("MEMIT", "MEMIT at ROME's layer", "ROME", "ROME at MEMIT's layer")
-    bench = bench_with({"memit": [0], "memit@rome": [1], "rome": [1], "rome@memit": [0]})
-    text = findings.verdict_layer(points(dict(zip(names, values, strict=True))), bench)
-    assert said in text
-    assert f"ROME at layer 0: p = {values[3]:.2g}" in text
-
-
-def test_without_the_exchanged_streams_it_says_so():
-    bench = bench_with({"memit": [0], "rome": [1]})
-    assert "have not been run" in findings.verdict_layer(points({"MEMIT": 0.9, "ROME": 0.1}), bench)
+def test_without_its_streams_the_contrast_says_so():
+    assert "were not run" in findings.verdict_contrast(points({"a": (None, 0.9)}), {"x": ("a", "b")})
 
 
 def test_what_a_high_probability_hides_is_read_at_its_last_high_checkpoint():
