@@ -7,7 +7,7 @@ import matplotlib.ticker as ticker
 import numpy as np
 import pandas as pd
 
-from . import scaling
+from . import extrapolation
 from .anatomy import Anatomy, survival
 from .figures import DASHES, MARKERS, PALETTE, floor, legend_below, panels_of, tick_at
 
@@ -142,22 +142,22 @@ def plot_foretold(table: pd.DataFrame):
 
 def plot_scaling(table: pd.DataFrame):
     """Collapse points against the width; a panel a point, a marker a model and order, hollow: a control. The line and
-    the band of 90 % are `scaling.fit` over the widths, the cross is the report."""
-    fig, axes = panels_of(len(scaling.POINTS), columns=2, height=4.0, sharey=True)
-    reach = np.geomspace(table.d_ff.min(), scaling.SEED_WIDTH, 40)
-    for ax, point in zip(axes, scaling.POINTS, strict=True):
+    the band of 90 % are `extrapolation.fit` over the widths, the cross is the report."""
+    fig, axes = panels_of(len(extrapolation.POINTS), columns=2, height=4.0, sharey=True)
+    reach = np.geomspace(table.d_ff.min(), extrapolation.SEED_WIDTH, 40)
+    for ax, point in zip(axes, extrapolation.POINTS, strict=True):
         for i, (stream, rows) in enumerate(table.groupby("stream", sort=False)):
             look = {"color": PALETTE[i], "marker": MARKERS[i], "linestyle": "none", "markersize": 6}
             widths = rows.role.str.startswith("d_ff")
             ax.plot(rows.d_ff[widths], rows[point][widths].astype(float), label=stream, **look)
             ax.plot(rows.d_ff[~widths] * 1.06, rows[point][~widths].astype(float), markerfacecolor="none", **look)
-            points = scaling.widths(rows, point)
-            band = pd.DataFrame([scaling.fit(points, at) for at in reach])
+            points = extrapolation.widths(rows, point)
+            band = pd.DataFrame([extrapolation.fit(points, at) for at in reach])
             ax.plot(reach, band["median"], color=PALETTE[i], linestyle=DASHES[i], linewidth=1)
             ax.fill_between(reach, band.low, band.high, color=PALETTE[i], alpha=0.12, linewidth=0)
-        ax.plot([scaling.SEED_WIDTH], [scaling.SEED_EDITS], "k+", markersize=12, label="the report")
+        ax.plot([extrapolation.SEED_WIDTH], [extrapolation.SEED_EDITS], "k+", markersize=12, label="the report")
         ax.set(xscale="log", yscale="log", title=point, xlabel="d_ff (hollow: a control)", ylim=(1, 1e5))
-        tick_at(ax.xaxis, [*table.d_ff.unique(), scaling.SEED_WIDTH])
+        tick_at(ax.xaxis, [*table.d_ff.unique(), extrapolation.SEED_WIDTH])
         ax.tick_params(axis="x", labelsize=8)
     axes[0].set_ylabel("edits until the collapse")
     legend_below(fig, axes[0])

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from . import scaling
+from . import extrapolation
 from .anatomy import Anatomy, foresight, measured_on, shares
 from .catalogue import COLLAPSING, DEPTHS, FACTORS, SENSITIVITY
 from .durable import replacing
@@ -224,7 +224,7 @@ def answers(
 ) -> str:
     """The notebook in a few bullets of two sentences, markdown: why, what to do, which setting, when, which bug, which
     width; from its tables: `shares_table`, `survival_form`, `interventions`, `sensitivity`, `foretold`, `interventions`
-    of PMET, `scaling.fit_table`."""
+    of PMET, `extrapolation.fit_table`."""
     lines = [_why(shares, alive)]
     if len(changed) and next(iter(INTERVENTIONS)) in set(changed.stream) and changed.stream.nunique() > 1:
         lines.append(_what_helps(changed))
@@ -234,7 +234,7 @@ def answers(
     if bugs.stream.nunique() > 1:
         lines.append(_which_bug(bugs))
     if fits is not None:
-        lines.append(scaling.answer(fits))
+        lines.append(extrapolation.answer(fits))
     return "\n".join(f"- {line}" for line in lines)
 
 

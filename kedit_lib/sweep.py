@@ -112,11 +112,11 @@ def _task(work, *arguments) -> str:
 def run_measurements(profile: Profile, orders, which: str) -> None:
     """What notebooks 06 and 07 read beside streams, into figures/data: "anatomy" or "foretold" of their streams for
     each order; the "memory" of every method, or the "scaling" of a family of lab models, once."""
-    from . import anatomy, causes, choosing, scaling
+    from . import anatomy, causes, choosing, extrapolation, scaling
 
     if which == "scaling":
         found = scaling.sweep(results_folder(), data_folder(), profile.workers, profile.threads)
-        print(scaling.fit_table(found).to_string())
+        print(extrapolation.fit_table(found).to_string())
         return
     if which == "memory":
         print(choosing.keep_memory(Bench(profile, progress=False), data_folder()).to_string())

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import kedit_lib as kedit
-from kedit_lib import cause_figures, figures, scaling
+from kedit_lib import cause_figures, extrapolation, figures, scaling
 from kedit_lib.lab import world_of
 from kedit_lib.lab.train import RECIPES
 from kedit_lib.lab.world import World
@@ -28,8 +28,8 @@ def table(b=1.0, noise=0.0, single=0.99, orders=3, seed=0):
                 n = 0.1 * d_ff**b * off
                 row = {"model": recipe.name, "role": role, "d_ff": d_ff, "stream": stream}
                 row |= {"order": order, "edits": 450, "N_optimisation": n, "N_model": n / 2}
-                rows.append(row | {f"single {bar}": single for bar in scaling.BARS})
-    return pd.DataFrame(rows).astype(dict.fromkeys(scaling.POINTS, "Float64"))
+                rows.append(row | {f"single {bar}": single for bar in extrapolation.BARS})
+    return pd.DataFrame(rows).astype(dict.fromkeys(extrapolation.POINTS, "Float64"))
 
 
 def test_members_hold_what_the_text_says():
@@ -61,24 +61,24 @@ def test_a_world_without_a_sharing_is_the_one_it_was():
 
 
 def test_a_power_law_is_found_again():
-    points = scaling.widths(table(b=1.3), "N_model")
+    points = extrapolation.widths(table(b=1.3), "N_model")
     assert list(points.index) == sorted([*scaling.TRAINED, scaling.LAB.d_ff])
-    found = scaling.fit(points)
+    found = extrapolation.fit(points)
     assert found["b"] == pytest.approx(1.3)
-    assert found["median"] == pytest.approx(0.05 * scaling.SEED_WIDTH**1.3)
+    assert found["median"] == pytest.approx(0.05 * extrapolation.SEED_WIDTH**1.3)
     assert found["low"] == pytest.approx(found["high"])
 
 
 def test_the_interval_is_that_of_a_new_model():
     """Against the textbook form, worked out by hand: y = a + b·x with x = log d_ff."""
-    points = scaling.widths(table(noise=0.2, seed=3), "N_model")
+    points = extrapolation.widths(table(noise=0.2, seed=3), "N_model")
     x, y = np.log(points.index.to_numpy(float)), np.log(points.to_numpy())
     sxx = ((x - x.mean()) ** 2).sum()
     b = ((x - x.mean()) * (y - y.mean())).sum() / sxx
     s = np.sqrt(((y - y.mean() - b * (x - x.mean())) ** 2).sum() / (len(x) - 2))
-    at = np.log(scaling.SEED_WIDTH)
+    at = np.log(extrapolation.SEED_WIDTH)
     half = 2.920 * s * np.sqrt(1 + 1 / len(x) + (at - x.mean()) ** 2 / sxx)  # t of 2 degrees of freedom, 95 %
-    found = scaling.fit(points)
+    found = extrapolation.fit(points)
     assert found["b"] == pytest.approx(b)
     assert found["error"] == pytest.approx(s / np.sqrt(sxx))
     assert np.log(found["high"] / found["median"]) == pytest.approx(half, rel=0.02)
@@ -86,20 +86,20 @@ def test_the_interval_is_that_of_a_new_model():
 
 
 def test_two_widths_say_nothing():
-    assert np.isnan(scaling.fit(pd.Series({256: 10.0, 512: 20.0}))["b"])
+    assert np.isnan(extrapolation.fit(pd.Series({256: 10.0, 512: 20.0}))["b"])
 
 
 def test_a_point_missed_in_one_order_counts_for_no_order():
     some = table()
     some.loc[(some.d_ff == 256) & (some.order == 1), "N_model"] = pd.NA
-    assert 256 not in scaling.widths(some, "N_model").index
-    assert 256 in scaling.widths(some, "N_optimisation").index
+    assert 256 not in extrapolation.widths(some, "N_model").index
+    assert 256 in extrapolation.widths(some, "N_optimisation").index
 
 
 def test_members_below_a_bar_are_left_out():
     some = table()
     some.loc[some.d_ff == 256, "single near"] = 0.97
-    fits = scaling.fit_table(some).set_index(["stream", "point", "members"])
+    fits = extrapolation.fit_table(some).set_index(["stream", "point", "members"])
     stream = next(iter(scaling.STREAMS))
     assert fits.loc[(stream, "N_model", "all"), "widths"] == 4
     assert fits.loc[(stream, "N_model", "healthy"), "widths"] == 3
@@ -107,16 +107,16 @@ def test_members_below_a_bar_are_left_out():
 
 def test_what_is_said_follows_the_fit():
     some = table(noise=0.3, seed=1)
-    fits = scaling.fit_table(some)
-    said = scaling.sentence(some, fits)
+    fits = extrapolation.fit_table(some)
+    said = extrapolation.sentence(some, fits)
     row = fits[(fits.members == "all") & (fits.point == "N_model")].iloc[0]
     assert f"{row.low:,.0f} to {row.high:,.0f}" in said
-    inside = row.low <= scaling.SEED_EDITS <= row.high
+    inside = row.low <= extrapolation.SEED_EDITS <= row.high
     assert ("inside" if inside else "outside") in said.split("N_model")[1].split(";")[1]
     assert "10 of 10" in said
-    assert "of 4 prediction intervals" in scaling.answer(fits)
-    assert "Not identifiable" in scaling.answer(scaling.fit_table(some[some.d_ff == 512]))
-    assert "with half the facts" in scaling.control(some)
+    assert "of 4 prediction intervals" in extrapolation.answer(fits)
+    assert "Not identifiable" in extrapolation.answer(extrapolation.fit_table(some[some.d_ff == 512]))
+    assert "with half the facts" in extrapolation.control(some, scaling.HALVED)
 
 
 def test_the_figure_draws_every_model():
@@ -137,7 +137,7 @@ def test_a_member_is_measured(tmp_path, monkeypatch):
     assert list(found.stream) == list(scaling.STREAMS)
     assert (found.people == len(world_of(model).people)).all()
     assert (found.edits == 6).all()
-    assert found[[f"single {bar}" for bar in scaling.BARS]].notna().all(axis=None)
+    assert found[[f"single {bar}" for bar in extrapolation.BARS]].notna().all(axis=None)
     assert len(list((tmp_path / "streams").iterdir())) == len(scaling.STREAMS)
 
 
