@@ -50,6 +50,7 @@ OTHER_METHODS = ("prome", "emmet", "alphaedit", "rect", "ft-l")
 TARGET = {"v_lr": 0.5, "v_weight_decay": 1e-3, "clamp_norm_factor": 4.0}  # of MEMIT on Llama-2-7B; AlphaEdit has none
 LONG_STEPS = {"v_lr": 2.0}  # four times the published one; see `regime_streams`
 LONG = 1000 / 450  # the report follows ROME for 1,000 edits, and MEMIT for 450
+COLLAPSING = "memit-layers-steps"  # the stream of them whose optimised probability collapses
 CLAMP = {"clamp_norm_factor": 0.75}  # published with MEMIT for GPT-J, GPT2-XL and Llama-3; 4 with Llama-2
 IN_ONE_BATCH = ("pmet", "emmet", "alphaedit", "rect")
 
@@ -78,7 +79,8 @@ def scaled_streams(profile: Profile) -> dict[str, Stream]:
 
 
 def regime_streams() -> dict[str, Stream]:
-    """Where to look for a collapse that the published setting does not show: more edits, more layers, longer steps.
+    """Where to look for a collapse that the published setting does not show: more edits, more layers, longer steps;
+    and what larger batches change where it is found.
 
     A step of the optimisation is v_lr in every coordinate, v_lr·√d_model long: at the lab's width much shorter against
     the states of the model than at d_model 4096.
@@ -87,7 +89,9 @@ def regime_streams() -> dict[str, Stream]:
     found += [Stream(f"{name}-steps", name, overrides=LONG_STEPS) for name in ("memit", "pmet", "rome")]
     found += [
         Stream("memit-layers", "memit", at="pmet"),
-        Stream("memit-layers-steps", "memit", at="pmet", overrides=LONG_STEPS),
+        Stream(COLLAPSING, "memit", at="pmet", overrides=LONG_STEPS),
+        Stream(f"{COLLAPSING}-b100", "memit", 100, at="pmet", overrides=LONG_STEPS),
+        Stream(f"{COLLAPSING}-mass", "memit", None, at="pmet", overrides=LONG_STEPS),
     ]
     return _by_name(found)
 
@@ -107,9 +111,6 @@ def other_streams() -> dict[str, Stream]:
     ]
     found += [Stream(f"{method}-mass", method, None) for method in IN_ONE_BATCH]
     return _by_name(found)
-
-
-COLLAPSING = "memit-layers-steps"
 
 
 def _varied(name: str, overrides: dict | None = None, **changes) -> Stream:

@@ -287,20 +287,21 @@ def _filled(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _what_helps(changed: pd.DataFrame) -> str:
-    """Medians over the orders that the stream itself has; what was not reached counts as the stream's length."""
+    """Medians over the orders that every change has; what was not reached counts as the stream's length."""
     title = next(iter(INTERVENTIONS))
-    orders = sorted(set(changed.order[changed.stream == title]))
+    orders = sorted(set.intersection(*(set(rows.order) for _, rows in changed.groupby("stream"))))
     filled = _filled(changed[changed.order.isin(orders)])
     by = filled.groupby("stream", sort=False)[["N_optimisation", "N_model", "edits kept", "untouched"]].median()
     base, rest = by.loc[title], by.drop(index=title)
     model, keeps, whole = rest.N_model.idxmax(), rest["edits kept"].idxmax(), filled.edits.max()
+    lost = "not lost within it" if rest.N_model[model] >= whole else f"lost at {rest.N_model[model]:.0f} edits"
     lasting = [name for name in rest.index if rest.N_optimisation[name] >= whole and name not in BY_CONSTRUCTION]
     named = ", ".join(map(str, orders))
     return (
         f"**What delays it?** (order{'s' if len(orders) > 1 else ''} {named}) The optimised probability lasts all "
         f"{whole} edits with {', '.join(f'*{name}*' for name in lasting) or 'no change'}, besides the changes that "
         f"optimise on the unedited model and cannot show it. Untouched facts last longest with *{model}*: half are "
-        f"lost at {rest.N_model[model]:.0f} edits for {base.N_model:.0f}; most edits are kept with *{keeps}*: "
+        f"{lost}, for {base.N_model:.0f} edits without; most edits are kept with *{keeps}*: "
         f"{rest['edits kept'][keeps]:.0%} for {base['edits kept']:.0%}."
     )
 

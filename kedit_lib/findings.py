@@ -313,16 +313,15 @@ def verdict_contrast(table: pd.DataFrame, settings: dict[str, tuple[str, str]]) 
     return f"**Whose optimised probability lasts? {found[0].upper() + found[1:]}.**\n\n" + "\n".join(said)
 
 
-def verdict_mass(streams: dict[str, dict[int, Run]], mass: pd.DataFrame, bench) -> str:
-    """Whether one batch keeps more than single edits, at equal N, and what memory it took."""
-    names = list(streams)
-    single, whole = streams[names[0]], streams[names[-1]]
+def leads(single: dict[int, Run], whole: dict[int, Run]) -> str:
+    """What is right at the end after single edits and after one batch of them: a line a group of questions, medians
+    over the orders that both have."""
     out = []
     for cohort in ("edits", "paraphrases", "untouched", "same subjects"):
         pairs = [
             (single[o].curve("accuracy", cohort).iloc[-1], whole[o].curve("accuracy", cohort).iloc[-1])
             for o in single
-            if o in whole and len(single[o].curve("accuracy", cohort))
+            if o in whole and len(single[o].curve("accuracy", cohort)) and len(whole[o].curve("accuracy", cohort))
         ]
         if not pairs:  # not every data set asks about this
             continue
@@ -332,6 +331,12 @@ def verdict_mass(streams: dict[str, dict[int, Run]], mass: pd.DataFrame, bench) 
             f"- {cohort}: {a:.0%} after single edits, {b:.0%} after one batch; the batch is ahead in {better} of "
             f"{len(pairs)} orders."
         )
+    return "\n".join(out)
+
+
+def verdict_mass(streams: dict[str, dict[int, Run]], mass: pd.DataFrame, bench) -> str:
+    """Whether one batch keeps more than single edits, at equal N, and what memory it took."""
+    names = list(streams)
     n = bench.profile.n_edits
     fine = mass[(mass.edits >= 0.8) & (mass.untouched >= 0.8)]
     regime = (
@@ -343,7 +348,7 @@ def verdict_mass(streams: dict[str, dict[int, Run]], mass: pd.DataFrame, bench) 
     first, last = mass.iloc[0], mass.iloc[-1]
     return (
         f"At N = {n} (N/d_ff = {n / bench.model.d_ff:.2f}; the report's 1,000 are 0.09):\n\n"
-        + "\n".join(out)
+        + leads(streams[names[0]], streams[names[-1]])
         + f"\n\n{regime}. No batch ran out of memory: "
         f"{last.batch:.0f} edits at once peaked at {last.peak_mb:.0f} MB against {first.peak_mb:.0f} MB for one, "
         "because targets are optimised a few at a time and the solve needs N × N numbers."

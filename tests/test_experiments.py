@@ -310,6 +310,23 @@ def test_probes_see_the_weights_so_far(model, tmp_path):
     assert seen[5] != start
 
 
+def test_streams_that_keep_what_is_known_ask_the_unedited_model_once(model, tiny_folder, tmp_path):
+    first, second, elsewhere, damaged = Panel(), Panel(), Panel(), Panel()
+    known = tmp_path / "known"
+    runs = [stream(model, EDITS[:3], probes=[first], known=known)]
+    runs.append(stream(model, EDITS[:3], probes=[second], known=known))
+    assert first.asked == [0, 3] and second.asked == [3]
+    assert_same_tables(*runs, but=["seconds"])
+    other = kedit.load_model(tiny_folder("gpt2"), dtype=torch.float32)
+    stream(other, EDITS[:1], probes=[elsewhere], known=known)
+    assert elsewhere.asked == [0, 1]  # of another model
+    for file in known.iterdir():
+        file.write_text(file.read_text()[:-5])
+    runs.append(stream(model, EDITS[:3], probes=[damaged], known=known))
+    assert damaged.asked == [0, 3]
+    assert_same_tables(runs[0], runs[2], but=["seconds"])
+
+
 def test_by_default_the_edits_so_far_are_measured(model, tmp_path):
     run = stream(model, probes=None, dense_every=2, store=tmp_path)
     with torch.no_grad():
