@@ -86,3 +86,16 @@ def test_the_regime_is_named_by_where_the_probability_halves():
     said = findings.verdict_regime(table)
     assert "halves with there (edit 40)" in said and "lowest with there: a median of 0.1" in said
     assert "In none of these" in findings.verdict_regime(table[:1])
+
+
+def test_a_batchs_lead_is_counted_over_the_orders_that_both_have():
+    def ends(edits, untouched=None):
+        curves = {("accuracy", "edits"): {0: 0.0, 60: edits}}
+        return a_run([0.9] * 60, curves | ({("accuracy", "untouched"): {60: untouched}} if untouched else {}))
+
+    single = {0: ends(0.2, 0.5), 1: ends(0.4, 0.5), 2: ends(0.9)}
+    said = findings.leads(single, {0: ends(0.3, 0.4), 1: ends(0.3)}).splitlines()
+    assert said == [
+        "- edits: 30% after single edits, 30% after one batch; the batch is ahead in 1 of 2 orders.",
+        "- untouched: 50% after single edits, 40% after one batch; the batch is ahead in 0 of 1 orders.",
+    ]

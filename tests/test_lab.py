@@ -494,7 +494,7 @@ def test_shipped_weights_load_with_plain_transformers_and_know_the_world(shipped
     assert type(plain).__name__ == "LlamaForCausalLM"
     assert plain.config.intermediate_size == recipe["d_ff"]
     assert tokenizer("Zoë").input_ids.count(tokenizer.bos_token_id) == 1
-    world = World.make(recipe["n_people"], recipe["seed"])
+    world = World.make(recipe["n_people"], recipe["seed"], recipe.get("sharing"))
     table = train.recall(plain.eval(), tokenizer, world, people=world.people[:: len(world.people) // 25])
     assert len(table) == sum(len(r.templates) for r in world.relations.values())
     assert table.recall.mean() >= 0.99
