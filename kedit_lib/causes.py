@@ -298,10 +298,10 @@ def _what_helps(changed: pd.DataFrame) -> str:
     lasting = [name for name in rest.index if rest.N_optimisation[name] >= whole and name not in BY_CONSTRUCTION]
     named = ", ".join(map(str, orders))
     return (
-        f"**What delays it?** (order{'s' if len(orders) > 1 else ''} {named}) The optimised probability lasts all "
-        f"{whole} edits with {', '.join(f'*{name}*' for name in lasting) or 'no change'}, besides the changes that "
-        f"optimise on the unedited model and cannot show it. Untouched facts last longest with *{model}*: half are "
-        f"{lost}, for {base.N_model:.0f} edits without; most edits are kept with *{keeps}*: "
+        f"**What delays it?** (the stream that collapses, order{'s' if len(orders) > 1 else ''} {named}) The optimised "
+        f"probability lasts all {whole} edits with {', '.join(f'*{name}*' for name in lasting) or 'no change'}, "
+        "besides the changes that optimise on the unedited model and cannot show it. Untouched facts last longest with "
+        f"*{model}*: half are {lost}, for {base.N_model:.0f} edits without; most edits are kept with *{keeps}*: "
         f"{rest['edits kept'][keeps]:.0%} for {base['edits kept']:.0%}."
     )
 

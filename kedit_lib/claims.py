@@ -218,7 +218,7 @@ CLAIMS = (
     Claim(
         "cause-accumulation",
         "small errors add up",
-        "untouched facts right under the sum of independent edits, as many as kill the stream",
+        "untouched facts right under the sum of independent edits, as many as kill the stream, or all",
         0.5,
         False,
         0.15,

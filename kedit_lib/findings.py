@@ -229,11 +229,12 @@ def verdict_rome(table: pd.DataFrame, hidden: pd.DataFrame) -> str:
             (pd.isna(a) and not pd.isna(b)) or (not pd.isna(a) and not pd.isna(b) and a > b)
             for a, b in zip(both.N_optimisation, both["N_optimisation memit"], strict=True)
         )
+        neither = both[["N_optimisation", "N_optimisation memit"]].isna().all(axis=1).sum()
         high = (rows["p last 25"] > rows["p first 25"] / 2).sum()
         out.append(
-            f"- **{name}**: its optimised probability outlasts MEMIT's in {longer} of {len(both)} orders and is still "
-            f"above half of its start after {rows.edits.max()} edits in {high}; it ends at "
-            f"{rows['p last 25'].median():.2g} with "
+            f"- **{name}**: its optimised probability outlasts MEMIT's in {longer} of {len(both)} orders (in {neither} "
+            f"neither halves) and is still above half of its start after {rows.edits.max()} edits in {high}; it ends "
+            f"at {rows['p last 25'].median():.2g} with "
             f"{rows['edits kept'].median():.0%} of the edits and {rows.untouched.median():.0%} of the untouched facts "
             f"right (MEMIT: {memit['p last 25'].median():.2g}, {memit['edits kept'].median():.0%}, "
             f"{memit.untouched.median():.0%})."

@@ -1,6 +1,7 @@
 """A bench of another model: edits from a file, text from a file, and the notebooks on top of both."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -108,9 +109,10 @@ def test_the_notebooks_run_on_it(elsewhere, monkeypatch):
     monkeypatch.setenv("KEDIT_PARAMS", str(elsewhere / "params"))
     some = [p for p in reproduce.find_sources(reproduce.REPOSITORY) if p.stem[:2] in ("01", "05", "06", "08")]
     monkeypatch.setattr(reproduce, "find_sources", lambda *_: some)
+    out = reproduce.REPOSITORY / "results" / "executed-own-elsewhere"
+    shutil.rmtree(out, ignore_errors=True)  # of an earlier test run
     assert reproduce.main(["--profile", str(elsewhere / "elsewhere.yaml")]) == 0
     assert (elsewhere / "params" / "models" / "stranger.yaml").is_file()
-    out = reproduce.REPOSITORY / "results" / "executed-own-elsewhere"
     there = {p.stem for p in out.glob("*.ipynb")}
     assert there == {p.stem for p in some} - reproduce.ABOUT_THE_LAB
     assert f"does not know {UNKNOWN}; these were left out" in (out / "08_your_own_model.ipynb").read_text()
