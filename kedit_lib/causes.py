@@ -293,15 +293,19 @@ def _what_helps(changed: pd.DataFrame) -> str:
     filled = _filled(changed[changed.order.isin(orders)])
     by = filled.groupby("stream", sort=False)[["N_optimisation", "N_model", "edits kept", "untouched"]].median()
     base, rest = by.loc[title], by.drop(index=title)
-    model, keeps, whole = rest.N_model.idxmax(), rest["edits kept"].idxmax(), filled.edits.max()
-    lost = "not lost within it" if rest.N_model[model] >= whole else f"lost at {rest.N_model[model]:.0f} edits"
+    longest, keeps, whole = rest.N_model.max(), rest["edits kept"].idxmax(), filled.edits.max()
+    protective = " and ".join(f"*{name}*" for name in rest.index[rest.N_model == longest])
+    lost = "not lost within them" if longest >= whole else f"lost at {longest:.0f} edits"
+    every = [changed.N_model[changed.stream == name] for name in rest.index[rest.N_model == longest]]
+    if any(len(rows) > len(orders) for rows in every):
+        lost += f" (over all orders run, lost in {' and '.join(f'{rows.count()} of {len(rows)}' for rows in every)})"
     lasting = [name for name in rest.index if rest.N_optimisation[name] >= whole and name not in BY_CONSTRUCTION]
     named = ", ".join(map(str, orders))
     return (
         f"**What delays it?** (the stream that collapses, order{'s' if len(orders) > 1 else ''} {named}) The optimised "
         f"probability lasts all {whole} edits with {', '.join(f'*{name}*' for name in lasting) or 'no change'}, "
         "besides the changes that optimise on the unedited model and cannot show it. Untouched facts last longest with "
-        f"*{model}*: half are {lost}, for {base.N_model:.0f} edits without; most edits are kept with *{keeps}*: "
+        f"{protective}: half are {lost}, for {base.N_model:.0f} edits without; most edits are kept with *{keeps}*: "
         f"{rest['edits kept'][keeps]:.0%} for {base['edits kept']:.0%}."
     )
 

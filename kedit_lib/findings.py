@@ -231,9 +231,10 @@ def verdict_rome(table: pd.DataFrame, hidden: pd.DataFrame) -> str:
         )
         neither = both[["N_optimisation", "N_optimisation memit"]].isna().all(axis=1).sum()
         high = (rows["p last 25"] > rows["p first 25"] / 2).sum()
+        none_halves = f" (in {neither} neither halves)" if neither else ""
         out.append(
-            f"- **{name}**: its optimised probability outlasts MEMIT's in {longer} of {len(both)} orders (in {neither} "
-            f"neither halves) and is still above half of its start after {rows.edits.max()} edits in {high}; it ends "
+            f"- **{name}**: its optimised probability outlasts MEMIT's in {longer} of {len(both)} orders{none_halves} "
+            f"and is still above half of its start after {rows.edits.max()} edits in {high}; it ends "
             f"at {rows['p last 25'].median():.2g} with "
             f"{rows['edits kept'].median():.0%} of the edits and {rows.untouched.median():.0%} of the untouched facts "
             f"right (MEMIT: {memit['p last 25'].median():.2g}, {memit['edits kept'].median():.0%}, "

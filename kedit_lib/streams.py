@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from math import isclose
 from pathlib import Path
 
 import pandas as pd
@@ -20,6 +21,8 @@ from .model import load_model
 from .moments import SecondMoments
 from .params import REPOSITORY, Profile, load_profile, results_folder
 from .store import ALGORITHMS, key_of, read_tables, write_tables
+
+ROUNDING = 1e-5  # relative; single precision on two machines differs by less, two settings that someone chose by more
 
 
 class Bench:
@@ -223,10 +226,11 @@ class Bench:
             "model": self.model.checksum,
             "method": self.method(name).name,
             "n_edits": len(self.edits_of(name, order)),
-            "hyperparameters": json.loads(json.dumps(self.method(name).hyperparameters)),
             "edits": edits_hash(self.edits_of(name, order)),
         }
-        return run if all(run.manifest[field] == value for field, value in ours.items()) else None
+        same = all(run.manifest[field] == value for field, value in ours.items())
+        asked = json.loads(json.dumps(self.method(name).hyperparameters))
+        return run if same and same_settings(run.manifest["hyperparameters"], asked) else None
 
     def commit(self, name: str, order: int) -> None:
         """Put a finished run into figures/data, the numbers of its edits in single precision: half the bytes, and far
@@ -252,6 +256,16 @@ class Bench:
 def data_folder() -> Path:
     """figures/data of this checkout: tables of runs that `make reproduce` does not execute again."""
     return REPOSITORY / "figures" / "data"
+
+
+def same_settings(stored: dict, asked: dict) -> bool:
+    """Whether two sets of hyperparameters are one, measured numbers (a norm anchor) up to rounding."""
+    return stored.keys() == asked.keys() and all(
+        isclose(stored[name], value, rel_tol=ROUNDING)
+        if isinstance(value, float) and isinstance(stored[name], float)
+        else stored[name] == value
+        for name, value in asked.items()
+    )
 
 
 def committed_runs() -> list[tuple[str, int]]:

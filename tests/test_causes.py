@@ -32,3 +32,17 @@ def test_every_stream_of_pmet_is_in_the_catalogue():
 
     assert set(causes.PMET.values()) <= {"pmet", *cause_streams()}
     assert {s.change for n, s in cause_streams().items() if n in causes.PMET.values()} >= {"left padded", "both bugs"}
+
+
+def test_changes_that_tie_are_all_named_with_the_orders_they_have():
+    title, (first, second, *_) = next(iter(causes.INTERVENTIONS)), list(causes.INTERVENTIONS)[1:]
+    rows = [
+        (title, 0, 200, 60, 0.1),
+        (first, 0, None, None, 0.8),
+        (first, 1, None, 300, 0.8),
+        (second, 0, None, None, 0.7),
+    ]
+    columns = ["stream", "order", "N_optimisation", "N_model", "edits kept"]
+    said = causes._what_helps(pd.DataFrame(rows, columns=columns).assign(edits=450, untouched=0.5))
+    assert f"last longest with *{first}* and *{second}*: half are not lost within them" in said
+    assert "lost in 1 of 2 and 0 of 1" in said

@@ -13,6 +13,7 @@ from kedit_lib.errors import KeditError
 from kedit_lib.lab import world_of
 from kedit_lib.lab.corpus import texts
 from kedit_lib.material import HELD_OUT, DataMaterial, material_of
+from kedit_lib.streams import same_settings
 
 N_RECORDS, N_TEXTS = 60, 500
 UNKNOWN = 5  # records whose true object the model was never taught
@@ -151,3 +152,12 @@ def test_model_data_and_text_of_the_command_line_go_into_the_profile(elsewhere):
     run = reproduce.make_run(reproduce.parse(["--profile", "gpu", *args]), elsewhere)
     assert (run.profile.model, run.profile.edits, run.profile.texts) == tuple(given.values())
     assert not run.committed and yaml.safe_load((elsewhere / "results" / "profiles" / f"{run.label}.yaml").read_text())
+
+
+def test_committed_streams_are_found_on_another_machine_and_not_under_another_setting():
+    stored = {"v_lr": 0.5, "norm_anchor": 35.193721771240234, "layers": [1, 2], "v_loss_layer": None}
+    assert same_settings(stored, stored | {"norm_anchor": 35.19371795654297})
+    assert not same_settings(stored, stored | {"norm_anchor": 35.2})
+    assert not same_settings(stored, stored | {"v_lr": 0.50002}) and not same_settings(stored, stored | {"layers": [1]})
+    assert not same_settings(stored | {"norm_anchor": None}, stored)
+    assert not same_settings(stored, {"v_lr": 0.5})

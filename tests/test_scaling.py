@@ -148,3 +148,22 @@ def test_the_committed_table_is_of_this_family():
     assert set(kept.role) <= set(manifest["recipes"])
     for role, recipe in MEMBERS.items():
         assert manifest["recipes"][role] == dataclasses.asdict(recipe)
+
+
+def test_members_below_the_bar_do_not_answer_for_the_family():
+    some = table(noise=0.3, seed=1)
+    some["single near"] = 0.5
+    fits = extrapolation.fit_table(some)
+    assert fits[fits.members == "healthy"].b.isna().all()
+    assert fits[fits.members == "all"].b.notna().all()
+    said = extrapolation.answer(fits)
+    assert "Not identifiable from the models whose single edits meet every bar" in said
+    assert "with the others, N_optimisation and N_model" in said or "with the others, N_model" in said
+    assert "among these alone nothing can be fitted" in extrapolation.sentence(some, fits)
+
+
+def test_a_control_that_outlasts_its_stream_is_not_called_nan():
+    some = table()
+    some.loc[some.role == scaling.HALVED, "N_model"] = pd.NA
+    said = extrapolation.control(some, scaling.HALVED)
+    assert "beyond" in said and "nan" not in said
