@@ -134,7 +134,8 @@ class DistractionProbe:
         edits = [e for e in edits if e.neighborhood and true_object(model, e)]
         prompts = [distracted(e, e.neighborhood[0]) for e in edits]
         true, new = [e.target_true for e in edits], [e.target_new for e in edits]
-        wanted, other = teacher_forced(model, prompts, true), teacher_forced(model, prompts, new)
+        both, n = teacher_forced(model, prompts + prompts, true + new), len(edits)
+        wanted, other = both.at(range(n)), both.at(range(n, 2 * n))
         return rows("distracted neighbors", success=success(wanted, other), magnitude=magnitude(wanted, other))
 
 

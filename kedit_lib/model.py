@@ -126,6 +126,10 @@ class EditableModel:
     def attn_out(self, layer: int) -> nn.Module:
         return self.layers[layer].get_submodule(self.layout.attn_out)
 
+    @property
+    def head(self) -> nn.Module:
+        return self.hf.get_submodule(self.layout.head)
+
     def weight(self, layer: int) -> nn.Parameter:
         """W as the model stores it: [d_model, d_ff], or [d_ff, d_model] for a transposed layout."""
         return self.mlp_out(layer).weight
@@ -144,7 +148,7 @@ class EditableModel:
         """head(norm(hidden)), from the residual stream [..., d_model] to [..., vocabulary], in math dtype; with the
         soft cap c·tanh(logits/c) of the models that have one (Gemma 2)."""
         normed = self.hf.get_submodule(self.layout.norm)(hidden)
-        found = self.hf.get_submodule(self.layout.head)(normed).to(self.math_dtype)
+        found = self.head(normed).to(self.math_dtype)
         cap = getattr(self.hf.config, "final_logit_softcapping", None)
         return found if cap is None else cap * (found / cap).tanh()
 

@@ -75,12 +75,17 @@ class EditProbe:
         return found
 
     def brief(self, model, done: list[Edit]) -> list[dict]:
-        n, found = len(done), []
-        for cohort, some in (("edits", evenly(n, COHORT_LIMIT)), ("latest edits", range(max(0, n - LATEST), n))):
-            prompts, new = [done[i].text for i in some], [done[i].target_new for i in some]
-            right = generation_accuracy(model, prompts, new, self.match)
-            forced = teacher_forced(model, prompts, new)
-            found += rows(cohort, accuracy=right, probability=forced.probability)
+        n = len(done)
+        cohorts = {"edits": evenly(n, COHORT_LIMIT), "latest edits": range(max(0, n - LATEST), n)}
+        asked = [done[i] for some in cohorts.values() for i in some]
+        prompts, new = [e.text for e in asked], [e.target_new for e in asked]
+        forced = teacher_forced(model, prompts, new)
+        right = generation_accuracy(model, prompts, new, self.match, forced)
+        found, first = [], 0
+        for cohort, some in cohorts.items():
+            part = slice(first, first + len(some))
+            found += rows(cohort, accuracy=right[part], probability=forced.probability[part])
+            first += len(some)
         return found
 
     def _contained(self, model, done: list[Edit]) -> list[bool]:
@@ -97,9 +102,10 @@ class _Asked:
     def __init__(self, model, asked: list[tuple[str, str, str | None]], match: str):
         prompts, wanted = [p for p, *_ in asked], [w for _, w, _ in asked]
         two = [i for i, (*_, other) in enumerate(asked) if other is not None]
-        self.right = generation_accuracy(model, prompts, wanted, match)
-        self.wanted = teacher_forced(model, prompts, wanted)
-        self.other = teacher_forced(model, [prompts[i] for i in two], [asked[i][2] for i in two])
+        other = [asked[i][2] for i in two]
+        both = teacher_forced(model, prompts + [prompts[i] for i in two], wanted + other)
+        self.wanted, self.other = both.at(range(len(asked))), both.at(range(len(asked), len(asked) + len(two)))
+        self.right = generation_accuracy(model, prompts, wanted, match, self.wanted)
         self.success, self.magnitude = (f(self.wanted.at(two), self.other) for f in (success, magnitude))
 
     def rows(self, cohort: str) -> list[dict]:

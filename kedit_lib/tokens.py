@@ -27,6 +27,21 @@ def encode(tokenizer, text: str) -> list[int]:
     return _open(tokenizer, text, tokenizer(text).input_ids)
 
 
+def encoded(tokenizer, texts: list[str]) -> list[tuple[int, ...]]:
+    """`encode` of each text, in one call."""
+    return [tuple(_open(tokenizer, t, ids)) for t, ids in zip(texts, _all(tokenizer, texts), strict=True)]
+
+
+def decoded(tokenizer, rows) -> list[str]:
+    """The texts of rows of ids, special tokens left out; rows that are alike are decoded once."""
+    texts = {ids: tokenizer.decode(ids, skip_special_tokens=True) for ids in set(map(tuple, rows))}
+    return [texts[tuple(ids)] for ids in rows]
+
+
+def _all(tokenizer, texts: list[str], **how) -> list[list[int]]:
+    return tokenizer(texts, **how).input_ids if texts else []
+
+
 def _open(tokenizer, text: str, ids: list[int]) -> list[int]:
     """Without the special token behind that the text itself does not have."""
     closed = ids and ids[-1] == tokenizer.eos_token_id and not text.endswith(tokenizer.eos_token)
@@ -53,15 +68,36 @@ def target_ids(tokenizer, prompt: str, target: str) -> tuple[int, ...]:
     word mark (`▁`, as Llama-2's) is given it without the space. Raises KeditError when the first
     token is empty text or when decoding prompt + target does not give the text back.
     """
+    (found,) = targets_of(tokenizer, [prompt], [target])
+    if isinstance(found, KeditError):
+        raise found
+    return found
+
+
+def targets_of(tokenizer, prompts: list[str], targets: list[str]) -> list[tuple[int, ...] | KeditError]:
+    """`target_ids` of each pair, in few calls; where one has none, the error that says why.
+
+    Raises ValueError when there is not one target a prompt.
+    """
     spaced = "" if _prepends_mark(tokenizer) else " "
-    ids = tuple(tokenizer(spaced + target, add_special_tokens=False).input_ids)
-    if not ids or not tokenizer.decode(ids[:1]).strip():
-        raise KeditError(f"target {target!r}: its first token is empty text; the tokenizer's space handling is unknown")
-    before = tokenizer(prompt, add_special_tokens=False).input_ids  # tokens of a chat's turns stay, they are text here
-    said = tokenizer.decode([*before, *ids], clean_up_tokenization_spaces=False)
-    if _composed(said) != _composed(f"{prompt} {target}"):
-        raise KeditError(f"target {target!r}: prompt + target decodes to {said!r}; give one this tokenizer can write")
-    return ids
+    different = list(dict.fromkeys(targets))
+    by_itself = _all(tokenizer, [spaced + t for t in different], add_special_tokens=False)
+    ids = {t: tuple(i) for t, i in zip(different, by_itself, strict=True)}
+    # The tokens of a chat's turns stay, they are text here.
+    before = _all(tokenizer, prompts, add_special_tokens=False)
+    whole = [[*b, *ids[t]] for b, t in zip(before, targets, strict=True)]
+    said = tokenizer.batch_decode(whole, clean_up_tokenization_spaces=False) if whole else []
+    empty = {t for t, i in ids.items() if not i or not tokenizer.decode(i[:1]).strip()}
+    found = []
+    for prompt, target, text in zip(prompts, targets, said, strict=True):
+        if target in empty:
+            what = "its first token is empty text; the tokenizer's space handling is unknown"
+        elif _composed(text) != _composed(f"{prompt} {target}"):
+            what = f"prompt + target decodes to {text!r}; give one this tokenizer can write"
+        else:
+            what = None
+        found.append(ids[target] if what is None else KeditError(f"target {target!r}: {what}"))
+    return found
 
 
 def check_edit(tokenizer, edit: Edit) -> None:

@@ -23,6 +23,13 @@ def only(mlp, index: Tensor):
         yield
 
 
+@contextlib.contextmanager
+def picked(head, index: Tensor):
+    """Inside, `head` is run on the tokens `index`, into n·T, and its output is [1, m, vocabulary]: theirs alone."""
+    with hooks(before=[(head, lambda module, args: (args[0].flatten(0, 1)[index][None], *args[1:]))]):
+        yield
+
+
 class Alike:
     """Tokens of several prompts, of which those with one past are one: equal ids up to and with their own.
 

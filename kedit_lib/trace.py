@@ -35,6 +35,13 @@ def by_length(lengths: list[int], size: int) -> Iterator[list[int]]:
         yield order[begin : begin + size]
 
 
+def by_likeness(rows: list[tuple[int, ...]], size: int) -> Iterator[list[int]]:
+    """The same by the ids of rows: among those of one length, rows that begin alike share a batch."""
+    order = sorted(range(len(rows)), key=rows.__getitem__)
+    for part in by_length([len(rows[i]) for i in order], size):
+        yield [order[k] for k in part]
+
+
 @contextlib.contextmanager
 def hooks(*pairs, before=()):
     """Forward hooks that are surely removed: `with hooks((module, function), …):`. before: the same for pre-hooks."""

@@ -23,6 +23,7 @@ import kedit_lib as kedit
 from kedit_lib.edits import fill
 from kedit_lib.generation import generate_ids
 from kedit_lib.layout import LAYOUTS
+from kedit_lib.metrics import teacher_forced
 from kedit_lib.tokens import encode, encode_prompt, target_ids
 from kedit_lib.trace import trace
 from kedit_lib.tracing import causal_trace
@@ -126,6 +127,21 @@ def test_prompts_in_a_batch_say_what_each_says_alone(plain, name):
     model = kedit.load_model(plain(name).folder, dtype="float32")
     prompts = [edit.prompt.format(edit.subject) for edit in EDITS]
     assert said(model, prompts) == [said(model, [prompt])[0] for prompt in prompts]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_pass_over_what_texts_share_scores_as_one_text_alone(plain, same, name):
+    same(name)
+    edits = [kedit.Edit(*each) for each in tiny.EDITS]
+    theirs, model = plain(name), kedit.load_model(plain(name).folder, dtype="float64")
+    pairs = [(e.text, answer) for e in edits for answer in (e.target_new, "oboe")]
+    found = teacher_forced(model, *map(list, zip(*pairs, strict=True)))
+    for i, (prompt, answer) in enumerate(pairs):
+        before, after = encode(theirs.tokenizer, prompt), target_ids(theirs.tokenizer, prompt, answer)
+        rows = theirs.model(input_ids=torch.tensor([[*before, *after]])).logits[0, len(before) - 1 : -1]
+        each = rows.double().log_softmax(-1)[range(len(after)), list(after)]
+        assert found.log_probability[i].item() == pytest.approx(each.mean().item(), rel=test_reference.SAME)
+        assert found.said[i] == tuple(rows.argmax(-1).tolist())
 
 
 # ------------------------------------------------------------------------------------------------- moments and methods

@@ -36,7 +36,8 @@ def llama(tiny_folder):
 def forced(log_p, right=None, said=None):
     n = len(log_p)
     right = torch.tensor(right if right is not None else [1.0] * n, dtype=torch.float64)
-    return Forced(torch.tensor(log_p, dtype=torch.float64), right, tuple(said or [(0,)] * n))
+    said = tuple(said or [(0,)] * n)
+    return Forced(torch.tensor(log_p, dtype=torch.float64), right, said, said)
 
 
 def close(values, expected):
@@ -72,21 +73,25 @@ def own_words(model, prompt, n):
 
 
 def test_teacher_forcing_token_by_token(model, monkeypatch):
-    monkeypatch.setattr(import_module("kedit_lib.metrics.forced"), "ROWS", 4)
+    monkeypatch.setattr(import_module("kedit_lib.reading"), "ROWS", 4)
     pairs = list(zip(PROMPTS, ANSWERS, strict=True))
     pairs += [(p, w) for p in PROMPTS for n in (1, 2) if (w := own_words(model, p, n))]
     found = metrics.teacher_forced(model, *map(list, zip(*pairs, strict=True)))
     for i, (prompt, answer) in enumerate(pairs):
         before, after = encode(model.tokenizer, prompt), target_ids(model.tokenizer, prompt, answer)
-        rows = logits(model, [*before, *after])[len(before) - 1 : -1]
-        said = tuple(rows.argmax(-1).tolist())
+        rows = logits(model, [*before, *after])[len(before) - 1 :]
+        *said, behind = rows.argmax(-1).tolist()
+        said, rows = tuple(said), rows[:-1]
         each = [rows.log_softmax(-1)[j, t].item() for j, t in enumerate(after)]
         assert found.said[i] == said
+        agreed = next((j for j, (a, b) in enumerate(zip(said, after, strict=True)) if a != b), len(after))
+        assert found.begun[i] == (*said, behind)[: agreed + 1]
         assert found.tokens_right[i].item() == sum(a == b for a, b in zip(said, after, strict=True)) / len(after)
         assert found.log_probability[i].item() == pytest.approx(sum(each) / len(each), rel=1e-9)
         assert found.probability[i].item() == pytest.approx(math.exp(sum(each) / len(each)), rel=1e-9)
     some = found.at([2, 0])
     assert some.said == (found.said[2], found.said[0])
+    assert some.begun == (found.begun[2], found.begun[0])
     close(some.log_probability, [found.log_probability[2], found.log_probability[0]])
 
 

@@ -13,10 +13,16 @@ from hypothesis import strategies as st
 from library import refused
 
 import kedit_lib as kedit
-from kedit_lib.generation import complete, generate_ids, sentence
-from kedit_lib.metrics import answer_log_probability, answer_probability, generation_accuracy, perplexity
+from kedit_lib.generation import complete, continuations, generate_ids, sentence
+from kedit_lib.metrics import (
+    answer_log_probability,
+    answer_probability,
+    generation_accuracy,
+    perplexity,
+    teacher_forced,
+)
 from kedit_lib.metrics.accuracy import _mentions, _says
-from kedit_lib.tokens import encode, target_ids
+from kedit_lib.tokens import encode, target_ids, targets_of
 
 PAIRS = [
     *((kedit.Edit(*each).text, each[2]) for each in tiny.EDITS),
@@ -37,7 +43,7 @@ def log_p(model, ids):
 
 
 def test_probability(model, monkeypatch):
-    monkeypatch.setattr(import_module("kedit_lib.metrics.forced"), "ROWS", 3)
+    monkeypatch.setattr(import_module("kedit_lib.reading"), "ROWS", 3)
     found = answer_log_probability(model, PROMPTS, ANSWERS)
     for i, (prompt, answer) in enumerate(PAIRS):
         before, after = encode(model.tokenizer, prompt), target_ids(model.tokenizer, prompt, answer)
@@ -229,6 +235,61 @@ def test_an_answer_has_room_for_itself_and_a_stop_or_for_a_sentence(tiny_folder,
         generation_accuracy(model, ["Zoë plays the", "Zoë"], some, match)
     assert limits[:2] == [(longest + 1, False), (longest + 12, True)]
     assert limits[2][1], "a full stop inside an answer ends nothing"
+
+
+def written_out(model, prompts, answers, match):
+    """The verdicts when every prompt is completed token by token."""
+    longest = max(len(model.tokenizer(" " + a, add_special_tokens=False).input_ids) for a in answers)
+    past = match == "contains" or any("." in a for a in answers)
+    room = longest + {"exact": 1, "contains": 12}[match]
+    said = continuations(model.hf, model.tokenizer, prompts, room, past_full_stops=past)
+    judge = {"exact": _says, "contains": _mentions}[match]
+    return [judge(text, ended, a.strip()) for (text, ended), a in zip(said, answers, strict=True)]
+
+
+def counted(monkeypatch):
+    """How many prompts each call has completed."""
+    accuracy, asked = import_module("kedit_lib.metrics.accuracy"), []
+    written = accuracy.continuations
+    monkeypatch.setattr(accuracy, "continuations", lambda *a, **o: asked.append(len(a[2])) or written(*a, **o))
+    return asked
+
+
+@pytest.mark.parametrize("match", ["exact", "contains"])
+def test_one_pass_and_writing_it_out_agree(taught, monkeypatch, match):
+    """Every prompt with every answer: right ones, wrong ones, beginnings, other cases and other spellings."""
+    prompts = ["Zoë plays the", "Ana Brown plays the", "Léon Blum plays the", "The judge plays the"]
+    prompts += ["Toko Yasuda plays", "Danielle Darrieux was born in", "Danielle Darrieux was", "The farmer speaks of the", "Graz is"]
+    answers = ["violoncello da gamba", "violoncello", "oboe", "OBOE", "organ", "organ of Graz", "the organ", "St. Louis"]
+    answers += ["St", "St. Lou", "U.S.", "U", "Graz", "of the", " oboe ", "or"]
+    pairs = list(product(prompts, answers))
+    prompts, answers = (list(x) for x in zip(*pairs, strict=True))
+    expected = written_out(taught, prompts, answers, match)
+    asked = counted(monkeypatch)
+    assert generation_accuracy(taught, prompts, answers, match) == expected
+    assert 5 < sum(expected) < len(expected)
+    assert sum(asked) < len(prompts)
+    some = [i for i, t in enumerate(targets_of(taught.tokenizer, prompts, answers)) if isinstance(t, tuple)]
+    prompts, answers = ([x[i] for i in some] for x in (prompts, answers))
+    forced = teacher_forced(taught, prompts, answers)
+    assert generation_accuracy(taught, prompts, answers, match, forced) == [expected[i] for i in some]
+
+
+def test_of_facts_that_are_known_nothing_is_written_out(monkeypatch):
+    """The lab's small model, as it is and with noise in a map: the same verdicts, most of them from the one pass."""
+    model = kedit.load_model("lab-small")
+    edits = kedit.load_edits("lab", model=model, limit=60, seed=0)
+    prompts, answers = [e.text for e in edits], [e.target_true for e in edits]
+    asked = counted(monkeypatch)
+    assert all(generation_accuracy(model, prompts, answers))
+    assert asked == []
+    weight, noise = model.weight(1), torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        weight += 10 * weight.std() * torch.randn(weight.shape, generator=noise)
+    right = generation_accuracy(model, prompts, answers)
+    assert right == written_out(model, prompts, answers, "exact")
+    assert 0.1 < sum(right) / len(right) < 0.9
+    assert sum(asked) < len(prompts) / 4
 
 
 def test_known_edits(taught):

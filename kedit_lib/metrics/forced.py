@@ -7,10 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..tokens import encode, target_ids
-from ..trace import by_length, pad
-
-ROWS = 64  # more, and padding and memory cost more than a pass
+from ..reading import logits_at
+from ..tokens import encoded, targets_of
 
 
 @dataclass(frozen=True)
@@ -21,11 +19,14 @@ class Forced:
     tokens_right     [n] float64: (1/|t|) Σ_j [t_j is the argmax at its place]. Range 0..1
     said             n tuples of |t| ids: the argmax at each place of the answer; the first is what the
                      model says next when it is handed nothing
+    begun            n tuples of ids: how greedy decoding from the prompt begins. The answer's tokens as long as each
+                     is the argmax, and the first argmax that is not its next token, or that stands behind it
     """
 
     log_probability: Tensor
     tokens_right: Tensor
     said: tuple[tuple[int, ...], ...]
+    begun: tuple[tuple[int, ...], ...]
 
     @property
     def probability(self) -> Tensor:
@@ -35,32 +36,40 @@ class Forced:
     def at(self, indices) -> Forced:
         """Some of the pairs, so that prompts of several kinds can share a pass."""
         i = list(indices)
-        return Forced(self.log_probability[i], self.tokens_right[i], tuple(self.said[k] for k in i))
+        said, begun = (tuple(x[k] for k in i) for x in (self.said, self.begun))
+        return Forced(self.log_probability[i], self.tokens_right[i], said, begun)
 
 
-@torch.no_grad()
 def teacher_forced(model, prompts: list[str], answers: list[str]) -> Forced:
     """Score each answer after its prompt, all in batches of like length.
 
     Raises KeditError for an answer that the tokenizer cannot write, ValueError when there is not one
     answer a prompt.
     """
-    tokenizer = model.tokenizer
-    pairs = [(tuple(encode(tokenizer, p)), target_ids(tokenizer, p, a)) for p, a in zip(prompts, answers, strict=True)]
-    log_p, right = torch.empty(len(pairs), dtype=torch.float64), torch.empty(len(pairs), dtype=torch.float64)
-    said: list[tuple[int, ...]] = [()] * len(pairs)
-    for part in by_length([len(p) + len(t) for p, t in pairs], ROWS):
-        ids = pad([pairs[i][0] + pairs[i][1][:-1] for i in part], model.device)
-        places = [
-            (row, len(pairs[i][0]) - 1 + j, token) for row, i in enumerate(part) for j, token in enumerate(pairs[i][1])
-        ]
-        row, at, token = torch.tensor(places, device=ids.device).T
-        # Only the answers' places: a softmax over the vocabulary at every place would cost more than the model.
-        there = model.hf(input_ids=ids).logits[row, at].to(model.math_dtype).log_softmax(-1)
-        guess = there.argmax(-1)
-        each = there.gather(1, token[:, None])[:, 0].double().cpu()
-        lengths = [len(pairs[i][1]) for i in part]
-        columns = (each, (guess == token).double().cpu(), guess.cpu())
-        for i, p, hit, ids_said in zip(part, *(c.split(lengths) for c in columns), strict=True):
-            log_p[i], right[i], said[i] = p.mean(), hit.mean(), tuple(ids_said.tolist())
-    return Forced(log_p, right, tuple(said))
+    targets = targets_of(model.tokenizer, prompts, answers)
+    for target in targets:
+        if isinstance(target, Exception):
+            raise target
+    return score(model, encoded(model.tokenizer, prompts), targets)
+
+
+@torch.no_grad()
+def score(model, prompts: list[tuple[int, ...]], targets: list[tuple[int, ...]]) -> Forced:
+    """`teacher_forced` of ids."""
+    n = len(prompts)
+    log_p, right = torch.empty(n, dtype=torch.float64), torch.empty(n, dtype=torch.float64)
+    said, begun = [()] * n, [()] * n
+    texts = [p + t for p, t in zip(prompts, targets, strict=True)]
+    places = [range(len(p) - 1, len(text)) for p, text in zip(prompts, texts, strict=True)]
+    for part, logits in logits_at(model, texts, places):
+        guess, log_softmax = logits.argmax(-1), logits.log_softmax(-1)
+        # Behind an answer nothing is scored: its own first token stands in for the one that there is not.
+        token = torch.tensor([t for i in part for t in (*targets[i], targets[i][0])], device=guess.device)
+        each, lengths = log_softmax.gather(1, token[:, None])[:, 0].double().cpu(), [len(places[i]) for i in part]
+        for i, p, says in zip(part, each.split(lengths), guess.cpu().split(lengths), strict=True):
+            says = tuple(says.tolist())
+            hits = [a == b for a, b in zip(says, targets[i], strict=False)]
+            agreed = hits.index(False) if False in hits else len(hits)
+            log_p[i], right[i] = p[:-1].mean(), sum(hits) / len(hits)
+            said[i], begun[i] = says[:-1], says[: agreed + 1]
+    return Forced(log_p, right, tuple(said), tuple(begun))
