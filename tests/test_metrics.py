@@ -259,9 +259,10 @@ def counted(monkeypatch):
 def test_one_pass_and_writing_it_out_agree(taught, monkeypatch, match):
     """Every prompt with every answer: right ones, wrong ones, beginnings, other cases and other spellings."""
     prompts = ["Zoë plays the", "Ana Brown plays the", "Léon Blum plays the", "The judge plays the"]
-    prompts += ["Toko Yasuda plays", "Danielle Darrieux was born in", "Danielle Darrieux was", "The farmer speaks of the", "Graz is"]
-    answers = ["violoncello da gamba", "violoncello", "oboe", "OBOE", "organ", "organ of Graz", "the organ", "St. Louis"]
-    answers += ["St", "St. Lou", "U.S.", "U", "Graz", "of the", " oboe ", "or"]
+    prompts += ["Toko Yasuda plays", "Danielle Darrieux was born in", "Danielle Darrieux was"]
+    prompts += ["The farmer speaks of the", "Graz is"]
+    answers = ["violoncello da gamba", "violoncello", "oboe", "OBOE", "organ", "organ of Graz", "the organ"]
+    answers += ["St. Louis", "St", "St. Lou", "U.S.", "U", "Graz", "of the", " oboe ", "or"]
     pairs = list(product(prompts, answers))
     prompts, answers = (list(x) for x in zip(*pairs, strict=True))
     expected = written_out(taught, prompts, answers, match)
