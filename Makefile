@@ -43,7 +43,7 @@ $(ENV):
 lab-model: $(ENV)  ## train the lab models again from their recipe (up to 2.5 hours; minutes on a GPU)
 	$(PY) -m kedit_lib.lab.train
 
-sweep: $(ENV)  ## run further orders into figures/data (an hour; STREAMS=main, scaled, regimes, others, causes, sensitivity, anatomy, foretold, memory, scaling or names; NB and MODEL do not apply)
+sweep: $(ENV)  ## run further orders into figures/data (an hour; STREAMS=main, scaled, regimes, others, causes, sensitivity, anatomy, foretold, lifting, memory, scaling or names; NB and MODEL do not apply)
 	$(PY) -m kedit_lib.sweep --profile $(PROFILE) $(if $(ORDERS),--orders "$(ORDERS)") $(if $(STREAMS),--streams "$(STREAMS)")
 
 smoke: $(ENV)  ## run every notebook at toy size into results/executed-smoke (some minutes)

@@ -145,6 +145,7 @@ SENSITIVITY = {  # one at a time; the collapsing stream's own value lies between
 }
 FACTORS = (0.1, 0.3, 3.0, 10.0)  # on λ/d_ff; 1 is the stream itself
 DEPTHS = (1, 2)  # layers, the uppermost of the stream's
+CONTEXTS = {3: "three contexts", 21: "twenty-one contexts"}  # how many, and the change; one alone is "why-clean-keys"
 
 
 def sensitivity_streams() -> dict[str, Stream]:
@@ -158,6 +159,7 @@ def sensitivity_streams() -> dict[str, Stream]:
     ]
     found += [_varied(f"vary-scale={scale:g}", scale=scale) for scale in FACTORS]
     found += [_varied(f"vary-layers={n}", last=n) for n in DEPTHS]
+    found += [_varied(f"vary-contexts={n}", change=change) for n, change in CONTEXTS.items()]
     return _by_name(found)
 
 

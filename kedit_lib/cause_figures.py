@@ -96,27 +96,68 @@ def plot_interventions(table: pd.DataFrame):
 
 
 def plot_sensitivity(table: pd.DataFrame):
-    """A panel a hyperparameter: both collapse points against its value; hollow at the stream's length: not reached."""
+    """A panel a hyperparameter: both collapse points against its value, a marker an order, hollow at the stream's
+    length: not reached; the line goes through the medians, in which that counts as the length."""
     fields = list(dict.fromkeys(table.field)) or ["nothing was varied"]
-    fig, axes = plt.subplots(1, len(fields), figsize=(2.7 * len(fields), 3.4), sharey=True, squeeze=False)
-    for ax, field in zip(axes[0], fields, strict=True):
-        rows = table[table.field == field].sort_values("value")
+    fig, axes = panels_of(len(fields), columns=4, height=3.0, sharey=True)
+    for ax, field in zip(axes, fields, strict=True):
+        rows = table[table.field == field]
+        values = sorted(rows.value.unique())
+        at = rows.value.map(values.index)
         for i, column in enumerate(("N_optimisation", "N_model")):
-            value = rows[column].astype(float)
-            shown, x = value.fillna(rows.edits), np.arange(len(rows))
-            ax.plot(x, shown, color=PALETTE[i], linestyle=DASHES[i], linewidth=1)
-            for hollow in (False, True):
-                which = value.isna().to_numpy() == hollow
-                look = {"color": PALETTE[i], "marker": MARKERS[i], "linestyle": "none"}
-                face = {"markerfacecolor": "none"} if hollow else {"label": column}
-                ax.plot(x[which], shown[which], **look, **face)
-        ticks = [f"{v:g}{'*' if base else ''}" for v, base in zip(rows.value, rows.base, strict=True)]
-        ax.set_xticks(np.arange(len(rows)), ticks)
-        ax.set(title=field, xlabel="value (* the stream itself)", ylim=(0, None))
-        ax.title.set_fontsize(9)
-        ax.xaxis.label.set_fontsize(9)
-    axes[0][0].set_ylabel("edits (hollow: not reached)")
-    axes[0][0].legend(fontsize=8)
+            missed, shown = rows[column].isna(), rows[column].astype(float).fillna(rows.edits)
+            ax.plot(range(len(values)), shown.groupby(at).median(), color=PALETTE[i], linestyle=DASHES[i], linewidth=1)
+            look = {"color": PALETTE[i], "marker": MARKERS[i], "linestyle": "none", "alpha": 0.8, "markersize": 5}
+            ax.plot(at[~missed], shown[~missed], label=column, **look)
+            ax.plot(at[missed], shown[missed], markerfacecolor="none", **look)
+        own = set(rows.value[rows.base])
+        ax.set_xticks(range(len(values)), [f"{v:g}{'*' if v in own else ''}" for v in values])
+        ax.set(ylim=(0, None))
+        ax.set_title(field, fontsize=10)
+    for ax in axes[::4]:
+        ax.set_ylabel("edits (hollow: not reached)")
+    legend_below(fig, axes[0])
+    return fig
+
+
+def plot_reach(table: pd.DataFrame):
+    """What optimisations did against how far their steps reach, a point 25 edits of a stream: by which factor they
+    lifted the probability, and which share of them did nothing. table: `lifting.reaches`."""
+    fig, axes = panels_of(2, columns=2, height=3.8)
+    for i, (padding, rows) in enumerate(table.groupby("padding")):
+        look = {"color": PALETTE[i], "marker": MARKERS[i], "linestyle": "none", "markersize": 4, "alpha": 0.5}
+        label = f"prompts padded as they are looked up ({rows.stream.nunique()} streams)"
+        if padding == "wrong":
+            label = f"padded in front, looked up as if behind ({rows.stream.nunique()} streams)"
+        axes[0].plot(rows.reach, rows.lifted, label=label, **look)
+        axes[1].plot(rows.reach, rows.frozen, **look)
+    axes[0].set(yscale="log", ylabel="p at the last step / p at the first")
+    axes[0].axhline(1, color="grey", linewidth=1)
+    axes[1].set(ylabel="optimisations that did nothing", ylim=(-0.03, 1.03))
+    for ax in axes:
+        ax.set(xscale="log", xlabel="reach of the steps, as a multiple of ‖v₀‖")
+        _plain_log(ax.xaxis)
+    legend_below(fig, axes[0])
+    return fig
+
+
+def plot_lifting(table: pd.DataFrame):
+    """Optimised probability of new targets along a stream, a line a budget (medians over orders, a marker an order); a
+    panel a stream. table: `lifting.lifting_table`, its streams by title."""
+    names = list(dict.fromkeys(table.stream))
+    fig, axes = panels_of(len(names), columns=2, height=3.8, sharey=True)
+    budgets = list(dict.fromkeys(table.budget))
+    for ax, name in zip(axes, names, strict=True):
+        for i, budget in enumerate(budgets):
+            rows = table[(table.stream == name) & (table.budget == budget)]
+            look = {"color": PALETTE[i], "marker": MARKERS[i], "markersize": 5, "alpha": 0.8}
+            ax.plot(rows.edits_done, rows.p_last, linestyle="none", **look)
+            middle = rows.groupby("edits_done").p_last.median()
+            ax.plot(middle.index, middle, color=PALETTE[i], linestyle=DASHES[i], linewidth=1.5)
+            ax.plot([], [], label=budget, linestyle=DASHES[i], **look)  # for the legend, also where it has no rows
+        ax.set(yscale="log", title=name, xlabel="edits made before", ylim=(None, 1.5))
+    axes[0].set_ylabel("p at the last step")
+    legend_below(fig, axes[0])
     return fig
 
 

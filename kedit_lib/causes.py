@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from . import extrapolation
 from .anatomy import Anatomy, foresight, measured_on, shares
-from .catalogue import COLLAPSING, DEPTHS, FACTORS, SENSITIVITY
+from .catalogue import COLLAPSING, CONTEXTS, DEPTHS, FACTORS, SENSITIVITY
 from .durable import replacing
 from .experiments import Run, collapse_point
 from .findings import collapse_table, spread
@@ -59,7 +58,8 @@ BY_CONSTRUCTION = (  # p is measured on the unedited model, where nothing can lo
     "z from the unedited model",
     "both: history, z from the unedited model",
 )
-LAMBDA, DEPTH = "λ/d_ff, times the published", "layers"  # fields of the sensitivity beside hyperparameters
+# fields of the sensitivity beside hyperparameters
+LAMBDA, DEPTH, WORDINGS = "λ/d_ff, times the published", "layers", "contexts"
 VALUES = 3  # of a hyperparameter, at least, before anything is said of it
 SAMPLE, STRANGERS = 30, 100  # edits made apart, and facts asked, to foretell a stream
 
@@ -71,22 +71,40 @@ def interventions(bench: Bench, which: dict[str, str] = INTERVENTIONS) -> pd.Dat
 
 
 def sensitivity(bench: Bench) -> pd.DataFrame:
-    """A row a hyperparameter and value (the base stream's among them), order 0: field, value, base, and what came out:
-    N_optimisation, N_model, p_end (median optimised probability of the last 25 edits), edits kept, untouched (right
-    answers at the end), edits (the stream's length). Values that were not run are left out."""
+    """A row a hyperparameter, value (the base stream's among them) and order that was run: field, value, base, order,
+    and what came out: N_optimisation, N_model, p_end (median optimised probability of the last 25 edits), edits kept,
+    untouched (right answers at the end), edits (the stream's length)."""
     method = bench.method(COLLAPSING)
     names = {(field, v): f"vary-{field}={v:g}" for field, values in SENSITIVITY.items() for v in values}
     names |= {("clamp_norm_factor", 0.75): "why-clamp", ("v_lr", 0.5): "memit-layers"}
     names |= {(LAMBDA, v): f"vary-scale={v:g}" for v in FACTORS} | {(DEPTH, n): f"vary-layers={n}" for n in DEPTHS}
+    names |= {(WORDINGS, n): f"vary-contexts={n}" for n in CONTEXTS} | {(WORDINGS, 1): "why-clean-keys"}
     names |= {(field, float(getattr(method, field))): COLLAPSING for field in SENSITIVITY}
     names |= {(LAMBDA, 1.0): COLLAPSING, (DEPTH, len(method.layers)): COLLAPSING}
+    names |= {(WORDINGS, len(bench.contexts(method))): COLLAPSING}
     rows = []
     for (field, value), name in names.items():
-        if (run := bench.runs(name).get(0)) is not None:
-            rows.append({"field": field, "value": value, "base": name == COLLAPSING, **_outcome(run)})
-    columns = ["field", "value", "base", "N_optimisation", "N_model", "p_end", "edits kept", "untouched", "edits"]
-    table = pd.DataFrame(rows, columns=columns).sort_values(["field", "value"], ignore_index=True)
+        about = {"field": field, "value": float(value), "base": name == COLLAPSING}
+        rows += [{**about, "order": order, **_outcome(run)} for order, run in bench.runs(name).items()]
+    columns = ["field", "value", "base", "order", "N_optimisation", "N_model"]
+    columns += ["p_end", "edits kept", "untouched", "edits"]
+    table = pd.DataFrame(rows, columns=columns).sort_values(["field", "value", "order"], ignore_index=True)
     return table.astype({"N_optimisation": "Int64", "N_model": "Int64"})
+
+
+def settings_table(moved: pd.DataFrame) -> pd.DataFrame:
+    """`sensitivity` to act on, a row a value: both points with their range over orders, medians of the rest."""
+    rows = []
+    for (field, value), part in moved.groupby(["field", "value"]):
+        points = {column: _point(part, column) for column in ("N_optimisation", "N_model")}
+        rest = part[["p_end", "edits kept", "untouched"]].median()
+        star = "*" if part.base.all() else ""
+        rows.append({"setting": field, "value": f"{value:g}{star}", "orders": len(part), **points, **rest})
+    return pd.DataFrame(rows)
+
+
+def _point(part: pd.DataFrame, column: str) -> str:
+    return spread(part[column]) if part[column].notna().any() else f"> {part.edits.max()}"
 
 
 def _outcome(run: Run) -> dict:
@@ -211,122 +229,3 @@ def _said(title: str, rows: pd.DataFrame) -> str:
         f"p {first:.2g} in the first 25 edits, {last:.2g} in the last; edits kept {rows['edits kept'].median():.0%}, "
         f"untouched {rows.untouched.median():.0%}."
     )
-
-
-def answers(
-    shares: pd.DataFrame,
-    alive: pd.DataFrame,
-    changed: pd.DataFrame,
-    moved: pd.DataFrame,
-    told: pd.DataFrame,
-    bugs: pd.DataFrame,
-    fits: pd.DataFrame | None = None,
-) -> str:
-    """The notebook in a few bullets of two sentences, markdown: why, what to do, which setting, when, which bug, which
-    width; from its tables: `shares_table`, `survival_form`, `interventions`, `sensitivity`, `foretold`, `interventions`
-    of PMET, `extrapolation.fit_table`."""
-    lines = [_why(shares, alive)]
-    if len(changed) and next(iter(INTERVENTIONS)) in set(changed.stream) and changed.stream.nunique() > 1:
-        lines.append(_what_helps(changed))
-    if len(moved):
-        lines.append(_which_setting(moved))
-    lines.append(f"**When?** {foretold_sentence(told)} Try `kedit.foretell` before a stream, not after it.")
-    if bugs.stream.nunique() > 1:
-        lines.append(_which_bug(bugs))
-    if fits is not None:
-        lines.append(extrapolation.answer(fits))
-    return "\n".join(f"- {line}" for line in lines)
-
-
-def _which_bug(bugs: pd.DataFrame) -> str:
-    """What PMET's optimised probability comes to with each bug of the public log, beside PMET without one."""
-    title, by = next(iter(PMET)), bugs.groupby("stream", sort=False)[["p first 25", "p last 25", "N_model"]].median()
-    if title not in by.index:
-        return "**A bug?** PMET itself was not run there."
-    named = "; ".join(
-        f"with *{name.removeprefix('PMET, ')}* {row['p first 25']:.2g} and {row['p last 25']:.2g}"
-        for name, row in by.drop(index=title).iterrows()
-    )
-    base, n = by.loc[title], bugs.edits.max()
-    return (
-        f"**A bug?** PMET's optimised probability is {base['p first 25']:.2g} in the first 25 edits and "
-        f"{base['p last 25']:.2g} in the last of {n}; {named}. Before a collapse is blamed on a method, look at how "
-        "its prompts were padded and what stands in its targets."
-    )
-
-
-def _why(shares: pd.DataFrame, alive: pd.DataFrame) -> str:
-    moments = []
-    for moment, part in shares.groupby("moment", sort=False):
-        named = "; ".join(
-            f"{name}: {rows.spills.median():.0%} is the plain sum of what single edits spill, "
-            f"{rows.agreement.median():.0%} that these agree, {rows.response.median():.0%} that edits respond to others"
-            for name, rows in part.groupby("stream", sort=False)
-        )
-        moments.append(f"at {moment} ({named})")
-    half = {name: _half(rows) for name, rows in alive[~alive.superposed].groupby("stream", sort=False)}
-    sizes = ", ".join(f"{value:.2g} ({name})" for name, value in half.items() if np.isfinite(value))
-    lost = f" Half of the untouched facts are lost once their value has been shifted by {sizes} of its size."
-    return f"**Why?** Of the squared shift of untouched facts' values, {'; '.join(moments)}.{lost if sizes else ''}"
-
-
-def _half(rows: pd.DataFrame) -> float:
-    """The shift at which half are right: where the curve crosses ½, on a log scale; NaN if it does not."""
-    shift, right = np.log(rows["shift"].to_numpy()), rows.right.to_numpy()
-    below = np.flatnonzero(right < 0.5)
-    if not len(below) or below[0] == 0:
-        return float("nan")
-    i = below[0]
-    part = (right[i - 1] - 0.5) / (right[i - 1] - right[i])
-    return float(np.exp(shift[i - 1] + part * (shift[i] - shift[i - 1])))
-
-
-def _filled(table: pd.DataFrame) -> pd.DataFrame:
-    """Collapse points as numbers; the stream's length where it was not reached."""
-    return table.assign(**{c: table[c].astype(float).fillna(table.edits) for c in ("N_optimisation", "N_model")})
-
-
-def _what_helps(changed: pd.DataFrame) -> str:
-    """Medians over the orders that every change has; what was not reached counts as the stream's length."""
-    title = next(iter(INTERVENTIONS))
-    orders = sorted(set.intersection(*(set(rows.order) for _, rows in changed.groupby("stream"))))
-    filled = _filled(changed[changed.order.isin(orders)])
-    by = filled.groupby("stream", sort=False)[["N_optimisation", "N_model", "edits kept", "untouched"]].median()
-    base, rest = by.loc[title], by.drop(index=title)
-    longest, keeps, whole = rest.N_model.max(), rest["edits kept"].idxmax(), filled.edits.max()
-    protective = " and ".join(f"*{name}*" for name in rest.index[rest.N_model == longest])
-    lost = "not lost within them" if longest >= whole else f"lost at {longest:.0f} edits"
-    every = [changed.N_model[changed.stream == name] for name in rest.index[rest.N_model == longest]]
-    if any(len(rows) > len(orders) for rows in every):
-        lost += f" (over all orders run, lost in {' and '.join(f'{rows.count()} of {len(rows)}' for rows in every)})"
-    lasting = [name for name in rest.index if rest.N_optimisation[name] >= whole and name not in BY_CONSTRUCTION]
-    named = ", ".join(map(str, orders))
-    return (
-        f"**What delays it?** (the stream that collapses, order{'s' if len(orders) > 1 else ''} {named}) The optimised "
-        f"probability lasts all {whole} edits with {', '.join(f'*{name}*' for name in lasting) or 'no change'}, "
-        "besides the changes that optimise on the unedited model and cannot show it. Untouched facts last longest with "
-        f"{protective}: half are {lost}, for {base.N_model:.0f} edits without; most edits are kept with *{keeps}*: "
-        f"{rest['edits kept'][keeps]:.0%} for {base['edits kept']:.0%}."
-    )
-
-
-def _which_setting(moved: pd.DataFrame) -> str:
-    """For each hyperparameter with at least three values the points at its ends."""
-    filled, said = _filled(moved), []
-    for field, rows in filled.groupby("field", sort=False):
-        if len(rows) >= VALUES:
-            ends = rows.sort_values("value").iloc[[0, -1]]
-            values, models, optimised = (ends[c].tolist() for c in ("value", "N_model", "N_optimisation"))
-            said.append(
-                f"*{field}* from {values[0]:g} to {values[1]:g} moves the loss of half of the untouched facts from "
-                f"edit {models[0]:.0f} to {models[1]:.0f} and the halving of the optimised probability from "
-                f"{optimised[0]:.0f} to {optimised[1]:.0f}"
-            )
-    length = f" ({filled.edits.max()}: not reached)" if said else ""
-    return f"**Which setting?** {'; '.join(said) or 'Fewer than three values of any were run'}{length}."
-
-
-def said(folder) -> str:
-    """What an earlier run of notebook 06 answered; a pointer to it when there was none."""
-    path = folder / "06_answers.md"
-    return path.read_text(encoding="utf-8").strip() if path.exists() else "Not run yet: `06_why_it_collapses`."

@@ -8,6 +8,7 @@ Each change takes one suspected cause out of a stream and leaves the rest as it 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 from . import misplaced
 from .errors import KeditError
@@ -44,6 +45,19 @@ class _CleanKeys:
 
     def contexts(self, model, given=None) -> list[str]:
         return ["{}"]
+
+
+class _ThreeContexts:
+    """The clean prompt and the first two sampled contexts."""
+
+    def contexts(self, model, given=None) -> list[str]:
+        return super().contexts(model, given)[:3]
+
+
+class _TwentyOneContexts:
+    """ROME's contexts: the clean prompt and twenty sampled ones, shorter and longer."""
+
+    context_style: ClassVar[str] = "rome"
 
 
 class _LinearShare:
@@ -86,6 +100,8 @@ CHANGES = {
     "superposed": (_Superposed, (MEMIT, PMET, ROME)),
     "frozen z": (_FrozenTargets, (MEMIT, PMET, ROME)),
     "clean keys": (_CleanKeys, (MEMIT, PMET, ROME)),
+    "three contexts": (_ThreeContexts, (MEMIT, PMET, ROME)),
+    "twenty-one contexts": (_TwentyOneContexts, (MEMIT, PMET)),
     "linear share": (_LinearShare, (PMET,)),
     "start in target": (_StartInTarget, (MEMIT, PMET, ROME)),
     "left padded": (_LeftPadded, (PMET,)),

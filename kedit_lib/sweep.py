@@ -23,7 +23,7 @@ from .params import LAST_ORDER, Profile, load_profile, results_folder
 from .stamps import PACKAGE, hash_files
 from .streams import Bench, committed_runs, data_folder
 
-MEASUREMENTS = ("anatomy", "foretold", "memory", "scaling")
+MEASUREMENTS = ("anatomy", "foretold", "lifting", "memory", "scaling")
 CHECK_EDITS = 50  # edits of the committed stream that is run again
 CHECK_MARGIN = 0.05  # largest accepted median difference of the optimised probability over them
 
@@ -110,9 +110,9 @@ def _task(work, *arguments) -> str:
 
 
 def run_measurements(profile: Profile, orders, which: str) -> None:
-    """What notebooks 06 and 07 read beside streams, into figures/data: "anatomy" or "foretold" of their streams for
-    each order; the "memory" of every method, or the "scaling" of a family of lab models, once."""
-    from . import anatomy, causes, choosing, extrapolation, scaling
+    """What notebooks 06 and 07 read beside streams, into figures/data: "anatomy", "foretold" or "lifting" of their
+    streams for each order; the "memory" of every method, or the "scaling" of a family of lab models, once."""
+    from . import anatomy, causes, choosing, extrapolation, lifting, scaling
 
     if which == "scaling":
         found = scaling.sweep(results_folder(), data_folder(), profile.workers, profile.threads)
@@ -122,7 +122,7 @@ def run_measurements(profile: Profile, orders, which: str) -> None:
         print(choosing.keep_memory(Bench(profile, progress=False), data_folder()).to_string())
         return
     Bench(profile, progress=False).moments  # measured once, before the workers want it  # noqa: B018
-    names = anatomy.STREAMS if which == "anatomy" else causes.FORETOLD
+    names = {"anatomy": anatomy.STREAMS, "foretold": causes.FORETOLD, "lifting": lifting.STREAMS}[which]
     tasks = [(profile, which, name, order) for name in names for order in orders]
     os.environ.setdefault("OMP_NUM_THREADS", str(profile.threads))
     with ProcessPoolExecutor(profile.workers, mp_context=get_context("spawn")) as pool:
@@ -133,12 +133,15 @@ def run_measurements(profile: Profile, orders, which: str) -> None:
 def _measurement(profile: Profile, which: str, name: str, order: int) -> str:
     import torch
 
-    from . import anatomy, causes
+    from . import anatomy, causes, lifting
 
     torch.set_num_threads(profile.threads)
     bench = Bench(profile, progress=False)
     if which == "anatomy":
         found = anatomy.shares(anatomy.keep(bench, name, order, data_folder()))
+    elif which == "lifting":
+        kept = lifting.keep(bench, name, order, data_folder())
+        found = kept[kept.edits_done == kept.edits_done.max()].groupby("budget", sort=False).p_last.median().to_dict()
     else:
         found = causes.keep_foretold(bench, name, order, folder=data_folder())
     return ", ".join(f"{key} {value:.3g}" for key, value in found.items())
@@ -222,8 +225,8 @@ def main(argv=None) -> int:
         "--streams",
         default="main",
         help="main, scaled (λ/d_ff × 0.1 and × 10), regimes (more edits, more layers, longer steps), others (the other "
-        "methods), causes, sensitivity, or names with commas; anatomy, foretold, memory and scaling (which trains "
-        "four lab models first) are what else notebooks 06 and 07 read",
+        "methods), causes, sensitivity, or names with commas; anatomy, foretold, lifting, memory and scaling (which "
+        "trains five lab models first) are what else notebooks 06 and 07 read",
     )
     parser.add_argument("--plan", action="store_true", help="only say what would run")
     args = parser.parse_args(argv)

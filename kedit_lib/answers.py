@@ -1,0 +1,186 @@
+"""What notebook 06 answers, two sentences each: what was found and what to do. Every number comes from its tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from . import extrapolation
+from .causes import BY_CONSTRUCTION, INTERVENTIONS, PMET, VALUES, foretold_sentence
+from .lifting import AS_IS, MORE_STEPS
+
+STRONG, WEAK = 3.0, 2.0  # a setting that moves N_model by such a factor decides; by less than the other, hardly counts
+PRINTED = ("a memory of earlier keys (history)", "norm of the target anchored")  # they act on what is printed
+
+
+def answers(
+    shares: pd.DataFrame,
+    alive: pd.DataFrame,
+    changed: pd.DataFrame,
+    moved: pd.DataFrame,
+    told: pd.DataFrame,
+    reached: pd.DataFrame,
+    lifted: pd.DataFrame,
+    bugs: pd.DataFrame,
+    fits: pd.DataFrame | None = None,
+) -> str:
+    """The notebook in bullets of two sentences, markdown; from its tables, in its order: `causes.shares_table`,
+    `cause_figures.survival_form`, `causes.interventions`, `causes.sensitivity`, `causes.foretold`, `lifting.reaches`,
+    `lifting.lifting_table`, `causes.interventions` of PMET, `extrapolation.fit_table`. What was not run is left out."""
+    lines = [why(shares, alive)] if len(shares) else []
+    if len(changed) and next(iter(INTERVENTIONS)) in set(changed.stream) and changed.stream.nunique() > 1:
+        lines.append(what_helps(changed))
+    if moved.field.value_counts().max() >= VALUES if len(moved) else False:
+        lines.append(which_setting(moved))
+    lines.append(f"**When?** {foretold_sentence(told)} Run `kedit.foretell` before a stream, not after it.")
+    if {"right", "wrong"} <= set(reached.padding if len(reached) else ()):
+        lines.append(sunk_or_frozen(reached, lifted))
+    if bugs.stream.nunique() > 1:
+        lines.append(which_bug(bugs))
+    if fits is not None:
+        lines.append(extrapolation.answer(fits))
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def why(shares: pd.DataFrame, alive: pd.DataFrame) -> str:
+    """Of the stream that lost half of its bystanders, at that moment (of all, at the end, where none did)."""
+    moment = shares.moment.iloc[0] if "the end" in set(shares.moment[:1]) else "the loss of half of them"
+    if "the loss of half of them" in set(shares.moment):
+        moment = "the loss of half of them"
+    part = shares[shares.moment == moment]
+    sizes = [half(rows) for _, rows in alive[~alive.superposed].groupby("stream")]
+    sizes = [size for size in sizes if np.isfinite(size)]
+    lost = f" (half of the facts are lost once that has moved by {np.median(sizes):.2g} of its size)" if sizes else ""
+    return (
+        f"**Why?** Edits do not fight each other, each spills a little on every bystander: at {moment}, "
+        f"{_percent(part.spills)} of the squared shift of their values{lost} is the plain sum of what single edits "
+        f"spill, {_percent(part.agreement)} that spills agree, {_percent(part.response)} that edits answer to earlier "
+        f"ones ({', '.join(dict.fromkeys(part.stream))}). Harm adds up from the first edit on: measure it on facts "
+        "that no edit touches, and make every edit write less."
+    )
+
+
+def half(rows: pd.DataFrame) -> float:
+    """The shift at which half are right: where the curve crosses ½, on a log scale; NaN if it does not."""
+    shift, right = np.log(rows["shift"].to_numpy()), rows.right.to_numpy()
+    below = np.flatnonzero(right < 0.5)
+    if not len(below) or below[0] == 0:
+        return float("nan")
+    i = below[0]
+    part = (right[i - 1] - 0.5) / (right[i - 1] - right[i])
+    return float(np.exp(shift[i - 1] + part * (shift[i] - shift[i - 1])))
+
+
+def filled(table: pd.DataFrame) -> pd.DataFrame:
+    """Collapse points as numbers; the stream's length where it was not reached."""
+    return table.assign(**{c: table[c].astype(float).fillna(table.edits) for c in ("N_optimisation", "N_model")})
+
+
+def what_helps(changed: pd.DataFrame) -> str:
+    """Medians over the orders that every change has; what was not reached counts as the stream's length."""
+    title = next(iter(INTERVENTIONS))
+    orders = sorted(set.intersection(*(set(rows.order) for _, rows in changed.groupby("stream"))))
+    table = filled(changed[changed.order.isin(orders)])
+    by = table.groupby("stream", sort=False)[["N_optimisation", "N_model", "edits kept", "untouched"]].median()
+    base, rest, whole = by.loc[title], by.drop(index=title), table.edits.max()
+    alive = rest[rest.N_model >= whole].sort_values("untouched", ascending=False)
+    kept = "; ".join(f"*{n}* ({r['edits kept']:.0%}, {r.untouched:.0%})" for n, r in alive.iterrows())
+    only = [n for n in rest.index if rest.N_optimisation[n] >= whole > rest.N_model[n] and n not in BY_CONSTRUCTION]
+    printed = f"{', '.join(f'*{n}*' for n in only)} keep the printed probability up and the bystanders no longer"
+    longest = rest.N_model[only].max() if only else np.nan
+    spared = f"Half of the bystanders outlive {whole} edits with {kept}" if kept else "Nothing spares the bystanders"
+    return (
+        f"**What delays it?** {spared}, against {base['edits kept']:.0%} of the edits and {base.untouched:.0%} of the "
+        f"untouched facts without (in brackets: edits, untouched facts; half of these lost at edit {base.N_model:.0f}; "
+        f"orders {', '.join(map(str, orders))}). "
+        + (f"{printed[0].upper()}{printed[1:]} than edit {longest:.0f}: write less first, " if only else "Write less, ")
+        + "and do not take a probability that stays for a model that does."
+    )
+
+
+def which_setting(moved: pd.DataFrame) -> str:
+    """By how much each hyperparameter moves N_model over its values: medians over orders."""
+    table = filled(moved)
+    points = table.groupby(["field", "value"])[["N_model", "edits kept", "untouched"]].median().reset_index()
+    ends = points.groupby("field").N_model.agg(["min", "max", "size"])
+    ends = ends[ends["size"] >= VALUES].assign(factor=lambda t: t["max"] / t["min"]).sort_values("factor")
+    strong, weak = ends[ends.factor >= STRONG][::-1], ends[ends.factor < WEAK]
+    named = ", ".join(
+        f"*{field}* ({_between(points[points.field == field], whole=table.edits.max())})" for field in strong.index
+    )
+    hardly = f"; {', '.join(f'*{field}*' for field in weak.index)} move it by less than a factor of {WEAK:g}"
+    best = points.assign(both=points[["edits kept", "untouched"]].min(axis=1)).sort_values("both").iloc[-1]
+    base = table[table.base][["edits kept", "untouched"]].median()
+    return (
+        f"**Which setting?** The loss of half of the untouched facts is moved by {named or 'no setting much'}"
+        f"{hardly if len(weak) else ''}. Turn one of these first: with *{best.field}* at {best.value:g} "
+        f"{best['edits kept']:.0%} of {table.edits.max()} edits and {best.untouched:.0%} of the untouched facts are "
+        f"right at the end, for {base['edits kept']:.0%} and {base.untouched:.0%}."
+    )
+
+
+def _between(points: pd.DataFrame, whole: int) -> str:
+    """From which value to which, and from which edit to which."""
+    first, last = points.loc[points.N_model.idxmin()], points.loc[points.N_model.idxmax()]
+    there = f"edit {last.N_model:.0f}" if last.N_model < whole else f"beyond edit {whole}"
+    return f"{first.value:g} → {last.value:g}: edit {first.N_model:.0f} → {there}"
+
+
+def sunk_or_frozen(reached: pd.DataFrame, lifted: pd.DataFrame) -> str:
+    """Frozen optimisations at the end of streams with and without the padding bug, and what a larger budget does."""
+    last = reached[reached.edit == reached.groupby(["stream", "order"]).edit.transform("max")]
+    worst = last.groupby("padding").frozen.max()
+    wrong = last[last.padding == "wrong"]
+    budget = ""
+    if len(lifted):
+        end = lifted[lifted.edits_done == lifted.edits_done.max()].set_index("budget")
+        end = end[end.stream == lifted.stream.iloc[0]]
+        own, more = (end.loc[[b]].median(numeric_only=True) for b in (AS_IS, MORE_STEPS))
+        budget = (
+            f"; where it has merely sunk, {MORE_STEPS} lift it from {own.p_last:.2g} to {more.p_last:.2g}, and the "
+            f"model then says {more.said:.0%} of such edits"
+        )
+    return (
+        "**Sunk, or frozen?** A probability that is the same at every step, as in the report's log, was seen in "
+        f"{wrong.frozen.min():.0%} of the last 25 edits with prompts padded wrongly and in at most "
+        f"{worst['right']:.0%} in any of {last[last.padding == 'right'].stream.nunique()} other streams: the state at "
+        f"the looked-up token has grown to {wrong.v0.median():,.0f}, and all steps together reach "
+        f"{wrong.reach.median():.2g} of it. Compare the first and the last step of one optimisation: equal means look "
+        f"for a bug, or for ‖v₀‖{budget}."
+    )
+
+
+def which_bug(bugs: pd.DataFrame) -> str:
+    """What PMET comes to with each bug of the public log, beside PMET without one; medians over orders."""
+    title, columns = next(iter(PMET)), ["p first 25", "p last 25", "untouched"]
+    by = bugs.groupby("stream", sort=False)[columns].median()
+    if title not in by.index:
+        return "**A bug?** PMET itself was not run there."
+    named = "; ".join(f"{_short(name)} {_from_to(row)}" for name, row in by.drop(index=title).iterrows())
+    return (
+        f"**A bug?** The optimised probability of PMET itself goes {_from_to(by.loc[title])} over {bugs.edits.max()} "
+        f"edits (in brackets: untouched facts right at the end); {named}. Before a method is blamed for a collapse, "
+        "look at how its prompts were padded and which tokens its targets have."
+    )
+
+
+def _short(name: str) -> str:
+    return f"*{name.removeprefix('PMET, ')}*"
+
+
+def _from_to(row: pd.Series) -> str:
+    return f"{row['p first 25']:.2g} → {row['p last 25']:.2g} ({row.untouched:.0%})"
+
+
+def _percent(values: pd.Series) -> str:
+    """The median as a percentage, with the range where orders differ."""
+    low, middle, high = values.min(), values.median(), values.max()
+    return f"{middle:.0%}" if f"{low:.0%}" == f"{high:.0%}" else f"{middle:.0%} ({low:.0%} to {high:.0%})"
+
+
+def said(folder: Path) -> str:
+    """What an earlier run of notebook 06 answered; a pointer to it when there was none."""
+    path = folder / "06_answers.md"
+    return path.read_text(encoding="utf-8").strip() if path.exists() else "Not run yet: `06_why_it_collapses`."

@@ -1,0 +1,177 @@
+"""Why the optimised probability falls, and whether an optimisation can lift it again.
+
+δ is made of Adam's steps, each about v_lr long in every coordinate whatever the model is like, and the norms of the
+layers above read the direction of v₀ + δ alone. So what an optimisation can do hangs on how far its steps reach against
+the state that they are added to, within the clamp:
+
+    reach = min(v_lr · √d_model · (v_num_grad_steps − 1) / ‖v₀‖,  clamp_norm_factor)
+
+A model whose edits make ‖v₀‖ grow leaves the same steps less and less to do. `reaches` reads that from finished
+streams; `measure` goes along a stream and gives targets of other people a larger budget.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from .anatomy import measured_on
+from .catalogue import COLLAPSING, Stream
+from .durable import replacing
+from .experiments import WINDOW, Run
+from .methods import method_class
+from .metrics import generation_accuracy
+from .streams import Bench, data_folder
+from .targets import AlreadyKnown
+
+STREAMS = (COLLAPSING, "why-pmet-left")  # where the optimised probability falls: as it may, and by the padding bug
+AT = (0, 150, 300, 450)  # edits made before targets are looked for
+SAMPLE = 25  # of people whom the stream does not edit
+STEPS = 10  # times as many as in the stream
+AS_IS, MORE_STEPS = "as in the stream", f"{STEPS} times as many steps"
+LONGER_STEPS, UNBUGGED = "steps longer as the state has grown", "prompts padded behind"
+FROZEN = 0.1  # |ln p_last/p_first| below which an optimisation has done nothing
+BUGGED = ("left padded", "both bugs")  # changes that look prompts up at the wrong places
+ELSEWHERE = ("superposed", "frozen z")  # changes that optimise on the unedited model, whose ‖v₀‖ no edit moves
+
+
+def reach(method, d_model: int, v0_norm):
+    """How far the steps of a target's optimisation go at most, as a multiple of ‖v₀‖ (a number or a series); > 0."""
+    steps = method.v_lr * d_model**0.5 * (method.v_num_grad_steps - 1)
+    return np.minimum(steps / v0_norm, method.clamp_norm_factor)
+
+
+def frozen(first, last):
+    """Whether optimisations ended where they began; first, last: their probabilities."""
+    return np.abs(np.log(last / first)) < FROZEN
+
+
+def reaches(bench: Bench, streams: dict[str, Stream], orders=(0,)) -> pd.DataFrame:
+    """A row a stream of single edits, order and WINDOW of edits: edit (the window's last), reach and lifted =
+    p_last/p_first (medians), frozen (share of the edits), p (median of p_last), v0 (median ‖v₀‖), padding ("right", or
+    "wrong" for the streams with that bug). Methods without targets, and streams that optimise elsewhere, are left out.
+    """
+    rows = []
+    for name, stream in streams.items():
+        method = bench.method(name)
+        if stream.batch_size != 1 or stream.pruned or stream.change in ELSEWHERE or not hasattr(method, "v_lr"):
+            continue
+        padding = "wrong" if stream.change in BUGGED else "right"
+        for order, run in bench.runs(name).items():
+            if order in orders:
+                found = _windows(run, method, bench.model.d_model)
+                rows += [{"stream": name, "order": order, "padding": padding, **row} for row in found]
+    return pd.DataFrame(rows)
+
+
+def _windows(run: Run, method, d_model: int) -> list[dict]:
+    edits = run.edits[["edit", "probability_first", "probability_last", "v0_norm"]].astype(float)
+    if edits.v0_norm.isna().any():
+        return []
+    edits = edits.assign(
+        reach=reach(method, d_model, edits.v0_norm),
+        lifted=edits.probability_last / edits.probability_first,
+        frozen=frozen(edits.probability_first, edits.probability_last),
+    )
+    parts = [edits.iloc[i : i + WINDOW] for i in range(0, len(edits) - WINDOW + 1, WINDOW)]
+    return [
+        {
+            "edit": int(part.edit.max()),
+            "reach": part.reach.median(),
+            "lifted": part.lifted.median(),
+            "frozen": part.frozen.mean(),
+            "p": part.probability_last.median(),
+            "v0": part.v0_norm.median(),
+        }
+        for part in parts
+    ]
+
+
+def lift(bench: Bench, name: str, order: int = 0) -> pd.DataFrame | None:
+    """`measure` of a stream: the committed table, or one from results/. None: an order that was not measured."""
+    for folder in (data_folder(), bench.results / "lifting"):
+        if (path := _path(folder, bench, name, order)).exists():
+            return pd.read_parquet(path)
+    return None
+
+
+def keep(bench: Bench, name: str, order: int, folder: Path) -> pd.DataFrame:
+    """Measure and put the table into a folder."""
+    found, path = measure(bench, name, order), _path(folder, bench, name, order)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as partial:
+        found.to_parquet(partial, index=False)
+    return found
+
+
+def _path(folder: Path, bench: Bench, name: str, order: int) -> Path:
+    return folder / f"{measured_on(folder, bench, name, order)}lifting.parquet"
+
+
+def measure(bench: Bench, name: str, order: int = 0, at=AT, sample: int = SAMPLE) -> pd.DataFrame:
+    """Go along a stream and, after each of `at` edits (0 first), look for the targets of `sample` people whom it does
+    not edit, with the stream's budget and with larger ones; nothing of these is left in the model.
+
+    A row a number of edits, budget and person: p_first, p_last, v0 (‖v₀‖), reach, said (whether the model says the new
+    object once that edit alone has been written, 0 or 1).
+    """
+    model, method, rows, n = bench.model, bench.method(name), [], max(at)
+    everyone = bench.edits(order, n + sample)
+    edits, others = everyone[:n], everyone[n:]
+    given = {"moments": bench.moments if method.needs_moments else None, "contexts": bench.contexts(method, order)}
+    with model.temporarily(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", AlreadyKnown)
+        model.restore()
+        done, unedited = 0, None
+        for stop in at:
+            for edit in edits[done:stop]:
+                method.apply(model, [edit], **given)
+            done = stop
+            own = _look(model, method, others, given)
+            unedited = own if unedited is None else unedited
+            tried = {AS_IS: own}
+            for budget, other in budgets(bench, name, (own.v0 / unedited.v0).median()).items():
+                tried[budget] = _look(model, other, others, given)
+            rows += [found.assign(edits_done=stop, budget=budget) for budget, found in tried.items()]
+    return pd.concat(rows, ignore_index=True)
+
+
+def _look(model, method, edits, given: dict) -> pd.DataFrame:
+    """Each edit alone on the model as it is now."""
+    rows, now = [], model.snapshot()
+    for edit in edits:
+        target = method.apply(model, [edit], **given).targets[0]
+        (said,) = generation_accuracy(model, [edit.text], [edit.target_new])
+        model.load_snapshot(now)
+        first, last = target.probabilities[0], target.probabilities[-1]
+        reached = float(reach(method, model.d_model, target.v0_norm))
+        rows.append((edit.subject, first, last, target.v0_norm, reached, float(said)))
+    return pd.DataFrame(rows, columns=["subject", "p_first", "p_last", "v0", "reach", "said"])
+
+
+def budgets(bench: Bench, name: str, grown: float) -> dict:
+    """{what it is: the stream's method with it} of the budgets beside the stream's own; grown: how many times as long
+    as unedited the states v₀ are. For a stream that looks prompts up at the wrong places also the method itself."""
+    stream, method = bench.streams[name], bench.method(name)
+    own = method.model_dump()
+    found = {
+        MORE_STEPS: type(method)(**{**own, "v_num_grad_steps": STEPS * method.v_num_grad_steps}),
+        LONGER_STEPS: type(method)(**{**own, "v_lr": method.v_lr * max(1.0, grown)}),
+    }
+    return found | ({UNBUGGED: method_class(stream.method)(**own)} if stream.change in BUGGED else {})
+
+
+def lifting_table(found: dict[tuple[str, int], pd.DataFrame]) -> pd.DataFrame:
+    """A row a stream, order, number of edits and budget: medians of p_first, p_last, v0 and reach, and the shares of
+    frozen optimisations and of edits that the model says. found: {(stream, order): `measure`}."""
+    rows = []
+    for (stream, order), table in found.items():
+        for (done, budget), part in table.groupby(["edits_done", "budget"], sort=False):
+            middle = part[["p_first", "p_last", "v0", "reach"]].median()
+            stuck = frozen(part.p_first, part.p_last).mean()
+            named = {"stream": stream, "order": order, "edits_done": done, "budget": budget}
+            rows.append({**named, **middle, "frozen": stuck, "said": part.said.mean()})
+    return pd.DataFrame(rows)
