@@ -182,8 +182,10 @@ def plot_foretold(table: pd.DataFrame):
 
 
 def plot_scaling(table: pd.DataFrame):
-    """Collapse points against the width; a panel a point, a marker a model and order, hollow: a control. The line and
-    the band of 90 % are `extrapolation.fit` over the widths, the cross is the report."""
+    """Collapse points against the width, of the models whose single edits meet every bar; a panel a point, a marker a
+    model and order, hollow: a control. The line and the band of 90 % are `extrapolation.fit` over the widths, the cross
+    is the report."""
+    table = table[extrapolation.healthy(table)]
     fig, axes = panels_of(len(extrapolation.POINTS), columns=2, height=4.0, sharey=True)
     reach = np.geomspace(table.d_ff.min(), extrapolation.SEED_WIDTH, 40)
     for ax, point in zip(axes, extrapolation.POINTS, strict=True):

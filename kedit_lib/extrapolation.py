@@ -1,7 +1,8 @@
 """How the number of edits that a model survives grows with its width: a power law, and how little it may say.
 
 The table has a row a model, stream and order: role ("d_ff 512" for a member of the family that differs from the others
-in width alone), d_ff, both collapse points (NA: not reached), and the means of single edits, "single edit" and so on.
+in width alone), d_ff, both collapse points (NA: not reached), and the means of the model's single edits, "single edit"
+and so on. A model that misses a bar with these has one row and no stream: it is left out of everything but its mention.
 """
 
 from __future__ import annotations
@@ -52,59 +53,54 @@ def fit(points: pd.Series, at: float = SEED_WIDTH, level: float = 0.9, draws: in
 
 
 def fit_table(table: pd.DataFrame) -> pd.DataFrame:
-    """A row a stream, collapse point and choice of members (all, or those whose single edits meet every bar)."""
+    """A row a stream and collapse point, over the models whose single edits meet every bar."""
     rows = []
-    for stream, of_stream in table.groupby("stream", sort=False):
-        for members, some in (("all", of_stream), ("healthy", of_stream[healthy(of_stream)])):
-            for point in POINTS:
-                points = widths(some, point)
-                found = fit(points)
-                inside = found["low"] <= SEED_EDITS <= found["high"] if len(points) > 2 else pd.NA
-                rows.append((stream, point, members, len(points), *found.values(), inside))
-    columns = ["stream", "point", "members", "widths", "b", "error", "low", "median", "high", f"{SEED_EDITS} inside"]
+    for stream, of_stream in table[healthy(table)].groupby("stream", sort=False):
+        for point in POINTS:
+            points = widths(of_stream, point)
+            found = fit(points)
+            inside = found["low"] <= SEED_EDITS <= found["high"] if len(points) > 2 else pd.NA
+            rows.append((stream, point, len(points), *found.values(), inside))
+    columns = ["stream", "point", "widths", "b", "error", "low", "median", "high", f"{SEED_EDITS} inside"]
     return pd.DataFrame(rows, columns=columns)
 
 
 def sentence(table: pd.DataFrame, fits: pd.DataFrame) -> str:
-    """What the fits over all members say of the report's width, and how many members are healthy."""
-    said, asked = [], table.d_ff.nunique()
-    for row in fits[fits.members == "all"].itertuples():
+    """What the fits say of the report's width, and which models were left out."""
+    good = table[healthy(table)]
+    said, asked = [], good.d_ff[good.role.str.startswith("d_ff")].nunique()
+    for row in fits.itertuples():
         what = f"{row.point} of {row.stream}"
         if np.isnan(row.b):
             said.append(f"{what} is not identifiable ({row.widths} of {asked} widths reached it in every order)")
         else:
             inside = "inside" if row.low <= SEED_EDITS <= row.high else "outside"
             said.append(
-                f"{what} grows as d_ff to the {row.b:.2f} ± {row.error:.2f}; at {SEED_WIDTH} that is "
-                f"{row.low:,.0f} to {row.high:,.0f} edits (90 %), and {SEED_EDITS} lies {inside}"
+                f"{what} grows as d_ff to the {row.b:.2f} ± {row.error:.2f} over {row.widths} widths; at {SEED_WIDTH} "
+                f"that is {row.low:,.0f} to {row.high:,.0f} edits (90 %), and {SEED_EDITS} lies {inside}"
             )
-    per_model = table.drop_duplicates(["model", "stream"])
-    good = f"{healthy(per_model).sum()} of {len(per_model)}"
-    worst = ", ".join(f"{bar} {per_model[f'single {bar}'].min():.2f}" for bar in BARS)
-    held = "" if fits[fits.members == "healthy"].b.notna().any() else "; among these alone nothing can be fitted"
-    return (
-        "; ".join(said) + f". Single edits meet every bar in {good} pairs of model and stream (lowest: {worst}){held}."
-    )
+    worse = table[~healthy(table)].drop_duplicates("role").set_index("role")
+    values = pd.concat([worse[f"single {bar}"].map(f"{bar} {{:.2f}}".format) for bar in BARS], axis=1)
+    out = [f"{role} ({', '.join(row)})" for role, row in zip(values.index, values.to_numpy(), strict=True)]
+    left = f" Left out, for single edits miss a bar: {'; '.join(out)}." if out else " No model was left out."
+    return "; ".join(said) + "." + left
 
 
 def answer(fits: pd.DataFrame) -> str:
     """What an engineer takes from it, in two sentences."""
-    by = dict(list(fits[fits.b.notna()].groupby("members")))
-    if not by:
+    known = fits[fits.b.notna()]
+    if not len(known):
         return "**Wider?** Not identifiable from this family. Do not carry a number of edits from one width to another."
-    known, first = by.get("healthy"), ""
-    if known is None:
-        known, first = (
-            by["all"],
-            "Not identifiable from the models whose single edits meet every bar; with the others, ",
-        )
-    powers = f"{known.b.min():.2g}" + (f" to {known.b.max():.2g}" if len(known) > 1 else "")
+    laws = "; ".join(
+        f"{row.point} of {row.stream} to the {row.b:.2g} ± {row.error:.1g}, {row.low:,.0f} to {row.high:,.0f} edits at "
+        f"{SEED_WIDTH:,}"
+        for row in known.itertuples()
+    )
     inside = f"{known[f'{SEED_EDITS} inside'].astype(bool).sum()} of {len(known)}"
     return (
-        f"**Wider?** {first}{' and '.join(dict.fromkeys(known.point))} of lab models grows with d_ff to the power of "
-        f"{powers}; the report's {SEED_EDITS} at {SEED_WIDTH}, where its optimised probability had sunk, lies inside "
-        f"{inside} prediction intervals, which together span {known.low.min():,.0f} to {known.high.max():,.0f}. "
-        "Do not carry an edit count to your model: measure it."
+        f"**Wider?** Collapse points of lab models grow with d_ff as a power of it ({laws}), and the report's "
+        f"{SEED_EDITS} lies inside {inside} of these prediction intervals. Intervals that wide say no number: do not "
+        "carry an edit count from one model to another, measure it."
     )
 
 
@@ -112,7 +108,9 @@ def control(table: pd.DataFrame, role: str) -> str:
     """What another number of facts does at one width: medians of N_model of the member `role` and of the family's."""
     other = table[table.role == role]
     width, said = other.d_ff.iloc[0] if len(other) else 0, []
-    for stream, rows in table[table.d_ff == width].groupby("stream", sort=False):
+    if len(other) and not healthy(other).all():
+        return f"The control, d_ff {width}, was left out, for its single edits miss a bar."
+    for stream, rows in table[(table.d_ff == width) & healthy(table)].groupby("stream", sort=False):
         changed, family = (_median(rows[rows.role == r]) for r in (role, f"d_ff {width}"))
         said.append(f"{changed} with {role} and {family} with all for {stream}")
     return f"The control, d_ff {width}: N_model is {'; '.join(said)}." if said else "The control was not run."

@@ -43,7 +43,7 @@ def test_members_hold_what_the_text_says():
         # facts for each parameter of the layers, which grow with the width squared
         assert r.n_people / r.d_ff**2 == pytest.approx(lab.n_people / lab.d_ff**2, rel=0.01)
     half = MEMBERS[scaling.HALVED]
-    assert 2 * half.n_people == next(r for r in widths if r.d_ff == half.d_ff).n_people
+    assert half.n_people == next(r for r in widths if r.d_ff == half.d_ff).n_people // 2
     assert len({r.name for r in MEMBERS.values()}) == len(MEMBERS)
 
 
@@ -77,7 +77,7 @@ def test_the_interval_is_that_of_a_new_model():
     b = ((x - x.mean()) * (y - y.mean())).sum() / sxx
     s = np.sqrt(((y - y.mean() - b * (x - x.mean())) ** 2).sum() / (len(x) - 2))
     at = np.log(extrapolation.SEED_WIDTH)
-    half = 2.920 * s * np.sqrt(1 + 1 / len(x) + (at - x.mean()) ** 2 / sxx)  # t of 2 degrees of freedom, 95 %
+    half = 2.132 * s * np.sqrt(1 + 1 / len(x) + (at - x.mean()) ** 2 / sxx)  # t of 4 degrees of freedom, 95 %
     found = extrapolation.fit(points)
     assert found["b"] == pytest.approx(b)
     assert found["error"] == pytest.approx(s / np.sqrt(sxx))
@@ -96,27 +96,41 @@ def test_a_point_missed_in_one_order_counts_for_no_order():
     assert 256 in extrapolation.widths(some, "N_optimisation").index
 
 
+def left_out(some, role):
+    """The table as `scaling.sweep` keeps it when single edits of one model miss a bar."""
+    one = some[some.role == role].iloc[[0]].assign(stream="", edits=0, N_optimisation=pd.NA, N_model=pd.NA)
+    one["single near"] = 0.97
+    return pd.concat([some[some.role != role], one], ignore_index=True)
+
+
 def test_members_below_a_bar_are_left_out():
-    some = table()
-    some.loc[some.d_ff == 256, "single near"] = 0.97
-    fits = extrapolation.fit_table(some).set_index(["stream", "point", "members"])
-    stream = next(iter(scaling.STREAMS))
-    assert fits.loc[(stream, "N_model", "all"), "widths"] == 4
-    assert fits.loc[(stream, "N_model", "healthy"), "widths"] == 3
+    some = left_out(table(), "d_ff 256")
+    fits = extrapolation.fit_table(some)
+    assert list(fits.stream.unique()) == list(scaling.STREAMS)
+    assert (fits.widths == len(scaling.TRAINED)).all()  # of one more, the lab's own
+    said = extrapolation.sentence(some, fits)
+    assert "Left out, for single edits miss a bar: d_ff 256 (edit 0.99, templates 0.99, near 0.97)." in said
+    assert "No model was left out." in extrapolation.sentence(table(), fits)
 
 
 def test_what_is_said_follows_the_fit():
     some = table(noise=0.3, seed=1)
     fits = extrapolation.fit_table(some)
     said = extrapolation.sentence(some, fits)
-    row = fits[(fits.members == "all") & (fits.point == "N_model")].iloc[0]
+    row = fits[fits.point == "N_model"].iloc[0]
     assert f"{row.low:,.0f} to {row.high:,.0f}" in said
     inside = row.low <= extrapolation.SEED_EDITS <= row.high
-    assert ("inside" if inside else "outside") in said.split("N_model")[1].split(";")[1]
-    assert "10 of 10" in said
-    assert "of 4 prediction intervals" in extrapolation.answer(fits)
+    assert f"450 lies {'inside' if inside else 'outside'}" in said.split("N_model")[1].split("; N_")[0]
+    answer = extrapolation.answer(fits)
+    assert "of 4 of these prediction intervals" in answer
+    assert f"{row.low:,.0f} to {row.high:,.0f} edits" in answer
     assert "Not identifiable" in extrapolation.answer(extrapolation.fit_table(some[some.d_ff == 512]))
     assert "with half the facts" in extrapolation.control(some, scaling.HALVED)
+
+
+def test_a_control_that_was_left_out_says_so():
+    said = extrapolation.control(left_out(table(), scaling.HALVED), scaling.HALVED)
+    assert said == f"The control, d_ff {scaling.CONTROL[0]}, was left out, for its single edits miss a bar."
 
 
 def test_the_figure_draws_every_model():
@@ -125,12 +139,15 @@ def test_the_figure_draws_every_model():
     for ax in fig.axes:
         dots = [line for line in ax.get_lines() if line.get_marker() not in ("None", "")]
         drawn = {round(x) for line in dots for x in line.get_xdata()}
-        assert {256, 384, 512, 1024} <= drawn
+        assert {*scaling.TRAINED, scaling.LAB.d_ff} <= drawn
 
 
 def test_a_member_is_measured(tmp_path, monkeypatch):
-    """The small lab model as if it were one: a row a stream, its points and single edits."""
-    for name, few in (("LONGEST", 6), ("SINGLES", 3), ("UNTOUCHED", 20)):
+    """The small lab model as if it were one: a row a stream, its points and single edits; where these miss a bar, one
+    row and no stream."""
+    streams = {name: (layers, changed, 6 / 384) for name, (layers, changed, _) in scaling.STREAMS.items()}
+    no_bar = dict.fromkeys(scaling.BARS, 0)
+    for name, few in (("STREAMS", streams), ("SINGLES", 3), ("UNTOUCHED", 20), ("BARS", no_bar)):
         monkeypatch.setattr(scaling, name, few)
     model = kedit.load_model("lab-small")
     found = scaling.measure(model, "d_ff 384", tmp_path, orders=(0,))
@@ -139,6 +156,11 @@ def test_a_member_is_measured(tmp_path, monkeypatch):
     assert (found.edits == 6).all()
     assert found[[f"single {bar}" for bar in extrapolation.BARS]].notna().all(axis=None)
     assert len(list((tmp_path / "streams").iterdir())) == len(scaling.STREAMS)
+    monkeypatch.setattr(scaling, "BARS", dict.fromkeys(scaling.BARS, 1.01))
+    (row,) = scaling.measure(model, "d_ff 384", tmp_path / "elsewhere", orders=(0,)).to_dict("records")
+    assert (row["stream"], row["edits"]) == ("", 0)
+    assert pd.isna(row["N_model"])
+    assert not (tmp_path / "elsewhere" / "streams").exists()
 
 
 def test_the_committed_table_is_of_this_family():
@@ -148,18 +170,6 @@ def test_the_committed_table_is_of_this_family():
     assert set(kept.role) <= set(manifest["recipes"])
     for role, recipe in MEMBERS.items():
         assert manifest["recipes"][role] == dataclasses.asdict(recipe)
-
-
-def test_members_below_the_bar_do_not_answer_for_the_family():
-    some = table(noise=0.3, seed=1)
-    some["single near"] = 0.5
-    fits = extrapolation.fit_table(some)
-    assert fits[fits.members == "healthy"].b.isna().all()
-    assert fits[fits.members == "all"].b.notna().all()
-    said = extrapolation.answer(fits)
-    assert "Not identifiable from the models whose single edits meet every bar" in said
-    assert "with the others, N_optimisation and N_model" in said or "with the others, N_model" in said
-    assert "among these alone nothing can be fitted" in extrapolation.sentence(some, fits)
 
 
 def test_a_control_that_outlasts_its_stream_is_not_called_nan():
