@@ -10,11 +10,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
+import torch
+
 from . import misplaced
 from .errors import KeditError
 from .keys import outputs_at
 from .methods import MEMIT, PMET, ROME
 from .methods.base import Call, Method, Outcome
+from .tails import Tails
+from .targets import optimise
 
 
 class _Superposed:
@@ -38,6 +42,36 @@ class _FrozenTargets:
             found, _ = super()._targets(model, requests, z)
         v0 = outputs_at(model, [r.prompts[0] for r in requests], self._read(model))
         return [replace(t, delta=t.z - v) for t, v in zip(found, v0, strict=True)], None
+
+
+class _Healed:
+    """Targets are looked for where some tokens of the prompts have the state that they have on the unedited model, in
+    front of the layers above z; what is written, and where, is left as it is."""
+
+    def _optimise(self, model, requests):
+        if not self.of_stream:
+            raise KeditError(f"{self.name}: needs targets that are values of the stream; use it with MEMIT")
+        return optimise(model, requests, replace(self._site(model), tails=self._tails), self)
+
+    def _tails(self, model, *prompts, **wanted):
+        now, *seen = Tails.of(model, *prompts, **wanted)
+        with model.temporarily():
+            unedited, *_ = Tails.of(model, *prompts, **wanted)
+        return self._mixed(now, unedited), *seen
+
+
+class _HealedBehind(_Healed):
+    """The tokens behind the subject, where the answer is read."""
+
+    def _mixed(self, now: Tails, unedited: Tails) -> Tails:
+        return replace(now, hidden=torch.cat([now.hidden[:, :1], unedited.hidden[:, 1:]], 1))
+
+
+class _HealedBefore(_Healed):
+    """The tokens in front of the subject's last."""
+
+    def _mixed(self, now: Tails, unedited: Tails) -> Tails:
+        return replace(now, prefix=unedited.prefix)
 
 
 class _CleanKeys:
@@ -99,6 +133,8 @@ class _AsInTheLog(_StartInTarget, _LeftPadded):
 CHANGES = {
     "superposed": (_Superposed, (MEMIT, PMET, ROME)),
     "frozen z": (_FrozenTargets, (MEMIT, PMET, ROME)),
+    "healed behind": (_HealedBehind, (MEMIT,)),
+    "healed before": (_HealedBefore, (MEMIT,)),
     "clean keys": (_CleanKeys, (MEMIT, PMET, ROME)),
     "three contexts": (_ThreeContexts, (MEMIT, PMET, ROME)),
     "twenty-one contexts": (_TwentyOneContexts, (MEMIT, PMET)),

@@ -7,7 +7,8 @@ the state that they are added to, within the clamp:
     reach = min(v_lr · √d_model · (v_num_grad_steps − 1) / ‖v₀‖,  clamp_norm_factor)
 
 A model whose edits make ‖v₀‖ grow leaves the same steps less and less to do. `reaches` reads that from finished
-streams; `measure` goes along a stream and gives targets of other people a larger budget.
+streams; `measure` goes along a stream and looks for targets of other people with a larger budget, or with part of the
+prompt as it was.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from .anatomy import measured_on
 from .catalogue import COLLAPSING, Stream
 from .durable import replacing
 from .experiments import WINDOW, Run
+from .interventions import changed
 from .methods import method_class
 from .metrics import generation_accuracy
 from .streams import Bench, data_folder
@@ -33,6 +35,7 @@ SAMPLE = 25  # of people whom the stream does not edit
 STEPS = 10  # times as many as in the stream
 AS_IS, MORE_STEPS = "as in the stream", f"{STEPS} times as many steps"
 LONGER_STEPS, UNBUGGED = "steps longer as the state has grown", "prompts padded behind"
+HEALED = {"tokens before the subject unedited": "healed before", "tokens behind it unedited": "healed behind"}
 FROZEN = 0.1  # |ln p_last/p_first| below which an optimisation has done nothing
 BUGGED = ("left padded", "both bugs")  # changes that look prompts up at the wrong places
 ELSEWHERE = ("superposed", "frozen z")  # changes that optimise on the unedited model, whose ‖v₀‖ no edit moves
@@ -113,7 +116,7 @@ def _path(folder: Path, bench: Bench, name: str, order: int) -> Path:
 
 def measure(bench: Bench, name: str, order: int = 0, at=AT, sample: int = SAMPLE) -> pd.DataFrame:
     """Go along a stream and, after each of `at` edits (0 first), look for the targets of `sample` people whom it does
-    not edit, with the stream's budget and with larger ones; nothing of these is left in the model.
+    not edit, as the stream does and as `budgets` says; nothing of these is left in the model.
 
     A row a number of edits, budget and person: p_first, p_last, v0 (‖v₀‖), reach, said (whether the model says the new
     object once that edit alone has been written, 0 or 1).
@@ -153,15 +156,18 @@ def _look(model, method, edits, given: dict) -> pd.DataFrame:
 
 
 def budgets(bench: Bench, name: str, grown: float) -> dict:
-    """{what it is: the stream's method with it} of the budgets beside the stream's own; grown: how many times as long
-    as unedited the states v₀ are. For a stream that looks prompts up at the wrong places also the method itself."""
+    """{what it is: the stream's method with it} of what is tried beside the stream's own; grown: how many times as long
+    as unedited the states v₀ are. Larger budgets; of a stream that looks prompts up at the wrong places the method
+    itself, of others part of the prompt as it is on the unedited model."""
     stream, method = bench.streams[name], bench.method(name)
     own = method.model_dump()
     found = {
         MORE_STEPS: type(method)(**{**own, "v_num_grad_steps": STEPS * method.v_num_grad_steps}),
         LONGER_STEPS: type(method)(**{**own, "v_lr": method.v_lr * max(1.0, grown)}),
     }
-    return found | ({UNBUGGED: method_class(stream.method)(**own)} if stream.change in BUGGED else {})
+    if stream.change in BUGGED:
+        return found | {UNBUGGED: method_class(stream.method)(**own)}
+    return found | {what: changed(method, change) for what, change in HEALED.items()}
 
 
 def lifting_table(found: dict[tuple[str, int], pd.DataFrame]) -> pd.DataFrame:

@@ -72,10 +72,12 @@ class Spread(Targeted):
         """[N·contexts, d_ff] → [N, d_ff]"""
         return context_mean(k, len(call.requests[0].prompts), grouped=True)
 
-    def _optimise(self, model, requests):
+    def _site(self, model) -> Site:
         z_layer = self.layers[-1]
-        site = Site(z_layer, self._loss_layer(model), (model.layers[z_layer],), model.mlp_out(self.layers[0]))
-        return optimise(model, requests, site, self)
+        return Site(z_layer, self._loss_layer(model), (model.layers[z_layer],), model.mlp_out(self.layers[0]))
+
+    def _optimise(self, model, requests):
+        return optimise(model, requests, self._site(model), self)
 
     def _read(self, model):
         """The module whose output z is a value of and the residual is measured on."""
