@@ -1,48 +1,56 @@
-"""Sentences of notebook 06 from hand-made tables."""
+"""Tables of notebook 06 from hand-made runs and tables."""
 
 import pandas as pd
+import pytest
 
 from kedit_lib import causes
-
-
-def bugs(*rows):
-    columns = ["stream", "order", "edits", "N_optimisation", "N_model", "p first 25", "p last 25"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def test_which_bug_says_each_stream_by_its_medians():
-    title, left = "PMET itself", "PMET, padded left and looked up as if right"
-    table = bugs(
-        (title, 0, 450, None, 410, 0.7, 0.8),
-        (title, 1, 450, None, 400, 0.9, 0.6),
-        (left, 0, 450, 31, 20, 0.5, 3e-5),
-    )
-    said = causes._which_bug(table)
-    assert "is 0.8 in the first 25 edits and 0.7 in the last of 450" in said
-    assert "with *padded left and looked up as if right* 0.5 and 3e-05" in said
-
-
-def test_without_the_stream_itself_nothing_is_compared():
-    table = bugs(("PMET, both bugs", 0, 450, 31, 20, 0.5, 3e-5))
-    assert causes._which_bug(table) == "**A bug?** PMET itself was not run there."
+from kedit_lib.catalogue import cause_streams, sensitivity_streams
 
 
 def test_every_stream_of_pmet_is_in_the_catalogue():
-    from kedit_lib.catalogue import cause_streams
-
     assert set(causes.PMET.values()) <= {"pmet", *cause_streams()}
     assert {s.change for n, s in cause_streams().items() if n in causes.PMET.values()} >= {"left padded", "both bugs"}
 
 
-def test_changes_that_tie_are_all_named_with_the_orders_they_have():
-    title, (first, second, *_) = next(iter(causes.INTERVENTIONS)), list(causes.INTERVENTIONS)[1:]
-    rows = [
-        (title, 0, 200, 60, 0.1),
-        (first, 0, None, None, 0.8),
-        (first, 1, None, 300, 0.8),
-        (second, 0, None, None, 0.7),
-    ]
-    columns = ["stream", "order", "N_optimisation", "N_model", "edits kept"]
-    said = causes._what_helps(pd.DataFrame(rows, columns=columns).assign(edits=450, untouched=0.5))
-    assert f"last longest with *{first}* and *{second}*: half are not lost within them" in said
-    assert "lost in 1 of 2 and 0 of 1" in said
+def moved(*rows):
+    columns = ["field", "value", "base", "order", "N_optimisation", "N_model", "p_end", "edits kept", "untouched"]
+    table = pd.DataFrame(rows, columns=columns).assign(edits=450)
+    return table.astype({"N_optimisation": "Int64", "N_model": "Int64"})
+
+
+def test_settings_are_shown_with_their_range_over_orders():
+    table = causes.settings_table(
+        moved(
+            ("v_lr", 1.0, False, 0, None, 150, 0.9, 0.25, 0.2),
+            ("v_lr", 2.0, True, 0, 209, 60, 0.02, 0.02, 0.01),
+            ("v_lr", 2.0, True, 1, 268, 80, 0.04, 0.04, 0.03),
+            ("v_lr", 2.0, True, 2, None, 90, 0.03, 0.03, 0.02),
+        )
+    )
+    assert table.value.tolist() == ["1", "2*"]
+    assert table.orders.tolist() == [1, 3]
+    assert table.N_optimisation.tolist() == ["> 450", "209 at the earliest, in 2 of 3 orders"]
+    assert table.N_model.tolist() == ["150", "80 (60–90)"]
+    assert table.p_end.tolist() == pytest.approx([0.9, 0.03])
+
+
+def test_every_setting_is_a_stream(monkeypatch):
+    """Nothing that the sweep varies is forgotten where it is read, and the stream itself stands in every field."""
+    asked = []
+
+    class Bench:
+        def method(self, name):
+            import kedit_lib as kedit
+
+            return kedit.MEMIT(layers=[0, 1, 2], v_lr=2.0)
+
+        def contexts(self, method):
+            return ["{}"] * 6
+
+        def runs(self, name):
+            asked.append(name)
+            return {}
+
+    assert causes.sensitivity(Bench()).empty
+    assert set(sensitivity_streams()) <= set(asked)
+    assert asked.count(causes.COLLAPSING) == 7

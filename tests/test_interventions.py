@@ -14,6 +14,7 @@ from kedit_lib import misplaced
 from kedit_lib.interventions import CHANGES, changed
 from kedit_lib.keys import keys_at
 from kedit_lib.tokens import encode_prompt, target_ids
+from kedit_lib.trace import hooks, trace
 
 EDITS = [kedit.Edit(*values) for values in tiny.EDITS]
 FAST = {"v_num_grad_steps": 3, "mom2_update_weight": 5.0}
@@ -133,3 +134,65 @@ def test_a_changed_method_says_what_it_is_and_keeps_its_settings():
 def test_what_is_no_change_is_refused():
     refused(lambda: changed(MEMIT, "luck"), "luck", "superposed")
     refused(lambda: changed(MEMIT, "linear share"), "linear share", "MEMIT", "PMET")
+
+
+def first_probability(model, edit, contexts, layer: int, unedited_at) -> float:
+    """Mean over contexts of exp(−nll) of the target before any step, the stream behind `layer` being the unedited
+    model's at the tokens that `unedited_at(lookup, length)` names; written out, prompt by prompt."""
+    target, found = target_ids(model.tokenizer, edit.text, edit.target_new), []
+    for context in contexts:
+        prompt = encode_prompt(model.tokenizer, context, edit.prompt, edit.subject)
+        ids = torch.tensor([[*prompt.ids, *target[:-1]]])
+        there = unedited_at(prompt.lookup, ids.shape[1])
+        with model.temporarily():
+            _, seen = trace(model.hf, ids, outputs=[model.layers[layer]])
+
+        def put(module, args, output, there=there, was=seen[model.layers[layer]]):
+            first = output[0] if isinstance(output, tuple) else output
+            first = first.clone()
+            first[:, there] = was[:, there]
+            return (first, *output[1:]) if isinstance(output, tuple) else first
+
+        with hooks((model.layers[layer], put)), torch.no_grad():
+            log_p = model.hf(input_ids=ids).logits[0, len(prompt.ids) - 1 :].log_softmax(-1)
+        found.append(log_p[range(len(target)), list(target)].mean().exp().item())
+    return sum(found) / len(found)
+
+
+PARTS = {
+    "healed behind": lambda lookup, n: list(range(lookup + 1, n)),
+    "healed before": lambda lookup, n: list(range(lookup)),
+}
+
+
+@pytest.mark.parametrize("change", PARTS)
+def test_healed_tokens_are_those_of_the_unedited_model(model, moments, change):
+    edit, other = kedit.Edit("Of {} the town is", "Ana Brown", "Graz"), kedit.Edit("Of {} the town is", "Zoë", "Old")
+    method = kedit.MEMIT(layers=[0, 1], v_num_grad_steps=3, mom2_update_weight=1e-3)
+    plain, one = apply(method, model, moments, edit).targets[0], changed(method, change)
+    model.restore()
+    assert relative(apply(one, model, moments, edit).targets[0].z, plain.z) < 1e-9  # nothing is edited, nothing to heal
+    model.restore()
+    for part in (other, *EDITS[:2]):
+        apply(method, model, moments, part)
+    edited = model.snapshot()
+    found = apply(one, model, moments, edit).targets[0].probabilities[0]
+    model.load_snapshot(edited)
+    contexts = tiny.CONTEXTS[:2]
+    assert found == pytest.approx(first_probability(model, edit, contexts, 1, PARTS[change]), rel=1e-9)
+    spoilt = first_probability(model, edit, contexts, 1, lambda lookup, n: [])
+    assert abs(found / spoilt - 1) > 1e-6, "healing changed nothing: the test is too easy"
+    assert all(torch.equal(w, edited[name]) for name, w in model.snapshot().items())
+
+
+def test_only_targets_of_the_stream_are_healed(model, moments):
+    refused(lambda: apply(changed(PMET, "healed behind"), model, moments, EDITS[0]), "healed behind", "MEMIT")
+
+
+def test_other_numbers_of_contexts(model):
+    six = MEMIT.contexts(model)
+    assert changed(MEMIT, "three contexts").contexts(model) == six[:3]
+    assert len(six) == 6
+    more = changed(MEMIT, "twenty-one contexts").contexts(model)
+    assert len(more) == 21 and more[0] == "{}"
+    assert more == kedit.generate_contexts(model, style="rome")

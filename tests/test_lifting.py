@@ -1,0 +1,138 @@
+"""How far an optimisation's steps reach, by hand; and what is tried along a stream, on the small lab model."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import kedit_lib as kedit
+from kedit_lib import cause_figures, figures, lifting
+from kedit_lib.catalogue import COLLAPSING, Stream
+from kedit_lib.experiments import Run
+
+METHOD = kedit.MEMIT(layers=[1], v_lr=0.5, v_num_grad_steps=25, clamp_norm_factor=4.0)
+
+
+def test_reach_is_all_steps_against_the_state_and_no_more_than_the_clamp():
+    assert lifting.reach(METHOD, 64, 960.0) == pytest.approx(0.5 * 8 * 24 / 960)
+    assert lifting.reach(METHOD, 64, 3.0) == 4.0
+    found = lifting.reach(METHOD, 64, pd.Series([960.0, 3.0]))
+    assert found.tolist() == pytest.approx([0.1, 4.0])
+
+
+def test_steps_do_not_go_further_than_they_reach(monkeypatch):
+    """Adam's updates of the lab's small model: ‖δ‖ stays within the reach, and comes near it where nothing stops it."""
+    model = kedit.load_model("lab-small")
+    edit = kedit.load_edits("lab", model=model, limit=1)[0]
+    hyper = {"v_lr": 0.05, "v_num_grad_steps": 8, "v_weight_decay": 0.0, "kl_factor": 0.0}
+    method = kedit.ROME(layers=[0], mom2_adjustment=False, clamp_norm_factor=100.0, **hyper)
+    target = method.apply(model, [edit]).targets[0]
+    far = lifting.reach(method, model.d_model, target.v0_norm) * target.v0_norm
+    assert target.steps == 8
+    assert 0.4 * far < target.delta.norm().item() < 1.05 * far
+
+
+def test_an_optimisation_that_ends_where_it_began_is_frozen():
+    assert lifting.frozen(pd.Series([0.5, 1e-8, 1e-8, 0.9]), pd.Series([0.52, 1.05e-8, 1e-7, 0.5])).tolist() == [
+        True,
+        True,
+        False,
+        False,
+    ]
+
+
+def run(first, last, v0):
+    n = len(first)
+    edits = {"edit": range(1, n + 1), "probability_first": first, "probability_last": last, "v0_norm": v0}
+    return Run(pd.DataFrame(edits), pd.DataFrame(), {})
+
+
+def bench(runs: dict, methods: dict):
+    return SimpleNamespace(runs=runs.__getitem__, method=methods.__getitem__, model=SimpleNamespace(d_model=64))
+
+
+def test_reaches_of_finished_streams_by_windows():
+    n = lifting.WINDOW
+    first, last = [1e-4] * (2 * n + 3), [0.9] * n + [1.02e-4] * (n + 3)
+    streams = {
+        "a": Stream("a", "memit"),
+        "bug": Stream("bug", "pmet", change="left padded"),
+        "batch": Stream("batch", "memit", 10),
+        "elsewhere": Stream("elsewhere", "memit", change="frozen z"),
+        "ft": Stream("ft", "ft-m"),
+    }
+    one = run(first, last, [96.0] * n + [9600.0] * (n + 3))
+    runs = dict.fromkeys(streams, {0: one, 1: one}) | {"ft": {0: run(first, last, [np.nan] * len(first))}}
+    found = lifting.reaches(bench(runs, dict.fromkeys(streams, METHOD)), streams, orders=[0])
+    assert list(found.stream) == ["a", "a", "bug", "bug"]
+    assert list(found.padding) == ["right", "right", "wrong", "wrong"]
+    assert list(found.edit[:2]) == [n, 2 * n]
+    assert found.reach[:2].tolist() == pytest.approx([1.0, 0.01])
+    assert found.frozen[:2].tolist() == [0.0, 1.0]
+    assert found.lifted[:2].tolist() == pytest.approx([9000, 1.02])
+    assert found.v0[:2].tolist() == [96.0, 9600.0]
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    return kedit.Bench("smoke", results=tmp_path_factory.mktemp("results"), progress=False)
+
+
+def test_what_is_tried_along_a_stream(smoke):
+    before = smoke.model.snapshot()
+    found = lifting.measure(smoke, COLLAPSING, at=(0, 3), sample=2)
+    assert all(torch.equal(w, before[name]) for name, w in smoke.model.snapshot().items())
+    assert list(found.edits_done.unique()) == [0, 3]
+    tried = [lifting.AS_IS, lifting.MORE_STEPS, lifting.LONGER_STEPS, *lifting.HEALED]
+    assert list(found.budget.unique()) == tried
+    edited = {e.subject for e in smoke.edits(0, 3)}
+    assert not edited & set(found.subject)
+    assert found.subject.nunique() == 2
+    start = found[found.edits_done == 0].set_index(["budget", "subject"])
+    own = start.loc[lifting.AS_IS]
+    for budget in (lifting.LONGER_STEPS, *lifting.HEALED):  # nothing has grown, and nothing is to be healed
+        assert start.loc[budget].p_last.tolist() == pytest.approx(own.p_last.tolist(), rel=1e-3)
+    moved = found[(found.edits_done == 3) & (found.budget == lifting.AS_IS)].set_index("subject")
+    assert (moved.v0 != own.v0).all()
+
+    method = smoke.method(COLLAPSING)
+    more, longer = (lifting.budgets(smoke, COLLAPSING, 3.0)[b] for b in (lifting.MORE_STEPS, lifting.LONGER_STEPS))
+    assert more.v_num_grad_steps == lifting.STEPS * method.v_num_grad_steps and more.v_lr == method.v_lr
+    assert longer.v_lr == 3 * method.v_lr and longer.v_num_grad_steps == method.v_num_grad_steps
+    assert lifting.budgets(smoke, "why-pmet-left", 1.0)[lifting.UNBUGGED].name == "PMET"
+
+
+def test_the_table_is_kept_and_found_again(smoke, tmp_path, monkeypatch):
+    monkeypatch.setattr(lifting, "measure", lambda bench, name, order: table())
+    assert lifting.lift(smoke, COLLAPSING, 0) is None
+    lifting.keep(smoke, COLLAPSING, 0, smoke.results / "lifting")
+    pd.testing.assert_frame_equal(lifting.lift(smoke, COLLAPSING, 0), table())
+    assert lifting.lift(smoke, COLLAPSING, 1) is None
+
+
+def table():
+    rows = [
+        (done, b, f"p{i}", 1e-4, 1e-4 * i, 50.0, 2.0, float(i == 1)) for done in (0, 9) for b in "ab" for i in (1, 2, 9)
+    ]
+    columns = ["edits_done", "budget", "subject", "p_first", "p_last", "v0", "reach", "said"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def test_medians_by_what_was_tried():
+    found = lifting.lifting_table({("s", 0): table(), ("s", 1): table()})
+    assert len(found) == 8
+    assert found.p_last.tolist() == pytest.approx([2e-4] * 8)
+    assert found.frozen.tolist() == pytest.approx([1 / 3] * 8)
+    assert found.said.tolist() == pytest.approx([1 / 3] * 8)
+
+
+def test_the_figures_draw_every_point():
+    figures.style()
+    rows = [("a", 0, p, 1.0, 5.0, 0.1) for p in ("right", "wrong")]
+    reached = pd.DataFrame(rows, columns=["stream", "order", "padding", "reach", "lifted", "frozen"])
+    fig = cause_figures.plot_reach(reached)
+    assert sum(len(line.get_xdata()) == 1 for line in fig.axes[0].get_lines()) == 2
+    fig = cause_figures.plot_lifting(lifting.lifting_table({("s", 0): table()}))
+    assert {text.get_text() for text in fig.legends[0].get_texts()} == {"a", "b"}
