@@ -12,6 +12,7 @@ from .metrics.bootstrap import bootstrap_interval
 from .metrics.retention import retention_matrix, retention_table
 from .metrics.warning import warning_table
 
+SHARE = 0.25  # of a stream's time, that asking may take
 SUMMARY = {  # column of the summary: (metric, cohort)
     "edits": ("accuracy", "edits"),
     "paraphrases": ("accuracy", "paraphrases"),
@@ -119,7 +120,7 @@ def plot_along(run: Run, at: int):
 
 def plot_families(streams: dict[str, dict[int, Run]], panels: dict[str, tuple[str, str]], floors: pd.DataFrame):
     """A panel for each {title: (metric, cohort)}, a line a stream, with the floor of a destroyed model."""
-    fig, axes = panels_of(len(panels), columns=3 if len(panels) == 3 else 2)
+    fig, axes = panels_of(len(panels), columns=2 if len(panels) % 3 else 3)
     bottom = floors.set_index(["metric", "cohort"]).value
     for ax, (title, (metric, cohort)) in zip(axes, panels.items(), strict=True):
         for i, (name, runs) in enumerate(streams.items()):
@@ -203,3 +204,23 @@ def summary_table(streams: dict[str, dict[int, Run]]) -> pd.DataFrame:
             row["edits, 95 % over edits"] = f"{low:.2g}–{high:.2g}"
         rows.append(row)
     return pd.DataFrame(rows).set_index("stream")
+
+
+def asking_table(streams: dict[str, dict[int, Run]], every: int) -> pd.DataFrame:
+    """What the probes of each stream's first run took of its time. A row a stream: seconds an edit, the share; median
+    seconds of a checkpoint in between, of one with every family (each `every` edits) and of one that asks all untouched
+    facts too; and the spacing of every family at which the share would be SHARE ("none": the rest alone is above it).
+    The start is left out, for it is asked once for all streams."""
+    rows = []
+    for name, runs in streams.items():
+        run = next(iter(runs.values()))
+        asked, n, edits = run.curve("seconds", "probes").iloc[1:], len(run.edits), run.edits.seconds.sum()
+        all_facts = asked.index.isin(run.curve("accuracy", "all untouched").index)
+        full = (asked.index % every == 0) & ~all_facts
+        brief, whole = asked[~full & ~all_facts], asked[all_facts]
+        left = edits * SHARE / (1 - SHARE) - brief.sum() - whole.sum()
+        spacing = "none" if left <= 0 else f"{n / (left / asked[full].median()):.0f}" if full.any() else "as it is"
+        row = {"stream": name, "s/edit": edits / n, "share": asked.sum() / (asked.sum() + edits)}
+        row |= {"in between, s": brief.median(), "every family, s": asked[full].median()}
+        rows.append(row | {"all facts too, s": whole.median(), f"every family, for {SHARE:.0%}: edits": spacing})
+    return pd.DataFrame(rows)

@@ -25,8 +25,14 @@ def render(figures: Path) -> str:
     table["notebook"] = table.notebook.map(lambda n: f"[{n}](notebooks/executed/{_notebook(n)})")
     lines = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
     lines += ["| " + " | ".join(map(str, row)) + " |" for row in table.itertuples(index=False)]
-    found = [_bullets(path.read_text(encoding="utf-8").strip()) for path in sorted(figures.glob("*.md"))]
-    return "\n".join([BEGIN, *lines, "", "Beyond the report's own sentences:", "", *found, END])
+    answers = figures / "06_answers.md"
+    why = f"Why it collapses, when, and what to do ([06](notebooks/executed/{_notebook('06')})):"
+    rest = [_said(path) for path in sorted(figures.glob("*.md")) if path != answers]
+    return "\n".join([BEGIN, *lines, "", why, "", _said(answers), "", "What else was measured:", "", *rest, END])
+
+
+def _said(path: Path) -> str:
+    return _bullets(path.read_text(encoding="utf-8").strip())
 
 
 def speed(figures: Path) -> str:
