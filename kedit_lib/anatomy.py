@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import pandas as pd
@@ -37,6 +38,8 @@ from .trace import no_bar
 STREAMS = ("memit", "memit-steps")  # one layer each; MEMIT as published, and where it costs most bystanders
 CHECKPOINTS = 9
 STRANGERS = 250  # untouched facts
+SUBJECTS, KEYS = "subject and relation", "cosine of the keys, C⁻¹"  # ways to sort pairs of edits
+NEAR = (0.3, 0.1, 0.03)  # |cos| between which pairs of keys are sorted
 
 
 @dataclass
@@ -45,7 +48,8 @@ class Anatomy:
                "edits", these from the edit after their own on), fact, shift = ‖D‖/‖v‖ with v its value before,
                spills = Σ_j ‖Δ_j k‖²/‖v‖², right (by free generation)
     doses      a row an edit: own = ‖Δ_j k_j‖, own_alone of Δ⁰_j; norm and norm_alone, ‖Δ_j‖_F and ‖Δ⁰_j‖_F
-    kinship    a row an earlier edit and kind of later one: kin, later (how many), spills = Σ_j ‖Δ_j k‖²/‖v‖²
+    kinship    a row an earlier edit, way to sort the later ones (`by`, SUBJECTS or KEYS) and kind of later one: kin,
+               later (how many), spills = Σ_j ‖Δ_j k‖²/‖v‖²
     """
 
     shifts: pd.DataFrame
@@ -151,7 +155,7 @@ def dissect(bench: Bench, name: str, order: int = 0) -> Anatomy:
         panel = bench.material.strangers(edits, STRANGERS, order)
         seq, sup = ([_Facts(model, layer, c, f) for c, f in (("untouched", panel), ("edits", own))] for _ in range(2))
         total = torch.zeros_like(_w(model, layer))
-        kin, spills = _kinship(edits), {}
+        kin, spills = _kinship(edits) | _nearness(seq[1].k, bench.moments.solve(layer, seq[1].k)), {}
         shifts, doses = [], []
         for j, edit in enumerate(tqdm(edits, desc=f"anatomy of {name}", disable=no_bar(bench.progress))):
             with warnings.catch_warnings():
@@ -177,8 +181,8 @@ def dissect(bench: Bench, name: str, order: int = 0) -> Anatomy:
     finally:
         model.load_snapshot(before)
     rows = [
-        {"edit": i + 1, "kin": kind, "later": int(mask[i, i + 1 :].sum()), "spills": spills[kind][i].item()}
-        for kind, mask in kin.items()
+        {"by": by, "edit": i + 1, "kin": kind, "later": int(mask[i, i + 1 :].sum()), "spills": spilt[i].item()}
+        for ((by, kind), mask), spilt in zip(kin.items(), spills.values(), strict=True)
         for i in range(len(edits) - 1)
     ]
     return Anatomy(pd.DataFrame(shifts), pd.DataFrame(doses), pd.DataFrame(rows))
@@ -216,17 +220,29 @@ def _due(facts: _Facts, done: int) -> range:
     return range(len(facts.subjects)) if facts.cohort == "untouched" else range(done)
 
 
-def _kinship(edits) -> dict[str, torch.Tensor]:
-    """{kind: [n, n] bool}: whether subject or relation of two edits are akin; each pair has exactly one kind."""
+def _kinship(edits) -> dict[tuple[str, str], torch.Tensor]:
+    """{(SUBJECTS, kind): [n, n] bool}: whether subject or relation of two edits are akin; each pair has one kind."""
     names = [set(e.subject.split()) for e in edits]
     named = torch.tensor([[bool(a & b) for b in names] for a in names])
     relation = torch.tensor([[bool(a.relation) and a.relation == b.relation for b in edits] for a in edits])
     return {
-        "a name part": named & ~relation,
-        "the relation": relation & ~named,
-        "both": named & relation,
-        "neither": ~named & ~relation,
+        (SUBJECTS, "a name part"): named & ~relation,
+        (SUBJECTS, "the relation"): relation & ~named,
+        (SUBJECTS, "both"): named & relation,
+        (SUBJECTS, "neither"): ~named & ~relation,
     }
+
+
+def _nearness(k: torch.Tensor, ck: torch.Tensor) -> dict[tuple[str, str], torch.Tensor]:
+    """{(KEYS, kind): [n, n] bool} by |cos| of the keys in the metric of C⁻¹, by which one update acts at another's key
+    (`directions`); each pair has one kind. k, C⁻¹k: [n, d_ff]."""
+    inner = (k @ ck.to(k).T).cpu()
+    size = inner.diagonal().sqrt()
+    near = (inner / (size[:, None] * size)).abs()
+    kinds = {f"above {NEAR[0]:g}": near >= NEAR[0]}
+    kinds |= {f"{low:g} to {high:g}": (near >= low) & (near < high) for high, low in pairwise(NEAR)}
+    kinds[f"below {NEAR[-1]:g}"] = near < NEAR[-1]
+    return {(KEYS, kind): mask for kind, mask in kinds.items()}
 
 
 def shares(found: Anatomy, at: int | None = None) -> dict[str, float]:

@@ -198,13 +198,29 @@ def foresight_table(found: dict[str, dict[int, Anatomy]]) -> pd.DataFrame:
     )
 
 
-def kinship_table(found: Anatomy) -> pd.DataFrame:
-    """Who undoes whom: each kin's share of all pairs of an earlier and a later edit, and of the spills on it."""
-    table = found.kinship.groupby("kin", sort=False)[["later", "spills"]].sum()
-    table = table / table.sum()
+def kinship_table(found: dict[int, Anatomy]) -> pd.DataFrame:
+    """Who undoes whom, over all orders ({order: Anatomy}): each kin's share of all pairs of an earlier and a later
+    edit, and of the spills on the earlier one; by what their subjects share, and by how near their keys are."""
+    every = pd.concat([one.kinship for one in found.values()])
+    table = every.groupby(["by", "kin"], sort=False)[["later", "spills"]].sum()
+    table = table / table.groupby("by").transform("sum")
     table.columns = ["share of the pairs", "share of the spills"]
     table["times its share"] = table["share of the spills"] / table["share of the pairs"]
     return table.reset_index()
+
+
+def kinship_sentence(table: pd.DataFrame) -> str:
+    """Which kin spill most for how many they are, and which spill most in all."""
+    said = []
+    for by, rows in table[table["share of the pairs"] > 0].groupby("by", sort=False):
+        near, most = (rows.loc[rows[column].idxmax()] for column in ("times its share", "share of the spills"))
+        said.append(
+            f"by {by}, pairs of *{near.kin}* spill {near['times its share']:.3g} times their share "
+            f"({near['share of the pairs']:.1%} of the pairs, {near['share of the spills']:.0%} of the spills), and "
+            f"most of all comes from *{most.kin}* ({most['share of the spills']:.0%})"
+        )
+    text = "; ".join(said)
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def verdict_interventions(table: pd.DataFrame, base: str = next(iter(INTERVENTIONS))) -> str:

@@ -88,13 +88,42 @@ def test_the_three_terms_are_the_whole(found):
 
 
 def test_kinds_of_kin_share_all_pairs_and_all_spills(bench, found):
-    kin = causes.kinship_table(found)
-    assert kin["share of the pairs"].sum() == pytest.approx(1)
-    assert kin["share of the spills"].sum() == pytest.approx(1)
-    spills = found.kinship.groupby("edit").spills.sum()
+    kin = causes.kinship_table({0: found}).groupby("by")
+    assert kin["share of the pairs"].sum().tolist() == pytest.approx([1, 1])
+    assert kin["share of the spills"].sum().tolist() == pytest.approx([1, 1])
     last = found.shifts.query("cohort == 'edits' and edits_done == @N and not superposed").set_index("fact").spills
-    assert (spills[1] > 0) == (last[0] > 0)
-    assert found.kinship.groupby("edit").later.sum().tolist() == [N - 1 - i for i in range(N - 1)]
+    for _, rows in found.kinship.groupby("by"):
+        spills = rows.groupby("edit").spills.sum()
+        assert (spills[1] > 0) == (last[0] > 0)
+        assert rows.groupby("edit").later.sum().tolist() == [N - 1 - i for i in range(N - 1)]
+
+
+def test_keys_are_sorted_by_their_cosine_in_the_metric():
+    """By hand: C⁻¹ = diag(1, 4); cosines 1, 0.8, 0.05 and 0 of four keys with the first."""
+    k = torch.tensor([[1.0, 0.0], [0.8, 0.3], [0.05, 0.5], [0.0, 0.5]], dtype=torch.float64)
+    ck = k * torch.tensor([1.0, 4.0], dtype=torch.float64)
+    found = anatomy._nearness(k, ck)
+    cosines = (k @ ck.T) / ((k * ck).sum(1).sqrt()[:, None] * (k * ck).sum(1).sqrt())
+    assert cosines[0].tolist() == pytest.approx([1.0, 0.8, 0.05 / (0.0025 + 1) ** 0.5, 0.0])
+    kinds = {kind: mask[0].tolist() for (_, kind), mask in found.items()}
+    assert kinds == {
+        "above 0.3": [True, True, False, False],
+        "0.1 to 0.3": [False] * 4,
+        "0.03 to 0.1": [False, False, True, False],
+        "below 0.03": [False, False, False, True],
+    }
+
+
+def test_who_undoes_whom_in_words():
+    rows = [("keys", "above 0.3", 0.01, 0.4), ("keys", "below 0.03", 0.99, 0.6), ("names", "both", 0.0, 0.0)]
+    rows += [("names", "neither", 1.0, 1.0)]
+    table = pd.DataFrame(rows, columns=["by", "kin", "share of the pairs", "share of the spills"])
+    table["times its share"] = table["share of the spills"] / table["share of the pairs"]
+    said = causes.kinship_sentence(table)
+    assert said.startswith(
+        "By keys, pairs of *above 0.3* spill 40 times their share (1.0% of the pairs, 40% of the spills)"
+    )
+    assert "comes from *below 0.03* (60%)" in said
 
 
 def hand_made(shift, foreseen, right) -> Anatomy:
