@@ -33,6 +33,7 @@ DEFAULT_PROFILE = "lab"  # the run whose outputs are committed
 LAB, ABOUT_THE_LAB = "lab", {"01_lab_model"}  # left out where a profile's edits are about another world
 LONGEST_LABEL = 120
 CHECKED = 40  # facts that a model without parameters is asked about
+LAST = {"00_start_here"}  # shows what the others found, and is run when they have
 HOW_ONLY = {"workers", "threads", "live_orders"}  # fields that say how a run is done, not what it shows
 
 # papermill's own command line, without an optional check of web addresses that takes 2 seconds to import each time
@@ -275,15 +276,19 @@ def reproduce(run: Run, parameters: dict[Path, dict[str, Any]], only: str | None
 
     def key(source: Path) -> str:
         files = [source, *stamps.library_files(run.root)]
+        files += sorted(run.figures.glob("*.md")) if source.stem in LAST else []
         return stamps.hash_values(
             stamps.hash_files(files), parameters[source], run.profile.model_dump(exclude=HOW_ONLY)
         )
 
-    stale = [s for s in parameters if force or not stamps.is_current(run.stamp(s), key(s), run.executed / s.name)]
+    def outdated(source: Path) -> bool:
+        return force or not stamps.is_current(run.stamp(source), key(source), run.executed / source.name)
+
+    stale = list(filter(outdated, parameters))
     print(f"profile {run.label}: {len(stale)} notebooks to run, {len(parameters) - len(stale)} current", flush=True)
     if not stale:
         return 0
-    processes, failures, lost, begun = Processes(), 0, 0, time.monotonic()
+    processes, lost, begun = Processes(), 0, time.monotonic()
     try:
         run_streams(run, only)
         judge(run, only)
@@ -299,23 +304,31 @@ def reproduce(run: Run, parameters: dict[Path, dict[str, Any]], only: str | None
             stamps.write(run.stamp(source), before, run.executed / source.name, time.monotonic() - start)
         return error, time.monotonic() - start
 
-    with (
-        ThreadPoolExecutor(run.profile.workers) as pool,
-        tqdm(total=len(stale), unit="notebook", disable=None) as bar,  # shown on a terminal only
-    ):
-        futures = {pool.submit(work, source): source for source in stale}
-        try:
-            for future in as_completed(futures):
-                error, seconds = future.result()
-                failures += error is not None
-                verdict = "ok" if error is None else "FAILED"
-                bar.write(f"{verdict:6} {futures[future].stem}  {seconds:.0f} s{f'  {error}' if error else ''}")
-                sys.stdout.flush()
-                bar.update()
-        except BaseException:  # interrupted: leave no process behind
-            pool.shutdown(wait=False, cancel_futures=True)
-            processes.stop()
-            raise
+    def side_by_side(sources: list[Path]) -> int:
+        failures = 0
+        with (
+            ThreadPoolExecutor(run.profile.workers) as pool,
+            tqdm(total=len(sources), unit="notebook", disable=None) as bar,  # shown on a terminal only
+        ):
+            futures = {pool.submit(work, source): source for source in sources}
+            try:
+                for future in as_completed(futures):
+                    error, seconds = future.result()
+                    failures += error is not None
+                    verdict = "ok" if error is None else "FAILED"
+                    bar.write(f"{verdict:6} {futures[future].stem}  {seconds:.0f} s{f'  {error}' if error else ''}")
+                    sys.stdout.flush()
+                    bar.update()
+            except BaseException:  # interrupted: leave no process behind
+                pool.shutdown(wait=False, cancel_futures=True)
+                processes.stop()
+                raise
+        return failures
+
+    failures = side_by_side([s for s in stale if s.stem not in LAST])
+    last = [s for s in parameters if s.stem in LAST and (s in stale or outdated(s))]
+    failures += side_by_side(last)
+    stale += [s for s in last if s not in stale]
     print(f"{len(stale) - failures} done, {failures} failed in {time.monotonic() - begun:.0f} s: {run.executed}")
     return failures + lost
 

@@ -502,3 +502,35 @@ def test_report_has_a_page_a_notebook_and_an_index(tmp_path):
     index = write_report(executed, tmp_path / "figures", report).read_text()
     assert 'href="00_a.html">Title of 00_a<' in index
     assert "Title of 00_a" in (report / "00_a.html").read_text()
+
+
+def test_what_shows_the_answers_of_others_is_run_when_they_have_them(project, monkeypatch, capsys):
+    """In the same run after them; and again, alone, when an answer is another one."""
+    order = []
+
+    def execute(run, source, parameters, processes):
+        order.append(source.stem)
+        if source.stem == "06_why":
+            run.figures.mkdir(exist_ok=True)
+            (run.figures / "06_answers.md").write_text(source.read_text())
+        run.executed.mkdir(exist_ok=True)
+        (run.executed / source.name).write_text(source.read_text())
+
+    monkeypatch.setattr(reproduce, "execute", execute)
+    for stem in ("00_start_here", "01_other", "06_why"):
+        write_notebook(project.source(stem), "1", parameters="seed = 0")
+    assert reproduce.main([], root=project.root) == 0
+    assert order[-1] == "00_start_here" and len(order) == 3
+    order.clear()
+    assert reproduce.main([], root=project.root) == 0
+    assert order == []
+    write_notebook(project.source("06_why"), "2", parameters="seed = 0")
+    capsys.readouterr()
+    assert reproduce.main([], root=project.root) == 0
+    assert order == ["06_why", "00_start_here"]
+    said = capsys.readouterr().out
+    assert "1 notebooks to run, 2 current" in said and "2 done, 0 failed" in said
+    order.clear()
+    (project.root / "figures" / "06_answers.md").write_text("by hand")
+    assert reproduce.main([], root=project.root) == 0
+    assert order == ["00_start_here"]
