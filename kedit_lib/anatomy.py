@@ -31,7 +31,7 @@ from .metrics import generation_accuracy
 from .ranks import auc, rank_correlation
 from .store import ALGORITHMS, key_of
 from .streams import Bench, data_folder
-from .targets import AlreadyKnown
+from .targets import Doubtful
 from .tokens import encode_prompt
 from .trace import no_bar
 
@@ -159,7 +159,7 @@ def dissect(bench: Bench, name: str, order: int = 0) -> Anatomy:
         shifts, doses = [], []
         for j, edit in enumerate(tqdm(edits, desc=f"anatomy of {name}", disable=no_bar(bench.progress))):
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", AlreadyKnown)  # a broken model says anything
+                warnings.simplefilter("ignore", Doubtful)  # a broken model says anything
                 with model.temporarily():
                     delta0 = _delta(model, layer, method.apply(model, [edit], **given))
                 delta = _delta(model, layer, method.apply(model, [edit], **given))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .streams import Bench
-from .targets import AlreadyKnown
+from .targets import Doubtful
 
 N_EDITS = 100
 TIGHT = 0.3  # a cosine beyond which two vectors are near each other, or opposed
@@ -36,7 +36,7 @@ def directions(bench: Bench, name: str, order: int = 0, n: int = N_EDITS) -> pd.
     updates, keys, targets = ({layer: [] for layer in method.layers} for _ in range(3))
     for edit in edits:
         with model.temporarily(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", AlreadyKnown)
+            warnings.simplefilter("ignore", Doubtful)
             model.restore()
             outcome = method.apply(model, [edit], **given)
         for layer in method.layers:

@@ -26,7 +26,7 @@ from .model import EditableModel
 from .probes import EditProbe
 from .probing import DEAD, AtStart, Probe
 from .store import ALGORITHMS, Checkpoint, RunFolder, arithmetic, commit, key_of, now, versions
-from .targets import AlreadyKnown
+from .targets import Doubtful
 from .trace import no_bar
 
 WINDOW = 25  # edits in the medians that define N_optimisation
@@ -247,7 +247,7 @@ class _Stream:
         begin = time.perf_counter()
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", AlreadyKnown)  # noted in the edit's row instead
+                warnings.simplefilter("ignore", Doubtful)  # noted in the edit's row instead
                 outcome = self.method.apply(self.model, batch, **given)
         except KeditError as error:
             which = f"edit {done + 1}" if len(batch) == 1 else f"edits {done + 1} to {done + len(batch)}"

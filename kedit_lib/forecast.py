@@ -22,7 +22,7 @@ import torch
 from .errors import KeditError
 from .keys import outputs_at
 from .metrics import generation_accuracy
-from .targets import AlreadyKnown
+from .targets import Doubtful
 from .tokens import encode_prompt
 
 STRETCH = tuple(2.0**i for i in range(-2, 7))  # factors on the sum of the updates
@@ -43,7 +43,7 @@ def foretell(model, method, edits, strangers, moments=None, contexts=None, seed:
     asked, answers = [p.replace("{}", s) for p, s, _ in strangers], [answer for *_, answer in strangers]
     above, total, spills = model.layers[max(method.layers)], {}, []
     with model.temporarily(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", AlreadyKnown)
+        warnings.simplefilter("ignore", Doubtful)
         unedited = outputs_at(model, prompts, above)
 
         def shift() -> torch.Tensor:

@@ -27,7 +27,7 @@ from .interventions import changed
 from .methods import method_class
 from .metrics import generation_accuracy
 from .streams import Bench, data_folder
-from .targets import AlreadyKnown
+from .targets import FROZEN, Doubtful
 
 STREAMS = (COLLAPSING, "why-pmet-left")  # where the optimised probability falls: as it may, and by the padding bug
 AT = (0, 150, 300, 450)  # edits made before targets are looked for
@@ -36,7 +36,6 @@ STEPS = 10  # times as many as in the stream
 AS_IS, MORE_STEPS = "as in the stream", f"{STEPS} times as many steps"
 LONGER_STEPS, UNBUGGED = "steps longer as the state has grown", "prompts padded behind"
 HEALED = {"tokens before the subject unedited": "healed before", "tokens behind it unedited": "healed behind"}
-FROZEN = 0.1  # |ln p_last/p_first| below which an optimisation has done nothing
 BUGGED = ("left padded", "both bugs")  # changes that look prompts up at the wrong places
 ELSEWHERE = ("superposed", "frozen z")  # changes that optimise on the unedited model, whose ‖v₀‖ no edit moves
 
@@ -48,7 +47,7 @@ def reach(method, d_model: int, v0_norm):
 
 
 def frozen(first, last):
-    """Whether optimisations ended where they began; first, last: their probabilities."""
+    """Whether optimisations ended where they began, |ln p_last/p_first| < FROZEN; first, last: their probabilities."""
     return np.abs(np.log(last / first)) < FROZEN
 
 
@@ -126,7 +125,7 @@ def measure(bench: Bench, name: str, order: int = 0, at=AT, sample: int = SAMPLE
     edits, others = everyone[:n], everyone[n:]
     given = {"moments": bench.moments if method.needs_moments else None, "contexts": bench.contexts(method, order)}
     with model.temporarily(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", AlreadyKnown)
+        warnings.simplefilter("ignore", Doubtful)
         model.restore()
         done, unedited = 0, None
         for stop in at:

@@ -24,7 +24,7 @@ from .methods import method_for
 from .metrics import sampled_texts
 from .params import load_model_params
 from .store import key_of
-from .targets import AlreadyKnown
+from .targets import Doubtful
 from .trace import no_bar
 
 OTHERS = 3  # subjects that a typed prompt is also asked about
@@ -70,7 +70,7 @@ class Desk:
         model, method = self.bench.model, method_for(self.bench.model, name)
         moments = self.bench.moments if method.needs_moments else None
         with model.temporarily(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", AlreadyKnown)  # the table shows it
+            warnings.simplefilter("ignore", Doubtful)  # the table shows it
             if method.context_style not in self._contexts:
                 self._contexts[method.context_style] = self.bench.contexts(method)
             before, begin = ask(model, edit), time.perf_counter()
@@ -135,7 +135,7 @@ def make_film(bench, name: str, order: int, run: Run) -> Path:
         total=len(edits), desc=f"{method.name} again", unit="edit", disable=no_bar(bench.progress), mininterval=1
     )
     with model.temporarily(), bar, warnings.catch_warnings():
-        warnings.simplefilter("ignore", AlreadyKnown)
+        warnings.simplefilter("ignore", Doubtful)
         for begin in range(0, len(edits), size):
             batch = edits[begin : begin + size]
             method.apply(model, batch, **given)

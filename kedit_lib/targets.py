@@ -15,7 +15,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from math import isfinite
+from math import isfinite, log
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from .tokens import Prompt, encode_prompt, target_ids
 KL_PROMPT = "{} is a"
 LOSS_STOP = 0.05
 PMET_KL_STOP = 0.01
+FROZEN = 0.1  # |ln p_last/p_first| below which an optimisation has done nothing
 MOST_TOKENS = 2048  # that a step runs: beyond, matrix products gain nothing by more
 MOST_BYTES = 5 << 29  # 2.5 GiB, likewise: what else an edit needs stays below 5.5 GiB at 7B
 
@@ -61,6 +62,14 @@ class Target:
     def steps(self) -> int:
         """Evaluations of the loss (one more than updates of δ)."""
         return len(self.losses)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the optimisation ended where it began, short of its aim: |ln p_last/p_first| < FROZEN, p_last < ½."""
+        if self.steps < 2 or not isfinite(self.v0_norm) or self.probabilities[-1] >= 0.5:
+            return False
+        first, last = self.probabilities[0], self.probabilities[-1]
+        return first == last or (min(first, last) > 0 and abs(log(last / first)) < FROZEN)
 
 
 @dataclass(frozen=True)
@@ -309,13 +318,28 @@ class _Batch:
         return self.model.logits(hidden).log_softmax(-1)
 
 
-class AlreadyKnown(UserWarning):
+class Doubtful(UserWarning):
+    """An edit that can be made, and may not be worth it."""
+
+
+class AlreadyKnown(Doubtful):
     """The model gave an edit's target before the edit."""
 
 
-def warn_if_known(edits: list[Edit], targets: list[Target]) -> None:
-    """A warning for each edit whose target the model already gave."""
+class Frozen(Doubtful):
+    """The optimisation of an edit's target did not move it."""
+
+
+def warn_if_doubtful(edits: list[Edit], targets: list[Target]) -> None:
+    """A warning for each edit whose target the model already gave, and for each whose optimisation did nothing."""
     for edit, target in zip(edits, targets, strict=True):
         if target.already:
             message = f"edit of {edit.subject!r}: the model already answers {edit.target_new!r}"
             warnings.warn(message, AlreadyKnown, stacklevel=3)
+        if target.frozen:
+            message = (
+                f"edit of {edit.subject!r}: {target.steps} steps left the probability of {edit.target_new!r} at "
+                f"{target.probabilities[-1]:.2g}, for ‖v₀‖ is {target.v0_norm:.3g}; look for a bug in padding or "
+                "lookup, edit a model with fewer edits, or raise v_lr"
+            )
+            warnings.warn(message, Frozen, stacklevel=3)

@@ -383,7 +383,7 @@ def main(argv=None):
     parser.add_argument("--shape", default=None, help="gpu: llama-2-7b, or tiny to try the command without one")
     parser.add_argument("--out", type=Path, default=FIGURES, help="folder of the tables")
     args = parser.parse_args(argv)
-    warnings.simplefilter("ignore", kedit.targets.AlreadyKnown)
+    warnings.simplefilter("ignore", kedit.targets.Doubtful)
     try:
         if args.profile == "gpu":
             from bench_gpu import large

@@ -1,5 +1,6 @@
 """What an outcome says of its edits, and what the optimisation is taken to need, worked out by hand."""
 
+import math
 import warnings
 
 import pytest
@@ -10,7 +11,7 @@ from pydantic import ValidationError
 
 import kedit_lib as kedit
 from kedit_lib import targets
-from kedit_lib.targets import AlreadyKnown, Request, Site
+from kedit_lib.targets import AlreadyKnown, Frozen, Request, Site, Target
 from kedit_lib.tokens import Prompt
 
 EDITS = [kedit.Edit(*each) for each in tiny.EDITS]
@@ -105,6 +106,37 @@ def test_what_fine_tuning_taught_was_not_known_before(model):
     with pytest.warns(AlreadyKnown, match="'Zoë'.*already answers 'English'"):
         (target,) = method.apply(model, [edit]).targets
     assert target.already
+
+
+@pytest.mark.parametrize(
+    "probabilities, v0_norm, frozen",
+    [
+        ([1e-8, 1e-8, 1e-8], 40.0, True),
+        ([1e-8, 1e-6, 1.05e-8], 40.0, True),
+        ([1e-8, 1.2e-8], 40.0, False),
+        ([1.2e-8, 1e-8], 40.0, False),
+        ([0.0, 0.0], 40.0, True),
+        ([0.0, 1e-30], 40.0, False),
+        ([0.9, 0.9], 40.0, False),  # there from the first
+        ([1e-8], 40.0, False),  # nothing was tried
+        ([1e-8, 1e-8], math.nan, False),  # fine-tuning adds nothing to a state
+    ],
+)
+def test_an_optimisation_that_did_nothing_is_frozen(probabilities, v0_norm, frozen):
+    target = Target(None, None, [1.0] * len(probabilities), probabilities, v0_norm, clamped=False, already=False)
+    assert target.frozen == frozen
+
+
+def test_a_frozen_optimisation_is_told(model):
+    hyper = {"v_num_grad_steps": 5, "v_weight_decay": 0.0, "clamp_norm_factor": 100.0}
+    stuck = kedit.ROME(layers=[LAYER], mom2_adjustment=False, v_lr=1e-9, **hyper)
+    with pytest.warns(Frozen, match=f"{EDITS[0].subject!r}: 5 steps left .*‖v₀‖.*padding"):
+        stuck.apply(model, EDITS[:1], contexts=["{}"])
+    model.restore()
+    moving = kedit.ROME(layers=[LAYER], mom2_adjustment=False, v_lr=1.0, **hyper)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Frozen)
+        moving.apply(model, EDITS[:1], contexts=["{}"])
 
 
 def test_hyperparameters_stay_as_they_were_given():

@@ -19,7 +19,7 @@ from ..model import EditableModel
 from ..moments import SecondMoments
 from ..nullspace import NullSpace
 from ..saving import Deltas, record_of
-from ..targets import Request, Target, request, warn_if_known
+from ..targets import Request, Target, request, warn_if_doubtful
 
 
 @dataclass
@@ -147,7 +147,7 @@ class Method(BaseModel, ABC):
             model.load_snapshot(before)
             raise
         outcome.hyperparameters, outcome.model_checksum = self.hyperparameters, model.checksum
-        warn_if_known(call.edits, outcome.targets)
+        warn_if_doubtful(call.edits, outcome.targets)
         return outcome
 
     def prepare(self, model, edits, moments=None, contexts=None, history=None, projection=None, targets=None) -> Call:
