@@ -9,6 +9,7 @@ import pandas as pd
 
 from . import extrapolation
 from .causes import BY_CONSTRUCTION, INTERVENTIONS, PMET, VALUES, foretold_sentence
+from .experiments import WINDOW
 from .lifting import AS_IS, MORE_STEPS
 
 STRONG, WEAK = 3.0, 2.0  # a setting that moves N_model by such a factor decides; by less than the other, hardly counts
@@ -129,26 +130,26 @@ def _between(points: pd.DataFrame, whole: int) -> str:
 
 
 def sunk_or_frozen(reached: pd.DataFrame, lifted: pd.DataFrame) -> str:
-    """Frozen optimisations at the end of streams with and without the padding bug, and what a larger budget does."""
+    """Frozen optimisations at the end of streams with and without the padding bug; and what of all that was tried gives
+    a sunk probability back (medians over orders, the first stream of `lifted`)."""
     last = reached[reached.edit == reached.groupby(["stream", "order"]).edit.transform("max")]
-    worst = last.groupby("padding").frozen.max()
-    wrong = last[last.padding == "wrong"]
-    budget = ""
+    worst, wrong = last.groupby("padding").frozen.max(), last[last.padding == "wrong"]
+    sunk = ""
     if len(lifted):
-        end = lifted[lifted.edits_done == lifted.edits_done.max()].set_index("budget")
-        end = end[end.stream == lifted.stream.iloc[0]]
-        own, more = (end.loc[[b]].median(numeric_only=True) for b in (AS_IS, MORE_STEPS))
-        budget = (
-            f"; where it has merely sunk, {MORE_STEPS} lift it from {own.p_last:.2g} to {more.p_last:.2g}, and the "
-            f"model then says {more.said:.0%} of such edits"
+        end = lifted[(lifted.edits_done == lifted.edits_done.max()) & (lifted.stream == lifted.stream.iloc[0])]
+        p = end.groupby("budget", sort=False).p_last.median()
+        best = p.drop(AS_IS).idxmax()
+        sunk = (
+            f"; one that has merely sunk is lifted from {p[AS_IS]:.2g} to {p[MORE_STEPS]:.2g} by {MORE_STEPS}, and to "
+            f"{p[best]:.2g} with *{best}*"
         )
     return (
         "**Sunk, or frozen?** A probability that is the same at every step, as in the report's log, was seen in "
-        f"{wrong.frozen.min():.0%} of the last 25 edits with prompts padded wrongly and in at most "
+        f"{wrong.frozen.min():.0%} of the last {WINDOW} edits with prompts padded wrongly and in at most "
         f"{worst['right']:.0%} in any of {last[last.padding == 'right'].stream.nunique()} other streams: the state at "
         f"the looked-up token has grown to {wrong.v0.median():,.0f}, and all steps together reach "
         f"{wrong.reach.median():.2g} of it. Compare the first and the last step of one optimisation: equal means look "
-        f"for a bug, or for ‖v₀‖{budget}."
+        f"for a bug, or for ‖v₀‖{sunk}."
     )
 
 

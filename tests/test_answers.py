@@ -109,15 +109,14 @@ def test_frozen_is_told_from_sunk():
         ("b", 0, "right", 450, 4.0, 9e3, 0.0, 0.9, 40.0),
         ("bug", 0, "wrong", 450, 0.02, 1.0, 1.0, 4e-5, 5961.0),
     )
-    ends = {AS_IS: (9e-4, 0.0), MORE_STEPS: (2e-3, 0.04)}
-    lifted = pd.DataFrame(
-        [("s", 0, 450, b, p, said) for b, (p, said) in ends.items()],
-        columns=["stream", "order", "edits_done", "budget", "p_last", "said"],
-    )
+    ends = {AS_IS: 9e-4, MORE_STEPS: 2e-3, "tokens behind it unedited": 0.77}
+    rows = [("s", 0, 450, budget, p) for budget, p in ends.items()] + [("other", 0, 450, "tried there", 0.9)]
+    lifted = pd.DataFrame(rows, columns=["stream", "order", "edits_done", "budget", "p_last"])
     said = answers.sunk_or_frozen(table, lifted)
     assert "100% of the last 25 edits with prompts padded wrongly and in at most 25% in any of 2 other streams" in said
     assert "has grown to 5,961, and all steps together reach 0.02 of it" in said
-    assert "lift it from 0.0009 to 0.002" in said
+    assert "lifted from 0.0009 to 0.002 by 10 times as many steps" in said
+    assert "to 0.77 with *tokens behind it unedited*" in said
     assert sentences(said) == 2
 
 
