@@ -82,3 +82,20 @@ def sentence(table: pd.DataFrame) -> str:
             f"{at['cosine with all before']:+.3f}."
         )
     return "\n".join(said)
+
+
+def growth_sentence(table: pd.DataFrame) -> str:
+    """Which of the two is the straighter line in which streams, and what became of the targets' relative size."""
+    if table.empty:
+        return "No stream here was long enough."
+    fed = table.assign(fed=table["R² of log ‖W‖"] > table["R² of ‖W‖²"]).groupby("stream", sort=False)
+    kinds = {"log ‖W‖": [n for n, rows in fed if rows.fed.all()], "‖W‖²": [n for n, rows in fed if not rows.fed.any()]}
+    said = [
+        f"{what} is the straighter line in every order of {', '.join(names)}" for what, names in kinds.items() if names
+    ]
+    first, last = (table.groupby("stream", sort=False)[f"‖δ‖/‖v₀‖, {part} 25"].median() for part in ("first", "last"))
+    shrunk = ", ".join(f"{first[n]:.2g} → {last[n]:.2g} ({n})" for n in first.index)
+    return (
+        f"{'; '.join(said) or 'Neither is the straighter line in every order'}: where it is ‖W‖², updates add up as if "
+        f"they did not know of each other. ‖δ‖/‖v₀‖, the first and the last 25 edits: {shrunk}."
+    )

@@ -60,3 +60,16 @@ def test_a_random_walk_has_a_straight_square():
     row = accumulation.growth_table({"A": {0: run([1.0] * 5)}}).iloc[0]
     assert row["R² of ‖W‖²"] == pytest.approx(1)
     assert row["R² of log ‖W‖"] < 0.999
+
+
+def test_which_line_is_straighter_is_said_by_stream():
+    columns = ["stream", "order", "R² of log ‖W‖", "R² of ‖W‖²", "‖δ‖/‖v₀‖, first 25", "‖δ‖/‖v₀‖, last 25"]
+    rows = [("A", 0, 0.9, 0.99, 1.0, 0.5), ("A", 1, 0.8, 0.99, 2.0, 0.5), ("B", 0, 0.99, 0.9, 3.0, 3.0)]
+    said = accumulation.growth_sentence(pd.DataFrame(rows, columns=columns))
+    assert said.startswith(
+        "log ‖W‖ is the straighter line in every order of B; ‖W‖² is the straighter line in every order of A"
+    )
+    assert "1.5 → 0.5 (A), 3 → 3 (B)" in said
+    mixed = pd.DataFrame([rows[0], ("A", 1, 0.99, 0.9, 1.0, 1.0)], columns=columns)
+    assert accumulation.growth_sentence(mixed).startswith("Neither is the straighter line")
+    assert accumulation.growth_sentence(mixed[:0]) == "No stream here was long enough."
