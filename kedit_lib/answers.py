@@ -13,7 +13,6 @@ from .experiments import WINDOW
 from .lifting import AS_IS, MORE_STEPS
 
 STRONG, WEAK = 3.0, 2.0  # a setting that moves N_model by such a factor decides; by less than the other, hardly counts
-PRINTED = ("a memory of earlier keys (history)", "norm of the target anchored")  # they act on what is printed
 
 
 def answers(
@@ -89,15 +88,15 @@ def what_helps(changed: pd.DataFrame) -> str:
     alive = rest[rest.N_model >= whole].sort_values("untouched", ascending=False)
     kept = "; ".join(f"*{n}* ({r['edits kept']:.0%}, {r.untouched:.0%})" for n, r in alive.iterrows())
     only = [n for n in rest.index if rest.N_optimisation[n] >= whole > rest.N_model[n] and n not in BY_CONSTRUCTION]
-    printed = f"{', '.join(f'*{n}*' for n in only)} keep the printed probability up and the bystanders no longer"
-    longest = rest.N_model[only].max() if only else np.nan
+    printed = ", ".join(f"*{n}* ({rest.N_model[n]:.0f})" for n in only)
     spared = f"Half of the bystanders outlive {whole} edits with {kept}" if kept else "Nothing spares the bystanders"
+    advice = "write less first, and do not take a probability that stays for a model that does."
+    if only:
+        advice = f"the printed probability lasts, and half of the bystanders do not, with {printed}: {advice}"
     return (
         f"**What delays it?** {spared}, against {base['edits kept']:.0%} of the edits and {base.untouched:.0%} of the "
         f"untouched facts without (in brackets: edits, untouched facts; half of these lost at edit {base.N_model:.0f}; "
-        f"orders {', '.join(map(str, orders))}). "
-        + (f"{printed[0].upper()}{printed[1:]} than edit {longest:.0f}: write less first, " if only else "Write less, ")
-        + "and do not take a probability that stays for a model that does."
+        f"orders {', '.join(map(str, orders))}). {advice[0].upper()}{advice[1:]}"
     )
 
 

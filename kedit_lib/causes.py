@@ -58,6 +58,18 @@ BY_CONSTRUCTION = (  # p is measured on the unedited model, where nothing can lo
     "z from the unedited model",
     "both: history, z from the unedited model",
 )
+LATER, HARDLY, EARLIER, MOVED = "later", "hardly moved", "earlier", 1.5  # the factor that makes the difference
+PREDICTED = {  # of INTERVENTIONS, before they were run: the halving of the optimised probability, the loss of half of
+    "each edit made on the unedited model, updates added": (None, HARDLY),  # the untouched facts
+    "a memory of earlier keys (history)": (LATER, HARDLY),
+    "z from the unedited model": (None, HARDLY),
+    "norm of the target anchored": (LATER, HARDLY),
+    "clamp 0.75 for 4": (EARLIER, LATER),
+    "clean prompt only, for keys and target": (HARDLY, HARDLY),
+    "one layer, MEMIT's own": (LATER, HARDLY),
+    "λ ten times larger": (LATER, LATER),
+    "steps as long as published": (LATER, LATER),
+}
 # fields of the sensitivity beside hyperparameters
 LAMBDA, DEPTH, WORDINGS = "λ/d_ff, times the published", "layers", "contexts"
 VALUES = 3  # of a hyperparameter, at least, before anything is said of it
@@ -228,6 +240,24 @@ def verdict_interventions(table: pd.DataFrame, base: str = next(iter(INTERVENTIO
     if base not in set(table.stream):
         return "The streams with one cause taken out were not run in this profile."
     return "\n".join(_said(title, rows) for title, rows in table.groupby("stream", sort=False))
+
+
+def against_predictions(table: pd.DataFrame, base: str = next(iter(INTERVENTIONS))) -> str:
+    """Which of PREDICTED held, medians over orders; what was not reached counts as the stream's length."""
+    points = {"the optimised probability": "N_optimisation", "untouched facts": "N_model"}
+    filled = table.assign(**{c: table[c].astype(float).fillna(table.edits) for c in points.values()})
+    by, failed, asked = filled.groupby("stream")[list(points.values())].median(), [], 0
+    for title, predicted in PREDICTED.items():
+        for (what, column), foreseen in zip(points.items(), predicted, strict=True):
+            if foreseen is not None and {title, base} <= set(by.index):
+                factor, asked = by.loc[title, column] / by.loc[base, column], asked + 1
+                came = LATER if factor >= MOVED else EARLIER if factor <= 1 / MOVED else HARDLY
+                if came != foreseen:
+                    failed.append(f"*{title}*: {what}, foreseen {foreseen}, came {came} (× {factor:.2g})")
+    return (
+        f"**Of {asked} predictions {asked - len(failed)} held** (later, earlier: by a factor of {MOVED:g} at least). "
+        f"{'These did not: ' + '; '.join(failed) + '.' if failed else ''}"
+    )
 
 
 def _said(title: str, rows: pd.DataFrame) -> str:

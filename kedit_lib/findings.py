@@ -43,7 +43,7 @@ def tidy(table: pd.DataFrame) -> pd.DataFrame:
     """A table for readers: rounded, a point that was not reached as "> N"."""
     out = table.copy()
     for column in ("N_optimisation", "N_model"):
-        if column in out:
+        if column in out and "edits" in out:  # else they are words already
             out[column] = [f"> {n}" if pd.isna(v) else str(v) for v, n in zip(out[column], out["edits"], strict=True)]
     return out.map(lambda v: f"{v:.3g}" if isinstance(v, float) else v)
 

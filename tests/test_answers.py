@@ -65,8 +65,8 @@ def test_what_spares_bystanders_is_told_from_what_spares_the_printed_probability
     )
     said = answers.what_helps(table)
     assert f"outlive 450 edits with *{clamp}* (72%, 85%), against 3% of the edits and 2% of the untouched facts" in said
-    assert f"*{anchored}* keep the printed probability up and the bystanders no longer than edit 72" in said
-    assert "unedited model*" not in said.split("Norm")[0].split("keep the printed")[-1]
+    assert f"The printed probability lasts, and half of the bystanders do not, with *{anchored}* (72): write" in said
+    assert "z from the unedited model" not in said  # its p is that of the unedited model
     assert sentences(said) == 2
 
 

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from kedit_lib import causes
+from kedit_lib import causes, findings
 from kedit_lib.catalogue import cause_streams, sensitivity_streams
 
 
@@ -32,6 +32,7 @@ def test_settings_are_shown_with_their_range_over_orders():
     assert table.N_optimisation.tolist() == ["> 450", "209 at the earliest, in 2 of 3 orders"]
     assert table.N_model.tolist() == ["150", "80 (60–90)"]
     assert table.p_end.tolist() == pytest.approx([0.9, 0.03])
+    assert findings.tidy(table).N_model.tolist() == table.N_model.tolist()
 
 
 def test_every_setting_is_a_stream(monkeypatch):
@@ -54,3 +55,15 @@ def test_every_setting_is_a_stream(monkeypatch):
     assert causes.sensitivity(Bench()).empty
     assert set(sensitivity_streams()) <= set(asked)
     assert asked.count(causes.COLLAPSING) == 7
+
+
+def test_predictions_are_held_against_medians():
+    title, history, clamp = next(iter(causes.INTERVENTIONS)), "a memory of earlier keys (history)", "clamp 0.75 for 4"
+    rows = [(title, 0, 200, 60), (title, 1, 220, 80), (history, 0, 400, 80), (history, 1, 420, 70)]
+    rows += [(clamp, 0, None, None), (clamp, 1, None, None)]
+    table = pd.DataFrame(rows, columns=["stream", "order", "N_optimisation", "N_model"]).assign(edits=450)
+    said = causes.against_predictions(table)
+    assert said.startswith("**Of 4 predictions 3 held**")
+    assert f"These did not: *{clamp}*: the optimised probability, foreseen earlier, came later (× 2.1)." in said
+    assert set(causes.PREDICTED) <= set(causes.INTERVENTIONS)
+    assert causes.against_predictions(table[:2]).startswith("**Of 0 predictions 0 held**")
