@@ -89,13 +89,15 @@ def growth_sentence(table: pd.DataFrame) -> str:
     if table.empty:
         return "No stream here was long enough."
     fed = table.assign(fed=table["R² of log ‖W‖"] > table["R² of ‖W‖²"]).groupby("stream", sort=False)
-    kinds = {"log ‖W‖": [n for n, rows in fed if rows.fed.all()], "‖W‖²": [n for n, rows in fed if not rows.fed.any()]}
-    said = [
-        f"{what} is the straighter line in every order of {', '.join(names)}" for what, names in kinds.items() if names
-    ]
-    first, last = (table.groupby("stream", sort=False)[f"‖δ‖/‖v₀‖, {part} 25"].median() for part in ("first", "last"))
+    kinds = {"log ‖W‖": [n for n, rows in fed if rows.fed.all()]}
+    kinds["‖W‖²"] = [n for n, rows in fed if not rows.fed.any()]
+    named = {what: ", ".join(names) for what, names in kinds.items() if names}
+    said = [f"{what} is the straighter line in every order of {names}" for what, names in named.items()]
+    by = table.groupby("stream", sort=False)
+    first, last = (by[f"‖δ‖/‖v₀‖, {part} 25"].median() for part in ("first", "last"))
     shrunk = ", ".join(f"{first[n]:.2g} → {last[n]:.2g} ({n})" for n in first.index)
+    walk = ": there updates add up as if they did not know of each other" if kinds["‖W‖²"] else ""
     return (
-        f"{'; '.join(said) or 'Neither is the straighter line in every order'}: where it is ‖W‖², updates add up as if "
-        f"they did not know of each other. ‖δ‖/‖v₀‖, the first and the last 25 edits: {shrunk}."
+        f"{'; '.join(said) or 'Neither is the straighter line in every order of any stream'}{walk}. ‖δ‖/‖v₀‖ of the "
+        f"first and the last 25 edits: {shrunk}."
     )

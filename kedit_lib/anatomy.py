@@ -45,19 +45,19 @@ NEAR = (0.3, 0.1, 0.03)  # |cos| between which pairs of keys are sorted
 @dataclass
 class Anatomy:
     """shifts  a row a checkpoint, stream (as it is, or `superposed`: W₀ + Σ Δ⁰) and fact: cohort ("untouched" or
-               "edits", these from the edit after their own on), fact, shift = ‖D‖/‖v‖ with v its value before,
-               spills = Σ_j ‖Δ_j k‖²/‖v‖², right (by free generation)
-    doses      a row an edit: own = ‖Δ_j k_j‖, own_alone of Δ⁰_j; norm and norm_alone, ‖Δ_j‖_F and ‖Δ⁰_j‖_F
-    kinship    a row an earlier edit, way to sort the later ones (`by`, SUBJECTS or KEYS) and kind of later one: kin,
-               later (how many), spills = Σ_j ‖Δ_j k‖²/‖v‖²
+            "edits", these from the edit after their own on), fact, shift = ‖D‖/‖v‖ with v its value before,
+            spills = Σ_j ‖Δ_j k‖²/‖v‖², right (by free generation)
+    doses   a row an edit: own = ‖Δ_j k_j‖, own_alone of Δ⁰_j; norm and norm_alone, ‖Δ_j‖_F and ‖Δ⁰_j‖_F
+    kin     a row an earlier edit, way to sort the later ones (`by`, SUBJECTS or KEYS) and kind of later one: kin,
+            later (how many), spills = Σ_j ‖Δ_j k‖²/‖v‖²
     """
 
     shifts: pd.DataFrame
     doses: pd.DataFrame
-    kinship: pd.DataFrame
+    kin: pd.DataFrame
 
 
-PARTS = ("shifts", "doses", "kinship")
+PARTS = ("shifts", "doses", "kin")
 
 
 def anatomy(bench: Bench, name: str, order: int = 0) -> Anatomy | None:
@@ -65,22 +65,28 @@ def anatomy(bench: Bench, name: str, order: int = 0) -> Anatomy | None:
     order that is not there, or a stream of several layers."""
     if len(bench.method(name).layers) != 1:
         return None
-    for folder in (data_folder(), bench.results / "anatomy"):
-        if all(_path(folder, bench, name, order, part).exists() for part in PARTS):
-            return Anatomy(*(pd.read_parquet(_path(folder, bench, name, order, part)) for part in PARTS))
-    if order not in bench.profile.live_orders:
-        return None
-    return keep(bench, name, order, bench.results / "anatomy")
+    found = _read(data_folder(), bench, name, order) or _read(bench.results / "anatomy", bench, name, order)
+    if found is None and order in bench.profile.live_orders:
+        found = keep(bench, name, order, bench.results / "anatomy")
+    return found
 
 
 def keep(bench: Bench, name: str, order: int, folder: Path) -> Anatomy:
-    """Dissect a stream and put the three tables into a folder."""
-    found = dissect(bench, name, order)
-    folder.mkdir(parents=True, exist_ok=True)
-    for part in PARTS:
-        with replacing(_path(folder, bench, name, order, part)) as partial:
-            getattr(found, part).to_parquet(partial, index=False)
+    """Put the three tables of a stream into a folder: dissected, or, as a sweep that was stopped goes on, found in
+    results/."""
+    ours = bench.results / "anatomy"
+    if (found := _read(ours, bench, name, order)) is None:
+        found = dissect(bench, name, order)
+    for where in {ours, folder}:
+        for part in PARTS:
+            with replacing(_path(where, bench, name, order, part)) as partial:
+                getattr(found, part).to_parquet(partial, compression="zstd", index=False)
     return found
+
+
+def _read(folder: Path, bench: Bench, name: str, order: int) -> Anatomy | None:
+    paths = [_path(folder, bench, name, order, part) for part in PARTS]
+    return Anatomy(*map(pd.read_parquet, paths)) if all(path.exists() for path in paths) else None
 
 
 def _path(folder: Path, bench: Bench, name: str, order: int, part: str) -> Path:

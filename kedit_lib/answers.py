@@ -10,7 +10,7 @@ import pandas as pd
 from . import extrapolation
 from .causes import BY_CONSTRUCTION, INTERVENTIONS, PMET, VALUES, foretold_sentence
 from .experiments import WINDOW
-from .lifting import AS_IS, MORE_STEPS
+from .lifting import AS_IS, HEALED, MORE_STEPS
 
 STRONG, WEAK = 3.0, 2.0  # a setting that moves N_model by such a factor decides; by less than the other, hardly counts
 
@@ -32,7 +32,7 @@ def answers(
     lines = [why(shares, alive)] if len(shares) else []
     if len(changed) and next(iter(INTERVENTIONS)) in set(changed.stream) and changed.stream.nunique() > 1:
         lines.append(what_helps(changed))
-    if moved.field.value_counts().max() >= VALUES if len(moved) else False:
+    if len(moved) and moved.groupby("field").value.nunique().max() >= VALUES:
         lines.append(which_setting(moved))
     lines.append(f"**When?** {foretold_sentence(told)} Run `kedit.foretell` before a stream, not after it.")
     if {"right", "wrong"} <= set(reached.padding if len(reached) else ()):
@@ -44,21 +44,30 @@ def answers(
     return "\n".join(f"- {line}" for line in lines)
 
 
+WHYS = {  # by the largest share: what it means, and what follows
+    "spills": (
+        "Edits do not fight each other, each spills a little on every bystander",
+        "Harm adds up from the first edit on",
+    ),
+    "agreement": ("What edits spill on bystanders points the same way", "Harm grows with the square of their number"),
+    "response": ("Edits grow in answer to the ones before them", "Harm speeds up as edits go on"),
+}
+
+
 def why(shares: pd.DataFrame, alive: pd.DataFrame) -> str:
-    """Of the stream that lost half of its bystanders, at that moment (of all, at the end, where none did)."""
-    moment = shares.moment.iloc[0] if "the end" in set(shares.moment[:1]) else "the loss of half of them"
-    if "the loss of half of them" in set(shares.moment):
-        moment = "the loss of half of them"
+    """Of the streams that lost half of their bystanders, at that moment (of all, at the end, where none did)."""
+    moments = set(shares.moment)
+    moment = "the loss of half of them" if "the loss of half of them" in moments else "the end"
     part = shares[shares.moment == moment]
-    sizes = [half(rows) for _, rows in alive[~alive.superposed].groupby("stream")]
+    headline, follows = WHYS[part[list(WHYS)].median().idxmax()]
+    sizes = [half(rows) for _, rows in alive[~alive.superposed].groupby("stream")] if len(alive) else []
     sizes = [size for size in sizes if np.isfinite(size)]
     lost = f" (half of the facts are lost once that has moved by {np.median(sizes):.2g} of its size)" if sizes else ""
     return (
-        f"**Why?** Edits do not fight each other, each spills a little on every bystander: at {moment}, "
-        f"{_percent(part.spills)} of the squared shift of their values{lost} is the plain sum of what single edits "
-        f"spill, {_percent(part.agreement)} that spills agree, {_percent(part.response)} that edits answer to earlier "
-        f"ones ({', '.join(dict.fromkeys(part.stream))}). Harm adds up from the first edit on: measure it on facts "
-        "that no edit touches, and make every edit write less."
+        f"**Why?** {headline}: at {moment}, {_percent(part.spills)} of the squared shift of their values{lost} is the "
+        f"plain sum of what single edits spill, {_percent(part.agreement)} that spills agree, "
+        f"{_percent(part.response)} that edits answer to earlier ones ({', '.join(dict.fromkeys(part.stream))}). "
+        f"{follows}: measure it on facts that no edit touches, and make every edit write less."
     )
 
 
@@ -82,21 +91,28 @@ def what_helps(changed: pd.DataFrame) -> str:
     """Medians over the orders that every change has; what was not reached counts as the stream's length."""
     title = next(iter(INTERVENTIONS))
     orders = sorted(set.intersection(*(set(rows.order) for _, rows in changed.groupby("stream"))))
+    if not orders:
+        return "**What delays it?** No order was run with every change."
     table = filled(changed[changed.order.isin(orders)])
     by = table.groupby("stream", sort=False)[["N_optimisation", "N_model", "edits kept", "untouched"]].median()
     base, rest, whole = by.loc[title], by.drop(index=title), table.edits.max()
+    if base.N_model >= whole:
+        return f"**What delays it?** The stream itself does not lose half of its bystanders within {whole} edits."
     alive = rest[rest.N_model >= whole].sort_values("untouched", ascending=False)
     kept = "; ".join(f"*{n}* ({r['edits kept']:.0%}, {r.untouched:.0%})" for n, r in alive.iterrows())
     only = [n for n in rest.index if rest.N_optimisation[n] >= whole > rest.N_model[n] and n not in BY_CONSTRUCTION]
     printed = ", ".join(f"*{n}* ({rest.N_model[n]:.0f})" for n in only)
-    spared = f"Half of the bystanders outlive {whole} edits with {kept}" if kept else "Nothing spares the bystanders"
+    without = (
+        f"{base['edits kept']:.0%} of the edits and {base.untouched:.0%} of the untouched facts are right at the end "
+        f"without, and half of these are lost at edit {base.N_model:.0f}"
+    )
+    spared = f"Half of the bystanders outlive {whole} edits with {kept} (edits kept, untouched facts right)"
     advice = "write less first, and do not take a probability that stays for a model that does."
     if only:
         advice = f"the printed probability lasts, and half of the bystanders do not, with {printed}: {advice}"
     return (
-        f"**What delays it?** {spared}, against {base['edits kept']:.0%} of the edits and {base.untouched:.0%} of the "
-        f"untouched facts without (in brackets: edits, untouched facts; half of these lost at edit {base.N_model:.0f}; "
-        f"orders {', '.join(map(str, orders))}). {advice[0].upper()}{advice[1:]}"
+        f"**What delays it?** {spared if kept else 'Nothing that was tried spares the bystanders'}; {without} (orders "
+        f"{', '.join(map(str, orders))}). {advice[0].upper()}{advice[1:]}"
     )
 
 
@@ -113,9 +129,10 @@ def which_setting(moved: pd.DataFrame) -> str:
     hardly = f"; {', '.join(f'*{field}*' for field in weak.index)} move it by less than a factor of {WEAK:g}"
     best = points.assign(both=points[["edits kept", "untouched"]].min(axis=1)).sort_values("both").iloc[-1]
     base = table[table.base][["edits kept", "untouched"]].median()
+    first = "Turn one of these first: with" if len(strong) else "The most is kept with"
     return (
         f"**Which setting?** The loss of half of the untouched facts is moved by {named or 'no setting much'}"
-        f"{hardly if len(weak) else ''}. Turn one of these first: with *{best.field}* at {best.value:g} "
+        f"{hardly if len(weak) else ''}. {first} *{best.field}* at {best.value:g} "
         f"{best['edits kept']:.0%} of {table.edits.max()} edits and {best.untouched:.0%} of the untouched facts are "
         f"right at the end, for {base['edits kept']:.0%} and {base.untouched:.0%}."
     )
@@ -133,22 +150,22 @@ def sunk_or_frozen(reached: pd.DataFrame, lifted: pd.DataFrame) -> str:
     a sunk probability back (medians over orders, the first stream of `lifted`)."""
     last = reached[reached.edit == reached.groupby(["stream", "order"]).edit.transform("max")]
     worst, wrong = last.groupby("padding").frozen.max(), last[last.padding == "wrong"]
-    sunk = ""
-    if len(lifted):
-        end = lifted[(lifted.edits_done == lifted.edits_done.max()) & (lifted.stream == lifted.stream.iloc[0])]
-        p = end.groupby("budget", sort=False).p_last.median()
-        best = p.drop(AS_IS).idxmax()
-        sunk = (
-            f"; one that has merely sunk is lifted from {p[AS_IS]:.2g} to {p[MORE_STEPS]:.2g} by {MORE_STEPS}, and to "
-            f"{p[best]:.2g} with *{best}*"
+    sunk = lifted[lifted.stream.isin(lifted.stream[lifted.budget.isin(HEALED)])] if len(lifted) else lifted
+    tried = ""
+    if len(sunk):
+        p = sunk[sunk.edits_done == sunk.edits_done.max()].groupby("budget", sort=False).p_last.median()
+        best = p.drop([AS_IS, MORE_STEPS]).idxmax()
+        tried = (
+            f"; one that has merely sunk goes from {p[AS_IS]:.2g} to {p[MORE_STEPS]:.2g} with {MORE_STEPS}, and to "
+            f"{p[best]:.2g} with the *{best}*"
         )
     return (
-        "**Sunk, or frozen?** A probability that is the same at every step, as in the report's log, was seen in "
-        f"{wrong.frozen.min():.0%} of the last {WINDOW} edits with prompts padded wrongly and in at most "
+        "**Sunk, or frozen?** A probability that ends where it began, as in the report's log, was seen in "
+        f"{_percent(wrong.frozen)} of the last {WINDOW} edits with prompts padded wrongly and in at most "
         f"{worst['right']:.0%} in any of {last[last.padding == 'right'].stream.nunique()} other streams: the state at "
         f"the looked-up token has grown to {wrong.v0.median():,.0f}, and all steps together reach "
         f"{wrong.reach.median():.2g} of it. Compare the first and the last step of one optimisation: equal means look "
-        f"for a bug, or for ‖v₀‖{sunk}."
+        f"for a bug, or for ‖v₀‖{tried}."
     )
 
 

@@ -24,7 +24,8 @@ def _plain_log(axis) -> None:
 def survival_form(found: dict[str, Anatomy]) -> pd.DataFrame:
     """`survival` of untouched facts for each stream, as it is and superposed."""
     parts = [survival(one).query("cohort == 'untouched'").assign(stream=name) for name, one in found.items()]
-    return pd.concat(parts, ignore_index=True)
+    columns = ["cohort", "superposed", "bin", "shift", "right", "n", "stream"]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns).astype({"superposed": bool})
 
 
 def plot_survival(table: pd.DataFrame, guess: float):

@@ -174,20 +174,19 @@ def keep_foretold(bench: Bench, name: str, order: int, folder: Path | None = Non
 
 
 def foretold_sentence(table: pd.DataFrame) -> str:
-    """How near the foretold points come to the observed ones."""
+    """How near the foretold points come to the observed ones, in a sentence."""
     table = table.astype({"foretold": float, "observed": float})
     seen = table[table.observed.notna() & np.isfinite(table.foretold)]
     if len(seen) < 3:
         return "Too few of these streams lost half of the untouched facts to judge what was foretold."
     off = np.exp(np.log(seen.foretold / seen.observed).abs())
-    text = (
-        f"Foretold from {SAMPLE} edits made apart, N_model was off by a factor of {off.median():.2f} in the median of "
-        f"{len(seen)} streams and orders (at most {off.max():.2f}); foretold and observed have a rank correlation of "
-        f"{rank_correlation(seen.foretold, seen.observed):.2f}."
-    )
     late = table[table.observed.isna()]
-    beyond = int((late.foretold > late.length).sum())
-    return text + (f" Of {len(late)} that never lost half, {beyond} were foretold to last." if len(late) else "")
+    lasting = f"; of {len(late)} that never lost half, {(late.foretold > late.length).sum()} were foretold to last"
+    return (
+        f"Foretold from {SAMPLE} edits made apart, N_model was off by a factor of {off.median():.2f} in the median of "
+        f"{len(seen)} streams and orders (at most {off.max():.2f}; rank correlation of foretold and observed "
+        f"{rank_correlation(seen.foretold, seen.observed):.2f}){lasting if len(late) else ''}."
+    )
 
 
 def shares_table(found: dict[str, dict[int, Anatomy]], streams: dict[str, dict[int, Run]]) -> pd.DataFrame:
@@ -213,7 +212,7 @@ def foresight_table(found: dict[str, dict[int, Anatomy]]) -> pd.DataFrame:
 def kinship_table(found: dict[int, Anatomy]) -> pd.DataFrame:
     """Who undoes whom, over all orders ({order: Anatomy}): each kin's share of all pairs of an earlier and a later
     edit, and of the spills on the earlier one; by what their subjects share, and by how near their keys are."""
-    every = pd.concat([one.kinship for one in found.values()])
+    every = pd.concat([one.kin for one in found.values()])
     table = every.groupby(["by", "kin"], sort=False)[["later", "spills"]].sum()
     table = table / table.groupby("by").transform("sum")
     table.columns = ["share of the pairs", "share of the spills"]

@@ -82,8 +82,22 @@ def sentence(table: pd.DataFrame, fits: pd.DataFrame) -> str:
     worse = table[~healthy(table)].drop_duplicates("role").set_index("role")
     values = pd.concat([worse[f"single {bar}"].map(f"{bar} {{:.2f}}".format) for bar in BARS], axis=1)
     out = [f"{role} ({', '.join(row)})" for role, row in zip(values.index, values.to_numpy(), strict=True)]
+    if not len(good):
+        said = ["No model's single edits meet every bar, and nothing can be fitted"]
     left = f" Left out, for single edits miss a bar: {'; '.join(out)}." if out else " No model was left out."
-    return "; ".join(said) + "." + left
+    return "; ".join(said) + "." + left + _own(good)
+
+
+def _own(good: pd.DataFrame) -> str:
+    """How healthy single edits by each stream's own method are, over the models."""
+    columns, said = [f"own {bar}" for bar in BARS], []
+    if not set(columns) <= set(good):
+        return ""
+    for stream, rows in good.groupby("stream", sort=False):
+        low, high = rows[columns].min(), rows[columns].max()
+        spans = (f"{bar} {low[c]:.2f} to {high[c]:.2f}" for bar, c in zip(BARS, columns, strict=True))
+        said.append(f"{stream}: {', '.join(spans)}")
+    return f" Single edits by the streams' own methods: {'; '.join(said)}."
 
 
 def answer(fits: pd.DataFrame) -> str:
@@ -97,10 +111,13 @@ def answer(fits: pd.DataFrame) -> str:
         for row in known.itertuples()
     )
     inside = f"{known[f'{SEED_EDITS} inside'].astype(bool).sum()} of {len(known)}"
+    sure = (known.b > 2 * known.error).all()
+    grow = "grow" if sure else "are not sure to grow"
+    wide = f"intervals as wide as a factor of {(known.high / known.low).max():.0f} say no number: "
     return (
-        f"**Wider?** Collapse points of lab models grow with d_ff as a power of it ({laws}), and the report's "
-        f"{SEED_EDITS} lies inside {inside} of these prediction intervals. Intervals that wide say no number: do not "
-        "carry an edit count from one model to another, measure it."
+        f"**Wider?** Collapse points of lab models {grow} with d_ff ({laws}), and the report's {SEED_EDITS} lies "
+        f"inside {inside} of these prediction intervals. {wide[0].upper()}{wide[1:]}do not carry an edit count from "
+        "one model to another, measure it."
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from .tokens import encoded
 from .trace import FILL, by_length
 
 FEW = 24  # prompts of one length below which they share a batch with others
@@ -23,7 +24,7 @@ def generate_ids(
     device = next(model.parameters()).device
     eos = tokenizer.eos_token_id  # None: nothing ends but by `stop` and the limit
     ends = torch.tensor([*([] if eos is None else [eos]), *stop], dtype=torch.long, device=device)
-    ids = tokenizer(prompts).input_ids if prompts else []
+    ids = encoded(tokenizer, prompts)
     out: list[list[int]] = [[] for _ in prompts]
     for rows in _batches([len(one) for one in ids], batch):
         feed, new = Feed([ids[i] for i in rows], device), []

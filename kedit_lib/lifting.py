@@ -27,7 +27,7 @@ from .interventions import changed
 from .methods import method_class
 from .metrics import generation_accuracy
 from .streams import Bench, data_folder
-from .targets import FROZEN, Doubtful
+from .targets import Doubtful, did_nothing
 
 STREAMS = (COLLAPSING, "why-pmet-left")  # where the optimised probability falls: as it may, and by the padding bug
 AT = (0, 150, 300, 450)  # edits made before targets are looked for
@@ -46,9 +46,9 @@ def reach(method, d_model: int, v0_norm):
     return np.minimum(steps / v0_norm, method.clamp_norm_factor)
 
 
-def frozen(first, last):
-    """Whether optimisations ended where they began, |ln p_last/p_first| < FROZEN; first, last: their probabilities."""
-    return np.abs(np.log(last / first)) < FROZEN
+def frozen(first: pd.Series, last: pd.Series) -> pd.Series:
+    """`targets.did_nothing` of each optimisation; first, last: their probabilities."""
+    return pd.Series([did_nothing(*pair) for pair in zip(first, last, strict=True)], first.index, dtype=bool)
 
 
 def reaches(bench: Bench, streams: dict[str, Stream], orders=(0,)) -> pd.DataFrame:
@@ -101,16 +101,18 @@ def lift(bench: Bench, name: str, order: int = 0) -> pd.DataFrame | None:
 
 
 def keep(bench: Bench, name: str, order: int, folder: Path) -> pd.DataFrame:
-    """Measure and put the table into a folder."""
-    found, path = measure(bench, name, order), _path(folder, bench, name, order)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial:
-        found.to_parquet(partial, index=False)
+    """Put the table of a stream into a folder: measured, or, as a sweep that was stopped goes on, found in results/."""
+    ours = _path(bench.results / "lifting", bench, name, order)
+    found = pd.read_parquet(ours) if ours.exists() else measure(bench, name, order)
+    for path in {ours, _path(folder, bench, name, order)}:
+        with replacing(path) as partial:
+            found.to_parquet(partial, compression="zstd", index=False)
     return found
 
 
 def _path(folder: Path, bench: Bench, name: str, order: int) -> Path:
-    return folder / f"{measured_on(folder, bench, name, order)}lifting.parquet"
+    asked = f"lifting-{'-'.join(map(str, AT))}x{SAMPLE}"
+    return folder / f"{measured_on(folder, bench, name, order)}{asked}.parquet"
 
 
 def measure(bench: Bench, name: str, order: int = 0, at=AT, sample: int = SAMPLE) -> pd.DataFrame:

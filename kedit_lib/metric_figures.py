@@ -80,7 +80,7 @@ def plot_gap(table: pd.DataFrame):
 def plot_retention(streams: dict[str, Run], width: int):
     """(figure, data): heat maps of age against checkpoint, one run a panel."""
     tables = {name: retention_table(run.checkpoints) for name, run in streams.items()}
-    fig, axes = plt.subplots(1, len(tables), figsize=(4.2 * len(tables), 3.8), sharey=True)
+    fig, axes = plt.subplots(1, len(tables), figsize=(3.3 * len(tables) + 0.9, 3.6), sharey=True)
     for ax, (name, table) in zip(axes, tables.items(), strict=True):
         draw_map(ax, retention_matrix(table, width), bar=ax is axes[-1])
         ax.set(title=name, ylabel="age of the edit, edits" if ax is axes[0] else "")
@@ -224,3 +224,13 @@ def asking_table(streams: dict[str, dict[int, Run]], every: int) -> pd.DataFrame
         row |= {"in between, s": brief.median(), "every family, s": asked[full].median()}
         rows.append(row | {"all facts too, s": whole.median(), f"every family, for {SHARE:.0%}: edits": spacing})
     return pd.DataFrame(rows)
+
+
+def asking_sentence(table: pd.DataFrame) -> str:
+    """Which streams kept to SHARE, and what an edit is worth in checkpoints."""
+    kept, missed = (table[(table.share <= SHARE) == met] for met in (True, False))
+    said = [", ".join(f"{r.stream} {r.share:.0%}" for r in part.itertuples()) for part in (kept, missed)]
+    worth = (table["every family, s"] / table["s/edit"]).median()
+    costs = f" A checkpoint with every family costs as much as {worth:.0f} edits (median)." if worth == worth else ""
+    within, above = f"**Within {SHARE:.0%}:** {said[0] or 'none'}.", f" **Above it:** {said[1] or 'none'}."
+    return within + above + costs

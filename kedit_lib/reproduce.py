@@ -276,7 +276,7 @@ def reproduce(run: Run, parameters: dict[Path, dict[str, Any]], only: str | None
 
     def key(source: Path) -> str:
         files = [source, *stamps.library_files(run.root)]
-        files += sorted(run.figures.glob("*.md")) if source.stem in LAST else []
+        files += sorted([*run.figures.glob("*.md"), *run.figures.glob("claims.csv")]) if source.stem in LAST else []
         return stamps.hash_values(
             stamps.hash_files(files), parameters[source], run.profile.model_dump(exclude=HOW_ONLY)
         )
@@ -288,7 +288,7 @@ def reproduce(run: Run, parameters: dict[Path, dict[str, Any]], only: str | None
     print(f"profile {run.label}: {len(stale)} notebooks to run, {len(parameters) - len(stale)} current", flush=True)
     if not stale:
         return 0
-    processes, lost, begun = Processes(), 0, time.monotonic()
+    processes, lost, begun = Processes(), 0, time.monotonic()  # lost: what notebooks would read, and is not there
     try:
         run_streams(run, only)
         judge(run, only)
@@ -326,11 +326,12 @@ def reproduce(run: Run, parameters: dict[Path, dict[str, Any]], only: str | None
         return failures
 
     failures = side_by_side([s for s in stale if s.stem not in LAST])
+    lost += failures  # what shows the answers of others lacks some of them then, and stays stale
     last = [s for s in parameters if s.stem in LAST and (s in stale or outdated(s))]
-    failures += side_by_side(last)
-    stale += [s for s in last if s not in stale]
-    print(f"{len(stale) - failures} done, {failures} failed in {time.monotonic() - begun:.0f} s: {run.executed}")
-    return failures + lost
+    later = side_by_side(last)
+    done, failures = len({*stale, *last}) - failures - later, failures + later
+    print(f"{done} done, {failures} failed in {time.monotonic() - begun:.0f} s: {run.executed}")
+    return lost + later
 
 
 # ---- command line ---------------------------------------------------------------------------------------------------

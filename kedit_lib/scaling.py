@@ -51,8 +51,9 @@ STREAMS = {  # layers, what else, edits for each unit of d_ff
     "MEMIT": ([1], {}, 1.0),
     "MEMIT, three layers, long steps": ([0, 1, 2], LONG_STEPS, 0.5),
 }
+ORDERS = (0, 1, 2)
 EDITED = 0.75  # of the people, at most; facts of the others are what must not be lost
-UNTOUCHED, SINGLES = 200, 200
+UNTOUCHED, SINGLES, OWN = 200, 200, 50  # facts; single edits that a model is judged by, and of each stream's method
 
 
 def recipe_of(d_ff: int, steps: int, lr: float, halved: bool = False) -> Recipe:
@@ -103,7 +104,13 @@ def _trained(recipe: Recipe, folder: Path) -> bool:
         return False
 
 
-def measure(model, role: str, results: Path, orders=(0, 1, 2)) -> pd.DataFrame:
+def planned(recipe: Recipe, orders: int) -> int:
+    """Edits that `measure` makes of this member at most."""
+    lengths = [min(round(length * recipe.d_ff), int(EDITED * recipe.n_people)) for *_, length in STREAMS.values()]
+    return min(SINGLES, recipe.n_people) + OWN * len(STREAMS) + orders * sum(lengths)
+
+
+def measure(model, role: str, results: Path, orders=ORDERS) -> pd.DataFrame:
     """A row a stream and order: both collapse points, and the means of single edits by MEMIT as published. For a model
     that these leave out one row, without a stream. Checkpoints lie as close for the width as the report's own."""
     world, rows = world_of(model), []
@@ -126,6 +133,9 @@ def measure(model, role: str, results: Path, orders=(0, 1, 2)) -> pd.DataFrame:
     for name, (layers, changed, length) in streams.items():
         n = min(round(length * model.d_ff), int(EDITED * len(world.streamed)))
         method = _method(model, layers, changed, length)
+        contexts = generate_contexts(model, 0, style=method.context_style)
+        alone = single_edits(model, method, some[:OWN], moments, contexts)
+        about |= {f"own {bar}": alone[bar].mean() for bar in BARS}
         for order in orders:
             run = _stream(model, method, lab_edits(world, n, order), moments, order, results)
             points = dict(zip(POINTS, (collapse_point(run), collapse_point(run, "model")), strict=True))
@@ -168,7 +178,7 @@ def sweep(results: Path, folder: Path, workers: int, threads: int) -> pd.DataFra
     recipes = {role: dataclasses.asdict(recipe) for role, recipe in family().items()}
     manifest = {"finished": now(), "algorithms": ALGORITHMS, "versions": versions(), "recipes": recipes}
     with replacing(folder / "scaling.parquet") as part:
-        table.to_parquet(part, index=False)
+        table.to_parquet(part, compression="zstd", index=False)
     with replacing(folder / "scaling.manifest.json") as part:
         part.write_text(json.dumps(manifest, indent=1) + "\n")
     return table

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
 import re
 import signal
@@ -18,9 +19,11 @@ from multiprocessing import get_context
 import pandas as pd
 
 from .catalogue import every_stream, groups_of, streams_of
+from .durable import replacing
 from .errors import KeditError, program
 from .params import LAST_ORDER, Profile, load_profile, results_folder
 from .stamps import PACKAGE, hash_files
+from .store import ALGORITHMS, commit, now, versions
 from .streams import Bench, committed_runs, data_folder
 
 MEASUREMENTS = ("anatomy", "foretold", "lifting", "memory", "scaling")
@@ -128,6 +131,28 @@ def run_measurements(profile: Profile, orders, which: str) -> None:
     with ProcessPoolExecutor(profile.workers, mp_context=get_context("spawn")) as pool:
         for task, said in zip(tasks, pool.map(_measurement, *zip(*tasks, strict=True)), strict=True):
             print(f"{which} of {task[2]} order {task[3]}: {said}", flush=True)
+    about = {"streams": list(names), "orders": orders, "finished": now(), "algorithms": ALGORITHMS}
+    with replacing(data_folder() / f"{profile.model.split('/')[-1]}.{which}.manifest.json") as part:
+        part.write_text(json.dumps({**about, "versions": versions(), "commit": commit()}, indent=1) + "\n")
+
+
+def planned(profile: Profile, orders, which: str) -> str:
+    """What `run_measurements` would make, in edits."""
+    from . import anatomy, causes, choosing, lifting, scaling
+
+    n, k = profile.n_edits, len(orders)
+    if which == "scaling":
+        edits = sum(scaling.planned(recipe, len(scaling.ORDERS)) for recipe in scaling.family().values())
+        return f"{edits} edits at most, on {len(scaling.family())} models; all but the lab model are trained first"
+    if which == "memory":
+        return f"a few edits of each of {len(choosing.EVERY_METHOD)} methods, each in a process of its own"
+    tried = len(lifting.HEALED) + 3
+    each = {
+        "anatomy": len(anatomy.STREAMS) * 2 * n,
+        "foretold": len(causes.FORETOLD) * causes.SAMPLE,
+        "lifting": len(lifting.STREAMS) * (max(lifting.AT) + len(lifting.AT) * lifting.SAMPLE * tried),
+    }[which]
+    return f"{each * k} edits in {k} orders"
 
 
 def _measurement(profile: Profile, which: str, name: str, order: int) -> str:
@@ -242,6 +267,7 @@ def main(argv=None) -> int:
     if orders[-1] > LAST_ORDER:
         raise KeditError(f"--orders {args.orders}: the last order is {LAST_ORDER}")
     if args.streams in MEASUREMENTS:
+        print(f"{args.streams}: {planned(profile, orders, args.streams)}", flush=True)
         if not args.plan:
             run_measurements(profile, orders, args.streams)
         return 0

@@ -65,11 +65,14 @@ class Target:
 
     @property
     def frozen(self) -> bool:
-        """Whether the optimisation ended where it began, short of its aim: |ln p_last/p_first| < FROZEN, p_last < ½."""
-        if self.steps < 2 or not isfinite(self.v0_norm) or self.probabilities[-1] >= 0.5:
-            return False
-        first, last = self.probabilities[0], self.probabilities[-1]
-        return first == last or (min(first, last) > 0 and abs(log(last / first)) < FROZEN)
+        """Whether more than one step of it did nothing (`did_nothing`); not of fine-tuning, which has no v₀."""
+        return self.steps > 1 and isfinite(self.v0_norm) and did_nothing(self.probabilities[0], self.probabilities[-1])
+
+
+def did_nothing(first: float, last: float) -> bool:
+    """Whether an optimisation that took the probability from `first` to `last` ended where it began, short of its aim:
+    |ln last/first| < FROZEN and last < ½."""
+    return last < 0.5 and (first == last or (min(first, last) > 0 and abs(log(last / first)) < FROZEN))
 
 
 @dataclass(frozen=True)
@@ -339,7 +342,7 @@ def warn_if_doubtful(edits: list[Edit], targets: list[Target]) -> None:
         if target.frozen:
             message = (
                 f"edit of {edit.subject!r}: {target.steps} steps left the probability of {edit.target_new!r} at "
-                f"{target.probabilities[-1]:.2g}, for ‖v₀‖ is {target.v0_norm:.3g}; look for a bug in padding or "
-                "lookup, edit a model with fewer edits, or raise v_lr"
+                f"{target.probabilities[-1]:.2g} (‖v₀‖ is {target.v0_norm:.3g}); look for a bug in padding or lookup, "
+                "edit a model with fewer edits, or raise v_lr"
             )
             warnings.warn(message, Frozen, stacklevel=3)

@@ -92,7 +92,7 @@ def test_kinds_of_kin_share_all_pairs_and_all_spills(bench, found):
     assert kin["share of the pairs"].sum().tolist() == pytest.approx([1, 1])
     assert kin["share of the spills"].sum().tolist() == pytest.approx([1, 1])
     last = found.shifts.query("cohort == 'edits' and edits_done == @N and not superposed").set_index("fact").spills
-    for _, rows in found.kinship.groupby("by"):
+    for _, rows in found.kin.groupby("by"):
         spills = rows.groupby("edit").spills.sum()
         assert (spills[1] > 0) == (last[0] > 0)
         assert rows.groupby("edit").later.sum().tolist() == [N - 1 - i for i in range(N - 1)]

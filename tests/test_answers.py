@@ -64,7 +64,9 @@ def test_what_spares_bystanders_is_told_from_what_spares_the_printed_probability
         ("z from the unedited model", 1, None, 90, 0.3, 0.1),
     )
     said = answers.what_helps(table)
-    assert f"outlive 450 edits with *{clamp}* (72%, 85%), against 3% of the edits and 2% of the untouched facts" in said
+    assert f"outlive 450 edits with *{clamp}* (72%, 85%)" in said
+    assert "3% of the edits and 2% of the untouched facts are right at the end without" in said
+    assert "half of these are lost at edit 70 (orders 0, 1)" in said
     assert f"The printed probability lasts, and half of the bystanders do not, with *{anchored}* (72): write" in said
     assert "z from the unedited model" not in said  # its p is that of the unedited model
     assert sentences(said) == 2
@@ -75,8 +77,15 @@ def test_orders_that_some_change_lacks_do_not_count():
         (TITLE, 0, 200, 60, 0.02, 0.01), (CHANGED[0], 0, 210, 80, 0.02, 0.01), (CHANGED[0], 1, 400, 300, 0.9, 0.9)
     )
     said = answers.what_helps(table)
-    assert "Nothing spares the bystanders" in said
-    assert "orders 0" in said
+    assert "Nothing that was tried spares the bystanders" in said
+    assert "(orders 0)" in said
+    apart = answers.what_helps(table[~((table.stream == TITLE) | (table.order == 0)) | (table.stream == TITLE)])
+    assert apart == "**What delays it?** No order was run with every change."
+
+
+def test_a_stream_that_loses_nothing_has_nothing_to_delay():
+    said = answers.what_helps(changes((TITLE, 0, None, None, 0.9, 0.9), (CHANGED[0], 0, None, None, 0.9, 0.9)))
+    assert "does not lose half of its bystanders within 450 edits" in said
 
 
 def settings():
@@ -87,6 +96,25 @@ def settings():
     rows += [("v_weight_decay", v, v == 0.001, 0, 200, 60, 0.5, 0.1, 0.1) for v in (0.0, 0.001, 0.5)]
     rows += [("layers", v, v == 3, 0, 200, n, 0.5, 0.1, 0.1) for v, n in ((1, 30), (3, 60))]
     return moved(*rows)
+
+
+def test_one_value_on_three_orders_is_no_variation():
+    table = moved(*[("v_lr", 2.0, True, order, 200, 60, 0.1, 0.1, 0.1) for order in range(3)])
+    said = answers.answers(
+        pd.DataFrame(), pd.DataFrame(), pd.DataFrame(), table, told(), reached(), pd.DataFrame(), bugs()
+    )
+    assert "Which setting" not in said
+
+
+def test_when_is_two_sentences():
+    many = told(*[("s", 0, n, 100.0, 450) for n in (80.0, 120.0, 100.0)], ("t", 0, 900.0, None, 450))
+    line = answers.answers(*[pd.DataFrame()] * 3, moved(), many, reached(), pd.DataFrame(), bugs())
+    assert line.startswith("- **When?** Foretold") and "of 1 that never lost half, 1 were foretold to last" in line
+    assert sentences(line.removeprefix("- ")) == 2
+
+
+def told(*rows):
+    return pd.DataFrame(rows, columns=["stream", "order", "foretold", "observed", "length"])
 
 
 def test_the_settings_that_move_it_and_those_that_hardly_do():
@@ -115,9 +143,19 @@ def test_frozen_is_told_from_sunk():
     said = answers.sunk_or_frozen(table, lifted)
     assert "100% of the last 25 edits with prompts padded wrongly and in at most 25% in any of 2 other streams" in said
     assert "has grown to 5,961, and all steps together reach 0.02 of it" in said
-    assert "lifted from 0.0009 to 0.002 by 10 times as many steps" in said
-    assert "to 0.77 with *tokens behind it unedited*" in said
+    assert "goes from 0.0009 to 0.002 with 10 times as many steps, and to 0.77 with the *tokens behind it" in said
+    bugged = lifted[lifted.stream == "other"]
+    assert "merely sunk" not in answers.sunk_or_frozen(table, bugged)
     assert sentences(said) == 2
+
+
+def test_why_follows_the_largest_share():
+    columns = ["stream", "order", "moment", "spills", "agreement", "response"]
+    alive = pd.DataFrame(columns=["stream", "superposed", "shift", "right"])
+    for share, (headline, _) in answers.WHYS.items():
+        row = {"stream": "x", "order": 0, "moment": "the end", **dict.fromkeys(answers.WHYS, 0.1), share: 0.8}
+        said = answers.why(pd.DataFrame([row], columns=columns), alive)
+        assert headline in said and sentences(said) == 2
 
 
 def test_why_speaks_of_the_moment_when_half_are_lost():

@@ -35,12 +35,9 @@ def test_steps_do_not_go_further_than_they_reach(monkeypatch):
 
 
 def test_an_optimisation_that_ends_where_it_began_is_frozen():
-    assert lifting.frozen(pd.Series([0.5, 1e-8, 1e-8, 0.9]), pd.Series([0.52, 1.05e-8, 1e-7, 0.5])).tolist() == [
-        True,
-        True,
-        False,
-        False,
-    ]
+    first = pd.Series([0.4, 1e-8, 1e-8, 0.9, 0.93, 0.0])
+    last = pd.Series([0.42, 1.05e-8, 1e-7, 0.5, 0.97, 0.0])
+    assert lifting.frozen(first, last).tolist() == [True, True, False, False, False, True]
 
 
 def run(first, last, v0):
@@ -107,9 +104,12 @@ def test_what_is_tried_along_a_stream(smoke):
 def test_the_table_is_kept_and_found_again(smoke, tmp_path, monkeypatch):
     monkeypatch.setattr(lifting, "measure", lambda bench, name, order: table())
     assert lifting.lift(smoke, COLLAPSING, 0) is None
-    lifting.keep(smoke, COLLAPSING, 0, smoke.results / "lifting")
+    lifting.keep(smoke, COLLAPSING, 0, tmp_path)
     pd.testing.assert_frame_equal(lifting.lift(smoke, COLLAPSING, 0), table())
     assert lifting.lift(smoke, COLLAPSING, 1) is None
+    monkeypatch.setattr(lifting, "measure", None)  # a sweep that was stopped does not measure it again
+    pd.testing.assert_frame_equal(lifting.keep(smoke, COLLAPSING, 0, tmp_path), table())
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def table():

@@ -534,3 +534,11 @@ def test_what_shows_the_answers_of_others_is_run_when_they_have_them(project, mo
     (project.root / "figures" / "06_answers.md").write_text("by hand")
     assert reproduce.main([], root=project.root) == 0
     assert order == ["00_start_here"]
+    order.clear()
+    write_notebook(project.source("06_why"), "3", parameters="seed = 0")
+    monkeypatch.setattr(reproduce, "execute", lambda run, source, *_: order.append(source.stem) or "broken")
+    assert reproduce.main([], root=project.root) == 1
+    monkeypatch.setattr(reproduce, "execute", execute)
+    order.clear()
+    assert reproduce.main([], root=project.root) == 0
+    assert order == ["06_why", "00_start_here"]

@@ -128,6 +128,19 @@ def test_what_is_said_follows_the_fit():
     assert "with half the facts" in extrapolation.control(some, scaling.HALVED)
 
 
+def test_the_streams_own_single_edits_are_told():
+    some = table().assign(**{f"own {bar}": 0.5 for bar in extrapolation.BARS})
+    some.loc[some.d_ff == 512, "own near"] = 0.75
+    said = extrapolation.sentence(some, extrapolation.fit_table(some))
+    assert said.count("edit 0.50 to 0.50, templates 0.50 to 0.50, near 0.50 to 0.75") == len(scaling.STREAMS)
+
+
+def test_no_healthy_model_is_said():
+    some = table(single=0.5)
+    said = extrapolation.sentence(some, extrapolation.fit_table(some))
+    assert said.startswith("No model's single edits meet every bar, and nothing can be fitted. Left out")
+
+
 def test_a_control_that_was_left_out_says_so():
     said = extrapolation.control(left_out(table(), scaling.HALVED), scaling.HALVED)
     assert said == f"The control, d_ff {scaling.CONTROL[0]}, was left out, for its single edits miss a bar."

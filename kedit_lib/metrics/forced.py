@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..errors import KeditError
 from ..reading import logits_at
 from ..tokens import encoded, targets_of
 
@@ -48,7 +49,7 @@ def teacher_forced(model, prompts: list[str], answers: list[str]) -> Forced:
     """
     targets = targets_of(model.tokenizer, prompts, answers)
     for target in targets:
-        if isinstance(target, Exception):
+        if isinstance(target, KeditError):
             raise target
     return score(model, encoded(model.tokenizer, prompts), targets)
 
@@ -56,6 +57,8 @@ def teacher_forced(model, prompts: list[str], answers: list[str]) -> Forced:
 @torch.no_grad()
 def score(model, prompts: list[tuple[int, ...]], targets: list[tuple[int, ...]]) -> Forced:
     """`teacher_forced` of ids."""
+    if not all(prompts):
+        raise KeditError("prompt '': has no token, and the tokenizer puts none in front; give a text")
     n = len(prompts)
     log_p, right = torch.empty(n, dtype=torch.float64), torch.empty(n, dtype=torch.float64)
     said, begun = [()] * n, [()] * n
