@@ -40,7 +40,7 @@ LAB = RECIPES["lab"]
 LAMBDA = 15000 / 11008  # λ/d_ff as published
 TRAINED = {  # d_ff: steps, peak rate
     256: (5000, 5e-3),
-    384: (2500, 4.1e-3),
+    384: (3500, 4.1e-3),
     512: (3000, 3.5e-3),
     640: (4800, 3.2e-3),
     768: (6000, 2.9e-3),
