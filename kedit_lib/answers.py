@@ -147,25 +147,27 @@ def _between(points: pd.DataFrame, whole: int) -> str:
 
 def sunk_or_frozen(reached: pd.DataFrame, lifted: pd.DataFrame) -> str:
     """Frozen optimisations at the end of streams with and without the padding bug; and what of all that was tried gives
-    a sunk probability back (medians over orders, the first stream of `lifted`)."""
+    a probability back (medians over orders)."""
     last = reached[reached.edit == reached.groupby(["stream", "order"]).edit.transform("max")]
     worst, wrong = last.groupby("padding").frozen.max(), last[last.padding == "wrong"]
-    sunk = lifted[lifted.stream.isin(lifted.stream[lifted.budget.isin(HEALED)])] if len(lifted) else lifted
-    tried = ""
-    if len(sunk):
-        p = sunk[sunk.edits_done == sunk.edits_done.max()].groupby("budget", sort=False).p_last.median()
+    sunk, stuck = "", ""
+    end = lifted[lifted.edits_done == lifted.edits_done.max()] if len(lifted) else pd.DataFrame(columns=["budget"])
+    healed = end.budget.isin(HEALED).groupby(end.stream).transform("any") if len(end) else end.budget
+    if len(end) and not healed.all():
+        stuck = f", and of larger budgets and the right padding none brings it above {end.p_last[~healed].max():.2g}"
+    if len(end) and healed.any():
+        p = end[healed].groupby("budget", sort=False).p_last.median()
         best = p.drop([AS_IS, MORE_STEPS]).idxmax()
-        tried = (
-            f"; one that has merely sunk goes from {p[AS_IS]:.2g} to {p[MORE_STEPS]:.2g} with {MORE_STEPS}, and to "
-            f"{p[best]:.2g} with the *{best}*"
+        sunk = (
+            f"; falling, that no budget mends it ({p[AS_IS]:.2g} → {p[MORE_STEPS]:.2g} with {MORE_STEPS}, but "
+            f"{p[best]:.2g} with the *{best}*)"
         )
     return (
         "**Sunk, or frozen?** A probability that ends where it began, as in the report's log, was seen in "
         f"{_percent(wrong.frozen)} of the last {WINDOW} edits with prompts padded wrongly and in at most "
-        f"{worst['right']:.0%} in any of {last[last.padding == 'right'].stream.nunique()} other streams: the state at "
-        f"the looked-up token has grown to {wrong.v0.median():,.0f}, and all steps together reach "
-        f"{wrong.reach.median():.2g} of it. Compare the first and the last step of one optimisation: equal means look "
-        f"for a bug, or for ‖v₀‖{tried}."
+        f"{worst['right']:.0%} in any of {last[last.padding == 'right'].stream.nunique()} other streams; the state at "
+        f"the looked-up token has grown to {wrong.v0.median():,.0f} there{stuck}. Compare the first and the last step "
+        f"of one optimisation: equal means look for a bug, and begin again{sunk}."
     )
 
 

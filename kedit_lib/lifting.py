@@ -1,14 +1,14 @@
 """Why the optimised probability falls, and whether an optimisation can lift it again.
 
 δ is made of Adam's steps, each about v_lr long in every coordinate whatever the model is like, and the norms of the
-layers above read the direction of v₀ + δ alone. So what an optimisation can do hangs on how far its steps reach against
-the state that they are added to, within the clamp:
+layers above read the direction of v₀ + δ alone. So what an optimisation can do may hang on how far its steps reach
+against the state that they are added to, within the clamp:
 
     reach = min(v_lr · √d_model · (v_num_grad_steps − 1) / ‖v₀‖,  clamp_norm_factor)
 
-A model whose edits make ‖v₀‖ grow leaves the same steps less and less to do. `reaches` reads that from finished
-streams; `measure` goes along a stream and looks for targets of other people with a larger budget, or with part of the
-prompt as it was.
+`reaches` reads from finished streams that optimisations do nothing where the reach has become small; `measure` asks
+whether it is the reach: it goes along a stream and looks for targets of other people with a larger budget, or with part
+of the prompt as it was. `verdict` says what came of what was predicted.
 """
 
 from __future__ import annotations
@@ -182,3 +182,34 @@ def lifting_table(found: dict[tuple[str, int], pd.DataFrame]) -> pd.DataFrame:
             named = {"stream": stream, "order": order, "edits_done": done, "budget": budget}
             rows.append({**named, **middle, "frozen": stuck, "said": part.said.mean()})
     return pd.DataFrame(rows)
+
+
+def verdict(lifted: pd.DataFrame) -> str:
+    """What was predicted of `lifting_table` at its last number of edits, and what came (medians over orders)."""
+    end = lifted[lifted.edits_done == lifted.edits_done.max()]
+    said = []
+    for stream, rows in end.groupby("stream", sort=False):
+        p = rows.groupby("budget", sort=False).p_last.median()
+        start = lifted[(lifted.stream == stream) & (lifted.edits_done == 0) & (lifted.budget == AS_IS)].p_last.median()
+        bugged = UNBUGGED in p.index
+        predicted = {
+            MORE_STEPS: ("below 0.01", p[MORE_STEPS] < 0.01) if bugged else ("above 0.5", p[MORE_STEPS] > 0.5),
+            LONGER_STEPS: (f"about {start:.2g}", p[LONGER_STEPS] > start / 2)
+            if bugged
+            else ("above 0.5", p[LONGER_STEPS] > 0.5),
+        }
+        if not bugged:
+            before, behind = HEALED
+            predicted |= {before: ("below 0.05", p[before] < 0.05), behind: ("above 0.5", p[behind] > 0.5)}
+        each = [
+            f"*{budget}* {p[budget]:.2g} ({what} was predicted: {'held' if held else 'failed'})"
+            for budget, (what, held) in predicted.items()
+        ]
+        each += [f"*{UNBUGGED}*, on the same weights, {p[UNBUGGED]:.2g}"] if bugged else []
+        orders = rows.order.nunique()
+        said.append(
+            f"- **{stream}** ({orders} order{'s' if orders > 1 else ''}): after {end.edits_done.max()} edits "
+            f"{p[AS_IS]:.2g}, before the first {start:.2g}; {'; '.join(each)}. Of the edits {rows.said.max():.0%} at "
+            "most are said once they are written."
+        )
+    return "\n".join(said)

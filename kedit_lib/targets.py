@@ -343,6 +343,6 @@ def warn_if_doubtful(edits: list[Edit], targets: list[Target]) -> None:
             message = (
                 f"edit of {edit.subject!r}: {target.steps} steps left the probability of {edit.target_new!r} at "
                 f"{target.probabilities[-1]:.2g} (‖v₀‖ is {target.v0_norm:.3g}); look for a bug in padding or lookup, "
-                "edit a model with fewer edits, or raise v_lr"
+                "and begin again with the unedited model: more or longer steps do not mend this one"
             )
             warnings.warn(message, Frozen, stacklevel=3)

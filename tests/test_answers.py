@@ -138,14 +138,15 @@ def test_frozen_is_told_from_sunk():
         ("bug", 0, "wrong", 450, 0.02, 1.0, 1.0, 4e-5, 5961.0),
     )
     ends = {AS_IS: 9e-4, MORE_STEPS: 2e-3, "tokens behind it unedited": 0.77}
-    rows = [("s", 0, 450, budget, p) for budget, p in ends.items()] + [("other", 0, 450, "tried there", 0.9)]
+    rows = [("s", 0, 450, budget, p) for budget, p in ends.items()] + [("bug", 0, 450, "tried there", 6e-5)]
     lifted = pd.DataFrame(rows, columns=["stream", "order", "edits_done", "budget", "p_last"])
     said = answers.sunk_or_frozen(table, lifted)
     assert "100% of the last 25 edits with prompts padded wrongly and in at most 25% in any of 2 other streams" in said
-    assert "has grown to 5,961, and all steps together reach 0.02 of it" in said
-    assert "goes from 0.0009 to 0.002 with 10 times as many steps, and to 0.77 with the *tokens behind it" in said
-    bugged = lifted[lifted.stream == "other"]
-    assert "merely sunk" not in answers.sunk_or_frozen(table, bugged)
+    assert "has grown to 5,961 there, and of larger budgets and the right padding none brings it above 6e-05" in said
+    assert "(0.0009 → 0.002 with 10 times as many steps, but 0.77 with the *tokens behind it unedited*)" in said
+    assert "falling" not in answers.sunk_or_frozen(table, lifted[lifted.stream == "bug"])
+    assert "brings it above" not in answers.sunk_or_frozen(table, lifted[lifted.stream == "s"])
+    assert sentences(answers.sunk_or_frozen(table, lifted[:0])) == 2
     assert sentences(said) == 2
 
 

@@ -130,7 +130,7 @@ def test_an_optimisation_that_did_nothing_is_frozen(probabilities, v0_norm, froz
 def test_a_frozen_optimisation_is_told(model):
     hyper = {"v_num_grad_steps": 5, "v_weight_decay": 0.0, "clamp_norm_factor": 100.0}
     stuck = kedit.ROME(layers=[LAYER], mom2_adjustment=False, v_lr=1e-9, **hyper)
-    with pytest.warns(Frozen, match=f"{EDITS[0].subject!r}: 5 steps left .*‖v₀‖.*padding"):
+    with pytest.warns(Frozen, match=f"{EDITS[0].subject!r}: 5 steps left .*padding"):
         stuck.apply(model, EDITS[:1], contexts=["{}"])
     model.restore()
     moving = kedit.ROME(layers=[LAYER], mom2_adjustment=False, v_lr=1.0, **hyper)
