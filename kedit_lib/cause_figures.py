@@ -14,9 +14,9 @@ from .figures import DASHES, MARKERS, PALETTE, floor, legend_below, panels_of, t
 TERMS = {"spills": "spills of single edits", "agreement": "spills that agree", "response": "response to earlier edits"}
 
 
-def _plain_log(axis) -> None:
+def _plain_log(axis, subs=(1, 2, 5)) -> None:
     """Ticks of a log axis at 1, 2 and 5, as plain numbers."""
-    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    axis.set_major_locator(ticker.LogLocator(subs=subs))
     axis.set_major_formatter(ticker.FormatStrFormatter("%g"))
     axis.set_minor_formatter(ticker.NullFormatter())
 
@@ -137,7 +137,7 @@ def plot_reach(table: pd.DataFrame):
     axes[1].set(ylabel="optimisations that did nothing", ylim=(-0.03, 1.03))
     for ax in axes:
         ax.set(xscale="log", xlabel="reach of the steps, as a multiple of ‖v₀‖")
-        _plain_log(ax.xaxis)
+        _plain_log(ax.xaxis, subs=(1,))
     legend_below(fig, axes[0])
     return fig
 
@@ -156,9 +156,9 @@ def plot_lifting(table: pd.DataFrame):
             middle = rows.groupby("edits_done").p_last.median()
             ax.plot(middle.index, middle, color=PALETTE[i], linestyle=DASHES[i], linewidth=1.5)
             ax.plot([], [], label=budget, linestyle=DASHES[i], **look)  # for the legend, also where it has no rows
-        ax.set(yscale="log", title=name, xlabel="edits made before", ylim=(None, 1.5))
-    axes[0].set_ylabel("p at the last step")
-    legend_below(fig, axes[0])
+        ax.set(yscale="log", title=name, xlabel="edits made before")
+    axes[0].set(ylabel="p at the last step", ylim=(table.p_last.min() / 2, 2))
+    legend_below(fig, axes[0], columns=3)
     return fig
 
 

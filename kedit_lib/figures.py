@@ -318,10 +318,10 @@ def panels_of(count: int, columns: int, height: float = 3.0, **shared):
     return fig, list(grid.flat[:count])
 
 
-def legend_below(fig, ax) -> None:
-    """One legend for all panels, in a row under them, from the curves of one of them."""
+def legend_below(fig, ax, columns: int = 5) -> None:
+    """One legend for all panels, in rows under them, from the curves of one of them."""
     handles, labels = ax.get_legend_handles_labels()
-    fig.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 5), fontsize=9)
+    fig.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), columns), fontsize=9)
 
 
 def plot_needs(table: pd.DataFrame):
