@@ -23,13 +23,12 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from .durable import replacing
 from .errors import KeditError
 from .experiments import edits_hash
 from .keys import keys_at
 from .metrics import generation_accuracy
 from .ranks import auc, rank_correlation
-from .store import ALGORITHMS, key_of
+from .store import ALGORITHMS, key_of, write_parquet
 from .streams import Bench, data_folder
 from .targets import Doubtful
 from .tokens import encode_prompt
@@ -79,8 +78,7 @@ def keep(bench: Bench, name: str, order: int, folder: Path) -> Anatomy:
         found = dissect(bench, name, order)
     for where in {ours, folder}:
         for part in PARTS:
-            with replacing(_path(where, bench, name, order, part)) as partial:
-                getattr(found, part).to_parquet(partial, compression="zstd", index=False)
+            write_parquet(getattr(found, part), _path(where, bench, name, order, part))
     return found
 
 

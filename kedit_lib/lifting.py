@@ -21,11 +21,11 @@ import pandas as pd
 
 from .anatomy import measured_on
 from .catalogue import COLLAPSING, Stream
-from .durable import replacing
 from .experiments import WINDOW, Run
 from .interventions import changed
 from .methods import method_class
 from .metrics import generation_accuracy
+from .store import write_parquet
 from .streams import Bench, data_folder
 from .targets import Doubtful, did_nothing
 
@@ -105,8 +105,7 @@ def keep(bench: Bench, name: str, order: int, folder: Path) -> pd.DataFrame:
     ours = _path(bench.results / "lifting", bench, name, order)
     found = pd.read_parquet(ours) if ours.exists() else measure(bench, name, order)
     for path in {ours, _path(folder, bench, name, order)}:
-        with replacing(path) as partial:
-            found.to_parquet(partial, compression="zstd", index=False)
+        write_parquet(found, path)
     return found
 
 

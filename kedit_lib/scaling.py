@@ -34,7 +34,7 @@ from .lab.train import RECALL_BAR, RECIPES, Recipe, train
 from .methods import method_for
 from .model import load_model
 from .probes import lab_probes
-from .store import ALGORITHMS, now, versions
+from .store import ALGORITHMS, now, versions, write_parquet
 
 LAB = RECIPES["lab"]
 LAMBDA = 15000 / 11008  # λ/d_ff as published
@@ -177,8 +177,7 @@ def sweep(results: Path, folder: Path, workers: int, threads: int) -> pd.DataFra
     table = pd.concat(there, ignore_index=True)
     recipes = {role: dataclasses.asdict(recipe) for role, recipe in family().items()}
     manifest = {"finished": now(), "algorithms": ALGORITHMS, "versions": versions(), "recipes": recipes}
-    with replacing(folder / "scaling.parquet") as part:
-        table.to_parquet(part, compression="zstd", index=False)
+    write_parquet(table, folder / "scaling.parquet")
     with replacing(folder / "scaling.manifest.json") as part:
         part.write_text(json.dumps(manifest, indent=1) + "\n")
     return table

@@ -5,6 +5,7 @@ import pytest
 
 from kedit_lib import causes, findings
 from kedit_lib.catalogue import cause_streams, sensitivity_streams
+from kedit_lib.streams import data_folder
 
 
 def test_every_stream_of_pmet_is_in_the_catalogue():
@@ -67,3 +68,7 @@ def test_predictions_are_held_against_medians():
     assert f"These did not: *{clamp}*: the optimised probability, foreseen earlier, came later (× 2.1)." in said
     assert set(causes.PREDICTED) <= set(causes.INTERVENTIONS)
     assert causes.against_predictions(table[:2]).startswith("**Of 0 predictions 0 held**")
+
+
+def test_committed_tables_stay_small():
+    assert sum(path.stat().st_size for path in data_folder().iterdir()) < 10_000_000
