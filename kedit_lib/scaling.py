@@ -42,7 +42,7 @@ TRAINED = {  # d_ff: steps, peak rate
     256: (5000, 5e-3),
     384: (3000, 4.1e-3),
     512: (2500, 3.5e-3),
-    640: (4800, 3.2e-3),
+    640: (3500, 3.2e-3),
     768: (6000, 2.9e-3),
 }
 CONTROL = 768, 3500  # d_ff and steps of the member with half the people
