@@ -40,7 +40,6 @@ LAB = RECIPES["lab"]
 LAMBDA = 15000 / 11008  # λ/d_ff as published
 TRAINED = {  # d_ff: steps, peak rate
     256: (5000, 5e-3),
-    384: (3000, 4.1e-3),
     512: (2500, 3.5e-3),
     640: (3500, 3.2e-3),
     768: (6000, 2.9e-3),

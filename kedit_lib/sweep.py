@@ -251,7 +251,7 @@ def main(argv=None) -> int:
         default="main",
         help="main, scaled (λ/d_ff × 0.1 and × 10), regimes (more edits, more layers, longer steps), others (the other "
         "methods), causes, sensitivity, or names with commas; anatomy, foretold, lifting, memory and scaling (which "
-        "trains six lab models first) are what else notebooks 06 and 07 read",
+        "trains five lab models first) are what else notebooks 06 and 07 read",
     )
     parser.add_argument("--plan", action="store_true", help="only say what would run")
     args = parser.parse_args(argv)
