@@ -12,6 +12,13 @@ from .causes import BY_CONSTRUCTION, INTERVENTIONS, PMET, VALUES, foretold_sente
 from .experiments import WINDOW
 from .lifting import AS_IS, HEALED, MORE_STEPS
 
+SPOILT = dict(  # what is wrong where healing these tokens gives the probability back
+    zip(
+        HEALED,
+        ("the tokens before the subject are spoilt", "the tokens where answers are read are spoilt"),
+        strict=True,
+    )
+)
 STRONG, WEAK = 3.0, 2.0  # a setting that moves N_model by such a factor decides; by less than the other, hardly counts
 
 
@@ -157,11 +164,10 @@ def sunk_or_frozen(reached: pd.DataFrame, lifted: pd.DataFrame) -> str:
         stuck = f", and of larger budgets and the right padding none brings it above {end.p_last[~healed].max():.2g}"
     if len(end) and healed.any():
         p = end[healed].groupby("budget", sort=False).p_last.median()
-        best = p.drop([AS_IS, MORE_STEPS]).idxmax()
-        sunk = (
-            f"; falling, that no budget mends it ({p[AS_IS]:.2g} → {p[MORE_STEPS]:.2g} with {MORE_STEPS}, but "
-            f"{p[best]:.2g} with the *{best}*)"
-        )
+        best = p[p.index.isin(HEALED)].idxmax()
+        lift = "is mended by no larger budget" if p[MORE_STEPS] < 0.5 else "wants a larger budget"
+        spoilt = f", for {SPOILT[best]} (*{best}*: {p[best]:.2g})" if p[best] >= 0.5 else ""
+        sunk = f"; one that has merely sunk {lift} ({p[AS_IS]:.2g} → {p[MORE_STEPS]:.2g} with {MORE_STEPS}){spoilt}"
     return (
         "**Sunk, or frozen?** A probability that ends where it began, as in the report's log, was seen in "
         f"{_percent(wrong.frozen)} of the last {WINDOW} edits with prompts padded wrongly and in at most "

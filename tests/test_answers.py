@@ -143,8 +143,9 @@ def test_frozen_is_told_from_sunk():
     said = answers.sunk_or_frozen(table, lifted)
     assert "100% of the last 25 edits with prompts padded wrongly and in at most 25% in any of 2 other streams" in said
     assert "has grown to 5,961 there, and of larger budgets and the right padding none brings it above 6e-05" in said
-    assert "(0.0009 → 0.002 with 10 times as many steps, but 0.77 with the *tokens behind it unedited*)" in said
-    assert "falling" not in answers.sunk_or_frozen(table, lifted[lifted.stream == "bug"])
+    assert "merely sunk is mended by no larger budget (0.0009 → 0.002 with 10 times as many steps)" in said
+    assert "for the tokens where answers are read are spoilt (*tokens behind it unedited*: 0.77)" in said
+    assert "merely sunk" not in answers.sunk_or_frozen(table, lifted[lifted.stream == "bug"])
     assert "brings it above" not in answers.sunk_or_frozen(table, lifted[lifted.stream == "s"])
     assert sentences(answers.sunk_or_frozen(table, lifted[:0])) == 2
     assert sentences(said) == 2
