@@ -103,7 +103,7 @@ class Site:
     values      modules in `layer`, or it itself: their outputs at the clean prompt are v₀, a vector each
     inside      δ is added to the outputs of these modules; else to the stream behind `layer`
     keys        the edited map, no later than `layer`, whose inputs are wanted
-    tails       runs the prompts up to there, called as `Tails.of` is; experiments hand in another
+    tails       runs the prompts up to there, called as `Tails.of` is (None: that); experiments hand in another
     """
 
     layer: int
@@ -111,7 +111,7 @@ class Site:
     values: tuple
     keys: nn.Module
     inside: bool = False
-    tails: Callable = Tails.of
+    tails: Callable | None = None
 
 
 def optimise(model, requests: list[Request], site: Site, hp, scaled_nll: bool = False) -> tuple[list[Target], Tensor]:
@@ -274,7 +274,7 @@ class _Batch:
             tail.append(1)
             lookup += [p.lookup for p in (*one.prompts, one.kl)]
         first, where = site.layer + (not site.inside), {"inputs": [site.keys], "outputs": site.values}
-        tails, inputs, outputs = site.tails(model, ids, lookup, tail, first, alone=site.inside, **where)
+        tails, inputs, outputs = (site.tails or Tails.of)(model, ids, lookup, tail, first, alone=site.inside, **where)
         grid = len(requests), len(requests[0].prompts) + 1
         v0 = torch.stack([outputs[m].unflatten(0, grid)[:, 0] for m in site.values], 1).to(model.math_dtype)
         keys = inputs[site.keys].unflatten(0, grid)[:, :-1].to(model.math_dtype)
