@@ -60,8 +60,9 @@ def fit_table(table: pd.DataFrame) -> pd.DataFrame:
             points = widths(of_stream, point)
             found = fit(points)
             inside = found["low"] <= SEED_EDITS <= found["high"] if len(points) > 2 else pd.NA
-            rows.append((stream, point, len(points), *found.values(), inside))
-    columns = ["stream", "point", "widths", "b", "error", "low", "median", "high", f"{SEED_EDITS} inside"]
+            seen = ", ".join(f"{n:.0f} at {d_ff:,}" for d_ff, n in points.items())
+            rows.append((stream, point, len(points), seen, *found.values(), inside))
+    columns = ["stream", "point", "widths", "seen", "b", "error", "low", "median", "high", f"{SEED_EDITS} inside"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -72,7 +73,8 @@ def sentence(table: pd.DataFrame, fits: pd.DataFrame) -> str:
     for row in fits.itertuples():
         what = f"{row.point} of {row.stream}"
         if np.isnan(row.b):
-            said.append(f"{what} is not identifiable ({row.widths} of {asked} widths reached it in every order)")
+            seen = f": {row.seen}" if row.seen else ""
+            said.append(f"{what} is not identifiable ({row.widths} of {asked} widths reached it in every order{seen})")
         else:
             inside = "inside" if row.low <= SEED_EDITS <= row.high else "outside"
             said.append(
@@ -104,7 +106,11 @@ def answer(fits: pd.DataFrame) -> str:
     """What an engineer takes from it, in two sentences."""
     known = fits[fits.b.notna()]
     if not len(known):
-        return "**Wider?** Not identifiable from this family. Do not carry a number of edits from one width to another."
+        seen = "; ".join(f"{row.point} of {row.stream} {row.seen}" for row in fits.itertuples() if row.seen)
+        return (
+            f"**Wider?** Not identifiable: fewer than three widths count{f' ({seen})' if seen else ''}. Do not carry a "
+            "number of edits from one width to another."
+        )
     laws = "; ".join(
         f"{row.point} of {row.stream} to the {row.b:.2g} ± {row.error:.1g}, {row.low:,.0f} to {row.high:,.0f} edits at "
         f"{SEED_WIDTH:,}"

@@ -124,7 +124,11 @@ def test_what_is_said_follows_the_fit():
     answer = extrapolation.answer(fits)
     assert "of 4 of these prediction intervals" in answer
     assert f"{row.low:,.0f} to {row.high:,.0f} edits" in answer
-    assert "Not identifiable" in extrapolation.answer(extrapolation.fit_table(some[some.d_ff == 512]))
+    two = extrapolation.fit_table(some[some.d_ff.isin([512, 640])])
+    assert np.isnan(two.b).all()
+    seen = extrapolation.widths(some[some.stream == two.stream[1]], "N_model")
+    assert f"N_model of {two.stream[1]} {seen[512]:.0f} at 512, {seen[640]:.0f} at 640" in extrapolation.answer(two)
+    assert f"every order: {seen[512]:.0f} at 512, {seen[640]:.0f} at 640)" in extrapolation.sentence(some, two)
     assert "with half the facts" in extrapolation.control(some, scaling.HALVED)
 
 
