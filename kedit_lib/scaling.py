@@ -44,7 +44,7 @@ TRAINED = {  # d_ff: steps, peak rate
     640: (3500, 3.2e-3),
     768: (6000, 2.9e-3),
 }
-CONTROL = 768, 2500  # d_ff and steps of the member with half the people
+CONTROL = 768, 3500  # d_ff and steps of the member with half the people
 HALVED = "half the facts"
 STREAMS = {  # layers, what else, edits for each unit of d_ff
     "MEMIT": ([1], {}, 1.0),
