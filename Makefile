@@ -39,6 +39,8 @@ $(ENV):
 	$(PY) -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@rm -f .venv/.kedit-*
 	@touch $@
+	@$(PY) -c 'from kedit_lib.models.pretrained import main; raise SystemExit(main())' \
+		|| echo "make env: goes on without this model; it is fetched when it is first asked for"
 
 lab-model: $(ENV)  ## train the lab models again from their recipe (up to 2.5 hours; minutes on a GPU)
 	$(PY) -m kedit_lib.lab.train

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from .errors import KeditError, first_line
 from .layout import layout_of
+from .models.pretrained import local_folder
 from .params import LAB_MODELS
 from .saving import save_model
 
@@ -310,7 +311,7 @@ def load_model(
     trust_remote_code: bool = False,
     originals: str = "device",
 ) -> EditableModel:
-    """Load "lab", "lab-small", a local folder, or a hub id.
+    """Load "lab", "lab-small", "smollm2", a .gguf file, a local folder, or a hub id.
 
     dtype   torch dtype or its name; None: as stored. device   "cpu", "cuda", …; None: cpu.
     originals   "device" or "host": where the unedited values of edited weights are kept, one copy.
@@ -321,6 +322,7 @@ def load_model(
     where = str(name)
     if where in LAB_MODELS:
         where = str(Path(__file__).parent / "lab" / "weights" / where)
+    where = str(local_folder(where) or where)
     dtype = None if dtype is None else _dtype(dtype)
     try:
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
@@ -330,7 +332,8 @@ def load_model(
             )
     except Exception as error:  # whatever the loaders make of a missing or damaged file
         raise KeditError(
-            f"model {str(name)!r}: cannot be loaded ({first_line(error)}); give lab, lab-small, a folder or a hub id"
+            f"model {str(name)!r}: cannot be loaded ({first_line(error)}); give smollm2, lab, lab-small, a folder or a "
+            "hub id"
         ) from error
     try:
         hf = hf.to(device or "cpu")

