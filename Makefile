@@ -19,7 +19,7 @@ PY := .venv/bin/python
 ENV := .venv/.kedit-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 WHICH := --profile $(PROFILE) $(if $(MODEL),--model "$(MODEL)") $(if $(DATA),--data "$(DATA)") \
 	$(if $(TEXTS),--texts "$(TEXTS)") $(if $(SEED),-p seed=$(SEED)) $(if $(ORDERS),--orders "$(ORDERS)")
-RUN := $(PY) -m kedit_lib.reproduce $(WHICH) $(if $(NB),--only "$(NB)")
+RUN := $(PY) -m kedit_lib.report.reproduce $(WHICH) $(if $(NB),--only "$(NB)")
 
 .DEFAULT_GOAL := help
 .PHONY: help env lab-model sweep smoke reproduce report bench test lint clean lab
@@ -46,16 +46,16 @@ lab-model: $(ENV)  ## train the lab models again from their recipe (up to 2.5 ho
 	$(PY) -m kedit_lib.lab.train
 
 sweep: $(ENV)  ## run further orders into figures/data (an hour; STREAMS=main, scaled, regimes, others, causes, sensitivity, anatomy, foretold, lifting, memory, scaling or names; NB and MODEL do not apply)
-	$(PY) -m kedit_lib.sweep --profile $(PROFILE) $(if $(ORDERS),--orders "$(ORDERS)") $(if $(STREAMS),--streams "$(STREAMS)")
+	$(PY) -m kedit_lib.report.sweep --profile $(PROFILE) $(if $(ORDERS),--orders "$(ORDERS)") $(if $(STREAMS),--streams "$(STREAMS)")
 
 smoke: $(ENV)  ## run every notebook at toy size into results/executed-smoke (some minutes)
-	$(PY) -m kedit_lib.reproduce --profile smoke
+	$(PY) -m kedit_lib.report.reproduce --profile smoke
 
 reproduce: $(ENV)  ## run what is stale into notebooks/executed and figures (at most 35 minutes from nothing, seconds if current)
 	$(RUN)
 
 report: $(ENV)  ## turn what reproduce executed into report/index.html and its pages, read without a network (half a minute)
-	$(PY) -m kedit_lib.report $(WHICH)
+	$(PY) -m kedit_lib.report.site $(WHICH)
 
 bench: $(ENV)  ## time every path against the plain one into figures/benchmarks*.csv (some minutes; PROFILE=gpu: Llama-2-7B's shape)
 	OMP_NUM_THREADS=$(if $(filter gpu,$(PROFILE)),8,1) $(PY) tests/bench.py --profile $(PROFILE) $(if $(SHAPE),--shape "$(SHAPE)")
@@ -65,7 +65,8 @@ test: $(ENV)  ## every test, the smoke run of the notebooks included (about a qu
 
 lint: $(ENV)  ## ruff, and the house rules for notebook sources (seconds)
 	$(PY) -m ruff check .
-	$(PY) -m kedit_lib.reproduce --check
+	.venv/bin/lint-imports
+	$(PY) -m kedit_lib.report.reproduce --check
 
 lab: $(ENV)  ## open the notebooks in JupyterLab, live cells included (until you stop it; LAB=--no-browser and such go to it)
 	JUPYTER_PREFER_ENV_PATH=1 $(PY) -m jupyter lab --notebook-dir=notebooks $(LAB)

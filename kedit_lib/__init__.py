@@ -1,17 +1,9 @@
 """kedit: what happens to a language model that is edited again and again, measured."""
 
-from .asking import ask, ask_table
-from .checking import check_model
-from .contexts import generate_contexts
-from .datasets import load_edits, read_edits
-from .edits import Edit
-from .errors import KeditError
-from .experiments import Run, collapse_point, run_stream
-from .forecast import foretell
-from .history import EditHistory
-from .hparams import method_from_file
-from .known import known_edits
-from .methods import (
+from .analysis.forecast import foretell
+from .data.config import load_profile
+from .data.edit import Edit
+from .editing import (
     EMMET,
     FT,
     MEMIT,
@@ -29,13 +21,22 @@ from .methods import (
     method_for,
     prune,
 )
-from .model import EditableModel, load_model
-from .moments import SecondMoments
-from .nullspace import NullSpace
-from .params import load_profile
-from .probes import lab_probes
-from .saving import Deltas, load_deltas
-from .streams import Bench
+from .editing.contexts import generate_contexts
+from .editing.external_hparams import method_from_file
+from .editing.history import EditHistory
+from .editing.null_space import NullSpace
+from .editing.second_moments import SecondMoments
+from .errors import KeditError
+from .evaluation.before_after import ask, ask_table
+from .evaluation.known_facts import known_edits
+from .models.deltas import Deltas, load_deltas
+from .models.loading import load_model
+from .models.model import EditableModel
+from .streams.bench import Bench
+from .streams.edit_sets import load_edits, read_edits
+from .streams.lab_facts import lab_probes
+from .streams.preflight import check_model
+from .streams.runner import Run, collapse_point, run_stream
 
 __all__ = [
     "Bench",

@@ -139,8 +139,8 @@ def _add_stream(commands) -> None:
 def stream(args) -> None:
     import kedit_lib as kedit
 
-    from .probes import EditProbe
-    from .saving import record_of
+    from .evaluation.edit_probes import EditProbe
+    from .models.deltas import record_of
 
     model = _load(args)
     method = _method(model, args)
@@ -178,9 +178,9 @@ def _add_evaluate(commands) -> None:
 def evaluate(args) -> None:
     import pandas as pd
 
-    from .durable import replacing
-    from .probes import EditProbe
-    from .saving import load_record
+    from .data.atomic import replacing
+    from .evaluation.edit_probes import EditProbe
+    from .models.deltas import load_record
 
     if args.limit is not None and args.limit < 1:
         raise KeditError(f"--limit {args.limit}: must be at least 1")
@@ -207,7 +207,7 @@ def _method(model, args):
     """With the model's parameters; a model that has none is told of check-model."""
     import kedit_lib as kedit
 
-    from .params import find_model_params
+    from .data.config import find_model_params
 
     if find_model_params(model.name) is None:
         raise KeditError(
@@ -220,9 +220,9 @@ def _moments(model, method, texts: str | None):
     """C over --texts, or over the lab's own text; kept in results/moments."""
     import kedit_lib as kedit
 
-    from .lab.single import moment_texts
-    from .material import read_texts
-    from .params import LAB_MODELS, results_folder
+    from .data.config import LAB_MODELS, results_folder
+    from .lab.singles import moment_texts
+    from .streams.facts import read_texts
 
     if not method.needs_moments:
         return None

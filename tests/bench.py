@@ -29,11 +29,12 @@ from roofline import edit_cost, peaks, timed
 from tqdm.auto import tqdm
 
 import kedit_lib as kedit
-import kedit_lib.methods as methods
-from kedit_lib.cost import peak_memory
-from kedit_lib.keys import keys_at
-from kedit_lib.tails import Tails
-from kedit_lib.tokens import encode_prompt
+import kedit_lib.editing as methods
+from kedit_lib.editing.compute_k import keys_at
+from kedit_lib.editing.compute_z import Doubtful
+from kedit_lib.models.suffix import Tails
+from kedit_lib.models.tokenization import encode_prompt
+from kedit_lib.streams.cost import peak_memory
 
 FIGURES = Path(__file__).resolve().parents[1] / "figures"
 # What the phases are made of; whatever else an edit takes is "rest": tokens, checks, copies of weights.
@@ -46,7 +47,7 @@ PHASES = {
     + [(module, "update") for module in (methods.memit, methods.alphaedit, methods.emmet)]
     + [(methods.rect, "largest_changes")],
     "write": [(module, "write") for module in (methods.memit, methods.rome, methods.ft)]
-    + [(kedit.model.EditableModel, name) for name in ("snapshot", "load_snapshot", "add")],
+    + [(kedit.EditableModel, name) for name in ("snapshot", "load_snapshot", "add")],
 }
 # One edit at a time: the section of params/models that has the hyperparameters, what is set beside them, and the bar.
 # ROME and its kin have no batch: they make the edits of one call one after another.
@@ -282,7 +283,7 @@ def lab(edits_each, batch, stream, model="lab", progress=True):
             add(f"{title}, batch of 5, float64", exact, [edits[:5]], 1, profiled=False)
     for title, paths in wider(bench):
         add(title, paths, [[e] for e in edits[1:3]], 2)
-    costs = budgets(found["MEMIT"], bench.material.texts(), edits[:5])
+    costs = budgets(found["MEMIT"], bench.facts.texts(), edits[:5])
     kept = ("MEMIT", "MEMIT with history")
     streams = pd.concat([along(found[title], edits[:stream], title, peak) for title in kept])
     return pd.DataFrame(rows), streams, costs, precision(*conditioning(bench, edits[:batch]))
@@ -383,7 +384,7 @@ def main(argv=None):
     parser.add_argument("--shape", default=None, help="gpu: llama-2-7b, or tiny to try the command without one")
     parser.add_argument("--out", type=Path, default=FIGURES, help="folder of the tables")
     args = parser.parse_args(argv)
-    warnings.simplefilter("ignore", kedit.targets.Doubtful)
+    warnings.simplefilter("ignore", Doubtful)
     try:
         if args.profile == "gpu":
             from bench_gpu import large

@@ -16,7 +16,7 @@ from itertools import pairwise
 
 import torch
 
-from kedit_lib.methods import FT, PMET, RECT, ROME, RROME, AlphaEdit
+from kedit_lib.editing import FT, PMET, RECT, ROME, RROME, AlphaEdit
 
 DOUBLE = 8  # bytes
 
@@ -184,7 +184,7 @@ def measured_again(shape, layers, requests) -> Cost:
 
 
 def closed_form(shape, n, earlier=0, rank=None) -> Cost:
-    """Δ = R (ρI + KᵀBK)⁻¹ (BK)ᵀ of one layer for n keys (`kedit_lib/solve.py`), and W + Δ. rank: of P, where B is P/L2.
+    """Δ = R (ρI + KᵀBK)⁻¹ (BK)ᵀ of one layer for n keys (`closed_form.py`), and W + Δ. rank: of P, where B is P/L2.
 
     BK         two triangular solves with the factor of C, d² each a key; with P = U₀U₀ᵀ 2·d·rank twice, or with I − P
     KᵀBK       n(n + 1)/2 products of length d, as it is symmetric

@@ -3,8 +3,8 @@
 import pandas as pd
 import pytest
 
-from kedit_lib import accumulation
-from kedit_lib.experiments import Run
+from kedit_lib.analysis import growth as accumulation
+from kedit_lib.streams.runner import Run
 
 
 def run(untouched, n=40):

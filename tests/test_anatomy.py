@@ -8,12 +8,14 @@ import pytest
 import torch
 
 import kedit_lib as kedit
-from kedit_lib import anatomy, causes, choosing, forecast
-from kedit_lib.anatomy import Anatomy
-from kedit_lib.catalogue import cause_streams, every_stream, groups_of
+from kedit_lib.analysis import causes, forecast
+from kedit_lib.analysis import decomposition as anatomy
+from kedit_lib.analysis import frontier as choosing
+from kedit_lib.analysis.decomposition import Anatomy
+from kedit_lib.data.config import load_profile
 from kedit_lib.errors import KeditError
-from kedit_lib.experiments import Run
-from kedit_lib.params import load_profile
+from kedit_lib.streams.named_streams import cause_streams, every_stream, groups_of
+from kedit_lib.streams.runner import Run
 
 N = 6
 SMALL = {"n_edits": N, "n_single": 2, "batch_sizes": [1, N], "mass_sizes": [1, N]}
@@ -46,11 +48,11 @@ def replay(bench, edits):
 
 def test_shifts_are_those_of_the_weights(bench, found):
     """The shift of a stranger is ‖(W − W₀)k‖/‖W₀k‖, of the stream and of the sum of edits made alone."""
-    from kedit_lib.keys import keys_at
-    from kedit_lib.tokens import encode_prompt
+    from kedit_lib.editing.compute_k import keys_at
+    from kedit_lib.models.tokenization import encode_prompt
 
     edits, (layer,) = bench.edits(0), bench.method("memit").layers
-    facts = bench.material.strangers(edits, anatomy.STRANGERS, 0)[:5]
+    facts = bench.facts.strangers(edits, anatomy.STRANGERS, 0)[:5]
     prompts = [encode_prompt(bench.model.tokenizer, "{}", p, s) for p, s, _ in facts]
     k = keys_at(bench.model, prompts, [layer])[layer].double()
     w0 = bench.model.weight(layer).detach().double()
@@ -192,7 +194,7 @@ def test_the_bearing_tells_the_lost_from_the_kept():
 def test_more_is_written_earlier_it_dies(bench):
     """Ten times λ writes less and is foretold to last longer; the weights come back."""
     edits, model = bench.edits(0), bench.model
-    strangers = bench.material.strangers(edits, 20, 0)
+    strangers = bench.facts.strangers(edits, 20, 0)
     told = []
     for factor in (1, 100):
         base = bench.method("memit")

@@ -5,8 +5,8 @@ import re
 import pandas as pd
 from test_causes import moved
 
-from kedit_lib import answers, causes
-from kedit_lib.lifting import AS_IS, MORE_STEPS
+from kedit_lib.analysis import answers, causes
+from kedit_lib.analysis.recovery import AS_IS, MORE_STEPS
 
 
 def sentences(text: str) -> int:

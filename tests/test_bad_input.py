@@ -10,7 +10,7 @@ from library import parameters, refused, snapshot
 from safetensors.torch import load_file, save_file
 
 import kedit_lib as kedit
-from kedit_lib.edits import check_context
+from kedit_lib.data.edit import check_context
 
 EDIT = kedit.Edit("{} plays the", "Zoë", "violin")
 FAST = {"layers": [1, 2], "v_num_grad_steps": 2, "mom2_update_weight": 5.0}
@@ -453,7 +453,7 @@ def test_a_layout_nobody_described(tmp_path):
 def test_a_layout_that_does_not_fit(tiny_folder, monkeypatch, part):
     import dataclasses
 
-    from kedit_lib import layout
+    from kedit_lib.models import architectures as layout
 
     wrong = dataclasses.replace(layout.LLAMA, **{part: "not.there"})
     monkeypatch.setitem(layout.LAYOUTS, "llama", wrong)

@@ -8,9 +8,10 @@ import pytest
 from browser import PROGRAM, Browser
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from kedit_lib import html_tables, report
+from kedit_lib.data.config import REPOSITORY
 from kedit_lib.errors import KeditError
-from kedit_lib.params import REPOSITORY
+from kedit_lib.report import html_tables
+from kedit_lib.report import site as report
 
 PHONE = 390  # pixels
 ATTACK = "<script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\"><b>bold</b>"

@@ -3,9 +3,10 @@
 import pandas as pd
 import pytest
 
-from kedit_lib import causes, findings
-from kedit_lib.catalogue import cause_streams, sensitivity_streams
-from kedit_lib.streams import data_folder
+from kedit_lib.analysis import causes
+from kedit_lib.analysis import tables as findings
+from kedit_lib.streams.bench import data_folder
+from kedit_lib.streams.named_streams import cause_streams, sensitivity_streams
 
 
 def test_every_stream_of_pmet_is_in_the_catalogue():

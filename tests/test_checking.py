@@ -9,9 +9,10 @@ import yaml
 from library import refused, snapshot
 
 import kedit_lib as kedit
-from kedit_lib import checking, proposal
-from kedit_lib.params import file_name, load_model_params, load_profile
-from kedit_lib.proposal import propose, propose_layers, write_proposal
+from kedit_lib.data.config import file_name, load_model_params, load_profile
+from kedit_lib.editing import proposal
+from kedit_lib.editing.proposal import propose, propose_layers, write_proposal
+from kedit_lib.streams import preflight as checking
 
 EDITS = [kedit.Edit(*each, target_true="Graz") for each in tiny.EDITS]
 

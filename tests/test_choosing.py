@@ -6,8 +6,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.text import Text
 
-from kedit_lib.choice_figures import plot_frontier
-from kedit_lib.choosing import COST, decide, guide
+from kedit_lib.analysis.frontier import COST, decide, guide
+from kedit_lib.report.choice_figures import plot_frontier
 
 
 def table(values: dict[str, list[float]], need="efficacy", n=10) -> pd.DataFrame:

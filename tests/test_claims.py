@@ -5,12 +5,13 @@ import pytest
 import torch
 
 import kedit_lib as kedit
-from kedit_lib import claims, quantities
-from kedit_lib.claims import CLAIMS, Claim
+from kedit_lib.analysis import claim_values as quantities
+from kedit_lib.editing.second_moments import SecondMoments
 from kedit_lib.errors import KeditError
-from kedit_lib.experiments import Run
-from kedit_lib.metrics.interference import interference
-from kedit_lib.moments import SecondMoments
+from kedit_lib.evaluation.interference import interference
+from kedit_lib.report import claims
+from kedit_lib.report.claims import CLAIMS, Claim
+from kedit_lib.streams.runner import Run
 
 
 def a_run(p, accuracy: dict[str, dict[int, float]]) -> Run:

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from kedit_lib import cost, reproduce, sweep
+from kedit_lib.analysis import layer_sweep as choose
 from kedit_lib.errors import KeditError, program
-from kedit_lib.lab import choose, train
-from kedit_lib.memory import memory_for
+from kedit_lib.lab import train
+from kedit_lib.models.memory import memory_for
+from kedit_lib.report import reproduce, sweep
+from kedit_lib.streams import cost
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = [
@@ -96,7 +98,7 @@ def test_reproduce_that_is_interrupted_says_so(monkeypatch, capsys, tmp_path):
 
 SLOW = """
 import signal, sys, time
-from kedit_lib import sweep
+from kedit_lib.report import sweep
 
 def work(profile, name, order, commit):
     open(f"begun-{order}", "w").close()

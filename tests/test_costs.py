@@ -2,9 +2,9 @@
 
 import pandas as pd
 
-from kedit_lib import costs, stamps
-from kedit_lib.experiments import Run
-from kedit_lib.params import REPOSITORY, load_profile
+from kedit_lib.data.config import REPOSITORY, load_profile
+from kedit_lib.report import costs, stamps
+from kedit_lib.streams.runner import Run
 
 
 def test_seconds_are_those_that_the_stamp_was_written_with(tmp_path):

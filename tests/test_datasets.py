@@ -546,7 +546,7 @@ def test_the_edits_of_a_real_file_in_gpt2s_tokens(path):
     """The last subject token is one of the subject's, and nothing but a target without a token is left out."""
     from transformers import GPT2Tokenizer
 
-    from kedit_lib.tokens import encode_prompt
+    from kedit_lib.models.tokenization import encode_prompt
 
     if not (folder := DATA / "tokenizer-gpt2").is_dir():
         pytest.skip("KEDIT_DATA holds no tokenizer-gpt2")

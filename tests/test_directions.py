@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import kedit_lib as kedit
-from kedit_lib import directions
+from kedit_lib.analysis import directions
 
 
 def test_cosines_in_a_metric_by_hand():

@@ -5,8 +5,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from library import refused
 
-from kedit_lib.edits import Edit, around_places, escaped, fill
-from kedit_lib.places import places, why_elsewhere
+from kedit_lib.data.edit import Edit, around_places, escaped, fill
+from kedit_lib.data.words import places, why_elsewhere
 
 ACCENT = "\N{COMBINING DIAERESIS}"
 

@@ -13,7 +13,7 @@ from library import parameters, snapshot
 from safetensors.torch import load_file
 
 import kedit_lib as kedit
-from kedit_lib.metrics import answer_probability, generation_accuracy
+from kedit_lib.evaluation import answer_probability, generation_accuracy
 
 SUBJECTS = (
     "Danielle Darrieux,Zoë,Toko Yasuda,Ana Brown,Léon Blum,Zoë Müller,Old Blum,Ana Yasuda,Toko Brown,Léon Müller,"
@@ -281,7 +281,7 @@ def test_where_a_stream_turns(model, tmp_path, monkeypatch):
         return collapse_point(run, kind) if kind == "model" else 7 if len(p) >= 7 else None
 
     collapse_point = kedit.collapse_point
-    monkeypatch.setattr(import_module("kedit_lib.experiments"), "collapse_point", point)
+    monkeypatch.setattr(import_module("kedit_lib.streams.runner"), "collapse_point", point)
     options = {"edits": EDITS, "dense_every": 2, "checkpoint_every": 2}
     options["method"] = kedit.ROME(layers=[1], v_num_grad_steps=1)
     panel, turns = {0: 1.0, 4: 0.4, 6: 0.9}, Turns()
@@ -418,7 +418,7 @@ def test_a_run_that_starts_from_a_history_is_another(model, tmp_path):
 
 def test_other_algorithms_or_another_kind_of_device_do_not_find_a_run(model, tmp_path, monkeypatch):
     first = stream(model, EDITS[:2], store=tmp_path)
-    experiments = import_module("kedit_lib.experiments")
+    experiments = import_module("kedit_lib.streams.runner")
     with monkeypatch.context() as m:
         m.setattr(experiments, "ALGORITHMS", experiments.ALGORITHMS + 1)
         assert stream(model, EDITS[:2], store=tmp_path).path != first.path

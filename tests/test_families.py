@@ -20,13 +20,13 @@ from library import method, refused, snapshot
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import kedit_lib as kedit
-from kedit_lib.edits import fill
-from kedit_lib.generation import generate_ids
-from kedit_lib.layout import LAYOUTS
-from kedit_lib.metrics import teacher_forced
-from kedit_lib.tokens import encode, encode_prompt, target_ids
-from kedit_lib.trace import trace
-from kedit_lib.tracing import causal_trace
+from kedit_lib.data.edit import fill
+from kedit_lib.evaluation import teacher_forced
+from kedit_lib.models.architectures import LAYOUTS
+from kedit_lib.models.causal_trace import causal_trace
+from kedit_lib.models.generation import generate_ids
+from kedit_lib.models.hooks import trace
+from kedit_lib.models.tokenization import encode, encode_prompt, target_ids
 
 FLOAT32_INSIDE = {"gptj", "gemma2"}  # attention in float32
 EVERY, ADDITIVE = list(families.EVERY), list(families.FAMILIES)

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from kedit_lib import figures
+from kedit_lib.report import figures
 
 # Colours as people without one kind of cone see them, linear RGB (Machado, Oliveira & Fernandes 2009, severity 1).
 SEEN = {

@@ -2,8 +2,9 @@
 
 import pandas as pd
 
-from kedit_lib import findings, metric_figures
-from kedit_lib.experiments import Run
+from kedit_lib.analysis import tables as findings
+from kedit_lib.report import metric_figures
+from kedit_lib.streams.runner import Run
 
 
 def a_run(p, curves: dict[tuple[str, str], dict[int, float]], batch: int = 1) -> Run:

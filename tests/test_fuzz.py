@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import kedit_lib as kedit
-from kedit_lib import notebooks
-from kedit_lib.edits import LISTS, PAIRS, TEXTS
-from kedit_lib.params import load_model_params, load_profile, params_folder
-from kedit_lib.store import Checkpoint, RunFolder
+from kedit_lib.data.config import load_model_params, load_profile, params_folder
+from kedit_lib.data.edit import LISTS, PAIRS, TEXTS
+from kedit_lib.report import notebooks
+from kedit_lib.streams.store import Checkpoint, RunFolder
 
 quick = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 RECORDS = [

@@ -8,7 +8,7 @@ from golden import relative
 from library import parameters, refused, snapshot
 
 import kedit_lib as kedit
-from kedit_lib.solve import grown_factor, with_memory
+from kedit_lib.editing.closed_form import grown_factor, with_memory
 
 EDITS = [kedit.Edit(*values) for values in tiny.EDITS]
 FAST = {"layers": [1, 2], "v_num_grad_steps": 2, "mom2_update_weight": 5.0}

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from bs4 import BeautifulSoup
 
-from kedit_lib.html_tables import tidied
+from kedit_lib.report.html_tables import tidied
 
 
 def parsed(html: str):

@@ -10,11 +10,11 @@ from golden import relative
 from library import refused, snapshot
 
 import kedit_lib as kedit
-from kedit_lib import misplaced
-from kedit_lib.interventions import CHANGES, changed
-from kedit_lib.keys import keys_at
-from kedit_lib.tokens import encode_prompt, target_ids
-from kedit_lib.trace import hooks, trace
+from kedit_lib.editing import padding_bug as misplaced
+from kedit_lib.editing.compute_k import keys_at
+from kedit_lib.editing.interventions import CHANGES, changed
+from kedit_lib.models.hooks import hooks, trace
+from kedit_lib.models.tokenization import encode_prompt, target_ids
 
 EDITS = [kedit.Edit(*values) for values in tiny.EDITS]
 FAST = {"v_num_grad_steps": 3, "mom2_update_weight": 5.0}

@@ -16,13 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import kedit_lib as kedit
 from kedit_lib.lab import corpus, train, world_of
-from kedit_lib.lab.edits import (
-    ask,
-    lab_edits,
-    near_facts,
-    other_facts,
-    untouched_facts,
-)
+from kedit_lib.lab.edits import ask, lab_edits, near_facts, other_facts, untouched_facts
 from kedit_lib.lab.names import _split, name_shares
 from kedit_lib.lab.tokenizer import train_tokenizer
 from kedit_lib.lab.world import World
@@ -521,7 +515,7 @@ def test_a_shipped_model_by_its_name(shipped):
 
 
 def test_layers_and_scale_are_swept_on_development_people(tmp_path, monkeypatch, capsys):
-    from kedit_lib.lab import choose
+    from kedit_lib.analysis import layer_sweep as choose
 
     asked = []
     single = choose.single_edits

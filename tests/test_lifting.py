@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import kedit_lib as kedit
-from kedit_lib import cause_figures, figures, lifting
-from kedit_lib.catalogue import COLLAPSING, Stream
-from kedit_lib.experiments import Run
+from kedit_lib.analysis import recovery as lifting
+from kedit_lib.report import cause_figures, figures
+from kedit_lib.streams.named_streams import COLLAPSING, Stream
+from kedit_lib.streams.runner import Run
 
 METHOD = kedit.MEMIT(layers=[1], v_lr=0.5, v_num_grad_steps=25, clamp_norm_factor=4.0)
 

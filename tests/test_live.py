@@ -7,15 +7,15 @@ import torch
 from safetensors.torch import load_file
 
 import kedit_lib as kedit
-from kedit_lib import live, metric_figures, widgets
-from kedit_lib.moments import SecondMoments
+from kedit_lib.editing.second_moments import SecondMoments
+from kedit_lib.report import live, metric_figures, widgets
 
 
 def bench_of(profile, results, **overrides):
     """A bench with the moments of a few texts, which is enough for edits to take."""
     bench = kedit.Bench(profile, results=results, progress=False, **overrides)
     layers = sorted({layer for name in bench.streams for layer in bench.method(name).layers})
-    bench._moments = SecondMoments.estimate(bench.model, bench.material.texts()[:100], layers)
+    bench._moments = SecondMoments.estimate(bench.model, bench.facts.texts()[:100], layers)
     return bench
 
 
@@ -37,7 +37,7 @@ def test_a_typed_edit_has_the_worlds_paraphrases_and_neighbors(bench):
         assert edit.target_true == known.target_true
         assert sorted(edit.paraphrases) == sorted(known.paraphrases)
         assert len(edit.neighborhood) == len(known.neighborhood)
-    world = bench.material.world
+    world = bench.facts.world
     asked = {known.prompt.format(p) for p in world.people if world.objects_of[p, known.relation] == known.target_true}
     assert set(edit.neighborhood) <= asked - {known.text}
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 import kedit_lib as kedit
 from kedit_lib.__main__ import main
-from kedit_lib.params import REPOSITORY
+from kedit_lib.data.config import REPOSITORY
 
 
 @pytest.fixture

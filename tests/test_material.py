@@ -8,12 +8,12 @@ import pytest
 import yaml
 
 import kedit_lib as kedit
-from kedit_lib import reproduce
 from kedit_lib.errors import KeditError
 from kedit_lib.lab import world_of
 from kedit_lib.lab.corpus import texts
-from kedit_lib.material import HELD_OUT, DataMaterial, material_of
-from kedit_lib.streams import same_settings
+from kedit_lib.report import reproduce
+from kedit_lib.streams.bench import same_settings
+from kedit_lib.streams.facts import HELD_OUT, DatasetFacts, facts_of
 
 N_RECORDS, N_TEXTS = 60, 500
 UNKNOWN = 5  # records whose true object the model was never taught
@@ -44,7 +44,7 @@ def elsewhere(tmp_path_factory):
 @pytest.fixture
 def material(elsewhere):
     model = kedit.load_model(elsewhere / "stranger")
-    return DataMaterial(model, str(elsewhere / "edits.jsonl"), str(elsewhere / "texts.txt"))
+    return DatasetFacts(model, str(elsewhere / "edits.jsonl"), str(elsewhere / "texts.txt"))
 
 
 def test_one_edit_a_subject_and_another_order_by_another_seed(material):
@@ -64,8 +64,8 @@ def test_facts_that_the_model_does_not_know_are_left_out_and_counted(material, t
         assert not any(e.subject.startswith("Nobody") for e in material.edits(N_RECORDS, seed))
     assert material.unknown == UNKNOWN
     assert f"{N_RECORDS + UNKNOWN} facts" in material.selection and f"does not know {UNKNOWN}" in material.selection
-    again = DataMaterial(material.model, material.source, material.corpus, tmp_path)
-    monkeypatch.setattr("kedit_lib.material.known_edits", lambda *given, **named: 1 / 0)
+    again = DatasetFacts(material.model, material.source, material.corpus, tmp_path)
+    monkeypatch.setattr("kedit_lib.streams.facts.known_edits", lambda *given, **named: 1 / 0)
     assert again.edits(N_RECORDS, 0) == material.edits(N_RECORDS, 0) and again.unknown == UNKNOWN
 
 
@@ -91,7 +91,7 @@ def test_text_for_moments_is_not_the_text_that_perplexity_is_measured_on(materia
 
 def test_lab_edits_go_with_lab_text_only(material):
     with pytest.raises(KeditError, match="either both are 'lab' or neither"):
-        material_of(material.model, "lab", "texts.txt")
+        facts_of(material.model, "lab", "texts.txt")
 
 
 def test_texts_say_what_is_wrong(material, tmp_path):
@@ -101,7 +101,7 @@ def test_texts_say_what_is_wrong(material, tmp_path):
     ]:
         (tmp_path / name).write_text(content)
         with pytest.raises(KeditError, match=said):
-            DataMaterial(material.model, "edits.jsonl", str(tmp_path / name)).texts()
+            DatasetFacts(material.model, "edits.jsonl", str(tmp_path / name)).texts()
 
 
 def test_the_notebooks_run_on_it(elsewhere, monkeypatch):

@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import kedit_lib as kedit
-from kedit_lib import targets
-from kedit_lib.memory import free_memory, in_parts, ran_out
+from kedit_lib.editing import compute_z as targets
+from kedit_lib.models.memory import free_memory, in_parts, ran_out
 
 HYPER = {"layers": [1, 2], "v_num_grad_steps": 4, "v_loss_layer": tiny.N_LAYERS - 1, "clamp_norm_factor": 4.0}
 MANY = [kedit.Edit(prompt, subject, target) for prompt, subject, target in tiny.EDITS] * 3
@@ -131,7 +131,7 @@ def test_real_shortage(tiny_folder):
         sys.path.insert(0, {str(tiny.__file__).removesuffix("tiny.py")!r})
         torch.set_num_threads(1)
         import tiny, kedit_lib as kedit
-        from kedit_lib import targets
+        from kedit_lib.editing import compute_z as targets
         model = kedit.load_model({str(tiny_folder("llama"))!r}, dtype=torch.float64)
         edits = [kedit.Edit(p, s, t) for p, s, t in tiny.EDITS] * 20
         moments = kedit.SecondMoments.from_tensors(tiny.second_moments())

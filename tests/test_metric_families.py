@@ -11,11 +11,12 @@ import tiny
 import torch
 
 import kedit_lib as kedit
-from kedit_lib import metric_figures, metrics
-from kedit_lib.experiments import Run
-from kedit_lib.metrics import Forced, Question
-from kedit_lib.metrics.retention import each_edit
-from kedit_lib.tokens import encode, target_ids
+from kedit_lib import evaluation as metrics
+from kedit_lib.evaluation import Forced, Question
+from kedit_lib.evaluation.retention import each_edit
+from kedit_lib.models.tokenization import encode, target_ids
+from kedit_lib.report import metric_figures
+from kedit_lib.streams.runner import Run
 
 EDITS = [
     kedit.Edit(p, s, t, target_true="German", neighborhood=[p.replace("{}", "Ana Blum")]) for p, s, t in tiny.EDITS
@@ -74,7 +75,7 @@ def own_words(model, prompt, n):
 
 
 def test_teacher_forcing_token_by_token(model, monkeypatch):
-    monkeypatch.setattr(import_module("kedit_lib.reading"), "ROWS", 4)
+    monkeypatch.setattr(import_module("kedit_lib.models.logits"), "ROWS", 4)
     pairs = list(zip(PROMPTS, ANSWERS, strict=True))
     pairs += [(p, w) for p in PROMPTS for n in (1, 2) if (w := own_words(model, p, n))]
     found = metrics.teacher_forced(model, *map(list, zip(*pairs, strict=True)))
@@ -266,7 +267,7 @@ HOP = "The city of {} lies in"
 
 @pytest.fixture
 def speaker(monkeypatch, llama):
-    module = import_module("kedit_lib.metrics.portability")
+    module = import_module("kedit_lib.evaluation.portability")
     monkeypatch.setattr(module, "complete", lambda hf, tokenizer, prompts: [SAYS.get(p, "") for p in prompts])
     monkeypatch.setattr(
         module,
@@ -353,7 +354,7 @@ def sampled_slowly(model, prompt, draws, top_k):
 
 
 def test_sampled_texts_are_those_of_each_prompt_alone(model, monkeypatch):
-    monkeypatch.setattr(import_module("kedit_lib.metrics.fluency"), "ROWS", 3)
+    monkeypatch.setattr(import_module("kedit_lib.evaluation.fluency"), "ROWS", 3)
     prompts = ["Zoë", "Danielle Darrieux was born in Graz. The town", "Ana Brown", "Old English and", "Léon Blum"]
     draws = torch.rand(5, 12, generator=torch.Generator().manual_seed(7))
     expected = [sampled_slowly(model, p, u, 5) for p, u in zip(prompts, draws, strict=True)]
@@ -365,7 +366,7 @@ def test_sampled_texts_are_those_of_each_prompt_alone(model, monkeypatch):
 
 
 def test_a_draw_beyond_what_rounding_sums_to_takes_the_last(llama):
-    sample = import_module("kedit_lib.metrics.fluency")._sample
+    sample = import_module("kedit_lib.evaluation.fluency")._sample
     rows = [encode(llama.tokenizer, "Zoë")]
     token = int(logits(llama, rows[0])[-1].topk(3).indices[-1])
     assert sample(llama, rows, torch.full((1, 1), 1.5), 3) == [llama.tokenizer.decode([token])]
@@ -418,7 +419,7 @@ def test_health_of_the_weights(model):
 
 
 def test_hidden_states_without_the_first_token(model, monkeypatch):
-    monkeypatch.setattr(import_module("kedit_lib.metrics.health"), "ROWS", 2)
+    monkeypatch.setattr(import_module("kedit_lib.evaluation.health"), "ROWS", 2)
     texts = ["Zoë plays the organ.", "The town is a port.", "Because the rain is cold, you stay at home.", "Therefore"]
     before = weights(model)
 

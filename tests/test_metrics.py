@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 from library import refused
 
 import kedit_lib as kedit
-from kedit_lib.generation import complete, continuations, generate_ids, sentence
-from kedit_lib.metrics import (
+from kedit_lib.evaluation import (
     answer_log_probability,
     answer_probability,
     generation_accuracy,
     perplexity,
     teacher_forced,
 )
-from kedit_lib.metrics.accuracy import _mentions, _says
-from kedit_lib.tokens import encode, target_ids, targets_of
+from kedit_lib.evaluation.accuracy import _mentions, _says
+from kedit_lib.models.generation import complete, continuations, generate_ids, sentence
+from kedit_lib.models.tokenization import encode, target_ids, targets_of
 
 PAIRS = [
     *((kedit.Edit(*each).text, each[2]) for each in tiny.EDITS),
@@ -43,7 +43,7 @@ def log_p(model, ids):
 
 
 def test_probability(model, monkeypatch):
-    monkeypatch.setattr(import_module("kedit_lib.reading"), "ROWS", 3)
+    monkeypatch.setattr(import_module("kedit_lib.models.logits"), "ROWS", 3)
     found = answer_log_probability(model, PROMPTS, ANSWERS)
     for i, (prompt, answer) in enumerate(PAIRS):
         before, after = encode(model.tokenizer, prompt), target_ids(model.tokenizer, prompt, answer)
@@ -66,7 +66,7 @@ def test_perplexity(model, monkeypatch):
         total -= sum(rows[i, token].item() for i, token in enumerate(ids[1:]))
         count += len(ids) - 1
     assert perplexity(model, texts) == pytest.approx(math.exp(total / count), rel=1e-9)
-    monkeypatch.setattr(import_module("kedit_lib.metrics.perplexity"), "ROWS", 2)
+    monkeypatch.setattr(import_module("kedit_lib.evaluation.perplexity"), "ROWS", 2)
     assert perplexity(model, texts) == pytest.approx(math.exp(total / count), rel=1e-9)
 
 
@@ -103,7 +103,7 @@ def test_completions_are_the_greedy_ones(model, monkeypatch):
     assert any("." in text.strip(". ") for text in texts), "no sentence ended: the test is too easy"
     cut = [text.split(".")[0].split("\n")[0].strip() for text in texts]
     for few, batch in product((1, 3, 24), (1, 3, 256)):  # with and without padding
-        monkeypatch.setattr(import_module("kedit_lib.generation"), "FEW", few)
+        monkeypatch.setattr(import_module("kedit_lib.models.generation"), "FEW", few)
         assert generate_ids(model.hf, model.tokenizer, prompts, 6, batch) == expected
         assert complete(model.hf, model.tokenizer, prompts, 6, batch) == cut
 
@@ -221,7 +221,7 @@ def test_containment_and_completions(taught):
 def test_an_answer_has_room_for_itself_and_a_stop_or_for_a_sentence(tiny_folder, monkeypatch):
     """One token beyond the longest answer, of which a begin-of-text token is no part; twelve where it may be later."""
     model = kedit.load_model(tiny_folder("llama-bos"), dtype=torch.float64)
-    accuracy, limits = import_module("kedit_lib.metrics.accuracy"), []
+    accuracy, limits = import_module("kedit_lib.evaluation.accuracy"), []
     written = accuracy.continuations
 
     def watched(hf, tokenizer, prompts, tokens, **options):
@@ -249,7 +249,7 @@ def written_out(model, prompts, answers, match):
 
 def counted(monkeypatch):
     """How many prompts each call has completed."""
-    accuracy, asked = import_module("kedit_lib.metrics.accuracy"), []
+    accuracy, asked = import_module("kedit_lib.evaluation.accuracy"), []
     written = accuracy.continuations
     monkeypatch.setattr(accuracy, "continuations", lambda *a, **o: asked.append(len(a[2])) or written(*a, **o))
     return asked

@@ -7,10 +7,10 @@ from library import parameters, snapshot
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import kedit_lib as kedit
-from kedit_lib import contexts as contexts_module
-from kedit_lib.edits import check_context, fill
-from kedit_lib.keys import context_mean, keys_at, outputs_at
-from kedit_lib.tokens import encode, encode_prompt
+from kedit_lib.data.edit import check_context, fill
+from kedit_lib.editing import contexts as contexts_module
+from kedit_lib.editing.compute_k import context_mean, keys_at, outputs_at
+from kedit_lib.models.tokenization import encode, encode_prompt
 
 EDITS = [kedit.Edit(*each) for each in tiny.EDITS]
 FAST = {"layers": [1, 2], "v_num_grad_steps": 2, "mom2_update_weight": 5.0}
@@ -92,7 +92,7 @@ def test_restore_after_edits_and_failures(tiny_folder, kind, dtype, monkeypatch)
     apply(model, ROME, EDITS[2])
     edited = snapshot(model)
     with monkeypatch.context() as m:
-        m.setattr("kedit_lib.methods.memit.write", lambda *given: 1 / 0)
+        m.setattr("kedit_lib.editing.memit.write", lambda *given: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             apply(model, MEMIT, EDITS[3])
     assert holds(model, edited)
@@ -131,7 +131,7 @@ def test_originals_are_kept_nowhere_else(tiny_folder):
 
 def test_an_interruption_in_the_second_layer_leaves_the_first_as_it_was(tiny_folder, monkeypatch):
     """KeyboardInterrupt too, on a model that holds an earlier edit."""
-    from kedit_lib.methods import memit
+    from kedit_lib.editing import memit
 
     model, write, written = load(tiny_folder), memit.write, []
     apply(model, MEMIT, EDITS[0])
@@ -259,7 +259,7 @@ def test_keys_and_values_are_those_of_each_prompt_alone(tiny_folder, kind, monke
     model = load(tiny_folder, kind, torch.float64)
     prompts = [encode_prompt(model.tokenizer, c, e.prompt, e.subject) for e in EDITS for c in tiny.CONTEXTS]
     assert len({len(p.ids) for p in prompts}) > 3
-    monkeypatch.setattr("kedit_lib.keys.ROWS", 4)  # several passes
+    monkeypatch.setattr("kedit_lib.editing.compute_k.ROWS", 4)  # several passes
     keys, values = keys_at(model, prompts, [0, 3]), outputs_at(model, prompts, model.layers[3])
     for layer in (0, 3):
         assert keys[layer].shape == (len(prompts), tiny.D_FF)

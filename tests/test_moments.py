@@ -111,7 +111,7 @@ def test_the_cache(tiny_folder, tmp_path, monkeypatch):
     assert sorted(load_file(path)) == ["layer0", "layer3"]
 
     with monkeypatch.context() as m:
-        m.setattr("kedit_lib.moments.trace", lambda *args, **named: pytest.fail("the model ran again"))
+        m.setattr("kedit_lib.editing.second_moments.trace", lambda *args, **named: pytest.fail("the model ran again"))
         again = estimate(kedit.load_model(tiny_folder("llama"), dtype=torch.float32), iter(TEXTS), LAYERS, tmp_path)
     assert again.identity == first.identity
     assert all(torch.equal(again.tensors[layer], first.tensors[layer]) for layer in LAYERS)

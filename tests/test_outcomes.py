@@ -10,9 +10,9 @@ from library import refused
 from pydantic import ValidationError
 
 import kedit_lib as kedit
-from kedit_lib import targets
-from kedit_lib.targets import AlreadyKnown, Frozen, Request, Site, Target
-from kedit_lib.tokens import Prompt
+from kedit_lib.editing import compute_z as targets
+from kedit_lib.editing.compute_z import AlreadyKnown, Frozen, Request, Site, Target
+from kedit_lib.models.tokenization import Prompt
 
 EDITS = [kedit.Edit(*each) for each in tiny.EDITS]
 LAYER, C = 2, tiny.second_moments()

@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 import kedit_lib as kedit
-from kedit_lib.catalogue import streams_of
+from kedit_lib.data.config import Profile, load_model_params, load_profile, params_folder
 from kedit_lib.errors import KeditError
-from kedit_lib.params import Profile, load_model_params, load_profile, params_folder
+from kedit_lib.streams.named_streams import streams_of
 
 SHIPPED = Path(__file__).resolve().parents[1] / "params"
 GOOD = """\

@@ -8,13 +8,15 @@ import tiny
 import torch
 
 import kedit_lib as kedit
-from kedit_lib import families, metrics, probes
-from kedit_lib.generation import complete
+from kedit_lib import evaluation as metrics
+from kedit_lib.evaluation import Question
+from kedit_lib.evaluation import edit_probes as probes
+from kedit_lib.evaluation import side_effects as families
+from kedit_lib.evaluation.protocol import Unedited, evenly
 from kedit_lib.lab import questions
 from kedit_lib.lab.edits import lab_edits
 from kedit_lib.lab.world import World
-from kedit_lib.metrics import Question
-from kedit_lib.probing import Unedited, evenly
+from kedit_lib.models.generation import complete
 
 SUBJECTS = "Danielle Darrieux,Zoë,Toko Yasuda,Ana Brown,Léon Blum,Zoë Müller,Old Blum".split(",")
 EDITS = [

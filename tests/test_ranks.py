@@ -3,7 +3,7 @@ import math
 import pandas as pd
 import pytest
 
-from kedit_lib.ranks import auc, rank_correlation
+from kedit_lib.analysis.ranks import auc, rank_correlation
 
 
 def test_rank_correlation_by_hand():

@@ -9,13 +9,15 @@ import tiny
 import torch
 
 import kedit_lib as kedit
-from kedit_lib import claims, readme, reproduce, scaling, sweep
 from kedit_lib.__main__ import main
-from kedit_lib.durable import replacing
-from kedit_lib.lab import choose, train, world_of
+from kedit_lib.analysis import layer_sweep as choose
+from kedit_lib.analysis import width_family as scaling
+from kedit_lib.data.atomic import replacing
+from kedit_lib.lab import train, world_of
 from kedit_lib.lab.train import RECALL_BAR
-from kedit_lib.material import read_texts
-from kedit_lib.saving import load_record
+from kedit_lib.models.deltas import load_record
+from kedit_lib.report import claims, readme, reproduce, sweep
+from kedit_lib.streams.facts import read_texts
 
 LONG = "m" * 300
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from kedit_lib import readme, reproduce
-from kedit_lib.params import REPOSITORY
+from kedit_lib.data.config import REPOSITORY
+from kedit_lib.report import readme, reproduce
 
 SOURCES = sorted((REPOSITORY / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 EXECUTED = REPOSITORY / "notebooks" / "executed"

@@ -18,9 +18,9 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 import kedit_lib
-from kedit_lib import notebooks, reproduce, stamps
-from kedit_lib.params import load_profile
-from kedit_lib.report import write_report
+from kedit_lib.data.config import load_profile
+from kedit_lib.report import notebooks, reproduce, stamps
+from kedit_lib.report.site import write_report
 
 PROFILE = """\
 name: {name}
@@ -227,7 +227,7 @@ def test_a_stopped_run_leaves_no_process(project):
     code = "import os, pathlib, time; pathlib.Path('pid').write_text(str(os.getpid())); time.sleep(300)"
     write_notebook(project.source("00_sleeps"), code, parameters="seed = 0")
     program = (
-        "import pathlib; from kedit_lib import reproduce; reproduce.run_streams = reproduce.judge = lambda *_: None; "
+        "import pathlib; from kedit_lib.report import reproduce; reproduce.run_streams = reproduce.judge = lambda *_: None; "
         f"reproduce.run_as_program(pathlib.Path({str(project.root)!r}))"
     )
     process = subprocess.Popen([sys.executable, "-c", program], cwd=project.root, stderr=subprocess.DEVNULL)
@@ -364,10 +364,10 @@ def test_streams_are_run_for_the_live_orders_unless_one_notebook_is_wanted(tmp_p
     monkeypatch.setenv("KEDIT_RESULTS", "")
     monkeypatch.setattr(reproduce, "run_streams", REAL_RUN_STREAMS)
     calls = []
-    sweep = types.ModuleType("kedit_lib.sweep")
-    sweep.__spec__ = importlib.machinery.ModuleSpec("kedit_lib.sweep", None)
+    sweep = types.ModuleType("kedit_lib.report.sweep")
+    sweep.__spec__ = importlib.machinery.ModuleSpec("kedit_lib.report.sweep", None)
     sweep.run_streams = lambda profile, **options: calls.append((profile.name, options, os.environ["KEDIT_RESULTS"]))
-    monkeypatch.setitem(sys.modules, "kedit_lib.sweep", sweep)
+    monkeypatch.setitem(sys.modules, "kedit_lib.report.sweep", sweep)
     monkeypatch.setattr(kedit_lib, "sweep", sweep, raising=False)
     reproduce.run_streams(run_of(project, "--orders", "all"), only=None)
     assert calls == [("lab", {"orders": [0, 1], "workers": 2}, str(tmp_path / "results"))]

@@ -24,9 +24,9 @@ import torch
 from library import parameters, snapshot
 
 import kedit_lib as kedit
-from kedit_lib import durable
-from kedit_lib.metrics import answer_probability
-from kedit_lib.store import RunFolder
+from kedit_lib.data import atomic as durable
+from kedit_lib.evaluation import answer_probability
+from kedit_lib.streams.store import RunFolder
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from library import refused
 
 import kedit_lib as kedit
-from kedit_lib import figures, reproduce
-from kedit_lib.datasets.files import records_of
-from kedit_lib.edits import fill
+from kedit_lib.data.edit import fill
+from kedit_lib.data.files import records_of
+from kedit_lib.report import figures, reproduce
 
 SOURCES = sorted(Path(kedit.__file__).parent.rglob("*.py"))
 FORBIDDEN_MODULES = {"pickle", "marshal", "shelve", "dill", "joblib", "cloudpickle"}
@@ -207,7 +207,8 @@ def test_samples_keep_texts_out_of_the_headers(monkeypatch):
     """Headers of a styled table are HTML as they stand."""
     from types import SimpleNamespace
 
-    from kedit_lib import metrics, streams
+    from kedit_lib import evaluation as metrics
+    from kedit_lib.streams import bench as streams
 
     text = "<script>x</script>"
     edit = kedit.Edit("{} plays the", text, "violin")

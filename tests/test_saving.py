@@ -9,7 +9,7 @@ from library import refused, snapshot
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import kedit_lib as kedit
-from kedit_lib import durable
+from kedit_lib.data import atomic as durable
 from kedit_lib.errors import KeditError
 
 EDITS = [

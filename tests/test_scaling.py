@@ -8,11 +8,13 @@ import pandas as pd
 import pytest
 
 import kedit_lib as kedit
-from kedit_lib import cause_figures, extrapolation, figures, scaling
+from kedit_lib.analysis import width_family as scaling
+from kedit_lib.analysis import width_fit as extrapolation
 from kedit_lib.lab import world_of
 from kedit_lib.lab.train import RECIPES
 from kedit_lib.lab.world import World
-from kedit_lib.streams import data_folder
+from kedit_lib.report import cause_figures, figures
+from kedit_lib.streams.bench import data_folder
 
 MEMBERS = scaling.family()
 

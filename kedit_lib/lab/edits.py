@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
-from ..edits import Edit
+from ..data.edit import Edit
 from ..errors import KeditError
 from .world import Fact, World
 

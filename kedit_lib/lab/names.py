@@ -6,8 +6,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..keys import keys_at, outputs_at
-from ..tokens import encode_prompt
+from ..editing.compute_k import keys_at, outputs_at
+from ..models.tokenization import encode_prompt
 from . import world_of
 
 

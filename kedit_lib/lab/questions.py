@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import random
 
-from ..edits import Edit
-from ..metrics import Question
+from ..data.edit import Edit
+from ..data.question import Question
 from .corpus import biography, unmark
 from .edits import ask, other_facts, others_of
 from .world import World

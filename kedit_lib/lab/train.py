@@ -25,7 +25,7 @@ import transformers
 from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ..durable import writing
+from ..data.atomic import writing
 from ..errors import KeditError, first_line, program
 from . import corpus
 from .tokenizer import train_tokenizer
@@ -211,7 +211,7 @@ def recall(model, tokenizer, world: World, people=None, batch: int = 1024) -> pd
     the full stop equals the true object. Range 0..1; the floor is 1/number of objects.
     """
     # Imported here: the editing library reads lab weights, so the import must not be circular.
-    from ..generation import complete
+    from ..models.generation import complete
 
     rows = []
     people = list(world.people if people is None else people)

@@ -22,8 +22,8 @@ import torch
 import transformers
 from filelock import FileLock
 
-from kedit_lib.durable import checksum, replacing, writing
-from kedit_lib.errors import KeditError, first_line, program
+from ..data.atomic import checksum, replacing, writing
+from ..errors import KeditError, first_line, program
 
 SMOLLM2 = "smollm2"
 # SmolLM2-135M-Instruct (Apache-2.0; Allal et al. 2025, arXiv 2502.02737), quantised to Q4_1.

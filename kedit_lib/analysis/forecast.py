@@ -1,0 +1,88 @@
+"""How many single edits a model will bear, told before the first one: from a few edits made apart.
+
+Until bystanders are lost, edits of a stream answer little to each other; what they do to another subject adds up like
+a random walk (`anatomy`). So N_model can be foretold without a stream:
+
+    spills   n edits, each made on the unedited model: how far does each move the state h of each of some strangers?
+             a_ju = ‖h_j(u) − h(u)‖² / ‖h(u)‖²,  h after the last edited layer, at the subject's last token
+    bearing  the sum of the n updates, stretched more and more: at which shift θ is half of the strangers' facts lost?
+    walk     after N edits a stranger's squared shift is a sum of N of the a's; N_model is where its median is θ²
+
+    kedit.foretell(model, method, edits[:30], strangers, moments=…, contexts=…)      # {"N": 131, "theta": 0.4, …}
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import numpy as np
+import torch
+
+from ..editing.compute_k import outputs_at
+from ..editing.compute_z import Doubtful
+from ..errors import KeditError
+from ..evaluation import generation_accuracy
+from ..models.tokenization import encode_prompt
+
+STRETCH = tuple(2.0**i for i in range(-2, 7))  # factors on the sum of the updates
+WALKERS, FURTHEST = 1000, 3000  # simulated strangers; edits beyond which nothing is foretold
+
+
+def foretell(model, method, edits, strangers, moments=None, contexts=None, seed: int = 0) -> dict[str, float]:
+    """{"N": foretold N_model (inf: beyond FURTHEST edits), "theta": θ, "spill": mean a of one edit}.
+
+    edits      a sample, each made on the unedited weights
+    strangers  (prompt with {}, subject, answer): facts that no edit touches and the unedited model knows
+
+    The weights are the ones at entry afterwards. KeditError without edits or strangers.
+    """
+    if not edits or not strangers:
+        raise KeditError("foretell: needs at least one edit and one fact of a stranger; give both")
+    prompts = [encode_prompt(model.tokenizer, "{}", prompt, subject) for prompt, subject, _ in strangers]
+    asked, answers = [p.replace("{}", s) for p, s, _ in strangers], [answer for *_, answer in strangers]
+    above, total, spills = model.layers[max(method.layers)], {}, []
+    with model.temporarily(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", Doubtful)
+        unedited = outputs_at(model, prompts, above)
+
+        def shift() -> torch.Tensor:
+            return (outputs_at(model, prompts, above) - unedited).norm(dim=1) / unedited.norm(dim=1)
+
+        for edit in edits:
+            outcome = method.apply(model, [edit], moments=moments, contexts=contexts)
+            spills.append(shift().square())
+            model.restore()
+            for name, delta in outcome.deltas.items():
+                total[name] = total.get(name, 0) + delta
+        shifts, right = [], []
+        for factor in STRETCH:
+            model.add({name: factor * delta for name, delta in total.items()})
+            shifts.append(shift())
+            right += generation_accuracy(model, asked, answers)
+            model.restore()
+    theta = _bearing(torch.cat(shifts).cpu().numpy(), np.array(right, dtype=bool))
+    pool = torch.stack(spills).flatten().double().cpu().numpy()
+    return {"N": _walk(pool, theta, seed), "theta": theta, "spill": float(pool.mean())}
+
+
+def _bearing(shift: np.ndarray, right: np.ndarray) -> float:
+    """θ that best tells the lost from the kept: the fewest facts are kept beyond it or lost below it."""
+    order = np.argsort(shift)
+    shift, right = shift[order], right[order]
+    wrong_below = np.concatenate([[0], np.cumsum(~right)])
+    right_beyond = right.sum() - np.concatenate([[0], np.cumsum(right)])
+    cut = int(np.argmin(wrong_below + right_beyond))
+    if cut == 0:
+        return float(shift[0])
+    return math.inf if cut == len(shift) else float(np.sqrt(shift[cut - 1] * shift[cut]))
+
+
+def _walk(pool: np.ndarray, theta: float, seed: int) -> float:
+    """The first N at which the median of sums of N draws from the pool exceeds θ²."""
+    rng, sums = np.random.default_rng(seed), np.zeros(WALKERS)
+    for n in range(1, FURTHEST + 1):
+        sums += rng.choice(pool, WALKERS)
+        if np.median(sums) > theta**2:
+            return float(n)
+    return math.inf

@@ -1,0 +1,103 @@
+"""Which layers to edit, and the scale of the residual stream: single edits of the development people.
+
+`python -m kedit_lib.analysis.layer_sweep --model lab` writes layers.csv and scales.csv beside the weights. No
+stream edits these people or asks about them. Every row is measured with the published hyperparameters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import itertools
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from ..editing import method_class, method_for
+from ..editing.contexts import generate_contexts
+from ..errors import KeditError, program
+from ..evaluation.single_edits import single_edits
+from ..lab import world_of
+from ..lab.edits import lab_edits
+from ..lab.singles import lab_around, lab_moments
+from ..lab.train import fix_scale
+from ..models.loading import load_model
+from ..models.model import EditableModel
+
+WIDEST = 4  # adjacent layers at most
+SCALES = (8.0, 16.0, 22.0, 32.0, 45.0, 64.0)  # mean norms of the stream in the middle; v_lr is 0.5 whatever it is
+
+
+def layer_sweep(model, n: int = 20, cache=None) -> pd.DataFrame:
+    """Mean of `single_edits` for ROME at every layer, MEMIT and PMET at every run of adjacent layers below the last."""
+    runs = [("rome", [i]) for i in range(model.n_layers)]
+    spans = [list(range(a, b)) for a, b in itertools.combinations(range(model.n_layers), 2) if b - a <= WIDEST]
+    runs += [(method, layers) for method in ("memit", "pmet") for layers in spans]
+    moments = lab_moments(model, list(range(model.n_layers)), cache)
+    return _table(_means(model, method_for(model, name, layers=layers), n, moments) for name, layers in runs)
+
+
+def scale_sweep(model, n: int = 20) -> pd.DataFrame:
+    """The same for the chosen layers at each of SCALES; what the model says does not depend on the scale."""
+    return _table(_scaled(model, n))
+
+
+def _scaled(model, n: int):
+    methods = [method_for(model, name) for name in ("memit", "pmet", "rome")]
+    layers = sorted({layer for method in methods for layer in method.layers})
+    for norm in SCALES:
+        hf = copy.deepcopy(model.hf)
+        fix_scale(hf, model.tokenizer, world_of(model), norm)
+        scaled = EditableModel(hf, model.tokenizer, model.name, model.folder)
+        moments = lab_moments(scaled, layers)
+        for method in methods:
+            yield {"norm": norm, **_means(scaled, method, n, moments)}
+
+
+def _means(model, method, n: int, moments) -> dict:
+    world = world_of(model)
+    edits = lab_edits(world, n, seed=1, people=world.development)
+    contexts = generate_contexts(model, seed=0, style=method_class(method.name).context_style)
+    table = single_edits(model, method, edits, moments, contexts, partial(lab_around, world))
+    layers = "-".join(map(str, method.layers))
+    return {"method": method.name, "layers": layers, "n": n, **table.mean(numeric_only=True)}
+
+
+def _table(rows) -> pd.DataFrame:
+    kept = []
+    for row in rows:
+        kept.append(row)
+        print(pd.DataFrame([row]).round(3).to_string(header=len(kept) == 1, index=False), flush=True)
+    return pd.DataFrame(kept).round(4)
+
+
+@program
+def main(argv=None) -> int:
+    parser = argparse.ArgumentParser(
+        description="Sweep the edited layers and the stream's scale on people kept for it."
+    )
+    parser.add_argument("--model", default="lab")
+    parser.add_argument("--n", type=int, default=20, help="edits for each setting")
+    parser.add_argument("--only", choices=("layers", "scales"), help="one of the two sweeps")
+    parser.add_argument("--out", type=Path, help="folder for layers.csv and scales.csv (default: beside the weights)")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    if args.n < 1:
+        raise KeditError(f"--n {args.n}: must be at least 1")
+    model = load_model(args.model)
+    folder = args.out or model.folder
+    if folder is None or not folder.is_dir():
+        raise KeditError(f"--out {folder}: is no folder; give an existing one")
+    if args.n > (most := len(world_of(model).development)):
+        raise KeditError(f"--n {args.n}: {args.model} has {most} people kept for it; give at most as many")
+    if args.only != "scales":
+        layer_sweep(model, args.n, cache="results/moments").to_csv(folder / "layers.csv", index=False)
+    if args.only != "layers":
+        scale_sweep(model, args.n).to_csv(folder / "scales.csv", index=False)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

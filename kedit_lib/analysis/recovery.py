@@ -1,0 +1,214 @@
+"""Why the optimised probability falls, and whether an optimisation can lift it again.
+
+δ is made of Adam's steps, each about v_lr long in every coordinate whatever the model is like, and the norms of the
+layers above read the direction of v₀ + δ alone. So what an optimisation can do may hang on how far its steps reach
+against the state that they are added to, within the clamp:
+
+    reach = min(v_lr · √d_model · (v_num_grad_steps − 1) / ‖v₀‖,  clamp_norm_factor)
+
+`reaches` reads from finished streams that optimisations do nothing where the reach has become small; `measure` asks
+whether it is the reach: it goes along a stream and looks for targets of other people with a larger budget, or with part
+of the prompt as it was. `verdict` says what came of what was predicted.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ..editing import method_class
+from ..editing.compute_z import Doubtful, did_nothing
+from ..editing.interventions import changed
+from ..evaluation import generation_accuracy
+from ..streams.bench import Bench, data_folder
+from ..streams.named_streams import COLLAPSING, Stream
+from ..streams.runner import WINDOW, Run
+from ..streams.store import write_parquet
+from .decomposition import measured_on
+
+STREAMS = (COLLAPSING, "why-pmet-left")  # where the optimised probability falls: as it may, and by the padding bug
+AT = (0, 150, 300, 450)  # edits made before targets are looked for
+SAMPLE = 25  # of people whom the stream does not edit
+STEPS = 10  # times as many as in the stream
+AS_IS, MORE_STEPS = "as in the stream", f"{STEPS} times as many steps"
+LONGER_STEPS, UNBUGGED = "steps longer as the state has grown", "prompts padded behind"
+HEALED = {"tokens before the subject unedited": "healed before", "tokens behind it unedited": "healed behind"}
+BUGGED = ("left padded", "both bugs")  # changes that look prompts up at the wrong places
+ELSEWHERE = ("superposed", "frozen z")  # changes that optimise on the unedited model, whose ‖v₀‖ no edit moves
+
+
+def reach(method, d_model: int, v0_norm):
+    """How far the steps of a target's optimisation go at most, as a multiple of ‖v₀‖ (a number or a series); > 0."""
+    steps = method.v_lr * d_model**0.5 * (method.v_num_grad_steps - 1)
+    return np.minimum(steps / v0_norm, method.clamp_norm_factor)
+
+
+def frozen(first: pd.Series, last: pd.Series) -> pd.Series:
+    """`targets.did_nothing` of each optimisation; first, last: their probabilities."""
+    return pd.Series([did_nothing(*pair) for pair in zip(first, last, strict=True)], first.index, dtype=bool)
+
+
+def reaches(bench: Bench, streams: dict[str, Stream], orders=(0,)) -> pd.DataFrame:
+    """A row a stream of single edits, order and WINDOW of edits: edit (the window's last), reach and lifted =
+    p_last/p_first (medians), frozen (share of the edits), p (median of p_last), v0 (median ‖v₀‖), padding ("right", or
+    "wrong" for the streams with that bug). Methods without targets, and streams that optimise elsewhere, are left out.
+    """
+    rows = []
+    for name, stream in streams.items():
+        method = bench.method(name)
+        if stream.batch_size != 1 or stream.pruned or stream.change in ELSEWHERE or not hasattr(method, "v_lr"):
+            continue
+        padding = "wrong" if stream.change in BUGGED else "right"
+        for order, run in bench.runs(name).items():
+            if order in orders:
+                found = _windows(run, method, bench.model.d_model)
+                rows += [{"stream": name, "order": order, "padding": padding, **row} for row in found]
+    return pd.DataFrame(rows)
+
+
+def _windows(run: Run, method, d_model: int) -> list[dict]:
+    edits = run.edits[["edit", "probability_first", "probability_last", "v0_norm"]].astype(float)
+    if edits.v0_norm.isna().any():
+        return []
+    edits = edits.assign(
+        reach=reach(method, d_model, edits.v0_norm),
+        lifted=edits.probability_last / edits.probability_first,
+        frozen=frozen(edits.probability_first, edits.probability_last),
+    )
+    parts = [edits.iloc[i : i + WINDOW] for i in range(0, len(edits) - WINDOW + 1, WINDOW)]
+    return [
+        {
+            "edit": int(part.edit.max()),
+            "reach": part.reach.median(),
+            "lifted": part.lifted.median(),
+            "frozen": part.frozen.mean(),
+            "p": part.probability_last.median(),
+            "v0": part.v0_norm.median(),
+        }
+        for part in parts
+    ]
+
+
+def lift(bench: Bench, name: str, order: int = 0) -> pd.DataFrame | None:
+    """`measure` of a stream: the committed table, or one from results/. None: an order that was not measured."""
+    for folder in (data_folder(), bench.results / "lifting"):
+        if (path := _path(folder, bench, name, order)).exists():
+            return pd.read_parquet(path)
+    return None
+
+
+def keep(bench: Bench, name: str, order: int, folder: Path) -> pd.DataFrame:
+    """Put the table of a stream into a folder: measured, or, as a sweep that was stopped goes on, found in results/."""
+    ours = _path(bench.results / "lifting", bench, name, order)
+    found = pd.read_parquet(ours) if ours.exists() else measure(bench, name, order)
+    for path in {ours, _path(folder, bench, name, order)}:
+        write_parquet(found, path)
+    return found
+
+
+def _path(folder: Path, bench: Bench, name: str, order: int) -> Path:
+    asked = f"lifting-{'-'.join(map(str, AT))}x{SAMPLE}"
+    return folder / f"{measured_on(folder, bench, name, order)}{asked}.parquet"
+
+
+def measure(bench: Bench, name: str, order: int = 0, at=AT, sample: int = SAMPLE) -> pd.DataFrame:
+    """Go along a stream and, after each of `at` edits (0 first), look for the targets of `sample` people whom it does
+    not edit, as the stream does and as `budgets` says; nothing of these is left in the model.
+
+    A row a number of edits, budget and person: p_first, p_last, v0 (‖v₀‖), reach, said (whether the model says the new
+    object once that edit alone has been written, 0 or 1).
+    """
+    model, method, rows, n = bench.model, bench.method(name), [], max(at)
+    everyone = bench.edits(order, n + sample)
+    edits, others = everyone[:n], everyone[n:]
+    given = {"moments": bench.moments if method.needs_moments else None, "contexts": bench.contexts(method, order)}
+    with model.temporarily(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", Doubtful)
+        model.restore()
+        done, unedited = 0, None
+        for stop in at:
+            for edit in edits[done:stop]:
+                method.apply(model, [edit], **given)
+            done = stop
+            own = _look(model, method, others, given)
+            unedited = own if unedited is None else unedited
+            tried = {AS_IS: own}
+            for budget, other in budgets(bench, name, (own.v0 / unedited.v0).median()).items():
+                tried[budget] = _look(model, other, others, given)
+            rows += [found.assign(edits_done=stop, budget=budget) for budget, found in tried.items()]
+    return pd.concat(rows, ignore_index=True)
+
+
+def _look(model, method, edits, given: dict) -> pd.DataFrame:
+    """Each edit alone on the model as it is now."""
+    rows, now = [], model.snapshot()
+    for edit in edits:
+        target = method.apply(model, [edit], **given).targets[0]
+        (said,) = generation_accuracy(model, [edit.text], [edit.target_new])
+        model.load_snapshot(now)
+        first, last = target.probabilities[0], target.probabilities[-1]
+        reached = float(reach(method, model.d_model, target.v0_norm))
+        rows.append((edit.subject, first, last, target.v0_norm, reached, float(said)))
+    return pd.DataFrame(rows, columns=["subject", "p_first", "p_last", "v0", "reach", "said"])
+
+
+def budgets(bench: Bench, name: str, grown: float) -> dict:
+    """{what it is: the stream's method with it} of what is tried beside the stream's own; grown: how many times as long
+    as unedited the states v₀ are. Larger budgets; of a stream that looks prompts up at the wrong places the method
+    itself, of others part of the prompt as it is on the unedited model."""
+    stream, method = bench.streams[name], bench.method(name)
+    own = method.model_dump()
+    found = {
+        MORE_STEPS: type(method)(**{**own, "v_num_grad_steps": STEPS * method.v_num_grad_steps}),
+        LONGER_STEPS: type(method)(**{**own, "v_lr": method.v_lr * max(1.0, grown)}),
+    }
+    if stream.change in BUGGED:
+        return found | {UNBUGGED: method_class(stream.method)(**own)}
+    return found | {what: changed(method, change) for what, change in HEALED.items()}
+
+
+def lifting_table(found: dict[tuple[str, int], pd.DataFrame]) -> pd.DataFrame:
+    """A row a stream, order, number of edits and budget: medians of p_first, p_last, v0 and reach, and the shares of
+    frozen optimisations and of edits that the model says. found: {(stream, order): `measure`}."""
+    rows = []
+    for (stream, order), table in found.items():
+        for (done, budget), part in table.groupby(["edits_done", "budget"], sort=False):
+            middle = part[["p_first", "p_last", "v0", "reach"]].median()
+            stuck = frozen(part.p_first, part.p_last).mean()
+            named = {"stream": stream, "order": order, "edits_done": done, "budget": budget}
+            rows.append({**named, **middle, "frozen": stuck, "said": part.said.mean()})
+    return pd.DataFrame(rows)
+
+
+def verdict(lifted: pd.DataFrame) -> str:
+    """What was predicted of `lifting_table` at its last number of edits, and what came (medians over orders)."""
+    end = lifted[lifted.edits_done == lifted.edits_done.max()]
+    said = []
+    for stream, rows in end.groupby("stream", sort=False):
+        p = rows.groupby("budget", sort=False).p_last.median()
+        start = lifted[(lifted.stream == stream) & (lifted.edits_done == 0) & (lifted.budget == AS_IS)].p_last.median()
+        bugged = UNBUGGED in p.index
+        predicted = {
+            MORE_STEPS: ("below 0.01", p[MORE_STEPS] < 0.01) if bugged else ("above 0.5", p[MORE_STEPS] > 0.5),
+            LONGER_STEPS: (f"about {start:.2g}", p[LONGER_STEPS] > start / 2)
+            if bugged
+            else ("above 0.5", p[LONGER_STEPS] > 0.5),
+        }
+        if not bugged:
+            before, behind = HEALED
+            predicted |= {before: ("below 0.05", p[before] < 0.05), behind: ("above 0.5", p[behind] > 0.5)}
+        each = [
+            f"*{budget}* {p[budget]:.2g} ({what} was predicted: {'held' if held else 'failed'})"
+            for budget, (what, held) in predicted.items()
+        ]
+        each += [f"*{UNBUGGED}*, on the same weights, {p[UNBUGGED]:.2g}"] if bugged else []
+        orders = rows.order.nunique()
+        said.append(
+            f"- **{stream}** ({orders} order{'s' if orders > 1 else ''}): after {end.edits_done.max()} edits "
+            f"{p[AS_IS]:.2g}, before the first {start:.2g}; {'; '.join(each)}. Of the edits {rows.said.max():.0%} at "
+            "most are said once they are written."
+        )
+    return "\n".join(said)

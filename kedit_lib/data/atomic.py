@@ -1,0 +1,92 @@
+"""Files and folders that are whole or not there at all, whatever happens while they are written.
+
+    with replacing(path) as partial:
+        save(partial)
+
+They are written under a temporary name beside `path`, synced to the disk and renamed; then the folder they lie in is
+synced, so that the new name itself outlives a power cut.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from ..errors import KeditError, first_line
+
+LEFT_OVER = ".*.tmp"  # what a killed process leaves behind
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path for a file or a folder; it takes the place of `path` when the block ends without an error.
+
+    A file never takes the place of a folder. After an error `path` is as it was and nothing of the new one is left.
+    KeditError for a disk that is full or cannot be written.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    before = path.with_name(f".{path.name}.{os.getpid()}.before.tmp")
+    with writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            remove(partial)
+            yield partial
+            for file in [*partial.iterdir()] if partial.is_dir() else []:
+                _sync(file)
+            _sync(partial)
+            if path.is_dir() and not partial.is_dir():  # somebody's folder, where a file was to go
+                raise IsADirectoryError(errno.EISDIR, "a folder has this name")
+            if path.is_dir():  # only an empty folder could be renamed over
+                os.replace(path, before)
+            os.replace(partial, path)
+            _sync(path.parent)
+            remove(before)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                if before.exists() and not path.exists():
+                    os.replace(before, path)
+                remove(partial)
+            raise
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """What the system says when `path` cannot be written, as a KeditError."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise KeditError(
+            f"{path}: cannot be written ({reason}); free space there or choose another folder, then run again: what "
+            "was stored before is whole"
+        ) from error
+
+
+def remove(path: Path) -> None:
+    """A file or a folder with all that is in it, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def checksum(path: Path) -> str:
+    """sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    at = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(at)
+    finally:
+        os.close(at)

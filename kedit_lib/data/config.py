@@ -1,0 +1,239 @@
+"""Typed parameters: what a run does (profiles) and how a model is edited (method hyperparameters).
+
+    profile = load_profile("lab")                      # params/profiles/lab.yaml
+    profile = load_profile("lab", n_edits=50)          # the same, one field changed
+    params = load_model_params("lab")                  # params/models/lab.yaml
+    kedit.MEMIT(**params["memit"])
+
+Types are strict because YAML's are not: PyYAML reads `5e-1` as the *text* "5e-1", and a run that silently turned
+text into numbers, or a float into an int, would not be the run that its parameters describe. Whatever is wrong is one
+line that names the file, the field, the value and the remedy.
+"""
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from kedit_lib.errors import KeditError, first_line
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+LAB_MODELS = ("lab", "lab-small")  # the built-in ones
+
+Count = Annotated[int, Field(ge=1)]
+LAST_SEED, LAST_ORDER = 10**6, 999  # 1000 · seed + order seeds what an order draws
+Order = Annotated[int, Field(ge=0, le=LAST_ORDER)]
+Scale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Profile(BaseModel):
+    """What an execution of the notebooks runs: on which model, how much of it, how often it looks."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    model: Annotated[str, Field(min_length=1)]  # "lab", "lab-small", a hub id or a local folder
+    edits: Annotated[str, Field(min_length=1)]  # "lab", or a file or hub name of edits: kedit_lib.streams.facts
+    texts: Annotated[str, Field(min_length=1)]  # "lab", or a file or hub name of plain text, for second moments
+    dtype: Literal["float32", "float64", "bfloat16", "float16"]
+    device: Annotated[str, Field(min_length=1)] = "cpu"  # or "cuda", "cuda:1", …
+    originals: Literal["device", "host"] = "device"  # where the unedited values of edited weights are kept
+    seed: Annotated[int, Field(ge=0, le=LAST_SEED)]
+    n_edits: Count  # length of a stream
+    orders: Annotated[list[Order], Field(min_length=1)]  # all edit orders that are shown
+    live_orders: list[Order]  # the orders executed now; the others come from committed data
+    batch_sizes: Annotated[list[Count], Field(min_length=1)]  # swept at equal n_edits
+    mass_sizes: Annotated[list[Count], Field(min_length=1)]  # one batch of each size, for time and memory
+    checkpoint_every: Count
+    dense_every: Count  # spacing of checkpoints until the model is dead
+    untouched: Count  # size of the panel of facts that no edit touches
+    n_single: Count  # independent single edits, weights restored between them
+    workers: Count  # processes side by side
+    threads: Count  # threads in each of them
+    lambda_scales: Annotated[list[Scale], Field(min_length=1)]  # multiples of the published weight of C
+
+    @field_validator("orders", "live_orders", "batch_sizes", "mass_sizes", "lambda_scales")
+    @classmethod
+    def _no_value_twice(cls, values: list) -> list:
+        if len(set(values)) < len(values):
+            raise ValueError("names a value twice; keep each once")
+        return values
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> "Profile":
+        if unknown := sorted(set(self.live_orders) - set(self.orders)):
+            raise ValueError(f"live_orders: {unknown} is not among orders {self.orders}; add it there or take it out")
+        if max(self.batch_sizes) > self.n_edits:
+            raise ValueError(
+                f"batch_sizes: {max(self.batch_sizes)} is more than n_edits {self.n_edits}; lower it or raise n_edits"
+            )
+        if self.dense_every > self.checkpoint_every:
+            raise ValueError(
+                f"dense_every: {self.dense_every} is wider than checkpoint_every {self.checkpoint_every}; lower it"
+            )
+        return self
+
+
+def params_folder() -> Path:
+    """The params/ folder: beside the package, or where the environment variable KEDIT_PARAMS says."""
+    return Path(os.environ.get("KEDIT_PARAMS") or REPOSITORY / "params").resolve()
+
+
+def load_profile(name_or_path: str | Path, **overrides: Any) -> Profile:
+    """The profile of that name in params/profiles, or of that file, with `overrides` in place of its fields."""
+    path = _find(name_or_path, params_folder() / "profiles", "profile")
+    values = read_yaml(path)
+    profile = _validated(values, path.name)
+    if profile.name != path.stem:
+        raise KeditError(f"{path.name}: name: {profile.name!r} is not the file's name; write {path.stem!r}")
+    if overrides:
+        profile = _validated({**values, **overrides}, f"{path.name} with {', '.join(overrides)} overridden")
+    return profile
+
+
+def load_model_params(name: str) -> dict[str, dict[str, Any]]:
+    """What params/models holds for a model: {"model": {…}, "memit": {hyperparameters}, "rome": {…}, …}.
+
+    A hub id or a folder is looked up by its last part: "meta-llama/Llama-2-7b-hf" is Llama-2-7b-hf.yaml, there or
+    among those that check_model wrote into the results folder. Which
+    hyperparameters a method takes is for the method to say; here only the shape of the file and numbers that YAML
+    took for text are checked.
+    """
+    path = find_model_params(name) or _find(file_name(name), params_folder() / "models", "model parameters")
+    sections = read_yaml(path)
+    for section, values in sections.items():
+        if not isinstance(values, dict):
+            raise KeditError(
+                f"{path.name}: {section}: {values!r} is not a mapping; write its hyperparameters below it, indented"
+            )
+        if odd := [name for name in values if not isinstance(name, str)]:
+            raise KeditError(f"{path.name}: {section}: {odd[0]!r} is no name of a hyperparameter; write it as text")
+        _reject_numbers_as_text(values, f"{path.name}: {section}")
+    if "model" not in sections:
+        raise KeditError(f"{path.name}: has no section 'model'; add it before the sections of the methods")
+    return sections
+
+
+def file_name(model: str) -> str:
+    """What a model's parameter file is called: the last part of a hub id or a path, safe as the name of a file."""
+    short = str(model).rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", short).strip(".-") or "model"
+
+
+def results_folder() -> Path:
+    """The results/ folder: beside the package, or where the environment variable KEDIT_RESULTS says."""
+    return Path(os.environ.get("KEDIT_RESULTS") or REPOSITORY / "results").resolve()
+
+
+def models_folders() -> tuple[Path, Path]:
+    """Where models' parameter files lie: params/models, and for a folder that cannot be written results/models."""
+    return params_folder() / "models", results_folder() / "models"
+
+
+def find_model_params(model: str) -> Path | None:
+    """A model's parameter file, or None if it has none yet."""
+    wanted = f"{file_name(model)}.yaml".casefold()  # hub ids are written in either case
+    paths = (path for folder in models_folders() for path in sorted(folder.glob("*.yaml")))
+    return next((path for path in paths if path.name.casefold() == wanted), None)
+
+
+def _find(name_or_path: str | Path, folder: Path, what: str) -> Path:
+    """The file of a bare name in `folder`, or the path itself if it is spelled as one."""
+    text = str(name_or_path)
+    if text.endswith((".yaml", ".yml")):
+        if os.path.isfile(text):  # Path.is_file() raises for a name that is too long
+            return Path(text)
+        raise KeditError(f"{text}: there is no such file; give an existing file or one of the names in {folder}")
+    path = folder / f"{text}.yaml"
+    if text and path.parent == folder and os.path.isfile(path):
+        return path
+    known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml"))) or "none"
+    raise KeditError(
+        f"{what} {text!r}: not found in {folder} (there: {known}); take one of these, add {text}.yaml, "
+        "or set KEDIT_PARAMS to the folder that has it"
+    )
+
+
+class _OneValueAKey(yaml.SafeLoader):
+    """PyYAML keeps the last of two equal keys and says nothing; a parameter that stands twice is a mistake."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                problem = f"{key} stands twice; keep one of them"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path, loader: type = _OneValueAKey) -> dict[str, Any]:
+    """The 'name: value' lines of a file; one line of KeditError for whatever is wrong with it."""
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f" line {mark.line + 1}" if mark else ""
+        raise KeditError(f"{path.name}{where}: is not valid YAML here: {error.problem}") from None
+    except (
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+        RecursionError,
+    ) as error:  # no text; a date that is none; a list as key
+        raise KeditError(f"{path.name}: is not a text file of YAML: {first_line(error)}") from None
+    if not isinstance(values, dict):
+        raise KeditError(f"{path.name}: holds no 'name: value' lines; write them as in {path.parent}")
+    return values
+
+
+def _validated(values: dict[str, Any], source: str) -> Profile:
+    try:
+        return Profile.model_validate(values)
+    except ValidationError as error:
+        first, *others = error.errors(include_url=False)
+        more = f" (and {len(others)} more)" if others else ""
+        raise KeditError(f"{source}: {_one_line(first)}{more}") from None
+
+
+def _one_line(error: dict[str, Any]) -> str:
+    """One of pydantic's findings as 'field: value, what is wrong, what to do'."""
+    field = ".".join(str(part) for part in error["loc"])
+    value, kind = error["input"], error["type"]
+    if kind == "missing":
+        return f"{field}: is missing; add '{field}: …'"
+    if kind == "extra_forbidden":
+        return f"{field}: {value!r}: there is no such field; the fields are {', '.join(Profile.model_fields)}"
+    if kind == "value_error":  # one of the checks above, which say all themselves
+        message = error["msg"].removeprefix("Value error, ")
+        return f"{field}: {value!r} {message}" if field else message
+    if isinstance(value, str) and (remedy := _meant_as_number(value)):
+        return f"{field}: {value!r} {remedy}"
+    message = error["msg"].replace("Input should be", "must be").replace("List should", "must")
+    return f"{field}: {value!r} {message[0].lower()}{message[1:]}; change it"
+
+
+def _meant_as_number(text: str) -> str | None:
+    """What to say of a text that was meant as a number ('5e-1': write 0.5), or None if it was not."""
+    if not re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", text.strip()):
+        return None
+    number = float(text)
+    plain = str(int(number)) if number.is_integer() and "." not in text and abs(number) < 1e15 else str(number)
+    why = f"YAML reads {text} as text" if isinstance(yaml.safe_load(text), str) else "without quotes"
+    return f"is text, not a number; write {plain} ({why})"
+
+
+def _reject_numbers_as_text(value: Any, where: str) -> None:
+    """Raise on the first text below `value` that was meant as a number."""
+    if isinstance(value, str) and (remedy := _meant_as_number(value)):
+        raise KeditError(f"{where}: {value!r} {remedy}")
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _reject_numbers_as_text(inner, f"{where}: {key}")
+    if isinstance(value, list):
+        for inner in value:
+            _reject_numbers_as_text(inner, where)

@@ -1,0 +1,200 @@
+"""What an edit is: a prompt with a place for the subject, the subject, and the new object."""
+
+from __future__ import annotations
+
+import json
+import re
+import string
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+
+from ..errors import KeditError
+from .words import places, why_elsewhere
+
+TEXTS = ("prompt", "subject", "target_new", "target_true", "relation", "id")
+LISTS = ("paraphrases", "neighborhood", "generation_prompts", "attribute_prompts")  # of prompts
+PAIRS = ("portability", "locality")  # of (prompt, answer)
+LATER = ("attribute_prompts", *PAIRS)  # fields younger than the first stored results
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One requested change of knowledge.
+
+    prompt              text with exactly one `{}` where the subject goes, e.g. "The mother tongue of {} is";
+                        doubled braces stand for single ones
+    subject             e.g. "Danielle Darrieux"; its last token is where the edit is written
+    target_new          the new object, without a leading space
+    target_true         the object known so far (None: unknown); needed for success and magnitude
+    paraphrases         other full prompts that should give target_new
+    neighborhood        full prompts about other subjects that should go on giving target_true
+    generation_prompts  full prompts for free generation
+    relation, id        labels for tables; free text
+    attribute_prompts   full prompts about other subjects whose object is target_new, before and after
+    portability         (prompt, answer) pairs that follow from the edit, one hop further
+    locality            (prompt, answer) pairs that the edit should leave alone
+
+    Raises KeditError for a prompt without `{}`, or with two, for an empty subject or target, and for
+    a subject that stands a second time in the prompt, as words of its own ("{}, called Ana, plays"
+    for Ana; "Banana {}" is fine): two mentions are two places to write to. Use `Edit.from_text` when
+    the prompt holds the subject itself.
+    """
+
+    prompt: str
+    subject: str
+    target_new: str
+    target_true: str | None = None
+    paraphrases: tuple[str, ...] = ()
+    neighborhood: tuple[str, ...] = ()
+    generation_prompts: tuple[str, ...] = ()
+    relation: str = ""
+    id: str = ""
+    attribute_prompts: tuple[str, ...] = ()
+    portability: tuple[tuple[str, str], ...] = ()
+    locality: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self):
+        for name in TEXTS:
+            value = getattr(self, name)
+            if not isinstance(value, str) and not (name == "target_true" and value is None):
+                raise KeditError(f"edit {self._label()}: {name} must be text, got {value!r}; give a string")
+        for name in LISTS:
+            object.__setattr__(self, name, self._prompts(name))
+        for name in PAIRS:
+            object.__setattr__(self, name, self._pairs(name))
+        try:
+            json.dumps([getattr(self, name) for name in (*TEXTS, *LISTS, *PAIRS)], ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = error.object[error.start]
+            raise KeditError(f"edit {self._label()}: {half!r} is half a character; write it as UTF-8") from None
+        for name in ("subject", "target_new", "target_true"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, value.strip())
+        if not self.subject:
+            raise KeditError(f"edit {self._label()}: the subject is empty; name who or what the fact is about")
+        if not self.target_new:
+            raise KeditError(f"edit {self._label()}: target_new is empty; give the new object")
+        if self.target_true == "":
+            raise KeditError(f"edit {self._label()}: target_true is empty; give the known object, or leave it out")
+        around = around_places(self.prompt)
+        if len(around) != 2:
+            raise KeditError(
+                f"edit {self._label()}: the prompt {self.prompt!r} has {len(around) - 1} places marked {{}}; it needs "
+                "exactly one, where the subject goes (or use Edit.from_text)"
+            )
+        if any(start != len(around[0]) for start in places(self.text, self.subject)):
+            raise KeditError(
+                f"edit {self._label()}: the subject stands in the prompt {self.prompt!r} twice, as text and as {{}}; "
+                "keep only the {}"
+            )
+        if self.target_true == self.target_new:
+            message = f"edit {self._label()}: target_new equals target_true ({self.target_new!r})"
+            warnings.warn(message, stacklevel=3)
+
+    @classmethod
+    def from_text(cls, prompt: str, subject: str, target_new: str, **rest) -> Edit:
+        """An edit whose prompt holds the subject as text, exactly once as words of its own.
+
+        The subject is located by its position; braces in the text are kept as text.
+        """
+        for name, value in (("prompt", prompt), ("subject", subject)):
+            if not isinstance(value, str):
+                raise KeditError(f"edit of {subject!r}: {name} must be text, got {value!r}; give a string")
+        subject = subject.strip()
+        starts = places(prompt, subject)
+        if len(starts) != 1:
+            raise KeditError(
+                f"edit of {subject!r}: the subject stands {len(starts)} times in {prompt!r}"
+                f"{why_elsewhere(prompt, subject)}; it must stand there exactly once"
+            )
+        before, after = prompt[: starts[0]], prompt[starts[0] + len(subject) :]
+        return cls(f"{escaped(before)}{{}}{escaped(after)}", subject, target_new, **rest)
+
+    @property
+    def text(self) -> str:
+        """The prompt with the subject in its place."""
+        return self.subject.join(around_places(self.prompt))
+
+    def __repr__(self) -> str:
+        """All fields, but later ones only when given: stored results are found by a hash over this text."""
+        shown = [f.name for f in fields(self) if f.name not in LATER or getattr(self, f.name)]
+        return f"Edit({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
+
+    def _label(self) -> str:
+        return f"{self.id} of {self.subject!r}".strip() if isinstance(self.subject, str) else repr(self.id)
+
+    def _prompts(self, name: str) -> tuple[str, ...]:
+        value = getattr(self, name)
+        if isinstance(value, str):
+            raise KeditError(f"edit {self._label()}: {name} must be a list of prompts, not one; put it in [ ]")
+        prompts = tuple(value) if isinstance(value, Iterable) else None
+        if prompts is None or not all(isinstance(prompt, str) for prompt in prompts):
+            raise KeditError(f"edit {self._label()}: {name} must be a list of prompts, got {value!r}")
+        return prompts
+
+    def _pairs(self, name: str) -> tuple[tuple[str, str], ...]:
+        value, pairs = getattr(self, name), []
+        for pair in value if isinstance(value, (list, tuple)) else (None,):
+            whole = isinstance(pair, (list, tuple)) and len(pair) == 2
+            if not whole or not all(isinstance(part, str) and part.strip() for part in pair):
+                raise KeditError(
+                    f"edit {self._label()}: {name} must be a list of (prompt, answer), both not empty, got {value!r}"
+                )
+            pairs.append((pair[0], pair[1].strip()))
+        return tuple(pairs)
+
+
+def around_places(prompt: str) -> list[str]:
+    """The texts before, between and after the places `{}` of a prompt. Doubled braces stand for single ones,
+    and a brace by itself for itself."""
+    texts = [""]
+    for piece in re.split(r"(\{\{|\}\}|\{\})", prompt):
+        if piece == "{}":
+            texts.append("")
+        else:
+            texts[-1] += piece[0] if piece in ("{{", "}}") else piece
+    return texts
+
+
+def escaped(text: str) -> str:
+    """The text with its braces doubled, for a prompt or context to show them as they are."""
+    return text.replace("{", "{{").replace("}", "}}")
+
+
+def check_edits(edits, what: str) -> list[Edit]:
+    """The edits as a list, or KeditError from `what` when there are none or something else is among them."""
+    edits = list(edits) if isinstance(edits, Iterable) else [edits]
+    if not edits:
+        raise KeditError(f"{what}: there are no edits; pass a non-empty list of Edit")
+    for i, edit in enumerate(edits):
+        if not isinstance(edit, Edit):
+            raise KeditError(f"{what}: edit {i} is of type {type(edit).__name__}; pass a list of Edit")
+    return edits
+
+
+def fill(context: str, prompt: str, subject: str) -> tuple[str, int, int]:
+    """`prompt` about `subject` inside a context such as "I saw it. {}", and where the subject lies in it.
+
+    Returns (text, start, end) in characters. Doubled braces in the context stand for single ones.
+    """
+    pieces = list(string.Formatter().parse(context))  # split at {} and at every doubled brace
+    place = next(i for i, (_, field, *_) in enumerate(pieces) if field is not None)
+    before = "".join(literal for literal, *_ in pieces[: place + 1])
+    after = "".join(literal for literal, *_ in pieces[place + 1 :])
+    ahead, behind = around_places(prompt)
+    start = len(before) + len(ahead)
+    return f"{before}{ahead}{subject}{behind}{after}", start, start + len(subject)
+
+
+def check_context(context: str) -> str:
+    """The context itself, or KeditError unless it has exactly one `{}` (other braces doubled)."""
+    if not isinstance(context, str):
+        raise KeditError(f"context {context!r}: must be text with one {{}} where the prompt goes")
+    try:
+        fields = [name for _, name, *_ in string.Formatter().parse(context) if name is not None]
+    except ValueError as error:
+        raise KeditError(f"context {context!r}: {error}; double every brace but one {{}}") from None
+    if fields != [""]:
+        raise KeditError(f"context {context!r}: needs exactly one {{}} where the prompt goes; double any other brace")
+    return context

@@ -1,0 +1,153 @@
+"""Records from a local file, a folder, or the hub, whatever their schema."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+from pathlib import Path
+
+from ..errors import KeditError, first_line
+from .edit import LISTS, PAIRS
+from .records import Record
+
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def records_of(source: str | Path, **hub) -> list[Record]:
+    """Every record of `source`: a .json, .jsonl, .csv or .parquet file, a folder of such files, or a hub name.
+
+    hub   for folders and hub names: keywords of `datasets.load_dataset`, such as split, name,
+          data_files, revision, cache_dir
+
+    In a CSV file lists are written as JSON and an empty cell is an absent field. Raises KeditError
+    for a source that is not there, cannot be read, or holds no records.
+    """
+    path, name = Path(source), str(source)
+    suffix = path.suffix.lower()
+    if os.path.isfile(path):  # Path.is_file() raises for a name that is too long
+        if hub:
+            raise KeditError(f"edits {name!r}: is a file; {', '.join(hub)} go with a folder or a hub name only")
+        if suffix not in READERS:
+            raise KeditError(f"edits {name!r}: format {suffix!r} is unknown; give {', '.join(READERS)}")
+        found = READERS[suffix](path)
+    elif os.path.isdir(path) or (HUB_NAME.fullmatch(name) and suffix not in READERS):
+        found = _from_datasets(name, **hub)
+    else:
+        raise KeditError(
+            f"edits {name!r}: no such file; give 'lab', a file ({', '.join(READERS)}), a folder, or a hub name "
+            "such as owner/name"
+        )
+    if not found:
+        raise KeditError(f"{path.name}: holds no edits; write one record an edit")
+    return [Record(where, number, values) for number, (where, values) in enumerate(found, 1)]
+
+
+def _json(path: Path) -> list[tuple[str, dict]]:
+    try:
+        values = _parsed(_text(path))
+    except json.JSONDecodeError as error:
+        raise KeditError(
+            f"{path.name}: is not JSON ({error.msg} in line {error.lineno}); a file with an object a line is .jsonl"
+        ) from None
+    if not isinstance(values, list):
+        raise KeditError(f"{path.name}: must hold a list of records, got {type(values).__name__}")
+    return [_object(f"{path.name} record {n}", value) for n, value in enumerate(values, 1)]
+
+
+def _jsonl(path: Path) -> list[tuple[str, dict]]:
+    found = []
+    for n, line in enumerate(_text(path).split("\n"), 1):  # splitlines() would cut inside texts, at U+2028 for one
+        if line.strip():
+            where = f"{path.name} line {n}"
+            try:
+                found.append(_object(where, _parsed(line)))
+            except json.JSONDecodeError as error:
+                raise KeditError(f"{where}: is not JSON ({error.msg}); write one object a line") from None
+    return found
+
+
+def _csv(path: Path) -> list[tuple[str, dict]]:
+    rows = csv.DictReader(io.StringIO(_text(path), newline=""), strict=True)
+    found, line = [], 1
+    try:
+        for row in rows:
+            where, line = f"{path.name} line {line + 1}", rows.line_num
+            if None in row:
+                raise KeditError(f"{where}: has more cells than the header; put cells with commas in quotes")
+            found.append((where, {k: _cell(where, k, v) for k, v in row.items() if v}))
+    except csv.Error as error:
+        raise KeditError(f"{path.name} line {rows.line_num}: is not CSV ({error})") from None
+    return found
+
+
+def _cell(where: str, name: str, value: str):
+    if name not in (*LISTS, *PAIRS):
+        return value
+    try:
+        return _parsed(value)
+    except json.JSONDecodeError:
+        raise KeditError(f'{where}: field {name!r} must be a JSON list such as ["…"], got {value!r}') from None
+
+
+def _parquet(path: Path) -> list[tuple[str, dict]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        rows = pq.read_table(path).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise KeditError(f"{path.name}: cannot be read as parquet ({first_line(error)}); write it again") from None
+    return _rows(path.name, rows)
+
+
+def _from_datasets(name: str, split: str | None = None, **options) -> list[tuple[str, dict]]:
+    from datasets import load_dataset  # here: slow to import, and only folders and hub names need it
+
+    try:
+        found = load_dataset(name, split=split, **options)
+    except Exception as error:  # whatever it makes of a name, a login, a network or a file
+        raise KeditError(
+            f"edits {name!r}: cannot be loaded with the datasets library ({first_line(error)}); check the name, the "
+            "network, and that you are logged in if it asks for that; or give a local file"
+        ) from error
+    if isinstance(found, dict):
+        if len(found) > 1:
+            raise KeditError(f"edits {name!r}: has the splits {', '.join(found)}; choose one with split=")
+        found = next(iter(found.values()))
+    return _rows(Path(name).name, found)
+
+
+def _rows(name: str, rows) -> list[tuple[str, dict]]:
+    """Rows of columns: a field that one record has and another has not comes as null."""
+    return [(f"{name} record {n}", {k: v for k, v in row.items() if v is not None}) for n, row in enumerate(rows, 1)]
+
+
+def _object(where: str, value) -> tuple[str, dict]:
+    if not isinstance(value, dict):
+        raise KeditError(f'{where}: is not an object; write {{"prompt": …, "subject": …, "target_new": …}}')
+    return where, value
+
+
+def _parsed(text: str):
+    """The value of a JSON text; JSONDecodeError also for what is nested or counted beyond all measure."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise json.JSONDecodeError(first_line(error), text, 0) from None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")  # spreadsheets put a byte order mark in front
+    except UnicodeDecodeError as error:
+        raise KeditError(
+            f"{path.name}: is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
+        ) from None
+
+
+READERS = {".json": _json, ".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}

@@ -1,0 +1,41 @@
+"""Where a number comes from: the key of what decides it, versions, device, commit and time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import subprocess
+import time
+
+import torch
+import transformers
+
+from .config import REPOSITORY
+
+ALGORITHMS = 2  # raised by hand when a change of the library changes numbers
+
+
+def key_of(**parts) -> str:
+    """A short hash over named parts (plain data)."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def versions() -> dict:
+    return {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
+
+
+def arithmetic(device: torch.device) -> dict:
+    """What decides the last digits of results and nothing else of them: rounding depends on how sums are split up."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": name}
+
+
+def commit() -> str | None:
+    """The commit of this checkout, for manifests; None outside a repository."""
+    asked = subprocess.run(["git", "-C", REPOSITORY, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return asked.stdout.strip() or None
+
+
+def now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -1,0 +1,80 @@
+"""The editing methods by name, and their published hyperparameters for each model."""
+
+from __future__ import annotations
+
+from ..data.config import load_model_params
+from ..errors import KeditError
+from .alphaedit import AlphaEdit
+from .emmet import EMMET
+from .ft import FT
+from .locate_then_edit import anchor_norm
+from .memit import MEMIT
+from .method import Method, Outcome
+from .pmet import PMET
+from .prune import prune
+from .rect import RECT
+from .rome import PROME, ROME, RROME
+
+METHODS: dict[str, type[Method]] = {
+    m.__name__: m for m in (ROME, RROME, PROME, MEMIT, PMET, EMMET, AlphaEdit, RECT, FT)
+}
+# One class, several names: what differs is how it is called or its hyperparameters.
+ALSO_CALLED = {"MEMITMASS": "MEMIT", "FTL": "FT", "FTM": "FT"}
+
+
+def _plain(name: str) -> str:
+    return name.upper().replace("-", "").replace("_", "")
+
+
+def method_class(name: str) -> type[Method]:
+    """The method of that name, in any case: "r-rome" is RROME, "memit-mass" MEMIT, "ft-l" and "ft-m" FT.
+
+    KeditError for an unknown one.
+    """
+    classes = {_plain(known): cls for known, cls in METHODS.items()}
+    plain = ALSO_CALLED.get(_plain(name), _plain(name))
+    if plain not in classes:
+        raise KeditError(f"method {name!r}: is unknown; use one of {', '.join(METHODS)}")
+    return classes[plain]
+
+
+def method_for(model, name: str, **overrides) -> Method:
+    """The method with the hyperparameters of params/models/<model>.yaml, some of them overridden.
+
+    model: an EditableModel or its name. A section of the very name ("ft-m") goes before the method's ("ft").
+    """
+    cls, model_name = method_class(name), getattr(model, "name", model)
+    found = load_model_params(str(model_name))
+    published, own = found["model"].get("d_ff"), getattr(model, "d_ff", None)
+    if None not in (published, own) and published != own:
+        raise KeditError(
+            f"model {model_name!r}: its parameters are of a model with d_ff {published}, it has {own}; rename one "
+            "of two models that share a name"
+        )
+    sections = {_plain(str(key)): values for key, values in found.items()}
+    for section in (_plain(name), _plain(cls.__name__)):
+        if section in sections:
+            return cls(**{**sections[section], **overrides})
+    raise KeditError(
+        f"method {name!r}: params/models has no hyperparameters for it under {model_name!r}; pass them yourself"
+    )
+
+
+__all__ = [
+    "METHODS",
+    "EMMET",
+    "FT",
+    "MEMIT",
+    "PMET",
+    "PROME",
+    "RECT",
+    "ROME",
+    "RROME",
+    "AlphaEdit",
+    "Method",
+    "Outcome",
+    "anchor_norm",
+    "method_class",
+    "method_for",
+    "prune",
+]

@@ -1,0 +1,58 @@
+"""AlphaEdit (Fang et al. 2024; jianghoucheng/AlphaEdit): an update that cannot touch what plain text uses.
+
+    Δᵀ = [P (K Kᵀ + M) + L2·I]⁻¹ P K Rᵀ / (m − i)
+       = U₀ [U₀ᵀ (K Kᵀ + M) U₀ + L2·I]⁻¹ U₀ᵀ K Rᵀ / (m − i),      P = U₀U₀ᵀ
+
+P projects onto the null space of C (see `nullspace.py`) and M = Σ k kᵀ over the keys of the earlier batches, each
+measured on the weights after it. With B = P/L2 it is the closed form of MEMIT (`solve.py`): an N × N solve.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import ClassVar
+
+from pydantic import Field
+
+from .closed_form import update
+from .memit import Spread
+from .method import Call, Outcome
+from .null_space import NullSpace
+
+
+class AlphaEdit(Spread):
+    """nullspace_threshold: P is over the singular values of C below this absolute number.
+    nullspace_rank: P is over this many of the smallest instead (None: by threshold).
+    L2: weight of ‖Δ‖² against the edits. A `projection` given to `apply` goes before the first two."""
+
+    takes_projection: ClassVar[bool] = True
+
+    nullspace_threshold: float = Field(0.02, gt=0)
+    nullspace_rank: int | None = Field(None, ge=1)
+    L2: float = Field(10.0, gt=0)
+
+    @property
+    def keeps_history(self) -> bool:
+        return True
+
+    def prepare(self, model, edits, moments=None, contexts=None, history=None, projection=None, targets=None) -> Call:
+        call = super().prepare(model, edits, moments, contexts, history, projection, targets)
+        if projection is not None:
+            return call
+        by_rank = self.nullspace_rank is not None
+        cut = {"rank": self.nullspace_rank} if by_rank else {"threshold": self.nullspace_threshold}
+        projection = NullSpace.from_moments(moments, **cut)
+        projection.check(model, self.layers)
+        return replace(call, projection=projection)
+
+    def _check_moments(self, model, moments) -> None:
+        moments.check(model, self.layers, invert=None)
+
+    def _solve(self, call, layer, k, r, outcome: Outcome):
+        bk = call.projection.project(layer, k) / self.L2
+        delta, g = update(k, r, self._with_history(call, layer, bk, self.L2))
+        outcome.written[layer] = g / (1 + g)
+        return delta
+
+    def _fixed(self, call):
+        return f"P of {call.projection.identity}", call.projection.project

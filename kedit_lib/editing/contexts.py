@@ -1,0 +1,56 @@
+"""Context templates: sampled beginnings in front of the prompt, so that an edit does not depend on one wording.
+
+Source: `get_context_templates` of the ROME, MEMIT and EasyEdit code, which sample unseeded once a
+process and keep the result in a global; here the sampling is seeded and the list is a value.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ..data.edit import check_context, escaped
+from ..errors import KeditError
+from ..models.tokenization import encode
+
+STARTERS = ("The", "Therefore", "Because", "I", "You")
+# style -> (contexts for each starter, length in tokens with the starter but without BOS)
+STYLES = {"memit": ((1, 10),), "rome": ((2, 5), (2, 10))}
+
+
+@torch.no_grad()
+def generate_contexts(model, seed: int = 0, style: str = "memit", top_k: int = 5) -> list[str]:
+    """`{}` first, then sampled beginnings, each followed by ". {}".
+
+    style "memit": five of 10 tokens; "rome": ten of 5 tokens and ten of 10 (EasyEdit's five starters).
+    The same seed and weights give the same list. Braces in sampled text are doubled.
+    """
+    if style not in STYLES:
+        raise KeditError(f"context style {style!r}: is unknown; use {' or '.join(map(repr, STYLES))}")
+    generator = torch.Generator().manual_seed(seed)
+    contexts = ["{}"]
+    for each, length in STYLES[style]:
+        for start in STARTERS:
+            for _ in range(each):
+                text = _sample(model, start, length, top_k, generator).strip()
+                contexts.append(f"{escaped(text)}. {{}}")
+    return contexts
+
+
+def _sample(model, start: str, length: int, top_k: int, generator: torch.Generator) -> str:
+    ids = encode(model.tokenizer, start)
+    wanted = len(ids) + length - len(model.tokenizer(start, add_special_tokens=False).input_ids)
+    while len(ids) < wanted:
+        logits = model.hf(input_ids=torch.tensor([ids], device=model.device)).logits[0, -1].float().cpu()
+        best, token = logits.topk(top_k)
+        ids.append(int(token[torch.multinomial(best.softmax(-1), 1, generator=generator)]))
+    return model.tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def check_contexts(contexts) -> list[str]:
+    """The list with the clean context first; KeditError for none, a malformed one, or no `{}` among them."""
+    if isinstance(contexts, str):
+        raise KeditError(f"contexts: must be a list of strings, got one string {contexts!r}; put it in [ ]")
+    contexts = [check_context(c) for c in contexts]
+    if "{}" not in contexts:
+        raise KeditError("contexts: the clean context '{}' is missing; put it first")
+    return ["{}"] + [c for c in contexts if c != "{}"]

@@ -1,0 +1,38 @@
+"""EMMET (Gupta et al. 2024b; scalable-model-editing/unified-model-editing): ROME's equality for a batch.
+
+    Δ = (R / (m − i)) (Kᵀ C′⁻¹ K + ρI)⁻¹ Kᵀ C′⁻¹,      C′ = λC + ηI
+
+Where MEMIT weighs an edit against C, this writes it exactly, ΔK = R, and disturbs C′ as little as that allows; ρ
+softens the equality in a batch, whose keys may nearly coincide. One edit has ρ = 0, and Δ is then of ROME's form.
+Published for one layer.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from .closed_form import update
+from .memit import Spread
+from .method import Outcome
+
+
+class EMMET(Spread):
+    """mom2_update_weight: λ. emmet_lambda: ρ, for batches. update_norm_lambda: η, how much ‖Δ‖ itself counts."""
+
+    mom2_update_weight: float = Field(1.0, gt=0)
+    emmet_lambda: float = Field(0.1, ge=0)
+    update_norm_lambda: float = Field(0.0, ge=0)
+
+    @property
+    def _shift(self) -> float:
+        """C′ = λ (C + shift·I)."""
+        return self.update_norm_lambda / self.mom2_update_weight
+
+    def _check_moments(self, model, moments) -> None:
+        moments.check(model, self.layers, invert=self._shift)
+
+    def _solve(self, call, layer, k, r, outcome: Outcome):
+        bk = call.moments.solve(layer, k, self._shift) / self.mom2_update_weight
+        delta, g = update(k, r, bk, ridge=self.emmet_lambda if len(k) > 1 else 0.0)
+        outcome.s[layer] = self.mom2_update_weight * g
+        return delta

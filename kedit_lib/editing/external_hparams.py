@@ -1,0 +1,142 @@
+"""Hyperparameter files of other programs: EasyEdit's YAML and the JSON of the methods' authors.
+
+    method = kedit.method_from_file("EasyEdit/hparams/MEMIT/llama-7b.yaml")
+    method = kedit.method_from_file("memit/hparams/MEMIT/EleutherAI_gpt-j-6B.json")   # named by its folder
+
+The fields keep their names. What belongs elsewhere here, such as the model's name, is left out with one warning; what
+is unknown, of the wrong type, or asks for what is not done here is an error.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..data.config import read_yaml
+from ..errors import KeditError
+from . import Method, method_class
+
+# Where those fields' business is done here.
+ELSEWHERE = {
+    "load_model": ("model_name", "device", "model_parallel", "fp16", "max_length"),
+    "moments=": ("stats_dir", "mom2_dataset", "mom2_n_samples", "mom2_dtype", "P_loc"),
+    "contexts=": ("context_template_length_params",),
+    "the model's layout": (
+        "rewrite_module_tmp",
+        "rewrite_module_tmps",
+        "layer_module_tmp",
+        "mlp_module_tmp",
+        "attn_module_tmp",
+        "ln_f_module",
+        "lm_head_module",
+    ),
+    "the batch that apply is given": ("batch_size",),
+    # The published programs hold these in every file and do not read them for every method.
+    "nothing that this method reads": (
+        "mom2_adjustment",
+        "mom2_update_weight",
+        "kl_factor",
+        "calculate_objective_value",
+        "dynamic_multiplier",
+        "emmet_lambda",
+    ),
+}
+# Switches of which one position is done here.
+ONLY = {
+    "fact_token": "subject_last",
+    "layer_selection": "all",
+    "bias_update": False,
+    "dynamic": False,
+    "norm_control": 0,
+    "prob_cutoff": 0,
+    "update_norm_lambda": 0,  # where the method has no such field
+}
+# Without these a file says something else to each program that fills them in.
+DECISIVE = (
+    *("v_num_grad_steps", "v_lr", "v_weight_decay", "clamp_norm_factor", "kl_factor", "nll_loss_factor"),
+    *("mom2_update_weight", "emmet_lambda", "L2", "nullspace_threshold", "num_steps", "lr"),
+)
+OFF = {"norm_constraint": None, "weight_decay": 0.0}  # what `false` means there
+MLP_OUTPUT = re.compile(r".*mlp\.(down_proj|c_proj|fc_out|dense_4h_to_h)(\.weight)?")
+
+
+def method_from_file(path, method: str | None = None) -> Method:
+    """The method of a .yaml, .yml or .json file, with its hyperparameters.
+
+    method: its name; None: the file's alg_name, or else the name of its folder, which is how the authors keep them.
+    Warns, in one line each, of fields that mean nothing here and of hyperparameters that the file does not give and
+    that are therefore this library's. KeditError for a file that cannot be read, a method that is
+    not there, an unknown or mistyped field, a fact_token other than subject_last.
+    """
+    path = Path(path)
+    values = _read(path)
+    named = [values.pop(key) for key in ("alg_name", "alg") if key in values]
+    cls = _class(path, method or (named[0] if named else None))
+    values = {str(field): _number(value) for field, value in values.items()}
+    for field, value in ONLY.items():
+        if field in cls.model_fields:
+            continue
+        if (found := values.pop(field, value)) != value:
+            raise KeditError(f"{path.name}: {field} = {found!r}: is not done here; only {value!r} is")
+    for field in ("rewrite_module_tmp", "rewrite_module_tmps"):
+        modules = values.get(field, [])
+        for module in modules if isinstance(modules, list) else [modules]:
+            if not MLP_OUTPUT.fullmatch(str(module)):
+                raise KeditError(f"{path.name}: {field} = {module!r}: here methods edit the map that leaves the MLP")
+    left_out = []
+    for place, fields in ELSEWHERE.items():
+        if found := [f for f in fields if f in values and f not in cls.model_fields]:
+            left_out.append(f"{', '.join(found)} ({place})")
+            values = {f: value for f, value in values.items() if f not in found}
+    try:
+        made = cls(**{f: OFF[f] if value is False and f in OFF else value for f, value in values.items()})
+    except KeditError as error:
+        raise KeditError(f"{path.name}: {error}") from None
+    if left_out:
+        warnings.warn(f"{path.name}: left out, because it is settled elsewhere: {'; '.join(left_out)}", stacklevel=2)
+    if ours := [f"{f} = {getattr(made, f)}" for f in cls.model_fields if f in DECISIVE and f not in values]:
+        warnings.warn(f"{path.name}: does not give {', '.join(ours)}, which is taken", stacklevel=2)
+    return made
+
+
+def _class(path: Path, name: Any) -> type[Method]:
+    if name is None:
+        try:
+            return method_class(path.parent.name)
+        except KeditError:
+            raise KeditError(
+                f"{path.name}: does not say its method (no alg_name, and its folder {path.parent.name!r} is none); "
+                "pass method="
+            ) from None
+    try:
+        return method_class(str(name))
+    except KeditError as error:
+        raise KeditError(f"{path.name}: {error}") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if path.suffix not in (".yaml", ".yml", ".json"):
+        raise KeditError(f"{path}: is no hyperparameter file; give a .yaml, .yml or .json")
+    if not path.is_file():
+        raise KeditError(f"{path}: there is no such file; give an existing one")
+    if path.suffix != ".json":
+        return read_yaml(path, yaml.SafeLoader)  # published files hold a field twice
+    try:
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise KeditError(f"{path.name}: is not valid JSON: {error}; write it again") from None
+    if not isinstance(values, dict):
+        raise KeditError(f"{path.name}: holds no object of hyperparameters; give one {{…}}")
+    return values
+
+
+def _number(value: Any) -> Any:
+    """EasyEdit's files write 5e-1, which PyYAML reads as text and EasyEdit turns into a number."""
+    if isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", value.strip()):
+        return float(value)
+    return value

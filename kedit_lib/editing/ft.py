@@ -1,0 +1,134 @@
+"""Fine-tuning of the edited maps, the baseline: FT-L (Meng et al. 2022a) and FT-M (Zhang et al. 2024, EasyEdit).
+
+    min over W of mean over edits of −(1/|t|) Σ_j log p(t_j),      |W − W₀| ≤ ε in every entry
+
+    FT-L   objective_optimization "prompt_last": every target token is read at the last token of the prompt;
+           norm_constraint ε bounds the change
+    FT-M   "target_new": target token j is read after the prompt and t_1 … t_{j−1}, as a language model is trained
+
+Adam on W; W₀ are the weights at the start of the call, and after every step W is clipped to the box around them. An
+epoch takes a step for each `batch_size` edits, none where their loss is below 0.01, and it is the last one when the
+loss over all edits is. Source: `ft_main.py` of kmeng01/rome and of EasyEdit. C, contexts and the place of the subject
+play no part.
+"""
+
+from __future__ import annotations
+
+from math import nan
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+
+from ..errors import KeditError
+from ..models.hooks import hooks
+from ..models.suffix import Tails
+from .compute_z import Target
+from .method import Call, Method, Outcome, write
+
+LOSS_STOP = 0.01
+
+
+class FT(Method):
+    """num_steps: epochs. lr, weight_decay: Adam's. norm_constraint: ε (None: no bound). batch_size: edits a step."""
+
+    takes_targets: ClassVar[bool] = False
+
+    num_steps: int = Field(25, ge=1)
+    lr: float = Field(5e-4, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    norm_constraint: float | None = Field(None, gt=0)
+    objective_optimization: Literal["prompt_last", "target_new"] = "prompt_last"
+    batch_size: int = Field(1, ge=1)
+
+    @property
+    def needs_moments(self) -> bool:
+        return False
+
+    def contexts(self, model, given=None) -> list[str]:
+        return ["{}"]
+
+    def _apply(self, call: Call) -> Outcome:
+        model, n = call.model, len(call.edits)
+        w0 = {layer: self._matrix(model, layer) for layer in self.layers}
+        w = {layer: start.clone().requires_grad_(True) for layer, start in w0.items()}
+        adam = torch.optim.Adam(w.values(), lr=self.lr, weight_decay=self.weight_decay)
+        chunks = [range(i, min(i + self.batch_size, n)) for i in range(0, n, self.batch_size)]
+        batches = [_Batch(model, [call.requests[i] for i in chunk], self) for chunk in chunks]
+        losses, already = [[] for _ in range(n)], [False] * n
+        for epoch in range(self.num_steps + 1):  # the last one only measures
+            for chunk, batch in zip(chunks, batches, strict=True):
+                nll, said = batch.evaluate(w)
+                if not nll.isfinite().all():
+                    subject = call.edits[chunk[int((~nll.isfinite()).nonzero()[0])]].subject
+                    raise KeditError(
+                        f"edit of {subject!r}: its fine-tuning gave NaN or inf; lower lr or check the model's weights"
+                    )
+                for i, each, hit in zip(chunk, nll.tolist(), said.tolist(), strict=True):
+                    losses[i].append(each)
+                    already[i] = hit if epoch == 0 else already[i]
+                if epoch < self.num_steps and nll.mean().item() >= LOSS_STOP:
+                    self._step(adam, nll.mean(), w, w0)
+            if sum(one[-1] for one in losses) / n < LOSS_STOP:
+                break
+        outcome = Outcome(self.name, call.edits, {}, [])
+        bounded = False
+        for layer, final in w.items():
+            delta = final.detach() - w0[layer]
+            if self.norm_constraint is not None:
+                bounded |= bool((delta.abs() >= self.norm_constraint * (1 - 1e-5)).any())
+            write(model, layer, delta, outcome.deltas)
+        for one, known in zip(losses, already, strict=True):
+            p = torch.tensor(one, dtype=torch.float64).neg().exp().tolist()
+            outcome.targets.append(Target(None, None, one, p, nan, bounded, known))
+        return outcome
+
+    def _step(self, adam, loss, w, w0) -> None:
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        if self.norm_constraint is not None:
+            with torch.no_grad():
+                for layer, each in w.items():
+                    each.clamp_(w0[layer] - self.norm_constraint, w0[layer] + self.norm_constraint)
+
+    def _matrix(self, model, layer):
+        """W [d_model, d_ff] as it is now, in math dtype."""
+        own = model.weight(layer).detach().to(model.math_dtype)
+        return (own.T if model.layout.transposed else own).clone()
+
+
+class _Batch:
+    """Prompt and target of some edits, run from the first edited layer on; below it nothing changes."""
+
+    def __init__(self, model, requests, method: FT):
+        self.model, self.prompts = model, [r.prompts[0] for r in requests]
+        ids = [p.ids + r.target[:-1] for p, r in zip(self.prompts, requests, strict=True)]
+        # Nothing of a prompt is a fixed prefix here: its "tail" is all of it.
+        self.tails, _, _ = Tails.of(model, ids, [0] * len(ids), [len(row) for row in ids], method.layers[0])
+        self.targets = [torch.tensor(r.target, device=model.device) for r in requests]
+        self.at_last = method.objective_optimization == "prompt_last"
+
+    def evaluate(self, w) -> tuple[torch.Tensor, torch.Tensor]:
+        """nll [n] of each edit under the weights w, and said [n]: every target token is the argmax in its place."""
+        model, top, nll, said = self.model, self.model.n_layers - 1, [], []
+        with hooks(*[(model.mlp_out(layer), _with_weight(each)) for layer, each in w.items()]):
+            final = self.tails.run(self.tails.hidden, [top])[top]
+        for row, prompt, target in zip(final, self.prompts, self.targets, strict=True):
+            last, j = len(prompt.ids) - 1, torch.arange(len(target), device=target.device)
+            log_p = model.logits(row[last + j]).log_softmax(-1)
+            said.append((log_p.argmax(-1) == target).all())
+            read = log_p[torch.zeros_like(j) if self.at_last else j, target]
+            nll.append(-read.mean())
+        return torch.stack(nll), torch.stack(said)
+
+
+def _with_weight(w):
+    """A hook that gives the output the module would have with the weight w [d_model, d_ff]."""
+
+    def hook(module, args, output):
+        bias = None if module.bias is None else module.bias.to(w.dtype)
+        return F.linear(args[0].to(w.dtype), w, bias).to(output.dtype)
+
+    return hook

@@ -1,0 +1,90 @@
+"""Hyperparameters for a model that has none yet: Llama-2-7B's, the layers and the weights of C fitted to the model.
+
+    layers   ROME's is the layer whose state at the subject's last token carries the most of a fact (causal tracing);
+             methods that spread an edit take the up to five layers that end there, as published
+    λ        15000 · d_ff / 11008, so that λ/d_ff is Llama-2-7B's; the others' weights of C by the same rule
+
+It is a proposal: tracing alone does not say where editing works best. Single edits do; try the layers beside it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+from ..data.atomic import replacing
+from ..data.config import REPOSITORY, file_name, find_model_params, models_folders, read_yaml
+from ..errors import KeditError
+
+LIKE, D_FF, N_LAYERS = "Llama-2-7b-hf", 11008, 32  # where the other values are from
+DEPTH = 8 / N_LAYERS  # of Llama-2-7B's last edited layer; taken where nothing was traced
+WIDEST = 5  # layers that an edit is spread over at most: Llama-2-7B's, of its 32
+ONE_LAYER = ("rome", "rrome", "prome", "emmet")
+FINE_TUNED = ("ft", "ft-m")
+WITH_C = ("mom2_update_weight", "L2")  # fields that weigh an edit against C, whose scale is d_ff
+
+
+def propose_layers(n_layers: int, effect: pd.DataFrame | None = None) -> tuple[list[int], list[int]]:
+    """ROME's layer, and the layers of methods that spread an edit, both as lists.
+
+    effect: what `causal_trace` gives (None: nothing was traced, the depth is Llama-2-7B's). The last layer is left
+    out: behind it a change could only reach the subject's own next token.
+    """
+    if effect is None:
+        at = round(DEPTH * n_layers)
+    else:
+        states = effect[(effect.place == "last subject token") & (effect.layer < max(1, n_layers - 1))]
+        at = int(states.set_index("layer").effect.idxmax())
+    at = max(0, min(at, n_layers - 2))
+    width = min(WIDEST, max(1, round(WIDEST * n_layers / N_LAYERS)), at + 1)
+    return [at], list(range(at - width + 1, at + 1))
+
+
+def propose(model, effect: pd.DataFrame | None = None) -> dict[str, dict]:
+    """Sections of a params/models file for `model` (see `propose_layers` for `effect`)."""
+    one, several = propose_layers(model.n_layers, effect)
+    tuned = [min(model.n_layers - 1, round(21 / N_LAYERS * model.n_layers))]
+    sections = read_yaml(REPOSITORY / "params" / "models" / f"{LIKE}.yaml")
+    sections["model"] = {"d_ff": model.d_ff}
+    for name, values in sections.items():
+        if "layers" in values:
+            values["layers"] = one if name in ONE_LAYER else tuned if name in FINE_TUNED else several
+        for field in WITH_C:
+            if field in values:
+                values[field] = float(f"{values[field] * model.d_ff / D_FF:.5g}")
+    return sections
+
+
+def write_proposal(name: str, sections: dict[str, dict], why: str) -> Path:
+    """params/models/<name>.yaml, or models/<name>.yaml in the results folder where params cannot be written; its path.
+
+    why: how the layers came about, for the file's first lines. A file that is there is not written over.
+    """
+    if (there := find_model_params(name)) is not None:
+        return there
+    text = (
+        f"# Proposed by check_model: the values of {LIKE}.yaml, but\n#   layers: {why}\n"
+        f"#   weights of C (mom2_update_weight, L2): times {sections['model']['d_ff']} / {D_FF}, the models' d_ff\n"
+    ) + yaml.dump(sections, Dumper=_ListsInLine, sort_keys=False)
+    try:
+        return _written(models_folders()[0] / f"{file_name(name)}.yaml", text)
+    except KeditError:
+        return _written(models_folders()[1] / f"{file_name(name)}.yaml", text)
+
+
+def _written(path: Path, text: str) -> Path:
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+    return path
+
+
+class _ListsInLine(yaml.SafeDumper):
+    """Writes `layers: [4, 5]`, and every value where it stands."""
+
+    def ignore_aliases(self, data) -> bool:
+        return True
+
+
+_ListsInLine.add_representer(list, lambda d, v: d.represent_sequence("tag:yaml.org,2002:seq", v, flow_style=True))

@@ -1,0 +1,38 @@
+"""RECT (Gu et al. 2024; as in jianghoucheng/AlphaEdit): MEMIT, of whose update only the largest relative changes stay.
+
+    Δ_ab stays where |Δ_ab / (W_ab + 1e-8)| is among the largest 40 %, else it becomes 0
+
+MEMIT runs to its end first: the layers above see the whole updates of those below, and W is the weight at entry. What
+is lost of the residual is not written elsewhere.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .memit import MEMIT
+from .method import Call, Outcome
+
+DROPPED = 60  # percent of the entries
+
+
+class RECT(MEMIT):
+    """MEMIT's hyperparameters."""
+
+    def _edit_layers(self, call: Call, outcome: Outcome, first_keys: Tensor | None) -> None:
+        before = call.model.snapshot()
+        super()._edit_layers(call, outcome, first_keys)
+        call.model.load_snapshot(before)
+        outcome.deltas = {
+            name: largest_changes(delta, call.model.hf.get_parameter(name)) for name, delta in outcome.deltas.items()
+        }
+        call.model.add(outcome.deltas)
+        outcome.written = {}  # no longer known
+
+
+def largest_changes(delta: Tensor, weight: Tensor) -> Tensor:
+    """Δ with its 60 % smallest changes, relative to the weight, set to 0; ties at the boundary stay."""
+    change = (delta / (weight.detach().to(delta.dtype) + 1e-8)).abs()
+    boundary = change.flatten().kthvalue(change.numel() * DROPPED // 100).values
+    return torch.where(change >= boundary, delta, torch.zeros_like(delta))

@@ -1,0 +1,93 @@
+"""ROME (Meng et al. 2022a; kmeng01/rome), r-ROME and p-ROME (Gupta et al. 2024a; rebuilding-rome): rank one, one layer.
+
+    ΔW = (v* − W k) uᵀ / (uᵀ k),      u = C⁻¹k′ / ‖C⁻¹k′‖   (k′/‖k′‖ without C)
+
+One formula and two choices of a key: k′, which gives the direction, and k, at which v* is written. With k̄ the mean
+over contexts and k₀ the key of the clean prompt,
+
+               k′     k
+    ROME       k̄      k₀     as published: the two differ, so W (k̄ − k₀) is not accounted for
+    r-ROME     k̄      k̄      W k is the mean output over contexts
+    p-ROME     k₀     k₀
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from ..errors import KeditError
+from .compute_k import context_mean, keys_at, outputs_at
+from .compute_z import Site, optimise
+from .locate_then_edit import Targeted
+from .method import Outcome, write
+
+
+class ROME(Targeted):
+    """mom2_adjustment: whether u is C⁻¹k′ (the paper) or k′ (EasyEdit's Llama-2 configuration)."""
+
+    context_style: ClassVar[str] = "rome"
+    mean_direction: ClassVar[bool] = True  # k′ is k̄, not k₀
+    mean_value: ClassVar[bool] = False  # k is k̄, not k₀
+
+    mom2_adjustment: bool = True
+
+    def __init__(self, **values):
+        super().__init__(**values)
+        if len(self.layers) != 1:
+            raise KeditError(f"{self.name}: layers = {self.layers}: edits exactly one layer; give a list of one")
+
+    @property
+    def needs_moments(self) -> bool:
+        return self.mom2_adjustment
+
+    def _apply(self, call) -> Outcome:
+        """Edits of one call are made one after another, each on the weights the one before left."""
+        outcome = Outcome(self.name, call.edits, {}, [])
+        for i, one in enumerate(call.requests):
+            z = None if call.z is None else call.z[i : i + 1]
+            self._insert(call.model, one, z, call.moments, outcome)
+        return outcome
+
+    def _insert(self, model, request, z, moments, outcome: Outcome) -> None:
+        (layer,) = self.layers
+        (target,), keys = self._targets(model, [request], z)
+        keys = keys_at(model, request.prompts, [layer])[layer] if keys is None else keys[0]
+        k_mean, k_clean = context_mean(keys, len(keys), grouped=False)[0].double(), keys[0].double()
+        direction = k_mean if self.mean_direction else k_clean
+        key, residual = k_clean, target.delta  # W k₀ is v₀
+        if self.mean_value:
+            key, residual = k_mean, target.z - outputs_at(model, request.prompts, self._read(model)).mean(0)
+        target.key_per_layer[layer] = direction.to(keys.dtype)
+        u = moments.solve(layer, direction[None])[0] if self.mom2_adjustment else direction
+        if self.mom2_adjustment:
+            s = (u @ direction)[None]
+            outcome.s[layer] = s if layer not in outcome.s else s.new_tensor([*outcome.s[layer], *s])
+        u = u / u.norm()
+        delta = residual.double().outer(u) / (u @ key)
+
+        deltas = {}
+        write(model, layer, delta, deltas)
+        for name, tensor in deltas.items():
+            outcome.deltas[name] = outcome.deltas[name] + tensor if name in outcome.deltas else tensor
+        outcome.targets.append(target)
+
+    def _optimise(self, model, requests):
+        (layer,) = self.layers
+        # δ on the MLP's output is δ on the stream behind the layer, unless a norm stands between the two.
+        inside, edited = model.layout.mlp_norm is not None, self._read(model)
+        return optimise(model, requests, Site(layer, model.n_layers - 1, (edited,), edited, inside), self)
+
+    def _read(self, model):
+        return model.mlp_out(self.layers[0])
+
+
+class RROME(ROME):
+    """r-ROME: the mean key and the mean output in every place."""
+
+    mean_value: ClassVar[bool] = True
+
+
+class PROME(ROME):
+    """p-ROME: the clean prompt's key and output in every place."""
+
+    mean_direction: ClassVar[bool] = False

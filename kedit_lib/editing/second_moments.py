@@ -1,0 +1,202 @@
+"""Second moments C = E[k kᵀ] of the edited map's inputs over plain text.
+
+Source: `layer_stats.py` of kmeng01/rome: uncentred, over all non-padding tokens, sum over count.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..data.atomic import replacing
+from ..errors import KeditError
+from ..models.hooks import no_bar, pad, trace
+from ..models.tokenization import encode
+
+SYMMETRIC = 1e-4  # largest difference of mirrored entries, relative to the largest entry: what rounding may leave
+
+
+class SecondMoments:
+    """C per layer with its Cholesky factor, and which model they belong to.
+
+    tensors         {layer: [d_ff, d_ff]}
+    model_checksum  of the model they were measured on; None: unknown (given as tensors)
+    about           corpus hash, number of texts and tokens, dtype
+    """
+
+    def __init__(self, tensors: dict[int, Tensor], model_checksum: str | None = None, about: dict | None = None):
+        for layer, c in tensors.items():
+            if not isinstance(c, Tensor) or not c.is_floating_point():
+                kind = getattr(c, "dtype", type(c).__name__)
+                raise KeditError(f"moments of layer {layer}: are {kind}; give a tensor of floating-point numbers")
+            if c.dim() != 2 or c.shape[0] != c.shape[1]:
+                raise KeditError(f"moments of layer {layer}: shape {tuple(c.shape)}; C must be square, d_ff × d_ff")
+            if not torch.isfinite(c).all():
+                raise KeditError(f"moments of layer {layer}: hold NaN or inf; estimate them again")
+            if (off := float((c - c.T).abs().max())) > SYMMETRIC * float(c.abs().max()):
+                raise KeditError(
+                    f"moments of layer {layer}: C is not symmetric (entries differ by {off:.3g} from their mirror "
+                    "images), E[k kᵀ] is; estimate them again"
+                )
+        self.tensors, self.model_checksum, self.about = tensors, model_checksum, about or {}
+        self._factors: dict[tuple[int, float], Tensor] = {}
+        self.null_spaces: dict = {}  # by cut, see NullSpace.from_moments
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[int, Tensor], model_checksum: str | None = None) -> SecondMoments:
+        """From given matrices {layer: [d_ff, d_ff]}."""
+        return cls(dict(tensors), model_checksum)
+
+    @classmethod
+    @torch.no_grad()
+    def estimate(
+        cls,
+        model,
+        texts,
+        layers,
+        cache=None,
+        batch_tokens: int = 8192,
+        progress: bool = False,
+        tokens: int | None = None,
+    ) -> SecondMoments:
+        """Measure C on `texts` (list of str) at `layers` of the unedited model.
+
+        Products are taken in float32 (float64 for a float64 model) and summed in float64. Texts are
+        sorted by length so that padding is rare; padding never counts. `cache`: a folder; results
+        are kept there under a key that names model, corpus, layers and dtype. `tokens`: a budget; the
+        first texts are taken that hold so many (None: all; `make bench` measures what a budget costs
+        in accuracy).
+        """
+        if tokens is not None and not (type(tokens) is int and tokens >= 1):
+            raise KeditError(f"moments: tokens = {tokens!r}; must be a whole number of at least 1, or None for all")
+        layers, texts = model.check_layers(layers), [texts] if isinstance(texts, str) else list(texts)
+        if not any(texts):
+            raise KeditError("moments: no texts were given; pass a list of plain text")
+        corpus = hashlib.sha256("\x00".join(texts).encode()).hexdigest()
+        about = {"corpus": corpus, "texts": len(texts), "dtype": str(model.dtype), "layers": list(layers)}
+        if tokens is not None:
+            about["budget"] = tokens
+        path = None
+        if cache is not None:
+            whole = json.dumps([model.checksum, model.setting, about], sort_keys=True)
+            key = hashlib.sha256(whole.encode()).hexdigest()[:20]
+            path = Path(cache) / f"moments-{key}.safetensors"
+            if path.exists():
+                return cls.load(path)
+
+        limit, rows, held = getattr(model.hf.config, "max_position_embeddings", 2048), [], 0
+        for text in texts:
+            if tokens is not None and held >= tokens:
+                break
+            rows.append(tuple(encode(model.tokenizer, text))[:limit])
+            held += len(rows[-1])
+        rows = sorted(filter(None, rows), key=len)
+        modules = {layer: model.mlp_out(layer) for layer in layers}
+        total = {i: torch.zeros(model.d_ff, model.d_ff, dtype=torch.float64, device=model.device) for i in layers}
+        count = 0
+        with model.temporarily(), tqdm(total=len(rows), desc="second moments", disable=no_bar(progress)) as bar:
+            while rows:
+                size = max(1, batch_tokens // max(1, len(rows[-1])))
+                part, rows = rows[-size:], rows[:-size]
+                ids = pad(part, model.device)
+                lengths = torch.tensor([len(r) for r in part], device=ids.device)
+                real = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+                seen, _ = trace(model.hf, ids, inputs=modules.values(), last=modules[max(layers)])
+                for layer, module in modules.items():
+                    k = seen[module][real].to(model.math_dtype)
+                    total[layer] += (k.T @ k).double()
+                count += int(real.sum())
+                bar.update(len(part))
+        about["tokens"] = count
+        tensors = {i: (c / count).to(model.math_dtype).cpu() for i, c in total.items()}
+        moments = cls(tensors, model.checksum, about)
+        if path is not None:
+            moments.save(path)
+        return moments
+
+    def check(self, model, layers, invert: float | None = 0.0) -> None:
+        """KeditError unless these moments belong to `model`, cover `layers` and can be inverted there.
+
+        invert: C + invert·I is what will be inverted; None: nothing will.
+        """
+        if self.model_checksum is not None and self.model_checksum != model.checksum:
+            raise KeditError(
+                f"moments: were measured on another model (checksum {self.model_checksum[:12]}, {model.name} has "
+                f"{model.checksum[:12]}); estimate them on this one"
+            )
+        for layer in layers:
+            if layer not in self.tensors:
+                there = f"there are {sorted(self.tensors)}"
+                raise KeditError(f"moments: none for layer {layer} ({there}); estimate that layer too")
+            if (width := self.tensors[layer].shape[0]) != model.d_ff:
+                raise KeditError(
+                    f"moments of layer {layer}: width {width}, {model.name} has d_ff {model.d_ff}; "
+                    "they belong to another model"
+                )
+        for layer in layers if invert is not None else ():
+            self.factor(layer, invert, model.device)
+
+    @cached_property
+    def identity(self) -> str:
+        """A hash that names these matrices in stores: of their values, whatever is said about them."""
+        parts = [self.model_checksum]
+        for layer, c in sorted(self.tensors.items()):
+            values = c.cpu().contiguous().view(torch.uint8).numpy().data
+            parts.append((layer, str(c.dtype), hashlib.sha256(values).hexdigest()))
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
+
+    def factor(self, layer: int, shift: float = 0.0, device: torch.device | None = None) -> Tensor:
+        """Lower Cholesky factor of C + shift·I in float64, computed once and kept on `device`, where it was asked for
+        last (None: where it is, at first C's own). KeditError if it is not positive definite."""
+        if (layer, shift) not in self._factors:
+            c = self.tensors[layer].to(device, torch.float64)
+            c = (c + c.T).mul_(0.5)
+            if shift:
+                c.diagonal().add_(shift)
+            factor, info = torch.linalg.cholesky_ex(c)
+            if info.item():
+                raise KeditError(
+                    f"moments of layer {layer}: C is not positive definite (leading minor {info.item()}); estimate it "
+                    f"on more text, at least ten times d_ff = {c.shape[0]} tokens"
+                )
+            self._factors[layer, shift] = factor
+        elif device is not None:
+            self._factors[layer, shift] = self._factors[layer, shift].to(device)
+        return self._factors[layer, shift]
+
+    def solve(self, layer: int, k: Tensor, shift: float = 0.0) -> Tensor:
+        """(C + shift·I)⁻¹ k in float64 for k [n, d_ff] (rows), as [n, d_ff]."""
+        return torch.cholesky_solve(k.double().T, self.factor(layer, shift, k.device)).T
+
+    def save(self, path) -> None:
+        """One safetensors file, there whole or not at all, with owner and corpus in its header."""
+        meta = {"model_checksum": self.model_checksum or "", "about": json.dumps(self.about), "identity": self.identity}
+        with replacing(path) as partial:
+            save_file({f"layer{i}": c.contiguous() for i, c in self.tensors.items()}, str(partial), metadata=meta)
+
+    @classmethod
+    def load(cls, path) -> SecondMoments:
+        """What `save` wrote. KeditError when the file is missing or damaged, or its matrices are no moments."""
+        try:
+            with safe_open(str(path), "pt") as file:
+                meta = file.metadata() or {}
+                names = list(file.keys())
+                tensors = {int(name.removeprefix("layer")): file.get_tensor(name) for name in names}
+            about = json.loads(meta.get("about", "{}"))
+        except (OSError, SafetensorError, ValueError) as error:
+            raise KeditError(f"moments file {path}: cannot be read ({error}); remove it and estimate again") from error
+        try:
+            moments = cls(tensors, meta.get("model_checksum") or None, about)
+            if meta.get("identity", moments.identity) != moments.identity:  # files of before have none
+                raise KeditError("holds other values than were written; remove it and estimate again")
+            return moments
+        except KeditError as error:
+            raise KeditError(f"moments file {path}: {error}") from None

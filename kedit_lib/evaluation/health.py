@@ -1,0 +1,85 @@
+"""Health of the weights and of what flows through them, seen without asking for any fact.
+
+There is no floor: read each value beside that of 0 edits.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from ..models.hooks import by_length, pad, trace
+from ..models.tokenization import encode
+
+ROWS = 64
+
+
+def weight_health(model, layer: int) -> dict[str, float]:
+    """Of the edited map W at `layer`; W₀ is the unedited one, σ its singular values.
+
+    weight norm       ‖W‖_F. Unit: that of the weights; range ≥ 0
+    largest singular  σ_max = ‖W‖₂, the most it can stretch a key
+    condition number  σ_max / σ_min. Range 1..∞ (∞: W has lost a direction). Source: Ma et al. 2024 (PRUNE),
+                      whose bound on the damage of an edit it is
+    weight drift      ‖W − W₀‖_F / ‖W₀‖_F. Range ≥ 0, 0 unedited
+    """
+    # In float32 at least: singular values of half-precision matrices cannot be taken.
+    weight, drift = model.weight(layer).detach().to(model.math_dtype), model.drift(layer)
+    sigma = torch.linalg.svdvals(weight)
+    return {
+        "weight norm": weight.norm().item(),
+        "largest singular": sigma[0].item(),
+        "condition number": (sigma[0] / sigma[-1]).item(),
+        "weight drift": (drift.norm() / (weight - drift).norm()).item(),
+    }
+
+
+@torch.no_grad()
+def hidden_states(model, texts: list[str], layers) -> dict[int, Tensor]:
+    """{layer: [tokens, d_model]} the residual stream after each of `layers` at every token of `texts`, on the CPU.
+
+    Without a text's first token: where a begin-of-text stands, models park vectors hundreds of times
+    as long as the others, which would be all that a mean shows.
+    """
+    rows = [encode(model.tokenizer, t) for t in texts]
+    found: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+    modules = {layer: model.layers[layer] for layer in found}
+    for part in by_length([len(r) for r in rows], ROWS):
+        ids = pad([rows[i] for i in part], model.device)
+        _, seen = trace(model.hf, ids, outputs=modules.values(), last=modules[max(modules)])
+        place, length = torch.arange(ids.shape[1]), torch.tensor([[len(rows[i])] for i in part])
+        real = ((place > 0) & (place < length)).to(ids.device)
+        for layer, module in modules.items():
+            found[layer].append(seen[module][real].to(model.math_dtype).cpu())
+    return {layer: torch.cat(parts) for layer, parts in found.items()}
+
+
+def hidden_health(now: Tensor, unedited: Tensor) -> dict[str, float]:
+    """Of one layer's hidden states h against the unedited model's h₀ at the same tokens, both [tokens, d_model].
+
+    hidden norm   mean ‖h‖. Range ≥ 0
+    hidden drift  mean ‖h − h₀‖ / ‖h₀‖. Range ≥ 0, 0 unedited; √2 for an unrelated h of the same length
+    """
+    return {
+        "hidden norm": now.norm(dim=-1).mean().item(),
+        "hidden drift": ((now - unedited).norm(dim=-1) / unedited.norm(dim=-1)).mean().item(),
+    }
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    """⟨a, b⟩ / (‖a‖‖b‖) of two updates of one weight, of the same shape. Range −1..1; NaN if one is zero.
+
+    0: they do not touch each other, as random ones in a large space; 1: they add up; −1: the later one
+    takes the earlier one back.
+    """
+    a, b = a.detach().double(), b.detach().to(a.device).double()
+    norms = (a.norm() * b.norm()).item()
+    return (a * b).sum().item() / norms if norms > 0 else math.nan
+
+
+def successive_cosines(updates: list[dict[str, Tensor]]) -> list[dict[str, float]]:
+    """For each update but the first, {parameter name: cosine with the update before it}; `outcome.deltas` in order."""
+    return [{name: cosine(b[name], a[name]) for name in b if name in a} for a, b in pairwise(updates)]

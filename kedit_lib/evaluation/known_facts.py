@@ -1,0 +1,19 @@
+"""Which facts a model knows before it is edited: only those can be edited away."""
+
+from __future__ import annotations
+
+from ..data.edit import Edit, check_edits
+from . import generation_accuracy
+
+
+def known_edits(model, edits: list[Edit], match: str = "exact") -> tuple[list[Edit], int]:
+    """The edits whose target_true the model says by itself after the edit prompt, in order, and how many it does not.
+
+    match   as in `metrics.generation_accuracy`: "exact" or "contains". An edit without target_true
+            counts as not known.
+    """
+    edits = check_edits(edits, "known_edits")
+    asked = [e for e in edits if e.target_true is not None]
+    right = generation_accuracy(model, [e.text for e in asked], [e.target_true for e in asked], match)
+    known = [e for e, says in zip(asked, right, strict=True) if says]
+    return known, len(edits) - len(known)

@@ -1,0 +1,46 @@
+"""Portability: what follows from an edit, asked in other ways than the edit was written."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..data.question import Question
+from ..models.generation import complete
+from .accuracy import generation_accuracy
+from .success import success
+from .teacher_forcing import teacher_forced
+
+
+def portability(model, questions: list[Question]) -> list[bool]:
+    """For each question: free greedy decoding gives exactly the answer.
+
+    Floor: one over the number of likely answers, for a model that knows the relation and nothing else.
+    Source: Yao et al. 2023 (portability); the spelled-out hop asks a step at a time as MeLLo does
+    (Zhong et al. 2023).
+    """
+    prompts = [q.prompt for q in questions]
+    hops = [i for i, q in enumerate(questions) if q.bridge]
+    for i, said in zip(hops, complete(model.hf, model.tokenizer, [prompts[i] for i in hops]), strict=True):
+        prompts[i] = f"{prompts[i]} {said}. {questions[i].bridge.format(said)}"
+    return generation_accuracy(model, prompts, [q.answer for q in questions])
+
+
+def answerable(model, questions: list[Question]) -> list[bool]:
+    """For each question: the model as it is passes its gate. Ask the unedited model, once."""
+    pairs = [(i, *pair) for i, q in enumerate(questions) for pair in q.gate]
+    said = generation_accuracy(model, [p for _, p, _ in pairs], [a for *_, a in pairs])
+    failed = {i for (i, *_), right in zip(pairs, said, strict=True) if not right}
+    return [i not in failed for i in range(len(questions))]
+
+
+def inverse_success(model, subjects: list[str], prompts_new: list[str], prompts_true: list[str]) -> Tensor:
+    """[n] 1 where the subject is more probable after the new object's inverse prompt ("Graz is the birthplace of")
+    than after the true object's, [p(subject | new) > p(subject | true)], else 0. Range 0..1, floor ½.
+
+    A model that learnt facts in one direction only is at the floor before any edit: read the value at
+    0 edits first. Source: Ma et al. 2023 (reversibility of edits), as a comparison because many
+    subjects share an object.
+    """
+    n = len(subjects)
+    both = teacher_forced(model, [*prompts_new, *prompts_true], [*subjects, *subjects])
+    return success(both.at(range(n)), both.at(range(n, 2 * n)))

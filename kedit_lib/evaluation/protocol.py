@@ -1,0 +1,101 @@
+"""What all probes share: rows, names for the store, a panel of the edits, and the unedited model's answers."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from ..data.atomic import replacing
+from ..data.edit import Edit
+from ..errors import KeditError
+from ..models.tokenization import target_ids
+
+DEAD = 0.5  # accuracy on untouched facts below which the model counts as dead
+
+
+class Probe(Protocol):
+    """Anything with these two: `identity` names what it measures for the store's key; called with the model as it is
+    now and the edits so far it gives rows (metric, cohort, value, n).
+
+    A probe may also have
+
+    every  a number of edits: it is asked at the first checkpoint at or after each multiple of it, and at the last
+           one. Without: at every checkpoint. None: at 0 edits, where the stream is first seen to have collapsed
+           (either `collapse_point`), and at the last checkpoint
+    brief  called like the probe itself at the checkpoints in between: fewer questions, rows of the same names
+    """
+
+    identity: str
+
+    def __call__(self, model, done: list[Edit]) -> list[dict]: ...
+
+
+def identity_of(name: str, what) -> str:
+    """A probe's identity: its name (with a version: raise it when the numbers change) and a hash of its questions."""
+    return f"{name}-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]}"
+
+
+def row(metric: str, cohort: str, values) -> dict:
+    """The mean of at least one value as a row."""
+    values = [float(v) for v in values]
+    return {"metric": metric, "cohort": cohort, "value": sum(values) / len(values), "n": len(values)}
+
+
+def rows(cohort: str, **metrics) -> list[dict]:
+    """A row a metric (underscores stand for spaces), none for those without values."""
+    return [row(name.replace("_", " "), cohort, values) for name, values in metrics.items() if len(values)]
+
+
+def evenly(n: int, limit: int) -> range:
+    """At most `limit` of the indices 0 … n − 1, spread evenly: a panel of the stream so far, old edits and new ones."""
+    return range(0, n, max(1, -(-n // limit)))
+
+
+def true_object(model, edit: Edit) -> str | None:
+    """The edit's true object, None if it is unknown or this tokenizer cannot write it, so that it cannot be scored."""
+    try:
+        return edit.target_true and target_ids(model.tokenizer, edit.text, edit.target_true) and edit.target_true
+    except KeditError:
+        return None
+
+
+@dataclass(frozen=True)
+class AtStart:
+    """A probe of the unedited model, asked once for all streams that keep what they know in one folder.
+
+    folder: where its rows are kept; asked_of: what the answers hang on beside the probe's identity
+    """
+
+    probe: Probe
+    folder: Path
+    asked_of: list
+
+    def __call__(self, model, done: list[Edit]) -> list[dict]:
+        path = self.folder / f"{identity_of(self.probe.identity, self.asked_of)}.json"
+        with contextlib.suppress(OSError, ValueError):
+            return json.loads(path.read_text())
+        found = self.probe(model, done)
+        with replacing(path) as partial:
+            partial.write_text(json.dumps(found))
+        return found
+
+
+class Unedited:
+    """What the unedited model answers, asked once: it cannot change while edits are made.
+
+    Belongs to one probe and knows the model by its checksum.
+    """
+
+    def __init__(self):
+        self._known = {}
+
+    def __call__(self, model, ask):
+        """ask(model) with the original weights in place; from memory the second time."""
+        if model.checksum not in self._known:
+            with model.temporarily():
+                self._known[model.checksum] = ask(model)
+        return self._known[model.checksum]

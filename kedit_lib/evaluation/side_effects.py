@@ -1,0 +1,274 @@
+"""Probes of the side effects: what else has changed while the edits were made.
+
+Each is handed, at construction, what it asks about every edit of the stream, in the stream's order. At a
+checkpoint it asks about a panel of the edits so far; at 0 edits about a panel of those to come,
+which is the unedited model's value on such prompts, the start of every curve.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+
+from ..data.edit import Edit
+from ..models.generation import complete
+from . import (
+    Question,
+    TfIdf,
+    answer_agreement,
+    answerable,
+    argmax_agreement,
+    consistency,
+    distracted,
+    first_token_agreement,
+    fluency,
+    hidden_health,
+    hidden_states,
+    intrusion,
+    inverse_success,
+    magnitude,
+    portability,
+    sampled_texts,
+    success,
+    teacher_forced,
+    weight_health,
+)
+from .protocol import Probe, Unedited, evenly, identity_of, row, rows, true_object
+
+PANEL, SELDOM = 25, 50  # edits that are asked about at a checkpoint; edits between two such checkpoints
+KNOWN = 0.5  # of a kind of question, what the unedited model must be able to answer
+LOCAL, HEALTH_TEXTS = 40, 10  # prompts compared with the unedited model; documents for hidden states
+
+
+@dataclass(frozen=True)
+class LocalityProbe:
+    """Agreement with the unedited model on prompts that no edit is about; `answers`: what is true there.
+
+    Rows for `cohort`: argmax agreement, first token agreement, answer agreement (all 1 at 0 edits).
+    """
+
+    cohort: str
+    prompts: tuple[str, ...] = field(repr=False)
+    answers: tuple[str, ...] = field(repr=False)
+    every: int = SELDOM
+    _unedited: Unedited = field(default_factory=Unedited, repr=False, compare=False)
+
+    @property
+    def identity(self) -> str:
+        return identity_of("locality-v1", [self.cohort, self.prompts, self.answers, self.every])
+
+    def __call__(self, model, done: list[Edit]) -> list[dict]:
+        def ask(model):
+            prompts = list(self.prompts)
+            said = complete(model.hf, model.tokenizer, prompts, answers=self.answers)
+            return teacher_forced(model, prompts, list(self.answers)), said
+
+        (forced, said), (forced_before, said_before) = ask(model), self._unedited(model, ask)
+        return rows(
+            self.cohort,
+            argmax_agreement=argmax_agreement(forced, forced_before),
+            first_token_agreement=first_token_agreement(forced, forced_before),
+            answer_agreement=answer_agreement(said, said_before),
+        )
+
+
+@dataclass(frozen=True)
+class PortabilityProbe:
+    """Accuracy on consequences, and success on inverses.
+
+    questions  for each edit its consequences (none is allowed). Asked are those whose gate the unedited model
+               passes, at most `limit` of a kind, and none of a kind that it passes for less than KNOWN of the edits:
+               the few may be luck
+    inverses   for each edit (prompt with the new object, prompt with the true object) or None
+
+    At 0 edits a row "answerable" for each kind: the share that passes. Inverses have their own cohort
+    then, for it is not a healthy value but what chance gives.
+    """
+
+    subjects: tuple[str, ...] = field(repr=False)
+    questions: tuple[tuple[Question, ...], ...] = field(repr=False)
+    inverses: tuple[tuple[str, str] | None, ...] = field(default=(), repr=False)
+    limit: int = PANEL
+    every: int = SELDOM
+    _unedited: Unedited = field(default_factory=Unedited, repr=False, compare=False)
+
+    @property
+    def identity(self) -> str:
+        asked = [[asdict(q) for q in qs] for qs in self.questions]
+        return identity_of("portability-v1", [self.subjects, asked, self.inverses, self.limit, self.every])
+
+    def __call__(self, model, done: list[Edit]) -> list[dict]:
+        every = [q for qs in self.questions for q in qs]
+        passed = self._unedited(model, lambda m: dict(zip(every, answerable(m, every), strict=True)))
+        kinds = dict.fromkeys(q.kind for q in every)
+        known = {kind: row("answerable", kind, [passed[q] for q in every if q.kind == kind]) for kind in kinds}
+        if not done:
+            return [*known.values(), *self._inverse(model, len(self.subjects), "inverse, unedited")]
+        found = []
+        for kind in (k for k in kinds if known[k]["value"] >= KNOWN):
+            so_far = [q for qs in self.questions[: len(done)] for q in qs if q.kind == kind and passed[q]]
+            asked = [so_far[i] for i in evenly(len(so_far), self.limit)]
+            found += rows(kind, accuracy=portability(model, asked))
+        return found + self._inverse(model, len(done), "inverse")
+
+    def _inverse(self, model, n: int, cohort: str) -> list[dict]:
+        there = [i for i in evenly(n, self.limit) if self.inverses and self.inverses[i]]
+        new, true = ([self.inverses[i][side] for i in there] for side in (0, 1))
+        return rows(cohort, success=inverse_success(model, [self.subjects[i] for i in there], new, true))
+
+
+@dataclass(frozen=True)
+class DistractionProbe:
+    """The first neighbor of each edit behind the edited sentence: success and magnitude of the true object over the
+    new one."""
+
+    edits: tuple[Edit, ...] = field(repr=False)
+    limit: int = PANEL
+    every: int = SELDOM
+
+    @property
+    def identity(self) -> str:
+        return identity_of("distraction-v1", [list(map(repr, self.edits)), self.limit, self.every])
+
+    def __call__(self, model, done: list[Edit]) -> list[dict]:
+        edits = [self.edits[i] for i in evenly(len(done) or len(self.edits), self.limit)]
+        edits = [e for e in edits if e.neighborhood and true_object(model, e)]
+        prompts = [distracted(e, e.neighborhood[0]) for e in edits]
+        true, new = [e.target_true for e in edits], [e.target_new for e in edits]
+        both, n = teacher_forced(model, prompts + prompts, true + new), len(edits)
+        wanted, other = both.at(range(n)), both.at(range(n, 2 * n))
+        return rows("distracted neighbors", success=success(wanted, other), magnitude=magnitude(wanted, other))
+
+
+@dataclass(frozen=True)
+class OverfittingProbe:
+    """Probability of each edit's new object on a prompt that asks for something else.
+
+    prompts  {cohort: for each edit one such prompt}, such as another relation of its subject
+    """
+
+    edits: tuple[Edit, ...] = field(repr=False)
+    prompts: dict[str, tuple[str, ...]] = field(repr=False, hash=False)
+    limit: int = PANEL
+    every: int = SELDOM
+
+    @property
+    def identity(self) -> str:
+        return identity_of("overfitting-v1", [list(map(repr, self.edits)), self.prompts, self.limit, self.every])
+
+    def __call__(self, model, done: list[Edit]) -> list[dict]:
+        panel = evenly(len(done) or len(self.edits), self.limit)
+        edits = [self.edits[i] for i in panel]
+        asked = [texts[i] for texts in self.prompts.values() for i in panel]
+        p = intrusion(model, edits * len(self.prompts), asked).split(len(edits))
+        return [row("probability", cohort, values) for cohort, values in zip(self.prompts, p, strict=True)]
+
+
+@dataclass(frozen=True)
+class GenerationProbe:
+    """Fluency and consistency of freely sampled text about a few edits' subjects.
+
+    prompts     for each edit, what the text begins with
+    references  for each edit, texts about others that have its new object; corpus: what idf is counted on
+    limit       edits at a checkpoint: 100 tokens cost as much as many short answers
+    """
+
+    prompts: tuple[str, ...] = field(repr=False)
+    references: tuple[tuple[str, ...], ...] = field(default=(), repr=False)
+    corpus: tuple[str, ...] = field(default=(), repr=False)
+    limit: int = 10
+    tokens: int = 100
+    every: int = SELDOM
+
+    @property
+    def identity(self) -> str:
+        what = [self.prompts, self.references, self.corpus, self.limit, self.tokens, self.every]
+        return identity_of("generation-v1", what)
+
+    def __call__(self, model, done: list[Edit]) -> list[dict]:
+        panel = evenly(len(done) or len(self.prompts), self.limit)
+        texts = sampled_texts(model, [self.prompts[i] for i in panel], self.tokens)
+        found = rows("free text", fluency=[fluency(t) for t in texts])
+        if self.references:
+            tfidf = TfIdf.fit(list(self.corpus))
+            like = [consistency(t, list(self.references[i]), tfidf) for i, t in zip(panel, texts, strict=True)]
+            found += rows("free text", consistency=like)
+        return found
+
+
+@dataclass(frozen=True)
+class HealthProbe:
+    """Weights of the edited `layers`; hidden states on plain `texts` after each of them and after the last layer."""
+
+    layers: tuple[int, ...]
+    texts: tuple[str, ...] = field(repr=False)
+    every: int = SELDOM
+    _unedited: Unedited = field(default_factory=Unedited, repr=False, compare=False)
+
+    @property
+    def identity(self) -> str:
+        return identity_of("health-v1", [self.layers, self.texts, self.every])
+
+    def __call__(self, model, done: list[Edit]) -> list[dict]:
+        seen = sorted({*self.layers, model.n_layers - 1})
+        before = self._unedited(model, lambda m: hidden_states(m, list(self.texts), seen))
+        now = hidden_states(model, list(self.texts), seen)
+        values = [(layer, name, v) for layer in self.layers for name, v in weight_health(model, layer).items()]
+        values += [(layer, name, v) for layer in seen for name, v in hidden_health(now[layer], before[layer]).items()]
+        return [{"metric": name, "cohort": f"layer {layer}", "value": v, "n": 1} for layer, name, v in values]
+
+
+def family_probes(
+    edits,
+    questions=(),
+    inverses=(),
+    unrelated=(),
+    aside: dict[str, tuple[str, ...]] | None = None,
+    references=(),
+    corpus=(),
+    texts=(),
+    layers=(),
+    every: int = SELDOM,
+) -> list[Probe]:
+    """Every family that there is material for; distraction and fluency need nothing but the edits.
+
+    edits       those of the stream, in its order; their own `portability` and `locality` pairs are asked too,
+                as the cohorts "one hop" and "beside the edits" (LOCAL of these, over the whole stream)
+    questions   for each edit its consequences; inverses: for each edit two prompts or None
+    unrelated   (prompt, answer) pairs that no edit is about; the first LOCAL are asked
+    aside       {cohort: for each edit a prompt that asks for something else}
+    references  for each edit texts about others with its new object; corpus: texts to count idf on
+    texts       plain documents, the first HEALTH_TEXTS for hidden states; layers: the edited ones
+    every       edits between two checkpoints at which they are asked; twice as many for free text, which costs
+                as much as all the others
+    """
+    edits, unrelated = tuple(edits), tuple(unrelated)[:LOCAL]
+    begins = tuple(e.generation_prompts[0] if e.generation_prompts else e.subject for e in edits)
+    found: list[Probe] = [
+        DistractionProbe(edits, every=every),
+        GenerationProbe(begins, tuple(references), tuple(corpus), every=2 * every),
+    ]
+    beside = [pair for e in edits for pair in e.locality]
+    beside = [beside[i] for i in evenly(len(beside), LOCAL)]
+    for cohort, pairs in (("untouched", unrelated), ("beside the edits", beside)):
+        if pairs:
+            found.append(LocalityProbe(cohort, *map(tuple, zip(*pairs, strict=True)), every=every))
+    given = tuple(map(tuple, questions)) or ((),) * len(edits)
+    asked = tuple(
+        (*qs, *(Question("one hop", *pair) for pair in e.portability)) for qs, e in zip(given, edits, strict=True)
+    )
+    if any(asked) or inverses:
+        found.append(PortabilityProbe(tuple(e.subject for e in edits), asked, tuple(inverses), every=every))
+    if aside:
+        found.append(OverfittingProbe(edits, aside, every=every))
+    if layers and texts:
+        found.append(HealthProbe(tuple(layers), tuple(texts)[:HEALTH_TEXTS], every=every))
+    return found
+
+
+def other_prompts(edits: list[Edit], prompts, answers) -> tuple[str, ...]:
+    """For each edit one of the prompts about others, in turn, passing over those that its new object answers."""
+    n = len(prompts)
+    return tuple(
+        next((prompts[k % n] for k in range(i, i + n) if answers[k % n] != e.target_new), prompts[i % n])
+        for i, e in enumerate(edits)
+    )

@@ -1,0 +1,55 @@
+"""Independent single edits, weights restored between: whether one edit is healthy on this model."""
+
+from __future__ import annotations
+
+import random
+from itertools import islice
+
+import pandas as pd
+
+from . import generation_accuracy
+from .interference import interference
+
+
+def single_edits(model, method, edits, moments, contexts, around, seed: int = 0) -> pd.DataFrame:
+    """Each edit alone on the original weights. A row an edit, shares of right answers by free generation:
+
+    edit          the edit prompt gives the new object (0 or 1)
+    templates     the other phrasings of the relation give it
+    near          facts of other subjects that share a name part or the relation are still right
+    same_subject  the subject's other relations are still right
+    interference  tr ΔCΔᵀ, summed over the layers
+
+    around: (edit, rng) -> two lists of (prompt, answer), near and same subject.
+    """
+    rng, rows = random.Random(f"single-{seed}"), []
+    for edit in edits:
+        near, own = around(edit, rng)
+        asked = [(edit.text, edit.target_new)] + [(p, edit.target_new) for p in edit.paraphrases]
+        asked += near + own
+        outcome = method.apply(model, [edit], moments=moments, contexts=contexts)
+        right = iter(generation_accuracy(model, [p for p, _ in asked], [a for _, a in asked]))
+        model.restore()
+        target = outcome.targets[0]
+        rows.append(
+            {
+                "method": method.name,
+                "layers": "-".join(map(str, method.layers)),
+                "edit": float(next(right)),
+                "templates": _mean(list(islice(right, len(edit.paraphrases)))),
+                "near": _mean(list(islice(right, len(near)))),
+                "same_subject": _mean(list(islice(right, len(own)))),
+                "probability_last": target.probabilities[-1],
+                "steps": target.steps,
+                "clamped": target.clamped,
+                "interference": interference(model, outcome.deltas, moments),
+                "relation": edit.relation,
+                "prompt": edit.prompt,
+                **{f"s_{i}": s[0].item() for i, s in outcome.s.items()},
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _mean(values) -> float:
+    return sum(values) / len(values) if values else float("nan")

@@ -1,0 +1,78 @@
+"""Answers scored under teacher forcing: the model is handed the answer so far and asked for its next token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import KeditError
+from ..models.logits import logits_at
+from ..models.tokenization import encoded, targets_of
+
+
+@dataclass(frozen=True)
+class Forced:
+    """What one pass over n (prompt, answer) pairs says; t_1 … t_|t| are an answer's tokens.
+
+    log_probability  [n] float64: (1/|t|) Σ_j log p(t_j | prompt, t_<j), nats a token. Range ≤ 0
+    tokens_right     [n] float64: (1/|t|) Σ_j [t_j is the argmax at its place]. Range 0..1
+    said             n tuples of |t| ids: the argmax at each place of the answer; the first is what the
+                     model says next when it is handed nothing
+    begun            n tuples of ids: how greedy decoding from the prompt begins. The answer's tokens as long as each
+                     is the argmax, and the first argmax that is not its next token, or that stands behind it
+    """
+
+    log_probability: Tensor
+    tokens_right: Tensor
+    said: tuple[tuple[int, ...], ...]
+    begun: tuple[tuple[int, ...], ...]
+
+    @property
+    def probability(self) -> Tensor:
+        """[n] the geometric mean of the token probabilities, exp(log_probability). Range 0..1."""
+        return self.log_probability.exp()
+
+    def at(self, indices) -> Forced:
+        """Some of the pairs, so that prompts of several kinds can share a pass."""
+        i = list(indices)
+        said, begun = (tuple(x[k] for k in i) for x in (self.said, self.begun))
+        return Forced(self.log_probability[i], self.tokens_right[i], said, begun)
+
+
+def teacher_forced(model, prompts: list[str], answers: list[str]) -> Forced:
+    """Score each answer after its prompt, all in batches of like length.
+
+    Raises KeditError for an answer that the tokenizer cannot write, ValueError when there is not one
+    answer a prompt.
+    """
+    targets = targets_of(model.tokenizer, prompts, answers)
+    for target in targets:
+        if isinstance(target, KeditError):
+            raise target
+    return score(model, encoded(model.tokenizer, prompts), targets)
+
+
+@torch.no_grad()
+def score(model, prompts: list[tuple[int, ...]], targets: list[tuple[int, ...]]) -> Forced:
+    """`teacher_forced` of ids."""
+    if not all(prompts):
+        raise KeditError("prompt '': has no token, and the tokenizer puts none in front; give a text")
+    n = len(prompts)
+    log_p, right = torch.empty(n, dtype=torch.float64), torch.empty(n, dtype=torch.float64)
+    said, begun = [()] * n, [()] * n
+    texts = [p + t for p, t in zip(prompts, targets, strict=True)]
+    places = [range(len(p) - 1, len(text)) for p, text in zip(prompts, texts, strict=True)]
+    for part, logits in logits_at(model, texts, places):
+        guess, log_softmax = logits.argmax(-1), logits.log_softmax(-1)
+        # Behind an answer nothing is scored: its own first token stands in for the one that there is not.
+        token = torch.tensor([t for i in part for t in (*targets[i], targets[i][0])], device=guess.device)
+        each, lengths = log_softmax.gather(1, token[:, None])[:, 0].double().cpu(), [len(places[i]) for i in part]
+        for i, p, says in zip(part, each.split(lengths), guess.cpu().split(lengths), strict=True):
+            says = tuple(says.tolist())
+            hits = [a == b for a, b in zip(says, targets[i], strict=False)]
+            agreed = hits.index(False) if False in hits else len(hits)
+            log_p[i], right[i] = p[:-1].mean(), sum(hits) / len(hits)
+            said[i], begun[i] = says[:-1], says[: agreed + 1]
+    return Forced(log_p, right, tuple(said), tuple(begun))

@@ -1,0 +1,135 @@
+"""Edits on disk: deltas by themselves, and an edited model that plain transformers loads.
+
+    outcome.save("paris")                      # paris/deltas.safetensors
+    deltas = kedit.load_deltas("paris")
+    model.apply_deltas(deltas)                 # on the same model, in another process
+    model.take_back(deltas)
+    model.save_pretrained("edited")            # a folder for transformers, edited/kedit_edits.json beside it
+
+A file of deltas says in its header which model it belongs to, which edits it holds and how they were made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..data.atomic import replacing, writing
+from ..data.edit import Edit
+from ..data.provenance import versions
+from ..errors import KeditError, first_line
+
+DELTAS = "deltas.safetensors"
+RECORD = "kedit_edits.json"
+
+
+@dataclass(frozen=True)
+class Deltas:
+    """What one call of a method did to the weights, and to which model's.
+
+    deltas          {parameter name: tensor of its shape}
+    model_checksum  of the unedited model, in the dtype that it had
+    method, hyperparameters, edits   how they came about
+    """
+
+    deltas: dict[str, Tensor]
+    model_checksum: str
+    method: str
+    hyperparameters: dict
+    edits: list[Edit]
+
+    @property
+    def record(self) -> dict:
+        return record_of(self.method, self.hyperparameters, self.edits)
+
+    def save(self, folder) -> Path:
+        """`<folder>/deltas.safetensors`, whole or not at all; its path."""
+        path = Path(folder) / DELTAS
+        tensors = {n: d.detach().cpu().contiguous() for n, d in self.deltas.items()}
+        about = {"model_checksum": self.model_checksum, "versions": json.dumps(versions()), "sha256": _digest(tensors)}
+        about |= {name: json.dumps(part) for name, part in self.record.items()}
+        with replacing(path) as partial:
+            save_file(tensors, str(partial), metadata=about)
+        return path
+
+
+def load_deltas(path) -> Deltas:
+    """What `save` wrote, from the file or its folder. KeditError when it is missing, damaged or something else."""
+    path = Path(path) / DELTAS if Path(path).is_dir() else Path(path)
+    try:
+        with safe_open(str(path), "pt") as file:
+            about = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, this is no dict
+        if about.get("sha256", _digest(tensors)) != _digest(tensors):  # files of before it was kept have none
+            raise ValueError("its checksum differs")
+        method, hyperparameters, edits = (json.loads(about[part]) for part in ("method", "hyperparameters", "edits"))
+        return Deltas(tensors, about["model_checksum"], method, hyperparameters, [Edit(**e) for e in edits])
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise KeditError(f"deltas {path}: cannot be read ({first_line(error)}); save them again") from error
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def record_of(method: str, hyperparameters: dict, edits: list[Edit]) -> dict:
+    """A call of a method as plain data."""
+    return {
+        "method": method,
+        "hyperparameters": hyperparameters,
+        "edits": [{name: value for name, value in asdict(e).items() if value} for e in edits],
+    }
+
+
+def load_record(folder) -> list[Edit]:
+    """The edits that a folder of `save_model` says it holds. KeditError when it says nothing of them."""
+    path = Path(folder) / RECORD
+    if not path.exists():
+        raise KeditError(f"{folder}: holds no {RECORD} that says which edits it has; name them yourself (--edits)")
+    try:
+        calls = json.loads(path.read_text(encoding="utf-8"))["applied"]
+        edits = [Edit(**edit) for call in calls or [] for edit in call["edits"]]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise KeditError(f"{path}: cannot be read ({first_line(error)}); name the edits yourself") from error
+    if not edits:
+        raise KeditError(f"{path}: names no edits; name them yourself")
+    return edits
+
+
+def save_model(model, folder) -> None:
+    """`model` as it is now, as a folder that transformers loads, and its edits in kedit_edits.json.
+
+    All files are written aside first and then put in their places; other files in the folder stay.
+    """
+    folder = Path(folder)
+    partial = folder.with_name(f".{folder.resolve().name}.{os.getpid()}.tmp")
+    about = {
+        "model": {"name": model.name, "checksum": model.checksum},
+        "changed": sorted(model.edited),
+        "applied": model.applied,
+        "versions": versions(),
+    }
+    with writing(folder):
+        try:
+            partial.mkdir(parents=True)
+            model.hf.save_pretrained(partial)
+            model.tokenizer.save_pretrained(partial)
+            (partial / RECORD).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            folder.mkdir(parents=True, exist_ok=True)
+            for file in partial.iterdir():
+                os.replace(file, folder / file.name)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)

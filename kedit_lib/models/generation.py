@@ -1,0 +1,116 @@
+"""Greedy completion in batches, for measuring what a model says when nobody hands it the answer."""
+
+from __future__ import annotations
+
+import torch
+
+from .hooks import FILL, by_length
+from .tokenization import encoded
+
+FEW = 24  # prompts of one length below which they share a batch with others
+
+
+@torch.no_grad()
+def generate_ids(
+    model, tokenizer, prompts: list[str], max_new_tokens: int, batch: int = 256, stop: tuple[int, ...] = ()
+) -> list[list[int]]:
+    """Greedy continuations of each prompt, as token ids without the prompt, up to `</s>` and with it.
+
+    A batch ends early once every row has said `</s>` or one of the ids in `stop`.
+
+    Prompts of one length share batches without padding; where few have the same length, those of like length do,
+    padded in front, masked, and counted from the first real token. Each says what it says alone.
+    """
+    device = next(model.parameters()).device
+    eos = tokenizer.eos_token_id  # None: nothing ends but by `stop` and the limit
+    ends = torch.tensor([*([] if eos is None else [eos]), *stop], dtype=torch.long, device=device)
+    ids = encoded(tokenizer, prompts)
+    out: list[list[int]] = [[] for _ in prompts]
+    for rows in _batches([len(one) for one in ids], batch):
+        feed, new = Feed([ids[i] for i in rows], device), []
+        ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
+        for _ in range(max_new_tokens):
+            new.append(feed.logits(model).argmax(-1, keepdim=True))
+            feed.say(new[-1])
+            ended |= torch.isin(new[-1][:, 0], ends)
+            if ended.all():
+                break
+        for i, said in zip(rows, torch.cat(new, 1).tolist(), strict=True):
+            out[i] = said
+    return [said[: said.index(eos) + 1] if eos in said else said for said in out]
+
+
+class Feed:
+    """Prompts that a model goes on with together, a token at a time; keys and values are kept.
+
+    Padded in front, so that all go on at the same place.
+    """
+
+    def __init__(self, rows: list[list[int]], device):
+        longest = max(map(len, rows))
+        self.step = torch.tensor([[FILL] * (longest - len(r)) + list(r) for r in rows], device=device)
+        self.mask = torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in rows], device=device)
+        self.position = (self.mask.cumsum(1) - 1).clamp(min=0)
+        self.padded, self.past = not bool(self.mask.all()), None
+
+    def logits(self, model) -> torch.Tensor:
+        """[n, vocabulary] for the next token of each row."""
+        # Without padding no mask: attention is then the causal one, which is computed faster.
+        places = {"attention_mask": self.mask, "position_ids": self.position} if self.padded else {}
+        found = model(input_ids=self.step, past_key_values=self.past, use_cache=True, logits_to_keep=1, **places)
+        self.past = found.past_key_values
+        return found.logits[:, -1]
+
+    def say(self, tokens: torch.Tensor) -> None:
+        """The next token of each row, [n, 1]."""
+        self.step, self.position = tokens, self.position[:, -1:] + 1
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], 1)
+
+
+def _batches(lengths: list[int], size: int) -> list[list[int]]:
+    """Indices in batches of at most `size`: of one length where at least FEW have it, the others of like length."""
+    same: dict[int, list[int]] = {}
+    for i, length in enumerate(lengths):
+        same.setdefault(length, []).append(i)
+    whole = [members for members in same.values() if len(members) >= FEW]
+    rest = [i for members in same.values() if len(members) < FEW for i in members]
+    mixed = [[rest[k] for k in part] for part in by_length([lengths[i] for i in rest], size)]
+    return [members[k : k + size] for members in whole for k in range(0, len(members), size)] + mixed
+
+
+def continuations(
+    model, tokenizer, prompts: list[str], max_new_tokens: int, batch: int = 256, past_full_stops: bool = False
+) -> list[tuple[str, bool]]:
+    """What the model writes after each prompt, and whether its text ended there (False: cut off).
+
+    Nothing is promised behind a first full stop unless `past_full_stops`.
+    """
+    stop = () if past_full_stops else tuple(tokenizer(".", add_special_tokens=False).input_ids[-1:])
+    written = generate_ids(model, tokenizer, prompts, max_new_tokens, batch, stop)
+    eos = tokenizer.eos_token_id
+    return [(tokenizer.decode(ids, skip_special_tokens=True), ids[-1:] == [eos]) for ids in written]
+
+
+def sentence(text: str, answers=()) -> tuple[str, bool]:
+    """`text` up to its first full stop or line end, stripped, and whether there was one.
+
+    If the text begins with one of `answers`, full stops inside that answer ("St. Louis") end nothing,
+    and an answer's own last one ("U.S.") ends the sentence when a space follows.
+    """
+    margin = len(text) - len(text.lstrip())
+    begun = [a for a in answers if text.startswith(a, margin) and "\n" not in text[:margin]]
+    answer = max(begun, key=len, default="")
+    kept = margin + len(answer) if answer else 0
+    if answer.endswith(".") and text[kept : kept + 1].isspace():
+        return answer, True
+    rest = text[kept:]
+    said = rest.split(".")[0].split("\n")[0]
+    return (text[:kept] + said).strip(), said != rest
+
+
+def complete(model, tokenizer, prompts: list[str], max_new_tokens: int = 8, batch: int = 256, answers=()) -> list[str]:
+    """What the model says after each prompt up to the first full stop, line end or `</s>`, stripped; full stops
+    inside one of `answers` are none."""
+    past = any("." in answer for answer in answers)
+    written = continuations(model, tokenizer, prompts, max_new_tokens, batch, past)
+    return [sentence(text, answers)[0] for text, _ in written]

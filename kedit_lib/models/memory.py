@@ -1,0 +1,74 @@
+"""Work in parts that fit into the memory that is free."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import psutil
+import torch
+
+from ..errors import KeditError, first_line
+
+# What torch's CPU allocator says; there is no exception class for it.
+CPU_SAYS = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory", "std::bad_alloc")
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a computation on `device` can still take, those that torch holds in reserve there included."""
+    if device.type == "cuda":
+        reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + reserve
+    return psutil.virtual_memory().available
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on an accelerator or on the host."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(said in str(error) for said in CPU_SAYS)
+
+
+@contextlib.contextmanager
+def memory_for(what: str, remedy: str) -> Iterator[None]:
+    """Inside, memory that runs out is a KeditError with this remedy."""
+    try:
+        yield
+    except Exception as error:
+        if not ran_out(error):
+            raise
+        raise KeditError(f"{what}: out of memory ({first_line(error)}); {remedy}") from error
+
+
+def in_parts(work: Callable[[int, int], object], costs: list[float], budget: float, what: str) -> list:
+    """The results of work(begin, end) for consecutive parts of len(costs) items, in order.
+
+    A part is as long as its costs fit the budget, and one item at least. Where memory runs out the part and the
+    budget are halved, until it fits. KeditError, which names `what`, when a single item does not.
+    """
+    found, begin = [], 0
+    while begin < len(costs):
+        end, cost = begin + 1, costs[begin]
+        while end < len(costs) and cost + costs[end] <= budget:
+            cost += costs[end]
+            end += 1
+        if _tried(lambda begin=begin, end=end: work(begin, end), found):
+            begin = end
+        elif end - begin == 1:
+            raise KeditError(f"{what}: one alone does not fit into memory; free some, or use a smaller model or dtype")
+        else:
+            budget = cost / 2
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+    return found
+
+
+def _tried(work: Callable[[], object], found: list) -> bool:
+    """Whether it fitted; its result goes to `found`. Once this returns, the failure's frames hold no tensor."""
+    try:
+        found.append(work())
+    except Exception as error:
+        if not ran_out(error):
+            raise
+        return False
+    return True

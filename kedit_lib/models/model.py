@@ -1,0 +1,328 @@
+"""`EditableModel`: a Hugging Face causal LM, its tokenizer, and weight changes that can be taken back."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from ..errors import KeditError
+from .architectures import layout_of
+from .deltas import save_model
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+ORIGINALS = ("device", "host")
+NO_SETTING = ("_name_or_path", "dtype", "torch_dtype", "transformers_version")  # decide no number, or are asked beside
+
+
+class Snapshot(dict):
+    """{parameter name: value} of everything changed, and `applied`, the calls that led to it (None: unknown)."""
+
+    def __init__(self, weights, applied):
+        super().__init__(weights)
+        self.applied = applied
+
+
+class EditableModel:
+    """A model ready to be edited: evaluation mode, no gradients, originals kept of what is changed.
+
+    hf, tokenizer   the Hugging Face objects; `hf` is edited in place
+    layout          where its modules are (kedit_lib.models.architectures)
+    name, folder    what it was loaded as; the local folder, if it was one
+    applied         the calls of methods that its weights hold, as plain data, oldest first (None: unknown, for
+                    weights were changed by other means)
+    originals       where the one copy of what is changed is kept: with the weights on the "device", or on the "host",
+                    which leaves the device's memory to the edits and makes `restore` and `drift` copy
+    Widths: `n_layers`, `d_model`, `d_ff`. Layers are 0-based.
+    """
+
+    def __init__(
+        self, hf: nn.Module, tokenizer, name: str = "model", folder: Path | None = None, originals: str = "device"
+    ):
+        if originals not in ORIGINALS:
+            raise KeditError(f"originals {originals!r}: must be one of {', '.join(ORIGINALS)}")
+        self.hf, self.tokenizer, self.name = hf.eval().requires_grad_(False), tokenizer, name
+        self.folder, self.originals = folder, originals
+        self.layout = layout_of(hf)
+        self.layers = hf.get_submodule(self.layout.layers)
+        self.n_layers = len(self.layers)
+        out, inner = self.weight(0).shape
+        self.d_model, self.d_ff = (inner, out) if self.layout.transposed else (out, inner)
+        self.applied: list[dict] | None = []
+        self._originals: dict[str, Tensor] = {}
+        self._sums: dict[str, Tensor] = {}  # edited weights of less than single precision: W₀ + ΣΔ before its rounding
+        self._checksum: str | None = None
+        self._setting: str | None = None
+        self._check_finite()
+
+    # -- facts about the model
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.hf.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights; keys, targets and solves are float32 or wider whatever this is."""
+        return self.weight(0).dtype
+
+    @property
+    def math_dtype(self) -> torch.dtype:
+        """What targets are optimised in: float64 for a float64 model, else float32."""
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+    @property
+    def checksum(self) -> str:
+        """sha256 over the unedited weights: names the model in caches and stores."""
+        if self._checksum is None:
+            digest = hashlib.sha256()
+            for name, parameter in sorted(self.hf.named_parameters()):
+                tensor = self._originals.get(name, parameter).detach().cpu().contiguous()
+                digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+                digest.update(tensor.view(torch.uint8).numpy().data if tensor.dim() else tensor.numpy().tobytes())
+            self._checksum = digest.hexdigest()
+        return self._checksum
+
+    @property
+    def setting(self) -> str:
+        """sha256 over what else decides what it says: its configuration and its tokenizer. Beside `checksum` in the
+        keys of caches and stores."""
+        if self._setting is None:
+            config = {k: v for k, v in self.hf.config.to_diff_dict().items() if k not in NO_SETTING}
+            parts = json.dumps([config, _vocabulary(self.tokenizer)], sort_keys=True, default=str)
+            self._setting = hashlib.sha256(parts.encode()).hexdigest()
+        return self._setting
+
+    # -- modules
+
+    def check_layers(self, layers) -> list[int]:
+        """`layers` as a list, or KeditError when there is none or one does not exist."""
+        layers = [layers] if isinstance(layers, (int, str)) else list(layers)
+        if not layers:
+            raise KeditError(f"layers: none were given; {self.name} has layers 0 to {self.n_layers - 1}")
+        for layer in layers:
+            if not isinstance(layer, int) or not 0 <= layer < self.n_layers:
+                raise KeditError(
+                    f"layer {layer!r}: {self.name} has layers 0 to {self.n_layers - 1}; choose among these (0-based)"
+                )
+        return layers
+
+    def mlp_out(self, layer: int) -> nn.Module:
+        """The module whose weight W is edited at `layer`."""
+        return self.layers[layer].get_submodule(self.layout.mlp_out)
+
+    def mlp(self, layer: int) -> nn.Module:
+        """All of the MLP that it belongs to."""
+        return self.layers[layer].get_submodule(self.layout.mlp)
+
+    def attn_out(self, layer: int) -> nn.Module:
+        return self.layers[layer].get_submodule(self.layout.attn_out)
+
+    @property
+    def head(self) -> nn.Module:
+        return self.hf.get_submodule(self.layout.head)
+
+    def weight(self, layer: int) -> nn.Parameter:
+        """W as the model stores it: [d_model, d_ff], or [d_ff, d_model] for a transposed layout."""
+        return self.mlp_out(layer).weight
+
+    def weight_name(self, layer: int) -> str:
+        """Its name among the parameters, the key of `outcome.deltas`."""
+        return f"{self.layout.layers}.{layer}.{self.layout.mlp_out}.weight"
+
+    @torch.no_grad()
+    def drift(self, layer: int) -> Tensor:
+        """W − W₀ of `layer`, W's own shape, in math dtype: all that is written there now; zeros when unedited."""
+        weight, name = self.weight(layer).detach().to(self.math_dtype), self.weight_name(layer)
+        return weight - self._originals[name].to(weight) if name in self._originals else weight * 0
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """head(norm(hidden)), from the residual stream [..., d_model] to [..., vocabulary], in math dtype; with the
+        soft cap c·tanh(logits/c) of the models that have one (Gemma 2)."""
+        normed = self.hf.get_submodule(self.layout.norm)(hidden)
+        found = self.head(normed).to(self.math_dtype)
+        cap = getattr(self.hf.config, "final_logit_softcapping", None)
+        return found if cap is None else cap * (found / cap).tanh()
+
+    def rotary(self, hidden: Tensor, positions: Tensor) -> list:
+        """(cos, sin) that each layer is handed at positions [n, t] for hidden [n, t, d_model]; None: nothing is."""
+        if self.layout.rotary is None:
+            return [None] * self.n_layers
+        kinds = [(k,) for k in self.hf.config.layer_types] if self.layout.rotary_by_type else [()] * self.n_layers
+        rotary = self.hf.get_submodule(self.layout.rotary)
+        made = {kind: rotary(hidden, positions, *kind) for kind in set(kinds)}
+        return [made[kind] for kind in kinds]
+
+    # -- reversible changes
+
+    @torch.no_grad()
+    def add(self, deltas: dict[str, Tensor]) -> None:
+        """Add `deltas` ({parameter name: tensor of its shape}) to the weights; all or nothing.
+
+        Weights of half precision are W₀ + ΣΔ rounded once: the sum is kept in float32 beside them, for a long
+        stream's small changes would be lost, each below half a step of the weight, if they were added one by one.
+        Raises KeditError, with the weights untouched, for an unknown name, a wrong shape or a
+        value that is not finite.
+        """
+        sums = {}
+        for name, delta in deltas.items():
+            try:
+                parameter = self.hf.get_parameter(name)
+            except AttributeError:
+                raise KeditError(f"delta {name!r}: {self.name} has no such parameter; nothing was written") from None
+            if parameter.shape != delta.shape:
+                raise KeditError(
+                    f"delta {name!r}: shape {tuple(delta.shape)}, the parameter has {tuple(parameter.shape)}; "
+                    "nothing was written"
+                )
+            so_far = self._sums.get(name, parameter)
+            wide = torch.promote_types(torch.promote_types(so_far.dtype, delta.dtype), self.math_dtype)
+            sums[name] = so_far.to(wide) + delta.to(parameter.device, wide)
+            if not torch.isfinite(sums[name].to(parameter.dtype)).all():
+                raise KeditError(
+                    f"delta {name!r}: holds NaN or inf, or leads to one in {self.dtype}; nothing was written, check "
+                    "moments and learning rate"
+                )
+        self._keep_originals(sums)
+        for name, value in sums.items():
+            self._set(name, value)
+        if sums:
+            self.applied = None
+
+    @contextlib.contextmanager
+    def recording(self, record: dict):
+        """What is added inside is one more call in `applied`."""
+        before = self.applied
+        yield
+        self.applied = None if before is None else [*before, record]
+
+    def apply_deltas(self, deltas) -> None:
+        """Add what `outcome.save` kept (kedit.load_deltas), or an outcome, on top of the weights; all or nothing.
+
+        Raises KeditError for deltas of another model, or of this one in another dtype.
+        """
+        self._check_ours(deltas)
+        with self.recording(deltas.record):
+            self.add(deltas.deltas)
+
+    def take_back(self, deltas) -> None:
+        """Take applied deltas out again, other edits stay. Bit for bit where nothing else was applied; else to a
+        rounding. Raises KeditError for deltas of another model, and for those that are not among `applied`."""
+        self._check_ours(deltas)
+        if self.applied is None or deltas.record not in self.applied:
+            what = f"{deltas.method} edit of {', '.join(repr(e.subject) for e in deltas.edits[:3])}"
+            raise KeditError(f"take back: {self.name} holds no {what}; apply_deltas it first, or restore() the model")
+        if self.applied == [deltas.record]:
+            self.restore()
+            return
+        left = list(self.applied)
+        left.remove(deltas.record)
+        self.add({name: -delta for name, delta in deltas.deltas.items()})
+        self.applied = left
+
+    def _check_ours(self, deltas) -> None:
+        if deltas.model_checksum != self.checksum:
+            raise KeditError(
+                f"deltas of {deltas.method}: were made on another model or dtype (checksum "
+                f"{deltas.model_checksum[:12]}; {self.name} in {self.dtype} has {self.checksum[:12]}); load that one"
+            )
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """The weights that were loaded, bit for bit."""
+        self.load_snapshot({})
+
+    @property
+    def edited(self) -> dict[str, Tensor]:
+        """{parameter name: its unedited value} of everything changed so far, where `originals` says."""
+        return dict(self._originals)
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """Copies of every parameter changed so far; in float32 where the model's own are of half precision."""
+        weights = {n: self._sums.get(n, self.hf.get_parameter(n)).detach().clone() for n in self._originals}
+        return Snapshot(weights, self.applied)
+
+    @torch.no_grad()
+    def load_snapshot(self, snapshot: dict[str, Tensor]) -> None:
+        """The weights as they were at `snapshot()`."""
+        self._keep_originals(snapshot)
+        for name in [n for n in self._originals if n not in snapshot]:
+            self.hf.get_parameter(name).copy_(self._originals[name])
+            self._sums.pop(name, None)
+            del self._originals[name]
+        for name, value in snapshot.items():
+            self._set(name, value)
+        self.applied = getattr(snapshot, "applied", None) if snapshot else []
+
+    def _keep_originals(self, names) -> None:
+        """Before any of them is written, so that memory which runs out here finds all weights as they were."""
+        new = {n: self.hf.get_parameter(n).detach() for n in names if n not in self._originals}
+        self._originals.update({n: self._kept(p) for n, p in new.items()})
+
+    def _kept(self, parameter: Tensor) -> Tensor:
+        return parameter.to("cpu" if self.originals == "host" else parameter.device, copy=True)
+
+    def _set(self, name: str, value: Tensor) -> None:
+        parameter = self.hf.get_parameter(name)
+        parameter.copy_(value)
+        if torch.finfo(parameter.dtype).bits < 32:
+            self._sums[name] = value.to(parameter.device, torch.float32, copy=True)
+
+    @contextlib.contextmanager
+    def temporarily(self, outcome=None):
+        """Inside: the original weights plus this outcome's deltas (None: the originals alone).
+
+        Whatever the weights were at entry comes back at the end, also after an exception.
+        """
+        before = self.snapshot()
+        self.restore()
+        try:
+            if outcome is not None:
+                with self.recording(outcome.record):
+                    self.add(outcome.deltas)
+            yield self
+        finally:
+            self.load_snapshot(before)
+
+    def save_pretrained(self, folder) -> None:
+        """The model as it is now, as a folder that plain `transformers` loads, with its edits in kedit_edits.json."""
+        with no_progress_bar():
+            save_model(self, folder)
+
+    def _check_finite(self) -> None:
+        for name, parameter in self.hf.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise KeditError(f"{self.name}: weight {name!r} holds NaN or inf; reload or re-download the model")
+
+
+def _vocabulary(tokenizer):
+    """All that decides its ids, as plain data."""
+    if not tokenizer.is_fast:
+        return [tokenizer.get_vocab(), tokenizer.init_kwargs]
+    rules = json.loads(tokenizer.backend_tokenizer.to_str())
+    return {name: rule for name, rule in rules.items() if name not in ("padding", "truncation")}  # of the last call
+
+
+def dtype_of(dtype: torch.dtype | str) -> torch.dtype:
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise KeditError(f"dtype {name!r}: models are not loaded in it; use one of {', '.join(DTYPES)}")
+    return getattr(torch, name)
+
+
+@contextlib.contextmanager
+def no_progress_bar():
+    """transformers' own bar, off for a while."""
+    bars = transformers.utils.logging
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            bars.enable_progress_bar()

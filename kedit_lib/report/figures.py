@@ -1,0 +1,369 @@
+"""Figures of the report: one style, saved with their data, shown with caption and alt text."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from IPython.display import Image, Markdown, display
+from matplotlib.ticker import FixedLocator, FormatStrFormatter, NullLocator, ScalarFormatter
+from PIL import Image as Picture
+
+from ..data.config import REPOSITORY
+from ..streams.runner import WINDOW, Run, collapse_point
+
+# Okabe–Ito: told apart by colour-blind readers; line styles and markers say the same again.
+PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+DASHES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), "-"]
+WIDTH = 9.0  # inches, of figures with several panels
+COLOURS = 128  # of a stored picture: a third of the size, and no difference to the eye
+COHORTS = ["edits", "latest edits", "paraphrases", "neighbors", "untouched", "same subjects"]
+SHOWN = [*(("accuracy", cohort) for cohort in COHORTS), ("perplexity", "plain text")]
+MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
+
+
+def style() -> None:
+    """The report's look, of figures and of tables; call once at the top of a notebook.
+
+    In styled tables what a model writes is text, not HTML.
+    """
+    pd.set_option("display.max_colwidth", 120)  # whole prompts
+    pd.set_option("styler.format.escape", "html")
+    sns.set_theme(context="notebook", style="ticks", palette=PALETTE)
+    plt.rcParams.update(
+        {
+            "figure.dpi": 110,
+            "savefig.dpi": 110,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "grid.alpha": 0.25,
+            "legend.frameon": False,
+            "figure.constrained_layout.w_pad": 0.09,  # inches
+            "figure.constrained_layout.h_pad": 0.09,
+            "svg.hashsalt": "kedit",  # the same figure gives the same file
+            "pdf.compression": 9,
+        }
+    )
+
+
+def folder() -> Path:
+    return Path(os.environ.get("KEDIT_FIGURES") or REPOSITORY / "figures")
+
+
+def show(fig, name: str, caption: str, alt: str, data: pd.DataFrame) -> None:
+    """Save `fig` as figures/<name>.png .svg .pdf with its numbers as .csv, and show it with caption and alt text.
+
+    caption: what is drawn and what it shows. alt: for who cannot see it. data: what the lines are made of.
+    """
+    where = folder()
+    where.mkdir(parents=True, exist_ok=True)
+    _label_short_logs(fig)
+    if not fig.get_layout_engine():
+        fig.tight_layout()
+    fig.savefig(where / f"{name}.svg", metadata={"Date": None})
+    fig.savefig(where / f"{name}.pdf", metadata={"CreationDate": None, "ModDate": None})
+    picture = png_of(fig)
+    (where / f"{name}.png").write_bytes(picture)
+    data.to_csv(where / f"{name}.csv", index=False, float_format="%.6g")
+    plt.close(fig)
+    display(Image(picture, alt=alt))
+    display(Markdown(without_tags(f"**Figure.** {caption}")))
+
+
+def png_of(fig) -> bytes:
+    """The figure as a .png of few colours."""
+    drawn, stored = io.BytesIO(), io.BytesIO()
+    fig.savefig(drawn, format="png", dpi="figure")
+    picture = Picture.open(drawn).convert("RGB").quantize(COLOURS, dither=Picture.Dither.NONE)
+    picture.save(stored, "PNG", optimize=True)
+    return stored.getvalue()
+
+
+def _label_short_logs(fig) -> None:
+    """Plain numbers on a logarithmic axis of less than a decade: 3.5 and not 3.5 × 10⁰."""
+    for axis in (axis for ax in fig.axes for axis in (ax.xaxis, ax.yaxis)):
+        low, high = sorted(axis.get_view_interval())
+        if axis.get_scale() == "log" and high < 10 * low:
+            axis.set_major_formatter(ScalarFormatter())
+            axis.set_minor_formatter(ScalarFormatter())
+
+
+def keep(table: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Save a table as figures/<name>.csv and hand it back."""
+    folder().mkdir(parents=True, exist_ok=True)
+    table.to_csv(folder() / f"{name}.csv", index=False, float_format="%.6g")
+    return table
+
+
+def say(text: str, name: str | None = None) -> None:
+    """A paragraph whose numbers come from data; with a name also saved, as figures/<name>.md."""
+    if name is not None:
+        folder().mkdir(parents=True, exist_ok=True)
+        (folder() / f"{name}.md").write_text(text + "\n", encoding="utf-8")
+    display(Markdown(without_tags(text)))
+
+
+def without_tags(text: str) -> str:
+    """Markdown in which nothing is HTML: what a model wrote is quoted in sentences, too."""
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)
+
+
+# ---- drawing streams ---------------------------------------------------------------------------------
+
+
+def draw_probability(ax, runs: dict[int, Run], index: int = 0, label: str = "", points: bool = True) -> None:
+    """Final optimised probability of each edit against its number, log axis: dots for the first order,
+    a line for each order's running median over 25 edits; triangles at the collapse points."""
+    color = PALETTE[index % len(PALETTE)]
+    for n, run in enumerate(runs.values()):
+        p = run.edits.set_index("edit").probability_last.clip(lower=1e-12)
+        if points and n == 0:
+            ax.plot(p.index, p, ".", color=color, alpha=0.25, markersize=3, rasterized=True)
+        median = p.rolling(min(WINDOW, len(p)), min_periods=min(10, len(p))).median()
+        ax.plot(
+            median.index,
+            median,
+            color=color,
+            linestyle=DASHES[index % len(DASHES)],
+            linewidth=2.2 if n == 0 else 1,
+            alpha=1 if n == 0 else 0.6,
+            label=label if n == 0 else None,
+        )
+        if (at := collapse_point(run)) is not None:
+            ax.plot(at, median[at], "v", color=color, markersize=8, markeredgecolor="white")
+        if (at := collapse_point(run, "model")) is not None and at in median.index:
+            ax.plot(at, median[at], "X", color=color, markersize=8, markeredgecolor="white")
+    ax.set(yscale="log", xlabel="edits made", ylabel="optimised probability of the target")
+    lowest = min(np.nanmin(np.asarray(line.get_ydata(), dtype=float)) for line in ax.lines)
+    ax.set_ylim(lowest / 2, 1.6)
+
+
+def draw_curve(ax, runs: dict[int, Run], metric: str, cohort: str, index: int = 0, label: str | None = None) -> None:
+    """A metric at the checkpoints: the first order thick with markers, the others thin. A run of one batch has no
+    course: its points at the end are joined with nothing."""
+    for n, run in enumerate(runs.values()):
+        curve = run.curve(metric, cohort)
+        if run.edits.batch.iloc[0] == len(run.edits):
+            look = {"color": PALETTE[index % len(PALETTE)], "marker": MARKERS[index % len(MARKERS)]}
+            label_once = (label or cohort) if n == 0 else None
+            ax.plot(curve.index[-1:], curve.iloc[-1:], linestyle="none", markersize=8, label=label_once, **look)
+            continue
+        ax.plot(
+            curve.index,
+            curve,
+            color=PALETTE[index % len(PALETTE)],
+            linestyle=DASHES[index % len(DASHES)],
+            marker=MARKERS[index % len(MARKERS)] if n == 0 else None,
+            markevery=max(1, len(curve) // 8),
+            markersize=5,
+            linewidth=2 if n == 0 else 0.9,
+            alpha=1 if n == 0 else 0.55,
+            label=(label or cohort) if n == 0 else None,
+        )
+    ax.set_xlabel("edits made")
+
+
+def draw_cohorts(ax, runs: dict[int, Run], guess: float) -> None:
+    """Right answers of every group of questions along a stream, with the guessing floor."""
+    for i, cohort in enumerate(COHORTS):
+        draw_curve(ax, runs, "accuracy", cohort, i)
+    floor(ax, guess, "guess")
+    ax.set(ylim=(0, 1.02), ylabel="right answers, free generation")
+
+
+def floor(ax, value: float, text: str) -> None:
+    """The value of a model that knows nothing, named beside the panel, where no curve is."""
+    ax.axhline(value, color="grey", linewidth=1, linestyle=(0, (2, 3)))
+    ax.annotate(
+        text, (1.01, value), xycoords=("axes fraction", "data"), ha="left", va="center", fontsize=8, color="dimgrey"
+    )
+
+
+def tick_at(axis, values) -> None:
+    """Ticks of an axis at the values that were measured, as plain numbers."""
+    axis.set_major_locator(FixedLocator(sorted(set(values))))
+    axis.set_major_formatter(FormatStrFormatter("%g"))
+    axis.set_minor_locator(NullLocator())
+
+
+def draw_growth(ax, runs: dict[int, Run], index: int = 0, label: str = "") -> None:
+    """‖W‖ of the last edited layer over its norm before the first edit."""
+    for n, run in enumerate(runs.values()):
+        column = [c for c in run.edits if c.startswith("W_")][-1]
+        growth = run.edits[column] / run.edits[column].iloc[0]
+        ax.plot(
+            run.edits.edit,
+            growth,
+            color=PALETTE[index],
+            linestyle=DASHES[index],
+            linewidth=2 if n == 0 else 0.9,
+            alpha=1 if n == 0 else 0.55,
+            label=label if n == 0 else None,
+        )
+    ax.set_xlabel("edits made")
+
+
+# ---- whole figures -----------------------------------------------------------------------------------
+
+
+def plot_optimisation(target):
+    """(figure, data): probability and loss of one target, step by step."""
+    data = pd.DataFrame({"step": range(target.steps), "probability": target.probabilities, "loss": target.losses})
+    fig, ax = plt.subplots(figsize=(6, 3.2))
+    ax.plot(data.step, data.probability, marker="o", markersize=4)
+    ax.set(xlabel="optimisation step", ylabel="probability of the new object", ylim=(-0.02, 1.02))
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    return fig, data
+
+
+def plot_trace(effect: pd.DataFrame):
+    """Heat map of a causal trace, places by layers."""
+    grid = effect.pivot(index="place", columns="layer", values="effect").reindex(effect.place.unique())
+    fig, ax = plt.subplots(figsize=(6.5, 2.8))
+    sns.heatmap(
+        grid,
+        ax=ax,
+        cmap="cividis",
+        annot=True,
+        fmt=".2f",
+        vmin=0,
+        vmax=1,
+        cbar_kws={"label": "share of p brought back"},
+    )
+    ax.set(xlabel="state after layer", ylabel="")
+    return fig
+
+
+def plot_proposal(found):
+    """What the state at the subject's last token carries, layer by layer, and the layers proposed by it.
+
+    found: what `checking.check` gives.
+    """
+    fig, ax = plt.subplots(figsize=(6.5, 3))
+    ax.axvspan(found.memit[0] - 0.4, found.memit[-1] + 0.4, color=PALETTE[5], alpha=0.25, label="MEMIT's layers")
+    ax.axvline(found.rome[0], color=PALETTE[1], linestyle="--", label="ROME's layer")
+    ax.plot(found.effect.layer, found.effect.effect, marker="o", color=PALETTE[0], label="share of p brought back")
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.set(xlabel="state after layer", ylabel="share of p brought back")
+    ax.legend(fontsize=8)
+    return fig
+
+
+def plot_hidden(streams: dict[str, dict[int, Run]]):
+    """(figure, data): at each checkpoint, median optimised probability of the latest edits and untouched accuracy."""
+    rows = []
+    for name, runs in streams.items():
+        for order, run in runs.items():
+            for done, accuracy in run.curve("accuracy", "untouched").items():
+                if done:
+                    latest = run.edits.probability_last[max(0, done - WINDOW) : done]
+                    rows.append((name, order, done, latest.median(), accuracy))
+    data = pd.DataFrame(rows, columns=["stream", "order", "edits_done", "optimised probability", "untouched"])
+    fig, ax = plt.subplots(figsize=(6.5, 5))
+    sns.scatterplot(
+        data,
+        x="untouched",
+        y="optimised probability",
+        hue="stream",
+        style="stream",
+        ax=ax,
+        s=45,
+        palette=PALETTE[: len(streams)],
+    )
+    ax.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle=(0, (2, 3)))
+    ax.set(
+        xlabel="untouched facts still right",
+        ylabel="median optimised probability, latest 25 edits",
+        xlim=(-0.02, 1.02),
+        ylim=(-0.02, 1.02),
+    )
+    ax.legend(fontsize=8)
+    return fig, data
+
+
+def plot_mass(mass: pd.DataFrame, guess: float):
+    """One batch of each size: what it keeps; what it costs."""
+    fig, axes = plt.subplots(1, 2, figsize=(11, 4))
+    for i, cohort in enumerate(c for c in ("edits", "paraphrases", "neighbors", "untouched") if c in mass):
+        axes[0].plot(mass.batch, mass[cohort], color=PALETTE[i], linestyle=DASHES[i], marker=MARKERS[i], label=cohort)
+    floor(axes[0], guess, "guess")
+    axes[0].set(xscale="log", xlabel="edits in the batch", ylabel="right answers, free generation", ylim=(0, 1.02))
+    axes[0].legend(fontsize=8)
+    axes[1].plot(mass.batch, mass.peak_mb, color=PALETTE[0], marker="o", label="peak memory")
+    axes[1].set(xscale="log", xlabel="edits in the batch", ylabel="peak memory of the process [MB]", ylim=(0, None))
+    right = axes[1].twinx()
+    right.plot(mass.batch, mass.seconds_per_edit, color=PALETTE[1], marker="s", linestyle="--", label="seconds an edit")
+    right.set(ylabel="seconds an edit", ylim=(0, None))
+    right.grid(False)
+    for ax in axes:
+        tick_at(ax.xaxis, mass.batch)
+    axes[1].legend(handles=[*axes[1].lines, *right.lines], fontsize=8, loc="lower center")
+    return fig
+
+
+def panels_of(count: int, columns: int, height: float = 3.0, **shared):
+    """(figure, axes): `count` panels in rows of `columns`, as wide as a page."""
+    rows = -(-count // columns)
+    size = (WIDTH, height * rows + 0.4)
+    fig, grid = plt.subplots(rows, columns, figsize=size, layout="constrained", squeeze=False, **shared)
+    for ax in grid.flat[count:]:
+        ax.remove()
+    return fig, list(grid.flat[:count])
+
+
+def legend_below(fig, ax, columns: int = 5) -> None:
+    """One legend for all panels, in rows under them, from the curves of one of them."""
+    handles, labels = ax.get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), columns), fontsize=9)
+
+
+def plot_needs(table: pd.DataFrame):
+    """A panel a need: each method's value against the number of edits, a point an order, the line their median."""
+    needs = list(dict.fromkeys(table.need))
+    fig, axes = panels_of(len(needs), columns=3)
+    for ax, need in zip(axes, needs, strict=True):
+        part = table[table.need == need]
+        for i, (method, rows) in enumerate(part.groupby("method", sort=False)):
+            look = {"color": PALETTE[i % len(PALETTE)], "marker": MARKERS[i % len(MARKERS)]}
+            median = rows.groupby("edits").value.median()
+            ax.plot(rows.edits, rows.value, linestyle="none", alpha=0.45, markersize=4, **look)
+            ax.plot(median.index, median, linestyle=DASHES[i % len(DASHES)], label=method, **look)
+        cost = need == "cost"
+        ax.set(xscale="log", title=need, xlabel="edits", ylim=(0, None) if cost else (0, 1.02))
+        ax.set_ylabel("seconds an edit" if cost else "right answers")
+        tick_at(ax.xaxis, part.edits)
+    legend_below(fig, axes[0])
+    return fig
+
+
+# ---- the data behind figures -------------------------------------------------------------------------
+
+
+def long_form(streams: dict[str, dict[int, Run]], wanted=SHOWN) -> pd.DataFrame:
+    """Checkpoints of many streams in one table, for the CSV beside a figure; wanted: its (metric, cohort) pairs."""
+    parts = [
+        run.checkpoints.assign(stream=name, order=order)
+        for name, runs in streams.items()
+        for order, run in runs.items()
+    ]
+    table, wanted = pd.concat(parts), set(wanted)
+    return table[[pair in wanted for pair in zip(table.metric, table.cohort, strict=True)]]
+
+
+def edits_form(streams: dict[str, dict[int, Run]]) -> pd.DataFrame:
+    """Edit rows of many streams in one table."""
+    columns = ["edit", "probability_first", "probability_last", "steps", "delta_ratio", "clamped"]
+    return pd.concat(
+        [
+            run.edits[columns].assign(stream=name, order=order)
+            for name, runs in streams.items()
+            for order, run in runs.items()
+        ]
+    )

@@ -1,0 +1,159 @@
+"""What the live cells do, as plain functions: an edit that somebody typed, and a stream at any of its moments.
+
+`kedit_lib.report.widgets` puts knobs on them. No weights are left changed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+from safetensors.torch import load_file, save_file
+from tqdm.auto import tqdm
+
+from ..data.config import load_model_params
+from ..data.edit import Edit, around_places
+from ..data.provenance import key_of
+from ..editing import method_for
+from ..editing.compute_z import Doubtful
+from ..editing.history import EditHistory
+from ..evaluation import sampled_texts
+from ..evaluation.before_after import ask, ask_table
+from ..models.hooks import no_bar
+from ..streams.runner import Run
+
+OTHERS = 3  # subjects that a typed prompt is also asked about
+FRAMES = 9  # moments of a stream whose weights a film keeps
+TOKENS = 30  # of a sample
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One edit, made and taken back. table: as of `kedit.ask_table`; said: one sentence about it."""
+
+    table: pd.DataFrame
+    said: str
+
+
+class Desk:
+    """Where single edits are tried on a bench's model; the contexts are sampled once."""
+
+    def __init__(self, bench):
+        self.bench = bench
+        self._contexts: dict[str, list[str]] = {}  # by style
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods that the model's parameter file has hyperparameters for."""
+        return [name for name in load_model_params(self.bench.model.name) if name != "model"]
+
+    def edit(self, prompt: str, subject: str, target_new: str) -> Edit:
+        """An edit from typed text, with all that the bench knows around it.
+
+        prompt: with `{}` where the subject goes, or with the subject itself. Paraphrases, neighbors and the true
+        object are those of the bench's own fact; where it has none, neighbors are the same question about others.
+        """
+        make = Edit if "{}" in prompt else Edit.from_text
+        edit = self.bench.facts.surround(make(prompt, subject, target_new))
+        if edit.neighborhood:
+            return edit
+        others = [e.subject for e in self.bench.edits(0, OTHERS + 1) if e.subject != edit.subject]
+        return replace(edit, neighborhood=[s.join(around_places(edit.prompt)) for s in others[:OTHERS]])
+
+    def try_edit(self, edit: Edit, name: str) -> Tried:
+        """Make the edit by the method of that name on the unedited model, ask before and after, take it back."""
+        model, method = self.bench.model, method_for(self.bench.model, name)
+        moments = self.bench.moments if method.needs_moments else None
+        with model.temporarily(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", Doubtful)  # the table shows it
+            if method.context_style not in self._contexts:
+                self._contexts[method.context_style] = self.bench.contexts(method)
+            before, begin = ask(model, edit), time.perf_counter()
+            outcome = method.apply(model, [edit], moments=moments, contexts=self._contexts[method.context_style])
+            seconds, after = time.perf_counter() - begin, ask(model, edit)
+        p, steps = outcome.targets[0].probabilities[-1], outcome.targets[0].steps
+        said = f"{method.name}: optimised probability {p:.3f} after {steps} steps, {seconds:.2f} s. It is taken back."
+        return Tried(ask_table(before, after), said)
+
+
+def stops_of(run: Run) -> list[int]:
+    """The checkpoints of a stream at which all edits so far were asked one by one, or any were."""
+    asked = run.checkpoints
+    one_by_one = asked[asked.cohort.str.startswith("edit ")].edits_done
+    return sorted(set(one_by_one if len(one_by_one) else asked.edits_done[asked.edits_done > 0]))
+
+
+def stop_sentence(run: Run, at: int) -> str:
+    """What is true of the model after `at` edits of a stream: what still works, and how far the weights have moved."""
+    parts = []
+    for cohort in ("edits", "latest edits", "untouched"):
+        curve = run.curve("accuracy", cohort).loc[:at]
+        parts += [f"{cohort} {curve.iloc[-1]:.0%}"] if len(curve) else []
+    row = run.edits.iloc[at - 1]
+    norms = [c for c in run.edits if c.startswith("W_")]
+    grown = ", ".join(f"‖W‖ of layer {c[2:]} × {row[c] / run.edits[c].iloc[0]:.2f}" for c in norms)
+    return f"After {at} of {len(run.edits)} edits: right answers to {', '.join(parts)}; since the first edit {grown}."
+
+
+# ---- films: the weights of a stream at some of its moments ----------------------------------------------------------
+
+
+def frames_of(bench, name: str, run: Run) -> list[int]:
+    """The numbers of edits after which a film of this stream keeps the weights: at most FRAMES, the end among them."""
+    size = bench.streams[name].batch_size or len(run.edits)
+    ends = [min(n + size, len(run.edits)) for n in range(0, len(run.edits), size)]
+    step = -(-len(ends) // FRAMES)
+    return ends[::-1][::step][::-1]
+
+
+def film_folder(bench, run: Run) -> Path:
+    """Where the film of a stream is kept."""
+    return bench.results / "films" / key_of(stream=run.manifest["key"], frames=FRAMES)
+
+
+def make_film(bench, name: str, order: int, run: Run) -> Path:
+    """The edits of a finished stream made again, without its questions; the weights kept at `frames_of`.
+
+    It takes the stream's seconds of editing, once: the folder is kept, and returned at once the next time.
+    """
+    folder = film_folder(bench, run)
+    if folder.exists():
+        return folder
+    model, method, edits = bench.model, bench.method(name), bench.edits(order)[: len(run.edits)]
+    size, frames = bench.streams[name].batch_size or len(edits), set(frames_of(bench, name, run))
+    given = {"contexts": bench.contexts(method, order), "moments": bench.moments if method.needs_moments else None}
+    given["history"] = EditHistory() if method.keeps_history else None
+    partial = folder.with_name(f".{folder.name}-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    bar = tqdm(
+        total=len(edits), desc=f"{method.name} again", unit="edit", disable=no_bar(bench.progress), mininterval=1
+    )
+    with model.temporarily(), bar, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Doubtful)
+        for begin in range(0, len(edits), size):
+            batch = edits[begin : begin + size]
+            method.apply(model, batch, **given)
+            bar.update(len(batch))
+            if (done := begin + len(batch)) in frames:
+                weights = {n: w.contiguous().cpu() for n, w in model.snapshot().items()}
+                save_file(weights, str(partial / f"{done:06d}.safetensors"))
+    partial.rename(folder)
+    return folder
+
+
+def samples_at(bench, film: Path, at: int, prompts: list[str]) -> pd.DataFrame:
+    """What the model writes behind each prompt: unedited, and with the weights of the film's last frame up to `at`."""
+    model = bench.model
+    frames = [path for path in sorted(film.glob("*.safetensors")) if int(path.stem) <= at]
+    with model.temporarily():
+        texts = {"before": sampled_texts(model, prompts, TOKENS)}
+        if frames:
+            model.load_snapshot({n: w.to(model.device) for n, w in load_file(str(frames[-1])).items()})
+            texts[f"after {int(frames[-1].stem)} edits"] = sampled_texts(model, prompts, TOKENS)
+    return pd.DataFrame(texts, index=pd.Index(prompts, name="prompt"))

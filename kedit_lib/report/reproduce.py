@@ -1,0 +1,397 @@
+"""Execute the notebooks that are stale: `python -m kedit_lib.report.reproduce --help`.
+
+A profile says what is run. Its streams of edits run first, in parallel, into results/ (`kedit_lib.report.sweep`);
+then each stale notebook runs in a process of its own by papermill, with the profile's fields injected as its
+parameters, and reads what the streams left. Only a notebook that ran to its end replaces the earlier output; a failed
+one is kept aside, the others still finish, and the exit code says so: 0 all well, 1 a notebook failed, 2 wrong
+parameters, 130
+stopped by Ctrl-C.
+"""
+
+import argparse
+import hashlib
+import importlib.util
+import os
+import re
+import signal
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tqdm import tqdm
+
+from kedit_lib.data.config import LAB_MODELS, REPOSITORY, Profile, find_model_params, load_profile, params_folder
+from kedit_lib.errors import KeditError, program
+from kedit_lib.report import notebooks, stamps
+from kedit_lib.report.processes import Processes
+
+DEFAULT_PROFILE = "lab"  # the run whose outputs are committed
+LAB, ABOUT_THE_LAB = "lab", {"01_lab_model"}  # left out where a profile's edits are about another world
+LONGEST_LABEL = 120
+CHECKED = 40  # facts that a model without parameters is asked about
+LAST = {"00_start_here"}  # shows what the others found, and is run when they have
+HOW_ONLY = {"workers", "threads", "live_orders"}  # fields that say how a run is done, not what it shows
+
+# papermill's own command line, without an optional check of web addresses that takes 2 seconds to import each time
+PAPERMILL = "import sys; sys.modules['rfc3987_syntax'] = None; from papermill.cli import papermill; papermill()"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One execution: an effective profile, and where its outputs go."""
+
+    root: Path
+    profile: Profile
+    profile_argument: str  # what a notebook hands to load_profile: a name, or the effective profile's file
+    label: str  # "lab", "smoke", "lab-n_edits-50": runs with other numbers never overwrite each other
+
+    @property
+    def committed(self) -> bool:
+        return self.label == DEFAULT_PROFILE
+
+    @property
+    def sources(self) -> Path:
+        return self.root / "notebooks"
+
+    @property
+    def results(self) -> Path:
+        return self.root / "results"
+
+    @property
+    def executed(self) -> Path:
+        return self.sources / "executed" if self.committed else self.results / f"executed-{self.label}"
+
+    @property
+    def figures(self) -> Path:
+        return self.root / "figures" if self.committed else self.results / f"figures-{self.label}"
+
+    def stamp(self, source: Path) -> Path:
+        return self.root / ".stamps" / self.label / f"{source.stem}.json"
+
+    def failed(self, source: Path) -> Path:
+        return self.results / "failed" / f"{source.stem}.failed.ipynb"
+
+
+# ---- what to run ----------------------------------------------------------------------------------------------------
+
+
+def make_run(args: argparse.Namespace, root: Path) -> Run:
+    """The effective profile of the command line: the named one, with what the other arguments change."""
+    base = load_profile(args.profile)
+    overrides = dict(_parse_override(text) for text in args.parameter)
+    for field, given in (("model", args.model), ("edits", args.data), ("texts", args.texts)):
+        if given:
+            overrides[field] = given
+    if args.orders:
+        overrides["live_orders"] = list(base.orders) if args.orders == "all" else _parse_orders(args.orders)
+    profile = load_profile(args.profile, **overrides)
+    changed = [f for f in overrides if f not in HOW_ONLY and getattr(profile, f) != getattr(base, f)]
+    file, house = Path(args.profile).resolve(), params_folder() / "profiles" / f"{base.name}.yaml"
+    parts = [base.name, *(f"{f}-{_short(getattr(profile, f))}" for f in changed)]
+    own = args.profile != base.name and file != house  # somebody's own file, whatever name it gives itself
+    label = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(["own", *parts] if own else parts)).strip("-")
+    if len(label) > LONGEST_LABEL:  # systems allow names of 255 bytes
+        label = f"{label[:LONGEST_LABEL].rstrip('-.')}-{hashlib.sha256(label.encode()).hexdigest()[:6]}"
+    if not own and not changed:
+        return Run(root, profile, base.name, label)
+    return Run(root, profile, _written(profile, label, root), label)
+
+
+def _short(value: Any) -> str:
+    """A value in the name of a folder: of a path its last part, and what tells it from others of that name."""
+    if not isinstance(value, str) or value in LAB_MODELS or not os.path.exists(value):
+        return str(value)
+    path = Path(value).resolve()
+    return f"{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:6]}"
+
+
+def _written(profile: Profile, label: str, root: Path) -> str:
+    """Put an effective profile where notebooks find every field of it; its path as seen from notebooks/."""
+    name = re.sub(r"[^a-z0-9_-]+", "-", label.lower())
+    path = root / "results" / "profiles" / f"{name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}")
+    fields = {**profile.model_dump(), "name": name}
+    for field in ("model", "edits", "texts"):  # notebooks run in another folder
+        if fields[field] not in LAB_MODELS and os.path.exists(fields[field]):
+            fields[field] = str(Path(fields[field]).resolve())
+    partial.write_text(yaml.safe_dump(fields, sort_keys=False))
+    os.replace(partial, path)
+    return os.path.relpath(path, root / "notebooks")
+
+
+def _parse_override(text: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise KeditError(f"-p {text}: is not name=value; write for example -p n_edits=50")
+    if name not in Profile.model_fields or name == "name":
+        known = ", ".join(f for f in Profile.model_fields if f != "name")
+        raise KeditError(f"-p {text}: there is no parameter {name!r}; there are {known}")
+    try:
+        return name, yaml.safe_load(value)  # read as the profile's file is; the profile checks the type
+    except yaml.YAMLError:
+        raise KeditError(f"-p {text}: {value!r} is no YAML value; write for example -p orders='[0, 1]'") from None
+
+
+def _parse_orders(text: str) -> list[int]:
+    if not re.fullmatch(r"\d+(,\d+)*", text):
+        raise KeditError(f"--orders {text}: is neither 'all' nor numbers; write for example --orders 0,1")
+    return [int(order) for order in text.split(",")]
+
+
+def find_sources(root: Path, only: str | None = None) -> list[Path]:
+    """The notebooks in reading order, or those whose names begin with `only`."""
+    every = sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    chosen = [path for path in every if path.name.startswith(only or "")]
+    if not chosen:
+        there = ", ".join(path.stem for path in every) or "none"
+        wanted = f" beginning with {only!r}" if only else ""
+        raise KeditError(f"notebooks/: there is no notebook{wanted}; there are: {there}")
+    return chosen
+
+
+def parameters_for(run: Run, source: Path) -> dict[str, Any]:
+    """What is injected into a notebook: every field of the profile that its parameters cell names."""
+    values = {**run.profile.model_dump(), "profile": run.profile_argument}
+    names = notebooks.parameters_of(source)
+    if unknown := [name for name in names if name not in values]:
+        raise KeditError(
+            f"{source.name}: parameter {unknown[0]!r} is in no profile; rename it, or add it to kedit_lib.data.config"
+        )
+    return {name: values[name] for name in names}
+
+
+def prepare(run: Run) -> None:
+    """What a model that is not the lab's is asked before anything runs: whether edits and texts fit it and it knows
+    enough of them, and, if it has no hyperparameters yet, which to propose (params/models/<name>.yaml)."""
+    profile = run.profile
+    if profile.model in LAB_MODELS and profile.edits == profile.texts == LAB:
+        return
+    from kedit_lib.streams.bench import Bench
+    from kedit_lib.streams.preflight import check_model
+
+    os.environ["KEDIT_RESULTS"] = str(run.results)
+    bench = Bench(profile, progress=False)
+    for order in profile.live_orders:
+        bench.edits(order)
+    print(bench.facts.selection, flush=True)
+    if find_model_params(profile.model) is None:
+        print(f"no parameters for {profile.model} yet: it is checked, and some are proposed", flush=True)
+        print(check_model(bench.model, bench.facts.some(CHECKED), profile).to_string(), flush=True)
+
+
+# ---- running it -----------------------------------------------------------------------------------------------------
+
+
+def run_streams(run: Run, only: str | None) -> None:
+    """Run the profile's streams of edits in parallel, so that notebooks find their rows.
+
+    With `--only` a notebook runs just the streams that it needs itself, one after the other: less work than all.
+    """
+    if only is None and importlib.util.find_spec("kedit_lib.report.sweep"):
+        from kedit_lib.report import sweep
+
+        os.environ["KEDIT_RESULTS"] = str(run.results)
+        sweep.run_streams(run.profile, orders=run.profile.live_orders, workers=run.profile.workers)
+
+
+def judge(run: Run, only: str | None) -> None:
+    """Measure the claims on those streams and, in the lab run, hold them to the accepted values."""
+    if only is None:
+        from kedit_lib.report import claims
+        from kedit_lib.streams import bench as streams
+
+        table = claims.write(streams.Bench(run.profile, progress=False), run.figures)
+        print(f"claims: {', '.join(f'{n} {v}' for v, n in table.verdict.value_counts().items())}", flush=True)
+        if run.committed:
+            claims.check(table)
+
+
+def environment(run: Run, scratch: str) -> dict[str, str]:
+    """The environment of a notebook's process: where outputs go, and nothing of the user's own set-up."""
+    threads = str(run.profile.threads)
+    changes = {
+        "KEDIT_PARAMS": str(params_folder()),
+        "KEDIT_RESULTS": str(run.results),
+        "KEDIT_FIGURES": str(run.figures),
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONHASHSEED": "0",  # sets print in the same order each time
+        "TQDM_DISABLE": "1",  # progress bars would put times into the output
+        "KEDIT_STATIC": "1",  # nobody is there to press the knobs of live cells
+        "JUPYTER_PREFER_ENV_PATH": "1",  # this environment's kernel, not one in the home folder
+        "JUPYTER_RUNTIME_DIR": f"{scratch}/runtime",
+        "IPYTHONDIR": f"{scratch}/ipython",  # no start-up files, no shared history
+    }
+    inherited = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"}  # figures must go inline
+    return inherited | changes
+
+
+def execute(run: Run, source: Path, parameters: dict[str, Any], processes: Processes) -> str | None:
+    """Run one notebook; None if it is in place, else what went wrong, in one line."""
+    output = run.executed / source.name
+    running = output.with_suffix(".running.ipynb")
+    failed = run.failed(source)
+    for folder in (run.executed, run.figures, failed.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    failed.unlink(missing_ok=True)
+
+    for _ in range(2):  # twice: a kernel may find its ports taken by one that starts beside it
+        running.unlink(missing_ok=True)
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+            injected, log = Path(scratch) / "parameters.yaml", Path(scratch) / "log"
+            injected.write_text(yaml.safe_dump(parameters))  # not JSON: YAML would read its 1e-05 as text
+            command = [sys.executable, "-c", PAPERMILL, str(source), str(running), "-f", str(injected)]
+            command += ["--kernel", "python3", "--cwd", str(run.sources), "--start-timeout", "180"]
+            command += ["--no-progress-bar", "--log-level", "ERROR"]
+            code = processes.call(command, log, cwd=run.sources, env=environment(run, scratch))
+            printed = log.read_text(errors="replace").strip()
+        done = _read(running)
+        if code == 0 and done is not None:
+            notebooks.tidy(done, run.root)
+            notebooks.write(done, running)
+            os.replace(running, output)
+            return None
+        if done is not None and notebooks.was_started(done):
+            os.replace(running, failed)
+            return f"{notebooks.failure_of(done)} (kept: {failed.relative_to(run.root)})"
+    running.unlink(missing_ok=True)
+    return f"papermill did not start it: {(printed or f'exit code {code}').splitlines()[-1]}"
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A notebook, or None if there is none or it was cut off in the middle."""
+    try:
+        return notebooks.read(path)
+    except (OSError, ValueError):
+        return None
+
+
+def reproduce(run: Run, parameters: dict[Path, dict[str, Any]], only: str | None, force: bool) -> int:
+    """Run what is stale of these notebooks, each with its parameters; how many things failed."""
+
+    def key(source: Path) -> str:
+        files = [source, *stamps.library_files(run.root)]
+        files += sorted([*run.figures.glob("*.md"), *run.figures.glob("claims.csv")]) if source.stem in LAST else []
+        return stamps.hash_values(
+            stamps.hash_files(files), parameters[source], run.profile.model_dump(exclude=HOW_ONLY)
+        )
+
+    def outdated(source: Path) -> bool:
+        return force or not stamps.is_current(run.stamp(source), key(source), run.executed / source.name)
+
+    stale = list(filter(outdated, parameters))
+    print(f"profile {run.label}: {len(stale)} notebooks to run, {len(parameters) - len(stale)} current", flush=True)
+    if not stale:
+        return 0
+    processes, lost, begun = Processes(), 0, time.monotonic()  # lost: what notebooks would read, and is not there
+    try:
+        run_streams(run, only)
+        judge(run, only)
+    except KeditError as error:  # notebooks that do not need the lost streams can still run
+        lost = 1
+        print(f"FAILED streams  {error}", flush=True)
+
+    def work(source: Path) -> tuple[str | None, float]:
+        start, before = time.monotonic(), key(source)  # a source that is edited while it runs stays stale
+        run.stamp(source).unlink(missing_ok=True)
+        error = execute(run, source, parameters[source], processes)
+        if error is None and not lost:  # with a stream lost, the next run must try again
+            stamps.write(run.stamp(source), before, run.executed / source.name, time.monotonic() - start)
+        return error, time.monotonic() - start
+
+    def side_by_side(sources: list[Path]) -> int:
+        failures = 0
+        with (
+            ThreadPoolExecutor(run.profile.workers) as pool,
+            tqdm(total=len(sources), unit="notebook", disable=None) as bar,  # shown on a terminal only
+        ):
+            futures = {pool.submit(work, source): source for source in sources}
+            try:
+                for future in as_completed(futures):
+                    error, seconds = future.result()
+                    failures += error is not None
+                    verdict = "ok" if error is None else "FAILED"
+                    bar.write(f"{verdict:6} {futures[future].stem}  {seconds:.0f} s{f'  {error}' if error else ''}")
+                    sys.stdout.flush()
+                    bar.update()
+            except BaseException:  # interrupted: leave no process behind
+                pool.shutdown(wait=False, cancel_futures=True)
+                processes.stop()
+                raise
+        return failures
+
+    failures = side_by_side([s for s in stale if s.stem not in LAST])
+    lost += failures  # what shows the answers of others lacks some of them then, and stays stale
+    last = [s for s in parameters if s.stem in LAST and (s in stale or outdated(s))]
+    later = side_by_side(last)
+    done, failures = len({*stale, *last}) - failures - later, failures + later
+    print(f"{done} done, {failures} failed in {time.monotonic() - begun:.0f} s: {run.executed}")
+    return lost + later
+
+
+# ---- command line ---------------------------------------------------------------------------------------------------
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """The arguments that say which run is meant; `make_run` reads them."""
+    parser.add_argument("--profile", default=DEFAULT_PROFILE, help="smoke, lab, gpu, or a .yaml file (default: lab)")
+    parser.add_argument("--model", help="another model for this run: lab, lab-small, a hub id or a local folder")
+    parser.add_argument("--data", help="other edits for this run: a file, a folder or a hub name of an edit set")
+    parser.add_argument("--texts", help="other plain text for second moments: a file or a hub name")
+    parser.add_argument("--orders", help="edit orders to execute now: all, or numbers such as 0,2")
+    parser.add_argument(
+        "-p", dest="parameter", metavar="NAME=VALUE", action="append", default=[], help="change a field of the profile"
+    )
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m kedit_lib.report.reproduce",
+        description="Execute the notebooks that are stale: those whose source, parameters, library or data have "
+        "changed since they were last executed. The lab profile writes notebooks/executed and figures, every other "
+        "run writes results/executed-<run> and results/figures-<run>.",
+        epilog="Exit code: 0 all well, 1 a notebook failed (kept in results/failed), 2 wrong parameters, "
+        "130 stopped by Ctrl-C.",
+    )
+    add_run(parser)
+    parser.add_argument("--only", metavar="NB", help="only notebooks whose names begin with this, such as 03")
+    parser.add_argument("--force", action="store_true", help="run them even if they are current")
+    parser.add_argument("--check", action="store_true", help="run nothing; check the notebooks' sources")
+    return parser.parse_args(argv)
+
+
+@program
+def main(argv: list[str] | None = None, root: Path = REPOSITORY) -> int:
+    args = parse(argv)
+    try:
+        sources = find_sources(root, args.only)
+        if args.check:
+            faults = [fault for source in sources for fault in notebooks.faults_of_source(source)]
+            print("\n".join([*faults, f"{len(sources)} notebook sources, {len(faults)} faults"]))
+            return 1 if faults else 0
+        run = make_run(args, root)
+        if run.profile.edits != LAB:
+            sources = [s for s in sources if s.stem not in ABOUT_THE_LAB]
+        parameters = {source: parameters_for(run, source) for source in sources}
+        prepare(run)
+    except KeditError as error:
+        print(f"kedit: {error}", file=sys.stderr)
+        return 2
+    return 1 if reproduce(run, parameters, args.only, args.force) else 0
+
+
+def run_as_program(root: Path = REPOSITORY) -> None:
+    """`main` for a process of its own: a SIGTERM (a stopped `make`) stops the kernels too."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    sys.exit(main(root=root))
+
+
+if __name__ == "__main__":
+    run_as_program()

@@ -1,0 +1,297 @@
+"""Run the streams of a profile in worker processes: `python -m kedit_lib.report.sweep --help` (make sweep).
+
+`make reproduce` runs the live orders through here; further orders and other λ run once in a while and
+their tables are committed in figures/data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import signal
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+
+import pandas as pd
+
+from ..data.atomic import replacing
+from ..data.config import LAST_ORDER, Profile, load_profile, results_folder
+from ..data.provenance import ALGORITHMS, commit, now, versions
+from ..errors import KeditError, program
+from ..streams.bench import Bench, committed_runs, data_folder
+from ..streams.named_streams import every_stream, groups_of, streams_of
+from .stamps import PACKAGE, hash_files
+
+MEASUREMENTS = ("anatomy", "foretold", "lifting", "memory", "scaling")
+CHECK_EDITS = 50  # edits of the committed stream that is run again
+CHECK_MARGIN = 0.05  # largest accepted median difference of the optimised probability over them
+
+
+def run_streams(profile: Profile, orders, workers: int, names=None, commit: bool = False) -> None:
+    """Run `names` (default: the profile's live streams) for each order, `workers` one-thread processes
+    side by side, into results/; with the live streams also the single edits and the single batches.
+    Raises KeditError when one fails, after the others have finished. After Ctrl-C the streams that run finish their
+    edit and write a checkpoint, and no other is begun.
+    """
+    names = list(streams_of(profile)) if names is None else names
+    # Long ones first, so that the last worker does not run alone.
+    tasks = sorted(((name, order) for name in names for order in orders), key=lambda task: _weight(profile, task[0]))
+    if not tasks:
+        return
+    Bench(profile, progress=False).moments  # measured once, before the workers want it  # noqa: B018
+    live = names == list(streams_of(profile)) and not commit
+    checks = [_rotation(profile)] if live else []
+    begun, failures = time.monotonic(), []
+    os.environ.setdefault("OMP_NUM_THREADS", str(profile.threads))
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_wait_for_tasks) as pool:
+        futures = {
+            pool.submit(_task, _work, profile, name, order, commit): f"{name} order {order}" for name, order in tasks
+        }
+        for check in filter(None, checks):
+            futures[pool.submit(_task, _check, profile, *check)] = (
+                f"committed {check[0]} order {check[1]}, first {CHECK_EDITS} again"
+            )
+        for name in ("memit", "rome") if live else ():
+            futures[pool.submit(_task, _singles, profile, name)] = f"{profile.n_single} single edits, {name}"
+        for size in sorted(profile.mass_sizes, reverse=True) if live else ():
+            futures[pool.submit(_task, _batch, profile, size)] = f"one batch of {size}"
+        try:
+            for n, future in enumerate(as_completed(futures), 1):
+                try:
+                    print(
+                        f"[{n}/{len(futures)}, {time.monotonic() - begun:.0f} s] {futures[future]}: {future.result()}",
+                        flush=True,
+                    )
+                except Exception as error:  # one stream's failure must not lose the others
+                    failures.append(f"{futures[future]}: {error}")
+                    print(f"[{n}/{len(futures)}] FAILED {failures[-1]}", flush=True)
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    if failures:
+        raise KeditError(f"{len(failures)} streams failed, first: {failures[0]}")
+
+
+def _wait_for_tasks() -> None:
+    """What a worker does at Ctrl-C between tasks: it ends no process that others wait for, and begins nothing more."""
+    signal.signal(signal.SIGINT, lambda *_: signal.signal(signal.SIGINT, signal.SIG_IGN))
+
+
+def budget(bench: Bench, names, orders) -> pd.DataFrame:
+    """A row a stream and order: edits, seconds an edit and minutes with all probes, as in the committed run of that
+    stream of the lowest order (NaN: there is none)."""
+    rows = []
+    for name in names:
+        runs = (bench.committed(name, order) for order in bench.profile.orders)
+        known = next((run for run in runs if run is not None), None)
+        each = known.edits.seconds.mean() if known else float("nan")
+        probes = known.curve("seconds", "probes").sum() if known else float("nan")
+        n = len(bench.edits_of(name))
+        rows += [(name, order, n, each, (n * each + probes) / 60) for order in orders]
+    return pd.DataFrame(rows, columns=["stream", "order", "edits", "s/edit", "minutes"]).round(2)
+
+
+def _task(work, *arguments) -> str:
+    """`work` in a worker, where Ctrl-C ends it, and keeps this worker from beginning another."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        raise KeyboardInterrupt
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        done = work(*arguments)
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise
+    except BaseException:
+        _wait_for_tasks()
+        raise
+    _wait_for_tasks()
+    return done
+
+
+def run_measurements(profile: Profile, orders, which: str) -> None:
+    """What notebooks 06 and 07 read beside streams, into figures/data: "anatomy", "foretold" or "lifting" of their
+    streams for each order; the "memory" of every method, or the "scaling" of a family of lab models, once."""
+    from ..analysis import causes
+    from ..analysis import decomposition as anatomy
+    from ..analysis import frontier as choosing
+    from ..analysis import recovery as lifting
+    from ..analysis import width_family as scaling
+    from ..analysis import width_fit as extrapolation
+
+    if which == "scaling":
+        found = scaling.sweep(results_folder(), data_folder(), profile.workers, profile.threads)
+        print(extrapolation.fit_table(found).to_string())
+        return
+    if which == "memory":
+        print(choosing.keep_memory(Bench(profile, progress=False), data_folder()).to_string())
+        return
+    Bench(profile, progress=False).moments  # measured once, before the workers want it  # noqa: B018
+    names = {"anatomy": anatomy.STREAMS, "foretold": causes.FORETOLD, "lifting": lifting.STREAMS}[which]
+    tasks = [(profile, which, name, order) for name in names for order in orders]
+    os.environ.setdefault("OMP_NUM_THREADS", str(profile.threads))
+    with ProcessPoolExecutor(profile.workers, mp_context=get_context("spawn")) as pool:
+        for task, said in zip(tasks, pool.map(_measurement, *zip(*tasks, strict=True)), strict=True):
+            print(f"{which} of {task[2]} order {task[3]}: {said}", flush=True)
+    about = {"streams": list(names), "orders": orders, "finished": now(), "algorithms": ALGORITHMS}
+    with replacing(data_folder() / f"{profile.model.split('/')[-1]}.{which}.manifest.json") as part:
+        part.write_text(json.dumps({**about, "versions": versions(), "commit": commit()}, indent=1) + "\n")
+
+
+def planned(profile: Profile, orders, which: str) -> str:
+    """What `run_measurements` would make, in edits."""
+    from ..analysis import causes
+    from ..analysis import decomposition as anatomy
+    from ..analysis import frontier as choosing
+    from ..analysis import recovery as lifting
+    from ..analysis import width_family as scaling
+
+    n, k = profile.n_edits, len(orders)
+    if which == "scaling":
+        edits = sum(scaling.planned(recipe, len(scaling.ORDERS)) for recipe in scaling.family().values())
+        return f"{edits} edits at most, on {len(scaling.family())} models; all but the lab model are trained first"
+    if which == "memory":
+        return f"a few edits of each of {len(choosing.EVERY_METHOD)} methods, each in a process of its own"
+    tried = len(lifting.HEALED) + 3
+    each = {
+        "anatomy": len(anatomy.STREAMS) * 2 * n,
+        "foretold": len(causes.FORETOLD) * causes.SAMPLE,
+        "lifting": len(lifting.STREAMS) * (max(lifting.AT) + len(lifting.AT) * lifting.SAMPLE * tried),
+    }[which]
+    return f"{each * k} edits in {k} orders"
+
+
+def _measurement(profile: Profile, which: str, name: str, order: int) -> str:
+    import torch
+
+    from ..analysis import causes
+    from ..analysis import decomposition as anatomy
+    from ..analysis import recovery as lifting
+
+    torch.set_num_threads(profile.threads)
+    bench = Bench(profile, progress=False)
+    if which == "anatomy":
+        found = anatomy.shares(anatomy.keep(bench, name, order, data_folder()))
+    elif which == "lifting":
+        kept = lifting.keep(bench, name, order, data_folder())
+        found = kept[kept.edits_done == kept.edits_done.max()].groupby("budget", sort=False).p_last.median().to_dict()
+    else:
+        found = causes.keep_foretold(bench, name, order, folder=data_folder())
+    return ", ".join(f"{key} {value:.3g}" for key, value in found.items())
+
+
+def _weight(profile: Profile, name: str) -> int:
+    """Sort key, the costliest first: 21 contexts cost more than 6, single edits more than batches."""
+    stream = every_stream(profile)[name]
+    if stream.pruned:
+        return 3  # made of another one, which is then finished
+    return (0 if "rome" in stream.method else 1) if stream.batch_size == 1 else 2
+
+
+def _work(profile: Profile, name: str, order: int, commit: bool) -> str:
+    import torch
+
+    torch.set_num_threads(profile.threads)
+    bench = Bench(profile, progress=False)
+    run = bench.run(name, order)
+    if commit:
+        bench.commit(name, order)
+    last = run.edits.iloc[-25:]
+    probes = run.checkpoints.query("cohort == 'probes'")["value"].sum()
+    return (
+        f"{len(run.edits)} edits, {run.edits.seconds.mean():.2f} s/edit, probes {probes:.0f} s, "
+        f"median p of the last 25 {last.probability_last.median():.3g}"
+    )
+
+
+def _singles(profile: Profile, name: str) -> str:
+    import torch
+
+    torch.set_num_threads(profile.threads)
+    table = Bench(profile, progress=False).singles_of(name)
+    return f"{table.edit.mean():.0%} of the edits right"
+
+
+def _batch(profile: Profile, size: int) -> str:
+    from ..streams.cost import batch_cost
+
+    row = batch_cost(profile, size, Bench(profile, progress=False).results)
+    return f"{row['seconds_per_edit']:.2f} s/edit, at most {row['peak_mb']:.0f} MB"
+
+
+def _rotation(profile: Profile) -> tuple[str, int] | None:
+    """The committed stream whose beginning is run again this time: another one after every change of the library."""
+    there = [(n, o) for n, o in committed_runs() if n in every_stream(profile)]
+    if not there:
+        return None
+    digest = hash_files(sorted(PACKAGE.rglob("*.py")))
+    return there[int(hashlib.sha256(digest.encode()).hexdigest(), 16) % len(there)]
+
+
+def _check(profile: Profile, name: str, order: int) -> str:
+    """Run the first edits of a committed stream again; KeditError when they differ by more than the margin."""
+    import torch
+
+    torch.set_num_threads(profile.threads)
+    bench = Bench(profile, progress=False)
+    old = bench.committed(name, order)
+    if old is None:
+        return "is of another model or size; not compared"
+    if len(old.edits.batch) and old.edits.batch[0] > CHECK_EDITS:
+        return f"is one batch of {old.edits.batch[0]}; not run again"
+    new = bench.run(name, order, n_edits=CHECK_EDITS)
+    difference = (new.edits.probability_last - old.edits.probability_last[: len(new.edits)]).abs()
+    if not difference.median() <= CHECK_MARGIN:
+        raise KeditError(
+            f"the committed stream {name} order {order} does not come out again: its optimised probability differs by "
+            f"{difference.median():.3f} in the median of {len(new.edits)} edits; run make sweep and commit figures/data"
+        )
+    return f"comes out again: |Δp| median {difference.median():.1e}, largest {difference.max():.1e}"
+
+
+@program
+def main(argv=None) -> int:
+    parser = argparse.ArgumentParser(description="Run streams of a profile and put their tables into figures/data.")
+    parser.add_argument("--profile", default="lab")
+    parser.add_argument("--orders", default="1,2", help="edit orders, such as 1,2")
+    parser.add_argument(
+        "--streams",
+        default="main",
+        help="main, scaled (λ/d_ff × 0.1 and × 10), regimes (more edits, more layers, longer steps), others (the other "
+        "methods), causes, sensitivity, or names with commas; anatomy, foretold, lifting, memory and scaling (which "
+        "trains five lab models first) are what else notebooks 06 and 07 read",
+    )
+    parser.add_argument("--plan", action="store_true", help="only say what would run")
+    args = parser.parse_args(argv)
+    profile = load_profile(args.profile)
+    known = every_stream(profile)
+    groups = groups_of(profile)
+    names = list(groups.get(args.streams, args.streams.split(",")))
+    if args.streams not in MEASUREMENTS and (unknown := [n for n in names if n not in known]):
+        raise KeditError(f"stream {unknown[0]!r}: is unknown; there are {', '.join(known)}")
+    if not re.fullmatch(r"\d+(,\d+)*", args.orders):
+        raise KeditError(f"--orders {args.orders}: must be numbers with commas, such as 1,2")
+    names, orders = list(dict.fromkeys(names)), sorted({int(o) for o in args.orders.split(",")})
+    if orders[-1] > LAST_ORDER:
+        raise KeditError(f"--orders {args.orders}: the last order is {LAST_ORDER}")
+    if args.streams in MEASUREMENTS:
+        print(f"{args.streams}: {planned(profile, orders, args.streams)}", flush=True)
+        if not args.plan:
+            run_measurements(profile, orders, args.streams)
+        return 0
+    plan = budget(Bench(profile, progress=False), names, orders)
+    print(plan.to_string())
+    print(
+        f"{plan.edits.sum()} edits, about {plan.minutes.sum():.0f} minutes of one core, probes included, as the same "
+        f"streams took before; {plan.minutes.isna().sum()} of {len(plan)} never ran, and are not in it"
+    )
+    if not args.plan:
+        run_streams(profile, orders, profile.workers, names, commit=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

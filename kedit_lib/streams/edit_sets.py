@@ -1,0 +1,116 @@
+"""Edit sets by name or from a file: the lab's, CounterFact, zsRE, KnowEdit, and the user's own."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+
+from ..data import counterfact, counterfact_flat, knowedit, own, zsre
+from ..data.edit import Edit
+from ..data.files import records_of
+from ..data.records import Record
+from ..errors import KeditError
+from ..models.tokenization import check_edit
+
+# in the order in which a record is recognised: `own` fits every one
+SCHEMAS = {
+    "counterfact": counterfact,
+    "zsre": zsre,
+    "knowedit": knowedit,
+    "counterfact-flat": counterfact_flat,
+    "own": own,
+}
+
+
+def load_edits(
+    source: str | Path, model=None, limit: int | None = None, seed: int = 0, schema: str | None = None, **hub
+) -> list[Edit]:
+    """Edits from "lab", from a file (.json, .jsonl, .csv, .parquet), a folder, or a hub name "owner/name".
+
+    lab     `model` must be a lab model; the seed decides the sample, the order and the edits;
+            limit None: 100
+    others  the seed decides the order when `limit` is given: a sample of that size, else all as they
+            stand; with `model`, only what its tokenizer can write
+    schema  "counterfact", "counterfact-flat", "zsre", "knowedit" or "own"; None: what most records look like
+    hub     keywords of `datasets.load_dataset` for folders and hub names: split, name, data_files, …
+
+    The fields of one's own records are those of `Edit`; in CSV, lists are written as JSON. Records of
+    a public data set that cannot be an edit are left out with one warning; `read_edits` gives the
+    reasons. Raises KeditError that names the record and the field: for a field that is missing or of
+    the wrong type, and for one's own records also for whatever `Edit` refuses.
+    """
+    if str(source) == "lab":
+        from ..lab import world_of  # here: files of edits need no lab
+        from ..lab.edits import lab_edits
+
+        if schema is not None or hub:
+            raise KeditError(f"load_edits('lab'): {', '.join(hub) or 'schema'} goes with data sets only; leave it out")
+        if model is None:
+            raise KeditError("load_edits('lab'): pass model=, the lab model whose world the edits are about")
+        return lab_edits(world_of(model), 100 if limit is None else limit, seed)
+    edits, rejected = read_edits(source, model, schema, **hub)
+    name = Path(source).name
+    if not edits:
+        raise KeditError(f"{name}: none of {len(rejected)} records can be an edit; {rejected.reason[0]}")
+    _warn(name, edits, rejected)
+    if limit is None:
+        return edits
+    if not isinstance(limit, int) or not 1 <= limit <= len(edits):
+        raise KeditError(f"{name}: limit = {limit!r}, the file has {len(edits)} edits; choose 1 to {len(edits)}")
+    return random.Random(seed).sample(edits, limit)
+
+
+def read_edits(source: str | Path, model=None, schema: str | None = None, **hub) -> tuple[list[Edit], pd.DataFrame]:
+    """All edits of a source other than the lab in its order, and a row for every record that cannot be one.
+
+    Columns of the rejected: record (counted from 1), id (as in the file), subject, reason: the subject is
+    not in the prompt, or there twice; a text is empty; or the tokenizer of `model`, if that is given,
+    cannot write a target. Arguments and errors as of `load_edits`.
+    """
+    if str(source) == "lab":
+        raise KeditError("read_edits('lab'): the lab's edits are made, not read; use load_edits('lab', model=…)")
+    records = records_of(source, **hub)
+    if schema is not None and schema not in SCHEMAS:
+        raise KeditError(f"schema {schema!r}: is unknown; use one of {', '.join(SCHEMAS)}")
+    schema = schema or Counter(_schema_of(r) for r in records).most_common(1)[0][0]
+    edits, rejected = [], []
+    quiet = contextlib.nullcontext() if schema == "own" else warnings.catch_warnings(action="ignore")
+    with quiet:  # of a whole data set, load_edits warns once
+        for record in records:
+            fields = SCHEMAS[schema].fields(record)
+            try:
+                edits.append(_edit(model, **fields))
+            except KeditError as error:
+                reason = f"{record.where}: {error}"
+                if schema == "own":
+                    raise KeditError(reason) from None
+                rejected.append((record.number, fields["id"], fields["subject"], reason))
+    return edits, pd.DataFrame(rejected, columns=["record", "id", "subject", "reason"])
+
+
+def _schema_of(record: Record) -> str:
+    return next(name for name, schema in SCHEMAS.items() if schema.fits(record.values))
+
+
+def _edit(model, text: str | None = None, **fields) -> Edit:
+    """From the fields of `Edit`, with `text` in place of the prompt where the subject stands in it."""
+    edit = Edit(**fields) if text is None else Edit.from_text(text, **fields)
+    if model is not None:
+        check_edit(model.tokenizer, edit)
+    return edit
+
+
+def _warn(name: str, edits: list[Edit], rejected: pd.DataFrame) -> None:
+    said, total = [], len(edits) + len(rejected)
+    if len(rejected):
+        said.append(f"{len(rejected)} of {total} records cannot be edits and are left out, the first: ")
+        said[-1] += f"{rejected.reason[0]} (read_edits lists them all)"
+    if same := sum(e.target_new == e.target_true for e in edits):
+        said.append(f"in {same} of {len(edits)} edits target_new equals target_true")
+    if said:
+        warnings.warn(f"{name}: {'; '.join(said)}", stacklevel=3)

@@ -1,0 +1,170 @@
+"""What a bench asks a model: the lab's own world, or a data set of edits and a text corpus for any other model."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+
+from ..data.atomic import replacing
+from ..data.edit import Edit
+from ..data.files import HUB_NAME, READERS, records_of
+from ..data.provenance import ALGORITHMS, key_of
+from ..errors import KeditError, first_line
+from ..evaluation.edit_probes import EditProbe, PerplexityProbe, VitalProbe
+from ..evaluation.known_facts import known_edits
+from ..evaluation.side_effects import SELDOM, family_probes, other_prompts
+from .edit_sets import read_edits
+from .lab_facts import LabFacts
+
+LAB = "lab"
+TEXTS = 100_000  # documents for C at most: what the authors of MEMIT took
+ASKED = 256  # records that the model is asked about at a time
+HELD_OUT = 40  # documents that perplexity is measured on, and C is not
+
+
+class DatasetFacts:
+    """Edits from a data set, one a subject, of facts that the model knows; what no edit touches are other such records.
+
+    edits, texts  a file, a folder, or a hub name, "owner/name" or "owner/name:configuration" (its train split)
+    cache         a folder for what the model was found to know (None: it is asked again each time)
+    unknown       how many records were asked about and left out so far, because the model does not know them
+    """
+
+    guess = 0.0  # nobody counts the objects that a relation of a real data set allows
+
+    def __init__(self, model, edits: str, texts: str, cache: Path | None = None):
+        self.model, self.source, self.corpus, self.cache = model, edits, texts, cache
+        self._knows: dict[Edit, bool] = {}
+
+    @cached_property
+    def records(self) -> list[Edit]:
+        name, hub = _place(self.source)
+        found, _ = read_edits(name, self.model, **hub)
+        return list({e.subject: e for e in reversed(found)}.values())[::-1]  # the first of each subject
+
+    @cached_property
+    def documents(self) -> list[str]:
+        texts = read_texts(self.corpus)
+        if len(texts) < 2 * HELD_OUT:
+            raise KeditError(f"texts {self.corpus!r}: holds {len(texts)} documents; give at least {2 * HELD_OUT}")
+        return texts
+
+    def edits(self, n: int, seed: int) -> list[Edit]:
+        """The first n of the seed's order that the model knows; records without target_true are taken as they are."""
+        order, found = random.Random(seed).sample(self.records, len(self.records)), []
+        for begin in range(0, len(order), ASKED):
+            found += self._known(order[begin : begin + ASKED])
+            if len(found) >= n:
+                return found[:n]
+        there = f"has edits of {len(order)} subjects, of which the model knows {len(found)}"
+        raise KeditError(f"edits {self.source!r}: {there}, {n} were asked for; give more, or lower n_edits")
+
+    def some(self, n: int) -> list[Edit]:
+        """Edits to look at, known or not; those whose true object is given."""
+        return [e for e in self.records if e.target_true is not None][:n] or self.records[:n]
+
+    @property
+    def unknown(self) -> int:
+        return sum(not knows for knows in self._knows.values())
+
+    @property
+    def selection(self) -> str:
+        """What was left out, in words."""
+        name = Path(self.source).name if os.path.exists(self.source) else self.source
+        return (
+            f"Of {len(self._knows)} facts of {name} that the model was asked about it does not know "
+            f"{self.unknown}; these were left out before any edit."
+        )
+
+    def _known(self, edits: list[Edit]) -> list[Edit]:
+        """Those that the unedited model says by itself."""
+        if ask := [e for e in edits if e.target_true is not None and e not in self._knows]:
+            self._knows.update(zip(ask, self._ask(ask), strict=True))
+        return [e for e in edits if self._knows.get(e, True)]
+
+    def _ask(self, edits: list[Edit]) -> list[bool]:
+        """Whether the unedited model says each of these facts; found in the cache, or asked and kept there."""
+        model = [self.model.checksum, self.model.setting]
+        key = key_of(model=model, edits=list(map(repr, edits)), algorithms=ALGORITHMS)
+        path = None if self.cache is None else self.cache / f"{key}.json"
+        if path is not None and path.exists():
+            return json.loads(path.read_text())
+        with self.model.temporarily():
+            known = set(known_edits(self.model, edits, match="contains")[0])
+        says = [e in known for e in edits]
+        if path is not None:
+            with replacing(path) as partial:
+                partial.write_text(json.dumps(says))
+        return says
+
+    def texts(self) -> list[str]:
+        return self.documents[HELD_OUT:][:TEXTS]
+
+    def probes(self, edits, untouched: int, seed: int, layers=(), every: int = SELDOM, families: bool = True) -> list:
+        held_out, aside = tuple(self.documents[:HELD_OUT]), {}
+        found = [EditProbe(families, every, match="contains"), PerplexityProbe(held_out, every)]
+        if facts := [(e.text, e.target_true) for e in self._untouched(edits, untouched, seed)]:
+            prompts, answers = zip(*facts, strict=True)
+            found.append(VitalProbe("untouched", prompts, answers, every, match="contains"))
+            aside = {"new on strangers": other_prompts(edits, prompts, answers)}
+        if families:
+            found += family_probes(edits, unrelated=facts, aside=aside, texts=held_out, layers=layers, every=every)
+        return found
+
+    def surround(self, edit: Edit) -> Edit:
+        known = (e for e in self.records if (e.subject, e.text) == (edit.subject, edit.text))
+        return replace(record, target_new=edit.target_new) if (record := next(known, None)) else edit
+
+    def around(self, edit: Edit, rng: random.Random) -> tuple[list, list]:
+        return [(prompt, edit.target_true) for prompt in edit.neighborhood if edit.target_true is not None], []
+
+    def strangers(self, edits, limit: int, seed: int) -> list[tuple[str, str, str]]:
+        """(prompt with {}, subject, answer): facts that no edit touches."""
+        return [(e.prompt, e.subject, e.target_true) for e in self._untouched(edits, limit, seed)]
+
+    def _untouched(self, edits: list[Edit], limit: int, seed: int) -> list[Edit]:
+        """Facts of subjects that no edit names, and that the unedited model says by itself."""
+        edited = {e.subject for e in edits}
+        others = [e for e in self.records if e.subject not in edited and e.target_true is not None]
+        others, known = random.Random(f"untouched-{seed}").sample(others, len(others)), []
+        while others and len(known) < limit:
+            part, others = others[: 2 * limit], others[2 * limit :]
+            known += self._known(part)
+        return known[:limit]
+
+
+def facts_of(model, edits: str, texts: str, cache: Path | None = None) -> LabFacts | DatasetFacts:
+    """By a profile's `edits` and `texts`: both "lab", or both somewhere else."""
+    if (edits == LAB) != (texts == LAB):
+        raise KeditError(
+            f"edits = {edits!r}, texts = {texts!r}: either both are 'lab' or neither is; name both, a file or a "
+            "hub name (make: DATA= and TEXTS=)"
+        )
+    return LabFacts(model) if edits == LAB else DatasetFacts(model, edits, texts, cache)
+
+
+def _place(source: str) -> tuple[str, dict]:
+    """A source and its keywords for the hub: "owner/name:configuration" names both."""
+    name, colon, configuration = source.partition(":")
+    if os.path.exists(source) or Path(source).suffix.lower() in READERS or not HUB_NAME.fullmatch(name):
+        return source, {}
+    return name, {"split": "train"} | ({"name": configuration} if colon else {})
+
+
+def read_texts(source: str) -> list[str]:
+    """Documents: paragraphs of a .txt file, or the field `text` of records."""
+    if Path(source).suffix.lower() == ".txt" and Path(source).is_file():
+        try:
+            parts = Path(source).read_text(encoding="utf-8").split("\n\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise KeditError(f"texts {source!r}: cannot be read ({first_line(error)}); save it as UTF-8") from error
+        return [p.strip() for p in parts if p.strip()]
+    name, hub = _place(source)
+    records = records_of(name, **hub)
+    if not any(isinstance(r.values.get("text"), str) for r in records):
+        raise KeditError(f"texts {source!r}: no record has a field 'text'; name the documents so, or give a .txt file")
+    return [t.strip() for r in records if isinstance(t := r.values.get("text"), str) and t.strip()]

@@ -1,0 +1,255 @@
+"""Whether a model can be edited here, and what that will cost: `kedit.check_model(model)`.
+
+    kedit.check_model("Qwen/Qwen2.5-0.5B", profile="gpu")
+
+gives a table: what was recognised, what one edit did before it was taken back, which layers and λ are proposed, and the
+minutes that the notebooks would take here.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from ..data.config import LAB_MODELS, Profile, load_model_params, load_profile
+from ..data.edit import Edit, check_edits
+from ..editing import ROME, method_class
+from ..editing.contexts import generate_contexts
+from ..editing.proposal import propose, write_proposal
+from ..errors import KeditError
+from ..evaluation.known_facts import known_edits
+from ..models.causal_trace import causal_trace
+from ..models.loading import load_model
+from ..models.model import EditableModel
+from ..models.tokenization import check_edit, encode, target_ids
+from .named_streams import streams_of
+
+TRACED, SAMPLES = 5, 3  # known facts that are traced, and noises for each
+GIB = 2**30
+
+# What most language models have read: (prompt, [(subject, object), …]).
+COMMON = (
+    ("The capital of {} is", [("France", "Paris"), ("Japan", "Tokyo"), ("Italy", "Rome"), ("Spain", "Madrid")]),
+    ("The mother tongue of {} is", [("Danielle Darrieux", "French"), ("Leonardo da Vinci", "Italian")]),
+    ("{} is located in the city of", [("The Eiffel Tower", "Paris"), ("The Colosseum", "Rome")]),
+    ("{} was founded by", [("Microsoft", "Bill Gates"), ("Apple", "Steve Jobs")]),
+)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One edit that was made and taken back. success: p of the new object on the edit prompt after it, 0..1."""
+
+    edit: Edit
+    seconds: float
+    before: float
+    success: float
+    restored: bool
+
+
+def common_edits() -> list[Edit]:
+    """Facts that many models know, each with the next one's object as the new one."""
+    found = []
+    for prompt, facts in COMMON:
+        for i, (subject, true) in enumerate(facts):
+            found.append(Edit(prompt, subject, facts[(i + 1) % len(facts)][1], target_true=true))
+    return found
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was found out about a model.
+
+    table      index: what; column: value
+    effect     of `causal_trace`, at the subject's last token (empty: it knows no fact that was asked)
+    traced     how many facts were traced
+    rome, memit    proposed layers
+    path       the file with the model's parameters (None: none was written)
+    """
+
+    table: pd.DataFrame
+    effect: pd.DataFrame
+    traced: int
+    trial: Trial
+    rome: list[int]
+    memit: list[int]
+    path: Path | None
+
+    @property
+    def sentence(self) -> str:
+        """The edit that was tried, in words."""
+        t, back = self.trial, "came back bit for bit" if self.trial.restored else "did NOT come back bit for bit"
+        return (
+            f"“{t.edit.text} {t.edit.target_new}”, written at the proposed layer, took that object's probability from "
+            f"{t.before:.2g} to {t.success:.2g}; after it the weights {back}."
+        )
+
+
+def check_model(model, edits=None, profile: str | Profile | None = None, write: bool = True) -> pd.DataFrame:
+    """A table (index: what; column: value) of what a model is, what one edit of it does and costs, and where to edit.
+
+    model    an EditableModel, or what `load_model` takes
+    edits    Edits with target_true, of facts that the model may know: they are traced, the first known one is tried.
+             None: the lab's own for a lab model, else a few that most models know
+    profile  the run that minutes are estimated for (None: "lab" for a lab model, else "gpu")
+    write    whether the proposal becomes params/models/<name>.yaml; a file that is there is left as it is
+
+    The weights are the ones at entry afterwards; the table says so. Raises KeditError for a model whose layout or
+    tokenizer is not understood.
+    """
+    return check(model, edits, profile, write).table
+
+
+def check(model, edits=None, profile: str | Profile | None = None, write: bool = True) -> Check:
+    """`check_model` with all that its table is made of."""
+    model = model if isinstance(model, EditableModel) else load_model(model)
+    profile = profile or ("lab" if model.name in LAB_MODELS else "gpu")
+    profile = profile if isinstance(profile, Profile) else load_profile(profile)
+    given = check_edits(_own_edits(model) if edits is None else edits, "check_model")
+    for edit in given:
+        check_edit(model.tokenizer, edit)
+    with model.temporarily():
+        begin = time.perf_counter()
+        known, unknown = known_edits(model, given, match="contains")
+        seconds_asking = (time.perf_counter() - begin) / len(given)
+        facts = [(e.prompt, e.subject, e.target_true) for e in known[:TRACED]]
+        effect = causal_trace(model, facts, samples=SAMPLES, places=("last subject token",)) if facts else None
+        sections = propose(model, effect)
+        trial = try_edit(model, (known or given)[0], sections["rome"]["layers"])
+    why = f"causal tracing of {len(facts)} facts that it knows" if facts else "Llama-2-7B's depth; no fact to trace"
+    path = write_proposal(model.name, sections, why) if write else None
+    rows = _recognised(model) | _memory(model, sections["memit"]["layers"])
+    rows |= {
+        "facts it knows, of those asked": f"{len(known)} of {len(given)}",
+        "facts left out as unknown": unknown,
+        "one edit": f"{trial.edit.text} {trial.edit.target_new}",
+        "p(new) before and after": f"{trial.before:.3g}, {trial.success:.3g}",
+        "seconds for it": roughly(trial.seconds, 0.1),
+        "restored bit for bit": "yes" if trial.restored else "NO",
+        "layers by": why,
+        "proposed layer, ROME": _listed(sections["rome"]["layers"]),
+        "proposed layers, MEMIT": _listed(sections["memit"]["layers"]),
+        "proposed λ": sections["memit"]["mom2_update_weight"],
+    }
+    if path is not None:
+        rows["parameters in use"] = "/".join(path.parts[-3:])
+        rows["layers in use, MEMIT"] = _listed(load_model_params(model.name)["memit"]["layers"])
+    minutes = notebook_minutes(profile, trial.seconds, seconds_asking)
+    rows |= {f"minutes, {notebook} ({profile.name})": roughly(value, 1) for notebook, value in minutes.items()}
+    table = pd.DataFrame({"value": rows}).rename_axis("what")
+    empty = pd.DataFrame(columns=["place", "layer", "effect"])
+    layers = sections["rome"]["layers"], sections["memit"]["layers"]
+    return Check(table, empty if effect is None else effect, len(facts), trial, *layers, path)
+
+
+def try_edit(model, edit: Edit, layers: list[int]) -> Trial:
+    """One edit by ROME without C, over as many contexts as MEMIT has, and taken back."""
+    from ..evaluation import answer_probability
+
+    method, was = ROME(layers=layers, mom2_adjustment=False), _weights(model, layers)
+    contexts = generate_contexts(model, style=method_class("memit").context_style)
+    before = answer_probability(model, [edit.text], [edit.target_new]).item()
+    held = model.snapshot()
+    begin = time.perf_counter()
+    method.apply(model, [edit], contexts=contexts)
+    seconds = time.perf_counter() - begin
+    after = answer_probability(model, [edit.text], [edit.target_new]).item()
+    model.load_snapshot(held)
+    restored = all(map(torch.equal, was, _weights(model, layers)))
+    return Trial(edit, seconds, before, after, restored)
+
+
+def notebook_minutes(profile: Profile, seconds_an_edit: float, seconds_a_question: float) -> dict[str, float]:
+    """Minutes for what each notebook runs live, by its edits and by the untouched facts asked at their checkpoints,
+    one process; second moments, measured once for all, are not in it."""
+    checkpoints = 1 + profile.n_edits / profile.checkpoint_every
+    asked = checkpoints * profile.untouched * seconds_a_question
+    found = {"00": seconds_an_edit, "04": sum(profile.mass_sizes) * seconds_an_edit}
+    for stream in streams_of(profile).values():
+        notebook = {"rome": "03", "rrome": "03", "ft-m": "05"}.get(stream.method, "02")
+        notebook = notebook if stream.batch_size == 1 else "04"
+        seconds = len(profile.live_orders) * (profile.n_edits * seconds_an_edit + asked)
+        found[notebook] = found.get(notebook, 0) + seconds
+    return {notebook: found[notebook] / 60 for notebook in sorted(found)}
+
+
+def roughly(value: float, least: float) -> str:
+    """ "about" the nearest of 1, 2 and 5 times a power of ten: a time hangs on what else the machine does, and a
+    table that is kept should not change with it."""
+    if value < least:
+        return f"< {least:g}"
+    unit = 10.0 ** math.floor(math.log10(value))
+    return f"about {min((unit, 2 * unit, 5 * unit, 10 * unit), key=lambda step: abs(math.log(step / value))):g}"
+
+
+def _own_edits(model) -> list[Edit]:
+    """The lab's own, or of the common ones those that this tokenizer can write."""
+    if model.name not in LAB_MODELS:
+        if writable := [e for e in common_edits() if _can_write(model.tokenizer, e)]:
+            return writable
+        raise KeditError(f"check_model: {model.name} can write none of the well-known facts; pass edits it may know")
+    from .edit_sets import load_edits
+
+    return load_edits("lab", model=model, limit=2 * TRACED)
+
+
+def _can_write(tokenizer, edit: Edit) -> bool:
+    try:
+        check_edit(tokenizer, edit)
+    except KeditError:
+        return False
+    return True
+
+
+def _weights(model, layers: list[int]) -> list[torch.Tensor]:
+    """Copies of the edited maps."""
+    return [model.weight(layer).detach().clone() for layer in layers]
+
+
+def _listed(layers: list[int]) -> str:
+    return ", ".join(map(str, layers))
+
+
+def _recognised(model) -> dict:
+    config, tokenizer, layout = model.hf.config, model.tokenizer, model.layout
+    embedded, words = model.hf.get_input_embeddings(), len(tokenizer)
+    heads = getattr(config, "num_attention_heads", None)
+    groups = getattr(config, "num_key_value_heads", None) or heads
+    ids, answer = encode(tokenizer, "The capital of France is"), target_ids(tokenizer, "It is", "a town")
+    begins = tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
+    marked = tokenizer.convert_ids_to_tokens(answer)[0]
+    spaces = "▁ (sentencepiece)" if marked.startswith("▁") else "Ġ (byte-level BPE)" if marked[0] == "Ġ" else marked
+    pad = tokenizer.pad_token
+    padding = "none (not needed)" if pad is None else f"{pad}{' = eos' if pad == tokenizer.eos_token else ''}"
+    tied = model.hf.get_output_embeddings().weight is embedded.weight
+    beside = config.model_type == "gptj" or getattr(config, "use_parallel_residual", False)
+    return {
+        "model": model.name,
+        "family": config.model_type,
+        "layers": model.n_layers,
+        "d_model, d_ff": f"{model.d_model}, {model.d_ff}",
+        "attention heads, key-value heads": f"{heads}, {groups}{' (grouped queries)' if groups != heads else ''}",
+        "attention": "beside the MLP" if beside else "before the MLP",
+        "norm behind the MLP": f"{layout.mlp_norm}: ROME, PMET and FT only" if layout.mlp_norm else "none",
+        "head": "tied to the embeddings" if tied else "its own",
+        "tokens, embeddings": f"{words}, {embedded.num_embeddings}",
+        "spaces as": spaces,
+        "begin of text": f"{tokenizer.bos_token}, put in front" if begins else "none in front",
+        "padding": padding,
+        "dtype, device": f"{str(model.dtype).removeprefix('torch.')}, {model.device}",
+    }
+
+
+def _memory(model, layers: list[int]) -> dict:
+    """GiB: the weights; and with them what editing keeps, W₀ and W's sum for each edited layer, C and its factor."""
+    weights = sum(p.numel() * p.element_size() for p in model.hf.parameters())
+    edited = len(layers) * (model.d_model * model.d_ff * (model.weight(0).element_size() + 4) + model.d_ff**2 * 12)
+    return {
+        "parameters, millions": round(sum(p.numel() for p in model.hf.parameters()) / 1e6, 1),
+        "memory, GiB: weights, while editing": f"{weights / GIB:.2g}, {(weights + edited) / GIB:.2g}",
+    }

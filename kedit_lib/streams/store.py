@@ -1,0 +1,201 @@
+"""Results on disk: one folder a run, found by a key over everything that changes its numbers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from ..data.atomic import LEFT_OVER, checksum, remove, replacing, writing
+from ..editing.history import EditHistory
+from ..errors import KeditError
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A stream after `done` edits.
+
+    weights   {parameter name: tensor} of everything edited, nothing else of the model
+    edits     rows so far; checks: rows of the probes so far
+    state     plain data of the stream's own
+    history   its EditHistory (None: it keeps none)
+    """
+
+    done: int
+    weights: dict
+    edits: list[dict]
+    checks: list[dict]
+    state: dict
+    history: EditHistory | None = None
+
+
+class RunFolder:
+    """`<root>/<name>-<key>/`: checkpoints while it runs, then edits.parquet, checkpoints.parquet, manifest.json.
+
+    A checkpoint is a folder `at-<edits done>` that is there whole or not at all (durable.py), with a checksum of each
+    of its files; the newest two are kept.
+    """
+
+    def __init__(self, root, name: str, key: str):
+        self.path, self.key = Path(root) / f"{name}-{key}", key
+
+    @classmethod
+    def at(cls, path) -> RunFolder:
+        """The folder of a run that is there."""
+        name, _, key = Path(path).name.rpartition("-")
+        return cls(Path(path).parent, name, key)
+
+    def finished(self) -> bool:
+        return (self.path / "manifest.json").exists()
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """For one process at a time: another one says so and waits. The lock goes with the process, however it ends.
+
+        KeditError for a folder that cannot be written.
+        """
+        lock = FileLock(self.path / ".lock")
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:
+                warnings.warn(f"{self.path}: another process is running this stream; waiting for it", stacklevel=4)
+                lock.acquire()
+        try:
+            for partial in self.path.glob(LEFT_OVER):
+                remove(partial)
+            yield
+        finally:
+            lock.release()
+
+    def save_checkpoint(self, checkpoint: Checkpoint) -> None:
+        with replacing(self.path / f"at-{checkpoint.done:06d}") as partial:
+            partial.mkdir()
+            weights = {n: w.contiguous().cpu() for n, w in checkpoint.weights.items()}
+            save_file(weights, str(partial / "weights.safetensors"))
+            pd.DataFrame(checkpoint.edits).to_parquet(partial / "edits.parquet")
+            pd.DataFrame(checkpoint.checks).to_parquet(partial / "checkpoints.parquet")
+            if checkpoint.history is not None:
+                checkpoint.history.save(partial / "history.safetensors")
+            state = {**checkpoint.state, "done": checkpoint.done, "key": self.key}
+            (partial / "state.json").write_text(json.dumps(state))
+            sums = {file.name: checksum(file) for file in sorted(partial.iterdir())}
+            (partial / "checksums.json").write_text(json.dumps(sums))
+        for old in self._checkpoints()[2:]:
+            remove(old)
+
+    def newest_checkpoint(self) -> Checkpoint | None:
+        """The newest that is undamaged, with a warning for each that is not."""
+        there = self._checkpoints()
+        for i, folder in enumerate(there):
+            try:
+                return self._read(folder)
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+                instead = f"{there[i + 1].name} is used instead" if i + 1 < len(there) else "there is no other"
+                warnings.warn(f"checkpoint {folder}: is damaged ({error}); {instead}", stacklevel=3)
+        return None
+
+    def resume(self) -> Checkpoint | None:
+        """The checkpoint to go on from; later ones, which are damaged, are removed. The folder must be held."""
+        found = self.newest_checkpoint()
+        for folder in self._checkpoints():
+            if found is None or folder.name > f"at-{found.done:06d}":
+                remove(folder)
+        return found
+
+    def last_checkpoint(self) -> str:
+        """For messages: where the newest one lies."""
+        there = self._checkpoints()
+        return f"last healthy checkpoint: {there[0]}" if there else "there is no checkpoint yet"
+
+    def _checkpoints(self) -> list[Path]:
+        """The newest first."""
+        return sorted(self.path.glob("at-*"), reverse=True)
+
+    def _read(self, folder: Path) -> Checkpoint:
+        sums = json.loads((folder / "checksums.json").read_text())
+        if {*sums, "checksums.json"} != {file.name for file in folder.iterdir()}:
+            raise ValueError("its files are not those that were written")
+        for name, expected in sums.items():
+            if checksum(folder / name) != expected:
+                raise ValueError(f"{name} is not what was written")
+        state = json.loads((folder / "state.json").read_text())
+        if (state["key"], f"at-{state['done']:06d}") != (self.key, folder.name):
+            raise ValueError("it was moved here from elsewhere")
+        tables = [pd.read_parquet(folder / f"{part}.parquet").to_dict("records") for part in ("edits", "checkpoints")]
+        kept = folder / "history.safetensors"
+        history = EditHistory.load(kept) if kept.exists() else None
+        return Checkpoint(state["done"], load_file(folder / "weights.safetensors"), *tables, state, history)
+
+    def finish(self, edits: pd.DataFrame, checkpoints: pd.DataFrame, manifest: dict) -> dict:
+        """The final tables; the manifest last, because its presence says that the run is whole. Returns it as it is
+        stored."""
+        for old in self._checkpoints()[1:]:
+            remove(old)
+        return write_tables(self.path, "", edits, checkpoints, manifest)
+
+    def load(self):
+        return read_tables(self.path, "")
+
+    def final_weights(self) -> dict:
+        """The edited weights at the end of the run. KeditError when its last checkpoint is damaged."""
+        *_, manifest = self.load()
+        newest = self.newest_checkpoint()
+        if newest is None or newest.done != manifest["n_edits"]:
+            raise KeditError(f"{self.path}: holds no weights of its end; remove the folder and run the stream again")
+        return newest.weights
+
+
+def write_parquet(table: pd.DataFrame, path: Path) -> None:
+    """A table as a small Parquet file: numbers byte by byte, hard compressed, without statistics."""
+    numbers = [name for name, kind in table.dtypes.items() if kind.kind == "f"]
+    words = [name for name in table if name not in numbers]
+    with replacing(path) as partial:
+        table.to_parquet(
+            partial,
+            index=False,
+            compression="zstd",
+            compression_level=19,
+            use_dictionary=words,
+            use_byte_stream_split=numbers,
+            write_statistics=False,
+        )
+
+
+def write_tables(folder, prefix: str, edits: pd.DataFrame, checkpoints: pd.DataFrame, manifest: dict) -> dict:
+    """`<prefix>edits.parquet`, `<prefix>checkpoints.parquet`, `<prefix>manifest.json` in `folder`, the last with
+    checksums of the others. Returns it as it is stored."""
+    folder, sums = Path(folder), {}
+    for name, table in (("edits", edits), ("checkpoints", checkpoints)):
+        path = folder / f"{prefix}{name}.parquet"
+        write_parquet(table, path)
+        sums[name] = checksum(path)
+    manifest = json.loads(json.dumps({**manifest, "checksums": sums}))
+    with replacing(folder / f"{prefix}manifest.json") as partial:
+        partial.write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+    return manifest
+
+
+def read_tables(folder, prefix: str):
+    """(edits, checkpoints, manifest) that `write_tables` wrote; KeditError when a part is missing or damaged."""
+    folder, tables = Path(folder), []
+    try:
+        manifest = json.loads((folder / f"{prefix}manifest.json").read_text())
+        for name in ("edits", "checkpoints"):
+            path = folder / f"{prefix}{name}.parquet"
+            if manifest.get("checksums", {}).get(name) not in (None, checksum(path)):
+                raise ValueError(f"{path.name} is not what was written")
+            tables.append(pd.read_parquet(path))
+    except (OSError, ValueError, AttributeError) as error:
+        where = f"{folder}/{prefix or '*'}"
+        raise KeditError(f"{where}: stored run cannot be read ({error}); remove it and run again") from None
+    return *tables, manifest
