@@ -94,7 +94,7 @@ def test_a_phase_does_not_count_another_within_it(paths):
 def smoke(tmp_path_factory):
     """The benchmark's methods on the small lab model, and one of its edits."""
     smoke = kedit.Bench("smoke", results=tmp_path_factory.mktemp("results"), progress=False)
-    texts, layers = smoke.material.texts(), range(smoke.model.n_layers)
+    texts, layers = smoke.facts.texts(), range(smoke.model.n_layers)
     moments = kedit.SecondMoments.estimate(smoke.model, texts, layers, tokens=20 * smoke.model.d_ff)
     return bench.alone(smoke, moments), smoke.edits(0)[:1]
 

@@ -227,7 +227,8 @@ def test_a_stopped_run_leaves_no_process(project):
     code = "import os, pathlib, time; pathlib.Path('pid').write_text(str(os.getpid())); time.sleep(300)"
     write_notebook(project.source("00_sleeps"), code, parameters="seed = 0")
     program = (
-        "import pathlib; from kedit_lib.report import reproduce; reproduce.run_streams = reproduce.judge = lambda *_: None; "
+        "import pathlib; from kedit_lib.report import reproduce; "
+        "reproduce.run_streams = reproduce.judge = lambda *_: None; "
         f"reproduce.run_as_program(pathlib.Path({str(project.root)!r}))"
     )
     process = subprocess.Popen([sys.executable, "-c", program], cwd=project.root, stderr=subprocess.DEVNULL)

@@ -16,7 +16,7 @@ from kedit_lib.models.memory import memory_for
 from kedit_lib.report import reproduce, sweep
 from kedit_lib.streams import cost
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TABLE = [
     (sweep.main, ["--profile", "nope"], ["'nope'", "lab"]),
     (sweep.main, ["--profile", "nope.yaml"], ["nope.yaml", "no such file"]),

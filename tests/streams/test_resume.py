@@ -548,8 +548,8 @@ def test_the_same_stream_in_another_process_gives_the_same_bits(model, tiny_fold
         f"m = kedit.load_model({str(tiny_folder('llama'))!r}, dtype=torch.float32); "
         f"t.stream(m, {str(tmp_path / 'other')!r}, 4, contexts=None)"
     )
-    here = Path(__file__).parent
-    paths = os.pathsep.join([str(here), str(here.parent)])
+    here = Path(__file__).parents[1]
+    paths = os.pathsep.join(map(str, (here, here / "streams", here.parent)))
     subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": paths}, check=True)
     one, store = stream(model, tmp_path / "one", 4, contexts=None), tmp_path / "other"
     (stored,) = store.iterdir()

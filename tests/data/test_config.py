@@ -11,7 +11,7 @@ from kedit_lib.data.config import Profile, load_model_params, load_profile, para
 from kedit_lib.errors import KeditError
 from kedit_lib.streams.named_streams import streams_of
 
-SHIPPED = Path(__file__).resolve().parents[1] / "params"
+SHIPPED = Path(__file__).resolve().parents[2] / "params"
 GOOD = """\
 name: tiny
 model: lab-small
