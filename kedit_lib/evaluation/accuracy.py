@@ -11,7 +11,7 @@ from ..models.generation import continuations, sentence
 from ..models.tokenization import decoded, encoded, targets_of
 from .teacher_forcing import Forced, score
 
-ROOM = {"exact": 1, "contains": 12}  # tokens beyond those of the longest answer
+ROOM = {"exact": 1, "begins": 3, "contains": 12}  # tokens beyond those of the longest answer
 
 
 def generation_accuracy(
@@ -22,6 +22,9 @@ def generation_accuracy(
     match "exact"     the answer and nothing else up to the natural stop behind it: a full stop, a line end or
                       the end of the text. Normalised by stripping spaces; case counts. Full stops inside
                       the answer ("St. Louis") do not end it
+    match "begins"    the text begins with the answer, as words of its own, whatever goes on behind it; a leading "the"
+                      (of text or answer) does not count, nor do case, Unicode form and spacing. For models that
+                      write on ("France, and it is the …")
     match "contains"  the answer begins within the first sentence, as words of its own; case, Unicode
                       form and spacing do not count
 
@@ -38,10 +41,10 @@ def generation_accuracy(
     found = _settled(model, prompts, answers, match, forced)
     if still := [i for i, right in enumerate(found) if right is None]:
         longest = max(map(len, model.tokenizer([" " + a for a in answers], add_special_tokens=False).input_ids))
-        past = match == "contains" or any("." in a for a in answers)
+        past = match != "exact" or any("." in a for a in answers)
         asked = [prompts[i] for i in still]
         written = continuations(model.hf, model.tokenizer, asked, longest + ROOM[match], past_full_stops=past)
-        right = _says if match == "exact" else _mentions
+        right = {"exact": _says, "begins": _begins, "contains": _mentions}[match]
         for i, (text, ended) in zip(still, written, strict=True):
             found[i] = right(text, ended, answers[i].strip())
     return found
@@ -59,9 +62,12 @@ def _settled(model, prompts: list[str], answers: list[str], match: str, forced: 
     texts = decoded(tokenizer, forced.begun)
     for i, ids, said, text in zip(asked, forced.begun, forced.said, texts, strict=True):
         ended, answer = ids[-1] == tokenizer.eos_token_id, answers[i].strip()
-        if match == "contains":
+        if match != "exact":
             behind = len(ids) > len(said) and (ended or len(_plain(text)) > len(_plain(answer)))
-            found[i] = True if behind and "\ufffd" not in text and _mentions(text, ended, answer) else None
+            right = _mentions if match == "contains" else _begins
+            found[i] = True if behind and "\ufffd" not in text and right(text, ended, answer) else None
+            if match == "begins" and found[i] is None and not _may_begin(text, answer):
+                found[i] = False
         # Text that the answer goes on from may still become it, tokenised in another way.
         elif ended or not answer.startswith(text.strip().rstrip("\ufffd")):
             found[i] = _says(text, ended, answer)
@@ -76,6 +82,20 @@ def _says(text: str, ended: bool, answer: str) -> bool:
 def _mentions(text: str, ended: bool, answer: str) -> bool:
     first = len(_plain(re.split(r"[.\n]", text.strip())[0]))
     return any(start <= first for start in places(_plain(text), _plain(answer)))
+
+
+def _begins(text: str, ended: bool, answer: str) -> bool:
+    return 0 in places(_bare(text), _bare(answer))
+
+
+def _may_begin(text: str, answer: str) -> bool:
+    """Whether a text that goes on from this one can still begin with the answer."""
+    begun = _plain(text.rstrip("\ufffd"))
+    return "the".startswith(begun) or _bare(answer).startswith(_bare(begun)) or _plain(answer).startswith(begun)
+
+
+def _bare(text: str) -> str:
+    return _plain(text).removeprefix("the ")
 
 
 def _plain(text: str) -> str:

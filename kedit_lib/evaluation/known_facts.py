@@ -9,7 +9,7 @@ from . import generation_accuracy
 def known_edits(model, edits: list[Edit], match: str = "exact") -> tuple[list[Edit], int]:
     """The edits whose target_true the model says by itself after the edit prompt, in order, and how many it does not.
 
-    match   as in `metrics.generation_accuracy`: "exact" or "contains". An edit without target_true
+    match   as in `metrics.generation_accuracy`: "exact", "begins" or "contains". An edit without target_true
             counts as not known.
     """
     edits = check_edits(edits, "known_edits")

@@ -11,8 +11,8 @@ from .success import success
 from .teacher_forcing import teacher_forced
 
 
-def portability(model, questions: list[Question]) -> list[bool]:
-    """For each question: free greedy decoding gives exactly the answer.
+def portability(model, questions: list[Question], match: str = "exact") -> list[bool]:
+    """For each question: free greedy decoding gives the answer, by `match` as in `generation_accuracy`.
 
     Floor: one over the number of likely answers, for a model that knows the relation and nothing else.
     Source: Yao et al. 2023 (portability); the spelled-out hop asks a step at a time as MeLLo does
@@ -22,13 +22,13 @@ def portability(model, questions: list[Question]) -> list[bool]:
     hops = [i for i, q in enumerate(questions) if q.bridge]
     for i, said in zip(hops, complete(model.hf, model.tokenizer, [prompts[i] for i in hops]), strict=True):
         prompts[i] = f"{prompts[i]} {said}. {questions[i].bridge.format(said)}"
-    return generation_accuracy(model, prompts, [q.answer for q in questions])
+    return generation_accuracy(model, prompts, [q.answer for q in questions], match)
 
 
-def answerable(model, questions: list[Question]) -> list[bool]:
+def answerable(model, questions: list[Question], match: str = "exact") -> list[bool]:
     """For each question: the model as it is passes its gate. Ask the unedited model, once."""
     pairs = [(i, *pair) for i, q in enumerate(questions) for pair in q.gate]
-    said = generation_accuracy(model, [p for _, p, _ in pairs], [a for *_, a in pairs])
+    said = generation_accuracy(model, [p for _, p, _ in pairs], [a for *_, a in pairs], match)
     failed = {i for (i, *_), right in zip(pairs, said, strict=True) if not right}
     return [i not in failed for i in range(len(questions))]
 

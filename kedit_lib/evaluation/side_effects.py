@@ -89,16 +89,18 @@ class PortabilityProbe:
     inverses: tuple[tuple[str, str] | None, ...] = field(default=(), repr=False)
     limit: int = PANEL
     every: int = SELDOM
+    match: str = "exact"
     _unedited: Unedited = field(default_factory=Unedited, repr=False, compare=False)
 
     @property
     def identity(self) -> str:
         asked = [[asdict(q) for q in qs] for qs in self.questions]
-        return identity_of("portability-v1", [self.subjects, asked, self.inverses, self.limit, self.every])
+        match = [] if self.match == "exact" else [self.match]
+        return identity_of("portability-v1", [self.subjects, asked, self.inverses, self.limit, self.every, *match])
 
     def __call__(self, model, done: list[Edit]) -> list[dict]:
         every = [q for qs in self.questions for q in qs]
-        passed = self._unedited(model, lambda m: dict(zip(every, answerable(m, every), strict=True)))
+        passed = self._unedited(model, lambda m: dict(zip(every, answerable(m, every, self.match), strict=True)))
         kinds = dict.fromkeys(q.kind for q in every)
         known = {kind: row("answerable", kind, [passed[q] for q in every if q.kind == kind]) for kind in kinds}
         if not done:
@@ -107,7 +109,7 @@ class PortabilityProbe:
         for kind in (k for k in kinds if known[k]["value"] >= KNOWN):
             so_far = [q for qs in self.questions[: len(done)] for q in qs if q.kind == kind and passed[q]]
             asked = [so_far[i] for i in evenly(len(so_far), self.limit)]
-            found += rows(kind, accuracy=portability(model, asked))
+            found += rows(kind, accuracy=portability(model, asked, self.match))
         return found + self._inverse(model, len(done), "inverse")
 
     def _inverse(self, model, n: int, cohort: str) -> list[dict]:
@@ -228,6 +230,7 @@ def family_probes(
     texts=(),
     layers=(),
     every: int = SELDOM,
+    match: str = "exact",
 ) -> list[Probe]:
     """Every family that there is material for; distraction and fluency need nothing but the edits.
 
@@ -240,6 +243,7 @@ def family_probes(
     texts       plain documents, the first HEALTH_TEXTS for hidden states; layers: the edited ones
     every       edits between two checkpoints at which they are asked; twice as many for free text, which costs
                 as much as all the others
+    match       what counts as right where a consequence is asked, as in `metrics.generation_accuracy`
     """
     edits, unrelated = tuple(edits), tuple(unrelated)[:LOCAL]
     begins = tuple(e.generation_prompts[0] if e.generation_prompts else e.subject for e in edits)
@@ -257,7 +261,9 @@ def family_probes(
         (*qs, *(Question("one hop", *pair) for pair in e.portability)) for qs, e in zip(given, edits, strict=True)
     )
     if any(asked) or inverses:
-        found.append(PortabilityProbe(tuple(e.subject for e in edits), asked, tuple(inverses), every=every))
+        found.append(
+            PortabilityProbe(tuple(e.subject for e in edits), asked, tuple(inverses), every=every, match=match)
+        )
     if aside:
         found.append(OverfittingProbe(edits, aside, every=every))
     if layers and texts:

@@ -26,14 +26,18 @@ SCHEMAS = {
     "own": own,
 }
 
+MADE = {"lab": "the lab model whose world the edits are about", "world": "the model whose knowledge is to be edited"}
+
 
 def load_edits(
     source: str | Path, model=None, limit: int | None = None, seed: int = 0, schema: str | None = None, **hub
 ) -> list[Edit]:
-    """Edits from "lab", from a file (.json, .jsonl, .csv, .parquet), a folder, or a hub name "owner/name".
+    """Edits from "lab" or "world", from a file (.json, .jsonl, .csv, .parquet), a folder, or a hub name "owner/name".
 
     lab     `model` must be a lab model; the seed decides the sample, the order and the edits;
             limit None: 100
+    world   cities and countries (GeoNames, CC BY 4.0), only facts that `model` says by itself in two wordings or
+            more, which is asked once and kept in results/known; seed and limit as for the lab
     others  the seed decides the order when `limit` is given: a sample of that size, else all as they
             stand; with `model`, only what its tokenizer can write
     schema  "counterfact", "counterfact-flat", "zsre", "knowedit" or "own"; None: what most records look like
@@ -44,15 +48,14 @@ def load_edits(
     reasons. Raises KeditError that names the record and the field: for a field that is missing or of
     the wrong type, and for one's own records also for whatever `Edit` refuses.
     """
-    if str(source) == "lab":
-        from ..lab import world_of  # here: files of edits need no lab
-        from ..lab.edits import lab_edits
-
+    if (source := str(source)) in MADE:
         if schema is not None or hub:
-            raise KeditError(f"load_edits('lab'): {', '.join(hub) or 'schema'} goes with data sets only; leave it out")
+            raise KeditError(
+                f"load_edits({source!r}): {', '.join(hub) or 'schema'} goes with data sets only; leave it out"
+            )
         if model is None:
-            raise KeditError("load_edits('lab'): pass model=, the lab model whose world the edits are about")
-        return lab_edits(world_of(model), 100 if limit is None else limit, seed)
+            raise KeditError(f"load_edits({source!r}): pass model=, {MADE[source]}")
+        return _made(source, model, 100 if limit is None else limit, seed)
     edits, rejected = read_edits(source, model, schema, **hub)
     name = Path(source).name
     if not edits:
@@ -66,14 +69,16 @@ def load_edits(
 
 
 def read_edits(source: str | Path, model=None, schema: str | None = None, **hub) -> tuple[list[Edit], pd.DataFrame]:
-    """All edits of a source other than the lab in its order, and a row for every record that cannot be one.
+    """All edits of a file, a folder or a hub name in its order, and a row for every record that cannot be one.
 
     Columns of the rejected: record (counted from 1), id (as in the file), subject, reason: the subject is
     not in the prompt, or there twice; a text is empty; or the tokenizer of `model`, if that is given,
     cannot write a target. Arguments and errors as of `load_edits`.
     """
-    if str(source) == "lab":
-        raise KeditError("read_edits('lab'): the lab's edits are made, not read; use load_edits('lab', model=…)")
+    if str(source) in MADE:
+        raise KeditError(
+            f"read_edits({str(source)!r}): these edits are made, not read; use load_edits({str(source)!r}, model=…)"
+        )
     records = records_of(source, **hub)
     if schema is not None and schema not in SCHEMAS:
         raise KeditError(f"schema {schema!r}: is unknown; use one of {', '.join(SCHEMAS)}")
@@ -91,6 +96,18 @@ def read_edits(source: str | Path, model=None, schema: str | None = None, **hub)
                     raise KeditError(reason) from None
                 rejected.append((record.number, fields["id"], fields["subject"], reason))
     return edits, pd.DataFrame(rejected, columns=["record", "id", "subject", "reason"])
+
+
+def _made(source: str, model, limit: int, seed: int) -> list[Edit]:
+    if source == "lab":
+        from ..lab import world_of  # here, and below: files of edits need neither
+        from ..lab.edits import lab_edits
+
+        return lab_edits(world_of(model), limit, seed)
+    from ..data.config import results_folder
+    from .world_facts import known_world
+
+    return known_world(model, results_folder() / "known").edits(limit, seed)
 
 
 def _schema_of(record: Record) -> str:

@@ -10,11 +10,11 @@ from functools import cached_property
 from pathlib import Path
 
 from ..data.atomic import replacing
-from ..data.edit import Edit
+from ..data.edit import Edit, around_places
 from ..data.files import HUB_NAME, READERS, records_of
 from ..data.provenance import ALGORITHMS, key_of
 from ..errors import KeditError, first_line
-from ..evaluation.edit_probes import EditProbe, PerplexityProbe, VitalProbe
+from ..evaluation.edit_probes import EditProbe, FactProbe, PerplexityProbe, VitalProbe
 from ..evaluation.known_facts import known_edits
 from ..evaluation.side_effects import SELDOM, family_probes, other_prompts
 from .edit_sets import read_edits
@@ -34,6 +34,7 @@ class DatasetFacts:
     unknown       how many records were asked about and left out so far, because the model does not know them
     """
 
+    match = "begins"  # a model that was not trained on these sentences writes on behind an answer
     guess = 0.0  # nobody counts the objects that a relation of a real data set allows
 
     def __init__(self, model, edits: str, texts: str, cache: Path | None = None):
@@ -41,10 +42,13 @@ class DatasetFacts:
         self._knows: dict[Edit, bool] = {}
 
     @cached_property
-    def records(self) -> list[Edit]:
+    def _read(self) -> list[Edit]:
         name, hub = _place(self.source)
-        found, _ = read_edits(name, self.model, **hub)
-        return list({e.subject: e for e in reversed(found)}.values())[::-1]  # the first of each subject
+        return read_edits(name, self.model, **hub)[0]
+
+    @cached_property
+    def records(self) -> list[Edit]:
+        return list({e.subject: e for e in reversed(self._read)}.values())[::-1]  # the first of each subject
 
     @cached_property
     def documents(self) -> list[str]:
@@ -89,12 +93,12 @@ class DatasetFacts:
     def _ask(self, edits: list[Edit]) -> list[bool]:
         """Whether the unedited model says each of these facts; found in the cache, or asked and kept there."""
         model = [self.model.checksum, self.model.setting]
-        key = key_of(model=model, edits=list(map(repr, edits)), algorithms=ALGORITHMS)
+        key = key_of(model=model, edits=list(map(repr, edits)), match=self.match, algorithms=ALGORITHMS)
         path = None if self.cache is None else self.cache / f"{key}.json"
         if path is not None and path.exists():
             return json.loads(path.read_text())
         with self.model.temporarily():
-            known = set(known_edits(self.model, edits, match="contains")[0])
+            known = set(known_edits(self.model, edits, match=self.match)[0])
         says = [e in known for e in edits]
         if path is not None:
             with replacing(path) as partial:
@@ -105,15 +109,48 @@ class DatasetFacts:
         return self.documents[HELD_OUT:][:TEXTS]
 
     def probes(self, edits, untouched: int, seed: int, layers=(), every: int = SELDOM, families: bool = True) -> list:
-        held_out, aside = tuple(self.documents[:HELD_OUT]), {}
-        found = [EditProbe(families, every, match="contains"), PerplexityProbe(held_out, every)]
-        if facts := [(e.text, e.target_true) for e in self._untouched(edits, untouched, seed)]:
-            prompts, answers = zip(*facts, strict=True)
-            found.append(VitalProbe("untouched", prompts, answers, every, match="contains"))
-            aside = {"new on strangers": other_prompts(edits, prompts, answers)}
+        """As `lab_probes`: edits, `untouched` facts of subjects that no edit names, a fifth as many of edited subjects
+        where the source has such, perplexity."""
+        held_out, aside, match = tuple(self.documents[:HELD_OUT]), {}, self.match
+        found = [EditProbe(families, every, match=match), PerplexityProbe(held_out, every)]
+        strangers = self.strangers(edits, untouched, seed)
+        facts = [(subject.join(around_places(prompt)), answer) for prompt, subject, answer in strangers]
+        own = self.own(edits, max(1, untouched // 5), seed)
+        for cohort, pairs, probe in (("untouched", facts, VitalProbe), ("same subjects", own, FactProbe)):
+            if pairs:
+                prompts, answers = zip(*pairs, strict=True)
+                found.append(probe(cohort, prompts, answers, every, match=match))
+        if facts:
+            aside["new on strangers"] = other_prompts(edits, *zip(*facts, strict=True))
         if families:
-            found += family_probes(edits, unrelated=facts, aside=aside, texts=held_out, layers=layers, every=every)
+            questions = self.consequences(edits)
+            found += family_probes(
+                [replace(e, portability=()) for e in edits] if questions else edits,
+                questions,
+                self.inverses(edits),
+                facts,
+                aside,
+                texts=held_out,
+                layers=layers,
+                every=every,
+                match=match,
+            )
         return found
+
+    def own(self, edits, limit: int, seed: int) -> list[tuple[str, str]]:
+        """(prompt, answer) of known facts of edited subjects that their edits leave true."""
+        edited = {e.subject: e.text for e in edits}
+        others = [e for e in self._read if e.subject in edited and e.target_true is not None]
+        others = [e for e in others if e.text != edited[e.subject]]
+        known = self._known(random.Random(f"own-{seed}").sample(others, len(others)))
+        return [(e.text, e.target_true) for e in known[:limit]]
+
+    def consequences(self, edits) -> tuple:
+        """For each edit its questions in place of its own `portability`; none: those."""
+        return ()
+
+    def inverses(self, edits) -> tuple:
+        return ()
 
     def surround(self, edit: Edit) -> Edit:
         known = (e for e in self.records if (e.subject, e.text) == (edit.subject, edit.text))
@@ -144,7 +181,13 @@ def facts_of(model, edits: str, texts: str, cache: Path | None = None) -> LabFac
             f"edits = {edits!r}, texts = {texts!r}: either both are 'lab' or neither is; name both, a file or a "
             "hub name (make: DATA= and TEXTS=)"
         )
-    return LabFacts(model) if edits == LAB else DatasetFacts(model, edits, texts, cache)
+    if edits == LAB:
+        return LabFacts(model)
+    if edits == "world":
+        from .world_facts import WorldFacts  # here: it builds on this module
+
+        return WorldFacts(model, edits, texts, cache)
+    return DatasetFacts(model, edits, texts, cache)
 
 
 def _place(source: str) -> tuple[str, dict]:
