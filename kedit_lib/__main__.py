@@ -53,7 +53,7 @@ def _add_method(made) -> None:
 
 
 def _add_edits(made, default: str | None = None) -> None:
-    kinds = "lab, or a file, folder or hub name of edits: CounterFact, zsRE, yours"
+    kinds = "lab, world, or a file, folder or hub name of edits: CounterFact, zsRE, yours"
     made.add_argument("--edits", required=default is None, help=f"{kinds} (default: {default})" if default else kinds)
     made.add_argument("--limit", type=int, help="at most so many of them (default: all; 100 of the lab's)")
     made.add_argument("--seed", type=int, default=0, help="decides the sample and the order (default: 0)")

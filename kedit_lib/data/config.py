@@ -36,7 +36,7 @@ class Profile(BaseModel):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
     model: Annotated[str, Field(min_length=1)]  # "lab", "lab-small", a hub id or a local folder
-    edits: Annotated[str, Field(min_length=1)]  # "lab", or a file or hub name of edits: kedit_lib.streams.facts
+    edits: Annotated[str, Field(min_length=1)]  # "lab", "world", a file or hub name of edits: streams.facts
     texts: Annotated[str, Field(min_length=1)]  # "lab", or a file or hub name of plain text, for second moments
     dtype: Literal["float32", "float64", "bfloat16", "float16"]
     device: Annotated[str, Field(min_length=1)] = "cpu"  # or "cuda", "cuda:1", …

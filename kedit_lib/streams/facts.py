@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from ..data.atomic import replacing
 from ..data.edit import Edit, around_places
 from ..data.files import HUB_NAME, READERS, records_of
-from ..data.provenance import ALGORITHMS, key_of
+from ..data.words import places
 from ..errors import KeditError, first_line
 from ..evaluation.edit_probes import EditProbe, FactProbe, PerplexityProbe, VitalProbe
-from ..evaluation.known_facts import known_edits
 from ..evaluation.side_effects import SELDOM, family_probes, other_prompts
 from .edit_sets import read_edits
+from .known_answers import ASKED, KnownAnswers
 from .lab_facts import LabFacts
 
 LAB = "lab"
 TEXTS = 100_000  # documents for C at most: what the authors of MEMIT took
-ASKED = 256  # records that the model is asked about at a time
 HELD_OUT = 40  # documents that perplexity is measured on, and C is not
 
 
@@ -87,23 +84,12 @@ class DatasetFacts:
     def _known(self, edits: list[Edit]) -> list[Edit]:
         """Those that the unedited model says by itself."""
         if ask := [e for e in edits if e.target_true is not None and e not in self._knows]:
-            self._knows.update(zip(ask, self._ask(ask), strict=True))
+            self._knows.update(zip(ask, self._says([(e.text, e.target_true) for e in ask]), strict=True))
         return [e for e in edits if self._knows.get(e, True)]
 
-    def _ask(self, edits: list[Edit]) -> list[bool]:
-        """Whether the unedited model says each of these facts; found in the cache, or asked and kept there."""
-        model = [self.model.checksum, self.model.setting]
-        key = key_of(model=model, edits=list(map(repr, edits)), match=self.match, algorithms=ALGORITHMS)
-        path = None if self.cache is None else self.cache / f"{key}.json"
-        if path is not None and path.exists():
-            return json.loads(path.read_text())
-        with self.model.temporarily():
-            known = set(known_edits(self.model, edits, match=self.match)[0])
-        says = [e in known for e in edits]
-        if path is not None:
-            with replacing(path) as partial:
-                partial.write_text(json.dumps(says))
-        return says
+    @cached_property
+    def _says(self) -> KnownAnswers:
+        return KnownAnswers(self.model, self.match, self.cache)
 
     def texts(self) -> list[str]:
         return self.documents[HELD_OUT:][:TEXTS]
@@ -115,6 +101,7 @@ class DatasetFacts:
         found = [EditProbe(families, every, match=match), PerplexityProbe(held_out, every)]
         strangers = self.strangers(edits, untouched, seed)
         facts = [(subject.join(around_places(prompt)), answer) for prompt, subject, answer in strangers]
+        facts += self.neighbors(edits, untouched - len(facts), seed)
         own = self.own(edits, max(1, untouched // 5), seed)
         for cohort, pairs, probe in (("untouched", facts, VitalProbe), ("same subjects", own, FactProbe)):
             if pairs:
@@ -144,6 +131,19 @@ class DatasetFacts:
         others = [e for e in others if e.text != edited[e.subject]]
         known = self._known(random.Random(f"own-{seed}").sample(others, len(others)))
         return [(e.text, e.target_true) for e in known[:limit]]
+
+    def neighbors(self, edits, limit: int, seed: int) -> list[tuple[str, str]]:
+        """(prompt, answer) of known facts that records name as neighbors, about none of the edited subjects: they fill
+        up a panel for which a data set has too few known records of its own."""
+        facts = {(prompt, e.target_true) for e in self.records if e.target_true for prompt in e.neighborhood}
+        facts -= {(e.text, e.target_true) for e in self.records}
+        edited, known = [e.subject for e in edits], []
+        others = random.Random(f"neighbors-{seed}").sample(sorted(facts), len(facts))
+        while others and len(known) < limit:
+            part, others = others[:ASKED], others[ASKED:]
+            part = [(p, a) for p, a in part if not any(s in p and places(p, s) for s in edited)]
+            known += [pair for pair, says in zip(part, self._says(part), strict=True) if says]
+        return known[: max(0, limit)]
 
     def consequences(self, edits) -> tuple:
         """For each edit its questions in place of its own `portability`; none: those."""

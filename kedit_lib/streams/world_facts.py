@@ -113,6 +113,9 @@ class WorldFacts(DatasetFacts):
         rng, facts = random.Random(f"own-{seed}"), [f for e in edits for f in self.known.beside(e)]
         return [self.known.stated(f, rng) for f in rng.sample(facts, min(limit, len(facts)))]
 
+    def neighbors(self, edits, limit: int, seed: int) -> list[tuple[str, str]]:
+        return []  # every fact is a record of its own
+
     def _drawn(self, fact: Fact, rng: random.Random) -> tuple[str, str]:
         return rng.choice(list(self.known.facts[fact].items()))
 

@@ -20,7 +20,7 @@ from kedit_lib.evaluation import (
     perplexity,
     teacher_forced,
 )
-from kedit_lib.evaluation.accuracy import _mentions, _says
+from kedit_lib.evaluation.accuracy import _begins, _may_begin, _mentions, _says
 from kedit_lib.models.generation import complete, continuations, generate_ids, sentence
 from kedit_lib.models.tokenization import encode, target_ids, targets_of
 
@@ -237,13 +237,33 @@ def test_an_answer_has_room_for_itself_and_a_stop_or_for_a_sentence(tiny_folder,
     assert limits[2][1], "a full stop inside an answer ends nothing"
 
 
+@pytest.mark.parametrize(
+    ("text", "answer", "begins"),
+    [
+        (" France, and it is the", "France", True),
+        (" the United States of America", "United States", True),
+        (" United States", "the United States", True),
+        (" the  united states.", "United States", True),
+        (" Nigeria", "Niger", False),
+        (" a country near France", "France", False),
+        (" The Hague", "The Hague", True),
+        (" Theodore", "odore", False),
+        (" the", "the United States", False),
+        ("", "France", False),
+    ],
+)
+def test_a_text_begins_with_its_answer_as_words_of_its_own(text, answer, begins):
+    assert _begins(text, True, answer) == begins
+    assert not begins or all(_may_begin(text[:k], answer) for k in range(len(text)) if k < len(answer))
+
+
 def written_out(model, prompts, answers, match):
     """The verdicts when every prompt is completed token by token."""
     longest = max(len(model.tokenizer(" " + a, add_special_tokens=False).input_ids) for a in answers)
-    past = match == "contains" or any("." in a for a in answers)
-    room = longest + {"exact": 1, "contains": 12}[match]
+    past = match != "exact" or any("." in a for a in answers)
+    room = longest + {"exact": 1, "begins": 3, "contains": 12}[match]
     said = continuations(model.hf, model.tokenizer, prompts, room, past_full_stops=past)
-    judge = {"exact": _says, "contains": _mentions}[match]
+    judge = {"exact": _says, "begins": _begins, "contains": _mentions}[match]
     return [judge(text, ended, a.strip()) for (text, ended), a in zip(said, answers, strict=True)]
 
 
@@ -255,7 +275,7 @@ def counted(monkeypatch):
     return asked
 
 
-@pytest.mark.parametrize("match", ["exact", "contains"])
+@pytest.mark.parametrize("match", ["exact", "begins", "contains"])
 def test_one_pass_and_writing_it_out_agree(taught, monkeypatch, match):
     """Every prompt with every answer: right ones, wrong ones, beginnings, other cases and other spellings."""
     prompts = ["Zoë plays the", "Ana Brown plays the", "Léon Blum plays the", "The judge plays the"]

@@ -65,7 +65,7 @@ def test_facts_that_the_model_does_not_know_are_left_out_and_counted(material, t
     assert material.unknown == UNKNOWN
     assert f"{N_RECORDS + UNKNOWN} facts" in material.selection and f"does not know {UNKNOWN}" in material.selection
     again = DatasetFacts(material.model, material.source, material.corpus, tmp_path)
-    monkeypatch.setattr("kedit_lib.streams.facts.known_edits", lambda *given, **named: 1 / 0)
+    monkeypatch.setattr("kedit_lib.streams.known_answers.generation_accuracy", lambda *given, **named: 1 / 0)
     assert again.edits(N_RECORDS, 0) == material.edits(N_RECORDS, 0) and again.unknown == UNKNOWN
 
 
@@ -81,6 +81,28 @@ def test_untouched_facts_are_known_and_of_nobody_who_is_edited(material):
     assert len(panel.prompts) == 10
     assert not any(e.subject in prompt for e in edits for prompt in panel.prompts)
     assert panel(material.model, [])[0]["value"] == 1.0
+
+
+def test_neighbors_that_the_model_knows_fill_up_the_panel(material):
+    """Where nearly all records are edited; none of them is about an edited subject, or a record's own fact."""
+    edits = material.edits(N_RECORDS - 2, 0)
+    assert len(material.strangers(edits, 10, 0)) == 2
+    found = material.neighbors(edits, 8, 0)
+    assert len(found) == len(set(found)) == 8
+    assert not any(e.subject in prompt for e in edits for prompt, _ in found)
+    panel = next(p for p in material.probes(edits, 10, 0) if getattr(p, "cohort", "") == "untouched")
+    assert panel.prompts[2:] == tuple(prompt for prompt, _ in found)
+    assert panel(material.model, [])[0]["value"] == 1.0
+    assert material.neighbors(edits, 0, 0) == []
+
+
+def test_other_facts_of_edited_subjects_are_a_cohort_of_their_own(material):
+    edits = material.edits(4, 0)
+    assert material.own(edits, 3, 0) == []  # one record a subject
+    others = [replace(e, prompt=f"Everybody says: {e.prompt}") for e in material.records]
+    material._read = [*material._read, *others]
+    known = {(e.text, e.target_true) for e in others if e.subject in {e.subject for e in edits}}
+    assert material.own(edits, 3, 0) and set(material.own(edits, 3, 0)) <= known
 
 
 def test_text_for_moments_is_not_the_text_that_perplexity_is_measured_on(material):
