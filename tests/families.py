@@ -130,8 +130,8 @@ def _byte_level(bpe):
     return words
 
 
-def model(name, vocabulary, dtype=torch.float64):
-    """Random weights large enough that every layer matters, biases and norms included."""
+def model(name, vocabulary, dtype=torch.float64, **also):
+    """Random weights large enough that every layer matters, biases and norms included. also: of its configuration."""
     family = EVERY[name]
     torch.manual_seed(sum(map(ord, name)))
     config = getattr(transformers, f"{family.model}Config")
@@ -141,7 +141,7 @@ def model(name, vocabulary, dtype=torch.float64):
         widths = {"hidden_size": D_MODEL, "intermediate_size": D_FF, "num_hidden_layers": N_LAYERS}
         widths["max_position_embeddings"] = 128
     given = {"vocab_size": vocabulary + family.room, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
-    made = AutoModelForCausalLM.from_config(config(**widths, **{**given, **family.config})).to(dtype).eval()
+    made = AutoModelForCausalLM.from_config(config(**widths, **{**given, **family.config, **also})).to(dtype).eval()
     gemma = family.model.startswith("Gemma")  # its norms multiply by 1 + weight, its embeddings by √d
     with torch.no_grad():
         for parameter_name, parameter in made.named_parameters():
@@ -154,8 +154,8 @@ def model(name, vocabulary, dtype=torch.float64):
     return made
 
 
-def save(name, folder, dtype=torch.float64):
+def save(name, folder, dtype=torch.float64, **also):
     words = tokenizer(name)
     words.save_pretrained(folder)
-    model(name, len(words), dtype).save_pretrained(folder)
+    model(name, len(words), dtype, **also).save_pretrained(folder)
     return folder

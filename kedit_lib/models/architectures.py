@@ -19,10 +19,7 @@ class Layout:
     attn_out: str  # the attention's output projection
     norm: str  # final norm
     head: str
-    rotary: str | None  # gives (cos, sin) from (hidden, position_ids); None: the layers find positions by themselves
     transposed: bool = False  # GPT-2's Conv1D stores W as [d_ff, d_model]
-    cache: str = "past_key_values"  # what a layer calls the keys and values of earlier tokens
-    rotary_by_type: bool = False  # the rotary module also takes the layer's type, of config.layer_types
     mlp_norm: str | None = None  # norm between the MLP and the residual stream (None: its output is added as it is)
 
 
@@ -33,7 +30,6 @@ LLAMA = Layout(
     attn_out="self_attn.o_proj",
     norm="model.norm",
     head="lm_head",
-    rotary="model.rotary_emb",
 )
 GPT2 = Layout(
     layers="transformer.h",
@@ -42,7 +38,6 @@ GPT2 = Layout(
     attn_out="attn.c_proj",
     norm="transformer.ln_f",
     head="lm_head",
-    rotary=None,
     transposed=True,
 )
 
@@ -53,8 +48,6 @@ GPTJ = Layout(  # attention and MLP side by side, both read the layer's one norm
     attn_out="attn.out_proj",
     norm="transformer.ln_f",
     head="lm_head",
-    rotary=None,
-    cache="layer_past",
 )
 GPT_NEOX = Layout(  # side by side too (config.use_parallel_residual), with a norm each
     layers="gpt_neox.layers",
@@ -63,11 +56,8 @@ GPT_NEOX = Layout(  # side by side too (config.use_parallel_residual), with a no
     attn_out="attention.dense",
     norm="gpt_neox.final_layer_norm",
     head="lm_head",
-    rotary="gpt_neox.rotary_emb",
-    cache="layer_past",
 )
 GEMMA2 = replace(LLAMA, mlp_norm="post_feedforward_layernorm")
-GEMMA3 = replace(GEMMA2, rotary_by_type=True)
 
 LAYOUTS = {
     "llama": LLAMA,
@@ -76,7 +66,7 @@ LAYOUTS = {
     "qwen3": LLAMA,
     "gemma": LLAMA,
     "gemma2": GEMMA2,
-    "gemma3_text": GEMMA3,
+    "gemma3_text": GEMMA2,
     "gpt2": GPT2,
     "gptj": GPTJ,
     "gpt_neox": GPT_NEOX,
@@ -92,12 +82,12 @@ def layout_of(hf: nn.Module) -> Layout:
     if kind not in LAYOUTS:
         raise KeditError(
             f"model type {kind!r}: its layout is unknown (known: {', '.join(sorted(LAYOUTS))}); add an entry to "
-            "kedit_lib.models.architectures.LAYOUTS that names: layers, mlp_out, mlp, attn_out, norm, head, rotary"
+            "kedit_lib.models.architectures.LAYOUTS that names: layers, mlp_out, mlp, attn_out, norm, head"
         )
     layout = LAYOUTS[kind]
     parts = (layout.mlp_out, layout.mlp, layout.attn_out, layout.mlp_norm)
     in_layer = (f"{layout.layers}.0.{path}" for path in filter(None, parts))
-    for path in (layout.layers, layout.norm, layout.head, *filter(None, [layout.rotary]), *in_layer):
+    for path in (layout.layers, layout.norm, layout.head, *in_layer):
         try:
             hf.get_submodule(path)
         except AttributeError:

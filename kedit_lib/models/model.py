@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import KeditError
 from .architectures import layout_of
+from .checked import check_finite, check_logits
 from .deltas import save_model
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -58,7 +59,8 @@ class EditableModel:
         self._sums: dict[str, Tensor] = {}  # edited weights of less than single precision: W₀ + ΣΔ before its rounding
         self._checksum: str | None = None
         self._setting: str | None = None
-        self._check_finite()
+        check_finite(self)
+        self.tuples = check_logits(self)  # whether its layers hand on tuples, which the stream leads
 
     # -- facts about the model
 
@@ -148,15 +150,6 @@ class EditableModel:
         found = self.head(normed).to(self.math_dtype)
         cap = getattr(self.hf.config, "final_logit_softcapping", None)
         return found if cap is None else cap * (found / cap).tanh()
-
-    def rotary(self, hidden: Tensor, positions: Tensor) -> list:
-        """(cos, sin) that each layer is handed at positions [n, t] for hidden [n, t, d_model]; None: nothing is."""
-        if self.layout.rotary is None:
-            return [None] * self.n_layers
-        kinds = [(k,) for k in self.hf.config.layer_types] if self.layout.rotary_by_type else [()] * self.n_layers
-        rotary = self.hf.get_submodule(self.layout.rotary)
-        made = {kind: rotary(hidden, positions, *kind) for kind in set(kinds)}
-        return [made[kind] for kind in kinds]
 
     # -- reversible changes
 
@@ -293,11 +286,6 @@ class EditableModel:
         """The model as it is now, as a folder that plain `transformers` loads, with its edits in kedit_edits.json."""
         with no_progress_bar():
             save_model(self, folder)
-
-    def _check_finite(self) -> None:
-        for name, parameter in self.hf.named_parameters():
-            if not torch.isfinite(parameter).all():
-                raise KeditError(f"{self.name}: weight {name!r} holds NaN or inf; reload or re-download the model")
 
 
 def _vocabulary(tokenizer):

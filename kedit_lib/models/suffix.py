@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from . import tokenwise
 from .hooks import Done, hooks, pad, trace
+from .told import Told, told
 from .tokenwise import Alike
 
 
@@ -32,6 +32,9 @@ class _Cache:
         if layer_idx not in self.keys:
             return key, value
         return torch.cat([self.keys[layer_idx], key], 2), torch.cat([self.values[layer_idx], value], 2)
+
+    def get_seq_length(self, *args) -> int:
+        return 0  # asked by Llama 4, which scales queries at some thousands of tokens alone
 
 
 @dataclass
@@ -53,7 +56,7 @@ class Tails:
 
     hidden     [n, T, d_model] what enters layer `first`, at the tail tokens
     behind     [n, T, d_model] what leaves it unedited, where only the lookup token changes in it; else None
-    positions  [n, T] absolute positions; mask [n, 1, T, P + T] additive attention mask
+    told       what layers are handed beside the stream
     prefix     keys and values of the P tokens before the lookup, by layer
     """
 
@@ -61,8 +64,7 @@ class Tails:
     first: int
     hidden: Tensor
     behind: Tensor | None
-    positions: Tensor
-    mask: Tensor
+    told: Told
     prefix: _Cache
 
     @classmethod
@@ -89,7 +91,7 @@ class Tails:
         def tails_of(x: Tensor) -> Tensor:
             return x.gather(1, at[..., None].expand(-1, -1, x.shape[-1]))
 
-        n = len(ids)
+        n, calls = len(ids), told(model, batch)
         in_prefix = (torch.arange(before, device=device)[None] < look[:, None])[:, None].expand(n, longest, before)
         in_tail = _causal(longest, device)[None].expand(n, -1, -1)
         made = cls(
@@ -97,9 +99,8 @@ class Tails:
             first,
             tails_of(entry),
             tails_of(seen_out[own]) if alone else None,
-            at,
-            _additive(torch.cat([in_prefix, in_tail], 2)[:, None], entry.dtype),
-            _prefix(model, entry[:, :before], first, [row[:end] for row, end in zip(ids, lookup, strict=True)]),
+            Told.at(calls, at, before, torch.cat([in_prefix, in_tail], 2), entry.dtype),
+            _prefix(model, entry[:, :before], first, calls, [r[:end] for r, end in zip(ids, lookup, strict=True)]),
         )
         here, within = torch.arange(n, device=device) * batch.shape[1] + look, {p for m in mlps for p in m.modules()}
 
@@ -108,17 +109,11 @@ class Tails:
 
         return made, at_lookups(seen_in, inputs), at_lookups(seen_out, outputs)
 
-    @cached_property
-    def rotary(self) -> list:
-        """What each layer is told of the positions."""
-        return self.model.rotary(self.hidden, self.positions)
-
     def select(self, rows: Tensor) -> Tails:
         """The same with some of the rows."""
         keys, values = ({i: x[rows] for i, x in part.items()} for part in (self.prefix.keys, self.prefix.values))
         behind = None if self.behind is None else self.behind[rows]
-        cut = self.hidden[rows], behind, self.positions[rows], self.mask[rows]
-        return Tails(self.model, self.first, *cut, _Cache(keys, values))
+        return Tails(self.model, self.first, self.hidden[rows], behind, self.told.select(rows), _Cache(keys, values))
 
     def run(self, hidden: Tensor, stops, add=(), only=None) -> dict[int, Tensor]:
         """Layers from `first` on, on the tails: [n, T, d_model] → {stop: the residual stream after that layer}.
@@ -143,40 +138,30 @@ class Tails:
 
     def _layer(self, i: int, hidden: Tensor) -> Tensor:
         """Layer i on the first tokens of the tails, as many as `hidden` has."""
-        t, before = hidden.shape[1], self.mask.shape[-1] - self.mask.shape[-2]
-        mask, rotary = self.mask[:, :, :t, : before + t], self.rotary[i]
-        rotary = None if rotary is None else tuple(x[:, :t] for x in rotary)
-        return _run_layer(self.model, i, hidden, mask, self.positions[:, :t], rotary, self.prefix)
+        return _run_layer(self.model, i, hidden, self.told, self.prefix)
 
 
-def _run_layer(model, i: int, hidden: Tensor, mask: Tensor, positions: Tensor, rotary, cache) -> Tensor:
-    extra = {} if rotary is None else {"position_embeddings": rotary}
-    extra[model.layout.cache] = cache
-    out = model.layers[i](hidden, attention_mask=mask, position_ids=positions, use_cache=True, **extra)
+def _run_layer(model, i: int, hidden: Tensor, told: Told, cache) -> Tensor:
+    out = model.layers[i](hidden, **told.layer(i, hidden.shape[1], cache))
     return out[0] if isinstance(out, tuple) else out
 
 
-def _prefix(model, entry: Tensor, first: int, ids: list[tuple[int, ...]]) -> _Cache:
+def _prefix(model, entry: Tensor, first: int, calls: list[dict], ids: list[tuple[int, ...]]) -> _Cache:
     """Keys and values of the layers from `first` on; [n, P, d_model] is what enters it at the tokens `ids` in front of
-    the lookup, P of them at most."""
+    the lookup, P of them at most; calls: what layers are told of the whole prompts."""
     cache, (n, length, _) = _Recorder(last=model.n_layers - 1), entry.shape
     if length and first < model.n_layers:
-        positions = torch.arange(length, device=entry.device)[None].expand(n, -1)
-        mask = _additive(_causal(length, entry.device)[None, None], entry.dtype).expand(n, -1, -1, -1)
-        rotary, hidden, layers = model.rotary(entry, positions), entry, range(first, model.n_layers)
+        places, causal = torch.arange(length, device=entry.device).expand(n, -1), _causal(length, entry.device)
+        told = Told.at(calls, places, 0, causal.expand(n, -1, -1), entry.dtype)
+        hidden, layers = entry, range(first, model.n_layers)
         with contextlib.suppress(Done), Alike(ids, length, entry.device).together([model.mlp(i) for i in layers]):
             for i in layers:
-                hidden = _run_layer(model, i, hidden, mask, positions, rotary[i], cache)
+                hidden = _run_layer(model, i, hidden, told, cache)
     return _Cache(cache.keys, cache.values)
 
 
 def _causal(n: int, device) -> Tensor:
     return torch.ones(n, n, dtype=torch.bool, device=device).tril()
-
-
-def _additive(seen: Tensor, dtype) -> Tensor:
-    """0 where a token is seen, the lowest number where it is not."""
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
 
 
 def _adding(vectors: Tensor):
