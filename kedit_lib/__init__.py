@@ -26,6 +26,7 @@ from .editing.external_hparams import method_from_file
 from .editing.history import EditHistory
 from .editing.null_space import NullSpace
 from .editing.second_moments import SecondMoments
+from .editing.transfer import transfer
 from .errors import KeditError
 from .evaluation.before_after import ask, ask_table
 from .evaluation.known_facts import known_edits
@@ -79,4 +80,5 @@ __all__ = [
     "prune",
     "read_edits",
     "run_stream",
+    "transfer",
 ]

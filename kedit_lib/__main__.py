@@ -48,7 +48,9 @@ def _add_method(made) -> None:
     made.add_argument(
         "--method", default="memit", help="rome, r-rome, memit, pmet, alphaedit, ft-m, … (default: memit)"
     )
-    made.add_argument("--texts", help="plain text for second moments: a file or a hub name (default for lab: its own)")
+    made.add_argument(
+        "--texts", help="plain text for second moments: a file, a hub name, or self, what the model writes"
+    )
     made.add_argument("--save", metavar="FOLDER", help="put the edited model there, for transformers to load")
 
 
@@ -222,13 +224,12 @@ def _moments(model, method, texts: str | None):
 
     from .data.config import LAB_MODELS, results_folder
     from .lab.singles import moment_texts
-    from .streams.facts import read_texts
+    from .streams.facts import AUTO, plain_texts
 
     if not method.needs_moments:
         return None
-    if texts is None and model.name not in LAB_MODELS:
-        raise KeditError(f"{method.name}: needs plain text for second moments; give --texts, a file or a hub name")
-    corpus = moment_texts(model) if texts is None else read_texts(texts)
+    lab = texts is None and model.name in LAB_MODELS
+    corpus = moment_texts(model) if lab else plain_texts(model, texts or AUTO)
     cache = results_folder() / "moments"
     return kedit.SecondMoments.estimate(model, corpus, method.layers, cache=cache, progress=sys.stderr.isatty())
 

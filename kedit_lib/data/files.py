@@ -103,21 +103,21 @@ def _parquet(path: Path) -> list[tuple[str, dict]]:
     return _rows(path.name, rows)
 
 
-def _from_datasets(name: str, split: str | None = None, **options) -> list[tuple[str, dict]]:
+def _from_datasets(source: str, /, split: str | None = None, **options) -> list[tuple[str, dict]]:
     from datasets import load_dataset  # here: slow to import, and only folders and hub names need it
 
     try:
-        found = load_dataset(name, split=split, **options)
+        found = load_dataset(source, split=split, **options)
     except Exception as error:  # whatever it makes of a name, a login, a network or a file
         raise KeditError(
-            f"edits {name!r}: cannot be loaded with the datasets library ({first_line(error)}); check the name, the "
+            f"edits {source!r}: cannot be loaded with the datasets library ({first_line(error)}); check the name, the "
             "network, and that you are logged in if it asks for that; or give a local file"
         ) from error
     if isinstance(found, dict):
         if len(found) > 1:
-            raise KeditError(f"edits {name!r}: has the splits {', '.join(found)}; choose one with split=")
+            raise KeditError(f"edits {source!r}: has the splits {', '.join(found)}; choose one with split=")
         found = next(iter(found.values()))
-    return _rows(Path(name).name, found)
+    return _rows(Path(source).name, found)
 
 
 def _rows(name: str, rows) -> list[tuple[str, dict]]:

@@ -66,6 +66,11 @@ class Feed:
         self.step, self.position = tokens, self.position[:, -1:] + 1
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], 1)
 
+    def keep(self, rows: torch.Tensor) -> None:
+        """Go on with some of the rows, by index."""
+        self.step, self.position, self.mask = self.step[rows], self.position[rows], self.mask[rows]
+        self.past.batch_select_indices(rows)
+
 
 def _batches(lengths: list[int], size: int) -> list[list[int]]:
     """Indices in batches of at most `size`: of one length where at least FEW have it, the others of like length."""

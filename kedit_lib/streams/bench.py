@@ -16,6 +16,7 @@ from ..editing import Method, anchor_norm, method_for, prune
 from ..editing.contexts import generate_contexts
 from ..editing.interventions import changed
 from ..editing.second_moments import SecondMoments
+from ..editing.transfer import with_rho
 from ..errors import KeditError
 from ..models.loading import load_model
 from .facts import facts_of
@@ -86,6 +87,9 @@ class Bench:
             layers = method_for(self.model, stream.at or stream.method).layers
             overrides["layers"] = list(layers[-(stream.last or len(layers)) :])
         method = method_for(self.model, stream.method, **overrides)
+        if stream.rho is not None:
+            overrides["v_lr"] = with_rho(method, self.model, stream.rho, self.facts.reference())[0].v_lr
+            method = method_for(self.model, stream.method, **overrides)
         if stream.scale != 1:
             overrides["mom2_update_weight"] = method.mom2_update_weight * stream.scale
         if stream.null_share is not None:

@@ -14,11 +14,13 @@ from ..data.words import places
 from ..errors import KeditError, first_line
 from ..evaluation.edit_probes import EditProbe, FactProbe, PerplexityProbe, VitalProbe
 from ..evaluation.side_effects import SELDOM, family_probes, other_prompts
+from ..models.self_text import SELF, WRITTEN, self_texts
 from .edit_sets import read_edits
 from .known_answers import ASKED, KnownAnswers
 from .lab_facts import LabFacts
 
-LAB = "lab"
+LAB, AUTO = "lab", "auto"
+WIKITEXT = "Salesforce/wikitext:wikitext-2-raw-v1"
 TEXTS = 100_000  # documents for C at most: what the authors of MEMIT took
 HELD_OUT = 40  # documents that perplexity is measured on, and C is not
 
@@ -26,7 +28,8 @@ HELD_OUT = 40  # documents that perplexity is measured on, and C is not
 class DatasetFacts:
     """Edits from a data set, one a subject, of facts that the model knows; what no edit touches are other such records.
 
-    edits, texts  a file, a folder, or a hub name, "owner/name" or "owner/name:configuration" (its train split)
+    edits, texts  a file, a folder, or a hub name, "owner/name" or "owner/name:configuration" (its train split);
+                  texts also "self" or "auto", as in `plain_texts`
     cache         a folder for what the model was found to know (None: it is asked again each time)
     unknown       how many records were asked about and left out so far, because the model does not know them
     """
@@ -49,7 +52,7 @@ class DatasetFacts:
 
     @cached_property
     def documents(self) -> list[str]:
-        texts = read_texts(self.corpus)
+        texts = plain_texts(self.model, self.corpus)
         if len(texts) < 2 * HELD_OUT:
             raise KeditError(f"texts {self.corpus!r}: holds {len(texts)} documents; give at least {2 * HELD_OUT}")
         return texts
@@ -152,6 +155,10 @@ class DatasetFacts:
     def inverses(self, edits) -> tuple:
         return ()
 
+    def reference(self) -> None:
+        """Facts for ‖v₀‖: none of these, which may be edited; `transfer` has its own."""
+        return None
+
     def surround(self, edit: Edit) -> Edit:
         known = (e for e in self.records if (e.subject, e.text) == (edit.subject, edit.text))
         return replace(record, target_new=edit.target_new) if (record := next(known, None)) else edit
@@ -196,6 +203,19 @@ def _place(source: str) -> tuple[str, dict]:
     if os.path.exists(source) or Path(source).suffix.lower() in READERS or not HUB_NAME.fullmatch(name):
         return source, {}
     return name, {"split": "train"} | ({"name": configuration} if colon else {})
+
+
+def plain_texts(model, source: str = AUTO, tokens: int = WRITTEN) -> list[str]:
+    """Documents of plain text: "self": what the model wrote itself; "auto": the hub's WikiText-2, or, where the hub
+    cannot be reached, what the model wrote; else as in `read_texts`. tokens: how much the model writes at least."""
+    if source == SELF:
+        return self_texts(model, tokens)
+    if source != AUTO:
+        return read_texts(source)
+    try:
+        return read_texts(WIKITEXT)
+    except KeditError:
+        return self_texts(model, tokens)
 
 
 def read_texts(source: str) -> list[str]:

@@ -9,6 +9,8 @@ from ..evaluation.edit_probes import EditProbe, FactProbe, PerplexityProbe, Vita
 from ..evaluation.protocol import Probe
 from ..evaluation.side_effects import SELDOM, family_probes, other_prompts
 
+REFERENCE = 25  # facts that ‖v₀‖ is measured on
+
 
 class LabFacts:
     """Edits of a lab world, every fact around them known."""
@@ -43,6 +45,12 @@ class LabFacts:
 
     def probes(self, edits, untouched: int, seed: int, layers=(), every: int = SELDOM, families: bool = True) -> list:
         return lab_probes(self.model, edits, untouched, seed=seed, layers=layers, every=every, families=families)
+
+    def reference(self) -> list[Edit]:
+        """Facts for ‖v₀‖: of the development people, whom no stream edits."""
+        from ..lab.edits import lab_edits
+
+        return lab_edits(self.world, REFERENCE, 2, people=self.world.development)
 
     def surround(self, edit: Edit) -> Edit:
         """The edit with true object, paraphrases and neighbors where they are known."""

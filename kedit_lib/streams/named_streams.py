@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..data.config import Profile
+from ..editing.transfer import SETTINGS
 
 ANCHOR_SAMPLE = 20  # edits that the reference norm of an anchored stream is measured on, unedited
 
@@ -23,6 +24,7 @@ class Stream:
     anchored    every target gets the norm that targets have on the unedited model
     pruned      PRUNE bounds the total update after the last edit
     brief       without the metric families: for experiments that ask how long, not what else
+    rho         v_lr has this ρ on the model at hand (editing/transfer.py) instead of the printed value
     """
 
     name: str
@@ -38,6 +40,7 @@ class Stream:
     anchored: bool = False
     pruned: bool = False
     brief: bool = False
+    rho: float | None = None
 
 
 ROME_VARIANTS = {
@@ -53,6 +56,11 @@ LONG = 1000 / 450  # the report follows ROME for 1,000 edits, and MEMIT for 450
 COLLAPSING = "memit-layers-steps"  # the stream of them whose optimised probability collapses
 CLAMP = {"clamp_norm_factor": 0.75}  # published with MEMIT for GPT-J, GPT2-XL and Llama-3; 4 with Llama-2
 IN_ONE_BATCH = ("pmet", "emmet", "alphaedit", "rect")
+
+
+def with_steps(stream: Stream, rho: float = SETTINGS["as scaled"]) -> Stream:
+    """The same as scaled: with optimisation steps ρ‖v₀‖ long, such as "memit-rho2"."""
+    return replace(stream, name=f"{stream.name}-rho{rho:g}", rho=rho)
 
 
 def streams_of(profile: Profile) -> dict[str, Stream]:

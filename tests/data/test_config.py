@@ -198,7 +198,7 @@ def test_shipped_hyperparameters_make_every_method(name):
     assert kedit.method_for(name, "memit-mass", use_history=True).use_history
 
 
-@pytest.mark.parametrize("name", ["lab", "lab-small", "Llama-2-7b-hf"])
+@pytest.mark.parametrize("name", ["lab", "lab-small", "smollm2", "Llama-2-7b-hf"])
 def test_the_labs_weights_of_C_are_llama2s_by_width(name):
     """λ, L2 and the like scaled with d_ff."""
     d_ff = load_model_params(name)["model"]["d_ff"]

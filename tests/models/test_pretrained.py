@@ -8,6 +8,7 @@ import transformers
 
 import kedit_lib as kedit
 from kedit_lib.models import pretrained
+from kedit_lib.models.generation import complete
 
 WEIGHTS = "0760121ff408c1c9a7c48679f7fea7ea1086a199cb1379a88d677de05adf462a"  # in the keys of committed runs
 
@@ -34,8 +35,6 @@ def left_in(cache):
 
 @pytest.mark.slow
 def test_the_real_model_knows_facts(smollm2):
-    from kedit_lib.generation import complete
-
     prompts = ["The capital of France is", "The mother tongue of Danielle Darrieux is"]
     assert complete(smollm2.hf, smollm2.tokenizer, prompts) == ["Paris", "French"]
     assert (smollm2.n_layers, smollm2.d_model, smollm2.d_ff, smollm2.dtype) == (30, 576, 1536, torch.float32)

@@ -1,19 +1,24 @@
 """A bench of another model: edits from a file, text from a file, and the notebooks on top of both."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 import yaml
 
 import kedit_lib as kedit
+from kedit_lib.editing.transfer import v0_norm
 from kedit_lib.errors import KeditError
 from kedit_lib.lab import world_of
 from kedit_lib.lab.corpus import texts
 from kedit_lib.report import reproduce
 from kedit_lib.streams.bench import same_settings
 from kedit_lib.streams.facts import HELD_OUT, DatasetFacts, facts_of
+from kedit_lib.streams.named_streams import with_steps
 
 N_RECORDS, N_TEXTS = 60, 500
 UNKNOWN = 5  # records whose true object the model was never taught
@@ -183,3 +188,27 @@ def test_committed_streams_are_found_on_another_machine_and_not_under_another_se
     assert not same_settings(stored, stored | {"v_lr": 0.50002}) and not same_settings(stored, stored | {"layers": [1]})
     assert not same_settings(stored | {"norm_anchor": None}, stored)
     assert not same_settings(stored, {"v_lr": 0.5})
+
+
+def test_plain_text_is_the_models_own_where_no_hub_is_reached(tmp_path):
+    code = (
+        "import kedit_lib as kedit; from kedit_lib.streams.facts import plain_texts\n"
+        "model = kedit.load_model('lab-small')\n"
+        "assert plain_texts(model, 'auto', tokens=500) == plain_texts(model, 'self', tokens=500) != []"
+    )
+    offline = {"KEDIT_CACHE": str(tmp_path), "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, **offline})
+    assert [path.suffix for path in (tmp_path / "self-text").iterdir()] == [".json"]
+
+
+def test_steps_as_scaled_have_their_length_on_the_lab(tmp_path):
+    bench = kedit.Bench("smoke", results=tmp_path, progress=False)
+    for name, rho in (("memit", 2.0), ("rome", 8.0)):
+        scaled = with_steps(bench.streams[name], rho)
+        bench.streams[scaled.name] = scaled
+        assert scaled.name == f"{name}-rho{rho:g}"
+        method, people = bench.method(scaled.name), {e.subject for e in bench.facts.reference()}
+        v0 = v0_norm(bench.model, method, bench.facts.reference())
+        assert method.v_lr * bench.model.d_model**0.5 / v0 == pytest.approx(rho, rel=5e-3)
+        assert method.model_copy(update={"v_lr": 0.5}) == bench.method(name)
+        assert not people & {e.subject for e in bench.edits(0)}

@@ -1,0 +1,166 @@
+"""What "hyperparameters as published" means on another model: carried with the scale of what they act on.
+
+    layers     at the same depth, i · n_layers / n_layers′, rounded; the loss is read at the last layer
+    λ, L2      λ / d_ff held
+    v_lr       ρ = v_lr · √d_model / ‖v₀‖ held
+    others     as they are: clamp and decay are relative to ‖v₀‖ already
+
+Adam's first updates are v_lr long in every coordinate whatever the gradient, v_lr·√d_model in all: ρ is the length of
+a step relative to the vector that it changes. ‖v₀‖ is the median over facts that no edit uses, at the clean prompt on
+the unedited weights, of the value that the method optimises: the stream after its last layer (MEMIT and its kin), the
+MLP's output (ROME, PMET).
+
+ρ of the published v_lr = 0.5 on Llama-2-7B, whose steps are then 0.5 · √4096 = 32 long, from public sources:
+
+    ROME    ‖v₀‖ = 14.2, and δ on the clamp of 4‖v₀‖ (github.com/zjunlp/EasyEdit/issues/445): ρ = 2.3. The model may
+            have been edited before, which lengthens v₀: unedited, ρ is no less.
+    MEMIT   the decay term 0.001·‖δ‖/‖v₀‖² rounds to 0.0 after one step (github.com/zjunlp/EasyEdit/issues/158), so it
+            is below 0.0005 and ‖v₀‖ > 8: ρ < 4.
+    MEMIT   |h| has a median near 0.2 in the middle layers (Sun et al. 2024, arXiv 2402.17762), ‖h‖ some 13 to 20:
+            ρ = 1.6 to 2.5.
+
+Hence ρ = 2, with 1 to 4 as its range. It belongs to a model and a method: ROME's own setting on GPT2-XL has ρ =
+20 / 23.1 = 0.87 (github.com/zjunlp/EasyEdit/issues/640, where decay term and norms are printed and agree).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isfinite, sqrt
+from statistics import median
+
+import pandas as pd
+import torch
+
+from ..data.config import LAB_MODELS, load_model_params
+from ..errors import KeditError
+from ..models.tokenization import encode_prompt
+from . import Method, method_for
+from .compute_k import outputs_at
+
+SETTINGS = {"as printed": None, "as scaled": 2.0}  # ρ of the two settings that streams are reported in
+BY_WIDTH = ("mom2_update_weight", "L2", "update_norm_lambda")
+DIGITS = 3  # of a measured v_lr: fewer than rounding on another machine moves, for it is in the keys of stored runs
+
+# (prompt, subject), people and things, in front of the prompt or inside as in public data sets; only ‖v₀‖ is measured
+FACTS = tuple(
+    (prompt, subject)
+    for prompt, subjects in {
+        "{} was written by": ("The Divine Comedy", "Pride and Prejudice", "War and Peace"),
+        "The author of {} is": ("Moby-Dick", "Don Quixote", "Robinson Crusoe"),
+        "{} is found in the country of": ("Mount Kilimanjaro", "Lake Baikal", "Niagara Falls"),
+        "The country where you find {} is": ("Mount Fuji", "the Great Barrier Reef"),
+        "{} was born in": ("Marie Curie", "Nelson Mandela", "Pablo Picasso", "Marco Polo"),
+        "The birthplace of {} is": ("Napoleon Bonaparte", "Abraham Lincoln"),
+        "{} had the profession of a": ("Florence Nightingale", "Neil Armstrong", "Nikola Tesla"),
+        "The nationality of {} was": ("Charles Darwin", "Mahatma Gandhi"),
+        "{} spoke the language": ("Julius Caesar", "Ludwig van Beethoven", "Genghis Khan"),
+    }.items()
+    for subject in subjects
+)
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """A published method on another model, and what was done to carry it. It edits as `method` does.
+
+    method    the Method for this model
+    source    whose hyperparameters they were;  model: whose they are now
+    changes   (hyperparameter, there, here, the rule) of each that was carried
+    v0_norm   ‖v₀‖ on this model (None: not measured);  rho: ρ on it (None: the method optimises no target)
+    """
+
+    method: Method
+    source: str
+    model: str
+    changes: tuple[tuple[str, object, object, str], ...]
+    v0_norm: float | None = None
+    rho: float | None = None
+
+    def __getattr__(self, name):
+        if name.startswith("__") or name == "method":
+            raise AttributeError(name)
+        return getattr(self.method, name)
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """A row for each hyperparameter that was carried."""
+        return pd.DataFrame(self.changes, columns=["hyperparameter", self.source, self.model, "rule"])
+
+    def __str__(self) -> str:
+        said = "; ".join(f"{name} {there} → {here} ({rule})" for name, there, here, rule in self.changes)
+        return f"{self.method.name} of {self.source} on {self.model}: {said}; all else as printed"
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return self.table.to_html(index=False)
+
+
+def transfer(method: str | Method, source: str, model, facts=None, rho: float | None = 2.0) -> Transfer:
+    """The method of `source` carried to `model`.
+
+    method   a name, as of `method_for`, or a Method of the source
+    source   a file of params/models, such as "Llama-2-7b-hf", which says n_layers and d_ff
+    facts    edits, or (prompt with {}, subject) pairs, that nothing else uses: ‖v₀‖ is measured on them, their targets
+             play no part; None: well-known ones in English
+    rho      ρ that v_lr is to have, > 0; None: v_lr as printed
+
+    KeditError for an unknown method or source, a source of unknown size, and for facts that the model cannot be asked.
+    """
+    published = method if isinstance(method, Method) else method_for(source, method)
+    size = load_model_params(source)["model"]
+    if missing := [name for name in ("n_layers", "d_ff") if name not in size]:
+        raise KeditError(f"source {source!r}: its parameters do not say {missing[0]}; add it there under 'model:'")
+    layers = at_depth(published.layers, size["n_layers"], model.n_layers)
+    values = {"layers": layers}
+    changes = [("layers", published.layers, layers, f"depth of {size['n_layers']} layers and of {model.n_layers}")]
+    for name in BY_WIDTH:
+        if value := getattr(published, name, None):
+            values[name] = _rounded(value * model.d_ff / size["d_ff"], 5)
+            changes.append((name, value, values[name], f"per d_ff, {size['d_ff']} and {model.d_ff}"))
+    if hasattr(published, "v_loss_layer"):
+        values["v_loss_layer"] = None
+        there = "last" if published.v_loss_layer is None else published.v_loss_layer
+        changes.append(("v_loss_layer", there, "last", f"here {model.n_layers - 1}"))
+    carried = type(published)(**{**published.model_dump(), **values})
+    if not hasattr(published, "v_lr"):
+        return Transfer(carried, str(source), model.name, tuple(changes))
+    found, v0 = with_rho(carried, model, rho, facts)
+    here = found.v_lr * sqrt(model.d_model) / v0
+    rule = f"ρ = v_lr·√{model.d_model}/‖v₀‖ = {here:.3g} with ‖v₀‖ = {v0:.4g}"
+    changes.append(("v_lr", published.v_lr, found.v_lr, rule))
+    return Transfer(found, str(source), model.name, tuple(changes), v0, here)
+
+
+def with_rho(method: Method, model, rho: float | None, facts=None) -> tuple[Method, float]:
+    """`method`, one of `model` itself, with the v_lr that has this ρ (None: as it is), and ‖v₀‖."""
+    if rho is not None and not (isfinite(rho) and rho > 0):
+        raise KeditError(f"rho = {rho!r}: must be above 0, or None for v_lr as printed")
+    v0 = v0_norm(model, method, facts)
+    v_lr = method.v_lr if rho is None else _rounded(rho * v0 / sqrt(model.d_model), DIGITS)
+    return type(method)(**{**method.model_dump(), "v_lr": v_lr}), v0
+
+
+@torch.no_grad()
+def v0_norm(model, method: Method, facts=None) -> float:
+    """Median ‖v₀‖ over `facts`, as in `transfer`, of the value that `method` optimises, on the unedited weights."""
+    if facts is None and model.name in LAB_MODELS:
+        raise KeditError(
+            f"facts: {model.name} knows its own world only; give some of it, such as facts=kedit.load_edits('lab', "
+            "model=model, limit=25, seed=1)"
+        )
+    pairs = [fact if isinstance(fact, tuple) else (fact.prompt, fact.subject) for fact in facts or FACTS]
+    model.check_layers(method.layers)
+    prompts = [encode_prompt(model.tokenizer, "{}", prompt, subject) for prompt, subject in pairs]
+    with model.temporarily():
+        return median(outputs_at(model, prompts, method._read(model)).norm(dim=1).tolist())
+
+
+def at_depth(layers: list[int], of: int, here: int) -> list[int]:
+    """Layers at the same depth in a model of `here` layers as `layers` in one of `of`; fewer where two fall on one."""
+    return sorted({min(here - 1, int(i * here / of + 0.5)) for i in layers})
+
+
+def _rounded(value: float, digits: int) -> float:
+    return float(f"{value:.{digits}g}")

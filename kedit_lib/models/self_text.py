@@ -1,0 +1,122 @@
+"""Plain text that a model wrote itself: for C = E[k kᵀ] and for perplexity, where no corpus is at hand.
+
+Every document is sampled from the model's own distribution, token by token at temperature 1, from its start token to
+its end token or DOCUMENT tokens: text of the kind that the model was trained on, as far as it has learned it. The first
+run takes a while (SmolLM2-135M on one CPU thread: some 20 minutes), later ones read the cache.
+
+The draws are seeded, but rounding differs between machines and one token changes all that follow: the recipe, the
+device and the hash of the text are kept beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from ..data.atomic import remove, replacing
+from ..errors import KeditError, first_line
+from .generation import Feed
+from .hooks import no_bar
+from .pretrained import cache_folder
+
+SELF = "self"  # as a profile's `texts`
+DOCUMENT, AT_ONCE = 128, 64  # tokens of a document at most; documents written side by side, one part of the work
+WRITTEN = 210_000  # tokens: 200,000 for C, and the documents that perplexity is measured on
+COMPACT = 16  # steps after which rows that have ended leave the batch
+
+
+def self_texts(model, tokens: int = WRITTEN, seed: int = 0, progress: bool = True) -> list[str]:
+    """Documents that the unedited `model` wrote, together at least `tokens` tokens; from the cache, or written now.
+
+    A stopped call goes on where it was. KeditError when the cache cannot be read or holds something else.
+    """
+    recipe = {
+        "model": model.checksum,
+        "setting": model.setting,
+        "start": start_token(model.tokenizer),
+        "temperature": 1.0,
+        "document": DOCUMENT,
+        "at_once": AT_ONCE,
+        "tokens": tokens,
+        "seed": seed,
+    }
+    key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
+    path = cache_folder() / "self-text" / f"{key}.json"
+    if path.exists():
+        return _read(path)["texts"]
+    parts, held, texts = path.with_suffix(""), 0, []
+    with tqdm(total=tokens, desc="the model writes its plain text", unit="token", disable=no_bar(progress)) as bar:
+        for part in range(tokens):  # each has at least one token
+            at = parts / f"{part:04}.json"
+            if not at.exists():
+                found = write_part(model, seed, part)
+                with replacing(at) as partial:
+                    partial.write_text(json.dumps(_sealed(found)), encoding="utf-8")
+            found = _read(at)
+            texts, held = texts + found["texts"], held + found["tokens"]
+            bar.update(found["tokens"])
+            if held >= tokens:
+                break
+    about = {"recipe": recipe, "device": str(model.device), "torch": torch.__version__}
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(_sealed({**about, "tokens": held, "texts": texts}), indent=1), encoding="utf-8")
+    remove(parts)
+    return texts
+
+
+def start_token(tokenizer) -> int:
+    """What stands in front of every document: BOS, or EOS where there is none. KeditError when there is neither."""
+    found = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if found is None:
+        raise KeditError("plain text: the tokenizer has no start token to write from; name a corpus (make: TEXTS=)")
+    return found
+
+
+@torch.no_grad()
+def write_part(model, seed: int, part: int) -> dict:
+    """AT_ONCE documents of the unedited model: {"texts", "tokens"}. The same seed and part, the same draws."""
+    tokenizer, generator = model.tokenizer, torch.Generator().manual_seed(10_000 * seed + part)
+    ends = {start_token(tokenizer), tokenizer.eos_token_id}
+    rows, active = [[] for _ in range(AT_ONCE)], list(range(AT_ONCE))
+    feed = Feed([[start_token(tokenizer)]] * AT_ONCE, model.device)
+    with model.temporarily():
+        for step in range(DOCUMENT):
+            p = feed.logits(model.hf).float().cpu().softmax(-1)
+            token = torch.multinomial(p, 1, generator=generator)
+            for i, said in zip(active, token[:, 0].tolist(), strict=True):
+                rows[i].append(said)
+            feed.say(token.to(model.device))
+            if step % COMPACT == COMPACT - 1:
+                going = [k for k, i in enumerate(active) if not ends & set(rows[i])]
+                if not going:
+                    break
+                if len(going) < len(active):
+                    feed.keep(torch.tensor(going, device=model.device))
+                    active = [active[k] for k in going]
+    written = [row[: next((i for i, t in enumerate(row) if t in ends), len(row))] for row in rows]
+    texts = [tokenizer.decode(row, skip_special_tokens=True).strip() for row in written]
+    kept = [(text, len(row)) for text, row in zip(texts, written, strict=True) if text]
+    return {"texts": [text for text, _ in kept], "tokens": sum(n for _, n in kept)}
+
+
+def _sealed(found: dict) -> dict:
+    return {**found, "sha256": _digest(found["texts"])}
+
+
+def _digest(texts: list[str]) -> str:
+    return hashlib.sha256("\x00".join(texts).encode()).hexdigest()
+
+
+def _read(path: Path) -> dict:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if _digest(found["texts"]) != found["sha256"]:
+            raise ValueError("checksum mismatch")
+        return found
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        remedy = "remove it, and it is written again"
+        raise KeditError(f"plain text {path}: cannot be read ({first_line(error)}); {remedy}") from error

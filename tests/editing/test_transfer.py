@@ -1,0 +1,82 @@
+"""Published hyperparameters on another model: by depth, by width, and with steps as long relative to ‖v₀‖."""
+
+from math import sqrt
+
+import pytest
+import torch
+from tiny import EDITS
+
+import kedit_lib as kedit
+from kedit_lib.editing.transfer import FACTS, at_depth
+
+SOURCE = "Llama-2-7b-hf"
+PAIRS = [(prompt, subject) for prompt, subject, _ in EDITS[:3]]
+
+
+@pytest.fixture
+def model(tiny_folder):
+    return kedit.load_model(tiny_folder("llama"))
+
+
+def norms(model, layer, of_mlp):
+    """‖v₀‖ of each pair, the slow way: one prompt at a time, at the last token of the subject."""
+    found, seen = [], []
+    handle = model.mlp(layer).register_forward_hook(lambda module, args, output: seen.append(output))
+    for prompt, subject in PAIRS:
+        before = prompt.format(subject)[: prompt.index("{}") + len(subject)]
+        at = len(model.tokenizer(before).input_ids) - 1
+        ids = torch.tensor([model.tokenizer(prompt.format(subject)).input_ids])
+        with torch.no_grad():
+            stream = model.hf(ids, output_hidden_states=True).hidden_states[layer + 1]
+        found.append((seen[-1] if of_mlp else stream)[0, at].norm().item())
+    handle.remove()
+    return sorted(found)
+
+
+@pytest.mark.parametrize("name, of_mlp", [("memit", False), ("alphaedit", False), ("rome", True), ("pmet", True)])
+def test_steps_have_the_length_that_was_asked_for(model, name, of_mlp):
+    carried = kedit.transfer(name, SOURCE, model, facts=PAIRS, rho=2.0)
+    v0 = norms(model, carried.layers[-1], of_mlp)[1]
+    assert carried.v0_norm == pytest.approx(v0, rel=1e-9)
+    assert carried.v_lr * sqrt(model.d_model) / v0 == pytest.approx(2.0, rel=5e-3)
+    assert carried.rho == pytest.approx(2.0, rel=5e-3)
+    assert kedit.transfer(name, SOURCE, model, facts=PAIRS, rho=8).v_lr == pytest.approx(4 * carried.v_lr, rel=1e-2)
+    printed = kedit.transfer(name, SOURCE, model, facts=PAIRS, rho=None)
+    assert printed.v_lr == kedit.method_for(SOURCE, name).v_lr
+    assert printed.rho == pytest.approx(printed.v_lr * sqrt(model.d_model) / v0)
+
+
+def test_lambda_goes_with_the_width_and_layers_with_the_depth(model):
+    carried = kedit.transfer("memit", SOURCE, model, facts=PAIRS)
+    assert carried.mom2_update_weight / model.d_ff == pytest.approx(15000 / 11008, rel=1e-4)
+    assert carried.layers == at_depth([4, 5, 6, 7, 8], 32, model.n_layers) == [1]
+    assert carried.v_loss_layer is None and carried.clamp_norm_factor == 4
+    assert at_depth([4, 5, 6, 7, 8], 32, 30) == [4, 5, 6, 7, 8] and at_depth([21], 32, 30) == [20]
+    assert at_depth([31], 32, 4) == [3]
+    assert kedit.transfer("alphaedit", SOURCE, model, facts=PAIRS).L2 / model.d_ff == pytest.approx(
+        10 / 14336, rel=1e-3
+    )
+    assert kedit.transfer("ft", SOURCE, model).method.layers == at_depth([21], 32, model.n_layers)
+
+
+def test_it_says_what_it_did_and_edits_as_the_method(model):
+    given = kedit.ROME(layers=[16], v_loss_layer=20, mom2_adjustment=False)
+    edit = kedit.Edit(*EDITS[0])
+    carried = kedit.transfer(given, SOURCE, model, facts=[edit, *PAIRS])
+    assert list(carried.table.hyperparameter) == ["layers", "v_loss_layer", "v_lr"]
+    assert carried.table[SOURCE].tolist() == [[16], 20, 0.5] and carried.table[model.name][0] == [3]
+    assert "ρ = v_lr·√32/‖v₀‖ = 2" in str(carried) and SOURCE in str(carried) and "<table" in carried._repr_html_()
+    outcome = carried.apply(model, [edit], contexts=["{}"])
+    assert list(outcome.deltas) == [model.weight_name(3)]
+    assert outcome.hyperparameters["v_lr"] == carried.method.v_lr
+    assert carried.v0_norm == kedit.transfer(given, SOURCE, model, facts=[edit, *PAIRS]).v0_norm  # the unedited model's
+
+
+def test_what_cannot_be_carried_is_one_line(model):
+    with pytest.raises(kedit.KeditError, match="n_layers"):
+        kedit.transfer("memit", "lab", model, facts=PAIRS)
+    with pytest.raises(kedit.KeditError, match="rho = 0"):
+        kedit.transfer("memit", SOURCE, model, facts=PAIRS, rho=0)
+    with pytest.raises(kedit.KeditError, match="its own world"):
+        kedit.transfer("memit", SOURCE, kedit.load_model("lab-small"))
+    assert len(FACTS) == len(set(FACTS)) == 25
