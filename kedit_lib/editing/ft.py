@@ -25,7 +25,7 @@ from ..errors import KeditError
 from ..models.hooks import hooks
 from ..models.suffix import Tails
 from .compute_z import Target
-from .method import Call, Method, Outcome, write
+from .method import Call, Method, Outcome, matrix, write
 
 LOSS_STOP = 0.01
 
@@ -51,7 +51,7 @@ class FT(Method):
 
     def _apply(self, call: Call) -> Outcome:
         model, n = call.model, len(call.edits)
-        w0 = {layer: self._matrix(model, layer) for layer in self.layers}
+        w0 = {layer: matrix(model, layer).clone() for layer in self.layers}
         w = {layer: start.clone().requires_grad_(True) for layer, start in w0.items()}
         adam = torch.optim.Adam(w.values(), lr=self.lr, weight_decay=self.weight_decay)
         chunks = [range(i, min(i + self.batch_size, n)) for i in range(0, n, self.batch_size)]
@@ -92,11 +92,6 @@ class FT(Method):
             with torch.no_grad():
                 for layer, each in w.items():
                     each.clamp_(w0[layer] - self.norm_constraint, w0[layer] + self.norm_constraint)
-
-    def _matrix(self, model, layer):
-        """W [d_model, d_ff] as it is now, in math dtype."""
-        own = model.weight(layer).detach().to(model.math_dtype)
-        return (own.T if model.layout.transposed else own).clone()
 
 
 class _Batch:

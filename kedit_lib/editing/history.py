@@ -11,19 +11,15 @@ matrix (see `solve.py`) are kept, so that an edit costs one product with B, and 
 
 from __future__ import annotations
 
-import hashlib
-
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from ..data.atomic import replacing
 from ..errors import KeditError
 from .closed_form import grown_factor
+from .state import EditState
 
 
-class EditHistory:
+class EditHistory(EditState):
     """Belongs to one model, and to the edits in its weights: after `model.restore()` start a new one.
 
     edits            how many edits it remembers
@@ -31,19 +27,17 @@ class EditHistory:
     model_checksum   whose keys they are (None while it is empty)
     """
 
-    def __init__(self):
-        self.edits, self.model_checksum = 0, None
+    kind = "keys"
+
+    def __init__(self, kind: str = ""):
+        super().__init__(kind)
         self.keys: dict[int, Tensor] = {}
         self._b, self._products = "", {}  # BK by layer, and the name of B
         self._ridge, self._factors = 0.0, {}  # by layer the factor of σI + KBKᵀ, of the first edits at least; and σ
 
     def check(self, model, layers) -> None:
         """KeditError unless it is empty or belongs to `model` and to exactly these layers."""
-        if self.edits and self.model_checksum != model.checksum:
-            raise KeditError(
-                f"history: holds keys of another model (checksum {self.model_checksum[:12]}, {model.name} has "
-                f"{model.checksum[:12]}); start a new EditHistory() for each model"
-            )
+        super().check(model, layers)
         if self.edits and sorted(self.keys) != sorted(layers):
             raise KeditError(
                 f"history: remembers the keys of layers {sorted(self.keys)}, asked for are {sorted(layers)}; "
@@ -79,46 +73,29 @@ class EditHistory:
         self.keys, self._b, self._products, self._factors = dict(keys), b, products, dict(factors)
         self.edits, self.model_checksum = len(next(iter(keys.values()))), model.checksum
 
-    @property
-    def identity(self) -> str:
-        """A hash that names these keys in stores."""
-        digest = hashlib.sha256(f"{self.edits} {self.model_checksum}".encode())
+    def _digest(self, digest) -> None:
         for layer, k in sorted(self.keys.items()):
             digest.update(f"{layer} {k.dtype}".encode() + k.cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()[:20]
+        super()._digest(digest)
 
-    def copy(self) -> EditHistory:
-        """One that can be added to without changing this one."""
-        twin = EditHistory()
-        twin.edits, twin.model_checksum, twin.keys = self.edits, self.model_checksum, dict(self.keys)
-        twin._b, twin._products = self._b, dict(self._products)
-        twin._ridge, twin._factors = self._ridge, dict(self._factors)
-        return twin
+    def _about(self):
+        return {"b": self._b, "ridge": self._ridge.hex()}
 
-    def save(self, path) -> None:
-        """One safetensors file, there whole or not at all."""
+    def _all_tensors(self):
         parts = {"k": self.keys, "bk": self._products, "factor": self._factors}
-        tensors = {f"{part}.{i}": t.cpu().contiguous() for part, found in parts.items() for i, t in found.items()}
-        about = {"edits": str(self.edits), "model_checksum": self.model_checksum or "", "b": self._b}
-        about["ridge"] = self._ridge.hex()
-        with replacing(path) as partial:
-            save_file(tensors, str(partial), metadata=about)
+        return {f"{part}.{i}": t for part, found in parts.items() for i, t in found.items()} | self.tensors
 
-    @classmethod
-    def load(cls, path) -> EditHistory:
-        """What `save` wrote, bit for bit. KeditError when the file is missing or damaged."""
-        history = cls()
-        try:
-            with safe_open(str(path), "pt") as file:
-                about = file.metadata()
-                for name in file.keys():  # noqa: SIM118, this is no dict
-                    part, layer = name.split(".")
-                    # Cloned into memory that is aligned as torch's own: products round differently elsewhere.
-                    tensor = file.get_tensor(name).clone()
-                    {"k": history.keys, "bk": history._products, "factor": history._factors}[part][int(layer)] = tensor
-            history.edits, history._b = int(about["edits"]), about["b"]
-            history._ridge = float.fromhex(about["ridge"])
-            history.model_checksum = about["model_checksum"] or None
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise KeditError(f"history file {path}: cannot be read ({error}); remove it and edit again") from error
-        return history
+    def _take(self, tensors, about) -> None:
+        self._b, self._ridge = about["b"], float.fromhex(about["ridge"])
+        parts = {"k": self.keys, "bk": self._products, "factor": self._factors}
+        for name, tensor in tensors.items():
+            part, layer = name.split(".")
+            parts.get(part, self.tensors)[int(layer) if part in parts else name] = tensor
+
+
+def load_history(path) -> EditState:
+    """What the `save` of some method's history wrote. KeditError when the file is missing or damaged."""
+    try:
+        return EditHistory.load(path)
+    except KeditError:  # it holds no keys
+        return EditState.load(path)

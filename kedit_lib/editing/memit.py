@@ -23,7 +23,7 @@ from .closed_form import update, with_memory
 from .compute_k import context_mean, keys_at, outputs_at
 from .compute_z import Site, optimise
 from .locate_then_edit import Targeted
-from .method import Call, Outcome, write
+from .method import Call, Outcome, as_matrix, write
 
 
 class Spread(Targeted):
@@ -46,12 +46,19 @@ class Spread(Targeted):
         outcome = Outcome(self.name, call.edits, {}, targets)
         self._edit_layers(call, outcome, None if keys is None else self._mean(keys.flatten(0, 1), call))
         if call.history is not None:
-            call.history.remember(call.model, self._keys(call, self.layers), *self._fixed(call))
+            self._remember(call, outcome)
         return outcome
+
+    def _remember(self, call: Call, outcome: Outcome) -> None:
+        """The batch's keys, measured on the weights after it, join the history."""
+        call.history.remember(call.model, self._keys(call, self.layers), *self._fixed(call))
 
     def _edit_layers(self, call: Call, outcome: Outcome, first_keys: Tensor | None) -> None:
         """first_keys [N, d_ff]: of the first layer, where they are known already."""
         model, targets = call.model, outcome.targets
+        at_once = [f for f in call.filters if f.each_layer]
+        later = [f for f in call.filters if not f.each_layer]
+        before = model.snapshot() if later else None
         z, clean = torch.stack([t.z for t in targets]), [r.prompts[0] for r in call.requests]
         for i, layer in enumerate(self.layers):
             known = i == 0 and first_keys is not None
@@ -59,9 +66,21 @@ class Spread(Targeted):
             # While nothing is written H is v₀.
             residual = z - outputs_at(model, clean, self._read(model)) if i else torch.stack([t.delta for t in targets])
             delta = self._solve(call, layer, k, residual * self._share(i), outcome)
+            for one in at_once:
+                delta = one.change(model, layer, delta)
             write(model, layer, delta, outcome.deltas)
             for target, key in zip(targets, k, strict=True):
                 target.key_per_layer[layer] = key
+        if later:
+            raw, outcome.deltas = outcome.deltas, {}
+            model.load_snapshot(before)
+            for layer in self.layers:
+                delta = as_matrix(model, raw[model.weight_name(layer)])
+                for one in later:
+                    delta = one.change(model, layer, delta)
+                write(model, layer, delta, outcome.deltas)
+        if call.filters:
+            outcome.written = {}  # no longer known
 
     def _keys(self, call: Call, layers) -> dict[int, Tensor]:
         """{layer: [N, d_ff]} on the weights so far."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -20,6 +21,7 @@ from .contexts import check_contexts, generate_contexts
 from .history import EditHistory
 from .null_space import NullSpace
 from .second_moments import SecondMoments
+from .state import EditState
 
 
 @dataclass
@@ -58,20 +60,34 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Filter:
+    """A change of every update before it counts: (model, layer, Δ [d_model, d_ff]) → Δ, W being the weight before it.
+
+    each_layer  each layer's update is filtered before the next one is solved; else all layers are solved first, and the
+                filter sees the weights at entry
+    """
+
+    change: Callable[[EditableModel, int, Tensor], Tensor]
+    each_layer: bool = False
+
+
+@dataclass(frozen=True)
 class Call:
     """What one `apply` works with: its arguments, checked, and the edits as token ids.
 
     requests   a Request an edit, its clean prompt first
     z          finished targets, a tensor [d_model] an edit (None: they are optimised)
+    filters    of the updates, in this order
     """
 
     model: EditableModel
     edits: list[Edit]
     requests: list[Request]
     moments: SecondMoments | None
-    history: EditHistory | None
+    history: EditState | None
     projection: NullSpace | None
     z: list[Tensor] | None
+    filters: tuple[Filter, ...] = ()
 
 
 class Method(BaseModel, ABC):
@@ -122,15 +138,24 @@ class Method(BaseModel, ABC):
 
     @property
     def keeps_history(self) -> bool:
-        """Whether edits of earlier calls are remembered in an EditHistory."""
+        """Whether something lasts from call to call: `new_history`."""
         return False
+
+    @property
+    def history_kind(self) -> str:
+        """Methods of one kind can go on with each other's histories."""
+        return EditHistory.kind
+
+    def new_history(self, model, moments=None) -> EditState | None:
+        """An empty history for successive calls of `apply` on `model`; None for a method that keeps none."""
+        return EditHistory(self.history_kind) if self.keeps_history else None
 
     def apply(self, model, edits, moments=None, contexts=None, history=None, projection=None, targets=None) -> Outcome:
         """Edit `model` in place and say what was done.
 
         moments      SecondMoments of this model; None is legal where C is not used
         contexts     strings with one `{}` each; None: generated with seed 0 in this method's style
-        history      EditHistory of earlier calls (methods that keep one); None: no memory
+        history      of earlier calls, made by `new_history` (methods that keep one); None: no memory
         projection   NullSpace (AlphaEdit); None: made from the moments
         targets      finished z, a tensor [d_model] an edit (ROME: v*; PMET: the MLP's); None: optimised
 
@@ -138,13 +163,15 @@ class Method(BaseModel, ABC):
         Warns when the model already gives a target.
         """
         call = self.prepare(model, edits, moments, contexts, history, projection, targets)
-        before = model.snapshot()
+        before, known = model.snapshot(), None if history is None else history.copy()
         try:
             remedy = "give fewer edits in a batch, fewer contexts or a larger device"
             with memory_for(self.name, remedy), model.recording(record_of(self.name, self.hyperparameters, call.edits)):
                 outcome = self._apply(call)
         except BaseException:
             model.load_snapshot(before)
+            if known is not None:
+                vars(history).update(vars(known))
             raise
         outcome.hyperparameters, outcome.model_checksum = self.hyperparameters, model.checksum
         warn_if_doubtful(call.edits, outcome.targets)
@@ -174,8 +201,14 @@ class Method(BaseModel, ABC):
             use = "; MEMIT(use_history=True) does" if "use_history" in type(self).model_fields else ""
             raise KeditError(f"{self.name}: keeps no memory of earlier edits; call it with history=None{use}")
         if history is not None:
-            if not isinstance(history, EditHistory):
-                raise KeditError(f"{self.name}: history is of type {type(history).__name__}; pass an EditHistory()")
+            if not isinstance(history, EditState) or history.kind != self.history_kind:
+                what = f"kind {history.kind!r}" if isinstance(history, EditState) else f"type {type(history).__name__}"
+                make = (
+                    "an EditHistory()"
+                    if self.history_kind == EditHistory.kind
+                    else "method.new_history(model, moments)"
+                )
+                raise KeditError(f"{self.name}: history is of {what}; pass {make}")
             history.check(model, self.layers)
         if projection is not None:
             if not self.takes_projection:
@@ -212,13 +245,22 @@ class Method(BaseModel, ABC):
         """The method itself."""
 
 
+def matrix(model, layer: int) -> Tensor:
+    """W [d_model, d_ff] of `layer` as it is now, in math dtype."""
+    return as_matrix(model, model.weight(layer).detach().to(model.math_dtype))
+
+
+def as_matrix(model, own: Tensor) -> Tensor:
+    """A tensor of a weight's own layout as [d_model, d_ff]."""
+    return own.T if model.layout.transposed else own
+
+
 def write(model, layer: int, delta: Tensor, deltas: dict[str, Tensor]) -> None:
     """Add Δ [d_model, d_ff] to layer's W in the model's own layout, and note it in `deltas`. KeditError when it is not
     finite, before it is written."""
     if not delta.isfinite().all():
         raise KeditError(f"layer {layer}: Δ holds NaN or inf; nothing was written, check moments and learning rate")
-    own = delta.T if model.layout.transposed else delta
-    own = own.to(model.math_dtype).contiguous()
+    own = as_matrix(model, delta).to(model.math_dtype).contiguous()
     name = model.weight_name(layer)
     model.add({name: own})
     deltas[name] = own

@@ -8,11 +8,13 @@ is lost of the residual is not written elsewhere.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from .memit import MEMIT
-from .method import Call, Outcome
+from .method import Call, Filter, matrix
 
 DROPPED = 60  # percent of the entries
 
@@ -20,15 +22,13 @@ DROPPED = 60  # percent of the entries
 class RECT(MEMIT):
     """MEMIT's hyperparameters."""
 
-    def _edit_layers(self, call: Call, outcome: Outcome, first_keys: Tensor | None) -> None:
-        before = call.model.snapshot()
-        super()._edit_layers(call, outcome, first_keys)
-        call.model.load_snapshot(before)
-        outcome.deltas = {
-            name: largest_changes(delta, call.model.hf.get_parameter(name)) for name, delta in outcome.deltas.items()
-        }
-        call.model.add(outcome.deltas)
-        outcome.written = {}  # no longer known
+    def prepare(self, *args, **given) -> Call:
+        call = super().prepare(*args, **given)
+        return replace(call, filters=(*call.filters, Filter(_filter)))
+
+
+def _filter(model, layer: int, delta: Tensor) -> Tensor:
+    return largest_changes(delta, matrix(model, layer))
 
 
 def largest_changes(delta: Tensor, weight: Tensor) -> Tensor:

@@ -45,11 +45,11 @@ class ROME(Targeted):
         outcome = Outcome(self.name, call.edits, {}, [])
         for i, one in enumerate(call.requests):
             z = None if call.z is None else call.z[i : i + 1]
-            self._insert(call.model, one, z, call.moments, outcome)
+            self._insert(call, one, z, outcome)
         return outcome
 
-    def _insert(self, model, request, z, moments, outcome: Outcome) -> None:
-        (layer,) = self.layers
+    def _insert(self, call, request, z, outcome: Outcome) -> None:
+        (layer,), model, moments = self.layers, call.model, call.moments
         (target,), keys = self._targets(model, [request], z)
         keys = keys_at(model, request.prompts, [layer])[layer] if keys is None else keys[0]
         k_mean, k_clean = context_mean(keys, len(keys), grouped=False)[0].double(), keys[0].double()
@@ -64,6 +64,8 @@ class ROME(Targeted):
             outcome.s[layer] = s if layer not in outcome.s else s.new_tensor([*outcome.s[layer], *s])
         u = u / u.norm()
         delta = residual.double().outer(u) / (u @ key)
+        for one in call.filters:
+            delta = one.change(model, layer, delta)
 
         deltas = {}
         write(model, layer, delta, deltas)

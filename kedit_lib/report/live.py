@@ -21,7 +21,6 @@ from ..data.edit import Edit, around_places
 from ..data.provenance import key_of
 from ..editing import method_for
 from ..editing.compute_z import Doubtful
-from ..editing.history import EditHistory
 from ..evaluation import sampled_texts
 from ..evaluation.before_after import ask, ask_table
 from ..models.hooks import no_bar
@@ -127,7 +126,7 @@ def make_film(bench, name: str, order: int, run: Run) -> Path:
     model, method, edits = bench.model, bench.method(name), bench.edits(order)[: len(run.edits)]
     size, frames = bench.streams[name].batch_size or len(edits), set(frames_of(bench, name, run))
     given = {"contexts": bench.contexts(method, order), "moments": bench.moments if method.needs_moments else None}
-    given["history"] = EditHistory() if method.keeps_history else None
+    given["history"] = method.new_history(model, given["moments"])
     partial = folder.with_name(f".{folder.name}-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

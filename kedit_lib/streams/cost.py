@@ -14,7 +14,6 @@ from pathlib import Path
 from ..data.atomic import replacing
 from ..data.config import Profile
 from ..data.provenance import ALGORITHMS, key_of, versions
-from ..editing.history import EditHistory
 from ..errors import KeditError, first_line, program
 from .bench import Bench
 
@@ -92,9 +91,9 @@ def _memory(profile: Profile, name: str, results: Path) -> dict:
     forget_peak()
     before = peak_memory()
     given = {"moments": bench.moments if method.needs_moments else None, "contexts": contexts}
-    method.apply(bench.model, edits[:1], **given, history=EditHistory() if method.keeps_history else None)
+    method.apply(bench.model, edits[:1], **given, history=method.new_history(bench.model, given["moments"]))
     bench.model.restore()
-    history, step = EditHistory() if method.keeps_history else None, stream.batch_size or n
+    history, step = method.new_history(bench.model, given["moments"]), stream.batch_size or n
     begin = time.process_time()
     for i in range(0, n, step):
         method.apply(bench.model, edits[i : i + step], **given, history=history)

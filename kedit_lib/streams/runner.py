@@ -18,8 +18,8 @@ from tqdm.auto import tqdm
 from ..data.edit import Edit, check_edits
 from ..data.provenance import ALGORITHMS, arithmetic, commit, key_of, now, versions
 from ..editing.compute_z import Doubtful
-from ..editing.history import EditHistory
 from ..editing.method import Method
+from ..editing.state import EditState
 from ..errors import KeditError
 from ..evaluation import cosine
 from ..evaluation.edit_probes import EditProbe
@@ -88,7 +88,7 @@ def run_stream(
     """Apply `edits` in batches of `batch_size`, one batch on top of the other, from the unedited weights.
 
     probes            measured before the first edit and at every checkpoint (None: the edits themselves)
-    history           an EditHistory that a method which keeps one starts from; it is not changed. None: an empty one
+    history           what a method that keeps one starts from (method.new_history), not changed. None: an empty one
     store             a folder; the same call again returns the finished run or resumes a killed one.
                       None: nothing is written
     checkpoint_every  edits between checkpoints (a batch is never cut)
@@ -129,7 +129,7 @@ def run_stream(
         "dense_every": dense_every,
         "algorithms": ALGORITHMS,
     }
-    if isinstance(history, EditHistory) and history.edits:
+    if isinstance(history, EditState) and history.edits:
         decides["history"] = history.identity
     key = key_of(**decides)
     folder = RunFolder(store, f"{method.name.lower()}-b{batch_size}", key) if store is not None else None
@@ -138,7 +138,7 @@ def run_stream(
 
     method.prepare(model, edits, moments, contexts, history)
     if method.keeps_history:
-        history = EditHistory() if history is None else history.copy()
+        history = method.new_history(model, moments) if history is None else history.copy()
     stream = _Stream(model, edits, method, batch_size, probes, folder, checkpoint_every, dense_every, known)
     with folder.held() if folder is not None else contextlib.nullcontext():
         if folder is not None and folder.finished():  # by the process that was waited for

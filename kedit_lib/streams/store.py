@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..data.atomic import LEFT_OVER, checksum, remove, replacing, writing
-from ..editing.history import EditHistory
+from ..editing.history import load_history
+from ..editing.state import EditState
 from ..errors import KeditError
 
 
@@ -26,7 +27,7 @@ class Checkpoint:
     weights   {parameter name: tensor} of everything edited, nothing else of the model
     edits     rows so far; checks: rows of the probes so far
     state     plain data of the stream's own
-    history   its EditHistory (None: it keeps none)
+    history   what its method carries from edit to edit (None: nothing)
     """
 
     done: int
@@ -34,7 +35,7 @@ class Checkpoint:
     edits: list[dict]
     checks: list[dict]
     state: dict
-    history: EditHistory | None = None
+    history: EditState | None = None
 
 
 class RunFolder:
@@ -133,7 +134,7 @@ class RunFolder:
             raise ValueError("it was moved here from elsewhere")
         tables = [pd.read_parquet(folder / f"{part}.parquet").to_dict("records") for part in ("edits", "checkpoints")]
         kept = folder / "history.safetensors"
-        history = EditHistory.load(kept) if kept.exists() else None
+        history = load_history(kept) if kept.exists() else None
         return Checkpoint(state["done"], load_file(folder / "weights.safetensors"), *tables, state, history)
 
     def finish(self, edits: pd.DataFrame, checkpoints: pd.DataFrame, manifest: dict) -> dict:

@@ -133,7 +133,7 @@ def test_a_history_belongs_to_one_model_and_its_layers(tiny_folder, model, momen
     history = kedit.EditHistory()
     apply(model, EDITS[:1], moments, history)
     before, other = snapshot(model), kedit.load_model(tiny_folder("llama-bos"), dtype=torch.float64)
-    refused(lambda: apply(other, EDITS[1:2], moments, history), "another model", "EditHistory()", other.checksum[:12])
+    refused(lambda: apply(other, EDITS[1:2], moments, history), "another model", "new_history", other.checksum[:12])
     wider = kedit.MEMIT(**{**FAST, "layers": [1, 2, 3]}, use_history=True)
     refused(lambda: apply(model, EDITS[1:2], moments, history, wider), "[1, 2]", "[1, 2, 3]", "EditHistory()")
     refused(lambda: apply(model, EDITS[1:2], moments, []), "MEMIT", "list", "EditHistory()")
