@@ -136,11 +136,14 @@ class DatasetFacts:
         return [(e.text, e.target_true) for e in known[:limit]]
 
     def neighbors(self, edits, limit: int, seed: int) -> list[tuple[str, str]]:
-        """(prompt, answer) of known facts that records name as neighbors, about none of the edited subjects: they fill
-        up a panel for which a data set has too few known records of its own."""
-        facts = {(prompt, e.target_true) for e in self.records if e.target_true for prompt in e.neighborhood}
-        facts -= {(e.text, e.target_true) for e in self.records}
+        """(prompt, answer) of known facts about none of the edited subjects that records name as neighbors, or that
+        the model says in a record's paraphrase only: they fill up a panel for which a data set has too few known
+        records of its own."""
         edited, known = [e.subject for e in edits], []
+        real = [e for e in self.records if e.target_true is not None]
+        facts = {(prompt, e.target_true) for e in real for prompt in e.neighborhood}
+        facts |= {(e.paraphrases[0], e.target_true) for e in real if e.paraphrases and not self._knows.get(e)}
+        facts -= {(e.text, e.target_true) for e in real}
         others = random.Random(f"neighbors-{seed}").sample(sorted(facts), len(facts))
         while others and len(known) < limit:
             part, others = others[:ASKED], others[ASKED:]
