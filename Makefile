@@ -15,11 +15,12 @@ PYTHON ?= python3
 JOBS ?= 2
 
 PY := .venv/bin/python
+KEDIT := .venv/bin/kedit
 # The environment is renewed when the *content* of these files changes; a fresh checkout's time stamps say nothing.
 ENV := .venv/.kedit-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
 WHICH := --profile $(PROFILE) $(if $(MODEL),--model "$(MODEL)") $(if $(DATA),--data "$(DATA)") \
 	$(if $(TEXTS),--texts "$(TEXTS)") $(if $(SEED),-p seed=$(SEED)) $(if $(ORDERS),--orders "$(ORDERS)")
-RUN := $(PY) -m kedit_lib.report.reproduce $(WHICH) $(if $(NB),--only "$(NB)")
+RUN := $(KEDIT) reproduce $(WHICH) $(if $(NB),--only "$(NB)")
 
 .DEFAULT_GOAL := help
 .PHONY: help env lab-model sweep smoke reproduce report bench test lint clean lab
@@ -39,23 +40,23 @@ $(ENV):
 	$(PY) -m pip install --quiet -c constraints.txt -e '.[dev]'
 	@rm -f .venv/.kedit-*
 	@touch $@
-	@$(PY) -c 'from kedit_lib.models.pretrained import main; raise SystemExit(main())' \
+	@$(KEDIT) fetch-model \
 		|| echo "make env: goes on without this model; it is fetched when it is first asked for"
 
 lab-model: $(ENV)  ## train the lab models again from their recipe (up to 2.5 hours; minutes on a GPU)
-	$(PY) -m kedit_lib.lab.train
+	$(KEDIT) train-lab
 
 sweep: $(ENV)  ## run further orders into figures/data (an hour; STREAMS=main, scaled, regimes, others, causes, sensitivity, anatomy, foretold, lifting, memory, scaling or names; NB and MODEL do not apply)
-	$(PY) -m kedit_lib.report.sweep --profile $(PROFILE) $(if $(ORDERS),--orders "$(ORDERS)") $(if $(STREAMS),--streams "$(STREAMS)")
+	$(KEDIT) sweep --profile $(PROFILE) $(if $(ORDERS),--orders "$(ORDERS)") $(if $(STREAMS),--streams "$(STREAMS)")
 
 smoke: $(ENV)  ## run every notebook at toy size into results/executed-smoke (some minutes)
-	$(PY) -m kedit_lib.report.reproduce --profile smoke
+	$(KEDIT) reproduce --profile smoke
 
 reproduce: $(ENV)  ## run what is stale into notebooks/executed and figures (at most 35 minutes from nothing, seconds if current)
 	$(RUN)
 
 report: $(ENV)  ## turn what reproduce executed into report/index.html and its pages, read without a network (half a minute)
-	$(PY) -m kedit_lib.report.site $(WHICH)
+	$(KEDIT) report $(WHICH)
 
 bench: $(ENV)  ## time every path against the plain one into figures/benchmarks*.csv (some minutes; PROFILE=gpu: Llama-2-7B's shape)
 	OMP_NUM_THREADS=$(if $(filter gpu,$(PROFILE)),8,1) $(PY) tests/bench.py --profile $(PROFILE) $(if $(SHAPE),--shape "$(SHAPE)")
@@ -66,7 +67,7 @@ test: $(ENV)  ## every test, the smoke run of the notebooks included (about a qu
 lint: $(ENV)  ## ruff, and the house rules for notebook sources (seconds)
 	$(PY) -m ruff check .
 	.venv/bin/lint-imports
-	$(PY) -m kedit_lib.report.reproduce --check
+	$(KEDIT) reproduce --check
 
 lab: $(ENV)  ## open the notebooks in JupyterLab, live cells included (until you stop it; LAB=--no-browser and such go to it)
 	JUPYTER_PREFER_ENV_PATH=1 $(PY) -m jupyter lab --notebook-dir=notebooks $(LAB)

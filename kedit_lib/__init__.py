@@ -1,84 +1,49 @@
-"""kedit: what happens to a language model that is edited again and again, measured."""
+"""kedit: what happens to a language model that is edited again and again, measured.
 
-from .analysis.forecast import foretell
-from .data.config import load_profile
-from .data.edit import Edit
-from .editing import (
-    EMMET,
-    FT,
-    MEMIT,
-    METHODS,
-    PMET,
-    PROME,
-    RECT,
-    ROME,
-    RROME,
-    AlphaEdit,
-    Method,
-    Outcome,
-    anchor_norm,
-    method_class,
-    method_for,
-    prune,
-)
-from .editing.contexts import generate_contexts
-from .editing.external_hparams import method_from_file
-from .editing.history import EditHistory
-from .editing.null_space import NullSpace
-from .editing.second_moments import SecondMoments
-from .editing.transfer import transfer
-from .errors import KeditError
-from .evaluation.before_after import ask, ask_table
-from .evaluation.known_facts import known_edits
-from .models.deltas import Deltas, load_deltas
-from .models.loading import load_model
-from .models.model import EditableModel
-from .streams.bench import Bench
-from .streams.edit_sets import load_edits, read_edits
-from .streams.lab_facts import lab_probes
-from .streams.preflight import check_model
-from .streams.runner import Run, collapse_point, run_stream
+Each public name is imported from its module when it is first used, so that `import kedit_lib` does not load torch.
+"""
 
-__all__ = [
-    "Bench",
-    "EMMET",
-    "FT",
-    "MEMIT",
-    "METHODS",
-    "PMET",
-    "PROME",
-    "RECT",
-    "ROME",
-    "RROME",
-    "AlphaEdit",
-    "Deltas",
-    "Edit",
-    "EditHistory",
-    "EditableModel",
-    "KeditError",
-    "Method",
-    "NullSpace",
-    "Outcome",
-    "Run",
-    "SecondMoments",
-    "anchor_norm",
-    "ask",
-    "ask_table",
-    "check_model",
-    "collapse_point",
-    "foretell",
-    "generate_contexts",
-    "known_edits",
-    "lab_probes",
-    "load_deltas",
-    "load_edits",
-    "load_model",
-    "load_profile",
-    "method_class",
-    "method_for",
-    "method_from_file",
-    "prune",
-    "read_edits",
-    "run_stream",
-    "transfer",
-]
+from importlib import import_module
+
+__version__ = "0.1.0"  # pyproject.toml reads it here
+
+_PUBLIC = {
+    "analysis.forecast": ["foretell"],
+    "data.config": ["load_profile"],
+    "data.edit": ["Edit"],
+    "editing": [
+        *("AlphaEdit", "EMMET", "FT", "MEMIT", "PMET", "PROME", "RECT", "ROME", "RROME", "METHODS", "Method"),
+        *("Outcome", "anchor_norm", "method_class", "method_for", "prune"),
+    ],
+    "editing.contexts": ["generate_contexts"],
+    "editing.external_hparams": ["method_from_file"],
+    "editing.history": ["EditHistory"],
+    "editing.null_space": ["NullSpace"],
+    "editing.second_moments": ["SecondMoments"],
+    "editing.transfer": ["transfer"],
+    "errors": ["KeditError"],
+    "evaluation.before_after": ["ask", "ask_table"],
+    "evaluation.known_facts": ["known_edits"],
+    "models.deltas": ["Deltas", "load_deltas"],
+    "models.loading": ["load_model"],
+    "models.model": ["EditableModel"],
+    "streams.bench": ["Bench"],
+    "streams.edit_sets": ["load_edits", "read_edits"],
+    "streams.lab_facts": ["lab_probes"],
+    "streams.preflight": ["check_model"],
+    "streams.runner": ["Run", "collapse_point", "run_stream"],
+}
+_MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str):
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,268 +1,221 @@
-"""The library on the command line: `python -m kedit_lib --help`.
+"""The command line: `kedit --help`, or `python -m kedit_lib --help`.
 
-    python -m kedit_lib check-model lab
-    python -m kedit_lib edit lab --prompt "The profession of {} is" --subject "Kies Shurn" --to doctor --save edited
-    python -m kedit_lib stream lab --method memit --edits lab --limit 20
-    python -m kedit_lib evaluate edited
+    kedit check-model lab
+    kedit edit lab --prompt "The profession of {} is" --subject "Kies Shurn" --to doctor --save edited
+    kedit stream lab --method memit --edits lab --limit 20
+    kedit evaluate edited
 
-Exit code: 0 all well, 1 it could not be done (one line says why), 2 the arguments are wrong.
+Exit code: 0 all well, 1 it could not be done (one line says why), 2 the arguments are wrong, 130 stopped by Ctrl-C.
+What a command needs is imported when it runs, so that --help is fast.
 """
 
 from __future__ import annotations
 
-import argparse
+import signal
 import sys
 from pathlib import Path
+from typing import Annotated, Literal
 
-from .errors import KeditError, program
+import typer
+from pydantic import ValidationError
+from typer import Argument, Option
 
+from . import model_commands
+from .errors import program
 
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="python -m kedit_lib",
-        description="Edit facts in a language model and see what else changes.",
-        epilog="Each command has its own --help. Exit code: 0 all well, 1 it could not be done, 2 wrong arguments.",
-    )
-    commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_check_model, _add_edit, _add_stream, _add_evaluate):
-        add(commands)
-    return made
+STOPPED = 130  # the exit code that typer makes of Ctrl-C
+EXAMPLES = {
+    "check-model": "Qwen/Qwen2.5-0.5B --profile gpu",
+    "edit": 'lab --prompt "The profession of {} is" --subject "Kies Shurn" --to doctor --save edited',
+    "stream": "lab --edits lab --limit 50 --method rome --out results/mine",
+    "evaluate": "edited            (a folder that edit or stream saved)",
+}
+app = typer.Typer(
+    help="Edit facts in a language model and see what else changes.",
+    epilog="Each command has its own --help. Exit code: 0 all well, 1 it could not be done, 2 wrong arguments.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+for name, example in EXAMPLES.items():
+    command = getattr(model_commands, name.replace("-", "_"))
+    app.command(name, epilog=f"\b\nexample:\n  kedit {name} {example}")(command)
 
+# ---- the report ------------------------------------------------------------------------------------------------------
 
-def _command(commands, name: str, run, summary: str, example: str) -> argparse.ArgumentParser:
-    made = commands.add_parser(
-        name,
-        help=summary,
-        description=summary[0].upper() + summary[1:] + ".",
-        epilog=f"example:\n  python -m kedit_lib {name} {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    made.set_defaults(run=run)
-    made.add_argument("model", help="lab, lab-small, a folder with a model, or a hub id such as Qwen/Qwen2.5-0.5B")
-    made.add_argument("--dtype", help="float32, bfloat16, float16 or float64 (default: as it is stored)")
-    made.add_argument("--device", default="cpu", help="cpu, cuda, … (default: cpu)")
-    return made
-
-
-def _add_method(made) -> None:
-    made.add_argument(
-        "--method", default="memit", help="rome, r-rome, memit, pmet, alphaedit, ft-m, … (default: memit)"
-    )
-    made.add_argument(
-        "--texts", help="plain text for second moments: a file, a hub name, or self, what the model writes"
-    )
-    made.add_argument("--save", metavar="FOLDER", help="put the edited model there, for transformers to load")
+ProfileName = Annotated[str, Option("--profile", help="smoke, lab, gpu, or a .yaml file")]
+Model = Annotated[str | None, Option(help="another model for this run: lab, lab-small, a hub id or a local folder")]
+Data = Annotated[str | None, Option(help="other edits for this run: a file, a folder or a hub name of an edit set")]
+Texts = Annotated[str | None, Option(help="other plain text for second moments: a file or a hub name")]
+LiveOrders = Annotated[str | None, Option("--orders", help="edit orders to execute now: all, or numbers such as 0,2")]
+Fields = Annotated[list[str] | None, Option("-p", metavar="NAME=VALUE", help="change a field of the profile")]
 
 
-def _add_edits(made, default: str | None = None) -> None:
-    kinds = "lab, world, or a file, folder or hub name of edits: CounterFact, zsRE, yours"
-    made.add_argument("--edits", required=default is None, help=f"{kinds} (default: {default})" if default else kinds)
-    made.add_argument("--limit", type=int, help="at most so many of them (default: all; 100 of the lab's)")
-    made.add_argument("--seed", type=int, default=0, help="decides the sample and the order (default: 0)")
+@app.command()
+def reproduce(
+    profile: ProfileName = "lab",
+    model: Model = None,
+    data: Data = None,
+    texts: Texts = None,
+    orders: LiveOrders = None,
+    fields: Fields = None,
+    only: Annotated[
+        str | None, Option(metavar="NB", help="only notebooks whose names begin with this, such as 03")
+    ] = None,
+    force: Annotated[bool, Option("--force", help="run them even if they are current")] = False,
+    check: Annotated[bool, Option("--check", help="run nothing; check the notebooks' sources")] = False,
+) -> int:
+    """Execute the notebooks that are stale.
+
+    Stale are those whose source, parameters, library or data have changed since they were last executed. The lab
+    profile writes notebooks/executed and figures, every other run results/executed-<run> and results/figures-<run>.
+    A notebook that failed is kept in results/failed.
+    """
+    from .report import reproduce
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a stopped `make` stops the kernels too
+    if check:
+        return reproduce.check_sources(only)
+    return reproduce.reproduce_run(profile, model, data, texts, orders, fields or [], only=only, force=force)
 
 
-# ---- check-model ----------------------------------------------------------------------------------------------------
+@app.command()
+def report(
+    profile: ProfileName = "lab",
+    model: Model = None,
+    data: Data = None,
+    texts: Texts = None,
+    orders: LiveOrders = None,
+    fields: Fields = None,
+) -> None:
+    """Write the executed notebooks as web pages: report/index.html and a page for each."""
+    from .report import reproduce, site
+
+    run = reproduce.make_run(reproduce.REPOSITORY, profile, model, data, texts, orders, fields or [])
+    print(site.write_report(run.executed, run.figures, reproduce.REPOSITORY / "report"))
 
 
-def _add_check_model(commands) -> None:
-    summary = "say what a model is, try one edit and take it back, and propose layers and λ for it"
-    made = _command(commands, "check-model", check_model, summary, "Qwen/Qwen2.5-0.5B --profile gpu")
-    made.add_argument(
-        "--edits", help="facts to ask it about, as edits with their true objects (default: well-known ones)"
-    )
-    made.add_argument(
-        "--profile", help="the run that minutes are estimated for (default: lab for a lab model, else gpu)"
-    )
-    made.add_argument("--dry", action="store_true", help="write no params/models/<name>.yaml")
+@app.command()
+def sweep(
+    profile: ProfileName = "lab",
+    orders: Annotated[str, Option(help="edit orders, such as 1,2")] = "1,2",
+    streams: Annotated[
+        str,
+        Option(
+            help="main, scaled (λ/d_ff × 0.1 and × 10), regimes (more edits, more layers, longer steps), others (the "
+            "other methods), causes, sensitivity, or names with commas; anatomy, foretold, lifting, memory and scaling "
+            "(which trains five lab models first) are what else notebooks 06 and 07 read"
+        ),
+    ] = "main",
+    plan: Annotated[bool, Option("--plan", help="only say what would run")] = False,
+) -> None:
+    """Run streams of a profile into figures/data."""
+    from .report import sweep
+
+    sweep.run(profile, orders, streams, plan)
 
 
-def check_model(args) -> None:
-    import kedit_lib as kedit
+@app.command()
+def claims(
+    accept: Annotated[bool, Option("--accept", help="make the last run's values the accepted ones")] = False,
+) -> int:
+    """Compare the last run's claims with the accepted ones. Exit code 1: one left its band."""
+    from .report import claims
 
-    model = _load(args)
-    edits = kedit.load_edits(args.edits, model=model) if args.edits else None
-    table = kedit.check_model(model, edits, args.profile, write=not args.dry)
-    width = max(map(len, table.index))
-    for what, value in table.value.items():
-        print(f"{what:{width}}  {value}")
-
-
-# ---- edit -----------------------------------------------------------------------------------------------------------
+    return claims.accept_or_compare(accept)
 
 
-def _add_edit(commands) -> None:
-    summary = "make one edit and show what the model says before and after it"
-    example = 'lab --prompt "The profession of {} is" --subject "Kies Shurn" --to doctor --save edited'
-    made = _command(commands, "edit", edit, summary, example)
-    made.add_argument("--prompt", required=True, help="the question, with {} where the subject goes, in quotes")
-    made.add_argument("--subject", required=True, help="who or what the fact is about")
-    made.add_argument("--to", required=True, help="the new object")
-    made.add_argument(
-        "--ask", action="append", default=[], metavar="PROMPT", help="another prompt to show (again and again)"
-    )
-    _add_method(made)
-    made.add_argument(
-        "--deltas", metavar="FOLDER", help="put the change of the weights alone there (kedit.load_deltas)"
-    )
+@app.command()
+def readme() -> None:
+    """Rewrite the README's tables of claims and speed. They are made of what reproduce and `make bench` left in
+    figures/."""
+    from .report import readme
+
+    readme.rewrite()
 
 
-def edit(args) -> None:
-    import kedit_lib as kedit
+@app.command()
+def costs() -> None:
+    """Rewrite the README's table of costs. It is made of the last runs on this machine."""
+    from .report import costs
 
-    model = _load(args)
-    asked = kedit.Edit(args.prompt, args.subject, args.to, paraphrases=args.ask)
-    method = _method(model, args)
-    before = kedit.ask(model, asked)
-    outcome = method.apply(model, [asked], moments=_moments(model, method, args.texts))
-    for kind, row in kedit.ask_table(before, kedit.ask(model, asked)).iterrows():
-        print(f"{kind}: {row.prompt}")
-        for when, says in (("before", row["said before"]), ("after", row["says after"])):
-            print(f"  {when:7} p(new) {row[f'p(new) {when}']:.4f}  {says}")
-    if args.deltas:
-        print(f"deltas: {outcome.save(args.deltas)}")
-    _save(model, args.save)
+    costs.rewrite()
 
 
-# ---- stream ---------------------------------------------------------------------------------------------------------
+# ---- models ----------------------------------------------------------------------------------------------------------
 
 
-def _add_stream(commands) -> None:
-    summary = "make many edits, one on top of the other, and measure along the way"
-    made = _command(commands, "stream", stream, summary, "lab --edits lab --limit 50 --method rome --out results/mine")
-    _add_edits(made)
-    _add_method(made)
-    made.add_argument("--batch", type=int, default=1, help="edits written at a time; 0: all at once (default: 1)")
-    made.add_argument("--every", type=int, default=25, help="edits between measurements (default: 25)")
-    made.add_argument(
-        "--out", metavar="FOLDER", help="keep rows and checkpoints there; the same call again goes on from them"
-    )
+@app.command("train-lab")
+def train_lab(
+    recipe: Annotated[str, Option(help="lab, lab-small, or a member of the family of widths")] = "lab",
+    out: Annotated[Path | None, Option(help="folder for the model (default: results/lab-model/<recipe>)")] = None,
+    steps: Annotated[int | None, Option(help="train for another number of steps")] = None,
+    workers: Annotated[int, Option(help="processes that share the work on the CPU")] = 2,
+    device: Annotated[str | None, Option(help="default: cuda if there is one, else cpu")] = None,
+) -> None:
+    """Train a lab model from scratch. Its recall table and provenance are written beside it."""
+    from .lab import train
+
+    if recipe not in train.RECIPES:
+        raise typer.BadParameter(f"{recipe!r}; there are {', '.join(sorted(train.RECIPES))}", param_hint="--recipe")
+    print(f"trained {recipe}: {train.train_recipe(recipe, out, steps, workers, device)}")
 
 
-def stream(args) -> None:
-    import kedit_lib as kedit
+@app.command("fetch-model")
+def fetch_model() -> None:
+    """Fetch the pretrained model smollm2. It is there offline from then on."""
+    from .models.pretrained import SMOLLM2, local_folder
 
-    from .evaluation.edit_probes import EditProbe
-    from .models.deltas import record_of
-
-    model = _load(args)
-    method = _method(model, args)
-    edits = _known(model, args)
-    run = kedit.run_stream(
-        model,
-        edits,
-        method,
-        batch_size=args.batch or len(edits),
-        moments=_moments(model, method, args.texts),
-        probes=[EditProbe(each=False, match="contains")],
-        store=args.out or (Path(args.save) / "stream" if args.save else None),
-        checkpoint_every=args.every,
-        progress=sys.stderr.isatty(),
-    )
-    table = run.checkpoints.query("metric != 'seconds'")
-    table = table.pivot(index=["metric", "cohort"], columns="edits_done", values="value")
-    print(table.round(3).to_string(na_rep=""))
-    if args.save:
-        model.load_snapshot(run.final_weights())
-        model.applied = [record_of(method.name, method.hyperparameters, edits)]
-        _save(model, args.save)
+    print(f"{SMOLLM2}: {local_folder(SMOLLM2)}")
 
 
-# ---- evaluate -------------------------------------------------------------------------------------------------------
+@app.command("layer-sweep")
+def layer_sweep(
+    model: Annotated[str, Option(help="lab or lab-small")] = "lab",
+    n: Annotated[int, Option(help="edits for each setting")] = 20,
+    only: Annotated[Literal["layers", "scales"] | None, Option(help="one of the two sweeps")] = None,
+    out: Annotated[
+        Path | None, Option(help="folder for layers.csv and scales.csv (default: beside the weights)")
+    ] = None,
+) -> None:
+    """Sweep the edited layers and the stream's scale. Edits people that are kept for it."""
+    from .analysis import layer_sweep
+
+    layer_sweep.run(model, n, only, out)
 
 
-def _add_evaluate(commands) -> None:
-    summary = "ask a model about edits: whether it says the new object, to paraphrases too, and what neighbors say"
-    made = _command(commands, "evaluate", evaluate, summary, "edited            (a folder that edit or stream saved)")
-    _add_edits(made, "those that the model's folder says it holds")
-    made.add_argument("--out", metavar="FILE", help="write every row there, as .csv")
+@app.command(hidden=True)
+def cost(
+    profile: Annotated[Path, Argument(help="a profile in JSON")],
+    stream: str,
+    size: Annotated[int, Argument(help="edits of one batch; 0: the memory of the stream")],
+    results: Path,
+    out: Path,
+) -> None:
+    """Measure one batch, or one method's memory, in this process (kedit_lib.streams.cost starts it)."""
+    from .streams import cost
 
-
-def evaluate(args) -> None:
-    import pandas as pd
-
-    from .data.atomic import replacing
-    from .evaluation.edit_probes import EditProbe
-    from .models.deltas import load_record
-
-    if args.limit is not None and args.limit < 1:
-        raise KeditError(f"--limit {args.limit}: must be at least 1")
-    model = _load(args)
-    edits = _edits(model, args) if args.edits else load_record(args.model)[: args.limit]
-    table = pd.DataFrame(EditProbe(each=False, match="contains")(model, edits))
-    if args.out:
-        with replacing(Path(args.out)) as partial:
-            table.to_csv(partial, index=False)
-    print(f"{len(edits)} edits:")
-    print(table.pivot(index="metric", columns="cohort", values="value").round(3).to_string(na_rep=""))
-
-
-# ---- what they share ------------------------------------------------------------------------------------------------
-
-
-def _load(args):
-    import kedit_lib as kedit
-
-    return kedit.load_model(args.model, dtype=args.dtype, device=args.device)
-
-
-def _method(model, args):
-    """With the model's parameters; a model that has none is told of check-model."""
-    import kedit_lib as kedit
-
-    from .data.config import find_model_params
-
-    if find_model_params(model.name) is None:
-        raise KeditError(
-            f"model {model.name!r}: has no parameters yet; run python -m kedit_lib check-model {model.name}"
-        )
-    return kedit.method_for(model, args.method)
-
-
-def _moments(model, method, texts: str | None):
-    """C over --texts, or over the lab's own text; kept in results/moments."""
-    import kedit_lib as kedit
-
-    from .data.config import LAB_MODELS, results_folder
-    from .lab.singles import moment_texts
-    from .streams.facts import AUTO, plain_texts
-
-    if not method.needs_moments:
-        return None
-    lab = texts is None and model.name in LAB_MODELS
-    corpus = moment_texts(model) if lab else plain_texts(model, texts or AUTO)
-    cache = results_folder() / "moments"
-    return kedit.SecondMoments.estimate(model, corpus, method.layers, cache=cache, progress=sys.stderr.isatty())
-
-
-def _edits(model, args):
-    import kedit_lib as kedit
-
-    return kedit.load_edits(args.edits, model=model, limit=args.limit, seed=args.seed)
-
-
-def _known(model, args):
-    """The edits whose true object the model says by itself; how many were left out is printed."""
-    import kedit_lib as kedit
-
-    edits = _edits(model, args)
-    known, unknown = kedit.known_edits(model, edits, match="contains")
-    if not known:
-        raise KeditError(f"edits {args.edits!r}: the model knows none of the {len(edits)} facts; give others")
-    print(f"{len(known)} edits; {unknown} left out, because the model does not know the fact")
-    return known
-
-
-def _save(model, folder: str | None) -> None:
-    if folder:
-        model.save_pretrained(folder)
-        print(f"edited model: {folder}")
+    cost.measure(profile, stream, size, results, out)
 
 
 @program
 def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_args(argv)
-    args.run(args)
-    return 0
+    try:
+        code = typer.main.get_command(app).main(argv, prog_name="kedit", standalone_mode=False)
+    except typer.TyperException as error:
+        print(f"kedit: {_one_line(error)}; see --help", file=sys.stderr)
+        return 2
+    if code == STOPPED:
+        raise KeyboardInterrupt
+    return code or 0
+
+
+def _one_line(error: typer.TyperException) -> str:
+    """typer's message, with the value that was given where pydantic found it wrong and typer leaves it out."""
+    text = " ".join(error.format_message().replace("Value error, ", "").split()).rstrip(".")
+    found = error.__cause__ or error.__context__
+    given = [repr(each["input"]) for each in found.errors()] if isinstance(found, ValidationError) else []
+    return f"{text} ({', '.join(given)})" if given and given[0] not in text else text
 
 
 if __name__ == "__main__":

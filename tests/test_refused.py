@@ -10,13 +10,12 @@ import torch
 
 import kedit_lib as kedit
 from kedit_lib.__main__ import main
-from kedit_lib.analysis import layer_sweep as choose
 from kedit_lib.analysis import width_family as scaling
 from kedit_lib.data.atomic import replacing
-from kedit_lib.lab import train, world_of
+from kedit_lib.lab import world_of
 from kedit_lib.lab.train import RECALL_BAR
 from kedit_lib.models.deltas import load_record
-from kedit_lib.report import claims, readme, reproduce, sweep
+from kedit_lib.report import claims, readme, reproduce
 from kedit_lib.streams.facts import read_texts
 
 LONG = "m" * 300
@@ -61,13 +60,13 @@ def test_a_device_that_keeps_no_values(tiny_folder):
 def test_names_longer_than_a_system_allows(capsys):
     with pytest.raises(kedit.KeditError, match="no such file"):
         kedit.load_edits(LONG)
-    assert sweep.main(["--profile", LONG]) == 1
-    assert sweep.main(["--profile", f"{LONG}.yaml"]) == 1
+    assert main(["sweep", "--profile", LONG]) == 1
+    assert main(["sweep", "--profile", f"{LONG}.yaml"]) == 1
 
 
 def test_a_run_of_long_names_has_a_short_label(tmp_path):
     def run(model):
-        return reproduce.make_run(reproduce.parse(["--profile", "smoke", "--model", model]), tmp_path)
+        return reproduce.make_run(tmp_path, "smoke", model)
 
     one, other = run(LONG), run(LONG + "n")
     assert len(one.label) < 150 and one.label != other.label
@@ -178,13 +177,13 @@ def test_altered_deltas_are_not_loaded(tiny_folder, tmp_path):
 
 @pytest.mark.parametrize("given", ["seed=99999999999999999999999999", "seed=1000001", "orders=[0,1000]"])
 def test_seeds_that_no_generator_takes(given, capsys):
-    assert reproduce.main(["--profile", "smoke", "-p", given]) == 2
+    assert main(["reproduce", "--profile", "smoke", "-p", given]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
 @pytest.mark.parametrize("orders", ["99999999999999999999999", "0,1000"])
 def test_orders_beyond_the_last(orders, capsys):
-    assert sweep.main(["--profile", "smoke", "--orders", orders, "--plan"]) == 1
+    assert main(["sweep", "--profile", "smoke", "--orders", orders, "--plan"]) == 1
     assert "the last order is 999" in capsys.readouterr().err
 
 
@@ -198,13 +197,13 @@ def test_a_table_of_claims_that_is_none(tmp_path, monkeypatch, capsys, text):
     (tmp_path / "figures").mkdir()
     (tmp_path / "figures" / "claims.csv").write_text(text)
     monkeypatch.setattr(claims, "REPOSITORY", tmp_path)
-    assert claims.main([]) == 1
+    assert main(["claims"]) == 1
     assert "claims.csv: " in capsys.readouterr().err
 
 
 def test_a_readme_without_figures_or_without_a_place_stays_as_it_is(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(readme, "REPOSITORY", tmp_path)
-    assert readme.main() == 1
+    assert main(["readme"]) == 1
     assert "figures: cannot be read" in capsys.readouterr().err
     path = tmp_path / "README.md"
     path.write_text("<!-- a -->\nold\n<!-- end -->\nrest")
@@ -216,10 +215,11 @@ def test_a_readme_without_figures_or_without_a_place_stays_as_it_is(tmp_path, mo
 
 
 def test_more_people_than_are_kept_for_the_sweep(capsys):
-    assert choose.main(["--model", "lab-small", "--n", "100000"]) == 1
+    assert main(["layer-sweep", "--model", "lab-small", "--n", "100000"]) == 1
     assert "people kept for it" in capsys.readouterr().err
 
 
 def test_training_on_a_device_that_keeps_no_values(tmp_path, capsys):
-    assert train.main(["--recipe", "lab-small", "--device", "meta", "--workers", "1", "--out", str(tmp_path)]) == 1
+    where = ["--device", "meta", "--workers", "1", "--out", str(tmp_path)]
+    assert main(["train-lab", "--recipe", "lab-small", *where]) == 1
     assert "device 'meta'" in capsys.readouterr().err

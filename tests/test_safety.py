@@ -156,7 +156,7 @@ def repository(tmp_path_factory):
 def test_no_model_name_leads_out_of_the_results(repository, value):
     """Given on the command line it becomes part of folders' names, and of the file that hands it to notebooks."""
     try:
-        run = reproduce.make_run(reproduce.parse(["--profile", "smoke", f"--model={value}"]), repository)
+        run = reproduce.make_run(repository, "smoke", value)
     except kedit.KeditError:
         return
     inside = (repository / "results").resolve()

@@ -1,12 +1,11 @@
 """Which layers to edit, and the scale of the residual stream: single edits of the development people.
 
-`python -m kedit_lib.analysis.layer_sweep --model lab` writes layers.csv and scales.csv beside the weights. No
+`kedit layer-sweep --model lab` writes layers.csv and scales.csv beside the weights. No
 stream edits these people or asks about them. Every row is measured with the published hyperparameters.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
 import itertools
 from functools import partial
@@ -17,7 +16,7 @@ import torch
 
 from ..editing import method_class, method_for
 from ..editing.contexts import generate_contexts
-from ..errors import KeditError, program
+from ..errors import KeditError
 from ..evaluation.single_edits import single_edits
 from ..lab import world_of
 from ..lab.edits import lab_edits
@@ -73,31 +72,18 @@ def _table(rows) -> pd.DataFrame:
     return pd.DataFrame(kept).round(4)
 
 
-@program
-def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(
-        description="Sweep the edited layers and the stream's scale on people kept for it."
-    )
-    parser.add_argument("--model", default="lab")
-    parser.add_argument("--n", type=int, default=20, help="edits for each setting")
-    parser.add_argument("--only", choices=("layers", "scales"), help="one of the two sweeps")
-    parser.add_argument("--out", type=Path, help="folder for layers.csv and scales.csv (default: beside the weights)")
-    args = parser.parse_args(argv)
+def run(name: str, n: int = 20, only: str | None = None, out: Path | None = None) -> None:
+    """`kedit layer-sweep`: one of the sweeps or both, on one thread. KeditError for too many edits or no folder."""
     torch.set_num_threads(1)
-    if args.n < 1:
-        raise KeditError(f"--n {args.n}: must be at least 1")
-    model = load_model(args.model)
-    folder = args.out or model.folder
+    if n < 1:
+        raise KeditError(f"--n {n}: must be at least 1")
+    model = load_model(name)
+    folder = out or model.folder
     if folder is None or not folder.is_dir():
         raise KeditError(f"--out {folder}: is no folder; give an existing one")
-    if args.n > (most := len(world_of(model).development)):
-        raise KeditError(f"--n {args.n}: {args.model} has {most} people kept for it; give at most as many")
-    if args.only != "scales":
-        layer_sweep(model, args.n, cache="results/moments").to_csv(folder / "layers.csv", index=False)
-    if args.only != "layers":
-        scale_sweep(model, args.n).to_csv(folder / "scales.csv", index=False)
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+    if n > (most := len(world_of(model).development)):
+        raise KeditError(f"--n {n}: {name} has {most} people kept for it; give at most as many")
+    if only != "scales":
+        layer_sweep(model, n, cache="results/moments").to_csv(folder / "layers.csv", index=False)
+    if only != "layers":
+        scale_sweep(model, n).to_csv(folder / "scales.csv", index=False)

@@ -1,4 +1,4 @@
-"""Train a lab model: `python -m kedit_lib.lab.train --recipe lab` (make lab-model).
+"""Train a lab model: `kedit train-lab --recipe lab` (make lab-model).
 
 Deterministic per seed on one machine; a killed training goes on from its last checkpoint with the
 same batches. Ends by measuring recall of every fact under every template and refuses to install
@@ -7,7 +7,6 @@ weights that miss the bar.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import hashlib
 import json
@@ -26,7 +25,7 @@ from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ..data.atomic import writing
-from ..errors import KeditError, first_line, program
+from ..errors import KeditError, first_line
 from . import corpus
 from .tokenizer import train_tokenizer
 from .world import World
@@ -372,24 +371,10 @@ def _finish(recipe: Recipe, out: Path, workers: int, device: str) -> Path:
     return out
 
 
-@program
-def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(
-        description="Train a lab model from scratch, with its recall table and provenance."
-    )
-    parser.add_argument("--recipe", choices=sorted(RECIPES), default="lab")
-    parser.add_argument("--out", type=Path, help="folder for the model (default: results/lab-model/<recipe>)")
-    parser.add_argument("--steps", type=int, help="train for another number of steps")
-    parser.add_argument("--workers", type=int, default=2, help="processes that share the work on the CPU")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    args = parser.parse_args(argv)
-    recipe = RECIPES[args.recipe]
-    if args.steps is not None:
-        recipe = dataclasses.replace(recipe, steps=args.steps)
-    out = train(recipe, args.out or Path("results/lab-model") / recipe.name, args.workers, args.device)
-    print(f"trained {recipe.name}: {out}")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+def train_recipe(
+    name: str, out: Path | None = None, steps: int | None = None, workers: int = 2, device: str | None = None
+) -> Path:
+    """`train` with the recipe of that name; None: results/lab-model/<name>, its own steps, a GPU if there is one."""
+    recipe = RECIPES[name] if steps is None else dataclasses.replace(RECIPES[name], steps=steps)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return train(recipe, out or Path("results/lab-model") / name, workers, device)

@@ -23,7 +23,7 @@ import transformers
 from filelock import FileLock
 
 from ..data.atomic import checksum, replacing, writing
-from ..errors import KeditError, first_line, program
+from ..errors import KeditError, first_line
 
 SMOLLM2 = "smollm2"
 # SmolLM2-135M-Instruct (Apache-2.0; Allal et al. 2025, arXiv 2502.02737), quantised to Q4_1.
@@ -130,14 +130,3 @@ def dequantise(path: Path, folder: Path, source: dict) -> None:
         record = {"file": path.name, **source, "dequantised": "float32", "transformers": transformers.__version__}
         record["files"] = files
         (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-
-
-@program
-def main() -> int:
-    """Fetch "smollm2" now, so that it is there offline."""
-    print(f"{SMOLLM2}: {local_folder(SMOLLM2)}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

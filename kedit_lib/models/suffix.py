@@ -17,8 +17,8 @@ from torch import Tensor
 
 from . import tokenwise
 from .hooks import Done, hooks, pad, trace
-from .told import Told, told
 from .tokenwise import Alike
+from .told import Told, told
 
 
 @dataclass

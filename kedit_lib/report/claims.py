@@ -1,7 +1,7 @@
 """The sentences of the original report as claims: what decides each, its bar, and the verdict of this run.
 
     table = measure(kedit.Bench("lab"))        # a row a claim; figures/claims.csv of the default run
-    python -m kedit_lib.report.claims --accept  # make the last run's values the ones that later runs must stay near
+    kedit claims --accept                       # make the last run's values the ones that later runs must stay near
 
 A bar is what the sentence asks for, set before the streams it judges were run. *reproduced*: every measured order
 is beyond it; *partly*: some; *not reproduced*: none; *not measured*: no order says anything. Streams that collapse
@@ -10,7 +10,6 @@ amplify rounding, so later runs are held to the accepted values within a margin 
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +36,7 @@ from ..analysis.claim_values import (
 )
 from ..data.atomic import replacing
 from ..data.config import REPOSITORY
-from ..errors import KeditError, first_line, program
+from ..errors import KeditError, first_line
 from ..streams.bench import Bench, data_folder
 
 FEW = 10  # "few precise edits"
@@ -304,9 +303,7 @@ def outside(new: pd.DataFrame, old: pd.DataFrame, claims=CLAIMS) -> list[str]:
 def check(new: pd.DataFrame) -> None:
     """KeditError that names the claims whose values left their bands. Nothing accepted yet: nothing to leave."""
     if accepted().exists() and (lines := outside(new, pd.read_csv(accepted()))):
-        raise KeditError(
-            f"{len(lines)} claims left their bands: {'; '.join(lines)}; see python -m kedit_lib.report.claims --help"
-        )
+        raise KeditError(f"{len(lines)} claims left their bands: {'; '.join(lines)}; see kedit claims --help")
 
 
 def shown(figures: Path | None = None) -> pd.DataFrame:
@@ -341,16 +338,13 @@ def _read(path: Path) -> pd.DataFrame:
     return table
 
 
-@program
-def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(description="Compare the last run's claims with the accepted ones.")
-    parser.add_argument("--accept", action="store_true", help="make the last run's values the accepted ones")
-    args = parser.parse_args(argv)
+def accept_or_compare(accept: bool = False) -> int:
+    """`accept`: make the last run's values the accepted ones. Else print the claims that left their bands; 1 if any."""
     latest = REPOSITORY / "figures" / "claims.csv"
     if not latest.exists():
         raise KeditError("figures/claims.csv: the claims have not been measured yet; run make reproduce")
     found = _read(latest)
-    if args.accept:
+    if accept:
         with replacing(accepted()) as partial:
             partial.write_bytes(latest.read_bytes())
         return 0
@@ -359,7 +353,3 @@ def main(argv=None) -> int:
     lines = outside(found, _read(accepted()))
     print("\n".join(lines) or "every claim lies in its band")
     return 1 if lines else 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

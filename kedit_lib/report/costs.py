@@ -1,4 +1,4 @@
-"""What a run costs: `python -m kedit_lib.report.costs` writes the README's table from the last runs on this machine.
+"""What a run costs: `kedit costs` writes the README's table from the last runs on this machine.
 
 Seconds of a notebook are those of its process (`kedit_lib.report.stamps`). Its streams run before it and only once:
 their seconds of editing and of asking are summed over the streams of the profile's live orders.
@@ -11,12 +11,12 @@ import os
 from pathlib import Path
 
 from ..data.config import REPOSITORY
-from ..errors import KeditError, program
+from ..errors import KeditError
 from ..streams.bench import Bench
 from ..streams.named_streams import streams_of
 from .readme import put
 
-BEGIN, END = "<!-- costs: written by python -m kedit_lib.report.costs -->", "<!-- end of costs -->"
+BEGIN, END = "<!-- costs: written by kedit costs -->", "<!-- end of costs -->"
 PROFILES = ("smoke", "lab")
 STREAMS = "their streams of edits, one after the other"
 
@@ -47,8 +47,8 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
 
 
-@program
-def main() -> int:
+def rewrite() -> None:
+    """Write the table into README.md. KeditError when a profile was never timed here."""
     seconds = {}
     for profile in PROFILES:
         seconds[profile] = notebook_seconds(REPOSITORY / ".stamps" / profile)
@@ -57,8 +57,3 @@ def main() -> int:
             raise KeditError(f"profile {profile}: no run has been timed here; run '{make}' first")
         seconds[profile][STREAMS] = stream_seconds(Bench(profile, progress=False))
     put(REPOSITORY / "README.md", [render(seconds, os.cpu_count() or 1)])
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

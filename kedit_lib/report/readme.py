@@ -1,7 +1,7 @@
 """The README's table of claims, what else was found and how fast the editors are, written from what `make reproduce`
 and `make bench` left in figures/.
 
-`python -m kedit_lib.report.readme` rewrites the blocks between the markers; tests hold the two together.
+`kedit readme` rewrites the blocks between the markers; tests hold the two together.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import pandas as pd
 
 from ..data.atomic import replacing
 from ..data.config import REPOSITORY
-from ..errors import KeditError, first_line, program
+from ..errors import KeditError, first_line
 from .claims import shown
 
-BEGIN, END = "<!-- claims: written by python -m kedit_lib.report.readme -->", "<!-- end of claims -->"
-SPEED, SPEED_END = "<!-- speed: written by python -m kedit_lib.report.readme -->", "<!-- end of speed -->"
+BEGIN, END = "<!-- claims: written by kedit readme -->", "<!-- end of claims -->"
+SPEED, SPEED_END = "<!-- speed: written by kedit readme -->", "<!-- end of speed -->"
 
 
 def render(figures: Path) -> str:
@@ -106,16 +106,11 @@ def put(path: Path, blocks: list[str]) -> None:
         partial.write_text(text, encoding="utf-8")
 
 
-@program
-def main() -> int:
+def rewrite() -> None:
+    """Write both blocks into README.md. KeditError when figures/ lacks what they are made of."""
     folder = REPOSITORY / "figures"
     try:
         blocks = [render(folder), speed(folder)]
     except (OSError, ValueError, KeyError) as error:
         raise KeditError(f"figures: cannot be read ({first_line(error)}); run make reproduce and make bench") from error
     put(REPOSITORY / "README.md", blocks)
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -1,4 +1,4 @@
-"""Execute the notebooks that are stale: `python -m kedit_lib.report.reproduce --help`.
+"""Execute the notebooks that are stale: `kedit reproduce --help`.
 
 A profile says what is run. Its streams of edits run first, in parallel, into results/ (`kedit_lib.report.sweep`);
 then each stale notebook runs in a process of its own by papermill, with the profile's fields injected as its
@@ -8,15 +8,14 @@ parameters, 130
 stopped by Ctrl-C.
 """
 
-import argparse
 import hashlib
 import importlib.util
 import os
 import re
-import signal
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ import yaml
 from tqdm import tqdm
 
 from kedit_lib.data.config import LAB_MODELS, REPOSITORY, Profile, find_model_params, load_profile, params_folder
-from kedit_lib.errors import KeditError, program
+from kedit_lib.errors import KeditError
 from kedit_lib.report import notebooks, stamps
 from kedit_lib.report.processes import Processes
 
@@ -80,20 +79,26 @@ class Run:
 # ---- what to run ----------------------------------------------------------------------------------------------------
 
 
-def make_run(args: argparse.Namespace, root: Path) -> Run:
-    """The effective profile of the command line: the named one, with what the other arguments change."""
-    base = load_profile(args.profile)
-    overrides = dict(_parse_override(text) for text in args.parameter)
-    for field, given in (("model", args.model), ("edits", args.data), ("texts", args.texts)):
-        if given:
-            overrides[field] = given
-    if args.orders:
-        overrides["live_orders"] = list(base.orders) if args.orders == "all" else _parse_orders(args.orders)
-    profile = load_profile(args.profile, **overrides)
+def make_run(
+    root: Path,
+    name: str = DEFAULT_PROFILE,
+    model: str | None = None,
+    data: str | None = None,
+    texts: str | None = None,
+    orders: str | None = None,
+    fields: Sequence[str] = (),
+) -> Run:
+    """The effective profile: the one of that name or file, with what the other arguments change."""
+    base = load_profile(name)
+    overrides = dict(_parse_override(text) for text in fields)
+    overrides |= {f: given for f, given in (("model", model), ("edits", data), ("texts", texts)) if given}
+    if orders:
+        overrides["live_orders"] = list(base.orders) if orders == "all" else _parse_orders(orders)
+    profile = load_profile(name, **overrides)
     changed = [f for f in overrides if f not in HOW_ONLY and getattr(profile, f) != getattr(base, f)]
-    file, house = Path(args.profile).resolve(), params_folder() / "profiles" / f"{base.name}.yaml"
+    file, house = Path(name).resolve(), params_folder() / "profiles" / f"{base.name}.yaml"
     parts = [base.name, *(f"{f}-{_short(getattr(profile, f))}" for f in changed)]
-    own = args.profile != base.name and file != house  # somebody's own file, whatever name it gives itself
+    own = name != base.name and file != house  # somebody's own file, whatever name it gives itself
     label = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(["own", *parts] if own else parts)).strip("-")
     if len(label) > LONGEST_LABEL:  # systems allow names of 255 bytes
         label = f"{label[:LONGEST_LABEL].rstrip('-.')}-{hashlib.sha256(label.encode()).hexdigest()[:6]}"
@@ -336,47 +341,22 @@ def reproduce(run: Run, parameters: dict[Path, dict[str, Any]], only: str | None
     return lost + later
 
 
-# ---- command line ---------------------------------------------------------------------------------------------------
+# ---- from the command line -----------------------------------------------------------------------------------------
 
 
-def add_run(parser: argparse.ArgumentParser) -> None:
-    """The arguments that say which run is meant; `make_run` reads them."""
-    parser.add_argument("--profile", default=DEFAULT_PROFILE, help="smoke, lab, gpu, or a .yaml file (default: lab)")
-    parser.add_argument("--model", help="another model for this run: lab, lab-small, a hub id or a local folder")
-    parser.add_argument("--data", help="other edits for this run: a file, a folder or a hub name of an edit set")
-    parser.add_argument("--texts", help="other plain text for second moments: a file or a hub name")
-    parser.add_argument("--orders", help="edit orders to execute now: all, or numbers such as 0,2")
-    parser.add_argument(
-        "-p", dest="parameter", metavar="NAME=VALUE", action="append", default=[], help="change a field of the profile"
-    )
+def check_sources(only: str | None = None) -> int:
+    """Print what is wrong with the notebooks' sources; 1 if anything is."""
+    sources = find_sources(REPOSITORY, only)
+    faults = [fault for source in sources for fault in notebooks.faults_of_source(source)]
+    print("\n".join([*faults, f"{len(sources)} notebook sources, {len(faults)} faults"]))
+    return 1 if faults else 0
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m kedit_lib.report.reproduce",
-        description="Execute the notebooks that are stale: those whose source, parameters, library or data have "
-        "changed since they were last executed. The lab profile writes notebooks/executed and figures, every other "
-        "run writes results/executed-<run> and results/figures-<run>.",
-        epilog="Exit code: 0 all well, 1 a notebook failed (kept in results/failed), 2 wrong parameters, "
-        "130 stopped by Ctrl-C.",
-    )
-    add_run(parser)
-    parser.add_argument("--only", metavar="NB", help="only notebooks whose names begin with this, such as 03")
-    parser.add_argument("--force", action="store_true", help="run them even if they are current")
-    parser.add_argument("--check", action="store_true", help="run nothing; check the notebooks' sources")
-    return parser.parse_args(argv)
-
-
-@program
-def main(argv: list[str] | None = None, root: Path = REPOSITORY) -> int:
-    args = parse(argv)
+def reproduce_run(*run_arguments, only: str | None = None, force: bool = False) -> int:
+    """`reproduce` for the arguments of `make_run`; the exit code: 0, 1 a notebook failed, 2 wrong parameters."""
     try:
-        sources = find_sources(root, args.only)
-        if args.check:
-            faults = [fault for source in sources for fault in notebooks.faults_of_source(source)]
-            print("\n".join([*faults, f"{len(sources)} notebook sources, {len(faults)} faults"]))
-            return 1 if faults else 0
-        run = make_run(args, root)
+        sources = find_sources(REPOSITORY, only)
+        run = make_run(REPOSITORY, *run_arguments)
         if run.profile.edits != LAB:
             sources = [s for s in sources if s.stem not in ABOUT_THE_LAB]
         parameters = {source: parameters_for(run, source) for source in sources}
@@ -384,14 +364,4 @@ def main(argv: list[str] | None = None, root: Path = REPOSITORY) -> int:
     except KeditError as error:
         print(f"kedit: {error}", file=sys.stderr)
         return 2
-    return 1 if reproduce(run, parameters, args.only, args.force) else 0
-
-
-def run_as_program(root: Path = REPOSITORY) -> None:
-    """`main` for a process of its own: a SIGTERM (a stopped `make`) stops the kernels too."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    sys.exit(main(root=root))
-
-
-if __name__ == "__main__":
-    run_as_program()
+    return 1 if reproduce(run, parameters, only, force) else 0

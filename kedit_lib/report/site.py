@@ -1,23 +1,19 @@
-"""The executed notebooks as web pages: `python -m kedit_lib.report.site` writes report/index.html and a page for each.
+"""The executed notebooks as web pages: `kedit report` writes report/index.html and a page for each.
 
 A page needs nothing but itself: no font, no address of anything outside; its pictures are inside, and so is the one
 script, which sorts tables (its content policy lets no other run). Whatever a model wrote is shown as text. A figure's
 vector forms and its numbers lie beside the pages, in report/figures.
 """
 
-import argparse
 import base64
 import html
 import re
 import shutil
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kedit_lib.data.atomic import replacing
-from kedit_lib.data.config import REPOSITORY
-from kedit_lib.errors import KeditError, program
-from kedit_lib.report import reproduce
+from kedit_lib.errors import KeditError
 from kedit_lib.report.html_tables import PAGES, POLICY, SCRIPT, tidied
 
 FORMS = (".svg", ".pdf", ".csv")  # of a figure, for download
@@ -142,16 +138,3 @@ def _index(pages: list[Page]) -> str:
 def _plain(markdown: str) -> str:
     """A paragraph of Markdown as plain text."""
     return html.unescape(re.sub(r"\[([^]]*)\]\([^)]*\)|[*`]", r"\1", markdown))
-
-
-@program
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m kedit_lib.report.site", description=__doc__.splitlines()[0])
-    reproduce.add_run(parser)
-    run = reproduce.make_run(parser.parse_args(argv), REPOSITORY)
-    print(write_report(run.executed, run.figures, REPOSITORY / "report"))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Run the streams of a profile in worker processes: `python -m kedit_lib.report.sweep --help` (make sweep).
+"""Run the streams of a profile in worker processes: `kedit sweep --help` (make sweep).
 
 `make reproduce` runs the live orders through here; further orders and other λ run once in a while and
 their tables are committed in figures/data.
@@ -6,7 +6,6 @@ their tables are committed in figures/data.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -21,7 +20,7 @@ import pandas as pd
 from ..data.atomic import replacing
 from ..data.config import LAST_ORDER, Profile, load_profile, results_folder
 from ..data.provenance import ALGORITHMS, commit, now, versions
-from ..errors import KeditError, program
+from ..errors import KeditError
 from ..streams.bench import Bench, committed_runs, data_folder
 from ..streams.named_streams import every_stream, groups_of, streams_of
 from .stamps import PACKAGE, hash_files
@@ -252,46 +251,29 @@ def _check(profile: Profile, name: str, order: int) -> str:
     return f"comes out again: |Δp| median {difference.median():.1e}, largest {difference.max():.1e}"
 
 
-@program
-def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(description="Run streams of a profile and put their tables into figures/data.")
-    parser.add_argument("--profile", default="lab")
-    parser.add_argument("--orders", default="1,2", help="edit orders, such as 1,2")
-    parser.add_argument(
-        "--streams",
-        default="main",
-        help="main, scaled (λ/d_ff × 0.1 and × 10), regimes (more edits, more layers, longer steps), others (the other "
-        "methods), causes, sensitivity, or names with commas; anatomy, foretold, lifting, memory and scaling (which "
-        "trains five lab models first) are what else notebooks 06 and 07 read",
-    )
-    parser.add_argument("--plan", action="store_true", help="only say what would run")
-    args = parser.parse_args(argv)
-    profile = load_profile(args.profile)
+def run(profile_name: str, which_orders: str, which: str, plan_only: bool = False) -> None:
+    """`kedit sweep`: the streams or measurements `which` of a profile for orders such as "1,2", or what that costs."""
+    profile = load_profile(profile_name)
     known = every_stream(profile)
     groups = groups_of(profile)
-    names = list(groups.get(args.streams, args.streams.split(",")))
-    if args.streams not in MEASUREMENTS and (unknown := [n for n in names if n not in known]):
+    names = list(groups.get(which, which.split(",")))
+    if which not in MEASUREMENTS and (unknown := [n for n in names if n not in known]):
         raise KeditError(f"stream {unknown[0]!r}: is unknown; there are {', '.join(known)}")
-    if not re.fullmatch(r"\d+(,\d+)*", args.orders):
-        raise KeditError(f"--orders {args.orders}: must be numbers with commas, such as 1,2")
-    names, orders = list(dict.fromkeys(names)), sorted({int(o) for o in args.orders.split(",")})
+    if not re.fullmatch(r"\d+(,\d+)*", which_orders):
+        raise KeditError(f"--orders {which_orders}: must be numbers with commas, such as 1,2")
+    names, orders = list(dict.fromkeys(names)), sorted({int(o) for o in which_orders.split(",")})
     if orders[-1] > LAST_ORDER:
-        raise KeditError(f"--orders {args.orders}: the last order is {LAST_ORDER}")
-    if args.streams in MEASUREMENTS:
-        print(f"{args.streams}: {planned(profile, orders, args.streams)}", flush=True)
-        if not args.plan:
-            run_measurements(profile, orders, args.streams)
-        return 0
+        raise KeditError(f"--orders {which_orders}: the last order is {LAST_ORDER}")
+    if which in MEASUREMENTS:
+        print(f"{which}: {planned(profile, orders, which)}", flush=True)
+        if not plan_only:
+            run_measurements(profile, orders, which)
+        return
     plan = budget(Bench(profile, progress=False), names, orders)
     print(plan.to_string())
     print(
         f"{plan.edits.sum()} edits, about {plan.minutes.sum():.0f} minutes of one core, probes included, as the same "
         f"streams took before; {plan.minutes.isna().sum()} of {len(plan)} never ran, and are not in it"
     )
-    if not args.plan:
+    if not plan_only:
         run_streams(profile, orders, profile.workers, names, commit=True)
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import resource
@@ -14,7 +13,7 @@ from pathlib import Path
 from ..data.atomic import replacing
 from ..data.config import Profile
 from ..data.provenance import ALGORITHMS, key_of, versions
-from ..errors import KeditError, first_line, program
+from ..errors import KeditError, first_line
 from .bench import Bench
 
 SOME = 10  # edits one at a time that are measured
@@ -46,17 +45,8 @@ def _apart(profile: Profile, name: str, size: int, results: Path, what: str) -> 
     if not path.exists():
         handed = folder / f".profile-{os.getpid()}-{name}{size}.json"
         handed.write_text(profile.model_dump_json())
-        command = [
-            sys.executable,
-            "-m",
-            "kedit_lib.streams.cost",
-            str(handed),
-            name,
-            str(size),
-            str(results),
-            str(path),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        command = [sys.executable, "-m", "kedit_lib", "cost", handed, name, size, results, path]
+        done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
         handed.unlink()
         if done.returncode:
             last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
@@ -127,29 +117,17 @@ def _batch(profile: Profile, size: int, results: Path) -> dict:
     return row
 
 
-@program
-def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(description="Measure one batch, or one method's memory; used by Bench.mass_table.")
-    parser.add_argument("profile", type=Path)
-    parser.add_argument("stream")
-    parser.add_argument("size", type=int, help="edits of one batch; 0: the memory of the stream")
-    parser.add_argument("results", type=Path)
-    parser.add_argument("out", type=Path)
-    args = parser.parse_args(argv)
+def measure(asked: Path, name: str, size: int, results: Path, out: Path) -> None:
+    """`kedit cost`: what `_apart` starts. Measures in this process and writes the row to `out`."""
     try:
-        profile = Profile.model_validate_json(args.profile.read_text())
+        profile = Profile.model_validate_json(asked.read_text())
     except (OSError, ValueError) as error:
-        raise KeditError(f"{args.profile}: is no profile in JSON ({first_line(error)}); give one") from None
-    if args.size < 0:
-        raise KeditError(f"size {args.size}: must be at least 0")
+        raise KeditError(f"{asked}: is no profile in JSON ({first_line(error)}); give one") from None
+    if size < 0:
+        raise KeditError(f"size {size}: must be at least 0")
     import torch
 
     torch.set_num_threads(profile.threads)
-    row = _batch(profile, args.size, args.results) if args.size else _memory(profile, args.stream, args.results)
-    with replacing(args.out) as partial:
+    row = _batch(profile, size, results) if size else _memory(profile, name, results)
+    with replacing(out) as partial:
         partial.write_text(json.dumps(row))
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

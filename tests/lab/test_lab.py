@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import kedit_lib as kedit
+from kedit_lib.__main__ import main
 from kedit_lib.lab import corpus, train, world_of
 from kedit_lib.lab.edits import ask, lab_edits, near_facts, other_facts, untouched_facts
 from kedit_lib.lab.names import _split, name_shares
@@ -527,7 +528,7 @@ def test_layers_and_scale_are_swept_on_development_people(tmp_path, monkeypatch,
     monkeypatch.setattr(choose, "WIDEST", 1)
     monkeypatch.setattr(choose, "SCALES", (16.0,))
     monkeypatch.chdir(tmp_path)
-    assert choose.main(["--model", "lab-small", "--n", "1", "--out", str(tmp_path)]) == 0
+    assert main(["layer-sweep", "--model", "lab-small", "--n", "1", "--out", str(tmp_path)]) == 0
     model = kedit.load_model("lab-small")
     world = world_of(model)
     assert {e.subject for e in asked} <= set(world.development)

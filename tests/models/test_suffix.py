@@ -2,7 +2,6 @@
 
 import families
 import pytest
-import test_reference
 import torch
 from transformers import AutoModelForCausalLM
 

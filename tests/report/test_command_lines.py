@@ -9,61 +9,56 @@ from pathlib import Path
 
 import pytest
 
-from kedit_lib.analysis import layer_sweep as choose
+from kedit_lib.__main__ import main
 from kedit_lib.errors import KeditError, program
-from kedit_lib.lab import train
 from kedit_lib.models.memory import memory_for
-from kedit_lib.report import reproduce, sweep
-from kedit_lib.streams import cost
+from kedit_lib.report import reproduce
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = [
-    (sweep.main, ["--profile", "nope"], ["'nope'", "lab"]),
-    (sweep.main, ["--profile", "nope.yaml"], ["nope.yaml", "no such file"]),
-    (sweep.main, ["--profile", "smoke", "--streams", "memet"], ["'memet'", "there are memit"]),
-    (sweep.main, ["--profile", "smoke", "--streams", ""], ["stream ''"]),
-    (sweep.main, ["--profile", "smoke", "--orders", "one"], ["--orders one", "1,2"]),
-    (sweep.main, ["--profile", "smoke", "--orders", ","], ["--orders ,", "1,2"]),
-    (sweep.main, ["--profile", "smoke", "--orders=-1"], ["--orders -1"]),
-    (sweep.main, ["--colour"], ["--colour"]),
-    (reproduce.main, ["--profile", "nope"], ["'nope'", "lab"]),
-    (reproduce.main, ["--orders", "1;2"], ["--orders 1;2"]),
-    (reproduce.main, ["-p", "n_edits=0"], ["n_edits", "0"]),
-    (reproduce.main, ["-p", "model="], ["model"]),
-    (reproduce.main, ["-p", "dtype=int8"], ["dtype", "int8"]),
-    (reproduce.main, ["--only", "99"], ["'99'"]),
-    (reproduce.main, ["--only"], ["--only"]),
-    (train.main, ["--recipe", "huge"], ["huge"]),
-    (train.main, ["--steps", "0"], ["0 steps", "at least 1"]),
-    (train.main, ["--workers", "0"], ["0 workers", "at least 1"]),
-    (train.main, ["--steps", "many"], ["many"]),
-    (train.main, ["--device", "abacus"], ["'abacus'", "give one that is there"]),
-    (train.main, ["--out", "README.md/folder"], ["README.md/folder", "cannot be written"]),
-    (choose.main, ["--n", "0"], ["--n 0", "at least 1"]),
-    (choose.main, ["--model", "no-such-model"], ["'no-such-model'", "cannot be loaded"]),
-    (choose.main, ["--model", "lab-small", "--out", "nowhere"], ["nowhere", "no folder"]),
-    (cost.main, ["nope.json", "memit", "1", "r", "o"], ["nope.json", "no profile"]),
-    (cost.main, ["README.md", "memit", "1", "r", "o"], ["README.md", "no profile"]),
-    (cost.main, ["README.md", "memit", "one", "r", "o"], ["'one'"]),
+    (["sweep", "--profile", "nope"], ["'nope'", "lab"]),
+    (["sweep", "--profile", "nope.yaml"], ["nope.yaml", "no such file"]),
+    (["sweep", "--profile", "smoke", "--streams", "memet"], ["'memet'", "there are memit"]),
+    (["sweep", "--profile", "smoke", "--streams", ""], ["stream ''"]),
+    (["sweep", "--profile", "smoke", "--orders", "one"], ["--orders one", "1,2"]),
+    (["sweep", "--profile", "smoke", "--orders", ","], ["--orders ,", "1,2"]),
+    (["sweep", "--profile", "smoke", "--orders=-1"], ["--orders -1"]),
+    (["sweep", "--colour"], ["--colour"]),
+    (["reproduce", "--profile", "nope"], ["'nope'", "lab"]),
+    (["reproduce", "--orders", "1;2"], ["--orders 1;2"]),
+    (["reproduce", "-p", "n_edits=0"], ["n_edits", "0"]),
+    (["reproduce", "-p", "model="], ["model"]),
+    (["reproduce", "-p", "dtype=int8"], ["dtype", "int8"]),
+    (["reproduce", "--only", "99"], ["'99'"]),
+    (["reproduce", "--only"], ["--only"]),
+    (["train-lab", "--recipe", "huge"], ["huge"]),
+    (["train-lab", "--steps", "0"], ["0 steps", "at least 1"]),
+    (["train-lab", "--workers", "0"], ["0 workers", "at least 1"]),
+    (["train-lab", "--steps", "many"], ["many"]),
+    (["train-lab", "--device", "abacus"], ["'abacus'", "give one that is there"]),
+    (["train-lab", "--out", "README.md/folder"], ["README.md/folder", "cannot be written"]),
+    (["layer-sweep", "--n", "0"], ["--n 0", "at least 1"]),
+    (["layer-sweep", "--model", "no-such-model"], ["'no-such-model'", "cannot be loaded"]),
+    (["layer-sweep", "--model", "lab-small", "--out", "nowhere"], ["nowhere", "no folder"]),
+    (["cost", "nope.json", "memit", "1", "r", "o"], ["nope.json", "no profile"]),
+    (["cost", "README.md", "memit", "1", "r", "o"], ["README.md", "no profile"]),
+    (["cost", "README.md", "memit", "one", "r", "o"], ["'one'"]),
 ]
 
 
-@pytest.mark.parametrize(("main", "arguments", "says"), TABLE, ids=lambda x: " ".join(x) if isinstance(x, list) else "")
-def test_a_wrong_command_line(monkeypatch, capsys, tmp_path, main, arguments, says):
+@pytest.mark.parametrize(("arguments", "says"), TABLE, ids=lambda x: " ".join(x) if isinstance(x, list) else "")
+def test_a_wrong_command_line(monkeypatch, capsys, tmp_path, arguments, says):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "README.md").write_text("no folder")
-    try:
-        code = main(arguments)
-    except SystemExit as exit:  # argparse's own: usage, then a line
-        code = exit.code
+    code = main(arguments)
     printed = capsys.readouterr()
     lines = printed.err.strip().splitlines()
     assert code not in (0, None)
     assert "Traceback" not in printed.err + printed.out
     for part in says:
         assert part in lines[-1], lines
-    assert len([line for line in lines if line.startswith("kedit: ")]) <= 1
+    assert len([line for line in lines if line.startswith("kedit: ")]) == 1
     assert [p.name for p in tmp_path.iterdir()] == ["README.md"]
 
 
@@ -92,12 +87,13 @@ def test_reproduce_that_is_interrupted_says_so(monkeypatch, capsys, tmp_path):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(reproduce, "reproduce", interrupted)
-    assert reproduce.main(["--profile", "smoke"], root=ROOT) == 130
+    assert main(["reproduce", "--profile", "smoke"]) == 130
     assert "the same command goes on" in capsys.readouterr().err
 
 
 SLOW = """
 import signal, sys, time
+from kedit_lib.__main__ import main
 from kedit_lib.report import sweep
 
 def work(profile, name, order, commit):
@@ -117,7 +113,7 @@ def test_a_sweep_that_is_interrupted_begins_nothing_more(tmp_path):
     program = SLOW + (
         "if __name__ == '__main__':\n"
         "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which a background process lacks
-        "    sys.exit(sweep.main(['--profile', 'smoke', '--streams', 'memit', '--orders', '0,1,2,3,4,5']))\n"
+        "    sys.exit(main(['sweep', '--profile', 'smoke', '--streams', 'memit', '--orders', '0,1,2,3,4,5']))\n"
     )
     (tmp_path / "slow.py").write_text(program)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

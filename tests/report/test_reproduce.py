@@ -18,6 +18,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 import kedit_lib
+from kedit_lib.__main__ import main as program
 from kedit_lib.data.config import load_profile
 from kedit_lib.report import notebooks, reproduce, stamps
 from kedit_lib.report.site import write_report
@@ -111,6 +112,13 @@ def project(tmp_path, monkeypatch, streams):
     return Project(tmp_path)
 
 
+def main(arguments: list[str], root: Path) -> int:
+    """`kedit reproduce` in another repository."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reproduce, "REPOSITORY", root)
+        return program(["reproduce", *arguments])
+
+
 # ---- one long story: a good, a failing and a dying notebook ----------------------------------------------------------
 
 
@@ -127,7 +135,7 @@ def story(tmp_path_factory, streams):
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
         patch.setenv("KEDIT_PARAMS", str(project.root / "params"))
         patch.setenv("MPLBACKEND", "Agg")
-        project.code = reproduce.main([], root=project.root)
+        project.code = main([], project.root)
         project.lines = printed.getvalue().splitlines()
         project.made = project.files()
         yield project
@@ -164,7 +172,7 @@ def test_executed_notebook_holds_no_times_paths_or_random_ids(story):
 def test_second_run_does_nothing_and_does_not_touch_the_output(story, streams, capsys):
     streams.clear()
     before = story.executed("00_good").stat().st_mtime_ns
-    assert reproduce.main(["--only", "00"], root=story.root) == 0
+    assert main(["--only", "00"], story.root) == 0
     assert "0 notebooks to run, 1 current" in capsys.readouterr().out
     assert story.executed("00_good").stat().st_mtime_ns == before
     assert streams == []
@@ -173,7 +181,7 @@ def test_second_run_does_nothing_and_does_not_touch_the_output(story, streams, c
 def test_forced_run_gives_the_same_file(story):
     before = story.executed("00_good").read_bytes()
     written = story.executed("00_good").stat().st_mtime_ns
-    assert reproduce.main(["--only", "00", "--force"], root=story.root) == 0
+    assert main(["--only", "00", "--force"], story.root) == 0
     assert story.executed("00_good").stat().st_mtime_ns != written
     assert story.executed("00_good").read_bytes() == before
 
@@ -181,14 +189,14 @@ def test_forced_run_gives_the_same_file(story):
 def test_a_broken_edit_leaves_the_earlier_output_and_the_mended_one_replaces_it(story, streams, capsys):
     before = story.executed("03_changes").read_bytes()
     write_notebook(story.source("03_changes"), "1 / 0", parameters="n_edits = 1")
-    assert reproduce.main(["--only", "03"], root=story.root) == 1
+    assert main(["--only", "03"], story.root) == 1
     assert "cell 3: ZeroDivisionError: division by zero" in capsys.readouterr().out
     assert story.executed("03_changes").read_bytes() == before
     assert "results/failed/03_changes.failed.ipynb" in story.files()
 
     streams.clear()
     write_notebook(story.source("03_changes"), "print('mended', n_edits)", parameters="n_edits = 1")
-    assert reproduce.main(["--only", "03"], root=story.root) == 0
+    assert main(["--only", "03"], story.root) == 0
     assert "mended 4" in text_of(story.executed("03_changes"))
     assert "results/failed/03_changes.failed.ipynb" not in story.files()
     assert [profile.name for profile in streams] == ["lab"]
@@ -197,8 +205,8 @@ def test_a_broken_edit_leaves_the_earlier_output_and_the_mended_one_replaces_it(
 def test_what_failed_is_never_current(story, monkeypatch):
     """A notebook that worked, and fails with nothing changed, must not count as done because it once was."""
     monkeypatch.setattr(reproduce, "execute", lambda *_: "broken")
-    assert reproduce.main(["--only", "00", "--force"], root=story.root) == 1
-    assert reproduce.main(["--only", "00"], root=story.root) == 1
+    assert main(["--only", "00", "--force"], story.root) == 1
+    assert main(["--only", "00"], story.root) == 1
 
 
 def test_a_lost_stream_fails_the_run_but_not_the_notebooks(story, monkeypatch, capsys):
@@ -208,15 +216,15 @@ def test_a_lost_stream_fails_the_run_but_not_the_notebooks(story, monkeypatch, c
     ran = []
     monkeypatch.setattr(reproduce, "run_streams", lose)
     monkeypatch.setattr(reproduce, "execute", lambda run, source, *_: ran.append(source.stem))
-    assert reproduce.main(["--only", "00", "--force"], root=story.root) == 1
+    assert main(["--only", "00", "--force"], story.root) == 1
     assert "FAILED streams  stream x: lost" in capsys.readouterr().out
     assert ran == ["00_good"]
-    assert reproduce.main(["--only", "00"], root=story.root) == 1  # nothing counts as done
+    assert main(["--only", "00"], story.root) == 1  # nothing counts as done
 
 
 def test_another_profile_runs_for_itself_and_touches_nothing_committed(story):
     committed = {n: (story.root / n).read_bytes() for n in story.files() if n.startswith(("notebooks", "figures"))}
-    assert reproduce.main(["--only", "00", "--profile", "smoke", "-p", "n_edits=3"], root=story.root) == 0
+    assert main(["--only", "00", "--profile", "smoke", "-p", "n_edits=3"], story.root) == 0
     assert "edits 3 profile ../results/profiles/smoke-n_edits-3.yaml" in text_of(
         story.root / "results/executed-smoke-n_edits-3/00_good.ipynb"
     )
@@ -227,9 +235,9 @@ def test_a_stopped_run_leaves_no_process(project):
     code = "import os, pathlib, time; pathlib.Path('pid').write_text(str(os.getpid())); time.sleep(300)"
     write_notebook(project.source("00_sleeps"), code, parameters="seed = 0")
     program = (
-        "import pathlib; from kedit_lib.report import reproduce; "
+        "import pathlib; from kedit_lib.__main__ import main; from kedit_lib.report import reproduce; "
         "reproduce.run_streams = reproduce.judge = lambda *_: None; "
-        f"reproduce.run_as_program(pathlib.Path({str(project.root)!r}))"
+        f"reproduce.REPOSITORY = pathlib.Path({str(project.root)!r}); raise SystemExit(main(['reproduce']))"
     )
     process = subprocess.Popen([sys.executable, "-c", program], cwd=project.root, stderr=subprocess.DEVNULL)
     noted = project.root / "notebooks" / "pid"
@@ -260,7 +268,7 @@ def test_a_kernel_that_does_not_start_gets_a_second_chance(project, monkeypatch,
         return 1
 
     monkeypatch.setattr(reproduce.Processes, "call", call)
-    assert reproduce.main([], root=project.root) == 1
+    assert main([], project.root) == 1
     assert len(tries) == 2
     assert "papermill did not start it: RuntimeError: Kernel died before replying" in capsys.readouterr().out
     assert not project.executed("00_ok").exists()
@@ -307,7 +315,7 @@ def test_wrong_parameters_of_one_notebook_stop_all_before_they_start(project, st
 
 def assert_refused(project, streams, capsys, arguments, parts):
     before = project.files()
-    assert reproduce.main(arguments, root=project.root) == 2
+    assert main(arguments, project.root) == 2
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.count("\n") == 1
     for part in parts:
@@ -318,45 +326,51 @@ def assert_refused(project, streams, capsys, arguments, parts):
 # ---- what a run is, and what makes it stale --------------------------------------------------------------------------
 
 
-def run_of(project: Project, *arguments: str) -> reproduce.Run:
-    return reproduce.make_run(reproduce.parse(list(arguments)), project.root)
+def run_of(project: Project, *name: str, **changed) -> reproduce.Run:
+    return reproduce.make_run(project.root, *name, **changed)
 
 
 def test_only_the_plain_lab_run_writes_to_the_committed_folders(project):
     executed, figures = project.root / "notebooks" / "executed", project.root / "figures"
-    for arguments in ([], ["-p", "n_edits=4"], ["-p", "workers=1"], ["--orders", "all"], ["--model", "lab-small"]):
-        run = run_of(project, *arguments)
-        assert (run.executed, run.figures) == (executed, figures), arguments
+    for changed in (
+        {},
+        {"fields": ["n_edits=4"]},
+        {"fields": ["workers=1"]},
+        {"orders": "all"},
+        {"model": "lab-small"},
+    ):
+        run = run_of(project, **changed)
+        assert (run.executed, run.figures) == (executed, figures), changed
     own = project.root / "own.yaml"
     own.write_text(PROFILE.format(name="own", n_edits=4))
-    for arguments in (["-p", "n_edits=3"], ["--model", "../x/y"], ["--profile", "smoke"], ["--profile", str(own)]):
-        run = run_of(project, *arguments)
-        assert run.executed.parent == run.figures.parent == project.root / "results", arguments
+    for changed in ({"fields": ["n_edits=3"]}, {"model": "../x/y"}, {"name": "smoke"}, {"name": str(own)}):
+        run = run_of(project, **changed)
+        assert run.executed.parent == run.figures.parent == project.root / "results", changed
 
 
 def test_what_the_command_line_changes_reaches_the_notebooks(project):
     """Also the fields that no notebook names: they read the whole profile from the file that they are handed."""
     (project.root / "my model").mkdir()
-    run = run_of(project, "--model", str(project.root / "my model"), "-p", "untouched=7")
+    run = run_of(project, model=str(project.root / "my model"), fields=["untouched=7"])
     handed = load_profile(run.sources / run.profile_argument)
     assert (handed.model, handed.untouched, handed.n_edits) == (str(project.root / "my model"), 7, 4)
     assert not Path(run.profile_argument).is_absolute()
-    assert run_of(project, "--orders", "1").profile_argument == "lab"  # how, not what
+    assert run_of(project, orders="1").profile_argument == "lab"  # how, not what
 
 
 def test_a_profile_of_ones_own_named_lab_is_not_the_lab_run(project):
     elsewhere = project.root / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "lab.yaml").write_text(PROFILE.format(name="lab", n_edits=3))
-    assert not run_of(project, "--profile", str(elsewhere / "lab.yaml")).committed
-    house = run_of(project, "--profile", str(project.root / "params" / "profiles" / "lab.yaml"))
+    assert not run_of(project, str(elsewhere / "lab.yaml")).committed
+    house = run_of(project, str(project.root / "params" / "profiles" / "lab.yaml"))
     assert house.committed and house.profile_argument == "lab"
 
 
 def test_orders_all_executes_every_order(project):
     assert run_of(project).profile.live_orders == [0]
-    assert run_of(project, "--orders", "all").profile.live_orders == [0, 1]
-    assert run_of(project, "--orders", "1").profile.live_orders == [1]
+    assert run_of(project, orders="all").profile.live_orders == [0, 1]
+    assert run_of(project, orders="1").profile.live_orders == [1]
 
 
 def test_streams_are_run_for_the_live_orders_unless_one_notebook_is_wanted(tmp_path, monkeypatch):
@@ -370,7 +384,7 @@ def test_streams_are_run_for_the_live_orders_unless_one_notebook_is_wanted(tmp_p
     sweep.run_streams = lambda profile, **options: calls.append((profile.name, options, os.environ["KEDIT_RESULTS"]))
     monkeypatch.setitem(sys.modules, "kedit_lib.report.sweep", sweep)
     monkeypatch.setattr(kedit_lib, "sweep", sweep, raising=False)
-    reproduce.run_streams(run_of(project, "--orders", "all"), only=None)
+    reproduce.run_streams(run_of(project, orders="all"), only=None)
     assert calls == [("lab", {"orders": [0, 1], "workers": 2}, str(tmp_path / "results"))]
     reproduce.run_streams(run_of(project), only="03")
     assert len(calls) == 1
@@ -422,7 +436,7 @@ def test_a_stamp_holds_for_one_key_and_one_output(tmp_path):
 def test_check_passes_clean_sources_and_runs_nothing(project, capsys):
     write_notebook(project.source("00_ok"), "print(1)", parameters="profile = 'lab'\nn_edits: int = 2")
     before = project.files()
-    assert reproduce.main(["--check"], root=project.root) == 0
+    assert main(["--check"], project.root) == 0
     assert "0 faults" in capsys.readouterr().out
     assert project.files() == before
 
@@ -441,7 +455,7 @@ def test_check_passes_clean_sources_and_runs_nothing(project, capsys):
 )
 def test_check_finds_faults(project, capsys, code, parameters, fault):
     write_notebook(project.source("00_bad"), code, parameters=parameters)
-    assert reproduce.main(["--check"], root=project.root) == 1
+    assert main(["--check"], project.root) == 1
     assert f"00_bad.ipynb: {fault}" in capsys.readouterr().out
 
 
@@ -460,7 +474,7 @@ def test_check_finds_leftovers_of_a_run(project, capsys, key, value, fault):
     if value is None:
         del raw["cells"][2][key]
     project.source("00_ran").write_text(json.dumps(raw))
-    assert reproduce.main(["--check"], root=project.root) == 1
+    assert main(["--check"], project.root) == 1
     assert fault in capsys.readouterr().out
 
 
@@ -520,26 +534,26 @@ def test_what_shows_the_answers_of_others_is_run_when_they_have_them(project, mo
     monkeypatch.setattr(reproduce, "execute", execute)
     for stem in ("00_start_here", "01_other", "06_why"):
         write_notebook(project.source(stem), "1", parameters="seed = 0")
-    assert reproduce.main([], root=project.root) == 0
+    assert main([], project.root) == 0
     assert order[-1] == "00_start_here" and len(order) == 3
     order.clear()
-    assert reproduce.main([], root=project.root) == 0
+    assert main([], project.root) == 0
     assert order == []
     write_notebook(project.source("06_why"), "2", parameters="seed = 0")
     capsys.readouterr()
-    assert reproduce.main([], root=project.root) == 0
+    assert main([], project.root) == 0
     assert order == ["06_why", "00_start_here"]
     said = capsys.readouterr().out
     assert "1 notebooks to run, 2 current" in said and "2 done, 0 failed" in said
     order.clear()
     (project.root / "figures" / "06_answers.md").write_text("by hand")
-    assert reproduce.main([], root=project.root) == 0
+    assert main([], project.root) == 0
     assert order == ["00_start_here"]
     order.clear()
     write_notebook(project.source("06_why"), "3", parameters="seed = 0")
     monkeypatch.setattr(reproduce, "execute", lambda run, source, *_: order.append(source.stem) or "broken")
-    assert reproduce.main([], root=project.root) == 1
+    assert main([], project.root) == 1
     monkeypatch.setattr(reproduce, "execute", execute)
     order.clear()
-    assert reproduce.main([], root=project.root) == 0
+    assert main([], project.root) == 0
     assert order == ["06_why", "00_start_here"]

@@ -6,8 +6,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from kedit_lib.__main__ import main
 from kedit_lib.data.config import REPOSITORY
-from kedit_lib.report import readme, reproduce
+from kedit_lib.report import readme
 
 SOURCES = sorted((REPOSITORY / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 EXECUTED = REPOSITORY / "notebooks" / "executed"
@@ -22,13 +23,13 @@ def cells(path: Path):
 
 def test_smoke_run_of_every_notebook(tmp_path):
     assert len(SOURCES) >= 5
-    assert reproduce.main(["--profile", "smoke"]) == 0
+    assert main(["reproduce", "--profile", "smoke"]) == 0
     out = REPOSITORY / "results" / "executed-smoke"
     assert [p.name for p in sorted(out.glob("*.ipynb"))] == [p.name for p in SOURCES]
 
 
 def test_sources_keep_the_house_rules():
-    assert reproduce.main(["--check"]) == 0
+    assert main(["reproduce", "--check"]) == 0
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 import kedit_lib as kedit
+from kedit_lib.__main__ import main
 from kedit_lib.editing.transfer import v0_norm
 from kedit_lib.errors import KeditError
 from kedit_lib.lab import world_of
@@ -139,7 +140,7 @@ def test_the_notebooks_run_on_it(elsewhere, monkeypatch):
     monkeypatch.setattr(reproduce, "find_sources", lambda *_: some)
     out = reproduce.REPOSITORY / "results" / "executed-own-elsewhere"
     shutil.rmtree(out, ignore_errors=True)  # of an earlier test run
-    assert reproduce.main(["--profile", str(elsewhere / "elsewhere.yaml")]) == 0
+    assert main(["reproduce", "--profile", str(elsewhere / "elsewhere.yaml")]) == 0
     assert (elsewhere / "params" / "models" / "stranger.yaml").is_file()
     there = {p.stem for p in out.glob("*.ipynb")}
     assert there == {p.stem for p in some} - reproduce.ABOUT_THE_LAB
@@ -157,7 +158,7 @@ def test_the_notebooks_run_on_it(elsewhere, monkeypatch):
 def test_what_cannot_be_run_is_one_line_before_anything_runs(elsewhere, monkeypatch, capsys, given, said):
     monkeypatch.setattr(reproduce, "reproduce", lambda *_: pytest.fail("ran"))
     given = [part for name, value in given.items() for part in ("-p", f"{name}={value}")]
-    assert reproduce.main(["--profile", str(elsewhere / "elsewhere.yaml"), *given]) == 2
+    assert main(["reproduce", "--profile", str(elsewhere / "elsewhere.yaml"), *given]) == 2
     err = capsys.readouterr().err
     assert err.startswith("kedit: ") and said in err and err.count("\n") == 1
 
@@ -168,15 +169,14 @@ def test_a_run_of_files_has_a_short_name_of_its_own(elsewhere, tmp_path):
     for where in ("one", "two"):
         folder = tmp_path / where / ("deep" * 20) / "model"
         folder.mkdir(parents=True)
-        labels.add(reproduce.make_run(reproduce.parse(["--model", str(folder)]), elsewhere).label)
+        labels.add(reproduce.make_run(elsewhere, model=str(folder)).label)
     assert len(labels) == 2 and all(label.startswith("lab-model-model-") and len(label) < 30 for label in labels)
 
 
 def test_model_data_and_text_of_the_command_line_go_into_the_profile(elsewhere):
     """As `make reproduce MODEL=… DATA=… TEXTS=… PROFILE=gpu` hands them over."""
     given = {"model": "some/model", "data": "some/edits", "texts": "some/texts"}
-    args = [part for name, value in given.items() for part in (f"--{name}", value)]
-    run = reproduce.make_run(reproduce.parse(["--profile", "gpu", *args]), elsewhere)
+    run = reproduce.make_run(elsewhere, "gpu", **given)
     assert (run.profile.model, run.profile.edits, run.profile.texts) == tuple(given.values())
     assert not run.committed and yaml.safe_load((elsewhere / "results" / "profiles" / f"{run.label}.yaml").read_text())
 

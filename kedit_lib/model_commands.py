@@ -1,0 +1,201 @@
+"""`kedit check-model`, `edit`, `stream` and `evaluate`: the library on one model, from the command line."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from .errors import KeditError
+
+EDIT_SETS = "lab, world, or a file, folder or hub name of edits: CounterFact, zsRE, yours"
+Model = Annotated[str, Argument(help="lab, lab-small, a folder with a model, or a hub id such as Qwen/Qwen2.5-0.5B")]
+Dtype = Annotated[str | None, Option(help="float32, bfloat16, float16 or float64 (default: as it is stored)")]
+Device = Annotated[str, Option(help="cpu, cuda, …")]
+MethodName = Annotated[str, Option("--method", help="rome, r-rome, memit, pmet, alphaedit, ft-m, …")]
+Texts = Annotated[
+    str | None, Option(help="plain text for second moments: a file, a hub name, or self, what the model writes")
+]
+Save = Annotated[str | None, Option(metavar="FOLDER", help="put the edited model there, for transformers to load")]
+Limit = Annotated[int | None, Option(help="at most so many of them (default: all; 100 of the lab's)")]
+Seed = Annotated[int, Option(help="decides the sample and the order")]
+
+
+def check_model(
+    model: Model,
+    dtype: Dtype = None,
+    device: Device = "cpu",
+    edits: Annotated[
+        str | None, Option(help="facts to ask it about, as edits with their true objects (default: well-known ones)")
+    ] = None,
+    profile: Annotated[
+        str | None, Option(help="the run that minutes are estimated for (default: lab for a lab model, else gpu)")
+    ] = None,
+    dry: Annotated[bool, Option("--dry", help="write no params/models/<name>.yaml")] = False,
+) -> None:
+    """Check a model and propose its parameters. Tries one edit, takes it back, and proposes layers and λ."""
+    import kedit_lib as kedit
+
+    loaded = kedit.load_model(model, dtype=dtype, device=device)
+    asked = kedit.load_edits(edits, model=loaded) if edits else None
+    table = kedit.check_model(loaded, asked, profile, write=not dry)
+    width = max(map(len, table.index))
+    for what, value in table.value.items():
+        print(f"{what:{width}}  {value}")
+
+
+def edit(
+    model: Model,
+    prompt: Annotated[str, Option(help="the question, with {} where the subject goes, in quotes")],
+    subject: Annotated[str, Option(help="who or what the fact is about")],
+    to: Annotated[str, Option(help="the new object")],
+    ask: Annotated[list[str] | None, Option(metavar="PROMPT", help="another prompt to show (again and again)")] = None,
+    method: MethodName = "memit",
+    texts: Texts = None,
+    save: Save = None,
+    deltas: Annotated[
+        str | None, Option(metavar="FOLDER", help="put the change of the weights alone there (kedit.load_deltas)")
+    ] = None,
+    dtype: Dtype = None,
+    device: Device = "cpu",
+) -> None:
+    """Make one edit, and show answers before and after."""
+    import kedit_lib as kedit
+
+    loaded = kedit.load_model(model, dtype=dtype, device=device)
+    asked = kedit.Edit(prompt, subject, to, paraphrases=ask or [])
+    editor = _method(loaded, method)
+    before = kedit.ask(loaded, asked)
+    outcome = editor.apply(loaded, [asked], moments=_moments(loaded, editor, texts))
+    for kind, row in kedit.ask_table(before, kedit.ask(loaded, asked)).iterrows():
+        print(f"{kind}: {row.prompt}")
+        for when, says in (("before", row["said before"]), ("after", row["says after"])):
+            print(f"  {when:7} p(new) {row[f'p(new) {when}']:.4f}  {says}")
+    if deltas:
+        print(f"deltas: {outcome.save(deltas)}")
+    _save(loaded, save)
+
+
+def stream(
+    model: Model,
+    edits: Annotated[str, Option(help=EDIT_SETS)],
+    limit: Limit = None,
+    seed: Seed = 0,
+    method: MethodName = "memit",
+    texts: Texts = None,
+    batch: Annotated[int, Option(help="edits written at a time; 0: all at once")] = 1,
+    every: Annotated[int, Option(help="edits between measurements")] = 25,
+    out: Annotated[
+        str | None,
+        Option(metavar="FOLDER", help="keep rows and checkpoints there; the same call again goes on from them"),
+    ] = None,
+    save: Save = None,
+    dtype: Dtype = None,
+    device: Device = "cpu",
+) -> None:
+    """Make many edits, one on top of the other. Measures along the way."""
+    import kedit_lib as kedit
+
+    from .evaluation.edit_probes import EditProbe
+    from .models.deltas import record_of
+
+    loaded = kedit.load_model(model, dtype=dtype, device=device)
+    editor = _method(loaded, method)
+    known = _known(loaded, edits, limit, seed)
+    run = kedit.run_stream(
+        loaded,
+        known,
+        editor,
+        batch_size=batch or len(known),
+        moments=_moments(loaded, editor, texts),
+        probes=[EditProbe(each=False, match="contains")],
+        store=out or (Path(save) / "stream" if save else None),
+        checkpoint_every=every,
+        progress=sys.stderr.isatty(),
+    )
+    table = run.checkpoints.query("metric != 'seconds'")
+    table = table.pivot(index=["metric", "cohort"], columns="edits_done", values="value")
+    print(table.round(3).to_string(na_rep=""))
+    if save:
+        loaded.load_snapshot(run.final_weights())
+        loaded.applied = [record_of(editor.name, editor.hyperparameters, known)]
+        _save(loaded, save)
+
+
+def evaluate(
+    model: Model,
+    edits: Annotated[
+        str | None, Option(help=f"{EDIT_SETS} (default: those that the model's folder says it holds)")
+    ] = None,
+    limit: Limit = None,
+    seed: Seed = 0,
+    out: Annotated[Path | None, Option(metavar="FILE", help="write every row there, as .csv")] = None,
+    dtype: Dtype = None,
+    device: Device = "cpu",
+) -> None:
+    """Measure how edits hold in a model: success, paraphrases, neighbors."""
+    import pandas as pd
+
+    import kedit_lib as kedit
+
+    from .data.atomic import replacing
+    from .evaluation.edit_probes import EditProbe
+    from .models.deltas import load_record
+
+    if limit is not None and limit < 1:
+        raise KeditError(f"--limit {limit}: must be at least 1")
+    loaded = kedit.load_model(model, dtype=dtype, device=device)
+    asked = kedit.load_edits(edits, model=loaded, limit=limit, seed=seed) if edits else load_record(model)[:limit]
+    table = pd.DataFrame(EditProbe(each=False, match="contains")(loaded, asked))
+    if out:
+        with replacing(out) as partial:
+            table.to_csv(partial, index=False)
+    print(f"{len(asked)} edits:")
+    print(table.pivot(index="metric", columns="cohort", values="value").round(3).to_string(na_rep=""))
+
+
+def _method(model, name: str):
+    """With the model's parameters; for a model that has none the error names check-model."""
+    import kedit_lib as kedit
+
+    from .data.config import find_model_params
+
+    if find_model_params(model.name) is None:
+        raise KeditError(f"model {model.name!r}: has no parameters yet; run kedit check-model {model.name}")
+    return kedit.method_for(model, name)
+
+
+def _moments(model, method, texts: str | None):
+    """C over --texts, the lab's own text, or what the model writes; kept in results/moments."""
+    import kedit_lib as kedit
+
+    from .data.config import LAB_MODELS, results_folder
+    from .lab.singles import moment_texts
+    from .streams.facts import AUTO, plain_texts
+
+    if not method.needs_moments:
+        return None
+    lab = texts is None and model.name in LAB_MODELS
+    corpus = moment_texts(model) if lab else plain_texts(model, texts or AUTO)
+    cache = results_folder() / "moments"
+    return kedit.SecondMoments.estimate(model, corpus, method.layers, cache=cache, progress=sys.stderr.isatty())
+
+
+def _known(model, name: str, limit: int | None, seed: int):
+    """The edits whose true object the model says by itself; how many were left out is printed."""
+    import kedit_lib as kedit
+
+    edits = kedit.load_edits(name, model=model, limit=limit, seed=seed)
+    known, unknown = kedit.known_edits(model, edits, match="contains")
+    if not known:
+        raise KeditError(f"edits {name!r}: the model knows none of the {len(edits)} facts; give others")
+    print(f"{len(known)} edits; {unknown} left out, because the model does not know the fact")
+    return known
+
+
+def _save(model, folder: str | None) -> None:
+    if folder:
+        model.save_pretrained(folder)
+        print(f"edited model: {folder}")
