@@ -240,11 +240,6 @@ APPLIED = {
     "targets for fine-tuning": (kedit.FT(layers=[1]), {"targets": [torch.zeros(32)]}, ["FT", "targets=None"]),
     "a history for fine-tuning": (kedit.FT(layers=[1]), {"history": kedit.EditHistory()}, ["FT", "history=None"]),
     "a layer too many for fine-tuning": (kedit.FT(layers=[1, 5]), {}, ["layer 5", "layers 0 to 4"]),
-    "a target that begins with nothing": (
-        MEMIT,
-        {"edits": [EDIT, kedit.Edit("{} plays the", "Ana", "№ 1")]},
-        ["'№ 1'", "first token is empty"],
-    ),
     "a rate beyond all bounds": (
         kedit.MEMIT(**{**FAST, "v_num_grad_steps": 3}, v_lr=1e30, clamp_norm_factor=1e38),
         {"edits": [kedit.Edit("{} plays the", "Ana", "organ")]},
@@ -257,6 +252,15 @@ APPLIED = {
 def test_apply(model, method, options, says):
     given = {"edits": [EDIT], "moments": moments(), "contexts": ["{}"], **options}
     refused_unchanged(model, lambda: method.apply(model, **given), *says)
+
+
+def test_a_target_that_the_tokenizer_cannot_write(tiny_folder):
+    model = kedit.load_model(tiny_folder("llama-metaspace"), dtype=torch.float32)
+    edits = [EDIT, kedit.Edit("{} plays the", "Ana", "№ 1")]
+    before = snapshot(model)
+    says = ["'№ 1'", "<unk>", "this tokenizer can write"]
+    refused(lambda: MEMIT.apply(model, edits, moments=moments(), contexts=["{}"]), *says)
+    assert all(torch.equal(value, before[name]) for name, value in parameters(model).items())
 
 
 def test_a_failure_after_the_first_layer_was_written(model, monkeypatch):

@@ -4,10 +4,11 @@ Their edits are chosen to be awkward: subjects that end in a character of severa
 prompt, or occur in a context too; targets of one and of many tokens.
 """
 
+import json
 import string
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 KINDS = ("llama", "llama-bos", "llama-metaspace", "gpt2")
@@ -82,6 +83,38 @@ def tokenizer(kind):
             single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", words.token_to_id("<s>"))]
         )
     return PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+
+
+ANY_TEXT = ("digits", "llama-2")
+
+
+def any_text(kind):
+    """A tokenizer for text of every script. "digits": byte-level BPE with every digit, and the space before it, as a
+    token of its own (Llama-3, Qwen, Mistral, SmolLM2); "llama-2": a ▁ in front of every text, bytes for unknown
+    signs."""
+    special, bytes_ = ["<s>", "</s>"], [f"<0x{i:02X}>" for i in range(256)]
+    if kind == "digits":
+        words = Tokenizer(models.BPE())
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        words.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+        words.decoder, alphabet = decoders.ByteLevel(), pre_tokenizers.ByteLevel.alphabet()
+    else:
+        words = Tokenizer(models.BPE(unk_token="<s>", byte_fallback=True))
+        words.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        fall = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        words.decoder, alphabet, special = decoders.Sequence(fall), ["▁", *string.ascii_letters], [*special, *bytes_]
+    trainer = trainers.BpeTrainer(
+        vocab_size=len(special) + 400, special_tokens=special, show_progress=False, initial_alphabet=alphabet
+    )
+    words.train_from_iterator(SENTENCES.splitlines(), trainer)
+    if kind == "llama-2":  # bytes are pieces of text, not special
+        state = json.loads(words.to_str())
+        state["added_tokens"] = [t for t in state["added_tokens"] if t["content"] not in bytes_]
+        words = Tokenizer.from_str(json.dumps(state))
+        words.post_processor = processors.TemplateProcessing(
+            single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", words.token_to_id("<s>"))]
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>")
 
 
 def model(kind, vocabulary):

@@ -15,7 +15,7 @@ from .words import places, why_elsewhere
 TEXTS = ("prompt", "subject", "target_new", "target_true", "relation", "id")
 LISTS = ("paraphrases", "neighborhood", "generation_prompts", "attribute_prompts")  # of prompts
 PAIRS = ("portability", "locality")  # of (prompt, answer)
-LATER = ("attribute_prompts", *PAIRS)  # fields younger than the first stored results
+LATER = ("attribute_prompts", *PAIRS, "separator")  # fields younger than the first stored results
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Edit:
     attribute_prompts   full prompts about other subjects whose object is target_new, before and after
     portability         (prompt, answer) pairs that follow from the edit, one hop further
     locality            (prompt, answer) pairs that the edit should leave alone
+    separator           "" or " " between each prompt and its answer (None: derived from the texts, `scripts.joint`)
 
     Raises KeditError for a prompt without `{}`, or with two, for an empty subject or target, and for
     a subject that stands a second time in the prompt, as words of its own ("{}, called Ana, plays"
@@ -53,12 +54,17 @@ class Edit:
     attribute_prompts: tuple[str, ...] = ()
     portability: tuple[tuple[str, str], ...] = ()
     locality: tuple[tuple[str, str], ...] = ()
+    separator: str | None = None
 
     def __post_init__(self):
         for name in TEXTS:
             value = getattr(self, name)
             if not isinstance(value, str) and not (name == "target_true" and value is None):
                 raise KeditError(f"edit {self._label()}: {name} must be text, got {value!r}; give a string")
+        if self.separator not in (None, "", " "):
+            raise KeditError(
+                f"edit {self._label()}: separator = {self.separator!r}; give '' or ' ', or leave it out (None): derived"
+            )
         for name in LISTS:
             object.__setattr__(self, name, self._prompts(name))
         for name in PAIRS:
@@ -91,6 +97,9 @@ class Edit:
         if self.target_true == self.target_new:
             message = f"edit {self._label()}: target_new equals target_true ({self.target_new!r})"
             warnings.warn(message, stacklevel=3)
+        if self.ends_in_space:
+            message = f"edit {self._label()}: the prompt {self.prompt!r} ends in a space, so its answer follows without"
+            warnings.warn(f"{message} one, as models seldom see it; take the space away", stacklevel=3)
 
     @classmethod
     def from_text(cls, prompt: str, subject: str, target_new: str, **rest) -> Edit:
@@ -116,9 +125,14 @@ class Edit:
         """The prompt with the subject in its place."""
         return self.subject.join(around_places(self.prompt))
 
+    @property
+    def ends_in_space(self) -> bool:
+        """Whether the prompt ends in a space and no separator says that this is meant."""
+        return self.separator is None and self.prompt.endswith(" ")
+
     def __repr__(self) -> str:
         """All fields, but later ones only when given: stored results are found by a hash over this text."""
-        shown = [f.name for f in fields(self) if f.name not in LATER or getattr(self, f.name)]
+        shown = [f.name for f in fields(self) if f.name not in LATER or getattr(self, f.name) not in ((), None)]
         return f"Edit({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
 
     def _label(self) -> str:

@@ -89,7 +89,7 @@ def request(tokenizer, edit: Edit, contexts: list[str]) -> Request:
     return Request(
         tuple(encode_prompt(tokenizer, c, edit.prompt, edit.subject) for c in contexts),
         encode_prompt(tokenizer, "{}", KL_PROMPT, edit.subject),
-        target_ids(tokenizer, edit.text, edit.target_new),
+        target_ids(tokenizer, edit.text, edit.target_new, edit.separator),
         edit.subject,
     )
 

@@ -15,7 +15,12 @@ ROOM = {"exact": 1, "begins": 3, "contains": 12}  # tokens beyond those of the l
 
 
 def generation_accuracy(
-    model, prompts: list[str], answers: list[str], match: str = "exact", forced: Forced | None = None
+    model,
+    prompts: list[str],
+    answers: list[str],
+    match: str = "exact",
+    forced: Forced | None = None,
+    separators: list[str | None] | None = None,
 ) -> list[bool]:
     """For each prompt: free greedy decoding, no token of the answer handed over, says the answer.
 
@@ -28,7 +33,7 @@ def generation_accuracy(
     match "contains"  the answer begins within the first sentence, as words of its own; case, Unicode
                       form and spacing do not count
 
-    forced: `teacher_forced` of the same prompts and answers, when it is there already.
+    forced: `teacher_forced` of the same prompts and answers, when it is there already; separators as there.
 
     Greedy decoding writes the tokens of the answer as long as each is the most probable one, and a pass over prompt and
     answer knows that of all of them at once; what it leaves open is written out token by token. The verdict is that of
@@ -38,7 +43,7 @@ def generation_accuracy(
     """
     if match not in ROOM:
         raise KeditError(f"generation_accuracy: match = {match!r}; use {' or '.join(map(repr, ROOM))}")
-    found = _settled(model, prompts, answers, match, forced)
+    found = _settled(model, prompts, answers, match, forced, separators)
     if still := [i for i, right in enumerate(found) if right is None]:
         longest = max(map(len, model.tokenizer([" " + a for a in answers], add_special_tokens=False).input_ids))
         past = match != "exact" or any("." in a for a in answers)
@@ -50,11 +55,11 @@ def generation_accuracy(
     return found
 
 
-def _settled(model, prompts: list[str], answers: list[str], match: str, forced: Forced | None) -> list[bool | None]:
+def _settled(model, prompts, answers, match: str, forced: Forced | None, separators) -> list[bool | None]:
     """For each prompt what the pass over prompt and answer knows of the verdict; None: nothing."""
     tokenizer, found = model.tokenizer, [None] * len(prompts)
     if forced is None:
-        targets = targets_of(tokenizer, prompts, answers)
+        targets = targets_of(tokenizer, prompts, answers, separators)
         asked = [i for i, target in enumerate(targets) if not isinstance(target, KeditError)]
         forced = score(model, encoded(tokenizer, [prompts[i] for i in asked]), [targets[i] for i in asked])
     else:

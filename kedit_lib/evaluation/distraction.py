@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..data.edit import Edit
+from ..data.scripts import full_stop, joint
 
 
 def distracted(edit: Edit, prompt: str) -> str:
@@ -14,4 +15,5 @@ def distracted(edit: Edit, prompt: str) -> str:
     unedited model is distracted too, so its value on the same prompts belongs beside it.
     Source: Hoelscher-Obermaier et al. 2023 (CounterFact+).
     """
-    return f"{edit.text} {edit.target_new}. {prompt}"
+    said = f"{edit.text}{joint(edit.text, edit.target_new, edit.separator)}{edit.target_new}"
+    return f"{said}{full_stop(said)}{prompt}"

@@ -54,9 +54,9 @@ class EditProbe:
         some = [done[i] for i in evenly(len(done), COHORT_LIMIT)]
         true = {e: true_object(model, e) for e in some}
         asked = (
-            [(e.text, e.target_new, true.get(e)) for e in done],
-            [(e.paraphrases[0], e.target_new, true[e]) for e in some if e.paraphrases],
-            [(e.neighborhood[0], true[e], e.target_new) for e in some if e.neighborhood and true[e]],
+            [(e.text, e.target_new, true.get(e), e.separator) for e in done],
+            [(e.paraphrases[0], e.target_new, true[e], e.separator) for e in some if e.paraphrases],
+            [(e.neighborhood[0], true[e], e.target_new, e.separator) for e in some if e.neighborhood and true[e]],
         )
         own, others, near = (_Asked(model, part, self.match) for part in asked)
         found = own.rows("edits") + others.rows("paraphrases") + near.rows("neighbors")
@@ -76,7 +76,7 @@ class EditProbe:
         cohorts = {"edits": evenly(n, COHORT_LIMIT), "latest edits": range(max(0, n - LATEST), n)}
         asked = [done[i] for some in cohorts.values() for i in some]
         prompts, new = [e.text for e in asked], [e.target_new for e in asked]
-        forced = teacher_forced(model, prompts, new)
+        forced = teacher_forced(model, prompts, new, [e.separator for e in asked])
         right = generation_accuracy(model, prompts, new, self.match, forced)
         found, first = [], 0
         for cohort, some in cohorts.items():
@@ -87,20 +87,21 @@ class EditProbe:
 
     def _contained(self, model, done: list[Edit]) -> list[bool]:
         some = [done[i] for i in evenly(len(done), CONTAINED)]
-        return generation_accuracy(model, [e.text for e in some], [e.target_new for e in some], match="contains")
+        new, separators = [e.target_new for e in some], [e.separator for e in some]
+        return generation_accuracy(model, [e.text for e in some], new, "contains", separators=separators)
 
 
 class _Asked:
-    """(prompt, wanted answer, other answer or None) triples, generated and scored.
+    """(prompt, wanted answer, other answer or None, separator), generated and scored.
 
     right: generated accuracy of each; wanted: all scored; success and magnitude: where there is another answer
     """
 
-    def __init__(self, model, asked: list[tuple[str, str, str | None]], match: str):
-        prompts, wanted = [p for p, *_ in asked], [w for _, w, _ in asked]
-        two = [i for i, (*_, other) in enumerate(asked) if other is not None]
-        other = [asked[i][2] for i in two]
-        both = teacher_forced(model, prompts + [prompts[i] for i in two], wanted + other)
+    def __init__(self, model, asked: list[tuple[str, str, str | None, str | None]], match: str):
+        prompts, wanted, others, separators = map(list, zip(*asked, strict=True)) if asked else ([], [], [], [])
+        two = [i for i, other in enumerate(others) if other is not None]
+        again, both = [prompts[i] for i in two], wanted + [others[i] for i in two]
+        both = teacher_forced(model, prompts + again, both, separators + [separators[i] for i in two])
         self.wanted, self.other = both.at(range(len(asked))), both.at(range(len(asked), len(asked) + len(two)))
         self.right = generation_accuracy(model, prompts, wanted, match, self.wanted)
         self.success, self.magnitude = (f(self.wanted.at(two), self.other) for f in (success, magnitude))

@@ -14,6 +14,7 @@ def known_edits(model, edits: list[Edit], match: str = "exact") -> tuple[list[Ed
     """
     edits = check_edits(edits, "known_edits")
     asked = [e for e in edits if e.target_true is not None]
-    right = generation_accuracy(model, [e.text for e in asked], [e.target_true for e in asked], match)
+    true, separators = [e.target_true for e in asked], [e.separator for e in asked]
+    right = generation_accuracy(model, [e.text for e in asked], true, match, separators=separators)
     known = [e for e, says in zip(asked, right, strict=True) if says]
     return known, len(edits) - len(known)

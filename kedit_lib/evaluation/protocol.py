@@ -57,8 +57,9 @@ def evenly(n: int, limit: int) -> range:
 
 def true_object(model, edit: Edit) -> str | None:
     """The edit's true object, None if it is unknown or this tokenizer cannot write it, so that it cannot be scored."""
+    true = edit.target_true
     try:
-        return edit.target_true and target_ids(model.tokenizer, edit.text, edit.target_true) and edit.target_true
+        return true and target_ids(model.tokenizer, edit.text, true, edit.separator) and true
     except KeditError:
         return None
 

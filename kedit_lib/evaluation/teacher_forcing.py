@@ -41,13 +41,13 @@ class Forced:
         return Forced(self.log_probability[i], self.tokens_right[i], said, begun)
 
 
-def teacher_forced(model, prompts: list[str], answers: list[str]) -> Forced:
-    """Score each answer after its prompt, all in batches of like length.
+def teacher_forced(model, prompts: list[str], answers: list[str], separators: list[str | None] | None = None) -> Forced:
+    """Score each answer after its prompt, all in batches of like length; separators as in `Edit` (None: derived).
 
     Raises KeditError for an answer that the tokenizer cannot write, ValueError when there is not one
     answer a prompt.
     """
-    targets = targets_of(model.tokenizer, prompts, answers)
+    targets = targets_of(model.tokenizer, prompts, answers, separators)
     for target in targets:
         if isinstance(target, KeditError):
             raise target

@@ -1,7 +1,8 @@
 """From text to ids: prompts with the place of the subject's last token, and targets.
 
-The convention is the authors': context and prompt are joined as text and tokenised once; the target
-keeps the ids it has after the prompt and is appended, never tokenised together with the prompt.
+The convention is the authors': context and prompt are joined as text and tokenised once; the target keeps the
+ids that it has after a space, or where there is none (`scripts.joint`) those that it has without, and is appended,
+never tokenised together with the prompt.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ import unicodedata
 from dataclasses import dataclass
 
 from ..data.edit import Edit, fill
+from ..data.scripts import joint
 from ..errors import KeditError
+
+CONTENT = "?"  # of a question whose only use is to see what a chat template puts around it
 
 
 @dataclass(frozen=True)
@@ -24,12 +28,14 @@ class Prompt:
 
 def encode(tokenizer, text: str) -> list[int]:
     """Ids of a text, with the special tokens that the tokenizer puts in front by default, none behind."""
-    return _open(tokenizer, text, tokenizer(text).input_ids)
+    ids = _open(tokenizer, text, tokenizer(text).input_ids)
+    return ids[_doubled(tokenizer, ids) :]
 
 
 def encoded(tokenizer, texts: list[str]) -> list[tuple[int, ...]]:
     """`encode` of each text, in one call."""
-    return [tuple(_open(tokenizer, t, ids)) for t, ids in zip(texts, _all(tokenizer, texts), strict=True)]
+    whole = [_open(tokenizer, t, ids) for t, ids in zip(texts, _all(tokenizer, texts), strict=True)]
+    return [tuple(ids[_doubled(tokenizer, ids) :]) for ids in whole]
 
 
 def decoded(tokenizer, rows) -> list[str]:
@@ -48,6 +54,11 @@ def _open(tokenizer, text: str, ids: list[int]) -> list[int]:
     return ids[:-1] if closed else ids
 
 
+def _doubled(tokenizer, ids: list[int]) -> int:
+    """1 where the text of a chat begins with the token that the tokenizer puts in front as well, else 0."""
+    return int(len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id)
+
+
 def encode_prompt(tokenizer, context: str, prompt: str, subject: str) -> Prompt:
     """`context` around the prompt, tokenised once; the subject is found by character offsets."""
     text, start, end = fill(context, prompt, subject)
@@ -58,45 +69,50 @@ def encode_prompt(tokenizer, context: str, prompt: str, subject: str) -> Prompt:
     inside = [i for i, (a, b) in enumerate(encoded.offset_mapping[: len(ids)]) if a < end and b > start and b > a]
     if not inside:
         raise KeditError(f"edit of {subject!r}: no token of {text!r} covers the subject; check the tokenizer")
-    return Prompt(tuple(ids), inside[-1])
+    skip = _doubled(tokenizer, ids)
+    return Prompt(tuple(ids[skip:]), inside[-1] - skip)
 
 
-def target_ids(tokenizer, prompt: str, target: str) -> tuple[int, ...]:
-    """The ids of `target` as they follow `prompt`.
+def target_ids(tokenizer, prompt: str, target: str, separator: str | None = None) -> tuple[int, ...]:
+    """The ids of `target` as they follow `prompt`, the joint between them included.
 
-    Tokenised by itself with a leading space and no special tokens; a tokenizer that prepends its own
-    word mark (`▁`, as Llama-2's) is given it without the space. Raises KeditError when the first
-    token is empty text or when decoding prompt + target does not give the text back.
+    Tokenised with the joint (`separator`, or by default what the texts ask for: `scripts.joint`) and without
+    special tokens: a first token that is only the space belongs to the target, as Llama-3, Qwen, Mistral and SmolLM2
+    write " 1945". A tokenizer that puts its own word mark in front (`▁`, as Llama-2's) is given it without the space.
+    Raises KeditError when the target has no token or when decoding prompt + target does not give the text back.
     """
-    (found,) = targets_of(tokenizer, [prompt], [target])
+    (found,) = targets_of(tokenizer, [prompt], [target], [separator])
     if isinstance(found, KeditError):
         raise found
     return found
 
 
-def targets_of(tokenizer, prompts: list[str], targets: list[str]) -> list[tuple[int, ...] | KeditError]:
-    """`target_ids` of each pair, in few calls; where one has none, the error that says why.
+def targets_of(
+    tokenizer, prompts: list[str], targets: list[str], separators: list[str | None] | None = None
+) -> list[tuple[int, ...] | KeditError]:
+    """`target_ids` of each triple (separators None: derived for all), in few calls; where one has none, the error
+    that says why.
 
-    Raises ValueError when there is not one target a prompt.
+    Raises ValueError when there is not one target, or separator, a prompt.
     """
-    spaced = "" if _prepends_mark(tokenizer) else " "
-    different = list(dict.fromkeys(targets))
-    by_itself = _all(tokenizer, [spaced + t for t in different], add_special_tokens=False)
-    ids = {t: tuple(i) for t, i in zip(different, by_itself, strict=True)}
+    given, turn = [None] * len(prompts) if separators is None else separators, _turn(tokenizer)
+    chat = [turn != "" and p.endswith(turn) for p in prompts]
+    given = ["" if c and s is None else s for c, s in zip(chat, given, strict=True)]
+    joints = [joint(p, t, s) for p, t, s in zip(prompts, targets, given, strict=True)]
+    ids = _joined(tokenizer, list(dict.fromkeys(zip(joints, targets, strict=True))))
     # The tokens of a chat's turns stay, they are text here.
     before = _all(tokenizer, prompts, add_special_tokens=False)
-    whole = [[*b, *ids[t]] for b, t in zip(before, targets, strict=True)]
+    whole = [[*b, *ids[j, t]] for b, j, t in zip(before, joints, targets, strict=True)]
     said = tokenizer.batch_decode(whole, clean_up_tokenization_spaces=False) if whole else []
-    empty = {t for t, i in ids.items() if not i or not tokenizer.decode(i[:1]).strip()}
     found = []
-    for prompt, target, text in zip(prompts, targets, said, strict=True):
-        if target in empty:
-            what = "its first token is empty text; the tokenizer's space handling is unknown"
-        elif _composed(text) != _composed(f"{prompt} {target}"):
+    for prompt, between, target, text in zip(prompts, joints, targets, said, strict=True):
+        if not ids[between, target]:
+            what = "has no token; give text"
+        elif _composed(text) != _composed(f"{prompt}{between}{target}"):
             what = f"prompt + target decodes to {text!r}; give one this tokenizer can write"
         else:
             what = None
-        found.append(ids[target] if what is None else KeditError(f"target {target!r}: {what}"))
+        found.append(ids[between, target] if what is None else KeditError(f"target {target!r}: {what}"))
     return found
 
 
@@ -105,12 +121,39 @@ def check_edit(tokenizer, edit: Edit) -> None:
     encode_prompt(tokenizer, "{}", edit.prompt, edit.subject)
     objects = [o for o in (edit.target_new, edit.target_true) if o is not None]
     for prompt, answer in (*((edit.text, o) for o in objects), *edit.portability, *edit.locality):
-        target_ids(tokenizer, prompt, answer)
+        target_ids(tokenizer, prompt, answer, edit.separator)
+
+
+def _joined(tokenizer, pairs: list[tuple[str, str]]) -> dict[tuple[str, str], tuple[int, ...]]:
+    """{(joint, target): its ids}."""
+    marks = _prepends_mark(tokenizer)
+    texts = [target if marks else f"{between}{target}" for between, target in pairs]
+    found = _all(tokenizer, texts, add_special_tokens=False)
+    ids = {pair: tuple(i) for pair, i in zip(pairs, found, strict=True)}
+    return {p: _unmarked(tokenizer, p[1], i) if marks and not p[0] else i for p, i in ids.items()}
+
+
+def _unmarked(tokenizer, target: str, marked: tuple[int, ...]) -> tuple[int, ...]:
+    """The ids of a target that follows without a space, from a tokenizer that puts a word mark in front of every text:
+    cut off behind a sign that it does not merge with."""
+    for sign in '\n("。a':
+        alone, both = _all(tokenizer, [sign, sign + target], add_special_tokens=False)
+        if both[: len(alone)] == alone:
+            return tuple(both[len(alone) :])
+    return marked
 
 
 def _composed(text: str) -> str:
     """Without outer spaces, accents as one character with their letter: some tokenizers (Qwen's) write them so."""
     return unicodedata.normalize("NFC", text.strip())
+
+
+def _turn(tokenizer) -> str:
+    """What the tokenizer's chat template puts behind a question, for the model to answer; "" without a template."""
+    if not getattr(tokenizer, "chat_template", None):
+        return ""
+    question = [{"role": "user", "content": CONTENT}]
+    return tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True).rpartition(CONTENT)[2]
 
 
 def _prepends_mark(tokenizer) -> bool:

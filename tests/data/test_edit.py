@@ -1,5 +1,7 @@
 """An edit: where its subject stands, what its braces mean, and what stays as it was in stored results."""
 
+import warnings
+
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -141,3 +143,24 @@ def test_pairs(name, pairs):
 
 def test_a_true_object_is_given_or_left_out():
     refused(lambda: Edit("{} plays", "Zoë", "violin", " "), "'Zoë'", "target_true is empty", "leave it out")
+
+
+def test_a_separator_is_one_of_three_and_known_by_stored_results_only_where_given():
+    plain = Edit("{} is in the year", "Zoë", "1945")
+    assert plain.separator is None
+    assert "separator" not in repr(plain)
+    for value in ("", " "):
+        edit = Edit("{} is in the year", "Zoë", "1945", separator=value)
+        assert repr(edit) == f"{repr(plain)[:-1]}, separator={value!r})"
+        assert eval(repr(edit)) == edit
+    for value in ("\n", "  ", 1, False):
+        refused(lambda value=value: Edit("{} is", "Zoë", "1945", separator=value), "'Zoë'", "separator", repr(value))
+
+
+def test_a_prompt_that_ends_in_a_space_is_warned_of():
+    with pytest.warns(UserWarning, match="'Zoë': the prompt '{} plays the ' ends in a space"):
+        Edit("{} plays the ", "Zoë", "violin")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Edit("{} plays the ", "Zoë", "violin", separator="")  # it is meant
+        Edit("{} plays the:\n", "Zoë", "violin")

@@ -308,13 +308,13 @@ def test_edits_to_what_is_so_already_are_counted(tmp_path):
 def test_what_a_tokenizer_cannot_write_is_left_out(tmp_path, tiny_folder):
     from transformers import AutoTokenizer
 
-    model = SimpleNamespace(tokenizer=AutoTokenizer.from_pretrained(tiny_folder("llama")))
-    bad = [{**ZSRE, "alt": "№ 1"}, {**ZSRE, "answers": ["№ 1"]}, {**ZSRE, "loc_ans": "№ 1"}]
-    path = write(tmp_path / "facts.json", [ZSRE, *bad])
+    model = SimpleNamespace(tokenizer=AutoTokenizer.from_pretrained(tiny_folder("llama-metaspace")))
+    bad = [{**FLAT, name: "№ 1"} for name in ("target_new", "ground_truth", "locality_ground_truth")]
+    path = write(tmp_path / "facts.json", [FLAT, *bad])
     assert len(kedit.load_edits(path)) == 4
     edits, rejected = kedit.read_edits(path, model)
-    assert (edits, rejected.record.tolist()) == ([EDITS["zsre"]], [2, 3, 4])
-    assert all("'№ 1': its first token is empty" in reason for reason in rejected.reason)
+    assert (edits, rejected.record.tolist()) == ([EDITS["counterfact-flat"]], [2, 3, 4])
+    assert all("target '№ 1': prompt + target decodes to " in reason for reason in rejected.reason)
     with pytest.warns(UserWarning, match="3 of 4 records"):
         assert kedit.load_edits(path, model=model) == edits
     path = write(tmp_path / "own.jsonl", [OWN, {**OWN, "target_new": "№ 1"}])
@@ -553,8 +553,8 @@ def test_the_edits_of_a_real_file_in_gpt2s_tokens(path):
     model = SimpleNamespace(tokenizer=GPT2Tokenizer.from_pretrained(folder))
     edits, rejected = kedit.read_edits(path, model)
     plain, _ = kedit.read_edits(path)
-    assert len(edits) >= 0.99 * len(plain)
-    assert all(rejected.reason.str.contains("first token is empty|0 times|2 times|is empty"))
+    assert edits == plain
+    assert all(rejected.reason.str.contains("0 times|2 times|is empty"))
     for edit in edits:
         prompt = encode_prompt(model.tokenizer, "{}", edit.prompt, edit.subject)
         *before, last = map(len, model.tokenizer.convert_ids_to_tokens(prompt.ids[: prompt.lookup + 1]))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -12,7 +13,7 @@ from kedit_lib import evaluation as metrics
 from kedit_lib.evaluation import Question
 from kedit_lib.evaluation import edit_probes as probes
 from kedit_lib.evaluation import side_effects as families
-from kedit_lib.evaluation.protocol import Unedited, evenly
+from kedit_lib.evaluation.protocol import Unedited, evenly, true_object
 from kedit_lib.lab import questions
 from kedit_lib.lab.edits import lab_edits
 from kedit_lib.lab.world import World
@@ -24,7 +25,7 @@ EDITS = [
         prompt,
         subject,
         target,
-        target_true={3: None, 4: "German"}.get(i, "Graz"),  # the tokenizer cannot write German
+        target_true=None if i in (3, 4) else "Graz",
         paraphrases=[f"It is said of {subject}: he likes"] if i % 2 else [],
         neighborhood=[prompt.format(f"Ana {SUBJECTS[i - 1]}")] if i != 5 else [],
     )
@@ -42,6 +43,13 @@ def table(rows):
     assert len(found) == len(rows), "two rows of one name"
     assert all(set(r) == {"metric", "cohort", "value", "n"} for r in rows)
     return found
+
+
+def test_a_true_object_that_the_tokenizer_cannot_write_is_not_scored():
+    model = SimpleNamespace(tokenizer=tiny.tokenizer("llama-metaspace"))
+    assert true_object(model, kedit.Edit("{} plays the", "Zoë", "organ", "oboe")) == "oboe"
+    assert true_object(model, kedit.Edit("{} plays the", "Zoë", "organ", "№")) is None
+    assert true_object(model, kedit.Edit("{} plays the", "Zoë", "organ")) is None
 
 
 def edit(model):
@@ -191,11 +199,11 @@ def test_portability_asks_what_could_be_answered(model, monkeypatch):
     hops = [question("hop", f"b{i}", known=i == 0) for i in range(3)]
     asked, gates = [], []
 
-    def answerable(model, questions):
+    def answerable(model, questions, match):
         gates.append(len(questions))
         return [q.gate[0][0] for q in questions]
 
-    def portability(model, questions):
+    def portability(model, questions, match):
         asked.append([q.answer for q in questions])
         return [q.answer == "a0" for q in questions]
 

@@ -551,7 +551,6 @@ def test_a_damaged_finished_run_is_one_clear_line(model, tmp_path):
         ({"history": object()}, "history"),
         ({"history": []}, "history"),
         ({"history": kedit.EditHistory()}, "MEMIT: keeps no memory"),
-        ({"edits": [*EDITS[:2], kedit.Edit("{} plays", "Zoë", "№")]}, "'№': its first token is empty"),
     ],
 )
 def test_a_stream_that_cannot_run_leaves_no_trace(model, tmp_path, options, says):

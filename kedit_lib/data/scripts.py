@@ -1,0 +1,54 @@
+"""Writing systems: which put no space between words, where a sentence ends, and what joins a prompt and its answer."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+# Thai, Lao, Tibetan, Burmese, Khmer; Chinese and Japanese with their own signs and full-width forms; Yi.
+# Korean, Arabic, Hebrew and Hindi do put spaces.
+SPACELESS = (
+    "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u2e80-\u312f\u31a0-\u4dbf\u4e00-\ua4cf\uf900-\ufaff\uff00-\uff9f"
+    "\U00020000-\U0003ffff"
+)
+SENTENCE_ENDS = ".。．｡！？؟۔।॥…"  # of any script; "!" and "?" of the Latin one also end names ("Yahoo!")
+QUOTES = "\"'`“”‘’«»‹›"
+_SPACELESS = re.compile(f"[{SPACELESS}]")
+_WORDS = re.compile(rf"[{SPACELESS}]|[^\W{SPACELESS}]+|[^\w\s]")
+
+
+def spaceless(text: str) -> bool:
+    """Whether any sign of the text belongs to a script that is written without spaces."""
+    return _SPACELESS.search(text) is not None
+
+
+def words(text: str) -> list[str]:
+    """Words and punctuation marks, in order; of a script without spaces every sign by itself."""
+    return [w for w in _WORDS.findall(text) if not w.isspace()]
+
+
+def joint(prompt: str, answer: str, separator: str | None = None) -> str:
+    """What stands between a prompt and its answer: `separator`, or by default what the texts ask for.
+
+    Nothing after white space, an opening quote or bracket, and where either side is a script without
+    spaces; else one space.
+    """
+    if separator is not None:
+        return separator
+    bare = not prompt or prompt[-1].isspace() or _opens(prompt) or spaceless(prompt[-1] + answer[:1])
+    return "" if bare else " "
+
+
+def full_stop(text: str) -> str:
+    """What ends a sentence before another: ". "; in Chinese and Japanese 。; in Thai and its kin a space."""
+    if not spaceless(text[-1:]):
+        return ". "
+    return "。" if unicodedata.east_asian_width(text[-1]) in "WF" else " "
+
+
+def _opens(text: str) -> bool:
+    """Whether a text ends in an opening quote or bracket. One sign may open or close: it closes behind a word."""
+    if text[-1] not in QUOTES:
+        return unicodedata.category(text[-1]) == "Ps"
+    before = text[-2:-1]
+    return not before or not (before.isalnum() or before in ".,;!?)]}…") or spaceless(before)
