@@ -76,16 +76,18 @@ def second_moments():
 class Case:
     """One recorded case; nothing is read before it is asked for."""
 
+    folder = FOLDER
+
     def __init__(self, name):
         self.name, self.method = name, name.split("_")[0]
 
     @cached_property
     def record(self):
-        return json.loads((FOLDER / self.name / "case.json").read_text())
+        return json.loads((self.folder / self.name / "case.json").read_text())
 
     @cached_property
     def tensors(self):
-        return load_file(FOLDER / self.name / "tensors.safetensors")
+        return load_file(self.folder / self.name / "tensors.safetensors")
 
     @property
     def hp(self):

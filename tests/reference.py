@@ -158,7 +158,7 @@ def optimise(model, tokenizer, edit, contexts, hp, sites, loss_layer=None, pmet=
     clean = [seen[site].output[0, read.lookups[0]].clone() for site in sites]
 
     adam, factor = torch.optim.Adam(deltas, lr=hp.v_lr), getattr(hp, "nll_loss_factor", 1.0)
-    trace = SimpleNamespace(losses=[], nlls=[], kls=[], decays=[], probabilities=[])
+    trace, led = SimpleNamespace(losses=[], nlls=[], kls=[], decays=[], probabilities=[]), 0
     for step in range(hp.v_num_grad_steps):
         added = {site: (delta, read.lookups) for site, delta in zip(sites, deltas, strict=True)}
         with watching(model, [loss_block] if loss_block else [], added) as seen:
@@ -180,6 +180,10 @@ def optimise(model, tokenizer, edit, contexts, hp, sites, loss_layer=None, pmet=
         seen_now = {"losses": loss, "nlls": nll, "kls": kl, "decays": decay, "probabilities": (-nll_each).exp().mean()}
         for name, number in seen_now.items():
             getattr(trace, name).append(number.item())
+        cutoff = getattr(hp, "prob_cutoff", -2 if getattr(hp, "stop", None) else 0)
+        led += bool((predicted[min(1, len(predicted) - 1) :].argmax(-1) == target).all())
+        if (cutoff < 0 and led == -cutoff) or (cutoff > 0 and (-nll_each).exp().mean() > cutoff):
+            break
         if loss < 0.05:
             break
         if pmet:
@@ -460,6 +464,85 @@ def alphaedit(model, tokenizer, edits, contexts, hp, P, M, targets=None):
     result = spread(model, tokenizer, edits, contexts, hp, targets, site, lambda left: left, update)
     add_to_history(model, tokenizer, edits, contexts, hp, M)
     return result
+
+
+def encore(model, tokenizer, edits, contexts, hp, C, M):
+    """M: {layer: matrix}, empty at first: of the keys that earlier updates were solved with."""
+    targets = targets_of(optimise_z, model, tokenizer, edits, contexts, hp)
+
+    def update(layer, R, K):
+        K = K.double()
+        A = hp.mom2_update_weight * C[layer].double() + hp.update_norm_lambda * torch.eye(len(K)).double() + K @ K.T
+        found = torch.linalg.solve(A + M.get(layer, 0), K @ R.T).T
+        M[layer] = M.get(layer, 0) + K @ K.T
+        return found
+
+    site = layout(model).block.format(hp.layers[-1])
+    return spread(model, tokenizer, edits, contexts, hp, targets, site, lambda left: left, update)
+
+
+def evoedit(model, tokenizer, edits, contexts, hp, P):
+    """P: {layer: projection}, changed in place."""
+    targets = targets_of(optimise_z, model, tokenizer, edits, contexts, hp)
+
+    def update(layer, R, K):
+        Y = P[layer] @ K.double()
+        small = K.double().T @ Y + (hp.L2 + 1e-6) * torch.eye(K.shape[1], dtype=torch.float64)
+        U, values, _ = torch.linalg.svd(Y, full_matrices=False)
+        Q = U[:, values > 1e-8 * values[0]]
+        P[layer] = P[layer] - Q @ Q.T
+        return R @ torch.linalg.solve(small, Y.T)
+
+    site = layout(model).block.format(hp.layers[-1])
+    return spread(model, tokenizer, edits, contexts, hp, targets, site, lambda left: left, update)
+
+
+def betaedit(model, tokenizer, edits, contexts, hp, C, state):
+    """state: .done edits, .renewed at edit, .M and .P by layer, changed in place."""
+    targets = targets_of(optimise_z, model, tokenizer, edits, contexts, hp)
+    due = state.done - state.renewed >= hp.tau
+
+    def update(layer, R, K):
+        K, old = K.double(), C[layer].double()
+        if due:
+            mixed = (state.M[layer] / state.done + hp.lambda1 * old) / (hp.lambda1 + 1)
+            state.P[layer] = null_projection(mixed.to(C[layer].dtype), hp.nullspace_threshold)
+        P, eye = state.P[layer], torch.eye(len(K), dtype=torch.float64)
+        A = P @ (K @ K.T + state.M.get(layer, 0) + hp.lambda1 * old) + hp.lambda2 * eye
+        state.M[layer] = state.M.get(layer, 0) + K @ K.T
+        return torch.linalg.solve(A, P @ K @ R.T).T
+
+    site = layout(model).block.format(hp.layers[-1])
+    result = spread(model, tokenizer, edits, contexts, hp, targets, site, lambda left: left, update)
+    state.renewed = state.done if due else state.renewed
+    state.done += len(edits)
+    return result
+
+
+def lyaplock(model, tokenizer, edits, contexts, hp, C, W0, state):
+    """W0: {layer: unedited weight}. state: {layer: (q, Z, damage allowed, H_vk, H_kk)}, empty at first."""
+    targets = targets_of(optimise_z, model, tokenizer, edits, contexts, hp)
+
+    def current(layer):
+        W = weight(model, layer)[1].detach().double()
+        return W.T if layout(model).transposed else W
+
+    def update(layer, R, K):
+        K, W, old = K.double(), current(layer), C[layer].double()
+        q, Z, allowed, VK, KK = state.get(layer, (1.0, None, None, 0 * W, 0 * old))
+        left = R @ K.T + q * hp.mom2_update_weight * (W0[layer] - W) @ old + VK - W @ KK
+        found = left @ torch.linalg.inv(K @ K.T + q * hp.mom2_update_weight * old + KK)
+        after = W + found
+        drift = after - W0[layer]
+        damage = (old @ drift.T @ drift).trace().item()
+        allowed = hp.alpha * damage if allowed is None else allowed
+        least = allowed**0.5
+        Z = max((least if Z is None else Z) + (damage - allowed) / least, least)
+        state[layer] = Z / least, Z, allowed, VK + after @ K @ K.T, KK + K @ K.T
+        return found
+
+    site = layout(model).block.format(hp.layers[-1])
+    return spread(model, tokenizer, edits, contexts, hp, targets, site, lambda left: left, update)
 
 
 def prune(model, originals):

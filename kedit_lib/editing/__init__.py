@@ -5,9 +5,13 @@ from __future__ import annotations
 from ..data.config import load_model_params
 from ..errors import KeditError
 from .alphaedit import AlphaEdit
+from .betaedit import BetaEdit
 from .emmet import EMMET
+from .encore import ENCORE
+from .evoedit import EvoEdit
 from .ft import FT
 from .locate_then_edit import anchor_norm
+from .lyaplock import LyapLock
 from .memit import MEMIT
 from .method import Method, Outcome
 from .pmet import PMET
@@ -16,7 +20,8 @@ from .rect import RECT
 from .rome import PROME, ROME, RROME
 
 METHODS: dict[str, type[Method]] = {
-    m.__name__: m for m in (ROME, RROME, PROME, MEMIT, PMET, EMMET, AlphaEdit, RECT, FT)
+    m.__name__: m
+    for m in (ROME, RROME, PROME, MEMIT, PMET, EMMET, AlphaEdit, RECT, FT, ENCORE, EvoEdit, BetaEdit, LyapLock)
 }
 # One class, several names: what differs is how it is called or its hyperparameters.
 ALSO_CALLED = {"MEMITMASS": "MEMIT", "FTL": "FT", "FTM": "FT"}
@@ -63,6 +68,7 @@ def method_for(model, name: str, **overrides) -> Method:
 __all__ = [
     "METHODS",
     "EMMET",
+    "ENCORE",
     "FT",
     "MEMIT",
     "PMET",
@@ -71,6 +77,9 @@ __all__ = [
     "ROME",
     "RROME",
     "AlphaEdit",
+    "BetaEdit",
+    "EvoEdit",
+    "LyapLock",
     "Method",
     "Outcome",
     "anchor_norm",

@@ -20,33 +20,42 @@ from .method import Call, Outcome
 from .null_space import NullSpace
 
 
-class AlphaEdit(Spread):
+class InNullSpace(Spread):
     """nullspace_threshold: P is over the singular values of C below this absolute number.
     nullspace_rank: P is over this many of the smallest instead (None: by threshold).
-    L2: weight of ‖Δ‖² against the edits. A `projection` given to `apply` goes before the first two."""
+    A `projection` given to `apply` goes before both."""
 
     takes_projection: ClassVar[bool] = True
 
     nullspace_threshold: float = Field(0.02, gt=0)
     nullspace_rank: int | None = Field(None, ge=1)
-    L2: float = Field(10.0, gt=0)
 
     @property
     def keeps_history(self) -> bool:
         return True
 
+    @property
+    def cut(self) -> dict:
+        """How P is cut, for NullSpace.from_moments."""
+        by_rank = self.nullspace_rank is not None
+        return {"rank": self.nullspace_rank} if by_rank else {"threshold": self.nullspace_threshold}
+
     def prepare(self, model, edits, moments=None, contexts=None, history=None, projection=None, targets=None) -> Call:
         call = super().prepare(model, edits, moments, contexts, history, projection, targets)
         if projection is not None:
             return call
-        by_rank = self.nullspace_rank is not None
-        cut = {"rank": self.nullspace_rank} if by_rank else {"threshold": self.nullspace_threshold}
-        projection = NullSpace.from_moments(moments, **cut)
+        projection = NullSpace.from_moments(moments, **self.cut)
         projection.check(model, self.layers)
         return replace(call, projection=projection)
 
     def _check_moments(self, model, moments) -> None:
         moments.check(model, self.layers, invert=None)
+
+
+class AlphaEdit(InNullSpace):
+    """The fields of its null space, and L2: weight of ‖Δ‖² against the edits."""
+
+    L2: float = Field(10.0, gt=0)
 
     def _solve(self, call, layer, k, r, outcome: Outcome):
         bk = call.projection.project(layer, k) / self.L2

@@ -188,6 +188,7 @@ def _optimise(model, requests, site, hp, scaled_nll) -> tuple[list[Target], Tens
     adam, factor = _Adam(v0, hp.v_lr), [hp.nll_loss_factor if scaled_nll else 1.0] * len(requests)
     losses, probabilities = [[] for _ in requests], [[] for _ in requests]
     active, kl_before, already = list(range(len(requests))), None, []
+    led = [0] * len(requests)  # steps at which the target led in every context but the clean one
 
     for step in range(hp.v_num_grad_steps):
         nll, said, kl_now = batch.evaluate(delta)
@@ -195,13 +196,15 @@ def _optimise(model, requests, site, hp, scaled_nll) -> tuple[list[Target], Tens
             kl_before, already = kl_now.detach(), said[:, 0].tolist()
         kl = hp.kl_factor * (kl_now.exp() * (kl_now - kl_before)).sum(-1)
         loss = nll.mean(1) * nll.new_tensor([factor[i] for i in active]) + kl + (decay * delta.norm(dim=-1)).sum(-1)
-        seen = torch.stack([loss, nll.neg().exp().mean(1), kl, said.all(1)]).detach().T.tolist()
+        seen = [loss, nll.neg().exp().mean(1), kl, said.all(1), said[:, min(1, said.shape[1] - 1) :].all(1)]
+        seen = torch.stack(seen).detach().T.tolist()
 
         go_on = []
-        for place, (i, (loss_i, probability, kl_i, learned)) in enumerate(zip(active, seen, strict=True)):
+        for place, (i, (loss_i, probability, kl_i, learned, leads)) in enumerate(zip(active, seen, strict=True)):
             losses[i].append(loss_i)
             probabilities[i].append(probability)
-            stop = loss_i < LOSS_STOP or step == hp.v_num_grad_steps - 1
+            led[i] += leads
+            stop = loss_i < LOSS_STOP or step == hp.v_num_grad_steps - 1 or hp.led_enough(led[i], probability)
             if scaled_nll:
                 factor[i] = hp.nll_loss_factor * (0.1 if learned else 1.0)
                 stop = stop or (learned and kl_i <= PMET_KL_STOP)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import replace
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -42,7 +43,11 @@ class Targeted(Method):
     clamp_norm_factor     ‖δ‖ ≤ this · ‖v₀‖
     kl_factor             weight of the KL term
     norm_anchor           r, the norm that every v* gets, from `anchor_norm` (None: v* as optimised)
+    stop                  "argmax": most probable early stopping (Gupta et al. 2025, arXiv 2502.01636): a target stops a
+                          step after all its tokens first lead in every context but the clean one (None: by the loss)
     """
+
+    options: ClassVar[tuple[str, ...]] = (*Method.options, "stop")
 
     v_num_grad_steps: int = Field(25, ge=1)
     v_lr: float = Field(0.5, gt=0, le=1e30)  # beyond, a step is no float32
@@ -51,6 +56,16 @@ class Targeted(Method):
     clamp_norm_factor: float = Field(4.0, gt=0)
     kl_factor: float = Field(0.0625, ge=0)
     norm_anchor: float | None = Field(None, gt=0)
+    stop: Literal["argmax"] | None = None
+
+    @property
+    def cutoff(self) -> float:
+        """−n: stop at the n-th step at which the target leads; p above 0: at a mean probability above p; 0: neither."""
+        return -2 if self.stop == "argmax" else 0
+
+    def led_enough(self, steps: int, probability: float) -> bool:
+        """Whether a target stops that has led at so many steps, with this mean probability now."""
+        return steps >= -self.cutoff if self.cutoff < 0 else 0 < self.cutoff < probability
 
     def _check(self, model, moments, history, projection) -> None:
         if self.v_loss_layer is not None and self.v_loss_layer >= model.n_layers:

@@ -31,6 +31,7 @@ class Spread(Targeted):
     what is still missing. They differ in the closed form that writes it. z belongs to the last of `layers`."""
 
     of_stream: ClassVar[bool] = True  # z is a value of the residual stream
+    keys_after: ClassVar[bool] = True  # a history's keys are measured after the batch; else as the layers were solved
 
     def _check(self, model, moments, history, projection) -> None:
         if self.of_stream and model.layout.mlp_norm is not None:
@@ -50,8 +51,9 @@ class Spread(Targeted):
         return outcome
 
     def _remember(self, call: Call, outcome: Outcome) -> None:
-        """The batch's keys, measured on the weights after it, join the history."""
-        call.history.remember(call.model, self._keys(call, self.layers), *self._fixed(call))
+        """The batch's keys join the history."""
+        keys = self._keys(call, self.layers) if self.keys_after else keys_used(outcome, self.layers)
+        call.history.remember(call.model, keys, *self._fixed(call))
 
     def _edit_layers(self, call: Call, outcome: Outcome, first_keys: Tensor | None) -> None:
         """first_keys [N, d_ff]: of the first layer, where they are known already."""
@@ -120,6 +122,11 @@ class Spread(Targeted):
             return bk
         past = call.history.recall(layer, *self._fixed(call), scale)
         return with_memory(bk, *(part.to(bk.device) for part in past))
+
+
+def keys_used(outcome: Outcome, layers) -> dict[int, Tensor]:
+    """{layer: [N, d_ff]} the keys that each layer was solved with."""
+    return {layer: torch.stack([t.key_per_layer[layer] for t in outcome.targets]) for layer in layers}
 
 
 class MEMIT(Spread):

@@ -245,6 +245,25 @@ class Method(BaseModel, ABC):
         """The method itself."""
 
 
+class Sequential(Method):
+    """A method that cannot work without its history: where none is given, each call starts an empty one."""
+
+    @property
+    def keeps_history(self) -> bool:
+        return True
+
+    @property
+    def history_kind(self) -> str:
+        return type(self).__name__
+
+    def new_history(self, model, moments=None) -> EditState:
+        return EditState(self.history_kind)
+
+    def prepare(self, model, edits, moments=None, contexts=None, history=None, *args, **given) -> Call:
+        history = self.new_history(model, moments) if history is None else history
+        return super().prepare(model, edits, moments, contexts, history, *args, **given)
+
+
 def matrix(model, layer: int) -> Tensor:
     """W [d_model, d_ff] of `layer` as it is now, in math dtype."""
     return as_matrix(model, model.weight(layer).detach().to(model.math_dtype))

@@ -30,6 +30,7 @@ class EditState:
     model_checksum   of their model (None while it is empty)
     tensors          {"<what>.<layer>": tensor}; a method replaces them and never writes into one
     numbers          {name: number or plain data}
+    cache            what follows from all this, worked out once; neither saved nor part of the identity
     """
 
     kind = ""
@@ -39,6 +40,7 @@ class EditState:
         self.edits, self.model_checksum = 0, None
         self.tensors: dict[str, Tensor] = {}
         self.numbers: dict = {}
+        self.cache: dict = {}
 
     def check(self, model, layers) -> None:
         """KeditError unless it is empty or belongs to `model`."""

@@ -1,0 +1,84 @@
+"""BetaEdit (arXiv 2605.09285; lbq8942/BetaEdit): AlphaEdit that weighs its null space against C and history, and renews
+it.
+
+    Δᵀ = [P (K Kᵀ + M + λ₁C) + λ₂ I]⁻¹ P K Rᵀ / (m − i)
+
+M = Σ k kᵀ over the earlier batches, each key as its layer was solved with it. P starts as AlphaEdit's. Once τ edits
+have been made since it was made, it is made anew from (M/t + λ₁C)/(λ₁ + 1), t edits so far, by the same absolute
+threshold: the divisor shrinks C too, so that a renewed null space can be larger than the one before.
+
+With B = U₀ [U₀ᵀ λ₁C U₀ + λ₂ I]⁻¹ U₀ᵀ, P = U₀U₀ᵀ, it is MEMIT with history (see `closed_form.py`): an N × N solve.
+An update with ‖Δ‖/√N above 20 is not written, and nothing after it.
+"""
+
+from __future__ import annotations
+
+from math import sqrt
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+
+from .alphaedit import InNullSpace
+from .closed_form import update
+from .history import EditHistory
+from .method import Sequential
+from .null_space import NullSpace
+from .second_moments import SecondMoments
+
+BROKEN = 20  # ‖Δ‖/√N at which the authors stop
+
+
+class BetaEdit(Sequential, InNullSpace):
+    """The fields of its null space; lambda1: weight of C; lambda2: weight of ‖Δ‖²; tau: edits after which P is
+    renewed."""
+
+    keys_after: ClassVar[bool] = False
+
+    lambda1: float = Field(3000.0, gt=0)
+    lambda2: float = Field(10.0, gt=0)
+    tau: int = Field(1000, ge=1)
+
+    def new_history(self, model, moments=None) -> EditHistory:
+        return EditHistory(self.history_kind)
+
+    def _edit_layers(self, call, outcome, first_keys) -> None:
+        done, numbers = call.history.edits, call.history.numbers
+        if done - numbers.get("renewed", 0) >= self.tau:
+            numbers["renewed"] = done
+        super()._edit_layers(call, outcome, first_keys)
+
+    def _solve(self, call, layer, k, r, outcome):
+        history, (_, times) = call.history, self._fixed(call)
+        delta, g = update(k, r, self._with_history(call, layer, times(layer, k), 1.0))
+        if "broken" in history.numbers or float(delta.norm()) / sqrt(len(k)) > BROKEN:
+            history.numbers["broken"] = True
+            return delta * 0
+        outcome.written[layer] = g / (1 + g)
+        return delta
+
+    def _fixed(self, call):
+        renewed, cache = call.history.numbers.get("renewed", 0), call.history.cache
+        name = f"P of {call.projection.identity}, λ₁ {self.lambda1!r}, λ₂ {self.lambda2!r}, renewed after {renewed}"
+
+        def times(layer, k):
+            if (name, layer) not in cache:
+                u = self._projection(call, renewed).basis(layer).to(k.device)
+                c = call.moments.tensors[layer].to(u)
+                small = self.lambda1 * (u.T @ c @ u)
+                small.diagonal().add_(self.lambda2)
+                cache[name, layer] = u, torch.linalg.cholesky(small)
+            u, factor = cache[name, layer]
+            return torch.cholesky_solve(u.T @ k.double().T, factor).T @ u.T
+
+        return name, times
+
+    def _projection(self, call, renewed: int) -> NullSpace:
+        """P as it was made after so many edits."""
+        if not renewed:
+            return call.projection
+        mixed = {}
+        for layer, k in call.history.keys.items():
+            k, c = k[:renewed].double(), call.moments.tensors[layer]
+            mixed[layer] = ((k.T @ k / renewed + self.lambda1 * c.to(k)) / (self.lambda1 + 1)).to(c.dtype)
+        return NullSpace.from_moments(SecondMoments.from_tensors(mixed), **self.cut)

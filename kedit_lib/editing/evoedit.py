@@ -1,0 +1,75 @@
+"""EvoEdit (arXiv 2510.13851; the copy in Euphoria040201/RLSEdit): AlphaEdit whose null space gives way to every edit.
+
+    Y = P K,    Δ = (R / (m − i)) (KᵀY + (L2 + 1e-6) I)⁻¹ Yᵀ,    then at once    P ← P − Q Qᵀ,
+
+Q the left singular vectors of Y. P starts as AlphaEdit's and never touches again what an edit has written, so that no
+matrix of earlier keys enters: the solve is n × n. Q is kept, [directions, d_ff] a layer, and not P.
+
+A key that comes again, the same subject and prompt, has nothing left in P and could never be edited a second time. The
+authors' code then skips this layer and all above it; here the directions that the new keys have lost are given back
+to P first, and the new answer takes the old one's place. as_code=True does as the code does.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from .alphaedit import InNullSpace
+from .closed_form import update
+from .method import Sequential
+
+JITTER = 1e-6
+SMALL = 1e-10  # singular values of Y that count as none
+LOST = 1e-3  # ‖PK‖ below which nothing is left of a key: of ‖P₀k‖, or (the code's) in itself
+NOTHING_MISSING = 1e-2  # mean ‖r‖ below which the code skips
+
+
+class EvoEdit(Sequential, InNullSpace):
+    """The fields of its null space; L2: weight of ‖Δ‖²; as_code: the authors' rule for keys that come again."""
+
+    options: ClassVar[tuple[str, ...]] = (*InNullSpace.options, "as_code")
+
+    L2: float = Field(4.0, gt=0)
+    as_code: bool = False
+
+    def _edit_layers(self, call, outcome, first_keys) -> None:
+        call.history.cache.pop("skipping", None)
+        super()._edit_layers(call, outcome, first_keys)
+
+    def _solve(self, call, layer, k, r, outcome):
+        history, nothing = call.history, torch.zeros(r.shape[1], k.shape[1], dtype=torch.float64, device=k.device)
+        free = call.projection.project(layer, k)  # P₀k
+        q = history.get("Q", layer, k.device)
+        q = free[:0] if q is None else q
+        if not self.as_code:
+            q = _given_back(q, free)
+        y = free - free @ q.T @ q
+        if self.as_code and ("skipping" in history.cache or _skips(r / self._share(self.layers.index(layer)), y)):
+            history.cache["skipping"] = True
+            return nothing
+        delta, g = update(k, r, y, ridge=self.L2 + JITTER)
+        outcome.written[layer] = g / (self.L2 + JITTER + g)
+        u, s, _ = torch.linalg.svd(y.T, full_matrices=False)
+        keep = s > max(max(y.shape) * torch.finfo(k.dtype).eps * s[0], SMALL)
+        history.put("Q", layer, torch.cat([q, u[:, keep].T]))
+        return delta
+
+    def _remember(self, call, outcome) -> None:
+        call.history.count(call.model, len(call.edits))
+
+
+def _skips(residual: Tensor, y: Tensor) -> bool:
+    return bool(residual.norm(dim=1).mean() < NOTHING_MISSING or y.norm() < LOST)
+
+
+def _given_back(q: Tensor, free: Tensor) -> Tensor:
+    """Orthonormal rows that span q without the directions of those keys that lie in q but for LOST of their length."""
+    lost = (free - free @ q.T @ q).norm(dim=1) < LOST * free.norm(dim=1)
+    if not lost.any():
+        return q
+    u, s, _ = torch.linalg.svd(q @ free[lost].T, full_matrices=True)  # the lost keys in the coordinates of q
+    return u[:, int((s > SMALL * s[0]).sum()) :].T @ q

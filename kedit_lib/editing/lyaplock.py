@@ -1,0 +1,76 @@
+"""LyapLock (Wang et al. 2025, arXiv 2505.15702; wpwpwpyo/LyapLock): a queue decides how much the old knowledge counts.
+
+    Δ = [ (R/(m−i)) Kᵀ + qλ (S_vk − W C) + H_vk − W H_kk ] (K Kᵀ + qλ C + H_kk)⁻¹
+
+S_vk = E[v kᵀ] = W₀C is what the unedited map gives on plain text, H_kk = Σ k kᵀ and H_vk = Σ v kᵀ what the earlier
+edits had when they were written. So every batch solves for all edits so far at once, from the unedited weights: with
+y = v − W₀k of each, and r + (W − W₀)k of the new ones, it is MEMIT's closed form on all of them,
+
+    W₀ + Y (qλ I + Kᵀ C⁻¹ K)⁻¹ (C⁻¹K)ᵀ.
+
+q = aZ is 1 at first. With D = tr C (W−W₀)ᵀ(W−W₀), the damage to the old knowledge, D₁ the first batch's, a = 1/√(αD₁):
+
+    Z ← max(Z + a (D − αD₁), √(αD₁))
+
+so that q grows while the damage exceeds α times that of the first batch, and never falls below 1.
+"""
+
+from __future__ import annotations
+
+from math import sqrt
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+
+from .closed_form import grown_factor
+from .history import EditHistory
+from .memit import Spread, keys_used
+from .method import Sequential, as_matrix
+
+
+class LyapLock(Sequential, Spread):
+    """mom2_update_weight: λ. alpha: how many times the first batch's damage is allowed."""
+
+    keys_after: ClassVar[bool] = False
+
+    mom2_update_weight: float = Field(1000, gt=0)
+    alpha: float = Field(60.0, gt=0)
+
+    def new_history(self, model, moments=None) -> EditHistory:
+        return EditHistory(self.history_kind)
+
+    def _solve(self, call, layer, k, r, outcome):
+        history, drift = call.history, self._drift(call.model, layer)
+        k, y = k.double(), r.double() + k.double() @ drift.T
+        bk, factor = call.moments.solve(layer, k), None
+        sigma = self.mom2_update_weight * history.numbers.get(f"q.{layer}", 1.0)
+        g = (k * bk).sum(1)
+        if history.edits:
+            past_k, past_bk, factor = history.recall(layer, *self._fixed(call), sigma)
+            k, bk = torch.cat([past_k.to(k), k]), torch.cat([past_bk.to(bk), bk])
+            y = torch.cat([history.get("y", layer, y.device), y])
+            factor = factor.to(k.device)
+        x = torch.cholesky_solve(y, grown_factor(factor, k, bk, sigma))
+        history.cache["damage", layer] = float((x * (k @ (bk.T @ x))).sum())  # tr C (W−W₀)ᵀ(W−W₀) of W₀ + xᵀbk
+        outcome.s[layer], outcome.written[layer] = g, g / (sigma + g)
+        return x.T @ bk - drift
+
+    def _remember(self, call, outcome) -> None:
+        history, numbers = call.history, call.history.numbers
+        for layer, k in keys_used(outcome, self.layers).items():
+            y, past = k.double() @ self._drift(call.model, layer).T, history.get("y", layer)
+            history.put("y", layer, y if past is None else torch.cat([past.to(y), y]))
+            damage = history.cache.pop(("damage", layer))
+            limit = self.alpha * numbers.setdefault(f"first damage.{layer}", damage)
+            z = numbers.get(f"Z.{layer}", sqrt(limit)) + (damage - limit) / sqrt(limit)
+            numbers[f"Z.{layer}"] = z = max(z, sqrt(limit))
+            numbers[f"q.{layer}"] = z / sqrt(limit)
+        super()._remember(call, outcome)
+
+    def _drift(self, model, layer):
+        """W − W₀ [d_model, d_ff]"""
+        return as_matrix(model, model.drift(layer)).double()
+
+    def _fixed(self, call):
+        return f"C⁻¹ of moments {call.moments.identity}", call.moments.solve

@@ -1,0 +1,105 @@
+"""The newer editors against their authors' own numbers, through the public API. Each step starts from the recorded
+weights; what lasts over the steps is the library's own history."""
+
+import golden
+import golden_newer
+import torch
+from golden import relative
+from golden_newer import NOTHING, each_case, tolerance
+
+import kedit_lib as kedit
+
+TARGET = ("layers", "v_num_grad_steps", "v_lr", "v_loss_layer", "v_weight_decay", "clamp_norm_factor", "kl_factor")
+OWN = {
+    "encore": ("ENCORE", ("mom2_update_weight", "update_norm_lambda", "prob_cutoff")),
+    "evoedit": ("EvoEdit", ("nullspace_threshold", "L2")),
+    "betaedit": ("BetaEdit", ("lambda1", "lambda2", "tau", "nullspace_threshold")),
+    "lyaplock": ("LyapLock", ("mom2_update_weight", "alpha")),
+}
+
+
+def method(case):
+    name, own = OWN[case.method]
+    return getattr(kedit, name)(**{f: case.record["hparams"][f] for f in (*TARGET, *own)})
+
+
+def weight_name(layer):
+    return f"model.layers.{layer}.mlp.down_proj.weight"
+
+
+def steps(case, folder):
+    """(step, model with the weights that the step starts from): one model, so that the history stays its own."""
+    model = kedit.load_model(case.save_model(folder / "model"), dtype=torch.float32)
+    for step in case.steps:
+        model.restore()
+        if step:
+            model.add(case.changes_before(step))
+        yield step, model
+
+
+def moments(case):
+    return kedit.SecondMoments.from_tensors({i: c for i, c in golden.second_moments().items() if i in case.hp.layers})
+
+
+def run(case, folder, edit_by):
+    """(step, outcome, history) of every step; targets, losses, keys and ΔW are those that were recorded."""
+    second, history = moments(case), None
+    for step, model in steps(case, folder):
+        history = edit_by.new_history(model, second) if step == 0 else history
+        outcome = edit_by.apply(
+            model, case.edits(step, kedit.Edit), moments=second, contexts=case.contexts, history=history
+        )
+        for i, (target, request) in enumerate(zip(outcome.targets, case.requests(step), strict=True)):
+            assert target.steps == request["n_iters"]
+            golden.assert_trace(target.losses, request["loss"])
+            recorded = case.tensors[f"step{step}.req{i}.z"]
+            assert relative(target.z, recorded) <= golden.TARGETS
+        for layer in case.hp.layers:
+            keys = torch.stack([t.key_per_layer[layer] for t in outcome.targets])
+            assert relative(keys, case.tensors[f"step{step}.layer{layer}.K"]) <= 10 * golden.KEYS
+            ours, theirs = outcome.deltas[weight_name(layer)], case.change(step, layer)
+            if not theirs.any():
+                assert float(ours.abs().max()) <= NOTHING
+            else:
+                assert relative(ours, theirs) <= tolerance(case), f"step {step}, layer {layer}"
+        yield step, outcome, history
+
+
+@each_case("encore")
+def test_encore(case, tmp_path):
+    for step, _, history in run(case, tmp_path, method(case)):
+        for layer in case.hp.layers:
+            trace = (history.keys[layer].double() ** 2).sum(0)
+            assert relative(trace, case.tensors[f"step{step}.layer{layer}.history_diag"]) <= 1e-4
+
+
+@each_case("evoedit")
+def test_evoedit(case, tmp_path):
+    for step, _, history in run(case, tmp_path, method(case)):
+        for layer in case.hp.layers:
+            q = history.get("Q", layer)[-case.tensors[f"step{step}.layer{layer}.Q_add"].shape[1] :]
+            recorded = case.tensors[f"step{step}.layer{layer}.Q_add"].double().T
+            assert relative(q.T @ q, recorded.T @ recorded) <= 1e-2  # the sign of a singular vector is free
+
+
+@each_case("betaedit")
+def test_betaedit(case, tmp_path):
+    for step, _, history in run(case, tmp_path, method(case)):
+        renewed = case.record["steps"][step]["projector_rebuilt"][0]
+        assert (history.numbers.get("renewed", 0) == step > 0) == renewed
+
+
+@each_case("lyaplock")
+def test_lyaplock(case, tmp_path):
+    for step, _, history in run(case, tmp_path, method(case)):
+        after = case.record["steps"][step]["state_after"]
+        for layer in case.hp.layers:
+            assert abs(history.numbers[f"Z.{layer}"] / after["Z"][str(layer)] - 1) <= 1e-3
+
+
+def test_golden_numbers_are_there():
+    if golden_newer.FOLDER is None:
+        import pytest
+
+        pytest.skip(golden_newer.MISSING)
+    assert any(golden_newer.FOLDER.glob("*/case.json"))

@@ -1,0 +1,197 @@
+"""The newer editors against their dense form, in float64 on tiny random models: sequences of batches, the history with
+them."""
+
+from types import SimpleNamespace
+
+import pytest
+import reference
+import tiny
+import torch
+from test_reference import BATCH, EDITS, SINGLE, compare, hyper, library_edit
+
+import kedit_lib as kedit
+
+SEQUENCE = [SINGLE, BATCH, [EDITS[2]]]
+THRESHOLD = 0.02
+
+
+def sequence(tiny_model, kind, edit_by, theirs, C=None, batches=None):
+    """Batches one after another: `theirs(plain, batch)` is compared with the library's; returns model and history."""
+    plain, C = tiny_model(kind), tiny.second_moments() if C is None else C
+    model, moments = kedit.load_model(plain.folder, dtype=torch.float64), kedit.SecondMoments.from_tensors(C)
+    history = edit_by.new_history(model, moments)
+    for batch in batches or SEQUENCE:
+        result = theirs(plain, batch)
+        outcome = edit_by.apply(
+            model, [library_edit(e) for e in batch], moments=moments, contexts=tiny.CONTEXTS, history=history
+        )
+        compare(result, outcome)
+    return model, history
+
+
+def with_gap(dtype=torch.float64):
+    return {layer: tiny.with_gap(moment, THRESHOLD).to(dtype) for layer, moment in tiny.second_moments().items()}
+
+
+@pytest.mark.parametrize("kind", ["llama-bos", "gpt2"])
+def test_encore(tiny_model, kind):
+    values, M = hyper(update_norm_lambda=0.7, prob_cutoff=-2), {}
+
+    def theirs(plain, batch):
+        hp = SimpleNamespace(**values)
+        return reference.encore(plain.model, plain.tokenizer, batch, tiny.CONTEXTS, hp, tiny.second_moments(), M)
+
+    sequence(tiny_model, kind, kedit.ENCORE(**values), theirs)
+
+
+@pytest.mark.parametrize("name, layers", [("memit", [1, 2, 3]), ("pmet", [1, 2, 3]), ("rome", [2])])
+@pytest.mark.parametrize("stop", [{"stop": "argmax"}, {"stop": None}], ids=["argmax", "loss"])
+def test_most_probable_early_stopping(tiny_model, name, layers, stop):
+    """An option of every method: a step more after the target first leads in every context but the clean one."""
+    values = hyper(layers=layers, v_num_grad_steps=20, kl_factor=1e-4, clamp_norm_factor=8.0, **stop)
+    own = {k: v for k, v in values.items() if name != "rome" or k != "mom2_update_weight"}
+    plain, C = tiny_model("llama"), tiny.second_moments()
+    hp = SimpleNamespace(**{**values, "nll_loss_factor": 1.0, "mom2_adjustment": True})
+    edit = EDITS[4] if name == "rome" else [EDITS[4]]
+    result = getattr(reference, name)(plain.model, plain.tokenizer, edit, tiny.CONTEXTS, hp, C)
+    model = kedit.load_model(plain.folder, dtype=torch.float64)
+    edit_by = kedit.method_class(name)(**own)
+    given = {"moments": kedit.SecondMoments.from_tensors(C), "contexts": tiny.CONTEXTS}
+    outcome = edit_by.apply(model, [library_edit(EDITS[4])], **given)
+    compare(result, outcome)
+    assert ("stop" in edit_by.hyperparameters) == bool(stop["stop"])
+
+
+def test_early_stopping_saves_steps(tiny_model):
+    model = kedit.load_model(tiny_model("llama").folder, dtype=torch.float64)
+    given = {"moments": kedit.SecondMoments.from_tensors(tiny.second_moments()), "contexts": tiny.CONTEXTS}
+    found = {}
+    for stop in ("argmax", None):
+        edit_by = kedit.MEMIT(**hyper(v_num_grad_steps=20, stop=stop, kl_factor=1e-4, clamp_norm_factor=8.0))
+        found[stop] = edit_by.apply(model, [library_edit(EDITS[4])], **given).targets[0]
+        model.restore()
+    assert 1 < found["argmax"].steps < found[None].steps
+    assert found["argmax"].probabilities[-1] < found[None].probabilities[-1]
+
+
+@pytest.mark.parametrize("kind", ["llama-bos", "gpt2"])
+def test_evoedit(tiny_model, kind):
+    C, values = with_gap(), hyper(nullspace_threshold=THRESHOLD, L2=3.0)
+    del values["mom2_update_weight"]
+    P = {layer: reference.null_projection(C[layer], THRESHOLD) for layer in values["layers"]}
+
+    def theirs(plain, batch):
+        hp = SimpleNamespace(**values)
+        return reference.evoedit(plain.model, plain.tokenizer, batch, tiny.CONTEXTS, hp, P)
+
+    sequence(tiny_model, kind, kedit.EvoEdit(**values), theirs, C)
+
+
+@pytest.mark.parametrize("as_code", [True, False], ids=["the code", "the paper"])
+def test_evoedit_of_the_same_prompt_twice(tiny_model, as_code):
+    """The authors' code writes nothing; here the second answer is written about as far as the first."""
+    values = hyper(layers=[2], nullspace_rank=30, L2=0.01, as_code=as_code)
+    del values["mom2_update_weight"]
+    model, edit_by = kedit.load_model(tiny_model("llama").folder, dtype=torch.float64), kedit.EvoEdit(**values)
+    moments = kedit.SecondMoments.from_tensors(tiny.second_moments())
+    history, given = edit_by.new_history(model, moments), {"moments": moments, "contexts": ["{}"]}
+    others = [library_edit(e) for e in EDITS[2:4]]
+    edit_by.apply(model, others, **given, history=history)
+    norms = []
+    for answer in ("organ", "violoncello"):
+        edit = kedit.Edit("{} plays the", "Zoë", answer)
+        (delta,) = edit_by.apply(model, [edit], **given, history=history).deltas.values()
+        norms.append(float(delta.norm()))
+    q = history.get("Q", 2)
+    assert torch.allclose(q @ q.T, torch.eye(len(q)).double(), atol=1e-9)
+    assert len(q) == 3
+    assert (norms[1] == 0) == as_code
+    if not as_code:
+        assert norms[1] > norms[0] / 10
+    assert ("as_code" in edit_by.hyperparameters) == as_code
+
+
+@pytest.mark.parametrize("kind", ["llama-bos", "gpt2"])
+@pytest.mark.parametrize("tau", [1, 3, 1000])
+def test_betaedit(tiny_model, kind, tau):
+    C, values = with_gap(), hyper(nullspace_threshold=THRESHOLD, lambda1=2.0, lambda2=3.0, tau=tau)
+    del values["mom2_update_weight"]
+    P = {layer: reference.null_projection(C[layer], THRESHOLD) for layer in values["layers"]}
+    state = SimpleNamespace(done=0, renewed=0, M={}, P=P)
+
+    def theirs(plain, batch):
+        hp = SimpleNamespace(**values)
+        return reference.betaedit(plain.model, plain.tokenizer, batch, tiny.CONTEXTS, hp, C, state)
+
+    _, history = sequence(tiny_model, kind, kedit.BetaEdit(**values), theirs, C)
+    assert history.numbers.get("renewed", 0) == state.renewed == {1: 4, 3: 4, 1000: 0}[tau]
+
+
+def test_betaedit_ends_when_an_update_is_broken(tiny_model, monkeypatch):
+    monkeypatch.setattr("kedit_lib.editing.betaedit.BROKEN", 1e-6)
+    values = hyper(nullspace_rank=30, v_num_grad_steps=3)
+    del values["mom2_update_weight"]
+    model, edit_by = kedit.load_model(tiny_model("llama").folder, dtype=torch.float64), kedit.BetaEdit(**values)
+    moments = kedit.SecondMoments.from_tensors(tiny.second_moments())
+    history = edit_by.new_history(model, moments)
+    for edit in (SINGLE, BATCH):
+        given = {"moments": moments, "contexts": tiny.CONTEXTS, "history": history}
+        outcome = edit_by.apply(model, [library_edit(e) for e in edit], **given)
+        assert not any(delta.any() for delta in outcome.deltas.values())
+
+
+@pytest.mark.parametrize("kind", ["llama-bos", "gpt2"])
+@pytest.mark.parametrize("alpha", [0.2, 60.0])
+def test_lyaplock(tiny_model, kind, alpha):
+    """A small alpha moves the queue."""
+    values, state, W0 = hyper(alpha=alpha), {}, {}
+
+    def theirs(plain, batch):
+        if not W0:
+            for layer in values["layers"]:
+                W = reference.weight(plain.model, layer)[1].detach().clone()
+                W0[layer] = W.T if kind == "gpt2" else W
+        hp, C = SimpleNamespace(**values), tiny.second_moments()
+        return reference.lyaplock(plain.model, plain.tokenizer, batch, tiny.CONTEXTS, hp, C, W0, state)
+
+    _, history = sequence(tiny_model, kind, kedit.LyapLock(**values), theirs)
+    q = [history.numbers[f"q.{layer}"] for layer in values["layers"]]
+    assert q == pytest.approx([state[layer][0] for layer in values["layers"]], rel=1e-8)
+    assert (max(q) > 1.01) == (alpha < 1)
+
+
+NEWER = {
+    "ENCORE": {"update_norm_lambda": 0.7},
+    "EvoEdit": {"nullspace_rank": 30},
+    "BetaEdit": {"nullspace_rank": 30, "tau": 2},
+    "LyapLock": {"alpha": 0.2},
+}
+
+
+@pytest.mark.parametrize("name", NEWER)
+def test_a_history_goes_on_from_a_file(tiny_model, tmp_path, name):
+    """Saved after two batches and read again: the third batch is the same to the bit, and so is the identity."""
+    values = hyper(v_num_grad_steps=3, **NEWER[name])
+    cls = kedit.method_class(name)
+    edit_by = cls(**{f: v for f, v in values.items() if f in cls.model_fields})
+    model, moments = (
+        kedit.load_model(tiny_model("llama").folder, dtype=torch.float64),
+        kedit.SecondMoments.from_tensors(tiny.second_moments()),
+    )
+    given = {"moments": moments, "contexts": tiny.CONTEXTS}
+    history = edit_by.new_history(model, moments)
+    for batch in (SINGLE, BATCH):
+        edit_by.apply(model, [library_edit(e) for e in batch], **given, history=history)
+    before, kept, identity = model.snapshot(), history.copy(), history.identity
+    history.save(tmp_path / "history.safetensors")
+    last = [library_edit(EDITS[2])]
+    first = edit_by.apply(model, last, **given, history=history)
+    assert kept.identity == identity != history.identity
+    from kedit_lib.editing.history import load_history
+
+    again = load_history(tmp_path / "history.safetensors")
+    assert (again.identity, again.kind, again.edits) == (identity, edit_by.history_kind, 4)
+    model.load_snapshot(before)
+    second = edit_by.apply(model, last, **given, history=again)
+    for parameter, delta in first.deltas.items():
+        assert torch.equal(delta, second.deltas[parameter])
