@@ -35,6 +35,7 @@ class Profile(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    label: Annotated[str, Field(min_length=1)] | None = None  # in tables and committed files; None: the model's name
     model: Annotated[str, Field(min_length=1)]  # "lab", "lab-small", a hub id or a local folder
     edits: Annotated[str, Field(min_length=1)]  # "lab", "world", a file or hub name of edits: streams.facts
     texts: Annotated[str, Field(min_length=1)]  # "lab", or a file or hub name of plain text, for second moments
@@ -43,6 +44,7 @@ class Profile(BaseModel):
     originals: Literal["device", "host"] = "device"  # where the unedited values of edited weights are kept
     seed: Annotated[int, Field(ge=0, le=LAST_SEED)]
     n_edits: Count  # length of a stream
+    stop_below: Annotated[float, Field(gt=0, lt=1)] | None = None  # a stream ends once its probability has sunk below
     orders: Annotated[list[Order], Field(min_length=1)]  # all edit orders that are shown
     live_orders: list[Order]  # the orders executed now; the others come from committed data
     batch_sizes: Annotated[list[Count], Field(min_length=1)]  # swept at equal n_edits

@@ -223,7 +223,8 @@ def _batch(profile: Profile, size: int) -> str:
 
 def _rotation(profile: Profile) -> tuple[str, int] | None:
     """The committed stream whose beginning is run again this time: another one after every change of the library."""
-    there = [(n, o) for n, o in committed_runs() if n in every_stream(profile)]
+    label = profile.label or profile.model.split("/")[-1]
+    there = [(n, o) for model, n, o in committed_runs() if model == label and n in every_stream(profile)]
     if not there:
         return None
     digest = hash_files(sorted(PACKAGE.rglob("*.py")))

@@ -24,6 +24,7 @@ from .named_streams import ANCHOR_SAMPLE, Stream, every_stream, streams_of
 from .runner import Run, edits_hash, measured_after, run_stream
 from .store import read_tables, write_tables
 
+RUN = re.compile(r"([^.]+)\.(.+)\.order(\d+)\.manifest\.json")  # <label>.<stream>.order<n>.…
 ROUNDING = 1e-5  # relative; single precision on two machines differs by less, two settings that someone chose by more
 
 
@@ -65,7 +66,9 @@ class Bench:
 
     def edits_of(self, name: str, order: int = 0):
         """The edits of a stream: of the profile's length, or of as many times it as the stream says."""
-        return self.edits(order, round(self.profile.n_edits * self._stream(name).length))
+        stream = self._stream(name)
+        n = self.profile.n_edits * stream.length if stream.per_d_ff is None else self.model.d_ff * stream.per_d_ff
+        return self.edits(order, round(n))
 
     def probes(self, edits, order: int = 0, layers=(), families: bool = True) -> list:
         """What is measured at the checkpoints of a stream of these edits in `layers`, as `lab_probes` says."""
@@ -127,6 +130,7 @@ class Bench:
             dense_every=p.dense_every,
             progress=self.progress,
             known=self.results / "known",
+            stop_below=p.stop_below,
         )
 
     def runs(self, name: str) -> dict[int, Run]:
@@ -245,7 +249,12 @@ class Bench:
         write_tables(data_folder(), self._prefix(name, order), edits, run.checkpoints, run.manifest)
 
     def _prefix(self, name: str, order: int) -> str:
-        return f"{self.profile.model.split('/')[-1]}.{name}.order{order}."
+        return f"{self.label}.{name}.order{order}."
+
+    @property
+    def label(self) -> str:
+        """What tables and committed files call the model (and its edits): the profile's label, else the model's name."""
+        return self.profile.label or self.profile.model.split("/")[-1]
 
     def _seed(self, order: int) -> int:
         return 1000 * self.profile.seed + order
@@ -273,12 +282,10 @@ def same_settings(stored: dict, asked: dict) -> bool:
     )
 
 
-def committed_runs() -> list[tuple[str, int]]:
-    """(stream, order) of everything in figures/data."""
-    names = (
-        re.fullmatch(r"[^.]+\.(.+)\.order(\d+)\.manifest\.json", p.name) for p in sorted(data_folder().glob("*.json"))
-    )
-    return [(m[1], int(m[2])) for m in names if m]
+def committed_runs() -> list[tuple[str, str, int]]:
+    """(label of the model, stream, order) of everything in figures/data."""
+    found = (RUN.fullmatch(p.name) for p in sorted(data_folder().glob("*.json")))
+    return [(m[1], m[2], int(m[3])) for m in found if m]
 
 
 def _name(profile) -> str:

@@ -23,6 +23,7 @@ class Stream:
     null_share  AlphaEdit's null space by rank, this share of d_ff, instead of by threshold
     anchored    every target gets the norm that targets have on the unedited model
     pruned      PRUNE bounds the total update after the last edit
+    per_d_ff    edits for each unit of d_ff, instead of the profile's number
     brief       without the metric families: for experiments that ask how long, not what else
     rho         v_lr has this ρ on the model at hand (editing/transfer.py) instead of the printed value
     """
@@ -41,6 +42,7 @@ class Stream:
     pruned: bool = False
     brief: bool = False
     rho: float | None = None
+    per_d_ff: float | None = None
 
 
 ROME_VARIANTS = {
@@ -101,6 +103,30 @@ def regime_streams() -> dict[str, Stream]:
         Stream(f"{COLLAPSING}-b100", "memit", 100, at="pmet", overrides=LONG_STEPS),
         Stream(f"{COLLAPSING}-mass", "memit", None, at="pmet", overrides=LONG_STEPS),
     ]
+    return _by_name(found)
+
+
+AS_REPORTED = 1000 / 11008  # edits of the report's one batch for each unit of d_ff
+
+
+def setting_streams(profile: Profile) -> dict[str, Stream]:
+    """The two settings that every verdict is given in. As printed: v_lr as published, under the stream's plain name. As
+    scaled: ρ = 2, "memit-rho2"; and on the way there and beyond it, "memit-rho1", "memit-rho4", ROME also "rome-rho8".
+
+    "memit-share" is one batch of as many edits for each unit of d_ff as in the report, "memit-sum" the sum of edits
+    made apart on the unedited model.
+    """
+    plain = streams_of(profile)
+    printed = [
+        *(plain[name] for name in plain if name != "ft"),
+        Stream("memit-share", "memit", None, per_d_ff=AS_REPORTED),
+        Stream("memit-sum", "memit", change="superposed", brief=True),
+        Stream("memit-history", "memit", overrides={"use_history": True}),
+        Stream("alphaedit", "alphaedit"),
+        Stream("memit-anchored", "memit", anchored=True),
+    ]
+    ranges = [(name, rho) for name in ("memit", "pmet", "rome") for rho in (1.0, 4.0)] + [("rome", 8.0)]
+    found = [*printed, *map(with_steps, printed), *(with_steps(plain[name], rho) for name, rho in ranges)]
     return _by_name(found)
 
 
@@ -180,6 +206,7 @@ def groups_of(profile: Profile) -> dict[str, dict[str, Stream]]:
     return {
         "main": streams_of(profile),
         "scaled": scaled_streams(profile),
+        "settings": setting_streams(profile),
         "regimes": regime_streams(),
         "others": other_streams(),
         "causes": cause_streams(),

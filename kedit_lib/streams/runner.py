@@ -31,6 +31,7 @@ from .interrupts import postponed
 from .store import Checkpoint, RunFolder
 
 WINDOW = 25  # edits in the medians that define N_optimisation
+AFTERMATH = 50  # edits that are still made once the optimised probability has sunk below `stop_below`
 
 
 @dataclass
@@ -84,6 +85,7 @@ def run_stream(
     dense_every: int | None = None,
     progress: bool = True,
     known=None,
+    stop_below: float | None = None,
 ) -> Run:
     """Apply `edits` in batches of `batch_size`, one batch on top of the other, from the unedited weights.
 
@@ -95,6 +97,8 @@ def run_stream(
     dense_every       spacing until the model is dead (untouched accuracy below 0.5); None: 10 or less
     known             a folder for what the probes say of the unedited model: streams that share it ask once.
                       None: each stream asks
+    stop_below        ends the stream AFTERMATH edits after the median optimised probability of the last WINDOW edits
+                      has sunk below this. None: every edit is made
 
     The model comes back with the weights it had before the call. Ctrl-C finishes the edit at hand and writes a
     checkpoint before it is raised. A second process with the same call waits for the first, and says so.
@@ -129,6 +133,8 @@ def run_stream(
         "dense_every": dense_every,
         "algorithms": ALGORITHMS,
     }
+    if stop_below is not None:
+        decides["stop_below"] = stop_below
     if isinstance(history, EditState) and history.edits:
         decides["history"] = history.identity
     key = key_of(**decides)
@@ -139,7 +145,7 @@ def run_stream(
     method.prepare(model, edits, moments, contexts, history)
     if method.keeps_history:
         history = method.new_history(model, moments) if history is None else history.copy()
-    stream = _Stream(model, edits, method, batch_size, probes, folder, checkpoint_every, dense_every, known)
+    stream = _Stream(model, edits, method, batch_size, probes, folder, checkpoint_every, dense_every, known, stop_below)
     with folder.held() if folder is not None else contextlib.nullcontext():
         if folder is not None and folder.finished():  # by the process that was waited for
             return Run(*folder.load(), folder.path)
@@ -187,13 +193,14 @@ class _Stream:
     checkpoint_every: int
     dense_every: int
     known: Path | None
+    stop_below: float | None
 
     def run(self, given: dict, progress: bool):
         """(edit rows, checkpoint rows, when it was begun), from the last checkpoint on if there is one.
 
         given: what every `apply` is handed beside model and edits; its history is replaced by the checkpoint's.
         """
-        model, n = self.model, len(self.edits)
+        model, n = self.model, len(self.edits)  # n: edits until the end
         done, due, dead, rows, checks, started = 0, 0, False, [], [], now()  # due: edits at the next checkpoint
         saved = self.folder.resume() if self.folder is not None else None
         if saved is not None:
@@ -213,13 +220,15 @@ class _Stream:
         )
         with bar, postponed() as interrupt:
             while True:
-                at_checkpoint = done >= due and not interrupt.asked
+                n = self._length(rows)
+                measured = bool(checks) and checks[-1]["edits_done"] == done
+                at_checkpoint = (done >= due or done == n) and not measured and not interrupt.asked
                 if at_checkpoint:
                     with memory_for(f"probes after {done} edits", "measure less at once or take a larger device"):
                         asked = self.probes if done else self._at_start()
                         checks += _measure(model, asked, self.edits[:done], rows, checks, last=done == n)
                     dead = dead or (done > 0 and _is_dead(checks))
-                    due = min(done + (self.checkpoint_every if dead else self.dense_every), n) if done < n else n + 1
+                    due = done + (self.checkpoint_every if dead else self.dense_every)
                 if self.folder is not None and done and (at_checkpoint or interrupt.asked):
                     state = {"due": due, "dead": dead, "started": started, "arithmetic": arithmetic(model.device)}
                     weights = model.snapshot()
@@ -232,6 +241,15 @@ class _Stream:
                 done = len(rows)
                 bar.update(done - bar.n)
                 bar.set_postfix(p=f"{rows[-1]['probability_last']:.3g}")
+
+    def _length(self, rows: list[dict]) -> int:
+        """How many edits the stream will make: all, or those so far when it ends early (`stop_below`)."""
+        if self.stop_below is not None:
+            p = [row["probability_last"] for row in rows]
+            ends = range(WINDOW, len(p) - AFTERMATH + 1)
+            if any(statistics.median(p[n - WINDOW : n]) < self.stop_below for n in ends):
+                return len(rows)
+        return len(self.edits)
 
     def _at_start(self) -> list[Probe]:
         """The probes; where there is a folder for it, they answer from what this model was asked before."""

@@ -613,3 +613,14 @@ def test_collapse_of_the_model(untouched, expected):
 def test_other_kinds_of_collapse_are_an_error():
     with pytest.raises(kedit.KeditError, match="'models'; use 'optimisation' or 'model'"):
         kedit.collapse_point(run_of([0.9]), "models")
+
+
+def test_a_stream_ends_once_its_probability_has_sunk(model, monkeypatch):
+    """After the window and the aftermath; the edits until then are those of the whole stream."""
+    runner = import_module("kedit_lib.streams.runner")
+    monkeypatch.setattr(runner, "WINDOW", 3)
+    monkeypatch.setattr(runner, "AFTERMATH", 2)
+    short, whole = stream(model, EDITS, stop_below=1.1), stream(model, EDITS, stop_below=1e-30)
+    assert (len(short.edits), short.checkpoints.edits_done.max(), len(whole.edits)) == (5, 5, len(EDITS))
+    same = [run.edits[:5].drop(columns="seconds") for run in (short, whole)]
+    pd.testing.assert_frame_equal(*same)

@@ -1,0 +1,138 @@
+"""Runs as one tidy table, and what each stream came to.
+
+    runs = kedit.load_runs(["memit", "memit-rho2"], bench)      # or without a bench: everything in figures/data
+    sns.lineplot(runs.query("metric == 'accuracy' and cohort == 'untouched'"), x="edits", y="value", hue="setting")
+    outcomes(runs)                                              # a row for each model, stream, setting and order
+"""
+
+from __future__ import annotations
+
+import re
+
+import pandas as pd
+
+from ..errors import KeditError
+from ..streams.bench import committed_runs, data_folder
+from ..streams.runner import WINDOW, Run, collapse_point
+from ..streams.store import read_tables
+
+LABELS = ["model", "stream", "setting", "order"]
+EDIT = "each edit"  # the cohort of what is measured while an edit is made
+OF_EDITS = {
+    "probability_first": "first probability",
+    "probability_last": "optimised probability",
+    "steps": "steps",
+    "delta_ratio": "‖δ‖/‖v₀‖",
+    "v0_norm": "‖v₀‖",
+    "seconds": "seconds",
+}
+
+
+def setting_of(name: str) -> tuple[str, str]:
+    """(stream, setting) of a stream's name: "memit-rho2" is memit as scaled, "memit" is memit as printed."""
+    stream, rho = re.fullmatch(r"(.+?)(?:-rho([\d.]+))?", name).groups()
+    return stream, "as printed" if rho is None else "as scaled" if rho == "2" else f"ρ = {rho}"
+
+
+def tidy(run: Run, **labels) -> pd.DataFrame:
+    """One run in long form: the labels, then edits, metric, cohort, value, n. What is measured while edit i is made has
+    edits = i and the cohort "each edit"."""
+    columns = [name for name in OF_EDITS if name in run.edits]
+    made = run.edits.rename(columns={"edit": "edits"}).melt("edits", columns, "metric")
+    made = made.assign(metric=made.metric.map(OF_EDITS), cohort=EDIT, n=1)
+    against = run.edits.rename(columns={"edit": "edits"}).filter(regex="^edits$|^along_").melt("edits", var_name="cohort")
+    against = against.assign(metric="cosine with earlier updates", cohort="layer " + against.cohort.str[6:], n=1)
+    asked = run.checkpoints.rename(columns={"edits_done": "edits"})
+    return pd.concat([made, against, asked], ignore_index=True).assign(**labels)[[*labels, "edits", "metric", "cohort", "value", "n"]]
+
+
+def load_runs(streams=None, bench=None, committed=None, each_edit: bool = False) -> pd.DataFrame:
+    """Runs of the named streams (None: all) as one long table with the columns model, stream, setting, order, edits,
+    metric, cohort, value, n.
+
+    bench      its live orders are run or found in results/, its others come from committed data
+    committed  labels of models whose committed runs are put in front; None: of every model if no bench is given
+    each_edit  with the rows that ask every edit alone ("edit 1", "edit 2", …): many
+
+    KeditError when there is no such run.
+    """
+    found = list(_committed(streams, committed)) if committed or bench is None else []
+    found += [] if bench is None else _of_bench(streams, bench)
+    if not found:
+        raise KeditError(f"runs {streams}: none is stored; run them (kedit sweep), or name others")
+    table = pd.concat(found, ignore_index=True)
+    return table if each_edit else table[~table.cohort.str.fullmatch(r"edit \d+")].reset_index(drop=True)
+
+
+def _of_bench(streams, bench):
+    for name in streams or bench.streams:
+        stream, setting = setting_of(name)
+        for order, run in bench.runs(name).items() if name in bench.streams else ():
+            yield tidy(run, model=bench.label, stream=stream, setting=setting, order=order)
+
+
+def _committed(streams, models):
+    for model, name, order in committed_runs():
+        if (streams is None or name in streams) and (models is None or model in models):
+            run = Run(*read_tables(data_folder(), f"{model}.{name}.order{order}."))
+            stream, setting = setting_of(name)
+            yield tidy(run, model=model, stream=stream, setting=setting, order=order)
+
+
+def outcomes(runs: pd.DataFrame) -> pd.DataFrame:
+    """A row for each model, stream, setting and order, from `load_runs`:
+
+    edits_made, N_optimisation, N_model   (NA: not reached)
+    p_first, p_last   median optimised probability of the first and the last 25 edits;  p_lowest: of one edit
+    p_edited          mean probability that the edited model gives to its own edits, at the end
+    edits, latest, paraphrases, neighbors, untouched   accuracy at the end, free generation;  untouched_start
+    perplexity, perplexity_start;  seconds   of an edit, median
+    """
+    return pd.DataFrame([dict(zip(LABELS, key, strict=True)) | outcome(one) for key, one in runs.groupby(LABELS)])
+
+
+def outcome(one: pd.DataFrame) -> dict:
+    """`outcomes` of one stream."""
+    p = one[one.metric == "optimised probability"].sort_values("edits").value
+    run = Run(
+        pd.DataFrame({"probability_last": p.tolist()}),
+        one[one.cohort != EDIT].rename(columns={"edits": "edits_done"}),
+        {},
+    )
+    asked = {
+        "edits": ("accuracy", "edits"),
+        "latest": ("accuracy", "latest edits"),
+        "paraphrases": ("accuracy", "paraphrases"),
+        "neighbors": ("accuracy", "neighbors"),
+        "untouched": ("accuracy", "untouched"),
+        "p_edited": ("probability", "edits"),
+        "perplexity": ("perplexity", "plain text"),
+    }
+    curves = {name: run.curve(*what) for name, what in asked.items()}
+    last = {name: c.iloc[-1] if len(c) else float("nan") for name, c in curves.items()}
+    start = {f"{n}_start": curves[n].get(0, float("nan")) for n in ("untouched", "perplexity")}
+    points = {f"N_{kind}": collapse_point(run, kind) for kind in ("optimisation", "model")}
+    return {
+        "edits_made": len(p),
+        **points,
+        "p_first": p.head(WINDOW).median(),
+        "p_last": p.tail(WINDOW).median(),
+        "p_lowest": p.min(),
+        **last,
+        **start,
+        "seconds": one[(one.metric == "seconds") & (one.cohort == EDIT)].value.median(),
+    }
+
+
+def at(runs: pd.DataFrame, edits: int) -> pd.DataFrame:
+    """The values at the last checkpoint at or before `edits`: a row for each label, metric and cohort."""
+    before = runs[runs.edits <= edits].sort_values("edits")
+    return before.groupby([*LABELS, "metric", "cohort"], as_index=False).last()
+
+
+def window_median(runs: pd.DataFrame) -> pd.DataFrame:
+    """The optimised probability of each edit with its running median over 25 edits in a column `median`."""
+    p = runs[runs.metric == "optimised probability"].sort_values([*LABELS, "edits"])
+    return p.assign(median=p.groupby(LABELS).value.transform(lambda v: v.rolling(WINDOW).median()))
+
+
