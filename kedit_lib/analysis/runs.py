@@ -1,8 +1,8 @@
 """Runs as one tidy table, and what each stream came to.
 
-    runs = kedit.load_runs(["memit", "memit-rho2"], bench)      # or without a bench: everything in figures/data
-    sns.lineplot(runs.query("metric == 'accuracy' and cohort == 'untouched'"), x="edits", y="value", hue="setting")
-    outcomes(runs)                                              # a row for each model, stream, setting and order
+runs = kedit.load_runs(["memit", "memit-rho2"], bench)      # or without a bench: everything in figures/data
+sns.lineplot(runs.query("metric == 'accuracy' and cohort == 'untouched'"), x="edits", y="value", hue="setting")
+outcomes(runs)                                              # a row for each model, stream, setting and order
 """
 
 from __future__ import annotations
@@ -38,12 +38,14 @@ def tidy(run: Run, **labels) -> pd.DataFrame:
     """One run in long form: the labels, then edits, metric, cohort, value, n. What is measured while edit i is made has
     edits = i and the cohort "each edit"."""
     columns = [name for name in OF_EDITS if name in run.edits]
-    made = run.edits.rename(columns={"edit": "edits"}).melt("edits", columns, "metric")
+    edits = run.edits.rename(columns={"edit": "edits"})
+    made = edits.melt("edits", columns, "metric")
     made = made.assign(metric=made.metric.map(OF_EDITS), cohort=EDIT, n=1)
-    against = run.edits.rename(columns={"edit": "edits"}).filter(regex="^edits$|^along_").melt("edits", var_name="cohort")
+    against = edits.filter(regex="^edits$|^along_").melt("edits", var_name="cohort")
     against = against.assign(metric="cosine with earlier updates", cohort="layer " + against.cohort.str[6:], n=1)
     asked = run.checkpoints.rename(columns={"edits_done": "edits"})
-    return pd.concat([made, against, asked], ignore_index=True).assign(**labels)[[*labels, "edits", "metric", "cohort", "value", "n"]]
+    table = pd.concat([made, against, asked], ignore_index=True).assign(**labels)
+    return table[[*labels, "edits", "metric", "cohort", "value", "n"]]
 
 
 def load_runs(streams=None, bench=None, committed=None, each_edit: bool = False) -> pd.DataFrame:
@@ -134,5 +136,3 @@ def window_median(runs: pd.DataFrame) -> pd.DataFrame:
     """The optimised probability of each edit with its running median over 25 edits in a column `median`."""
     p = runs[runs.metric == "optimised probability"].sort_values([*LABELS, "edits"])
     return p.assign(median=p.groupby(LABELS).value.transform(lambda v: v.rolling(WINDOW).median()))
-
-

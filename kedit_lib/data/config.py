@@ -37,6 +37,7 @@ class Profile(BaseModel):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
     label: Annotated[str, Field(min_length=1)] | None = None  # in tables and committed files; None: the model's name
     model: Annotated[str, Field(min_length=1)]  # "lab", "lab-small", a hub id or a local folder
+    beside: str | None = None  # label of a model whose committed runs are shown in front of this one's
     edits: Annotated[str, Field(min_length=1)]  # "lab", "world", a file or hub name of edits: streams.facts
     texts: Annotated[str, Field(min_length=1)]  # "lab", or a file or hub name of plain text, for second moments
     dtype: Literal["float32", "float64", "bfloat16", "float16"]

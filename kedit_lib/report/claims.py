@@ -21,7 +21,7 @@ from ..analysis.runs import load_runs, outcome, window_median
 from ..data.atomic import replacing
 from ..data.config import REPOSITORY
 from ..errors import KeditError, first_line
-from ..streams.bench import data_folder
+from ..streams.bench import Bench, data_folder
 
 FEW = 50  # "few precise edits"
 NEAR = 1.5  # two collapse points within this factor are one
@@ -229,8 +229,8 @@ CLAIMS = (
     Claim(
         "causes",
         "conflicting directions, accumulated error, later edits undo earlier ones",
-        "mean cosine of an edit's ΔW with the sum before it; N_model of the sum of edits made apart over N_model of the "
-        "stream; newest 25 edits right (mean) minus all at the end",
+        "mean cosine of an edit's ΔW with the sum before it; N_model of the sum of edits made apart over N_model of "
+        "the stream; newest 25 edits right (mean) minus all at the end",
         "06",
         "no figure published",
         (
@@ -279,14 +279,23 @@ def measure(runs: pd.DataFrame, memory: dict[str, float] | None = None) -> pd.Da
     return pd.DataFrame(rows, columns=columns)
 
 
+def of_bench(bench: Bench, figures: Path) -> pd.DataFrame:
+    """`measure` on a bench's streams and on the committed ones of the profile's `beside`, into <figures>/claims.csv."""
+    mass = bench.mass_table()
+    beside = [bench.profile.beside] if bench.profile.beside else None
+    runs = load_runs(STREAMS, bench, beside)
+    table = measure(runs, {bench.label: mass.peak_mb.iloc[-1] / mass.peak_mb.iloc[0]})
+    with replacing(figures / "claims.csv") as partial:
+        table.to_csv(partial, index=False, float_format="%.6g")
+    return table
+
+
 def verdict(holds: pd.Series) -> str:
     """Of the orders of one claim: None where it cannot be tested."""
     tested = holds.dropna().astype(bool)
-    return (
-        "not testable"
-        if tested.empty
-        else ("not reproduced", "partly", "reproduced")[int(tested.any()) + int(tested.all())]
-    )
+    if tested.empty:
+        return "not testable"
+    return "reproduced" if tested.all() else "partly" if tested.any() else "not reproduced"
 
 
 def verdicts(measured: pd.DataFrame) -> pd.DataFrame:
@@ -299,14 +308,11 @@ def verdicts(measured: pd.DataFrame) -> pd.DataFrame:
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
     """`verdicts` for readers: a row a claim, a column for each model and setting, and what is published."""
-    one = table["median"].map("{:.2g}".format) + " (" + table.low.map("{:.2g}".format) + " to "
-    text = (one + table.high.map("{:.2g}".format) + ")").where(
-        table.low != table.high, table["median"].map("{:.2g}".format)
-    )
-    text = text.where(table["median"].notna(), "")
-    cells = table.assign(
-        text=(table.variant + ": " + table.verdict + " " + text).str.strip(), where=table.model + ", " + table.setting
-    )
+    median, low, high = (table[name].map("{:.2g}".format) for name in ("median", "low", "high"))
+    number = median.where(table.low == table.high, median + " (" + low + " to " + high + ")")
+    number = number.where(table["median"].notna(), "")
+    text = (table.variant + ": " + table.verdict + " " + number).str.strip()
+    cells = table.assign(text=text, where=table.model + ", " + table.setting)
     wide = cells.groupby(["claim", "where"], sort=False).text.agg("; ".join).unstack(fill_value="not run")
     about = pd.DataFrame([(c.name, c.says, c.quantity, c.notebook, c.published) for c in CLAIMS])
     about.columns = ["name", "the report's claim", "what decides it", "notebook", "published for Llama-2-7B"]

@@ -209,12 +209,13 @@ def judge(run: Run, only: str | None) -> None:
     """Measure the claims on those streams and, in the lab run, hold them to the accepted values."""
     if only is None:
         from kedit_lib.report import claims
-        from kedit_lib.streams import bench as streams
+        from kedit_lib.streams.bench import Bench
 
-        table = claims.write(streams.Bench(run.profile, progress=False), run.figures)
-        print(f"claims: {', '.join(f'{n} {v}' for v, n in table.verdict.value_counts().items())}", flush=True)
+        measured = claims.of_bench(Bench(run.profile, progress=False), run.figures)
+        counted = claims.verdicts(measured).verdict.value_counts()
+        print(f"claims: {', '.join(f'{n} {v}' for v, n in counted.items())}", flush=True)
         if run.committed:
-            claims.check(table)
+            claims.check(measured)
 
 
 def environment(run: Run, scratch: str) -> dict[str, str]:

@@ -253,7 +253,7 @@ class Bench:
 
     @property
     def label(self) -> str:
-        """What tables and committed files call the model (and its edits): the profile's label, else the model's name."""
+        """What tables and committed files call the model: the profile's label, else the model's name."""
         return self.profile.label or self.profile.model.split("/")[-1]
 
     def _seed(self, order: int) -> int:
