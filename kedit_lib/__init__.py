@@ -9,6 +9,7 @@ __version__ = "0.1.0"  # pyproject.toml reads it here
 
 _PUBLIC = {
     "analysis.forecast": ["foretell"],
+    "analysis.runs": ["load_runs", "outcomes"],
     "data.config": ["load_profile"],
     "data.edit": ["Edit"],
     "editing": [

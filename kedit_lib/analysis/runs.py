@@ -53,12 +53,13 @@ def load_runs(streams=None, bench=None, committed=None, each_edit: bool = False)
     metric, cohort, value, n.
 
     bench      its live orders are run or found in results/, its others come from committed data
-    committed  labels of models whose committed runs are put in front; None: of every model if no bench is given
+    committed  label(s) of models whose committed runs are put in front; without bench, None: of every model
     each_edit  with the rows that ask every edit alone ("edit 1", "edit 2", …): many
 
     KeditError when there is no such run.
     """
-    found = list(_committed(streams, committed)) if committed or bench is None else []
+    models = [committed] if isinstance(committed, str) else committed
+    found = list(_committed(streams, models)) if models or bench is None else []
     found += [] if bench is None else _of_bench(streams, bench)
     if not found:
         raise KeditError(f"runs {streams}: none is stored; run them (kedit sweep), or name others")

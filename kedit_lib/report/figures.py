@@ -115,6 +115,15 @@ def without_tags(text: str) -> str:
     return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)
 
 
+def verdict(claim: str, answer: str, number: str, where: str, figure: str | None = None) -> None:
+    """The box a notebook opens with: the report's claim, the answer in one sentence, the number that decides it, the
+    models and settings it was measured on; figure: the name of the figure that shows it."""
+    rows = {"The report says": claim, "Answer": answer, "Number": number, "Measured on": where}
+    if figure is not None:
+        rows["Figure"] = f"[{figure}](../../figures/{figure}.png)"
+    say("\n".join(f"> **{name}.** {text}  " for name, text in rows.items()))
+
+
 # ---- drawing streams ---------------------------------------------------------------------------------
 
 

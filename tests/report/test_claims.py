@@ -1,117 +1,93 @@
-"""Claims: what decides them by hand-made runs, verdicts, and the bands that later runs are held to."""
+"""Claims: each verdict follows from its numbers, its bar and what it presupposes."""
 
 import pandas as pd
 import pytest
-import torch
 
 import kedit_lib as kedit
-from kedit_lib.analysis import claim_values as quantities
-from kedit_lib.editing.second_moments import SecondMoments
-from kedit_lib.errors import KeditError
-from kedit_lib.evaluation.interference import interference
 from kedit_lib.report import claims
-from kedit_lib.report.claims import CLAIMS, Claim
-from kedit_lib.streams.runner import Run
+
+COLUMNS = ["model", "stream", "setting", "order", "edits", "metric", "cohort", "value", "n"]
 
 
-def a_run(p, accuracy: dict[str, dict[int, float]]) -> Run:
-    """A stream with these optimised probabilities, and {cohort: {edits_done: right}}."""
-    edits = pd.DataFrame({"edit": range(1, len(p) + 1), "probability_last": p})
-    rows = [
-        {"edits_done": n, "metric": "accuracy", "cohort": c, "value": v, "n": 1}
-        for c, curve in accuracy.items()
-        for n, v in curve.items()
-    ]
-    return Run(edits, pd.DataFrame(rows), {})
+def stream(name, p, edits=0.9, untouched=0.9, order=0, setting="as printed"):
+    """100 edits of which the last 50 reach p, and a model that is right at these shares at the end."""
+    rows = [(i, "optimised probability", "each edit", 0.98 if i <= 50 else p) for i in range(1, 101)]
+    rows += [(100, "accuracy", c, v) for c, v in (("edits", edits), ("paraphrases", edits), ("untouched", untouched))]
+    rows += [(0, "accuracy", "untouched", 1.0)]
+    return pd.DataFrame([("toy", name, setting, order, *row, 10) for row in rows], columns=COLUMNS)
 
 
-def test_what_decides_reads_the_run_as_it_says():
-    p = [0.8] * 25 + [0.1] * 10 + [0.2] * 25
-    run = a_run(p, {"edits": {10: 1.0, 60: 0.25}, "latest edits": {10: 1.0, 60: 0.5}})
-    assert quantities.kept(run) == pytest.approx(0.25)
-    assert quantities.last_probability(run) == pytest.approx(0.2)
-    assert quantities.right(run, "edits") == 0.25
-    assert quantities.forgotten(run) == pytest.approx(0.75 - 0.25)
+def verdicts(*streams, memory=None):
+    table = claims.verdicts(claims.measure(pd.concat(streams), memory)).set_index(["claim", "variant"])
+    return table.verdict.to_dict()
 
 
-def test_a_value_after_n_edits_is_never_borrowed_from_a_later_checkpoint():
-    run = a_run([0.5] * 60, {"untouched": {0: 1.0, 10: 0.7, 30: 0.3}, "paraphrases": {50: 0.9}})
-    assert quantities.right(run, "untouched", 10) == pytest.approx(0.7)
-    assert quantities.right(run, "untouched", 20) == pytest.approx(0.5)  # between two
-    for cohort, n in (("paraphrases", 10), ("untouched", 40), ("nobody", 10)):
-        assert pd.isna(quantities.right(run, cohort, n))
+def test_ten_claims_at_most_and_each_named_once():
+    assert len(claims.CLAIMS) <= 10
+    assert len({claim.name for claim in claims.CLAIMS}) == len(claims.CLAIMS)
 
 
-def test_checkpoints_far_apart_weigh_as_much_as_the_edits_between_them():
-    run = a_run([0.5] * 110, {"edits": {110: 0.0}, "latest edits": {10: 1.0, 11: 1.0, 12: 1.0, 13: 1.0, 110: 0.0}})
-    assert quantities.forgotten(run) == pytest.approx(0.52, abs=0.01)
+def test_a_collapse_is_reproduced_and_then_nothing_lifts_it():
+    found = verdicts(stream("memit", 1e-8))
+    assert found["probability-collapses", "MEMIT"] == found["nothing-lifts-it", "MEMIT"] == "reproduced"
 
 
-def test_overall_is_the_mean_of_three():
-    run = a_run([0.5] * 10, {"edits": {10: 1.0}, "paraphrases": {10: 0.5}, "untouched": {10: 0.0}})
-    assert quantities.overall(run) == pytest.approx(0.5)
-    assert quantities.precise(run, 10) == pytest.approx(0.5)
+def test_what_never_happened_is_not_testable():
+    found = verdicts(stream("memit", 0.97))
+    assert found["probability-collapses", "MEMIT"] == "not reproduced"
+    assert found["nothing-lifts-it", "MEMIT"] == "not testable"
 
 
-@pytest.mark.parametrize(
-    "values, verdict",
-    [
-        ({0: 0.6, 1: 0.7, 2: 0.9}, "reproduced"),
-        ({0: 0.6, 1: 0.4}, "partly"),
-        ({0: 0.5}, "not reproduced"),  # on the bar is not beyond it
-        ({0: float("nan")}, "not measured"),
-        ({0: float("nan"), 1: 0.9}, "partly"),
-        ({}, "not measured"),
-    ],
-)
-def test_all_orders_must_agree(values, verdict):
-    claim = Claim("x", "", "", 0.5, True, 0.1, "02", lambda bench: values)
-    assert claim.verdict(values) == verdict
+def test_some_orders_are_partly():
+    found = verdicts(stream("memit", 1e-8), stream("memit", 0.97, order=1))
+    assert found["probability-collapses", "MEMIT"] == "partly"
+    assert found["nothing-lifts-it", "MEMIT"] == "reproduced"  # in the one order that can be tested
 
 
-def test_a_claim_may_ask_for_a_small_value():
-    claim = Claim("x", "", "", 0.5, False, 0.1, "02", lambda bench: {})
-    assert claim.verdict({0: 0.4}) == "reproduced"
-    assert claim.verdict({0: 0.6}) == "not reproduced"
+def test_a_high_probability_over_a_dead_model_hides_it():
+    assert verdicts(stream("rome", 0.98, edits=0.1))["probability-hides", "ROME"] == "reproduced"
+    assert verdicts(stream("rome", 0.01, edits=0.0))["probability-hides", "ROME"] == "not testable"
 
 
-def test_bands():
-    claim = Claim("x", "", "", 0.5, True, 0.1, "02", lambda bench: {})
-    old = pd.DataFrame([{"name": "x", "order 0": 0.50, "order 1": 0.7}])
-
-    def lines(**now):
-        return claims.outside(
-            pd.DataFrame([{"name": "x", **{k.replace("_", " "): v for k, v in now.items()}}]), old, [claim]
-        )
-
-    assert lines(order_0=0.59, order_1=0.7) == []
-    assert lines(order_0=0.61, order_1=0.7) == ["x, order 0: 0.61, accepted 0.5 ± 0.1"]
-    assert len(lines(order_0=0.5, order_1=float("nan"))) == 1
-    other = [Claim("y", "", "", 0, True, 1, "02", lambda bench: {})]
-    new = pd.DataFrame([{"name": "y", "order 0": 1.0}])
-    assert claims.outside(new, old, other) == ["y: has no accepted value"]
+def test_one_batch_leads_only_over_a_stream_that_collapsed():
+    batch = stream("memit-mass", 0.98, 0.8, 0.8)
+    assert verdicts(stream("memit", 0.98, 0.3, 0.3), batch)["batch-leads", "MEMIT-MASS"] == "reproduced"
+    assert verdicts(stream("memit", 0.98, 0.9, 0.9), batch)["batch-leads", "MEMIT-MASS"] == "not testable"
 
 
-def test_every_claim_says_what_it_needs():
-    assert len({c.name for c in CLAIMS}) == len(CLAIMS) >= 14
-    for claim in CLAIMS:
-        assert claim.says and claim.quantity and claim.margin > 0 and len(claim.notebook) == 2
+def test_memory_is_judged_where_it_was_measured():
+    assert verdicts(stream("memit", 0.9), memory={"toy": 1.5})["batch-memory", "MEMIT-MASS"] == "reproduced"
+    assert ("batch-memory", "MEMIT-MASS") not in verdicts(stream("memit", 0.9))
 
 
-def test_no_table_yet_is_one_clear_line(tmp_path):
-    with pytest.raises(KeditError, match="make reproduce"):
-        claims.shown(tmp_path)
+def test_a_value_out_of_its_band_is_named():
+    old = claims.measure(stream("memit", 0.97))
+    assert claims.outside(old, old) == []
+    (line,) = claims.outside(claims.measure(stream("memit", 0.6)), old)
+    assert line.startswith("probability-collapses / MEMIT / toy / as printed / 0: 0.612, accepted 0.99")
+    new = claims.measure(pd.concat([stream("memit", 0.97), stream("pmet", 0.97)]))
+    assert all("has no accepted value" in line for line in claims.outside(new, old))
 
 
-def test_interference_is_the_mean_square_of_what_text_would_feel():
-    lab_small = kedit.load_model("lab-small")
+def test_readers_see_a_row_a_claim_and_what_was_not_run():
+    table = claims.shown(claims.verdicts(claims.measure(stream("memit", 0.97))))
+    assert len(table) == len(claims.CLAIMS)
+    assert table["toy, as printed"][0] == "MEMIT: not reproduced 0.99"
+    assert "not run" in set(table["toy, as printed"])
 
-    generator = torch.Generator().manual_seed(0)
-    k = torch.randn(50, lab_small.d_ff, generator=generator, dtype=torch.float64)
-    moments = SecondMoments.from_tensors({1: k.T @ k / 50, 2: torch.eye(lab_small.d_ff, dtype=torch.float64)})
-    delta = torch.randn(lab_small.d_model, lab_small.d_ff, generator=generator, dtype=torch.float64)
-    by_hand = (k @ delta.T).square().sum(1).mean().item()
-    found = interference(lab_small, {lab_small.weight_name(1): delta}, moments)
-    assert found == pytest.approx(by_hand, rel=1e-9)
-    both = {lab_small.weight_name(1): delta, lab_small.weight_name(2): delta}
-    assert interference(lab_small, both, moments) == pytest.approx(by_hand + delta.square().sum().item(), rel=1e-9)
+
+def test_the_committed_claims_of_the_lab_come_out_again():
+    """Whatever of figures/data/claims.csv rests on committed runs alone."""
+    accepted = claims.read(claims.accepted())
+    runs = kedit.load_runs(claims.STREAMS)
+    new = claims.measure(runs)
+    key = ["claim", "variant", "model", "setting", "order"]
+    both = new.merge(accepted, on=key, suffixes=("", "_accepted")).dropna(subset=["value", "value_accepted"])
+    assert len(both) > 20
+    assert (both.value - both.value_accepted).abs().max() < 1e-5
+
+
+def test_a_damaged_table_is_one_line(tmp_path):
+    (tmp_path / "claims.csv").write_text("no,table\n1,2\n")
+    with pytest.raises(kedit.KeditError, match="claims.csv: cannot be read"):
+        claims.read(tmp_path / "claims.csv")

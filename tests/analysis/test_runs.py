@@ -1,0 +1,70 @@
+"""Runs as one tidy table: what stands in it, and that its outcomes are those of the runs."""
+
+import pandas as pd
+import pytest
+
+import kedit_lib as kedit
+from kedit_lib.analysis.runs import at, load_runs, outcomes, setting_of, tidy, window_median
+from kedit_lib.streams.bench import data_folder
+from kedit_lib.streams.store import read_tables
+
+NAME = "memit-layers-steps"  # the committed stream whose probability collapses
+
+
+@pytest.fixture(scope="module")
+def runs():
+    return load_runs([NAME, "rome"])
+
+
+@pytest.mark.parametrize(
+    "name, stream, setting",
+    [("memit", "memit", "as printed"), ("rome-noC-rho2", "rome-noC", "as scaled"), ("memit-rho1", "memit", "ρ = 1")],
+)
+def test_a_name_says_stream_and_setting(name, stream, setting):
+    assert setting_of(name) == (stream, setting)
+
+
+def test_outcomes_are_those_of_the_runs(runs):
+    table = outcomes(runs)
+    lab = table[table.model == "lab"].set_index(["stream", "order"])
+    for order in (0, 1, 2):
+        run = kedit.Run(*read_tables(data_folder(), f"lab.{NAME}.order{order}."))
+        found = lab.loc[(NAME, order)]
+        assert found.N_optimisation == kedit.collapse_point(run)
+        assert found.N_model == kedit.collapse_point(run, "model")
+        assert found.p_last == pytest.approx(run.edits.probability_last.tail(25).median())
+        assert found.edits == run.curve("accuracy", "edits").iloc[-1]
+        assert found.perplexity_start == run.curve("perplexity", "plain text")[0]
+
+
+def test_an_edit_has_a_row_for_each_of_its_numbers():
+    run = kedit.Run(*read_tables(data_folder(), "lab.rome.order1."))
+    table = tidy(run, model="lab")
+    p = table[table.metric == "optimised probability"].set_index("edits").value
+    assert p.tolist() == run.edits.probability_last.tolist()
+    assert (table[table.metric == "cosine with earlier updates"].cohort == "layer 1").all()
+    assert len(table) == len(run.checkpoints) + 7 * len(run.edits)
+
+
+def test_at_is_the_last_checkpoint_before(runs):
+    early = at(runs, 55)
+    one = early[
+        (early.stream == NAME) & (early.order == 0) & (early.metric == "accuracy") & (early.cohort == "untouched")
+    ]
+    assert one.edits.item() == 50
+
+
+def test_the_running_median_is_one_of_its_own_stream(runs):
+    table = window_median(runs)
+    first = table[table.edits < 25]
+    assert first["median"].isna().all() and table[table.edits >= 25]["median"].notna().all()
+
+
+def test_a_stream_that_was_never_run_is_one_line():
+    with pytest.raises(kedit.KeditError, match="none is stored"):
+        load_runs(["no such stream"])
+
+
+def test_committed_runs_of_some_models_only(runs):
+    assert set(load_runs(["rome"], committed="lab").model) == {"lab"}
+    assert isinstance(runs, pd.DataFrame) and not runs.cohort.str.fullmatch(r"edit \d+").any()
