@@ -283,7 +283,7 @@ def test_a_failure_after_the_first_layer_was_written(model, monkeypatch):
 HYPER = {
     "unknown": (kedit.MEMIT, {"v_learning_rate": 0.5}, ["MEMIT", "v_learning_rate = 0.5", "there are layers, v_num"]),
     "another method's": (kedit.ROME, {"layers": [1], "mom2_update_weight": 5.0}, ["ROME", "mom2_update_weight"]),
-    "text for a number": (kedit.MEMIT, {"v_lr": "5e-1"}, ["MEMIT", "v_lr = '5e-1'", "number", "YAML", "0.5"]),
+    "text for a number": (kedit.MEMIT, {"v_lr": "5e-1"}, ["MEMIT", "v_lr = '5e-1'", "number", "without quotes"]),
     "a fraction for a count": (kedit.MEMIT, {"v_num_grad_steps": 2.5}, ["MEMIT", "v_num_grad_steps = 2.5", "integer"]),
     "no steps": (kedit.MEMIT, {"v_num_grad_steps": 0}, ["v_num_grad_steps = 0", "greater"]),
     "a rate of zero": (kedit.PMET, {"v_lr": 0.0}, ["PMET", "v_lr = 0.0"]),

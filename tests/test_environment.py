@@ -11,11 +11,12 @@ import tomllib
 from pathlib import Path
 
 import pytest
-import yaml
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+
+from kedit_lib.data.yaml_text import read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -24,7 +25,7 @@ DEV = [Requirement(r) for r in PROJECT["optional-dependencies"]["dev"]]
 PIN_LINES = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
 PINS = {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in PIN_LINES}
 # Modules whose distribution is called otherwise.
-DISTRIBUTION = {"bs4": "beautifulsoup4", "yaml": "pyyaml", "mpl_toolkits": "matplotlib", "PIL": "pillow"}
+DISTRIBUTION = {"bs4": "beautifulsoup4", "ruamel": "ruamel.yaml", "mpl_toolkits": "matplotlib", "PIL": "pillow"}
 # What only some platforms install beside torch; its exact versions are torch's own business.
 WITH_TORCH = re.compile(r"nvidia-|cuda-|triton")
 
@@ -49,7 +50,7 @@ def test_no_dependency_stands_twice():
 
 
 def test_environment_yml_only_points_at_the_other_two():
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    environment = read_yaml(ROOT / "environment.yml")
     *conda, pip = environment["dependencies"]
     python = next(d for d in conda if d.startswith("python"))
     assert SpecifierSet(python.removeprefix("python")) == SpecifierSet(PROJECT["requires-python"])

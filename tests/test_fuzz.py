@@ -143,10 +143,10 @@ def test_hyperparameters_of_any_type(name, data):
 @quick
 @given(values=st.dictionaries(st.text(max_size=10), anything, max_size=3))
 def test_model_parameters_of_any_shape(folder, values):
-    import yaml
+    from kedit_lib.data.yaml_text import dump
 
     (folder / "models").mkdir(exist_ok=True)
-    (folder / "models" / "mine.yaml").write_text(yaml.safe_dump({"model": {}, **values}, allow_unicode=True))
+    (folder / "models" / "mine.yaml").write_text(dump({"model": {}, **values}), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("KEDIT_PARAMS", str(folder))
         try:

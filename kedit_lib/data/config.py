@@ -5,9 +5,8 @@
     params = load_model_params("lab")                  # params/models/lab.yaml
     kedit.MEMIT(**params["memit"])
 
-Types are strict because YAML's are not: PyYAML reads `5e-1` as the *text* "5e-1", and a run that silently turned
-text into numbers, or a float into an int, would not be the run that its parameters describe. Whatever is wrong is one
-line that names the file, the field, the value and the remedy.
+Types are strict: a run that silently turned text into numbers, or a float into an int, would not be the run that its
+parameters describe. Whatever is wrong is one line that names the file, the field, the value and the remedy.
 """
 
 import os
@@ -15,10 +14,10 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from kedit_lib.errors import KeditError, first_line
+from kedit_lib.data.yaml_text import read_yaml
+from kedit_lib.errors import KeditError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LAB_MODELS = ("lab", "lab-small")  # the built-in ones
@@ -102,8 +101,7 @@ def load_model_params(name: str) -> dict[str, dict[str, Any]]:
 
     A hub id or a folder is looked up by its last part: "meta-llama/Llama-2-7b-hf" is Llama-2-7b-hf.yaml, there or
     among those that check_model wrote into the results folder. Which
-    hyperparameters a method takes is for the method to say; here only the shape of the file and numbers that YAML
-    took for text are checked.
+    hyperparameters a method takes is for the method to say; here only the shape of the file is checked.
     """
     path = find_model_params(name) or _find(file_name(name), params_folder() / "models", "model parameters")
     sections = read_yaml(path)
@@ -114,7 +112,6 @@ def load_model_params(name: str) -> dict[str, dict[str, Any]]:
             )
         if odd := [name for name in values if not isinstance(name, str)]:
             raise KeditError(f"{path.name}: {section}: {odd[0]!r} is no name of a hyperparameter; write it as text")
-        _reject_numbers_as_text(values, f"{path.name}: {section}")
     if "model" not in sections:
         raise KeditError(f"{path.name}: has no section 'model'; add it before the sections of the methods")
     return sections
@@ -160,40 +157,6 @@ def _find(name_or_path: str | Path, folder: Path, what: str) -> Path:
     )
 
 
-class _OneValueAKey(yaml.SafeLoader):
-    """PyYAML keeps the last of two equal keys and says nothing; a parameter that stands twice is a mistake."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                problem = f"{key} stands twice; keep one of them"
-                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(path: Path, loader: type = _OneValueAKey) -> dict[str, Any]:
-    """The 'name: value' lines of a file; one line of KeditError for whatever is wrong with it."""
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f" line {mark.line + 1}" if mark else ""
-        raise KeditError(f"{path.name}{where}: is not valid YAML here: {error.problem}") from None
-    except (
-        yaml.YAMLError,
-        ValueError,
-        TypeError,
-        RecursionError,
-    ) as error:  # no text; a date that is none; a list as key
-        raise KeditError(f"{path.name}: is not a text file of YAML: {first_line(error)}") from None
-    if not isinstance(values, dict):
-        raise KeditError(f"{path.name}: holds no 'name: value' lines; write them as in {path.parent}")
-    return values
-
-
 def _validated(values: dict[str, Any], source: str) -> Profile:
     try:
         return Profile.model_validate(values)
@@ -214,29 +177,6 @@ def _one_line(error: dict[str, Any]) -> str:
     if kind == "value_error":  # one of the checks above, which say all themselves
         message = error["msg"].removeprefix("Value error, ")
         return f"{field}: {value!r} {message}" if field else message
-    if isinstance(value, str) and (remedy := _meant_as_number(value)):
-        return f"{field}: {value!r} {remedy}"
+    remedy = "write it without quotes" if isinstance(value, str) and kind in ("int_type", "float_type") else "change it"
     message = error["msg"].replace("Input should be", "must be").replace("List should", "must")
-    return f"{field}: {value!r} {message[0].lower()}{message[1:]}; change it"
-
-
-def _meant_as_number(text: str) -> str | None:
-    """What to say of a text that was meant as a number ('5e-1': write 0.5), or None if it was not."""
-    if not re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", text.strip()):
-        return None
-    number = float(text)
-    plain = str(int(number)) if number.is_integer() and "." not in text and abs(number) < 1e15 else str(number)
-    why = f"YAML reads {text} as text" if isinstance(yaml.safe_load(text), str) else "without quotes"
-    return f"is text, not a number; write {plain} ({why})"
-
-
-def _reject_numbers_as_text(value: Any, where: str) -> None:
-    """Raise on the first text below `value` that was meant as a number."""
-    if isinstance(value, str) and (remedy := _meant_as_number(value)):
-        raise KeditError(f"{where}: {value!r} {remedy}")
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            _reject_numbers_as_text(inner, f"{where}: {key}")
-    if isinstance(value, list):
-        for inner in value:
-            _reject_numbers_as_text(inner, where)
+    return f"{field}: {value!r} {message[0].lower()}{message[1:]}; {remedy}"

@@ -15,9 +15,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ..data.config import read_yaml
+from ..data.yaml_text import read_yaml
 from ..errors import KeditError
 from . import Method, method_class
 
@@ -77,7 +75,7 @@ def method_from_file(path, method: str | None = None) -> Method:
     values = _read(path)
     named = [values.pop(key) for key in ("alg_name", "alg") if key in values]
     cls = _class(path, method or (named[0] if named else None))
-    values = {str(field): _number(value) for field, value in values.items()}
+    values = {str(field): value for field, value in values.items()}
     for field, value in ONLY.items():
         if field in cls.model_fields:
             continue
@@ -125,7 +123,7 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise KeditError(f"{path}: there is no such file; give an existing one")
     if path.suffix != ".json":
-        return read_yaml(path, yaml.SafeLoader)  # published files hold a field twice
+        return read_yaml(path, duplicates=True)  # published files hold a field twice
     try:
         values = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
@@ -133,10 +131,3 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise KeditError(f"{path.name}: holds no object of hyperparameters; give one {{…}}")
     return values
-
-
-def _number(value: Any) -> Any:
-    """EasyEdit's files write 5e-1, which PyYAML reads as text and EasyEdit turns into a number."""
-    if isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", value.strip()):
-        return float(value)
-    return value

@@ -116,7 +116,7 @@ class Method(BaseModel, ABC):
                 known = ", ".join(type(self).model_fields)
                 problem = f"{name} = {value!r}: there is no such hyperparameter; there are {known}"
             else:
-                hint = "; YAML reads 5e-1 as text, write 0.5" if isinstance(value, str) else ""
+                hint = "; write it without quotes" if isinstance(value, str) else ""
                 problem = f"{name} = {value!r}: {first['msg'].lower()}{hint}"
             raise KeditError(f"{type(self).__name__}: {problem}") from None
         if list(self.layers) != sorted(set(self.layers)):

@@ -12,10 +12,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
-import yaml
 
 from ..data.atomic import replacing
-from ..data.config import REPOSITORY, file_name, find_model_params, models_folders, read_yaml
+from ..data.config import REPOSITORY, file_name, find_model_params, models_folders
+from ..data.yaml_text import dump, read_yaml
 from ..errors import KeditError
 
 LIKE, D_FF, N_LAYERS = "Llama-2-7b-hf", 11008, 32  # where the other values are from
@@ -67,7 +67,7 @@ def write_proposal(name: str, sections: dict[str, dict], why: str) -> Path:
     text = (
         f"# Proposed by check_model: the values of {LIKE}.yaml, but\n#   layers: {why}\n"
         f"#   weights of C (mom2_update_weight, L2): times {sections['model']['d_ff']} / {D_FF}, the models' d_ff\n"
-    ) + yaml.dump(sections, Dumper=_ListsInLine, sort_keys=False)
+    ) + dump(sections)
     try:
         return _written(models_folders()[0] / f"{file_name(name)}.yaml", text)
     except KeditError:
@@ -78,13 +78,3 @@ def _written(path: Path, text: str) -> Path:
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
     return path
-
-
-class _ListsInLine(yaml.SafeDumper):
-    """Writes `layers: [4, 5]`, and every value where it stands."""
-
-    def ignore_aliases(self, data) -> bool:
-        return True
-
-
-_ListsInLine.add_representer(list, lambda d, v: d.represent_sequence("tag:yaml.org,2002:seq", v, flow_style=True))

@@ -10,6 +10,7 @@ stopped by Ctrl-C.
 
 import hashlib
 import importlib.util
+import json
 import os
 import re
 import sys
@@ -21,10 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from tqdm import tqdm
 
 from kedit_lib.data.config import LAB_MODELS, REPOSITORY, Profile, find_model_params, load_profile, params_folder
+from kedit_lib.data.yaml_text import dump, parse
 from kedit_lib.errors import KeditError
 from kedit_lib.report import notebooks, stamps
 from kedit_lib.report.processes import Processes
@@ -36,8 +37,13 @@ CHECKED = 40  # facts that a model without parameters is asked about
 LAST = {"00_start_here"}  # shows what the others found, and is run when they have
 HOW_ONLY = {"workers", "threads", "live_orders"}  # fields that say how a run is done, not what it shows
 
-# papermill's own command line, without an optional check of web addresses that takes 2 seconds to import each time
-PAPERMILL = "import sys; sys.modules['rfc3987_syntax'] = None; from papermill.cli import papermill; papermill()"
+# papermill, without an optional check of web addresses that takes 2 seconds to import each time
+PAPERMILL = """\
+import json, sys
+sys.modules['rfc3987_syntax'] = None
+import papermill
+papermill.execute_notebook(**json.loads(sys.argv[1]), kernel_name='python3', start_timeout=180, progress_bar=False)
+"""
 
 
 @dataclass(frozen=True)
@@ -125,7 +131,7 @@ def _written(profile: Profile, label: str, root: Path) -> str:
     for field in ("model", "edits", "texts"):  # notebooks run in another folder
         if fields[field] not in LAB_MODELS and os.path.exists(fields[field]):
             fields[field] = str(Path(fields[field]).resolve())
-    partial.write_text(yaml.safe_dump(fields, sort_keys=False))
+    partial.write_text(dump(fields), encoding="utf-8")
     os.replace(partial, path)
     return os.path.relpath(path, root / "notebooks")
 
@@ -137,10 +143,7 @@ def _parse_override(text: str) -> tuple[str, Any]:
     if name not in Profile.model_fields or name == "name":
         known = ", ".join(f for f in Profile.model_fields if f != "name")
         raise KeditError(f"-p {text}: there is no parameter {name!r}; there are {known}")
-    try:
-        return name, yaml.safe_load(value)  # read as the profile's file is; the profile checks the type
-    except yaml.YAMLError:
-        raise KeditError(f"-p {text}: {value!r} is no YAML value; write for example -p orders='[0, 1]'") from None
+    return name, parse(value, f"-p {text}")  # read as the profile's file is; the profile checks the type
 
 
 def _parse_orders(text: str) -> list[int]:
@@ -251,11 +254,9 @@ def execute(run: Run, source: Path, parameters: dict[str, Any], processes: Proce
     for _ in range(2):  # twice: a kernel may find its ports taken by one that starts beside it
         running.unlink(missing_ok=True)
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-            injected, log = Path(scratch) / "parameters.yaml", Path(scratch) / "log"
-            injected.write_text(yaml.safe_dump(parameters))  # not JSON: YAML would read its 1e-05 as text
-            command = [sys.executable, "-c", PAPERMILL, str(source), str(running), "-f", str(injected)]
-            command += ["--kernel", "python3", "--cwd", str(run.sources), "--start-timeout", "180"]
-            command += ["--no-progress-bar", "--log-level", "ERROR"]
+            log = Path(scratch) / "log"
+            asked = {"input_path": str(source), "output_path": str(running), "cwd": str(run.sources)}
+            command = [sys.executable, "-c", PAPERMILL, json.dumps({**asked, "parameters": parameters})]
             code = processes.call(command, log, cwd=run.sources, env=environment(run, scratch))
             printed = log.read_text(errors="replace").strip()
         done = _read(running)

@@ -4,10 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
 
 import kedit_lib as kedit
 from kedit_lib.data.config import Profile, load_model_params, load_profile, params_folder
+from kedit_lib.data.yaml_text import parse
 from kedit_lib.errors import KeditError
 from kedit_lib.streams.named_streams import streams_of
 
@@ -72,7 +72,7 @@ def test_the_three_profiles_are_there():
 
 def test_a_profile_keeps_its_values(folder):
     profile = load_profile("tiny")
-    assert profile.model_dump() == yaml.safe_load(GOOD)
+    assert profile.model_dump() == parse(GOOD, "tiny")
     assert profile.lambda_scales == [0.1, 1.0]
 
 
@@ -92,15 +92,15 @@ def test_overrides_replace_fields_and_are_checked_alike(folder):
 @pytest.mark.parametrize(
     ("old", "new", "parts"),
     [
-        ("lambda_scales: [0.1, 1]", "lambda_scales: [5e-1]", ["lambda_scales.0", "'5e-1'", "write 0.5", "as text"]),
-        ("n_edits: 4", "n_edits: 1e2", ["n_edits", "'1e2'", "write 100"]),
-        ("n_edits: 4", "n_edits: '4'", ["n_edits", "'4'", "write 4", "without quotes"]),
+        ("lambda_scales: [0.1, 1]", "lambda_scales: ['5e-1']", ["lambda_scales.0", "'5e-1'", "without quotes"]),
+        ("n_edits: 4", "n_edits: 1e2", ["n_edits", "100.0", "integer"]),
+        ("n_edits: 4", "n_edits: '4'", ["n_edits", "'4'", "without quotes"]),
         ("n_edits: 4", "n_edits: 4.0", ["n_edits", "4.0", "integer"]),
         ("n_edits: 4", "n_edits: true", ["n_edits", "True", "integer"]),
         ("n_edits: 4", "n_edits: 0", ["n_edits", "0", "greater than or equal to 1"]),
         ("n_edits: 4", "n_edit: 4", ["n_edits", "missing"]),
         ("seed: 0", "seed: 0\ncolour: red", ["colour", "no such field"]),
-        ("seed: 0", "seed: 0\nseed: 1", ["line 9", "seed", "twice"]),
+        ("seed: 0", "seed: 0\nseed: 1", ["line 9", "duplicate key", "seed", "keep one"]),
         ("seed: 0", "seed: [0", ["line", "not valid YAML"]),
         ("dtype: float32", "dtype: fp32", ["dtype", "'fp32'", "float32"]),
         ("lambda_scales: [0.1, 1]", "lambda_scales: [-1.0]", ["lambda_scales.0", "-1.0"]),
@@ -121,6 +121,12 @@ def test_a_mistake_is_one_line_with_file_field_value_and_remedy(folder, old, new
         assert part in text
 
 
+@pytest.mark.parametrize("text", ["5e-1", "5E-1", ".5", "0.5", "+5.0e-01"])
+def test_a_number_is_read_in_every_notation(folder, text):
+    rewrite(folder, "lambda_scales: [0.1, 1]", f"lambda_scales: [{text}]")
+    assert load_profile("tiny").lambda_scales == [0.5]
+
+
 def test_a_profile_that_is_not_there_names_those_that_are(folder):
     for name in ("nope", "", "../profiles/tiny"):
         assert "tiny" in message(load_profile, name)
@@ -131,7 +137,7 @@ def test_a_profile_does_not_change_after_it_was_checked(folder):
     profile = load_profile("tiny")
     with pytest.raises(ValueError, match="frozen"):
         profile.n_edits = 0
-    assert set(Profile.model_fields) == set(yaml.safe_load(GOOD))
+    assert set(Profile.model_fields) == set(parse(GOOD, "tiny"))
 
 
 MODEL = """\
@@ -162,11 +168,9 @@ def test_model_params_of_a_hub_id_or_folder_are_found_by_its_last_part(folder):
 @pytest.mark.parametrize(
     ("old", "new", "parts"),
     [
-        ("v_lr: 0.5", "v_lr: 5e-1", ["memit: v_lr", "'5e-1'", "write 0.5"]),
-        ("layers: [0, 1, 2]", "layers: [0, '1']", ["memit: layers", "'1'", "write 1"]),
         ("rome: {layers: [2], mom2_adjustment: false}", "rome:", ["rome", "not a mapping"]),
         ("model: {layers: 6}\n", "", ["no section 'model'"]),
-        ("v_lr: 0.5", "v_lr: 0.5\n  v_lr: 0.1", ["v_lr", "twice"]),
+        ("v_lr: 0.5", "v_lr: 0.5\n  v_lr: 0.1", ["duplicate key", "v_lr"]),
     ],
 )
 def test_mistakes_in_model_params(folder, old, new, parts):

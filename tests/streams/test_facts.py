@@ -8,10 +8,10 @@ import sys
 from dataclasses import replace
 
 import pytest
-import yaml
 
 import kedit_lib as kedit
 from kedit_lib.__main__ import main
+from kedit_lib.data.yaml_text import dump, read_yaml
 from kedit_lib.editing.transfer import v0_norm
 from kedit_lib.errors import KeditError
 from kedit_lib.lab import world_of
@@ -39,11 +39,11 @@ def elsewhere(tmp_path_factory):
     records.append({**records[0], "target_new": records[1]["target_new"]})  # a subject twice: the first one counts
     (folder / "edits.jsonl").write_text("\n".join(map(json.dumps, records)))
     (folder / "texts.txt").write_text("\n\n".join(texts(world_of(lab), N_TEXTS)))
-    profile = yaml.safe_load((reproduce.REPOSITORY / "params" / "profiles" / "smoke.yaml").read_text())
+    profile = read_yaml(reproduce.REPOSITORY / "params" / "profiles" / "smoke.yaml")
     profile |= {"name": "elsewhere", "n_edits": 4, "batch_sizes": [1, 2, 4], "mass_sizes": [1, 4], "untouched": 10}
     profile |= {"model": str(folder / "stranger"), "edits": str(folder / "edits.jsonl")}
     profile |= {"texts": str(folder / "texts.txt"), "checkpoint_every": 2, "dense_every": 2, "n_single": 2}
-    (folder / "elsewhere.yaml").write_text(yaml.safe_dump(profile))
+    (folder / "elsewhere.yaml").write_text(dump(profile))
     return folder
 
 
@@ -178,7 +178,7 @@ def test_model_data_and_text_of_the_command_line_go_into_the_profile(elsewhere):
     given = {"model": "some/model", "data": "some/edits", "texts": "some/texts"}
     run = reproduce.make_run(elsewhere, "gpu", **given)
     assert (run.profile.model, run.profile.edits, run.profile.texts) == tuple(given.values())
-    assert not run.committed and yaml.safe_load((elsewhere / "results" / "profiles" / f"{run.label}.yaml").read_text())
+    assert not run.committed and read_yaml(elsewhere / "results" / "profiles" / f"{run.label}.yaml")
 
 
 def test_committed_streams_are_found_on_another_machine_and_not_under_another_setting():

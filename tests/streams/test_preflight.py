@@ -5,11 +5,11 @@ import pandas as pd
 import pytest
 import tiny
 import torch
-import yaml
 from library import refused, snapshot
 
 import kedit_lib as kedit
 from kedit_lib.data.config import file_name, load_model_params, load_profile
+from kedit_lib.data.yaml_text import read_yaml
 from kedit_lib.editing import proposal
 from kedit_lib.editing.proposal import propose, propose_layers, write_proposal
 from kedit_lib.streams import preflight as checking
@@ -151,7 +151,7 @@ def test_a_files_name_is_safe(name, file, made, folders):
     model = kedit.load_model("lab-small")
     path = write_proposal(name, propose(model), "a test")
     assert path.resolve() == (folders / "params" / "models" / f"{file}.yaml").resolve()
-    assert yaml.safe_load(path.read_text()) == load_model_params(name)
+    assert read_yaml(path) == load_model_params(name)
 
 
 def test_results_take_what_params_cannot(folders):

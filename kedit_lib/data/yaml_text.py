@@ -1,0 +1,71 @@
+"""YAML 1.2 text: `5e-1` is a number, `yes` is a word, and a duplicate key is an error."""
+
+from __future__ import annotations
+
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import DuplicateKeyError, SafeConstructor
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.representer import SafeRepresenter
+
+from ..errors import KeditError, first_line
+
+
+class _LastKeyWins(SafeConstructor):
+    """What PyYAML does, and thus the programs that published files were written for."""
+
+    def check_mapping_key(self, *_) -> bool:
+        return True
+
+
+class _ListsInLine(SafeRepresenter):
+    """Writes `layers: [4, 5]`, and every value where it stands."""
+
+    def ignore_aliases(self, data) -> bool:
+        return True
+
+    def represent_list(self, data):
+        return self.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True)
+
+
+_ListsInLine.add_representer(list, _ListsInLine.represent_list)
+
+
+def parse(text: str, source: str, duplicates: bool = False) -> Any:
+    """The value of a YAML text. `source` names it in the KeditError; `duplicates`: the last of equal keys is taken."""
+    reader = YAML(typ="safe", pure=True)
+    if duplicates:
+        reader.Constructor = _LastKeyWins
+    try:
+        return reader.load(text)
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f" line {mark.line + 1}" if mark else ""
+        remedy = "; keep one of them" if isinstance(error, DuplicateKeyError) else ""
+        raise KeditError(f"{source}{where}: is not valid YAML here: {error.problem}{remedy}") from None
+    except (YAMLError, ValueError, TypeError, RecursionError) as error:  # a date that is none; a list as key
+        raise KeditError(f"{source}: is not YAML: {first_line(error)}") from None
+
+
+def read_yaml(path: Path, duplicates: bool = False) -> dict[str, Any]:
+    """The 'name: value' lines of a file; one line of KeditError for whatever is wrong with it."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except ValueError as error:
+        raise KeditError(f"{path.name}: is not a text file of YAML: {first_line(error)}") from None
+    values = parse(text, path.name, duplicates)
+    if not isinstance(values, dict):
+        raise KeditError(f"{path.name}: holds no 'name: value' lines; write them as in {path.parent}")
+    return values
+
+
+def dump(values: dict[str, Any]) -> str:
+    """YAML text in the order of the dictionary, a list on one line."""
+    writer = YAML(typ="safe", pure=True)
+    writer.Representer = _ListsInLine
+    writer.default_flow_style, writer.sort_base_mapping_type_on_output = False, False
+    writer.dump(values, text := StringIO())
+    return text.getvalue()
