@@ -1,17 +1,19 @@
 """Plain text that a model wrote itself: for C = E[k kᵀ] and for perplexity, where no corpus is at hand.
 
 Every document is sampled from the model's own distribution, token by token at temperature 1, from its start token to
-its end token or DOCUMENT tokens: text of the kind that the model was trained on, as far as it has learned it. The first
-run takes a while (SmolLM2-135M on one CPU thread: some 20 minutes), later ones read the cache.
+its end token or DOCUMENT tokens: text of the kind that the model was trained on, as far as it has learned it. That
+takes a while (SmolLM2-135M on one CPU thread: some 20 minutes); later calls read the cache.
 
-The draws are seeded, but rounding differs between machines and one token changes all that follow: the recipe, the
-device and the hash of the text are kept beside it.
+The draws are seeded, but rounding differs between machines and one token changes all that follow. So the recipe, the
+device and the hash of the text are kept beside it, and SmolLM2's text comes with the library: C is then one matrix
+everywhere.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import lzma
 from pathlib import Path
 
 import torch
@@ -23,6 +25,7 @@ from .generation import Feed
 from .hooks import no_bar
 from .pretrained import cache_folder
 
+WRITTEN_BEFORE = Path(__file__).parent / "written"  # texts that come with the library, one <key>.json.xz each
 SELF = "self"  # as a profile's `texts`
 DOCUMENT, AT_ONCE = 128, 64  # tokens of a document at most; documents written side by side, one part of the work
 WRITTEN = 210_000  # tokens: 200,000 for C, and the documents that perplexity is measured on
@@ -30,7 +33,7 @@ COMPACT = 16  # steps after which rows that have ended leave the batch
 
 
 def self_texts(model, tokens: int = WRITTEN, seed: int = 0, progress: bool = True) -> list[str]:
-    """Documents that the unedited `model` wrote, together at least `tokens` tokens; from the cache, or written now.
+    """Documents that the unedited `model` wrote, at least `tokens` tokens: kept, or written now into the cache.
 
     A stopped call goes on where it was. KeditError when the cache cannot be read or holds something else.
     """
@@ -46,8 +49,9 @@ def self_texts(model, tokens: int = WRITTEN, seed: int = 0, progress: bool = Tru
     }
     key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
     path = cache_folder() / "self-text" / f"{key}.json"
-    if path.exists():
-        return _read(path)["texts"]
+    for kept in (WRITTEN_BEFORE / f"{key}.json.xz", path):
+        if kept.exists():
+            return _read(kept)["texts"]
     parts, held, texts = path.with_suffix(""), 0, []
     with tqdm(total=tokens, desc="the model writes its plain text", unit="token", disable=no_bar(progress)) as bar:
         for part in range(tokens):  # each has at least one token
@@ -113,10 +117,11 @@ def _digest(texts: list[str]) -> str:
 
 def _read(path: Path) -> dict:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        with (lzma.open if path.suffix == ".xz" else open)(path, "rt", encoding="utf-8") as file:
+            found = json.load(file)
         if _digest(found["texts"]) != found["sha256"]:
             raise ValueError("checksum mismatch")
         return found
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, EOFError, lzma.LZMAError, ValueError, KeyError, TypeError) as error:
         remedy = "remove it, and it is written again"
         raise KeditError(f"plain text {path}: cannot be read ({first_line(error)}); {remedy}") from error
