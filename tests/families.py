@@ -87,11 +87,89 @@ NORMED = {  # a norm stands between the MLP and the stream
         bos=True,
     ),
 }
+FAST = "PreTrainedTokenizerFast"
+ENDS = {"bos_token": END[0], "eos_token": END[0]}
+LIKE_GPT2 = {"tokenizer": "GPT2Tokenizer", "special": END}
+FURTHER = {  # nothing of their own but the layers: their tokenizers are of the kinds above
+    "phi3": Family("Phi3", **LIKE_GPT2, config=GROUPED),
+    "ministral3": Family("Ministral3", **LIKE_GPT2, config={**GROUPED, "head_dim": 8}),
+    "olmo": Family("Olmo", **LIKE_GPT2, config={**GROUPED, "clip_qkv": 2.0}),
+    "olmo2": Family("Olmo2", **LIKE_GPT2, config=GROUPED),
+    "olmo3": Family("Olmo3", **LIKE_GPT2, config={**GROUPED, "sliding_window": 6}),
+    "smollm3": Family("SmolLM3", **LIKE_GPT2, config={**GROUPED, "no_rope_layer_interval": 2}),
+    "stablelm": Family("StableLm", **LIKE_GPT2, config={**GROUPED, "use_qkv_bias": True}),
+    "stablelm side by side": Family(
+        "StableLm", **LIKE_GPT2, config={**GROUPED, "use_parallel_residual": True, "qk_layernorm": True}
+    ),
+    "granite": Family(
+        "Granite",
+        **LIKE_GPT2,
+        config={
+            **GROUPED,
+            "logits_scaling": 4.0,
+            "residual_multiplier": 0.5,
+            "embedding_multiplier": 3.0,
+            "attention_multiplier": 0.3,
+        },
+    ),
+    "cohere": Family("Cohere", **LIKE_GPT2, config={**GROUPED, "logit_scale": 0.25}),
+    "cohere2": Family(
+        "Cohere2", **LIKE_GPT2, config={**GROUPED, "logit_scale": 0.25, "sliding_window": 6, "head_dim": 8}
+    ),
+    "glm": Family("Glm", **LIKE_GPT2, config={**GROUPED, "head_dim": 8}),
+    "glm4": Family("Glm4", **LIKE_GPT2, config={**GROUPED, "head_dim": 8}),
+    "starcoder2": Family("Starcoder2", **LIKE_GPT2, config={**GROUPED, "sliding_window": 6}),
+    "falcon": Family("Falcon", **LIKE_GPT2, config={"num_attention_heads": 4, "ffn_hidden_size": D_FF}),
+    "falcon grouped": Family(
+        "Falcon",
+        **LIKE_GPT2,
+        config={
+            "num_attention_heads": 4,
+            "num_kv_heads": 2,
+            "new_decoder_architecture": True,
+            "ffn_hidden_size": D_FF,
+            "bias": True,
+        },
+    ),
+    "falcon alibi": Family(
+        "Falcon",
+        **LIKE_GPT2,
+        config={"num_attention_heads": 4, "alibi": True, "parallel_attn": False, "ffn_hidden_size": D_FF},
+    ),
+    "opt": Family("OPT", **LIKE_GPT2, config={"num_attention_heads": 4, "ffn_dim": D_FF, "dropout": 0.0}),
+    "bloom": Family("Bloom", **LIKE_GPT2, config={"hidden_size": D_FF // 4, "n_layer": N_LAYERS, "n_head": 4}),
+    "llama4": Family(
+        "Llama4Text",
+        **LIKE_GPT2,
+        config={
+            **GROUPED,
+            "head_dim": 8,
+            "intermediate_size_mlp": D_FF,
+            "moe_layers": [],
+            "attention_chunk_size": 6,
+            "no_rope_layer_interval": 2,
+        },
+    ),
+    "gemma4": Family(
+        "Gemma4Text",
+        **LIKE_GPT2,
+        config={
+            **GROUPED,
+            "head_dim": 8,
+            "global_head_dim": 8,
+            "hidden_size_per_layer_input": 0,
+            "sliding_window": 6,
+            "layer_types": ["sliding_attention", "full_attention"] * 2 + ["full_attention"],
+            "final_logit_softcapping": 3.0,
+        },
+    ),
+}
 EVERY = {**FAMILIES, **NORMED}
+ALL = {**EVERY, **FURTHER}
 
 
 def tokenizer(name):
-    family = EVERY[name]
+    family = ALL[name]
     vocabulary, merges = _learned(family)
     begins = {"add_bos_token": True} if family.bos else {}
     if family.tokenizer == "PreTrainedTokenizerFast":
@@ -132,7 +210,7 @@ def _byte_level(bpe):
 
 def model(name, vocabulary, dtype=torch.float64, **also):
     """Random weights large enough that every layer matters, biases and norms included. also: of its configuration."""
-    family = EVERY[name]
+    family = ALL[name]
     torch.manual_seed(sum(map(ord, name)))
     config = getattr(transformers, f"{family.model}Config")
     if family.model in ("GPT2", "GPTJ"):
@@ -141,7 +219,7 @@ def model(name, vocabulary, dtype=torch.float64, **also):
         widths = {"hidden_size": D_MODEL, "intermediate_size": D_FF, "num_hidden_layers": N_LAYERS}
         widths["max_position_embeddings"] = 128
     given = {"vocab_size": vocabulary + family.room, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
-    made = AutoModelForCausalLM.from_config(config(**widths, **{**given, **family.config, **also})).to(dtype).eval()
+    made = AutoModelForCausalLM.from_config(config(**{**widths, **given, **family.config, **also})).to(dtype).eval()
     gemma = family.model.startswith("Gemma")  # its norms multiply by 1 + weight, its embeddings by √d
     with torch.no_grad():
         for parameter_name, parameter in made.named_parameters():

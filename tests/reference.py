@@ -26,14 +26,21 @@ def layout(model):
         "gpt2": ("transformer.h.{}", "mlp.c_proj", "attn.c_proj", "transformer.ln_f"),
         "gptj": ("transformer.h.{}", "mlp.fc_out", "attn.out_proj", "transformer.ln_f"),
         "gpt_neox": ("gpt_neox.layers.{}", "mlp.dense_4h_to_h", "attention.dense", "gpt_neox.final_layer_norm"),
+        "falcon": ("transformer.h.{}", "mlp.dense_4h_to_h", "self_attention.dense", "transformer.ln_f"),
+        "bloom": ("transformer.h.{}", "mlp.dense_4h_to_h", "self_attention.dense", "transformer.ln_f"),
+        "opt": ("model.decoder.layers.{}", "fc2", "self_attn.out_proj", "model.decoder.final_layer_norm"),
+        "starcoder2": ("model.layers.{}", "mlp.c_proj", "self_attn.o_proj", "model.norm"),
+        "llama4_text": ("model.layers.{}", "feed_forward.down_proj", "self_attn.o_proj", "model.norm"),
     }.get(model.config.model_type, ("model.layers.{}", "mlp.down_proj", "self_attn.o_proj", "model.norm"))
     cap = getattr(model.config, "final_logit_softcapping", None)
+    factor = getattr(model.config, "logit_scale", 1) / getattr(model.config, "logits_scaling", 1)  # Cohere's; Granite's
     return SimpleNamespace(
         block=block,
         mlp=f"{block}.{mlp}",
         attention=f"{block}.{attention}",
         norm=model.get_submodule(norm),
-        head=lambda normed: capped(model.get_output_embeddings()(normed), cap),
+        head=lambda normed: capped(model.get_output_embeddings()(normed) * factor, cap),
+        added=getattr(model.config, "residual_multiplier", 1),  # the stream takes so much of the MLP's output (Granite)
         transposed=model.config.model_type == "gpt2",
         n_layers=model.config.num_hidden_layers,
     )
@@ -63,23 +70,33 @@ def add_to_weight(model, layer, update):
 def watching(model, names, add=None):
     """Record `.input` and `.output` of the named modules; `add` = {name: (vector, positions)} adds one vector to each
     row of a module's output at that row's position."""
-    seen, handles = {name: SimpleNamespace() for name in names}, []
+    seen, handles, batch = {name: SimpleNamespace() for name in names}, [], []
+
+    def begin(module, args, kwargs):
+        batch[:] = kwargs["input_ids"].shape
+
+    def by_row(x):
+        """OPT runs its MLP on all tokens of a batch in one row."""
+        return x.view(*batch, -1) if x.dim() == 2 else x
 
     def hook(name):
         def changed(module, inputs, output):
             hidden = output[0] if isinstance(output, tuple) else output
+            flat, hidden = hidden.dim() == 2, by_row(hidden)
             if add and name in add:
                 vector, positions = add[name]
                 here = torch.zeros(hidden.shape[:2], dtype=hidden.dtype)
                 here[torch.arange(len(positions)), positions] = 1
                 hidden = hidden + here[:, :, None] * vector
             if name in seen:
-                seen[name].input, seen[name].output = inputs[0], hidden
+                seen[name].input, seen[name].output = by_row(inputs[0]), hidden.clone()  # Falcon adds to it in place
+            hidden = hidden.flatten(0, 1) if flat else hidden
             return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
         return changed
 
     try:
+        handles.append(model.register_forward_pre_hook(begin, with_kwargs=True))
         for name in {*names, *(add or {})}:
             handles.append(model.get_submodule(name).register_forward_hook(hook(name)))
         yield seen
@@ -409,8 +426,8 @@ def memit(model, tokenizer, edits, contexts, hp, C, M=None, targets=None):
     def update(layer, R, K):
         return memit_update(R, K, C[layer], hp.mom2_update_weight, None if M is None else M.get(layer))
 
-    site = layout(model).block.format(hp.layers[-1])
-    result = spread(model, tokenizer, edits, contexts, hp, targets, site, lambda left: left, update)
+    site, added = layout(model).block.format(hp.layers[-1]), layout(model).added
+    result = spread(model, tokenizer, edits, contexts, hp, targets, site, lambda left: left * added, update)
     if M is not None:
         add_to_history(model, tokenizer, edits, contexts, hp, M)
     return result

@@ -67,7 +67,8 @@ class Spread(Targeted):
             k = first_keys if known else self._keys(call, [layer])[layer]
             # While nothing is written H is v₀.
             residual = z - outputs_at(model, clean, self._read(model)) if i else torch.stack([t.delta for t in targets])
-            delta = self._solve(call, layer, k, residual * self._share(i), outcome)
+            part = self._share(i) / (model.mlp_scale if self.of_stream else 1)
+            delta = self._solve(call, layer, k, residual * part, outcome)
             for one in at_once:
                 delta = one.change(model, layer, delta)
             write(model, layer, delta, outcome.deltas)

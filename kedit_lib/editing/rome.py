@@ -75,8 +75,8 @@ class ROME(Targeted):
 
     def _optimise(self, model, requests):
         (layer,) = self.layers
-        # δ on the MLP's output is δ on the stream behind the layer, unless a norm stands between the two.
-        inside, edited = model.layout.mlp_norm is not None, self._read(model)
+        # δ on the MLP's output is δ on the stream behind the layer, unless a norm or a factor stands between the two.
+        inside, edited = model.layout.mlp_norm is not None or model.mlp_scale != 1, self._read(model)
         return optimise(model, requests, Site(layer, model.n_layers - 1, (edited,), edited, inside), self)
 
     def _read(self, model):

@@ -1,10 +1,14 @@
-"""Where a model family keeps the parts that editing touches. A further family is one more entry."""
+"""Where a model family keeps the parts that editing touches, and which families cannot be edited. A further family is
+one more entry."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from torch import nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from ..errors import KeditError
 
@@ -18,79 +22,128 @@ class Layout:
     mlp: str  # the module whose output is added to the residual stream
     attn_out: str  # the attention's output projection
     norm: str  # final norm
-    head: str
+    head: str = "lm_head"
     transposed: bool = False  # GPT-2's Conv1D stores W as [d_ff, d_model]
     mlp_norm: str | None = None  # norm between the MLP and the residual stream (None: its output is added as it is)
+    mlp_scale: Callable = lambda config: 1.0  # the MLP's output is multiplied by it, then added
+    logit_scale: Callable = lambda config: 1.0  # the head's output is multiplied by it
 
 
 LLAMA = Layout(
-    layers="model.layers",
-    mlp_out="mlp.down_proj",
-    mlp="mlp",
-    attn_out="self_attn.o_proj",
-    norm="model.norm",
-    head="lm_head",
+    layers="model.layers", mlp_out="mlp.down_proj", mlp="mlp", attn_out="self_attn.o_proj", norm="model.norm"
 )
+GEMMA2 = replace(LLAMA, mlp_norm="post_feedforward_layernorm")
+COHERE = replace(LLAMA, logit_scale=lambda config: config.logit_scale or 1.0)  # attention and MLP side by side
 GPT2 = Layout(
     layers="transformer.h",
     mlp_out="mlp.c_proj",
     mlp="mlp",
     attn_out="attn.c_proj",
     norm="transformer.ln_f",
-    head="lm_head",
     transposed=True,
 )
-
-GPTJ = Layout(  # attention and MLP side by side, both read the layer's one norm
-    layers="transformer.h",
-    mlp_out="mlp.fc_out",
-    mlp="mlp",
-    attn_out="attn.out_proj",
-    norm="transformer.ln_f",
-    head="lm_head",
-)
+GPTJ = replace(GPT2, mlp_out="mlp.fc_out", attn_out="attn.out_proj", transposed=False)  # side by side
 GPT_NEOX = Layout(  # side by side too (config.use_parallel_residual), with a norm each
     layers="gpt_neox.layers",
     mlp_out="mlp.dense_4h_to_h",
     mlp="mlp",
     attn_out="attention.dense",
     norm="gpt_neox.final_layer_norm",
-    head="lm_head",
 )
-GEMMA2 = replace(LLAMA, mlp_norm="post_feedforward_layernorm")
+FALCON = replace(GPTJ, mlp_out="mlp.dense_4h_to_h", attn_out="self_attention.dense")
 
 LAYOUTS = {
     "llama": LLAMA,
     "mistral": LLAMA,
+    "ministral3": LLAMA,
     "qwen2": LLAMA,
     "qwen3": LLAMA,
+    "phi3": LLAMA,  # Phi-4 too
+    "olmo": LLAMA,
+    "olmo2": GEMMA2,
+    "olmo3": GEMMA2,
+    "smollm3": LLAMA,
+    "stablelm": LLAMA,
+    "granite": replace(
+        LLAMA,
+        mlp_scale=lambda config: config.residual_multiplier,
+        logit_scale=lambda config: 1 / config.logits_scaling,
+    ),
+    "cohere": COHERE,
+    "cohere2": COHERE,
+    "glm": LLAMA,
+    "glm4": replace(LLAMA, mlp_norm="post_mlp_layernorm"),
+    "starcoder2": replace(LLAMA, mlp_out="mlp.c_proj"),
+    "llama4_text": replace(LLAMA, mlp_out="feed_forward.down_proj", mlp="feed_forward"),
     "gemma": LLAMA,
     "gemma2": GEMMA2,
     "gemma3_text": GEMMA2,
+    "gemma4_text": GEMMA2,
     "gpt2": GPT2,
     "gptj": GPTJ,
     "gpt_neox": GPT_NEOX,
+    "falcon": FALCON,
+    "bloom": replace(FALCON, mlp="mlp.dense_4h_to_h"),  # its MLP adds the stream by itself
+    "opt": Layout(
+        layers="model.decoder.layers",
+        mlp_out="fc2",
+        mlp="fc2",  # no module holds the MLP alone
+        attn_out="self_attn.out_proj",
+        norm="model.decoder.final_layer_norm",
+    ),
 }
 
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
+RECURRENT = re.compile(r"mamba|rwkv|xlstm|recurrent|jamba|zamba|bamba|lfm|hybrid|qwen3_next|qwen3_5|_h1?$|kimi_linear")
 
-def layout_of(hf: nn.Module) -> Layout:
-    """The layout of a Hugging Face causal LM, by `config.model_type`.
 
-    Raises KeditError that names what an entry must say when the family is unknown or lacks a module.
-    """
-    kind = hf.config.model_type
+def check_type(config) -> None:
+    """KeditError, with the reason, for a `config` of a family or a variant that cannot be edited here."""
+    kind, config = config.model_type, config.get_text_config()
+    if why := _not_editable(config):
+        raise KeditError(f"model type {kind!r}: cannot be edited here, {why}")
     if kind not in LAYOUTS:
         raise KeditError(
             f"model type {kind!r}: its layout is unknown (known: {', '.join(sorted(LAYOUTS))}); add an entry to "
             "kedit_lib.models.architectures.LAYOUTS that names: layers, mlp_out, mlp, attn_out, norm, head"
         )
-    layout = LAYOUTS[kind]
+
+
+def _not_editable(config) -> str | None:
+    kind, layer_types = config.model_type, set(getattr(config, "layer_types", None) or ())
+    if kind == "llama4_text":
+        experts = len(config.moe_layers)
+    elif kind == "gemma4_text":
+        experts = config.enable_moe_block
+    else:
+        experts = "moe" in kind or any((getattr(config, name, None) or 0) > 1 for name in EXPERTS)
+    if experts:
+        return "it is a mixture of experts, and which expert's map holds a fact is not known; take a dense model"
+    if RECURRENT.search(kind) or layer_types & {"linear_attention", "mamba", "conv", "recurrent"}:
+        return "it has recurrent layers, and the methods read keys of an MLP behind attention; take a transformer"
+    if config.is_encoder_decoder or (kind not in LAYOUTS and kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES):
+        return "it is an encoder, and the methods edit models that continue a text; take a causal language model"
+    if kind == "gemma4_text" and (config.num_kv_shared_layers or config.hidden_size_per_layer_input):
+        return "its layers share keys or take inputs of their own (the E models); take a dense Gemma 4"
+    if kind == "opt" and not (config.do_layer_norm_before and config.word_embed_proj_dim == config.hidden_size):
+        return "this OPT has its norms behind the sums or narrower embeddings (350M has); take another size"
+    return None
+
+
+def layout_of(hf: nn.Module) -> Layout:
+    """The layout of a Hugging Face causal LM, by `config.model_type`.
+
+    Raises KeditError that names what an entry must say when the family is unknown or lacks a module, or says why it
+    cannot be edited.
+    """
+    check_type(hf.config)
+    layout = LAYOUTS[hf.config.model_type]
     parts = (layout.mlp_out, layout.mlp, layout.attn_out, layout.mlp_norm)
     in_layer = (f"{layout.layers}.0.{path}" for path in filter(None, parts))
     for path in (layout.layers, layout.norm, layout.head, *in_layer):
         try:
             hf.get_submodule(path)
         except AttributeError:
-            message = f"model type {kind!r}: has no module {path!r}; its entry in LAYOUTS does not fit"
+            message = f"model type {hf.config.model_type!r}: has no module {path!r}; its entry in LAYOUTS does not fit"
             raise KeditError(message) from None
     return layout

@@ -58,15 +58,19 @@ def hooks(*pairs, before=()):
 def trace(hf: nn.Module, ids: Tensor, inputs=(), outputs=(), last: nn.Module | None = None, **kwargs):
     """Run `hf` on ids [n, t]; return ({module: its input}, {module: its output}).
 
-    `last`: stop after this module has run. Outputs that are tuples are represented by their first part.
+    `last`: stop after this module has run. Outputs that are tuples are represented by their first part. What flows as
+    [n·t, width] (through OPT's MLPs) is handed back as [n, t, width].
     """
     seen_in, seen_out = {}, {}
 
+    def by_row(x: Tensor) -> Tensor:
+        return x.view(*ids.shape, -1) if x.dim() == 2 and len(x) == ids.numel() else x
+
     def keep_in(module, args, output):
-        seen_in[module] = args[0]
+        seen_in[module] = by_row(args[0])
 
     def keep_out(module, args, output):
-        seen_out[module] = output[0] if isinstance(output, tuple) else output
+        seen_out[module] = by_row(output[0] if isinstance(output, tuple) else output)
 
     def stop(module, args, output):
         raise Done

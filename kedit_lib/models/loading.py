@@ -6,10 +6,11 @@ import os
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ..data.config import LAB_MODELS
 from ..errors import KeditError, first_line
+from .architectures import check_type
 from .model import EditableModel, dtype_of, no_progress_bar
 from .pretrained import local_folder
 
@@ -37,11 +38,14 @@ def load_model(
     where = str(local_folder(where) or where)
     dtype = None if dtype is None else dtype_of(dtype)
     try:
+        check_type(AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code))
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
         with no_progress_bar():
             hf = AutoModelForCausalLM.from_pretrained(
                 where, dtype=dtype or "auto", use_safetensors=True, trust_remote_code=trust_remote_code
             )
+    except KeditError:
+        raise
     except Exception as error:  # whatever the loaders make of a missing or damaged file
         raise KeditError(
             f"model {str(name)!r}: cannot be loaded ({first_line(error)}); give smollm2, lab, lab-small, a folder or a "

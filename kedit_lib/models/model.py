@@ -143,11 +143,17 @@ class EditableModel:
         weight, name = self.weight(layer).detach().to(self.math_dtype), self.weight_name(layer)
         return weight - self._originals[name].to(weight) if name in self._originals else weight * 0
 
+    @property
+    def mlp_scale(self) -> float:
+        """The stream takes this times the MLP's output; 1 of most families."""
+        return self.layout.mlp_scale(self.hf.config)
+
     def logits(self, hidden: Tensor) -> Tensor:
-        """head(norm(hidden)), from the residual stream [..., d_model] to [..., vocabulary], in math dtype; with the
-        soft cap c·tanh(logits/c) of the models that have one (Gemma 2)."""
+        """head(norm(hidden)), from the residual stream [..., d_model] to [..., vocabulary], in math dtype; scaled
+        (Cohere, Granite) or with the soft cap c·tanh(logits/c) (Gemma 2) where the family has that."""
         normed = self.hf.get_submodule(self.layout.norm)(hidden)
-        found = self.head(normed).to(self.math_dtype)
+        found, scale = self.head(normed).to(self.math_dtype), self.layout.logit_scale(self.hf.config)
+        found = found if scale == 1 else scale * found
         cap = getattr(self.hf.config, "final_logit_softcapping", None)
         return found if cap is None else cap * (found / cap).tanh()
 

@@ -104,10 +104,12 @@ class Tails:
         )
         here, within = torch.arange(n, device=device) * batch.shape[1] + look, {p for m in mlps for p in m.modules()}
 
-        def at_lookups(seen: dict, modules) -> dict:
-            return {m: seen[m].flatten(0, 1)[alike.back[here] if m in within - {*mlps} else here] for m in modules}
+        def at_lookups(seen: dict, modules, alone: set) -> dict:
+            return {
+                m: seen[m].reshape(-1, seen[m].shape[-1])[alike.back[here] if m in alone else here] for m in modules
+            }
 
-        return made, at_lookups(seen_in, inputs), at_lookups(seen_out, outputs)
+        return made, at_lookups(seen_in, inputs, within), at_lookups(seen_out, outputs, within - {*mlps})
 
     def select(self, rows: Tensor) -> Tails:
         """The same with some of the rows."""
@@ -172,6 +174,8 @@ def _adding(vectors: Tensor):
 
 
 def at_lookup(hidden: Tensor, vectors: Tensor) -> Tensor:
-    """`hidden` [n, T, d] with `vectors` [n, d] added at the first tail token, in hidden's dtype."""
+    """`hidden` [n, T, d] with `vectors` [n, d] added at the first tail token, in hidden's dtype; [n·T, d] as well."""
+    if hidden.dim() == 2:
+        return at_lookup(hidden.view(len(vectors), -1, hidden.shape[-1]), vectors).flatten(0, 1)
     first = (hidden[:, :1].to(vectors.dtype) + vectors[:, None]).to(hidden.dtype)
     return torch.cat([first, hidden[:, 1:]], 1)

@@ -16,8 +16,8 @@ from .hooks import hooks
 def only(mlp, index: Tensor):
     """Inside, `mlp` is run on the tokens `index`, into n·T; the others get 0 of it."""
 
-    def put_back(output: Tensor, n: int, t: int) -> Tensor:
-        return output.new_zeros(n * t, output.shape[-1]).index_copy(0, index, output).view(n, t, -1)
+    def put_back(output: Tensor, tokens: int) -> Tensor:
+        return output.new_zeros(tokens, output.shape[-1]).index_copy(0, index, output)
 
     with _between([mlp], index, put_back):
         yield
@@ -50,19 +50,23 @@ class Alike:
 
     def together(self, mlps):
         """A context in which each of `mlps` is run once for all tokens of one kind."""
-        return _between(mlps, self.take, lambda output, n, t: output[self.back].view(n, t, -1))
+        return _between(mlps, self.take, lambda output, tokens: output[self.back])
 
 
 @contextlib.contextmanager
 def _between(mlps, index: Tensor, put_back):
+    """put_back(output [m, width], n·T) → [n·T, width]. The tokens of OPT's MLPs come as [n·T, width], of others' in
+    [n, T, width]."""
     shape = {}
 
     def take(module, args):
-        shape[module] = args[0].shape[:2]
-        return (args[0].flatten(0, 1)[index][None], *args[1:])
+        shape[module] = args[0].shape[:-1]
+        taken = args[0].reshape(-1, args[0].shape[-1])[index]
+        return (taken if args[0].dim() == 2 else taken[None], *args[1:])
 
     def put(module, args, output):
-        return put_back(output[0], *shape[module])
+        flat = put_back(output.reshape(-1, output.shape[-1]), shape[module].numel())
+        return flat.view(*shape[module], -1)
 
     with hooks(*[(mlp, put) for mlp in mlps], before=[(mlp, take) for mlp in mlps]):
         yield

@@ -16,10 +16,12 @@ SLIDING = {
     "qwen3": {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 2},
     "gemma2": {"sliding_window": WINDOW},
     "gemma3": {"sliding_window": WINDOW},
+    "phi3": {"sliding_window": WINDOW},
+    "smollm3": {"use_sliding_window": True, "sliding_window": WINDOW, "layer_types": None},
 }
 CONTEXTS = ["{}", "The town is old, and because the rain is cold, you stay at home. {}", "Therefore I read. {}"]
 EDIT = kedit.Edit("The birthplace of {}, it is said, is", "Toko Yasuda", "Bordeaux")
-FLOAT32_INSIDE = {"gptj", "gemma2"}
+FLOAT32_INSIDE = {"gptj", "gemma2", "bloom"}
 
 
 def first_step(model, inside):
@@ -44,9 +46,9 @@ def plainly(hf, tokenizer):
 
 
 @pytest.mark.parametrize("inside", [False, True], ids=["stream", "inside the layer"])
-@pytest.mark.parametrize("name", [*families.EVERY, *(f"{name} beyond its window" for name in SLIDING)])
+@pytest.mark.parametrize("name", [*families.ALL, *(f"{name} beyond its window" for name in SLIDING)])
 def test_the_first_step_is_at_the_plain_models_probability(tmp_path, name, inside):
-    name, beyond = name.split(" ")[0], "window" in name
+    beyond, name = "window" in name, name.removesuffix(" beyond its window")
     families.save(name, tmp_path, **(SLIDING[name] if beyond else {}))
     hf = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64).eval()
     model = kedit.load_model(tmp_path, dtype="float64")
