@@ -14,7 +14,6 @@ from ..streams.named_streams import COLLAPSING, CONTEXTS, DEPTHS, FACTORS, SENSI
 from ..streams.runner import Run, collapse_point
 from .decomposition import Anatomy, foresight, measured_on, shares
 from .forecast import foretell
-from .ranks import rank_correlation
 from .tables import collapse_table, spread
 
 INTERVENTIONS = {  # what is done: the stream
@@ -185,7 +184,7 @@ def foretold_sentence(table: pd.DataFrame) -> str:
     return (
         f"Foretold from {SAMPLE} edits made apart, N_model was off by a factor of {off.median():.2f} in the median of "
         f"{len(seen)} streams and orders (at most {off.max():.2f}; rank correlation of foretold and observed "
-        f"{rank_correlation(seen.foretold, seen.observed):.2f}){lasting if len(late) else ''}."
+        f"{seen.foretold.corr(seen.observed, method='spearman'):.2f}){lasting if len(late) else ''}."
     )
 
 

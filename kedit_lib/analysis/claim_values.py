@@ -17,7 +17,6 @@ from ..editing import method_for
 from ..streams.bench import Bench
 from ..streams.named_streams import ROME_VARIANTS
 from ..streams.runner import WINDOW, Run, collapse_point
-from . import ranks
 
 HELD = ("edits", "paraphrases", "untouched")  # efficacy, generalisation, locality: right answers by free generation
 N_INTERFERENCE = 20  # single edits an order for the interference of one layer and of several
@@ -103,7 +102,7 @@ def rank_correlation(bench: Bench) -> dict[int, float]:
                     rows.append((run.edits.probability_last[max(0, done - WINDOW) : done].median(), value))
         if rows:
             table = pd.DataFrame(rows, columns=["probability", "untouched"])
-            found[order] = ranks.rank_correlation(table.probability, table.untouched)
+            found[order] = table.probability.corr(table.untouched, method="spearman")
     return found
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from scipy.stats import t as student_t
 
 from .lab_tables import BARS
 
@@ -29,15 +30,15 @@ def widths(table: pd.DataFrame, point: str) -> pd.Series:
     return pd.Series({d: float(np.exp(np.log(n).mean())) for d, n in found.items()}, dtype=float)
 
 
-def fit(points: pd.Series, at: float = SEED_WIDTH, level: float = 0.9, draws: int = 200_000) -> dict[str, float]:
+def fit(points: pd.Series, at: float = SEED_WIDTH, level: float = 0.9) -> dict[str, float]:
     """log N = a + b·log d_ff by least squares over models, and the prediction interval of N for one more at width `at`.
 
     points: {d_ff: N}. Returns b, its standard error, and low, median, high:
 
         N(at) = exp(x₀ᵀβ ± t·s·√(1 + x₀ᵀ(XᵀX)⁻¹x₀)),   t of n − 2 degrees of freedom
 
-    (Draper & Smith, Applied Regression Analysis, ch. 1.4; t from `draws` seeded samples.) All NaN with fewer than
-    three widths: a line through two points has no error.
+    (Draper & Smith, Applied Regression Analysis, ch. 1.4.) All NaN with fewer than three widths: a line through two
+    points has no error.
     """
     if len(points) < 3:
         return dict.fromkeys(("b", "error", "low", "median", "high"), float("nan"))
@@ -46,8 +47,7 @@ def fit(points: pd.Series, at: float = SEED_WIDTH, level: float = 0.9, draws: in
     inverse = np.linalg.inv(X.T @ X)
     beta = inverse @ X.T @ y
     s2 = ((y - X @ beta) ** 2).sum() / free
-    t = np.quantile(np.random.default_rng(0).standard_t(free, draws), (1 + level) / 2)
-    half = t * np.sqrt(s2 * (1 + x0 @ inverse @ x0))
+    half = student_t.ppf((1 + level) / 2, free) * np.sqrt(s2 * (1 + x0 @ inverse @ x0))
     low, median, high = np.exp(x0 @ beta + half * np.array([-1.0, 0.0, 1.0]))
     return {"b": beta[1], "error": np.sqrt(s2 * inverse[1, 1]), "low": low, "median": median, "high": high}
 

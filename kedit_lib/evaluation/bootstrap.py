@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from scipy.stats import bootstrap
 
 
 def bootstrap_interval(
@@ -24,9 +25,10 @@ def bootstrap_interval(
     x = values.to_numpy()
     if len(x) < 2:
         return (float(x.mean()) if len(x) else np.nan, np.nan, np.nan)
-    means = x[np.random.default_rng(seed).integers(len(x), size=(draws, len(x)))].mean(1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return float(x.mean()), float(low), float(high)
+    found = bootstrap(
+        (x,), np.mean, n_resamples=draws, confidence_level=level, method="percentile", rng=np.random.default_rng(seed)
+    ).confidence_interval
+    return float(x.mean()), float(found.low), float(found.high)
 
 
 def interval_table(table: pd.DataFrame, by: list[str], level: float = 0.95, seed: int = 0) -> pd.DataFrame:

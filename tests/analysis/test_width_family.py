@@ -79,12 +79,12 @@ def test_the_interval_is_that_of_a_new_model():
     b = ((x - x.mean()) * (y - y.mean())).sum() / sxx
     s = np.sqrt(((y - y.mean() - b * (x - x.mean())) ** 2).sum() / (len(x) - 2))
     at = np.log(extrapolation.SEED_WIDTH)
-    half = 2.353 * s * np.sqrt(1 + 1 / len(x) + (at - x.mean()) ** 2 / sxx)  # t of 3 degrees of freedom, 95 %
+    half = 2.353363 * s * np.sqrt(1 + 1 / len(x) + (at - x.mean()) ** 2 / sxx)  # t of 3 degrees of freedom, 95 %
     found = extrapolation.fit(points)
     assert found["b"] == pytest.approx(b)
     assert found["error"] == pytest.approx(s / np.sqrt(sxx))
-    assert np.log(found["high"] / found["median"]) == pytest.approx(half, rel=0.02)
-    assert np.log(found["median"] / found["low"]) == pytest.approx(half, rel=0.02)
+    assert np.log(found["high"] / found["median"]) == pytest.approx(half, rel=1e-6)
+    assert np.log(found["median"] / found["low"]) == pytest.approx(half, rel=1e-6)
 
 
 def test_two_widths_say_nothing():
