@@ -562,6 +562,71 @@ def lyaplock(model, tokenizer, edits, contexts, hp, C, W0, state):
     return spread(model, tokenizer, edits, contexts, hp, targets, site, lambda left: left, update)
 
 
+def matrix_of(model, layer):
+    """The edited weight, d_model x d_ff."""
+    W = weight(model, layer)[1].detach().double().clone()
+    return W.T if layout(model).transposed else W
+
+
+def filtered(model, result, layers, change):
+    """All of an outcome is taken back, and written as `change(layer, update, weight)` makes it."""
+    for layer in layers:
+        name, parameter = weight(model, layer)
+        raw = result.deltas[name].double()
+        raw = raw.T if layout(model).transposed else raw
+        with torch.no_grad():
+            parameter -= result.deltas[name]
+        result.deltas |= add_to_weight(model, layer, change(layer, raw, matrix_of(model, layer)))
+    return result
+
+
+def sphere_update(update, W, beta, alpha):
+    rows = W / (W.norm(dim=1, keepdim=True) + 1e-8)
+    values, vectors = torch.linalg.eigh(rows.T @ rows / len(rows))
+    values, vectors = values.flip(0), vectors.flip(1)
+    r = int((values.cumsum(0) / values.sum() <= beta).sum()) + 1
+    return update @ (torch.eye(len(values)).double() - alpha * vectors[:, :r] @ vectors[:, :r].T)
+
+
+def revive_update(update, W, tau):
+    U, values, Vt = torch.linalg.svd(W)
+    energy, k = 0.0, 0
+    while energy < tau * float((values**2).sum()):
+        energy, k = energy + float(values[k] ** 2), k + 1
+    keep_rows = torch.eye(len(U)).double() - U[:, :k] @ U[:, :k].T
+    keep_columns = torch.eye(len(Vt)).double() - Vt[:k].T @ Vt[:k]
+    return keep_rows @ update @ keep_columns
+
+
+@torch.no_grad()
+def simie(model, tokenizer, edit, hp, base, P):
+    """base(edit) edits the model and returns its outcome. P: {layer: matrix}, empty at first. hp.init_model: from the
+    unedited weights hp.originals ({parameter name: value})."""
+    names = {layer: weight(model, layer)[0] for layer in hp.layers}
+    before = {layer: matrix_of(model, layer) for layer in hp.layers}
+    kept = {name: model.get_parameter(name).detach().clone() for name in names.values()}
+    if hp.init_model:
+        for name in names.values():
+            model.get_parameter(name).copy_(hp.originals[name])
+    prompt = edit.prompt.format(edit.subject)
+    ids = encode(tokenizer, prompt) + target_ids(tokenizer, prompt, edit.target_new)
+    modules = {layer: layout(model).mlp.format(layer) for layer in hp.layers}
+    with watching(model, list(modules.values())) as seen:
+        model(input_ids=torch.tensor([ids]), use_cache=False)
+    with torch.enable_grad():
+        result = base(edit)
+    after = {layer: matrix_of(model, layer) for layer in hp.layers}
+    for name, value in kept.items():
+        model.get_parameter(name).copy_(value)
+    result.deltas = {}
+    for layer, module in modules.items():
+        X = seen[module].input[0].double()
+        P[layer] = P.get(layer, hp.lamHyper * torch.eye(X.shape[1]).double()) + X.T @ X
+        update = (after[layer] - before[layer]) @ X.T @ X @ torch.linalg.inv(P[layer])
+        result.deltas |= add_to_weight(model, layer, update)
+    return result
+
+
 def prune(model, originals):
     """After all edits: replace each edited weight. originals: {parameter name: its unedited value}."""
     with torch.no_grad():

@@ -17,11 +17,19 @@ from .method import Method, Outcome
 from .pmet import PMET
 from .prune import prune
 from .rect import RECT
+from .revive import REVIVE
+from .rlsedit import RLSEdit
 from .rome import PROME, ROME, RROME
+from .simie import SimIE
+from .sphere import SPHERE
+from .wrapper import Wrapper
 
 METHODS: dict[str, type[Method]] = {
     m.__name__: m
-    for m in (ROME, RROME, PROME, MEMIT, PMET, EMMET, AlphaEdit, RECT, FT, ENCORE, EvoEdit, BetaEdit, LyapLock)
+    for m in (
+        *(ROME, RROME, PROME, MEMIT, PMET, EMMET, AlphaEdit, RECT, FT),
+        *(ENCORE, EvoEdit, BetaEdit, LyapLock, RLSEdit, SimIE, SPHERE, REVIVE),
+    )
 }
 # One class, several names: what differs is how it is called or its hyperparameters.
 ALSO_CALLED = {"MEMITMASS": "MEMIT", "FTL": "FT", "FTM": "FT"}
@@ -46,7 +54,8 @@ def method_class(name: str) -> type[Method]:
 def method_for(model, name: str, **overrides) -> Method:
     """The method with the hyperparameters of params/models/<model>.yaml, some of them overridden.
 
-    model: an EditableModel or its name. A section of the very name ("ft-m") goes before the method's ("ft").
+    model: an EditableModel or its name. A section of the very name ("ft-m") goes before the method's ("ft"). The base
+    of a method that is put round another one may be a name, too.
     """
     cls, model_name = method_class(name), getattr(model, "name", model)
     found = load_model_params(str(model_name))
@@ -59,7 +68,10 @@ def method_for(model, name: str, **overrides) -> Method:
     sections = {_plain(str(key)): values for key, values in found.items()}
     for section in (_plain(name), _plain(cls.__name__)):
         if section in sections:
-            return cls(**{**sections[section], **overrides})
+            values = {**sections[section], **overrides}
+            if issubclass(cls, Wrapper) and isinstance(values.get("base"), str):
+                values["base"] = method_for(model, values["base"])
+            return cls(**values)
     raise KeditError(
         f"method {name!r}: params/models has no hyperparameters for it under {model_name!r}; pass them yourself"
     )
@@ -74,14 +86,18 @@ __all__ = [
     "PMET",
     "PROME",
     "RECT",
+    "REVIVE",
     "ROME",
     "RROME",
+    "SPHERE",
     "AlphaEdit",
     "BetaEdit",
     "EvoEdit",
     "LyapLock",
     "Method",
     "Outcome",
+    "RLSEdit",
+    "SimIE",
     "anchor_norm",
     "method_class",
     "method_for",

@@ -56,7 +56,7 @@ class EditState:
         return found if found is None else found.to(device)
 
     def put(self, what: str, layer: int, value: Tensor) -> None:
-        self.tensors[f"{what}.{layer}"] = value
+        self.tensors[f"{what}.{layer}"] = value.contiguous()  # as it will be read again: products round alike then
 
     def count(self, model, edits: int) -> None:
         """So many edits more, of this model."""

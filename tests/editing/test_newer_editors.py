@@ -7,7 +7,7 @@ import pytest
 import reference
 import tiny
 import torch
-from test_reference import BATCH, EDITS, SINGLE, compare, hyper, library_edit
+from test_reference import BATCH, EDITS, SINGLE, assert_same, compare, hyper, library_edit
 
 import kedit_lib as kedit
 
@@ -160,11 +160,93 @@ def test_lyaplock(tiny_model, kind, alpha):
     assert (max(q) > 1.01) == (alpha < 1)
 
 
+@pytest.mark.parametrize("kind", ["llama-bos", "gpt2"])
+def test_recursive_least_squares_are_memit_with_history(tiny_model, kind):
+    """The recursion and the closed form over all earlier keys: the same numbers."""
+    plain, values = tiny_model(kind), hyper()
+    moments = kedit.SecondMoments.from_tensors(tiny.second_moments())
+    one, other = kedit.RLSEdit(**values), kedit.MEMIT(**values, use_history=True)
+    for edit_by in (one, other):
+        model = kedit.load_model(plain.folder, dtype=torch.float64)
+        history, found = edit_by.new_history(model, moments), []
+        for batch in SEQUENCE:
+            given = {"moments": moments, "contexts": tiny.CONTEXTS, "history": history}
+            found.append(edit_by.apply(model, [library_edit(e) for e in batch], **given))
+        if edit_by is one:
+            first = found
+    for ours, theirs in zip(first, found, strict=True):
+        for name, delta in theirs.deltas.items():
+            assert_same(ours.deltas[name], delta, name)
+
+
+MEMIT_HERE = kedit.MEMIT(**hyper())
+
+
+@pytest.mark.parametrize("kind", ["llama-bos", "gpt2"])
+@pytest.mark.parametrize(
+    "wrapped, change",
+    [
+        (kedit.SPHERE(MEMIT_HERE, beta_hse=0.4, alpha=0.8), lambda d, W, W0: reference.sphere_update(d, W, 0.4, 0.8)),
+        (kedit.REVIVE(MEMIT_HERE, tau=0.3), lambda d, W, W0: reference.revive_update(d, W0, 0.3)),
+        (kedit.REVIVE(MEMIT_HERE, tau=0.3, weight="current"), lambda d, W, W0: reference.revive_update(d, W, 0.3)),
+    ],
+    ids=["SPHERE", "REVIVE", "REVIVE of the current weight"],
+)
+def test_filters(tiny_model, kind, wrapped, change):
+    """After all layers have been solved."""
+    W0, values = {}, hyper()
+
+    def theirs(plain, batch):
+        for layer in values["layers"]:
+            W0.setdefault(layer, reference.matrix_of(plain.model, layer))
+        C, hp = tiny.second_moments(), SimpleNamespace(**values)
+        result = reference.memit(plain.model, plain.tokenizer, batch, tiny.CONTEXTS, hp, C)
+        made = reference.filtered(plain.model, result, values["layers"], lambda i, d, W: change(d, W, W0[i]))
+        return made
+
+    model, history = sequence(tiny_model, kind, wrapped, theirs)
+    assert history is None
+    assert wrapped.name.endswith("-MEMIT")
+    assert wrapped.hyperparameters["base"]["method"] == "MEMIT"
+
+
+@pytest.mark.parametrize("kind", ["llama-bos", "gpt2"])
+@pytest.mark.parametrize("init_model", [False, True])
+@pytest.mark.parametrize("base", ["MEMIT", "ROME"])
+def test_simie(tiny_model, kind, init_model, base):
+    """Each edit of a batch in turn."""
+    values, P, C = hyper(layers=[2] if base == "ROME" else [1, 2, 3]), {}, tiny.second_moments()
+    hp = SimpleNamespace(**values, mom2_adjustment=True, lamHyper=3.0, init_model=init_model, originals={})
+
+    def theirs(plain, batch):
+        model, result = plain.model, None
+        for name in [reference.weight(model, layer)[0] for layer in hp.layers]:
+            hp.originals.setdefault(name, model.get_parameter(name).detach().clone())
+
+        def alone(edit):
+            edits = edit if base == "ROME" else [edit]
+            return getattr(reference, base.lower())(model, plain.tokenizer, edits, tiny.CONTEXTS, hp, C)
+
+        for edit in batch:
+            one = reference.simie(model, plain.tokenizer, edit, hp, alone, P)
+            if result is not None:
+                one.targets = result.targets + one.targets
+                one.deltas = {n: d + result.deltas[n] for n, d in one.deltas.items()}
+            result = one
+        result.keys = {}
+        return result
+
+    own = {f: v for f, v in values.items() if base == "MEMIT" or f != "mom2_update_weight"}
+    wrapped = kedit.SimIE(kedit.method_class(base)(**own), lamHyper=3.0, init_model=init_model)
+    sequence(tiny_model, kind, wrapped, theirs, batches=[SINGLE, BATCH])
+
+
 NEWER = {
     "ENCORE": {"update_norm_lambda": 0.7},
     "EvoEdit": {"nullspace_rank": 30},
     "BetaEdit": {"nullspace_rank": 30, "tau": 2},
     "LyapLock": {"alpha": 0.2},
+    "RLSEdit": {},
 }
 
 

@@ -1,0 +1,55 @@
+"""REVIVE (arXiv 2601.11042): no update in the leading singular subspaces of W.
+
+    Δ ← (I − U_k U_kᵀ) Δ (I − V_k V_kᵀ),    W = U Σ Vᵀ,    k the smallest with Σᵢ≤ₖ σᵢ² ≥ τ Σ σᵢ²
+
+No code is public, and the paper's abstract leaves open
+
+    W    the unedited weight (weight="original") or the one before this update ("current"). "original" here: what is to
+         be protected is what the model knew, and one decomposition serves a whole sequence
+    τ    not stated; 0.5 here
+    when after all layers have been solved, as RECT's, or (layer_by_layer=True) each before the next is solved
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field, PrivateAttr
+from torch import Tensor
+
+from .method import Filter, as_matrix, matrix
+from .wrapper import Filtering
+
+
+class REVIVE(Filtering):
+    """base: the method; tau: share of the energy that is protected; weight, layer_by_layer: see above."""
+
+    tau: float = Field(0.5, gt=0, lt=1)
+    weight: Literal["original", "current"] = "original"
+    layer_by_layer: bool = False
+    _found: dict = PrivateAttr(default_factory=dict)  # (U_k, V_k) of unedited weights
+
+    def filter(self) -> Filter:
+        return Filter(self._filtered, self.layer_by_layer)
+
+    def _filtered(self, model, layer: int, delta: Tensor) -> Tensor:
+        u, v = (x.to(delta) for x in self._protected(model, layer))
+        delta = delta - u @ (u.T @ delta)
+        return delta - (delta @ v) @ v.T
+
+    def _protected(self, model, layer: int) -> tuple[Tensor, Tensor]:
+        if self.weight == "current":
+            return leading_subspaces(matrix(model, layer).double(), self.tau)
+        known = model.checksum, layer
+        if known not in self._found:
+            original = matrix(model, layer).double() - as_matrix(model, model.drift(layer)).double()
+            self._found[known] = leading_subspaces(original, self.tau)
+        return self._found[known]
+
+
+def leading_subspaces(weight: Tensor, tau: float) -> tuple[Tensor, Tensor]:
+    """U_k [d_model, k] and V_k [d_ff, k]"""
+    u, s, vt = torch.linalg.svd(weight, full_matrices=False)
+    k = int(((s**2).cumsum(0) < tau * (s**2).sum()).sum()) + 1
+    return u[:, :k], vt[:k].T

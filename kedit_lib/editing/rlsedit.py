@@ -1,0 +1,58 @@
+"""RLSEdit (Euphoria040201/RLSEdit): MEMIT with history by recursive least squares.
+
+With C = (λC + M)⁻¹ kept, d_ff × d_ff, a batch of N costs O(d_ff² N), however many came before it:
+
+    Δ = (R / (m − i)) (I + KᵀF)⁻¹ Fᵀ,    F = C K,        C ← C − F (I + KᵀF)⁻¹ Fᵀ
+
+It is a solver, no method of its own: the numbers are those of MEMIT(use_history=True), whose n × n factor is cheaper up
+to n ≈ d_ff edits. The authors' code (as_code=True) differs: it takes K as it was solved with into C, and feeds the
+recursion R − W K, the whole output, where the identity asks for what is missing, so that it drives W k towards r.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from .closed_form import update
+from .memit import Spread, keys_used
+from .method import Sequential, matrix
+
+
+class RLSEdit(Sequential, Spread):
+    """mom2_update_weight: λ. as_code: the recursion as the authors' program feeds it."""
+
+    options: ClassVar[tuple[str, ...]] = (*Spread.options, "as_code")
+
+    mom2_update_weight: float = Field(15000, gt=0)
+    as_code: bool = False
+
+    def _solve(self, call, layer, k, r, outcome):
+        f = k.double() @ self._inverse(call, layer, k.device)
+        if self.as_code:
+            r = r - k @ matrix(call.model, layer).T * self._share(self.layers.index(layer))
+        delta, g = update(k, r, f)
+        outcome.written[layer] = g / (1 + g)
+        return delta
+
+    def _inverse(self, call, layer: int, device) -> Tensor:
+        kept = call.history.get("inverse", layer, device)
+        if kept is None:
+            kept = torch.cholesky_inverse(call.moments.factor(layer, device=device)) / self.mom2_update_weight
+        return kept
+
+    def _remember(self, call, outcome) -> None:
+        keys = keys_used(outcome, self.layers) if self.as_code else self._keys(call, self.layers)
+        for layer, k in keys.items():
+            call.history.put("inverse", layer, downdated(self._inverse(call, layer, k.device), k))
+        call.history.count(call.model, len(call.edits))
+
+
+def downdated(inverse: Tensor, k: Tensor) -> Tensor:
+    """(A + Σ k kᵀ)⁻¹ [d, d] from A⁻¹, for the rows of k [n, d] (Woodbury)."""
+    f = k.double() @ inverse
+    small = f @ k.double().T + torch.eye(len(k), dtype=torch.float64, device=k.device)
+    return inverse - f.T @ torch.linalg.solve(small, f)
