@@ -7,7 +7,7 @@ The base's edit takes W₋ to Wₑ. With X the inputs of W at all tokens of prom
     P ← P + XᵀX,    Δ = (Wₑ − W₋) XᵀX P⁻¹,    P = λ_s I at first
 
 so that what the edit does to X is kept, and what earlier edits did to theirs is left alone, as least squares over all
-of them would. init_model=True takes X and the edit from the unedited weights, so that W₀ + (the edit alone) stands for Wₑ.
+of them would. init_model=True takes X and the edit from the unedited weights: Wₑ is W₀ + the edit alone.
 P⁻¹ is kept, a d_ff × d_ff matrix a layer; edits of one call are made one after another. The base remembers nothing.
 """
 
