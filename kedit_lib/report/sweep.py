@@ -27,6 +27,7 @@ from .stamps import PACKAGE, hash_files
 
 MEASUREMENTS = ("anatomy", "foretold", "lifting", "memory", "scaling")
 CHECK_EDITS = 50  # edits of the committed stream that is run again
+SLICE, SLICE_EDITS = ("memit", "rome"), 40  # streams of the model beside, and how many of their edits, run each time
 CHECK_MARGIN = 0.05  # largest accepted median difference of the optimised probability over them
 
 
@@ -47,9 +48,11 @@ def run_streams(profile: Profile, orders, workers: int, names=None, commit: bool
     begun, failures = time.monotonic(), []
     os.environ.setdefault("OMP_NUM_THREADS", str(profile.threads))
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_wait_for_tasks) as pool:
-        futures = {
-            pool.submit(_task, _work, profile, name, order, commit): f"{name} order {order}" for name, order in tasks
-        }
+        futures = {}
+        if live and profile.beside:
+            futures[pool.submit(_task, _slice, load_profile(profile.beside))] = f"{profile.beside}, first edits again"
+        for name, order in tasks:
+            futures[pool.submit(_task, _work, profile, name, order, commit)] = f"{name} order {order}"
         for check in filter(None, checks):
             futures[pool.submit(_task, _check, profile, *check)] = (
                 f"committed {check[0]} order {check[1]}, first {CHECK_EDITS} again"
@@ -231,7 +234,12 @@ def _rotation(profile: Profile) -> tuple[str, int] | None:
     return there[int(hashlib.sha256(digest.encode()).hexdigest(), 16) % len(there)]
 
 
-def _check(profile: Profile, name: str, order: int) -> str:
+def _slice(profile: Profile) -> str:
+    """The live part of the model beside: the beginning of its committed streams, run again."""
+    return "; ".join(f"{name} {_check(profile, name, profile.orders[0], SLICE_EDITS)}" for name in SLICE)
+
+
+def _check(profile: Profile, name: str, order: int, edits: int = CHECK_EDITS) -> str:
     """Run the first edits of a committed stream again; KeditError when they differ by more than the margin."""
     import torch
 
@@ -240,9 +248,9 @@ def _check(profile: Profile, name: str, order: int) -> str:
     old = bench.committed(name, order)
     if old is None:
         return "is of another model or size; not compared"
-    if len(old.edits.batch) and old.edits.batch[0] > CHECK_EDITS:
+    if len(old.edits.batch) and old.edits.batch[0] > edits:
         return f"is one batch of {old.edits.batch[0]}; not run again"
-    new = bench.run(name, order, n_edits=CHECK_EDITS)
+    new = bench.run(name, order, n_edits=edits)
     difference = (new.edits.probability_last - old.edits.probability_last[: len(new.edits)]).abs()
     if not difference.median() <= CHECK_MARGIN:
         raise KeditError(
