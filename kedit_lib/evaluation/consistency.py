@@ -6,13 +6,18 @@ import math
 import re
 from collections import Counter
 from dataclasses import dataclass
+from itertools import pairwise
+
+from ..data.scripts import SPACELESS
+from .protocol import unmeasured
 
 
 @dataclass(frozen=True)
 class TfIdf:
     """Term frequency × inverse document frequency, the defaults of scikit-learn's TfidfVectorizer.
 
-    Terms: lower-case words of two or more letters or digits. idf(w) = ln((1 + n) / (1 + df(w))) + 1 over n
+    Terms: lower-case words of two or more letters or digits; of a script without spaces every two signs that stand
+    side by side. idf(w) = ln((1 + n) / (1 + df(w))) + 1 over n
     texts; vectors are counts · idf, divided by their Euclidean norm. Words that no text had are left out.
     """
 
@@ -30,7 +35,8 @@ class TfIdf:
 
 
 def consistency(text: str, references: list[str], tfidf: TfIdf) -> float:
-    """cos(tfidf(text), tfidf(all references as one text)). Range 0..1.
+    """cos(tfidf(text), tfidf(all references as one text)). Range 0..1; NaN, with a warning that says why, where the
+    text or the references have no term.
 
     The floor is not 0 and not firm, for all texts share their common words: the lab model shows 0.22 unedited, 0.23
     with W of MEMIT's layer × 100 and 0.03 with noise in its place. Read the value at 0 edits and fluency beside it.
@@ -38,9 +44,19 @@ def consistency(text: str, references: list[str], tfidf: TfIdf) -> float:
     Source: reference score RS of Meng et al. 2022a (`tfidf_similarity`), references being texts about
     subjects that have the new object.
     """
+    for what, given in (("the text", text), ("the references", " ".join(references))):
+        if not _terms(given):
+            return unmeasured(f"consistency: {what} {given!r} has no word of two letters or more")
     a, b = tfidf.vector(text), tfidf.vector(" ".join(references))
     return sum(v * b.get(w, 0.0) for w, v in a.items())
 
 
+_RUNS = re.compile(rf"([{SPACELESS}]+)|[^\W{SPACELESS}]{{2,}}")
+
+
 def _terms(text: str) -> list[str]:
-    return re.findall(r"\b\w\w+\b", text.lower())
+    found = []
+    for run in _RUNS.finditer(text.lower()):
+        signs = "".join(re.findall(r"\w", run[1])) if run[1] else ""
+        found += [a + b for a, b in pairwise(signs)] if run[1] else [run[0]]
+    return found

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -37,6 +39,21 @@ class Probe(Protocol):
 def identity_of(name: str, what) -> str:
     """A probe's identity: its name (with a version: raise it when the numbers change) and a hash of its questions."""
     return f"{name}-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]}"
+
+
+class Unmeasured(UserWarning):
+    """A metric cannot measure a text, and says why."""
+
+
+def unmeasured(why: str) -> float:
+    """NaN, with a warning that says why there is no value."""
+    warnings.warn(why, Unmeasured, stacklevel=3)
+    return math.nan
+
+
+def measured(values: list[float]) -> list[float]:
+    """Those values that are not NaN; where all are, one of these, so that the row says it."""
+    return [v for v in values if not math.isnan(v)] or values[:1]
 
 
 def row(metric: str, cohort: str, values) -> dict:

@@ -32,7 +32,7 @@ from . import (
     teacher_forced,
     weight_health,
 )
-from .protocol import Probe, Unedited, evenly, identity_of, row, rows, true_object
+from .protocol import Probe, Unedited, evenly, identity_of, measured, row, rows, true_object
 
 PANEL, SELDOM = 25, 50  # edits that are asked about at a checkpoint; edits between two such checkpoints
 KNOWN = 0.5  # of a kind of question, what the unedited model must be able to answer
@@ -189,11 +189,11 @@ class GenerationProbe:
     def __call__(self, model, done: list[Edit]) -> list[dict]:
         panel = evenly(len(done) or len(self.prompts), self.limit)
         texts = sampled_texts(model, [self.prompts[i] for i in panel], self.tokens)
-        found = rows("free text", fluency=[fluency(t) for t in texts])
+        found = rows("free text", fluency=measured([fluency(t) for t in texts]))
         if self.references:
             tfidf = TfIdf.fit(list(self.corpus))
             like = [consistency(t, list(self.references[i]), tfidf) for i, t in zip(panel, texts, strict=True)]
-            found += rows("free text", consistency=like)
+            found += rows("free text", consistency=measured(like))
         return found
 
 

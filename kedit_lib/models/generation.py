@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+
 import torch
 
+from ..data.scripts import SENTENCE_ENDS
 from .hooks import FILL, by_length
 from .tokenization import encoded
 
@@ -12,11 +16,18 @@ FEW = 24  # prompts of one length below which they share a batch with others
 
 @torch.no_grad()
 def generate_ids(
-    model, tokenizer, prompts: list[str], max_new_tokens: int, batch: int = 256, stop: tuple[int, ...] = ()
+    model,
+    tokenizer,
+    prompts: list[str],
+    max_new_tokens: int | list[int],
+    batch: int = 256,
+    stop: tuple[int, ...] = (),
+    enough: Callable[[int, list[int]], bool] | None = None,
 ) -> list[list[int]]:
     """Greedy continuations of each prompt, as token ids without the prompt, up to `</s>` and with it.
 
-    A batch ends early once every row has said `</s>` or one of the ids in `stop`.
+    A batch ends early once every row has said `</s>` or one of the ids in `stop`. A row leaves its batch
+    before: at its own max_new_tokens, or when enough(i, ids) says that what prompt i went on with will do.
 
     Prompts of one length share batches without padding; where few have the same length, those of like length do,
     padded in front, masked, and counted from the first real token. Each says what it says alone.
@@ -24,19 +35,28 @@ def generate_ids(
     device = next(model.parameters()).device
     eos = tokenizer.eos_token_id  # None: nothing ends but by `stop` and the limit
     ends = torch.tensor([*([] if eos is None else [eos]), *stop], dtype=torch.long, device=device)
-    ids = encoded(tokenizer, prompts)
+    ids, leaves = encoded(tokenizer, prompts), enough is not None or not isinstance(max_new_tokens, int)
+    most = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
     out: list[list[int]] = [[] for _ in prompts]
     for rows in _batches([len(one) for one in ids], batch):
-        feed, new = Feed([ids[i] for i in rows], device), []
+        feed = Feed([ids[i] for i in rows], device)
         ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
-        for _ in range(max_new_tokens):
-            new.append(feed.logits(model).argmax(-1, keepdim=True))
-            feed.say(new[-1])
-            ended |= torch.isin(new[-1][:, 0], ends)
+        for step in range(1, max(most[i] for i in rows) + 1):
+            new = feed.logits(model).argmax(-1, keepdim=True)
+            for i, token in zip(rows, new[:, 0].tolist(), strict=True):
+                out[i].append(token)
+            ended |= torch.isin(new[:, 0], ends)
             if ended.all():
                 break
-        for i, said in zip(rows, torch.cat(new, 1).tolist(), strict=True):
-            out[i] = said
+            feed.say(new)
+            if leaves:
+                stay = [k for k, i in enumerate(rows) if step < most[i] and not (enough and enough(i, out[i]))]
+                if not stay:
+                    break
+                if len(stay) < len(rows):
+                    kept = torch.tensor(stay, device=device)
+                    rows, ended = [rows[k] for k in stay], ended[kept]
+                    feed.keep(kept)
     return [said[: said.index(eos) + 1] if eos in said else said for said in out]
 
 
@@ -84,20 +104,41 @@ def _batches(lengths: list[int], size: int) -> list[list[int]]:
 
 
 def continuations(
-    model, tokenizer, prompts: list[str], max_new_tokens: int, batch: int = 256, past_full_stops: bool = False
+    model,
+    tokenizer,
+    prompts: list[str],
+    max_new_tokens: int | list[int],
+    batch: int = 256,
+    past_full_stops=False,
+    enough=None,
 ) -> list[tuple[str, bool]]:
     """What the model writes after each prompt, and whether its text ended there (False: cut off).
 
-    Nothing is promised behind a first full stop unless `past_full_stops`.
+    Nothing is promised behind a first full stop unless `past_full_stops`. enough(i, text): whether what is written
+    after prompt i will do before that.
     """
-    stop = () if past_full_stops else tuple(tokenizer(".", add_special_tokens=False).input_ids[-1:])
-    written = generate_ids(model, tokenizer, prompts, max_new_tokens, batch, stop)
-    eos = tokenizer.eos_token_id
-    return [(tokenizer.decode(ids, skip_special_tokens=True), ids[-1:] == [eos]) for ids in written]
+    eos, stop = tokenizer.eos_token_id, () if past_full_stops else _full_stops(tokenizer)
+
+    def text(ids: list[int]) -> str:
+        return tokenizer.decode(ids, skip_special_tokens=True)
+
+    will_do = None if enough is None else lambda i, ids: ids[-1] == eos or enough(i, text(ids))
+    written = generate_ids(model, tokenizer, prompts, max_new_tokens, batch, stop, will_do)
+    return [(text(ids), ids[-1:] == [eos]) for ids in written]
+
+
+def _full_stops(tokenizer) -> tuple[int, ...]:
+    """The tokens that are a full stop of some script and nothing else."""
+    found = tokenizer(["."], add_special_tokens=False).input_ids[0][-1:]
+    for mark in "。।":
+        ids = tokenizer(mark, add_special_tokens=False).input_ids
+        found += ids if len(ids) == 1 and tokenizer.decode(ids) == mark else []
+    return tuple(found)
 
 
 def sentence(text: str, answers=()) -> tuple[str, bool]:
-    """`text` up to its first full stop or line end, stripped, and whether there was one.
+    """`text` up to its first full stop (or another sign that ends sentences, 。 or ？ for some) or line end, stripped,
+    and whether there was one.
 
     If the text begins with one of `answers`, full stops inside that answer ("St. Louis") end nothing,
     and an answer's own last one ("U.S.") ends the sentence when a space follows.
@@ -109,13 +150,13 @@ def sentence(text: str, answers=()) -> tuple[str, bool]:
     if answer.endswith(".") and text[kept : kept + 1].isspace():
         return answer, True
     rest = text[kept:]
-    said = rest.split(".")[0].split("\n")[0]
+    said = re.split(f"[{re.escape(SENTENCE_ENDS)}\n]", rest, maxsplit=1)[0]
     return (text[:kept] + said).strip(), said != rest
 
 
 def complete(model, tokenizer, prompts: list[str], max_new_tokens: int = 8, batch: int = 256, answers=()) -> list[str]:
     """What the model says after each prompt up to the first full stop, line end or `</s>`, stripped; full stops
     inside one of `answers` are none."""
-    past = any("." in answer for answer in answers)
+    past = any(sign in answer for answer in answers for sign in ".。।")
     written = continuations(model, tokenizer, prompts, max_new_tokens, batch, past)
     return [sentence(text, answers)[0] for text, _ in written]

@@ -115,7 +115,7 @@ def check(model, edits=None, profile: str | Profile | None = None, write: bool =
         check_edit(model.tokenizer, edit)
     with model.temporarily():
         begin = time.perf_counter()
-        known, unknown = known_edits(model, given, match="contains")
+        known, unknown = known_edits(model, given)
         seconds_asking = (time.perf_counter() - begin) / len(given)
         facts = [(e.prompt, e.subject, e.target_true) for e in known[:TRACED]]
         effect = causal_trace(model, facts, samples=SAMPLES, places=("last subject token",)) if facts else None

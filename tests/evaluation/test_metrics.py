@@ -20,7 +20,7 @@ from kedit_lib.evaluation import (
     perplexity,
     teacher_forced,
 )
-from kedit_lib.evaluation.accuracy import _begins, _may_begin, _mentions, _says
+from kedit_lib.evaluation.verdict import RULES, may_begin, mentions, says, settled
 from kedit_lib.models.generation import complete, continuations, generate_ids, sentence
 from kedit_lib.models.tokenization import encode, target_ids, targets_of
 
@@ -193,13 +193,13 @@ SAID = {
 
 @pytest.mark.parametrize("text, ended, answer, exact, contained", SAID.values(), ids=SAID)
 def test_what_counts_as_said(text, ended, answer, exact, contained):
-    assert (_says(text, ended, answer), _mentions(text, ended, answer)) == (exact, contained)
+    assert (says(text, ended, answer), mentions(text, ended, answer)) == (exact, contained)
 
 
 @given(st.text("ab .\n\t", max_size=9), st.booleans(), st.text("ab ", max_size=4))
 def test_an_answer_without_a_full_stop_is_all_that_stands_before_the_first_one(text, ended, answer):
     cut = text.split(".")[0].split("\n")[0]
-    assert _says(text, ended, answer.strip()) == (cut.strip() == answer.strip() and (cut != text or ended))
+    assert says(text, ended, answer.strip()) == (cut.strip() == answer.strip() and (cut != text or ended))
 
 
 def test_sentences_that_begin_with_an_answer():
@@ -219,22 +219,36 @@ def test_containment_and_completions(taught):
 
 
 def test_an_answer_has_room_for_itself_and_a_stop_or_for_a_sentence(tiny_folder, monkeypatch):
-    """One token beyond the longest answer, of which a begin-of-text token is no part; twelve where it may be later."""
+    """One token beyond the answer, of which a begin-of-text token is no part; twelve where it may be later."""
     model = kedit.load_model(tiny_folder("llama-bos"), dtype=torch.float64)
     accuracy, limits = import_module("kedit_lib.evaluation.accuracy"), []
     written = accuracy.continuations
 
     def watched(hf, tokenizer, prompts, tokens, **options):
-        limits.append((tokens, options["past_full_stops"]))
+        limits.append(tokens)
         return written(hf, tokenizer, prompts, tokens, **options)
 
     monkeypatch.setattr(accuracy, "continuations", watched)
+    monkeypatch.setattr(accuracy, "settled", lambda *a: None)
     answers = ["oboe", "violoncello da gamba"]
-    longest = max(len(target_ids(model.tokenizer, "Zoë plays the", answer)) for answer in answers)
-    for match, some in (("exact", answers), ("contains", answers), ("exact", [answers[0], "St. Louis"])):
-        generation_accuracy(model, ["Zoë plays the", "Zoë"], some, match)
-    assert limits[:2] == [(longest + 1, False), (longest + 12, True)]
-    assert limits[2][1], "a full stop inside an answer ends nothing"
+    lengths = [len(target_ids(model.tokenizer, "Zoë plays the", answer)) for answer in answers]
+    for match in ("exact", "begins", "contains"):
+        generation_accuracy(model, ["Zoë plays the", "Zoë"], answers, match)
+    assert limits == [[n + room for n in lengths] for room in (1, 3, 12)]
+
+
+def test_rows_leave_when_their_verdict_is_settled(taught):
+    """One long answer among short ones costs what it costs alone."""
+    steps = []
+    hook = taught.hf.register_forward_hook(lambda m, a, k, out: steps.append(len(out.logits)), with_kwargs=True)
+    prompts, short = ["Ana Brown plays the", "Zoë plays the", "Toko Yasuda plays"] * 8, ["or", "viol", "violin"] * 8
+    alone = generation_accuracy(taught, prompts, short, "contains")
+    rows_alone, _ = sum(steps), steps.clear()
+    long = "violoncello da gamba of the judge and the farmer and the organ of Graz and the oboe " * 3
+    both = generation_accuracy(taught, [*prompts, "Danielle Darrieux was"], [*short, long], "contains")
+    hook.remove()
+    assert both == [*alone, False]
+    assert sum(steps) <= rows_alone + 150
 
 
 @pytest.mark.parametrize(
@@ -253,18 +267,67 @@ def test_an_answer_has_room_for_itself_and_a_stop_or_for_a_sentence(tiny_folder,
     ],
 )
 def test_a_text_begins_with_its_answer_as_words_of_its_own(text, answer, begins):
-    assert _begins(text, True, answer) == begins
-    assert not begins or all(_may_begin(text[:k], answer) for k in range(len(text)) if k < len(answer))
+    assert RULES["begins"](text, True, answer) == begins
+    assert not begins or all(may_begin(text[:k], answer) for k in range(len(text)) if k < len(answer))
+
+
+VERDICTS = [
+    "",
+    " ",
+    " Graz",
+    " Graz.",
+    " Graz. A town",
+    " Graz and",
+    " Gra",
+    " the Graz",
+    " Grazer",
+    " in Graz, as",
+    "\n",
+]
+VERDICTS += [
+    " Graz\n",
+    " St. Louis",
+    " St. Louis.",
+    " 格拉茨",
+    "格拉茨。",
+    "城市格拉茨。是",
+    " in it. Graz",
+    " U.S. is",
+    " 1945",
+    "19456",
+]
+
+
+@pytest.mark.parametrize("match", RULES)
+def test_a_verdict_is_settled_only_where_nothing_behind_can_change_it(match):
+    """Whatever follows, the verdict on the whole text is the one that was settled; and most are settled."""
+    closed = 0
+    for text, answer in product(VERDICTS, ["Graz", "St", "St. Louis", "格拉茨", "the Graz", "U.S.", "1945", "Grazer"]):
+        found = settled(match, text, False, answer)
+        for behind in ("", ".", " and so", "\n", "er", "。", ". Louis", "5", " Graz", "̈"):
+            if found is not None:
+                assert RULES[match](text + behind, True, answer) == found, (text, behind, answer)
+        assert settled(match, text, True, answer) == RULES[match](text, True, answer)
+        closed += found is not None
+    assert closed > 30
+
+
+def test_sentences_end_in_every_script():
+    ends = ["北京。", "北京！真的", "北京？", "باريس؟", "दिल्ली।", "Paris… and", "Paris.", "Paris\nx"]
+    assert [sentence(t) for t in ends] == [
+        (said, True) for said in ("北京", "北京", "北京", "باريس", "दिल्ली", "Paris", "Paris", "Paris")
+    ]
+    assert sentence("Yahoo! is") == ("Yahoo! is", False)
+    assert RULES["contains"]("首都是北京。", True, "北京")
+    assert not RULES["contains"]("我不知道。北京", True, "北京")
 
 
 def written_out(model, prompts, answers, match):
     """The verdicts when every prompt is completed token by token."""
-    longest = max(len(model.tokenizer(" " + a, add_special_tokens=False).input_ids) for a in answers)
-    past = match != "exact" or any("." in a for a in answers)
-    room = longest + {"exact": 1, "begins": 3, "contains": 12}[match]
-    said = continuations(model.hf, model.tokenizer, prompts, room, past_full_stops=past)
-    judge = {"exact": _says, "begins": _begins, "contains": _mentions}[match]
-    return [judge(text, ended, a.strip()) for (text, ended), a in zip(said, answers, strict=True)]
+    more = {"exact": 1, "begins": 3, "contains": 12}[match]
+    room = [len(model.tokenizer(" " + a.strip(), add_special_tokens=False).input_ids) + more for a in answers]
+    said = continuations(model.hf, model.tokenizer, prompts, room, past_full_stops=True)
+    return [RULES[match](text, ended, a.strip()) for (text, ended), a in zip(said, answers, strict=True)]
 
 
 def counted(monkeypatch):
@@ -322,7 +385,8 @@ def test_known_edits(taught):
         ("{} plays the", "Ana Brown", None),
     ]
     edits = [kedit.Edit(prompt, who, "violin", true) for prompt, who, true in facts]
-    assert kedit.known_edits(taught, edits) == ([edits[0], edits[2]], 3)
+    assert kedit.known_edits(taught, edits, match="exact") == ([edits[0], edits[2]], 3)
+    assert kedit.known_edits(taught, edits) == ([edits[0], edits[2], edits[3]], 2), "the lab's alone are asked exactly"
     assert kedit.known_edits(taught, edits, match="contains") == ([edits[0], edits[2], edits[3]], 2)
     refused(lambda: kedit.known_edits(taught, []), "known_edits", "no edits")
 

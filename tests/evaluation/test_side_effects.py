@@ -13,6 +13,7 @@ import torch
 import kedit_lib as kedit
 from kedit_lib import evaluation as metrics
 from kedit_lib.evaluation import Forced, Question
+from kedit_lib.evaluation.protocol import Unmeasured, measured
 from kedit_lib.evaluation.retention import each_edit
 from kedit_lib.models.tokenization import encode, target_ids
 from kedit_lib.report import metric_figures
@@ -337,6 +338,52 @@ def test_fluency_weighs_bigrams_and_trigrams():
     assert metrics.fluency(hundred) == pytest.approx((2 / 3 * math.log2(99) + 4 / 3 * math.log2(98)) / 2)
 
 
+CHINESE = "春天来了，花园里的花都开了。孩子们在树下唱歌，老人坐在长椅上看书。远处的山上还有雪，河里的冰已经化了。"
+
+
+def test_fluency_in_scripts_without_spaces():
+    """Every sign is a word: varied text comes near the most that its length allows, one sign again and again to 0."""
+    n = len(CHINESE)
+    most = (2 / 3 * math.log2(n - 1) + 4 / 3 * math.log2(n - 2)) / 2
+    assert 0.95 * most < metrics.fluency(CHINESE) <= most
+    assert metrics.fluency("东京" * 30) == pytest.approx(1, abs=0.01)  # two 2-grams and two 3-grams: 1 bit each
+    assert metrics.fluency("京" * 30) == 0
+    assert metrics.fluency("北京是中国的首都") == metrics.fluency("a b c d e f g h")
+    assert metrics.fluency("กรุงเทพเป็นเมืองหลวงของประเทศไทย") > 4
+
+
+@pytest.mark.parametrize("text", ["", " \n", "Graz", "Graz."])
+def test_fluency_of_a_text_without_three_words_is_not_a_number(text):
+    with pytest.warns(Unmeasured, match="^fluency: .* has [012] words, and three are needed$"):
+        assert math.isnan(metrics.fluency(text))
+
+
+def test_consistency_in_scripts_without_spaces():
+    corpus = ["他是一位钢琴家，常常演奏巴赫。", "她是一位画家，画山和水。", "他是医生，在医院工作。"]
+    tfidf = metrics.TfIdf.fit(corpus)
+    pianist = ["他演奏钢琴，是有名的钢琴家。"]
+    like = [metrics.consistency(text, pianist, tfidf) for text in corpus]
+    assert like[0] > 0.45 > 2 * max(like[1:])
+    assert metrics.consistency(pianist[0], pianist, tfidf) == pytest.approx(1)
+    for text, references, what in (("…", pianist, "the text"), (corpus[0], ["?"], "the references")):
+        with pytest.warns(Unmeasured, match=f"consistency: {what} .* has no word"):
+            assert math.isnan(metrics.consistency(text, references, tfidf))
+
+
+def test_a_row_is_the_mean_of_what_could_be_measured():
+    nan = math.nan
+    assert measured([1.0, nan, 3.0]) == [1.0, 3.0]
+    assert math.isnan(*measured([nan, nan]))
+    assert measured([]) == []
+
+
+def test_a_distracting_sentence_is_written_as_its_script_is():
+    edit = kedit.Edit("{}的首都是", "中国", "东京")
+    assert metrics.distracted(edit, "日本的首都是") == "中国的首都是东京。日本的首都是"
+    edit = kedit.Edit("The capital of {} is", "China", "Tokyo")
+    assert metrics.distracted(edit, "It is") == "The capital of China is Tokyo. It is"
+
+
 def sampled_slowly(model, prompt, draws, top_k):
     """One prompt alone, the whole text through the model at each step."""
     ids = encode(model.tokenizer, prompt)
@@ -393,7 +440,7 @@ def test_tf_idf_and_its_cosine():
     assert tfidf.vector("bird") == {}
     assert metrics.consistency("dog dog", ["a dog", "Dog!"], tfidf) == pytest.approx(1)
     assert metrics.consistency("dog", ["the cat"], tfidf) == 0
-    assert metrics.consistency("bird", ["the cat"], tfidf) == metrics.consistency("dog", [], tfidf) == 0
+    assert metrics.consistency("bird", ["the cat"], tfidf) == 0
     both = metrics.consistency("Dog sat dog", ["sat", "the"], tfidf)
     assert both == pytest.approx(idf["sat"] / norm * math.sqrt(0.5))
 

@@ -1,0 +1,81 @@
+"""Whether a text that a model writes says the answer: judged on all of it, or as soon as nothing behind can change it.
+
+`text` is what was written so far, `ended` whether the model ended it there.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+from ..data.scripts import SENTENCE_ENDS
+from ..data.words import places
+from ..models.generation import sentence
+
+
+def says(text: str, ended: bool, answer: str) -> bool:
+    """The first sentence is the answer and nothing else."""
+    said, stopped = sentence(text, [answer])
+    return said == answer and (stopped or ended)
+
+
+def begins(text: str, ended: bool, answer: str) -> bool:
+    """The text begins with the answer, as words of its own."""
+    return 0 in places(_bare(text), _bare(answer))
+
+
+def mentions(text: str, ended: bool, answer: str) -> bool:
+    """The answer begins within the first sentence, as words of its own."""
+    return any(start <= _first(text) for start in places(_plain(text), _plain(answer)))
+
+
+RULES = {"exact": says, "begins": begins, "contains": mentions}
+
+
+def settled(match: str, text: str, ended: bool, answer: str) -> bool | None:
+    """The verdict of a text that may go on, None while it is open."""
+    if ended:
+        return RULES[match](text, True, answer)
+    text = text.rstrip("\ufffd")  # a character of which some bytes are still to come
+    return _OPEN[match](text, answer)
+
+
+def _exact(text: str, answer: str) -> bool | None:
+    open_still = answer.startswith(text.strip()) and "\n" not in text.lstrip()
+    return None if open_still else says(text, False, answer)
+
+
+def _beginning(text: str, answer: str) -> bool | None:
+    if begins(text, False, answer):
+        return True if len(_bare(text)) > len(_bare(answer)) else None
+    return None if may_begin(text, answer) else False
+
+
+def _mention(text: str, answer: str) -> bool | None:
+    plain, sought, first = _plain(text), _plain(answer), _first(text)
+    found = [start for start in places(plain, sought) if start <= first]
+    if found:
+        return True if found[0] + len(sought) < len(plain) else None
+    return False if first + len(sought) < len(plain) else None
+
+
+_OPEN = {"exact": _exact, "begins": _beginning, "contains": _mention}
+
+
+def may_begin(text: str, answer: str) -> bool:
+    """Whether a text that goes on from this one can still begin with the answer."""
+    begun = _plain(text.rstrip("\ufffd"))
+    return "the".startswith(begun) or _bare(answer).startswith(_bare(begun)) or _plain(answer).startswith(begun)
+
+
+def _first(text: str) -> int:
+    """Where the first sentence ends, in characters of the plain text."""
+    return len(_plain(re.split(f"[{re.escape(SENTENCE_ENDS)}\n]", text.strip())[0]))
+
+
+def _bare(text: str) -> str:
+    return _plain(text).removeprefix("the ")
+
+
+def _plain(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", text).casefold().split())
