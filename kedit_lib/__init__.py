@@ -17,6 +17,7 @@ _PUBLIC = {
         *("BetaEdit", "ENCORE", "EvoEdit", "LyapLock", "REVIVE", "RLSEdit", "SPHERE", "SimIE"),
         *("Outcome", "anchor_norm", "method_class", "method_for", "prune"),
     ],
+    "editing.check_pipeline": ["check_pipeline"],
     "editing.contexts": ["generate_contexts"],
     "editing.external_hparams": ["method_from_file"],
     "editing.history": ["EditHistory"],
