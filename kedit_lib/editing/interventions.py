@@ -116,7 +116,7 @@ class _LeftPadded:
     edit at a time, whose clean prompt alone has no padding when the residual is measured."""
 
     def _optimise(self, model, requests):
-        places = model.mlp_out(self.layers[-1]), model.attn_out(self.layers[-1])
+        places = (self._read(model), *([] if self.of_stream else [model.attn_out(self.layers[-1])]))
         v0 = outputs_at(model, [r.prompts[0] for r in requests], self._read(model))
         found = [misplaced.optimise(model, r, places, self) for r in requests]
         return [replace(t, delta=t.z - v) for t, v in zip(found, v0, strict=True)], None
@@ -140,8 +140,8 @@ CHANGES = {
     "twenty-one contexts": (_TwentyOneContexts, (MEMIT, PMET)),
     "linear share": (_LinearShare, (PMET,)),
     "start in target": (_StartInTarget, (MEMIT, PMET, ROME)),
-    "left padded": (_LeftPadded, (PMET,)),
-    "both bugs": (_AsInTheLog, (PMET,)),
+    "left padded": (_LeftPadded, (PMET, MEMIT)),
+    "both bugs": (_AsInTheLog, (PMET, MEMIT)),
 }
 
 

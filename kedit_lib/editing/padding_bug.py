@@ -1,4 +1,5 @@
-"""Prompts padded in front and looked up as if padded behind: a bug of public code that ran PMET on Llama, rebuilt.
+"""Prompts padded in front and looked up as if padded behind: a bug of public code that ran PMET on Llama, rebuilt, for
+PMET and, as it would be there, for MEMIT.
 
 A batch of prompts is padded to one length. With the padding in front, index l of a row is no longer the subject's last
 token: in a row with q tokens of padding it is the token q places before it, or padding. There δ is added, v₀ and keys
@@ -42,7 +43,8 @@ def keys_at(model, prompts, layers) -> dict[int, Tensor]:
 
 
 def optimise(model, request: Request, modules, hp) -> Target:
-    """PMET's target with the bug, by the loss of `targets`; modules: the MLP's and the attention's output there."""
+    """A target with the bug, by the loss of `compute_z`; modules: those whose outputs get a δ each (MEMIT: the layer;
+    PMET: the MLP's and the attention's output there)."""
     prompts, target = (*request.prompts, request.kl), torch.tensor(request.target, device=model.device)
     rows = [p.ids + request.target[:-1] for p in request.prompts] + [request.kl.ids]
     batch, n = padded_in_front(model, rows), len(rows) - 1
@@ -57,7 +59,8 @@ def optimise(model, request: Request, modules, hp) -> Target:
     def adding(d):
         return lambda module, args, out: _added(out, (row, lookup), d)
 
-    losses, probabilities, factor, kl_before = [], [], hp.nll_loss_factor, None
+    scaled = getattr(hp, "nll_loss_factor", None)  # PMET's, and its rule to stop
+    losses, probabilities, factor, kl_before = [], [], scaled or 1.0, None
     for step in range(hp.v_num_grad_steps):
         with hooks(*[(m, adding(d)) for m, d in zip(modules, delta, strict=True)]):
             log_p = model.hf(**batch, use_cache=False).logits.log_softmax(-1)
@@ -71,19 +74,18 @@ def optimise(model, request: Request, modules, hp) -> Target:
         losses.append(loss.item())
         probabilities.append(nll.neg().exp().mean().item())
         learned = bool((at_targets.argmax(-1) == target).all())
-        factor = hp.nll_loss_factor * (0.1 if learned else 1.0)
-        if loss < LOSS_STOP or (learned and kl <= PMET_KL_STOP) or step == hp.v_num_grad_steps - 1:
+        factor = scaled * (0.1 if learned else 1.0) if scaled else 1.0
+        if loss < LOSS_STOP or (scaled and learned and kl <= PMET_KL_STOP) or step == hp.v_num_grad_steps - 1:
             break
         for d, gradient in zip(delta, torch.autograd.grad(loss, delta), strict=True):
             d.grad = gradient
         adam.step()
         for d, v in zip(delta, v0, strict=True):
             d.data *= min(1.0, (hp.clamp_norm_factor * v.norm() / d.norm()).item())
-    (mlp, attn), found = (d.detach() for d in delta), [v + d.detach() for v, d in zip(v0, delta, strict=True)]
-    clamped = bool(mlp.norm() >= hp.clamp_norm_factor * v0[0].norm() * (1 - 1e-5))
-    return Target(
-        found[0], mlp, losses, probabilities, v0[0].norm().item(), clamped, False, z_attn=found[1], delta_attn=attn
-    )
+    own, found = delta[0].detach(), [v + d.detach() for v, d in zip(v0, delta, strict=True)]
+    clamped = bool(own.norm() >= hp.clamp_norm_factor * v0[0].norm() * (1 - 1e-5))
+    beside = {"z_attn": found[1], "delta_attn": delta[1].detach()} if len(found) > 1 else {}
+    return Target(found[0], own, losses, probabilities, v0[0].norm().item(), clamped, False, **beside)
 
 
 def _added(output, at, d: Tensor):

@@ -99,14 +99,15 @@ def test_a_model_without_a_start_token_cannot_have_that_bug(model, moments):
     assert all(torch.equal(before[name], now) for name, now in snapshot(model).items())
 
 
-def test_where_nothing_is_padded_left_padding_changes_nothing(model, moments):
+@pytest.mark.parametrize("method", [MEMIT, PMET], ids=lambda m: m.name)
+def test_where_nothing_is_padded_left_padding_changes_nothing(model, moments, method):
     """One context, and an edit prompt as long as the KL prompt: all rows have one length."""
     prompt, subject = "{} is a", tiny.EDITS[0][1]
     words = [w for w in ("judge", "organ", "English", "old") if len(target_ids(model.tokenizer, prompt, w)) == 1]
     edit, given = kedit.Edit(prompt, subject, words[0]), {"moments": moments, "contexts": ["{}"]}
-    meant = PMET.apply(model, [edit], **given)
+    meant = method.apply(model, [edit], **given)
     model.restore()
-    found = changed(PMET, "left padded").apply(model, [edit], **given)
+    found = changed(method, "left padded").apply(model, [edit], **given)
     assert relative(found.targets[0].z, meant.targets[0].z) < 1e-9
     assert found.targets[0].losses == pytest.approx(meant.targets[0].losses)
     assert all(relative(found.deltas[name], delta) < 1e-9 for name, delta in meant.deltas.items())
