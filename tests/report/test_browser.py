@@ -1,12 +1,13 @@
 """The web pages in a real browser: quiet, complete, and readable on a phone."""
 
 import re
+import shutil
 
 import nbformat
 import pandas as pd
 import pytest
-from browser import PROGRAM, Browser
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from playwright.sync_api import sync_playwright
 
 from kedit_lib.data.config import REPOSITORY
 from kedit_lib.errors import KeditError
@@ -15,7 +16,14 @@ from kedit_lib.report import site as report
 
 PHONE = 390  # pixels
 ATTACK = "<script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\"><b>bold</b>"
-needs_browser = pytest.mark.skipif(PROGRAM is None, reason="needs Chromium: apt-get install chromium")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+QUIET = "quic background-networking component-update sync gpu".split()
+FLAGS = ["--no-sandbox", "--no-first-run", *(f"--disable-{what}" for what in QUIET)]
+
+
+def needs_browser(test):
+    no_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium")
+    return pytest.mark.browser(no_chromium(test))
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +35,32 @@ def site(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    with Browser(tmp_path_factory.mktemp("browser")) as running:
-        yield running
+    """Debian's Chromium without a window, with a profile of its own."""
+    profile = tmp_path_factory.mktemp("browser")
+    with sync_playwright() as playwright:
+        yield playwright.chromium.launch_persistent_context(profile, executable_path=CHROMIUM, args=FLAGS)
+
+
+@pytest.fixture
+def open_page(browser):
+    """`open_page(path, width)`: a tab with that page; its .errors are what the console said and what was thrown, its
+    .requests every address that it asked for."""
+    tabs = []
+
+    def opened(path, width=1200):
+        tab = browser.new_page()
+        tabs.append(tab)
+        tab.set_viewport_size({"width": width, "height": 900})
+        tab.errors, tab.requests = [], []
+        tab.on("pageerror", lambda thrown: tab.errors.append(thrown))
+        tab.on("console", lambda said: tab.errors.append(said.text) if said.type in ("error", "warning") else None)
+        tab.on("request", lambda asked: tab.requests.append(asked.url))
+        tab.goto(path.as_uri())
+        return tab
+
+    yield opened
+    for tab in tabs:
+        tab.close()
 
 
 def test_the_site_is_small_and_asks_the_network_for_nothing(site):
@@ -62,16 +94,15 @@ def test_every_figure_stands_above_its_caption_with_its_files(site):
 
 
 @needs_browser
-def test_pages_are_quiet_described_linked_and_fit_a_phone(site, browser):
+def test_pages_are_quiet_described_linked_and_fit_a_phone(site, open_page):
     for page in sorted(site.glob("*.html")):
         for width in (PHONE, 1200):
-            tab = browser.open(page.as_uri(), width=width)
+            tab = open_page(page, width=width)
             assert tab.errors == [], page.name
             assert [r for r in tab.requests if not r.startswith(("file:", "data:"))] == [], page.name
-            assert tab.ask("document.documentElement.scrollWidth") <= width, page.name
-            assert tab.ask("[...document.images].every(i => i.alt.length > 20 && i.naturalWidth > 0)"), page.name
-            links = tab.ask("[...document.links].map(a => a.getAttribute('href'))")
-            tab.close()
+            assert tab.evaluate("document.documentElement.scrollWidth") <= width, page.name
+            assert tab.evaluate("[...document.images].every(i => i.alt.length > 20 && i.naturalWidth > 0)"), page.name
+            links = tab.evaluate("[...document.links].map(a => a.getAttribute('href'))")
         broken = [link for link in links if not link.startswith(("https://", "#")) and not (site / link).is_file()]
         assert broken == [], page.name
         ids = set(re.findall(r'\sid="([^"]+)"', page.read_text(encoding="utf-8")))
@@ -79,11 +110,10 @@ def test_pages_are_quiet_described_linked_and_fit_a_phone(site, browser):
 
 
 @needs_browser
-def test_tables_wider_than_a_phone_scroll_inside_their_box(site, browser):
-    tab = browser.open((site / "00_start_here.html").as_uri(), width=PHONE)
-    assert tab.ask("[...document.querySelectorAll('table')].some(t => t.scrollWidth > innerWidth)")
-    assert tab.ask("[...document.querySelectorAll('div.wide')].every(d => d.clientWidth <= innerWidth)")
-    tab.close()
+def test_tables_wider_than_a_phone_scroll_inside_their_box(site, open_page):
+    tab = open_page(site / "00_start_here.html", width=PHONE)
+    assert tab.evaluate("[...document.querySelectorAll('table')].some(t => t.scrollWidth > innerWidth)")
+    assert tab.evaluate("[...document.querySelectorAll('div.wide')].every(d => d.clientWidth <= innerWidth)")
 
 
 def table_site(folder, table: str):
@@ -95,7 +125,7 @@ def table_site(folder, table: str):
 
 
 @needs_browser
-def test_a_click_on_a_header_sorts_and_another_turns_round(tmp_path, browser):
+def test_a_click_on_a_header_sorts_and_another_turns_round(tmp_path, open_page):
     table = pd.DataFrame(
         {
             "name": ["layer 10", "layer 9", "Äpfel", "zebra", "b"],
@@ -105,31 +135,29 @@ def test_a_click_on_a_header_sorts_and_another_turns_round(tmp_path, browser):
         },
         index=pd.Index([3, 1, 2, 5, 4], name="row"),
     )
-    tab = browser.open(table_site(tmp_path, table.to_html()).as_uri())
+    tab = open_page(table_site(tmp_path, table.to_html()))
     shown = "[...document.querySelectorAll('tbody tr')].map(r => +r.cells[0].textContent)"
     head = "document.querySelectorAll('thead tr:last-child th')[{}]"
-    assert tab.ask(shown) == [3, 1, 2, 5, 4]
+    assert tab.evaluate(shown) == [3, 1, 2, 5, 4]
     up = {0: [1, 2, 3, 4, 5], 1: [2, 4, 1, 3, 5], 2: [2, 5, 1, 3, 4], 3: [1, 5, 2, 3, 4], 4: [5, 2, 1, 3, 4]}
     missing = {2: [4], 3: [4], 4: [4]}  # by column: always below
     for column, rows in up.items():
-        tab.ask(f"{head.format(column)}.querySelector('button').click()")
-        assert tab.ask(shown) == rows
-        assert tab.ask(f"{head.format(column)}.ariaSort") == "ascending"
-        tab.ask(f"{head.format(column)}.querySelector('button').click()")
+        tab.evaluate(f"{head.format(column)}.querySelector('button').click()")
+        assert tab.evaluate(shown) == rows
+        assert tab.evaluate(f"{head.format(column)}.ariaSort") == "ascending"
+        tab.evaluate(f"{head.format(column)}.querySelector('button').click()")
         below = missing.get(column, [])
-        assert tab.ask(shown) == [r for r in rows[::-1] if r not in below] + below
-        assert tab.ask("[...document.querySelectorAll('[aria-sort]')].map(h => h.ariaSort)") == ["descending"]
-    tab.close()
+        assert tab.evaluate(shown) == [r for r in rows[::-1] if r not in below] + below
+        assert tab.evaluate("[...document.querySelectorAll('[aria-sort]')].map(h => h.ariaSort)") == ["descending"]
 
 
 @needs_browser
-def test_headers_are_reached_and_pressed_from_the_keyboard(site, browser):
-    tab = browser.open((site / "07_choosing_a_method.html").as_uri())
-    tab.ask("document.querySelector('thead th:nth-child(3) button').focus()")
-    assert tab.ask("document.activeElement.tagName") == "BUTTON"
-    tab.press("Enter")
-    assert tab.ask("document.querySelector('thead th:nth-child(3)').ariaSort") == "ascending"
-    tab.close()
+def test_headers_are_reached_and_pressed_from_the_keyboard(site, open_page):
+    tab = open_page(site / "07_choosing_a_method.html")
+    tab.evaluate("document.querySelector('thead th:nth-child(3) button').focus()")
+    assert tab.evaluate("document.activeElement.tagName") == "BUTTON"
+    tab.keyboard.press("Enter")
+    assert tab.evaluate("document.querySelector('thead th:nth-child(3)').ariaSort") == "ascending"
 
 
 def test_a_report_that_fails_leaves_the_old_one_whole(tmp_path, monkeypatch):
@@ -161,16 +189,15 @@ def hostile_notebook():
 
 
 @needs_browser
-def test_what_a_model_wrote_is_text_and_nothing_else(tmp_path, browser):
+def test_what_a_model_wrote_is_text_and_nothing_else(tmp_path, open_page):
     (tmp_path / "executed").mkdir()
     nbformat.write(hostile_notebook(), tmp_path / "executed" / "00_hostile.ipynb")
     report.write_report(tmp_path / "executed", tmp_path / "figures", tmp_path / "report")
-    tab = browser.open((tmp_path / "report" / "00_hostile.html").as_uri())
-    assert tab.ask("document.title") == "Safe · kedit"
-    assert tab.ask("document.scripts.length") == 1 and tab.ask("document.images.length") == 0
-    assert tab.ask("document.body.innerText.split('<script>').length - 1") >= 4  # read as written
+    tab = open_page(tmp_path / "report" / "00_hostile.html")
+    assert tab.evaluate("document.title") == "Safe · kedit"
+    assert tab.evaluate("document.scripts.length") == 1 and tab.evaluate("document.images.length") == 0
+    assert tab.evaluate("document.body.innerText.split('<script>').length - 1") >= 4  # read as written
     assert tab.errors == []
-    tab.close()
 
 
 def test_without_executed_notebooks_there_is_one_line_and_no_report(tmp_path):
