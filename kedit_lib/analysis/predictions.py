@@ -1,0 +1,45 @@
+"""Predictions, written before the runs that they are about, and what came of them.
+
+params/predictions.yaml holds them: `where` and `holds` are pandas expressions over `runs.outcomes`, in which a point
+that was not reached is infinite. With `against` the row of another stream, of the same model, setting and order, stands
+beside each: its columns end in _other.
+"""
+
+from __future__ import annotations
+
+from math import inf
+
+import pandas as pd
+
+from ..data.config import REPOSITORY
+from ..data.yaml_text import parse
+
+PATH = REPOSITORY / "params" / "predictions.yaml"
+POINTS = ["N_optimisation", "N_model"]
+
+
+def scored(found: pd.DataFrame, notebook: str | None = None) -> pd.DataFrame:
+    """A row a prediction (of one notebook: "02"; None: of all): name, notebook, prediction, held, runs, verdict.
+
+    found: `runs.outcomes` of every stream that is there. It speaks of `runs` streams and orders and holds in `held` of
+    them; verdict: held (in all), failed (in none), "in 1 of 3", or not testable (there is no such run).
+    """
+    found = found.assign(**{point: found[point].astype(float).fillna(inf) for point in POINTS})
+    rows = []
+    for one in parse(PATH.read_text(encoding="utf-8"), PATH.name):
+        if notebook in (None, one["notebook"]):
+            asked = _beside(found, one.get("against")).query(one["where"], engine="python")
+            held = int(asked.eval(one["holds"], engine="python").sum()) if len(asked) else 0
+            rows.append((one["name"], one["notebook"], one["says"], held, len(asked), _verdict(held, len(asked))))
+    return pd.DataFrame(rows, columns=["name", "notebook", "prediction", "held", "runs", "verdict"])
+
+
+def _beside(found: pd.DataFrame, other: str | None) -> pd.DataFrame:
+    if other is None:
+        return found
+    theirs = found[found.stream == other].drop(columns="stream")
+    return found.merge(theirs, on=["model", "setting", "order"], suffixes=("", "_other"))
+
+
+def _verdict(held: int, runs: int) -> str:
+    return "not testable" if not runs else "held" if held == runs else "failed" if not held else f"in {held} of {runs}"
