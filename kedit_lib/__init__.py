@@ -14,7 +14,7 @@ _PUBLIC = {
     "data.edit": ["Edit"],
     "editing": [
         *("AlphaEdit", "EMMET", "FT", "MEMIT", "PMET", "PROME", "RECT", "ROME", "RROME", "METHODS", "Method"),
-        *("BetaEdit", "ENCORE", "EvoEdit", "LyapLock", "REVIVE", "RLSEdit", "SPHERE", "SimIE"),
+        *("BetaEdit", "ENCORE", "EvoEdit", "LyapLock", "PRUNE", "REVIVE", "RLSEdit", "SPHERE", "SimIE", "UltraEdit"),
         *("Outcome", "anchor_norm", "method_class", "method_for", "prune"),
     ],
     "editing.check_pipeline": ["check_pipeline"],

@@ -682,3 +682,85 @@ def fine_tune(model, tokenizer, edits, hp):
     return SimpleNamespace(
         deltas={name: (W - before[name]).detach() for name, W in weights.items()}, targets=traces, keys={}
     )
+
+
+def ultraedit(model, tokenizer, edits, hp, state):
+    """state: {(d_in, d_out): (n, mean, spread)}, empty at first. hp: modules, lr, batch_size."""
+    eps, modules = torch.finfo(torch.float32).eps, {name: model.get_submodule(name) for name in hp.modules}
+    rows = []
+    for edit in edits:
+        prompt = encode(tokenizer, edit.prompt.format(edit.subject))
+        target = target_ids(tokenizer, edit.prompt.format(edit.subject), edit.target_new)
+        rows.append((prompt + target[:-1], len(prompt) - 1, target))
+    rows.sort(key=lambda row: -len(row[0]))
+    parts = {name: [] for name in modules}
+    for begin in range(0, len(rows), hp.batch_size):
+        chunk = rows[begin : begin + hp.batch_size]
+        total = sum(len(target) for *_, target in chunk)
+        for name in parts:
+            parts[name].append([])
+        for ids, start, target in chunk:
+            for module in modules.values():
+                module.weight.requires_grad_(True)  # so that there is a graph
+            seen, handles = {}, []
+            for name, module in modules.items():
+
+                def keep(module, inputs, output, name=name, seen=seen):
+                    seen[name] = inputs[0].detach(), output
+
+                handles.append(module.register_forward_hook(keep))
+            logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0]
+            for handle in handles:
+                handle.remove()
+            places = [start + j for j in range(len(target))]
+            loss = -logits[places].log_softmax(-1)[range(len(target)), target].sum() / total
+            gradients = torch.autograd.grad(loss, [seen[name][1] for name in modules])
+            for name, gradient in zip(modules, gradients, strict=True):
+                k, g = seen[name][0][0, places], gradient[0, places]
+                parts[name][-1] += [torch.cat(pair) for pair in zip(k, g, strict=True)]
+    shapes = {name: tuple(module.weight.shape) for name, module in modules.items()}
+    for name, batches in parts.items():
+        for batch in map(torch.stack, batches):
+            n, mean, spread = state.get(shapes[name], (0, 0 * batch[0], 0 * batch[0]))
+            shift, b = batch.mean(0) - mean, len(batch)
+            own = b * batch.var(0) if b > 1 else 0
+            state[shapes[name]] = n + b, mean + shift * b / (n + b), spread + own + n * b * shift**2 / (n + b)
+    deltas = {}
+    for name, module in modules.items():
+        x = torch.stack([row for batch in parts[name] for row in batch])
+        n, mean, spread = state[shapes[name]]
+        normal = (x - mean) / ((spread / (n - 1 + eps)).sqrt() + eps)
+        transposed = layout(model).transposed
+        d_in = module.weight.shape[0 if transposed else 1]
+        K, V = x[:, :d_in], -hp.lr * (normal[:, :d_in] ** 2).sum(1, keepdim=True) * normal[:, d_in:]
+        shift = torch.linalg.solve(K.T @ K + torch.eye(d_in).double(), K.T @ V)
+        deltas[f"{name}.weight"] = shift if transposed else shift.T
+    model.requires_grad_(False)
+    for name, delta in deltas.items():
+        model.get_parameter(name).add_(delta)
+    return deltas
+
+
+def compensated(model, tokenizer, edits, contexts, hp, C, M, E, change):
+    """MEMIT with history whose update `change(layer, update, weight)` filters; what that takes, E by layer, goes to the
+    next batch."""
+    targets = targets_of(optimise_z, model, tokenizer, edits, contexts, hp)
+    whole = {}
+
+    def update(layer, R, K):
+        K = K.double()
+        A = hp.mom2_update_weight * C[layer].double() + M.get(layer, 0) + K @ K.T
+        whole[layer] = A, (R @ K.T - E.get(layer, 0)) @ torch.linalg.inv(A)
+        return whole[layer][1]
+
+    site = layout(model).block.format(hp.layers[-1])
+    result = spread(model, tokenizer, edits, contexts, hp, targets, site, lambda left: left, update)
+
+    def noted(layer, update, W):
+        kept = change(layer, update, W)
+        E[layer] = (kept - update) @ whole[layer][0]
+        return kept
+
+    result = filtered(model, result, hp.layers, noted)
+    add_to_history(model, tokenizer, edits, contexts, hp, M)
+    return result

@@ -15,20 +15,21 @@ from .lyaplock import LyapLock
 from .memit import MEMIT
 from .method import Method, Outcome
 from .pmet import PMET
-from .prune import prune
+from .prune import PRUNE, prune
 from .rect import RECT
 from .revive import REVIVE
 from .rlsedit import RLSEdit
 from .rome import PROME, ROME, RROME
 from .simie import SimIE
 from .sphere import SPHERE
+from .ultraedit import UltraEdit
 from .wrapper import Wrapper
 
 METHODS: dict[str, type[Method]] = {
     m.__name__: m
     for m in (
-        *(ROME, RROME, PROME, MEMIT, PMET, EMMET, AlphaEdit, RECT, FT),
-        *(ENCORE, EvoEdit, BetaEdit, LyapLock, RLSEdit, SimIE, SPHERE, REVIVE),
+        *(ROME, RROME, PROME, MEMIT, PMET, EMMET, AlphaEdit, RECT, PRUNE, FT),
+        *(ENCORE, EvoEdit, BetaEdit, LyapLock, RLSEdit, SimIE, SPHERE, REVIVE, UltraEdit),
     )
 }
 # One class, several names: what differs is how it is called or its hyperparameters.
@@ -85,6 +86,7 @@ __all__ = [
     "MEMIT",
     "PMET",
     "PROME",
+    "PRUNE",
     "RECT",
     "REVIVE",
     "ROME",
@@ -98,6 +100,7 @@ __all__ = [
     "Outcome",
     "RLSEdit",
     "SimIE",
+    "UltraEdit",
     "anchor_norm",
     "method_class",
     "method_for",

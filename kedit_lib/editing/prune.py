@@ -2,16 +2,39 @@
 
     W ← W₀ + U diag(s′) Vᵀ,      W − W₀ = U diag(s) Vᵀ,      s′ = ln s − ln σ + σ where s > σ = σ_max(W₀), else s
 
-It acts once, after the last edit of a sequence, on every edited matrix: no singular value of the total update may
-tower over the original's largest, which bounds how ill-conditioned the edited matrix gets. Smaller ones stay.
+It acts once, after the last edit of a sequence, on every edited matrix (`prune`): no singular value of the total update
+may tower over the original's largest, which bounds how ill-conditioned the edited matrix gets. Smaller ones stay.
+`PRUNE` is MEMIT with that bound on W − W₀ after every batch, which can be compensated (see `compensation.py`).
 """
 
 from __future__ import annotations
 
 import pandas as pd
 import torch
+from pydantic import PrivateAttr
+from torch import Tensor
 
 from ..errors import KeditError
+from .compensation import Filtered
+from .method import as_matrix, matrix
+
+
+class PRUNE(Filtered):
+    """MEMIT's hyperparameters; compensation: whether what is lost is made up for at the next batch."""
+
+    _sigma: dict = PrivateAttr(default_factory=dict)  # largest singular value of unedited weights
+
+    def filtered(self, model, layer: int, delta: Tensor) -> Tensor:
+        drift, known = as_matrix(model, model.drift(layer)).double(), (model.checksum, layer)
+        if known not in self._sigma:
+            self._sigma[known] = torch.linalg.matrix_norm(matrix(model, layer).double() - drift, 2)
+        u, s, vt = torch.linalg.svd(drift + delta.double(), full_matrices=False)
+        return (u * restrained(s, self._sigma[known])) @ vt - drift
+
+
+def restrained(s: Tensor, sigma: Tensor) -> Tensor:
+    """The singular values s of a total update, those above sigma lowered."""
+    return torch.where(s > sigma, s.log() - sigma.log() + sigma, s)
 
 
 @torch.no_grad()
@@ -31,10 +54,10 @@ def prune(model) -> pd.DataFrame:
         original = original.to(weight)
         u, s, vt = torch.linalg.svd(weight - original, full_matrices=False)
         sigma = torch.linalg.matrix_norm(original, 2)
-        restrained = torch.where(s > sigma, s.log() - sigma.log() + sigma, s)
+        bounded = restrained(s, sigma)
         if lowered := int((s > sigma).sum()):
-            changes[name] = (u * (restrained - s)) @ vt
-        found = {"sigma_max": float(sigma), "before": float(s[0]), "after": float(restrained[0]), "reduced": lowered}
+            changes[name] = (u * (bounded - s)) @ vt
+        found = {"sigma_max": float(sigma), "before": float(s[0]), "after": float(bounded[0]), "reduced": lowered}
         rows.append({"parameter": name, **found})
     with model.recording({"method": "PRUNE", "hyperparameters": {}, "edits": []}):
         model.add(changes)

@@ -3,32 +3,25 @@
     Δ_ab stays where |Δ_ab / (W_ab + 1e-8)| is among the largest 40 %, else it becomes 0
 
 MEMIT runs to its end first: the layers above see the whole updates of those below, and W is the weight at entry. What
-is lost of the residual is not written elsewhere.
+is lost of the residual is not written elsewhere, unless compensation is on (see `compensation.py`).
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
-from .memit import MEMIT
-from .method import Call, Filter, matrix
+from .compensation import Filtered
+from .method import matrix
 
 DROPPED = 60  # percent of the entries
 
 
-class RECT(MEMIT):
-    """MEMIT's hyperparameters."""
+class RECT(Filtered):
+    """MEMIT's hyperparameters; compensation: whether what is lost is made up for at the next batch."""
 
-    def prepare(self, *args, **given) -> Call:
-        call = super().prepare(*args, **given)
-        return replace(call, filters=(*call.filters, Filter(_filter)))
-
-
-def _filter(model, layer: int, delta: Tensor) -> Tensor:
-    return largest_changes(delta, matrix(model, layer))
+    def filtered(self, model, layer: int, delta: Tensor) -> Tensor:
+        return largest_changes(delta, matrix(model, layer))
 
 
 def largest_changes(delta: Tensor, weight: Tensor) -> Tensor:

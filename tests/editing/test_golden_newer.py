@@ -133,6 +133,30 @@ def test_simie(case, tmp_path):
     assert len(list(run(case, tmp_path, edit_by))) == len(case.steps)
 
 
+@each_case("ultraedit")
+def test_ultraedit(case, tmp_path):
+    """Deltas carry the rounding of the weights, the normaliser does not."""
+    hp = case.hp
+    edit_by = kedit.UltraEdit(modules=hp.edit_modules, lr=hp.lr, batch_size=hp.dataset_batch_size)
+    model = kedit.load_model(case.save_model(tmp_path / "model"), dtype=torch.float32)
+    history, before = edit_by.new_history(model), {}
+    for step in case.steps:
+        model.restore()
+        if before:
+            model.add(before)
+        outcome = edit_by.apply(model, case.edits(step, kedit.Edit), history=history)
+        for name in hp.edit_modules:
+            _, _, layer, _, kind = name.split(".")
+            stem = f"step{step}.layer{layer}" + ("" if kind == "down_proj" else f".{kind}")
+            delta = case.tensors[f"{stem}.delta"]
+            assert relative(outcome.deltas[f"{name}.weight"], case.tensors[f"{stem}.shift"]) <= 1e-3
+            assert relative(outcome.deltas[f"{name}.weight"], delta) <= tolerance(case)
+            before[f"{name}.weight"] = before.get(f"{name}.weight", 0) + delta
+        (shape,) = {key.split(".")[1].removeprefix("normalizer_") for key in case.tensors if "normalizer" in key}
+        assert relative(history.get("mean", shape), case.tensors[f"step{step}.normalizer_{shape}.mean"]) <= 1e-4
+        assert float(history.get("n", shape)) == case.record["steps"][step][f"normalizer_{shape}.n"]
+
+
 def test_golden_numbers_are_there():
     if golden_newer.FOLDER is None:
         import pytest

@@ -241,13 +241,73 @@ def test_simie(tiny_model, kind, init_model, base):
     sequence(tiny_model, kind, wrapped, theirs, batches=[SINGLE, BATCH])
 
 
+@pytest.mark.parametrize("kind", ["llama-bos", "gpt2"])
+@pytest.mark.parametrize("name", ["RECT", "PRUNE"])
+def test_what_a_filter_takes_is_made_up_for(tiny_model, kind, name):
+    values, C, M, E, W0 = hyper(mom2_update_weight=0.5), tiny.second_moments(), {}, {}, {}
+
+    def change(layer, update, W):
+        if name == "RECT":
+            return reference.rect_update(update, W)
+        return reference.prune_update(W + update - W0[layer], W0[layer]) + W0[layer] - W
+
+    def theirs(plain, batch):
+        for layer in values["layers"]:
+            W0.setdefault(layer, reference.matrix_of(plain.model, layer))
+        hp = SimpleNamespace(**values)
+        return reference.compensated(plain.model, plain.tokenizer, batch, tiny.CONTEXTS, hp, C, M, E, change)
+
+    edit_by = kedit.method_class(name)(**values, compensation=True)
+    sequence(tiny_model, kind, edit_by, theirs)
+    assert all(float(E[layer].norm()) > 1e-3 for layer in E)
+    assert edit_by.hyperparameters["compensation"]
+    assert "compensation" not in kedit.method_class(name)(**values).hyperparameters
+
+
+ULTRA = {
+    "llama-bos": ["model.layers.1.mlp.gate_proj", "model.layers.1.mlp.up_proj", "model.layers.3.mlp.down_proj"],
+    "gpt2": ["transformer.h.1.mlp.c_fc", "transformer.h.2.mlp.c_proj", "transformer.h.3.mlp.c_proj"],
+}
+
+
+@pytest.mark.parametrize("kind", ULTRA)
+def test_ultraedit(tiny_model, kind):
+    """Single edits and batches; one normaliser for all weights of a shape."""
+    plain, state = tiny_model(kind), {}
+    hp = SimpleNamespace(modules=ULTRA[kind], lr=1e-2, batch_size=2)
+    model, edit_by = kedit.load_model(plain.folder, dtype=torch.float64), kedit.UltraEdit(**vars(hp))
+    history = edit_by.new_history(model)
+    for batch in ([EDITS[1]], BATCH, [EDITS[2]], EDITS):
+        expected = reference.ultraedit(plain.model, plain.tokenizer, batch, hp, state)
+        outcome = edit_by.apply(model, [library_edit(e) for e in batch], history=history)
+        assert set(outcome.deltas) == set(expected)
+        for name, delta in expected.items():
+            assert float(delta.norm()) > 1e-6
+            assert_same(outcome.deltas[name], delta, name)
+        assert all(0 < target.probabilities[0] < 1 for target in outcome.targets)
+
+
+def test_ultraedit_says_which_module_is_not_there(tiny_model):
+    model = kedit.load_model(tiny_model("llama").folder, dtype=torch.float64)
+    edit = [library_edit(EDITS[0])]
+    for module, says in (("model.layers.1.mlp.middle", "no module"), ("model.layers.1.input_layernorm", "no weight")):
+        with pytest.raises(kedit.KeditError, match=says):
+            kedit.UltraEdit(modules=[module]).apply(model, edit)
+
+
 NEWER = {
     "ENCORE": {"update_norm_lambda": 0.7},
     "EvoEdit": {"nullspace_rank": 30},
     "BetaEdit": {"nullspace_rank": 30, "tau": 2},
     "LyapLock": {"alpha": 0.2},
     "RLSEdit": {},
+    "PRUNE": {"compensation": True},
+    "UltraEdit": {"modules": ULTRA["llama-bos"]},
+    "SimIE": {"base": MEMIT_HERE},
 }
+
+
+OWN_LAYERS = ("UltraEdit", "SimIE")
 
 
 @pytest.mark.parametrize("name", NEWER)
@@ -255,7 +315,8 @@ def test_a_history_goes_on_from_a_file(tiny_model, tmp_path, name):
     """Saved after two batches and read again: the third batch is the same to the bit, and so is the identity."""
     values = hyper(v_num_grad_steps=3, **NEWER[name])
     cls = kedit.method_class(name)
-    edit_by = cls(**{f: v for f, v in values.items() if f in cls.model_fields})
+    own = cls.model_fields.keys() - ({"layers"} if name in OWN_LAYERS else set())
+    edit_by = cls(**{f: v for f, v in values.items() if f in own})
     model, moments = (
         kedit.load_model(tiny_model("llama").folder, dtype=torch.float64),
         kedit.SecondMoments.from_tensors(tiny.second_moments()),

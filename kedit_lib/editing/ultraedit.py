@@ -1,0 +1,161 @@
+"""UltraEdit (Gu et al. 2025, arXiv 2505.14679; XiaojieGu/UltraEdit): a gradient in the place of an optimised target.
+
+For each edited module, at every position that predicts a token of the new object, k is its input and g the gradient of
+the loss with respect to its output. With running mean μ and deviation σ of [k, g] over all edits so far,
+
+    [k̂, ĝ] = ([k, g] − μ) / (σ + ε),    v = −lr ‖k̂‖² ĝ,    Δ = Vᵀ (K Kᵀ + I)⁻¹ K       (rows of K, V: k and v)
+
+One forward and backward pass of a mini-batch, no subject, no contexts, no C: the fastest of all. As in the authors'
+code the loss is the mean over all tokens of a mini-batch, the longest requests first; modules whose weights have one
+shape share one normaliser; and each update of it adds b·s² of b rows with their unbiased variance s², where Chan's
+formula has (b − 1)s². A row alone has s² = 0 here, NaN there: the very first token alone is not written.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from math import nan
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from ..errors import KeditError
+from ..models.hooks import hooks, pad
+from .closed_form import update
+from .compute_z import Target
+from .method import Call, Outcome, Sequential, as_matrix
+
+EPS = torch.finfo(torch.float32).eps
+
+
+class UltraEdit(Sequential):
+    """modules: names of those whose weights are edited. lr: length of the update. batch_size: edits a mini-batch."""
+
+    takes_targets: ClassVar[bool] = False
+
+    modules: list[str] = Field(min_length=1)
+    lr: float = Field(1e-6, gt=0)
+    batch_size: int = Field(10, ge=1)
+
+    def __init__(self, modules=(), **values):
+        numbers = [re.search(r"\.(\d+)\.", str(name)) for name in modules if isinstance(modules, list)]
+        layers = sorted({int(n[1]) for n in numbers if n})
+        super().__init__(modules=modules, **{"layers": layers, **values})
+
+    @property
+    def needs_moments(self) -> bool:
+        return False
+
+    def contexts(self, model, given=None) -> list[str]:
+        return ["{}"]
+
+    def prepare(self, model, *args, **given) -> Call:
+        self._modules(model)
+        return super().prepare(model, *args, **given)
+
+    def _modules(self, model) -> dict:
+        """{name: module}"""
+        found = {}
+        for name in self.modules:
+            try:
+                found[name] = model.hf.get_submodule(name)
+            except AttributeError:
+                raise KeditError(f"{self.name}: {model.name} has no module {name!r}; name one of its own") from None
+            if getattr(found[name], "weight", None) is None or found[name].weight.dim() != 2:
+                raise KeditError(f"{self.name}: module {name!r} has no weight matrix; name a linear map")
+        return found
+
+    def _apply(self, call: Call) -> Outcome:
+        outcome, modules = Outcome(self.name, call.edits, {}, [None] * len(call.edits)), self._modules(call.model)
+        order = sorted(range(len(call.edits)), key=lambda i: -len(_ids(call.requests[i])))
+        rows = {name: ([], []) for name in modules}  # k and g by mini-batch
+        for begin in range(0, len(order), self.batch_size):
+            chunk = order[begin : begin + self.batch_size]
+            for name, seen in self._gradients(call, chunk, modules, outcome).items():
+                for part, kept in zip(seen, rows[name], strict=True):
+                    kept.append(part)
+        for k, g in rows.values():
+            self._normaliser(call, k[0], g[0], add=[torch.cat(pair, 1) for pair in zip(k, g, strict=True)])
+        for name, (k, g) in rows.items():
+            k, g = torch.cat(k), torch.cat(g)
+            normal = self._normaliser(call, k, g)(torch.cat([k, g], 1))
+            k_hat, g_hat = normal.split([k.shape[1], g.shape[1]], 1)
+            v = -self.lr * (k_hat**2).sum(1, keepdim=True) * g_hat
+            delta = as_matrix(call.model, update(k, v, k)[0]).to(call.model.math_dtype).contiguous()
+            outcome.deltas[f"{name}.weight"] = delta
+        call.model.add(outcome.deltas)
+        call.history.count(call.model, len(call.edits))
+        return outcome
+
+    def _gradients(self, call: Call, chunk: list[int], modules: dict, outcome: Outcome) -> dict:
+        """{module: (k, g)} of a mini-batch, [tokens, width] each in float64; the targets of its edits are noted."""
+        model, requests = call.model, [call.requests[i] for i in chunk]
+        ids = pad([_ids(r) for r in requests], model.device)
+        at = [(row, len(r.prompts[0].ids) - 1 + j) for row, r in enumerate(requests) for j in range(len(r.target))]
+        at = tuple(torch.tensor(index, device=ids.device) for index in zip(*at, strict=True))
+        answers = torch.tensor([t for r in requests for t in r.target], device=ids.device)
+        seen, names = {}, {module: name for name, module in modules.items()}
+
+        def keep(module, args, output):
+            output = output if output.requires_grad else output.requires_grad_()
+            seen[names[module]] = args[0].detach(), output
+            return output
+
+        with torch.enable_grad(), hooks(*[(module, keep) for module in modules.values()]):
+            logits = model.hf(input_ids=ids, use_cache=False).logits[at].to(model.math_dtype)
+            log_p = logits.log_softmax(-1).gather(1, answers[:, None])[:, 0]
+            gradients = torch.autograd.grad(-log_p.mean(), [seen[name][1] for name in modules])
+        each, lengths = log_p.detach(), [len(r.target) for r in requests]
+        said = (logits.argmax(-1) == answers).split(lengths)
+        for i, one, right in zip(chunk, each.split(lengths), said, strict=True):
+            outcome.targets[i] = _target(-one.mean().item(), bool(right.all()))
+        pairs = zip(modules, gradients, strict=True)
+        return {name: tuple(x.view(*ids.shape, -1)[at].double() for x in (seen[name][0], g)) for name, g in pairs}
+
+    def _normaliser(self, call: Call, k: Tensor, g: Tensor, add=()) -> _Normaliser:
+        """That of all weights with the shape of these; the mini-batches `add` join it."""
+        shape, history = f"{k.shape[1]}x{g.shape[1]}", call.history
+        found = _Normaliser(*(history.get(part, shape, k.device) for part in ("mean", "spread", "n")))
+        for x in add:
+            found = found.with_rows(x)
+        if add:
+            for part in ("mean", "spread", "n"):
+                history.put(part, shape, getattr(found, part))
+        return found
+
+
+@dataclass(frozen=True)
+class _Normaliser:
+    """Running mean, sum of squares (as the authors count it) and number of rows; None: none yet."""
+
+    mean: Tensor | None
+    spread: Tensor | None
+    n: Tensor | None
+
+    def with_rows(self, x: Tensor) -> _Normaliser:
+        mean, spread, n, b = self.mean, self.spread, self.n, len(x)
+        if n is None:
+            mean, spread, n = torch.zeros_like(x[0]), torch.zeros_like(x[0]), x.new_zeros(1)
+        total, shift = n + b, x.mean(0) - mean
+        own = b * x.var(0) if b > 1 else 0
+        return _Normaliser(mean + shift * b / total, spread + own + n * b * shift**2 / total, total)
+
+    @property
+    def deviation(self) -> Tensor:
+        return (self.spread / (self.n - 1 + EPS)).sqrt()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / (self.deviation + EPS)
+
+
+def _ids(request) -> tuple[int, ...]:
+    return request.prompts[0].ids + request.target[:-1]
+
+
+def _target(nll: float, already: bool) -> Target:
+    """What the model gave the new object before the edit: nothing is optimised."""
+    p = torch.tensor(-nll, dtype=torch.float64).exp().item()
+    return Target(None, None, [nll], [p], nan, False, already)
