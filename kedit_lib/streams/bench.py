@@ -57,9 +57,11 @@ class Bench:
 
     @property
     def moments(self):
-        """C at every layer that some method edits; measured once and kept in results/moments."""
+        """C at every layer that some method edits with it; measured once and kept in results/moments."""
         if self._moments is None:
-            layers = sorted({layer for s in self.streams.values() for layer in self.method(s.name).layers})
+            layers = sorted(
+                {layer for s in self.streams.values() if self._uses_moments(s) for layer in self._layers(s)}
+            )
             self._moments = SecondMoments.estimate(
                 self.model, self.facts.texts(), layers, cache=self.results / "moments", progress=self.progress
             )
@@ -91,8 +93,7 @@ class Bench:
     def _method(self, stream: Stream) -> Method:
         overrides = dict(stream.overrides)
         if stream.at is not None or stream.last is not None:
-            layers = method_for(self.model, stream.at or stream.method).layers
-            overrides["layers"] = list(layers[-(stream.last or len(layers)) :])
+            overrides["layers"] = self._layers(stream)
         method = method_for(self.model, stream.method, **overrides)
         if stream.rho is not None:
             overrides["v_lr"] = with_rho(method, self.model, stream.rho, self.facts.reference())[0].v_lr
@@ -106,6 +107,13 @@ class Bench:
             overrides["norm_anchor"] = anchor_norm(self.model, method, sample, self.contexts(method))
         method = method_for(self.model, stream.method, **overrides)
         return method if stream.change is None else changed(method, stream.change)
+
+    def _uses_moments(self, stream: Stream) -> bool:
+        return method_for(self.model, stream.method, **stream.overrides).needs_moments
+
+    def _layers(self, stream: Stream) -> list[int]:
+        layers = method_for(self.model, stream.at or stream.method).layers
+        return list(layers[-(stream.last or len(layers)) :])
 
     def run(self, name: str, order: int = 0, n_edits: int | None = None) -> Run:
         """Run the stream, resume it, or find it finished in results/ (looked up once)."""
