@@ -12,7 +12,9 @@ import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pandas as pd
+import seaborn as sns
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
@@ -21,7 +23,7 @@ from ..data.edit import Edit, around_places
 from ..data.provenance import key_of
 from ..editing import method_for
 from ..editing.compute_z import Doubtful
-from ..evaluation import sampled_texts
+from ..evaluation import retention_matrix, retention_table, sampled_texts
 from ..evaluation.before_after import ask, ask_table
 from ..models.hooks import no_bar
 from ..streams.runner import Run
@@ -156,3 +158,28 @@ def samples_at(bench, film: Path, at: int, prompts: list[str]) -> pd.DataFrame:
             model.load_snapshot({n: w.to(model.device) for n, w in load_file(str(frames[-1])).items()})
             texts[f"after {int(frames[-1].stem)} edits"] = sampled_texts(model, prompts, TOKENS)
     return pd.DataFrame(texts, index=pd.Index(prompts, name="prompt"))
+
+
+def plot_along(run: Run, at: int):
+    """(figure, data): a stream up to `at` edits. The age × checkpoint map, how far ‖W‖ has grown since edit 1, and how
+    large the step of each edit is; what comes later is left white, so that one picture can be laid on the next."""
+    width = max(1, len(run.edits) // 12)
+    matrix = retention_matrix(retention_table(run.checkpoints), width)
+    seen = matrix.where([[done <= at for done in matrix.columns]] * len(matrix))
+    done = run.edits[run.edits.edit <= at].set_index("edit")
+    norms, first = [c for c in done if c.startswith("W_")], run.edits.iloc[0]
+    grown = pd.DataFrame({f"layer {c[2:]}": done[c] / first[c] for c in norms})
+    steps = pd.DataFrame({f"layer {c[2:]}": done[f"d{c}"] / done[c] for c in norms})
+    fig, axes = plt.subplot_mosaic([["map", "W"], ["map", "dW"]], figsize=(9, 4.2), layout="constrained")
+    sns.heatmap(
+        seen.iloc[::-1], ax=axes["map"], cmap="cividis", vmin=0, vmax=1, cbar_kws={"label": "edits still right"}
+    )
+    axes["map"].set(xlabel="edits made", ylabel="age of the edit, edits")
+    for name, table, label in (("W", grown, "‖W‖ / ‖W₁‖"), ("dW", steps, "‖ΔW‖ / ‖W‖")):
+        for layer in table:
+            axes[name].plot(table.index, table[layer], label=layer)
+        axes[name].set(xlim=(0, len(run.edits)), xlabel="edits made", ylabel=label)
+    axes["W"].legend(fontsize=8)
+    tables = {"edits still right": seen.T, "norm": grown, "step": steps}
+    long = [t.stack().rename("value").rename_axis(["edits_done", "of"]).reset_index() for t in tables.values()]
+    return fig, pd.concat([part.assign(what=what) for what, part in zip(tables, long, strict=True)]).dropna()

@@ -22,6 +22,7 @@ from ..data.config import LAST_ORDER, Profile, load_profile, results_folder
 from ..data.provenance import ALGORITHMS, commit, now, versions
 from ..errors import KeditError
 from ..streams.bench import Bench, committed_runs, data_folder
+from ..streams.cost import keep_memory
 from ..streams.named_streams import every_stream, groups_of, streams_of
 from .stamps import PACKAGE, hash_files
 
@@ -119,7 +120,6 @@ def run_measurements(profile: Profile, orders, which: str) -> None:
     streams for each order; the "memory" of every method, or the "scaling" of a family of lab models, once."""
     from ..analysis import causes
     from ..analysis import decomposition as anatomy
-    from ..analysis import frontier as choosing
     from ..analysis import recovery as lifting
     from ..analysis import width_family as scaling
     from ..analysis import width_fit as extrapolation
@@ -129,7 +129,7 @@ def run_measurements(profile: Profile, orders, which: str) -> None:
         print(extrapolation.fit_table(found).to_string())
         return
     if which == "memory":
-        print(choosing.keep_memory(Bench(profile, progress=False), data_folder()).to_string())
+        print(keep_memory(Bench(profile, progress=False), data_folder()).to_string())
         return
     Bench(profile, progress=False).moments  # measured once, before the workers want it  # noqa: B018
     names = {"anatomy": anatomy.STREAMS, "foretold": causes.FORETOLD, "lifting": lifting.STREAMS}[which]
@@ -147,7 +147,6 @@ def planned(profile: Profile, orders, which: str) -> str:
     """What `run_measurements` would make, in edits."""
     from ..analysis import causes
     from ..analysis import decomposition as anatomy
-    from ..analysis import frontier as choosing
     from ..analysis import recovery as lifting
     from ..analysis import width_family as scaling
 
@@ -156,7 +155,7 @@ def planned(profile: Profile, orders, which: str) -> str:
         edits = sum(scaling.planned(recipe, len(scaling.ORDERS)) for recipe in scaling.family().values())
         return f"{edits} edits at most, on {len(scaling.family())} models; all but the lab model are trained first"
     if which == "memory":
-        return f"a few edits of each of {len(choosing.EVERY_METHOD)} methods, each in a process of its own"
+        return "a few edits of each method, each in a process of its own"
     tried = len(lifting.HEALED) + 3
     each = {
         "anatomy": len(anatomy.STREAMS) * 2 * n,

@@ -17,8 +17,7 @@ from IPython.display import Markdown, display
 from ..data.edit import Edit
 from ..errors import KeditError
 from .figures import png_of
-from .live import Desk, film_folder, make_film, samples_at, stop_sentence, stops_of
-from .metric_figures import plot_along
+from .live import Desk, film_folder, make_film, plot_along, samples_at, stop_sentence, stops_of
 
 WIDE = {"layout": knobs.Layout(width="95%"), "style": {"description_width": "6em"}}
 BUTTONS = {"description_width": "6em", "button_width": "auto"}

@@ -10,11 +10,14 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
+
 from ..data.atomic import replacing
 from ..data.config import Profile
 from ..data.provenance import ALGORITHMS, key_of, versions
 from ..errors import KeditError, first_line
 from .bench import Bench
+from .named_streams import groups_of
 
 SOME = 10  # edits one at a time that are measured
 
@@ -33,6 +36,19 @@ def memory_cost(profile: Profile, name: str, results: Path) -> dict:
     factors, targets, projections, the history of these few edits. C must have been measured before (`bench.moments`).
     """
     return _apart(profile, name, 0, results, "memory")
+
+
+def keep_memory(bench: Bench, folder: Path) -> pd.DataFrame:
+    """`memory_cost` of every main and other stream, one after the other, into `<folder>/<label>.memory.<n>.csv`."""
+    bench.moments  # measured here, not in a process that is looked at  # noqa: B018
+    groups = groups_of(bench.profile)
+    streams = [*groups["main"].values(), *groups["others"].values()]
+    # PRUNE and the anchored norm only bound what another method finds, and cost what it costs.
+    names = [s.name for s in streams if not (s.pruned or s.anchored)]
+    table = pd.DataFrame([memory_cost(bench.profile, name, bench.results) for name in names])
+    with replacing(folder / f"{bench.label}.memory.{bench.profile.n_edits}.csv") as partial:
+        table.to_csv(partial, index=False)
+    return table
 
 
 def _apart(profile: Profile, name: str, size: int, results: Path, what: str) -> dict:

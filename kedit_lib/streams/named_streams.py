@@ -110,24 +110,19 @@ AS_REPORTED = 1000 / 11008  # edits of the report's one batch for each unit of d
 
 
 def setting_streams(profile: Profile) -> dict[str, Stream]:
-    """The two settings that every verdict is given in. As printed: v_lr as published, under the stream's plain name. As
-    scaled: ρ = 2, "memit-rho2"; and on the way there and beyond it, "memit-rho1", "memit-rho4", ROME also "rome-rho8".
+    """The streams of `streams_of` and some others as scaled (ρ = 2), such as "memit-rho2"; on the way there and beyond it,
+    "memit-rho1", "memit-rho4" and for ROME "rome-rho8".
 
     "memit-share" is one batch of as many edits for each unit of d_ff as in the report, "memit-sum" the sum of edits
     made apart on the unedited model.
     """
-    plain = streams_of(profile)
-    printed = [
-        *(plain[name] for name in plain if name != "ft"),
-        Stream("memit-share", "memit", None, per_d_ff=AS_REPORTED),
-        Stream("memit-sum", "memit", change="superposed", brief=True),
-        Stream("memit-history", "memit", overrides={"use_history": True}),
-        Stream("alphaedit", "alphaedit"),
-        Stream("memit-anchored", "memit", anchored=True),
-    ]
+    plain, others = streams_of(profile), other_streams()
+    batch = Stream("memit-share", "memit", None, per_d_ff=AS_REPORTED)
+    apart = Stream("memit-sum", "memit", change="superposed", brief=True)
+    printed = [*(s for name, s in plain.items() if name != "ft"), batch, apart]
+    printed += [others[name] for name in ("memit-history", "alphaedit", "memit-anchored")]
     ranges = [(name, rho) for name in ("memit", "pmet", "rome") for rho in (1.0, 4.0)] + [("rome", 8.0)]
-    found = [*printed, *map(with_steps, printed), *(with_steps(plain[name], rho) for name, rho in ranges)]
-    return _by_name(found)
+    return _by_name([batch, apart, *map(with_steps, printed), *(with_steps(plain[n], rho) for n, rho in ranges)])
 
 
 def other_streams() -> dict[str, Stream]:

@@ -10,9 +10,7 @@ import torch
 import kedit_lib as kedit
 from kedit_lib.analysis import causes, forecast
 from kedit_lib.analysis import decomposition as anatomy
-from kedit_lib.analysis import frontier as choosing
 from kedit_lib.analysis.decomposition import Anatomy
-from kedit_lib.data.config import load_profile
 from kedit_lib.errors import KeditError
 from kedit_lib.streams.named_streams import cause_streams, every_stream, groups_of
 from kedit_lib.streams.runner import Run
@@ -232,27 +230,6 @@ def test_a_pruned_stream_is_the_stream_with_its_end_measured_again(bench):
         run.curve("largest singular", f"layer {bench.method('memit').layers[-1]}").iloc[-1] for run in (plain, pruned)
     ]
     assert norms[1] <= norms[0]
-
-
-def frontier(**points) -> pd.DataFrame:
-    return pd.DataFrame(
-        [
-            {"method": m, "how": "one batch", "order": 0, "edits": 9, "kept": kept, "untouched": un}
-            for m, (kept, un) in points.items()
-        ]
-    )
-
-
-def test_only_what_nothing_beats_in_both_is_on_the_frontier():
-    table = frontier(a=(0.9, 0.1), b=(0.5, 0.5), c=(0.4, 0.4), d=(0.1, 0.9), e=(float("nan"), 0.99))
-    assert [s.split()[0] for s in choosing.undominated(table, 9)] == ["a", "b", "d"]
-    assert choosing.summary(table, 9).method.tolist()[:2] == ["a", "b"]
-
-
-def test_horizons_follow_the_collapse_of_memit(bench):
-    assert load_profile("smoke").n_edits == 12
-    half, n, most = choosing.horizons(bench)
-    assert 1 <= half <= n <= most <= N
 
 
 def test_an_intervention_is_said_with_both_points():

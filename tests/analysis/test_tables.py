@@ -3,7 +3,6 @@
 import pandas as pd
 
 from kedit_lib.analysis import tables as findings
-from kedit_lib.report import metric_figures
 from kedit_lib.streams.runner import Run
 
 
@@ -55,26 +54,6 @@ def test_what_a_high_probability_hides_is_read_at_its_last_high_checkpoint():
     assert "edit 60" in text and "60% of its edits, 30% of the untouched facts" in text
     never = findings.hidden_by("ROME", {"ROME": {0: a_run([0.5] * 90, curves)}})
     assert never == "ROME reports p > 0.9 at no checkpoint."
-
-
-def test_the_gap_puts_reported_forced_and_free_side_by_side():
-    curves = {("accuracy", "edits"): {0: 0.0, 30: 0.5}, ("strict accuracy", "edits"): {30: 0.75}}
-    table = metric_figures.gap_table({"A": {0: a_run([0.1] * 5 + [0.9] * 25, curves)}})
-    assert table.values.tolist() == [["A", 0, 30, 0.9, 0.75, 0.5]]
-
-
-def test_a_lead_counts_from_the_second_checkpoint_outside_the_band():
-    early = {("accuracy", "untouched"): {0: 1.0, 10: 0.85, 20: 0.8, 30: 0.7, 60: 0.1}}
-    late = {("accuracy", "neighbors"): {0: 1.0, 10: 1.0, 20: 1.0, 30: 0.5, 60: 0.4}}
-    run = a_run([0.9] * 26 + [0.1] * 34, early | late)
-    leads = metric_figures.lead_table({"A": {0: run}}, pd.DataFrame(columns=["metric", "cohort", "value"]))
-    assert list(zip(leads.cohort, leads.exit, leads.lead, strict=True)) == [
-        ("untouched", 20, 19),
-        ("neighbors", 60, -21),
-    ]
-    said = metric_figures.lead_sentence(leads, {"A": {0: run}, "B": {}})
-    assert "**A**: accuracy (untouched), at edit 20, 19 edits before the collapse" in said
-    assert "**B**: no metric warned" in said
 
 
 def test_the_regime_is_named_by_where_the_probability_halves():

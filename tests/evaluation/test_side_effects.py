@@ -16,8 +16,6 @@ from kedit_lib.evaluation import Forced, Question
 from kedit_lib.evaluation.protocol import Unmeasured, measured
 from kedit_lib.evaluation.retention import each_edit
 from kedit_lib.models.tokenization import encode, target_ids
-from kedit_lib.report import metric_figures
-from kedit_lib.streams.runner import Run
 
 EDITS = [
     kedit.Edit(p, s, t, target_true="German", neighborhood=[p.replace("{}", "Ana Blum")]) for p, s, t in tiny.EDITS
@@ -602,26 +600,3 @@ def test_floors_are_what_the_probes_see_there(llama):
     assert same(llama, before)
     noise = [metrics.floors(llama, [First()], EDITS, **options).value[0] for options in ({}, {"seed": 0}, {"seed": 1})]
     assert noise[0] == noise[1] != noise[2]
-
-
-# ---------------------------------------------------------------------------------------------------- what asking costs
-
-
-def test_what_asking_costs_by_stream():
-    """By hand: 100 edits of 1 s; checkpoints of 1 s in between and 3 s with every family, all facts at the end 5 s."""
-    done = list(range(0, 101, 10))
-    seconds = [7.0, *(3.0 if d % 50 == 0 else 1.0 for d in done[1:-1]), 5.0]
-    rows = [(d, "seconds", "probes", s, 1) for d, s in zip(done, seconds, strict=True)]
-    rows += [(d, "accuracy", "all untouched", 0.9, 9) for d in (0, 100)]
-    checks = pd.DataFrame(rows, columns=["edits_done", "metric", "cohort", "value", "n"])
-    run = Run(pd.DataFrame({"seconds": [1.0] * 100}), checks, {})
-    cost = metric_figures.asking_table({"A": {0: run}}, every=50).iloc[0]
-    assert cost["s/edit"] == 1
-    assert cost["share"] == pytest.approx(16 / 116)  # 8 · 1 + 3 + 5, the start for free
-    assert (cost["in between, s"], cost["every family, s"], cost["all facts too, s"]) == (1, 3, 5)
-    assert cost.iloc[-1] == f"{100 / ((100 / 3 - 8 - 5) / 3):.0f}"
-    dear = Run(run.edits / 5, checks, {})
-    table = metric_figures.asking_table({"A": {0: run}, "B": {0: dear}}, every=50)
-    assert table.iloc[1, -1] == "none"
-    said = metric_figures.asking_sentence(table)
-    assert "**Within 25%:** A 14%. **Above it:** B 44%." in said and "as much as 9 edits" in said

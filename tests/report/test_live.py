@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 import kedit_lib as kedit
 from kedit_lib.editing.second_moments import SecondMoments
-from kedit_lib.report import live, metric_figures, widgets
+from kedit_lib.report import live, widgets
 
 
 def bench_of(profile, results, **overrides):
@@ -84,7 +84,7 @@ def test_stops_and_sentence_follow_the_stream(run):
 
 
 def test_the_picture_at_a_stop_holds_nothing_of_later(run):
-    fig, data = metric_figures.plot_along(run, 4)
+    fig, data = live.plot_along(run, 4)
     assert data.edits_done.max() == 4
     assert set(data.what) == {"edits still right", "norm", "step"}
     norms = data[data.what == "norm"]
