@@ -5,13 +5,12 @@ A quantity is a function of a Bench that gives {order: value}; `each` and `diffe
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 
-from ..data.atomic import replacing
+from ..data.cached import cached
 from ..data.provenance import ALGORITHMS, key_of
 from ..editing import method_for
 from ..streams.bench import Bench
@@ -164,11 +163,7 @@ def untouched_by_the_sum(bench: Bench) -> dict[int, float]:
 def _kept(bench: Bench, name: str, parts, compute: Callable[[], float]) -> float:
     """A number that takes a while, kept in results/claims."""
     path = bench.results / "claims" / f"{name}-{key_of(parts=[bench.model.setting, *parts])}.json"
-    if not path.exists():
-        found = json.dumps(compute())
-        with replacing(path) as partial:
-            partial.write_text(found)
-    return json.loads(path.read_text())
+    return cached(path, compute)
 
 
 def tested_singly(bench: Bench) -> dict[int, float]:

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..data.cached import cached
 from ..editing import method_class
 from ..editing.compute_z import Doubtful, did_nothing
 from ..editing.interventions import changed
@@ -102,10 +103,10 @@ def lift(bench: Bench, name: str, order: int = 0) -> pd.DataFrame | None:
 
 def keep(bench: Bench, name: str, order: int, folder: Path) -> pd.DataFrame:
     """Put the table of a stream into a folder: measured, or, as a sweep that was stopped goes on, found in results/."""
-    ours = _path(bench.results / "lifting", bench, name, order)
-    found = pd.read_parquet(ours) if ours.exists() else measure(bench, name, order)
-    for path in {ours, _path(folder, bench, name, order)}:
-        write_parquet(found, path)
+    ours, asked = _path(bench.results / "lifting", bench, name, order), _path(folder, bench, name, order)
+    found = cached(ours, lambda: measure(bench, name, order), write_parquet)
+    if asked != ours:
+        write_parquet(found, asked)
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from ..data.atomic import replacing
+from ..data.cached import cached
 from ..data.edit import Edit
 from ..errors import KeditError
 from ..models.tokenization import target_ids
@@ -94,12 +93,7 @@ class AtStart:
 
     def __call__(self, model, done: list[Edit]) -> list[dict]:
         path = self.folder / f"{identity_of(self.probe.identity, self.asked_of)}.json"
-        with contextlib.suppress(OSError, ValueError):
-            return json.loads(path.read_text())
-        found = self.probe(model, done)
-        with replacing(path) as partial:
-            partial.write_text(json.dumps(found))
-        return found
+        return cached(path, lambda: self.probe(model, done))
 
 
 class Unedited:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..data.atomic import replacing
+from ..data.cached import cached
 from ..data.config import REPOSITORY, Profile, load_profile, results_folder
 from ..data.provenance import ALGORITHMS, key_of
 from ..editing import Method, anchor_norm, method_for, prune
@@ -184,12 +185,7 @@ class Bench:
         edits = self.edits(0)
         probes = self.probes(edits, 0, self.method("memit").layers)
         key = key_of(parts=[self.model.checksum, self.model.setting, *(p.identity for p in probes)])
-        path = self.results / "floors" / f"{key}.parquet"
-        if not path.exists():
-            table = floors(self.model, probes, edits)
-            with replacing(path) as partial:
-                table.to_parquet(partial)
-        return pd.read_parquet(path)
+        return cached(self.results / "floors" / f"{key}.parquet", lambda: floors(self.model, probes, edits))
 
     def samples(self, names: dict[str, str], n: int = 3, tokens: int = 30) -> pd.DataFrame:
         """What the model writes about the first subjects of order 0: unedited, and at the end of live streams."""
@@ -218,11 +214,7 @@ class Bench:
         model = [self.model.checksum, self.model.setting]
         parts = [*model, method.name, method.hyperparameters, list(map(repr, edits)), ALGORITHMS]
         path = self.results / "singles" / f"{name}-{key_of(parts=parts)}.parquet"
-        if not path.exists():
-            table = self.single_edits(method, edits)
-            with replacing(path) as partial:
-                table.to_parquet(partial)
-        return pd.read_parquet(path)
+        return cached(path, lambda: self.single_edits(method, edits))
 
     def single_edits(self, method: Method, edits, order: int = 0) -> pd.DataFrame:
         """Each edit alone: a row an edit (columns as of `lab.single.single_edits`)."""

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 import pandas as pd
 
 from ..data.atomic import replacing
+from ..data.cached import cached
 from ..data.config import Profile
 from ..data.provenance import ALGORITHMS, key_of, versions
 from ..errors import KeditError, first_line
@@ -53,21 +54,21 @@ def keep_memory(bench: Bench, folder: Path) -> pd.DataFrame:
 
 def _apart(profile: Profile, name: str, size: int, results: Path, what: str) -> dict:
     """The row that a process of its own measures, or that it left in results/`what` before."""
-    folder = Path(results) / what
-    folder.mkdir(parents=True, exist_ok=True)
     asked = profile.model_dump(exclude={"live_orders", "workers"})
     key = key_of(profile=asked, name=name, size=size, algorithms=ALGORITHMS, versions=versions())
-    path = folder / f"{name}{size or ''}-{key}.json"
-    if not path.exists():
-        handed = folder / f".profile-{os.getpid()}-{name}{size}.json"
-        handed.write_text(profile.model_dump_json())
-        command = [sys.executable, "-m", "kedit_lib", "cost", handed, name, size, results, path]
-        done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
-        handed.unlink()
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-            raise KeditError(f"{what} of {name}{f', {size} edits' if size else ''}: {last}")
-    return json.loads(path.read_text())
+
+    def measured() -> dict:
+        with tempfile.TemporaryDirectory() as scratch:
+            handed, row = Path(scratch) / "profile.json", Path(scratch) / "row.json"
+            handed.write_text(profile.model_dump_json())
+            command = [sys.executable, "-m", "kedit_lib", "cost", handed, name, size, results, row]
+            done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+            if done.returncode:
+                last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+                raise KeditError(f"{what} of {name}{f', {size} edits' if size else ''}: {last}")
+            return json.loads(row.read_text())
+
+    return cached(Path(results) / what / f"{name}{size or ''}-{key}.json", measured)
 
 
 def peak_memory() -> float:

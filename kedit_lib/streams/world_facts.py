@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import random
 from functools import cached_property
 from pathlib import Path
 
-from ..data.atomic import replacing
+from ..data.cached import cached
 from ..data.edit import Edit
 from ..data.provenance import ALGORITHMS, key_of
 from ..data.question import Question
@@ -32,18 +31,17 @@ def known_world(model, cache: Path | None = None) -> KnownWorld:
     wordings = {name: r.wordings for name, r in RELATIONS.items()}
     key = key_of(world=[asked, wordings], model=[model.checksum, model.setting], algorithms=ALGORITHMS)
     path = None if cache is None else Path(cache) / f"{key}.json"
-    if path is not None and path.exists():
-        said = json.loads(path.read_text())
-    else:
+
+    def ask() -> list[dict[str, str]]:
         with model.temporarily():
-            said = _ask(model, world)
-        if path is not None:
-            with replacing(path) as partial:
-                partial.write_text(json.dumps(said))
+            return _ask(model, world)
+
+    said = cached(path, ask)
     return KnownWorld(world, {f: s for f, s in zip(world.asked, said, strict=True) if s})
 
 
 def _ask(model, world: Geography) -> list[dict[str, str]]:
+    """{wording: the object as it was said} of each fact."""
     said: list[dict[str, str]] = [{} for _ in world.asked]
     for wording_of, before in STEPS:
         pairs = [(i, wording_of(RELATIONS[f.relation])) for i, f in enumerate(world.asked) if len(said[i]) == before]

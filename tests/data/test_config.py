@@ -72,7 +72,7 @@ def test_the_three_profiles_are_there():
 
 def test_a_profile_keeps_its_values(folder):
     profile = load_profile("tiny")
-    assert profile.model_dump() == parse(GOOD, "tiny")
+    assert parse(GOOD, "tiny").items() <= profile.model_dump().items()
     assert profile.lambda_scales == [0.1, 1.0]
 
 
@@ -137,7 +137,8 @@ def test_a_profile_does_not_change_after_it_was_checked(folder):
     profile = load_profile("tiny")
     with pytest.raises(ValueError, match="frozen"):
         profile.n_edits = 0
-    assert set(Profile.model_fields) == set(parse(GOOD, "tiny"))
+    required = {name for name, field in Profile.model_fields.items() if field.is_required()}
+    assert required <= set(parse(GOOD, "tiny")) <= set(Profile.model_fields)
 
 
 MODEL = """\

@@ -1,0 +1,44 @@
+"""Results that are computed once and read from their file ever after."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from .atomic import replacing
+
+# By suffix: how a file is read, and how a value is written.
+FORMATS = {
+    ".json": (lambda path: json.loads(path.read_text(encoding="utf-8")), lambda value, path: _write_json(value, path)),
+    ".parquet": (pd.read_parquet, lambda table, path: table.to_parquet(path)),
+}
+
+
+def cached(path: Path | None, compute: Callable[[], Any], write: Callable[[Any, Path], None] | None = None) -> Any:
+    """What the file holds, or what `compute()` returns, written there for the next call.
+
+    path     .json or .parquet; its name must hold a hash of all that the value depends on. None: nothing is kept
+    write    (value, path), where the suffix's own way of writing is not wanted
+
+    The value is returned as it is read, so that the first call and the later ones give the same. A file that cannot be
+    read is computed again. KeditError for a disk that cannot be written.
+    """
+    if path is None:
+        return compute()
+    path = Path(path)
+    read, usual = FORMATS[path.suffix]
+    with contextlib.suppress(OSError, ValueError):
+        return read(path)
+    value = compute()
+    with replacing(path) as partial:
+        (write or usual)(value, partial)
+    return read(path)
+
+
+def _write_json(value: Any, path: Path) -> None:
+    path.write_text(json.dumps(value), encoding="utf-8")
