@@ -41,12 +41,17 @@ def _plain(name: str) -> str:
 
 
 def method_class(name: str) -> type[Method]:
-    """The method of that name, in any case: "r-rome" is RROME, "memit-mass" MEMIT, "ft-l" and "ft-m" FT.
+    """The method of that name, in any case: "r-rome" is RROME, "memit-mass" MEMIT, "ft-l" and "ft-m" FT,
+    and "simie-rome" SimIE, which is put round ROME.
 
     KeditError for an unknown one.
     """
     classes = {_plain(known): cls for known, cls in METHODS.items()}
     plain = ALSO_CALLED.get(_plain(name), _plain(name))
+    around, _, base = name.partition("-")
+    if plain not in classes and base and issubclass(classes.get(_plain(around), Method), Wrapper):
+        method_class(base)
+        return classes[_plain(around)]
     if plain not in classes:
         raise KeditError(f"method {name!r}: is unknown; use one of {', '.join(METHODS)}")
     return classes[plain]
@@ -71,7 +76,8 @@ def method_for(model, name: str, **overrides) -> Method:
         if section in sections:
             values = {**sections[section], **overrides}
             if issubclass(cls, Wrapper) and isinstance(values.get("base"), str):
-                values["base"] = method_for(model, values["base"])
+                named = _plain(name) not in sections and name.partition("-")[2]
+                values["base"] = method_for(model, overrides.get("base") or named or values["base"])
             return cls(**values)
     raise KeditError(
         f"method {name!r}: params/models has no hyperparameters for it under {model_name!r}; pass them yourself"

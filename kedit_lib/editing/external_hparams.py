@@ -17,11 +17,14 @@ from typing import Any
 
 from ..data.yaml_text import read_yaml
 from ..errors import KeditError
-from . import Method, method_class
+from . import Method, Wrapper, method_class
 
 # Where those fields' business is done here.
 ELSEWHERE = {
-    "load_model": ("model_name", "device", "model_parallel", "fp16", "max_length"),
+    "load_model": (
+        *("model_name", "device", "model_parallel", "fp16", "max_length", "half"),
+        *("model_class", "tokenizer_class", "class_name", "tokenizer_name"),
+    ),
     "moments=": ("stats_dir", "mom2_dataset", "mom2_n_samples", "mom2_dtype", "P_loc"),
     "contexts=": ("context_template_length_params",),
     "the model's layout": (
@@ -33,7 +36,7 @@ ELSEWHERE = {
         "ln_f_module",
         "lm_head_module",
     ),
-    "the batch that apply is given": ("batch_size",),
+    "the batch that apply is given": ("batch_size", "bs", "n_edits"),
     # The published programs hold these in every file and do not read them for every method.
     "nothing that this method reads": (
         "mom2_adjustment",
@@ -42,6 +45,9 @@ ELSEWHERE = {
         "calculate_objective_value",
         "dynamic_multiplier",
         "emmet_lambda",
+        *("grad_desc_lr", "grad_desc_steps", "gd_lambda", "spectral_norm", "condition_num", "calculate_norms"),
+        *("weight_reg", "apply_woodbury", "solver", "fast"),
+        *("silent", "editor_batch_size", "results_dir"),
     ),
 }
 # Switches of which one position is done here.
@@ -53,11 +59,31 @@ ONLY = {
     "norm_control": 0,
     "prob_cutoff": 0,
     "update_norm_lambda": 0,  # where the method has no such field
+    "use_gd": False,
+    "random_vector_preservation": False,
+    "add_prev_edits": True,
+    "sequential": True,
+    "lambda_reg": 0,
+    "mu_reg": 1,
+    "token": "ans",
+    "dropout": 0,
+    "no_grad_layers": None,
+}
+UNREAD = {"RLSEdit": ("L2", "nullspace_threshold")}  # in the file of that method, where they decide nothing
+# What a field is called here, for methods that have it under that name; the later one goes before the earlier.
+RENAMED = {
+    "P_freq": "tau",
+    "inner_params": "modules",
+    "edit_modules": "modules",
+    "batch_size_once": "batch_size",
+    "dataset_batch_size": "batch_size",
+    "base_method": "base",
 }
 # Without these a file says something else to each program that fills them in.
 DECISIVE = (
     *("v_num_grad_steps", "v_lr", "v_weight_decay", "clamp_norm_factor", "kl_factor", "nll_loss_factor"),
     *("mom2_update_weight", "emmet_lambda", "L2", "nullspace_threshold", "num_steps", "lr"),
+    *("update_norm_lambda", "prob_cutoff", "lambda1", "lambda2", "tau", "alpha", "lamHyper", "beta_hse"),
 )
 OFF = {"norm_constraint": None, "weight_decay": 0.0}  # what `false` means there
 MLP_OUTPUT = re.compile(r".*mlp\.(down_proj|c_proj|fc_out|dense_4h_to_h)(\.weight)?")
@@ -75,7 +101,15 @@ def method_from_file(path, method: str | None = None) -> Method:
     values = _read(path)
     named = [values.pop(key) for key in ("alg_name", "alg") if key in values]
     cls = _class(path, method or (named[0] if named else None))
-    values = {str(field): value for field, value in values.items()}
+    return _made(path, cls, {str(field): value for field, value in values.items()})
+
+
+def _made(path: Path, cls: type[Method], values: dict[str, Any]) -> Method:
+    for theirs, ours in RENAMED.items():
+        if theirs in values and ours in cls.model_fields:
+            values[ours] = values.pop(theirs)
+    if issubclass(cls, Wrapper):
+        values = _with_base(path, cls, values)
     for field, value in ONLY.items():
         if field in cls.model_fields:
             continue
@@ -87,7 +121,7 @@ def method_from_file(path, method: str | None = None) -> Method:
             if not MLP_OUTPUT.fullmatch(str(module)):
                 raise KeditError(f"{path.name}: {field} = {module!r}: here methods edit the map that leaves the MLP")
     left_out = []
-    for place, fields in ELSEWHERE.items():
+    for place, fields in {**ELSEWHERE, "nothing that its program reads": UNREAD.get(cls.__name__, ())}.items():
         if found := [f for f in fields if f in values and f not in cls.model_fields]:
             left_out.append(f"{', '.join(found)} ({place})")
             values = {f: value for f, value in values.items() if f not in found}
@@ -96,10 +130,20 @@ def method_from_file(path, method: str | None = None) -> Method:
     except KeditError as error:
         raise KeditError(f"{path.name}: {error}") from None
     if left_out:
-        warnings.warn(f"{path.name}: left out, because it is settled elsewhere: {'; '.join(left_out)}", stacklevel=2)
+        warnings.warn(f"{path.name}: left out, because it is settled elsewhere: {'; '.join(left_out)}", stacklevel=3)
     if ours := [f"{f} = {getattr(made, f)}" for f in cls.model_fields if f in DECISIVE and f not in values]:
-        warnings.warn(f"{path.name}: does not give {', '.join(ours)}, which is taken", stacklevel=2)
+        warnings.warn(f"{path.name}: does not give {', '.join(ours)}, which is taken", stacklevel=3)
     return made
+
+
+def _with_base(path: Path, cls: type[Method], values: dict[str, Any]) -> dict[str, Any]:
+    """A wrapper's fields with its base: of the file of the same name in the base's folder, as EasyEdit keeps them, or of
+    what else stands in this one (with a null space AlphaEdit, else MEMIT)."""
+    if isinstance(base := values.get("base"), str):
+        return {**values, "base": method_from_file(path.parent.parent / base / path.name, base)}
+    own = {f: value for f, value in values.items() if f in cls.model_fields and f != "layers"}
+    rest = {f: value for f, value in values.items() if f not in own}
+    return {**own, "base": _made(path, method_class("AlphaEdit" if "nullspace_threshold" in rest else "MEMIT"), rest)}
 
 
 def _class(path: Path, name: Any) -> type[Method]:

@@ -23,7 +23,8 @@ DEPTH = 8 / N_LAYERS  # of Llama-2-7B's last edited layer; taken where nothing w
 WIDEST = 5  # layers that an edit is spread over at most: Llama-2-7B's, of its 32
 ONE_LAYER = ("rome", "rrome", "prome", "emmet")
 FINE_TUNED = ("ft", "ft-m")
-WITH_C = ("mom2_update_weight", "L2")  # fields that weigh an edit against C, whose scale is d_ff
+# fields that weigh an edit against C, whose scale is d_ff
+WITH_C = ("mom2_update_weight", "L2", "update_norm_lambda", "lambda1", "lambda2", "lamHyper")
 
 
 def propose_layers(n_layers: int, effect: pd.DataFrame | None = None) -> tuple[list[int], list[int]]:
@@ -45,12 +46,16 @@ def propose_layers(n_layers: int, effect: pd.DataFrame | None = None) -> tuple[l
 def propose(model, effect: pd.DataFrame | None = None) -> dict[str, dict]:
     """Sections of a params/models file for `model` (see `propose_layers` for `effect`)."""
     one, several = propose_layers(model.n_layers, effect)
+    deep = sorted({min(model.n_layers - 1, round(i / N_LAYERS * model.n_layers)) for i in (29, 30)})
     tuned = [min(model.n_layers - 1, round(21 / N_LAYERS * model.n_layers))]
     sections = read_yaml(REPOSITORY / "params" / "models" / f"{LIKE}.yaml")
     sections["model"] = {"d_ff": model.d_ff}
     for name, values in sections.items():
         if "layers" in values:
             values["layers"] = one if name in ONE_LAYER else tuned if name in FINE_TUNED else several
+        if "modules" in values:
+            names = [f"{model.layout.layers}.{i}.{model.layout.mlp_out}" for i in deep]
+            values |= {"modules": names, "lr": float(f"{values['lr'] * D_FF / model.d_ff:.5g}")}
         for field in WITH_C:
             if field in values:
                 values[field] = float(f"{values[field] * model.d_ff / D_FF:.5g}")

@@ -25,7 +25,8 @@ Hence ρ = 2, with 1 to 4 as its range. It belongs to a model and a method: ROME
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from math import isfinite, sqrt
 from statistics import median
 
@@ -35,11 +36,11 @@ import torch
 from ..data.config import LAB_MODELS, load_model_params
 from ..errors import KeditError
 from ..models.tokenization import encode_prompt
-from . import Method, method_for
+from . import Method, UltraEdit, Wrapper, method_for
 from .compute_k import outputs_at
 
 SETTINGS = {"as printed": None, "as scaled": 2.0}  # ρ of the two settings that streams are reported in
-BY_WIDTH = ("mom2_update_weight", "L2", "update_norm_lambda")
+BY_WIDTH = ("mom2_update_weight", "L2", "update_norm_lambda", "lambda1", "lambda2", "lamHyper")
 DIGITS = 3  # of a measured v_lr: fewer than rounding on another machine moves, for it is in the keys of stored runs
 
 # (prompt, subject), people and things, in front of the prompt or inside as in public data sets; only ‖v₀‖ is measured
@@ -112,6 +113,8 @@ def transfer(method: str | Method, source: str, model, facts=None, rho: float | 
     size = load_model_params(source)["model"]
     if missing := [name for name in ("n_layers", "d_ff") if name not in size]:
         raise KeditError(f"source {source!r}: its parameters do not say {missing[0]}; add it there under 'model:'")
+    if isinstance(published, Wrapper):
+        return _wrapped(published, source, model, facts, rho, size)
     layers = at_depth(published.layers, size["n_layers"], model.n_layers)
     values = {"layers": layers}
     changes = [("layers", published.layers, layers, f"depth of {size['n_layers']} layers and of {model.n_layers}")]
@@ -119,6 +122,10 @@ def transfer(method: str | Method, source: str, model, facts=None, rho: float | 
         if value := getattr(published, name, None):
             values[name] = _rounded(value * model.d_ff / size["d_ff"], 5)
             changes.append((name, value, values[name], f"per d_ff, {size['d_ff']} and {model.d_ff}"))
+    if isinstance(published, UltraEdit):
+        values["modules"] = sorted({_moved(name, size["n_layers"], model.n_layers) for name in published.modules})
+        values["lr"] = _rounded(published.lr * size["d_ff"] / model.d_ff, 5)
+        changes.append(("lr", published.lr, values["lr"], "lr · ‖k̂‖², which is d_ff"))
     if hasattr(published, "v_loss_layer"):
         values["v_loss_layer"] = None
         there = "last" if published.v_loss_layer is None else published.v_loss_layer
@@ -131,6 +138,23 @@ def transfer(method: str | Method, source: str, model, facts=None, rho: float | 
     rule = f"ρ = v_lr·√{model.d_model}/‖v₀‖ = {here:.3g} with ‖v₀‖ = {v0:.4g}"
     changes.append(("v_lr", published.v_lr, found.v_lr, rule))
     return Transfer(found, str(source), model.name, tuple(changes), v0, here)
+
+
+def _wrapped(published: Wrapper, source, model, facts, rho, size: dict) -> Transfer:
+    """What is put round another method is carried with it."""
+    inner = transfer(published.base, source, model, facts, rho)
+    own = {n: getattr(published, n) for n in type(published).model_fields if n not in ("layers", "base")}
+    changes = list(inner.changes)
+    for name in BY_WIDTH:
+        if name in own:
+            there, own[name] = own[name], _rounded(own[name] * model.d_ff / size["d_ff"], 5)
+            changes.append((name, there, own[name], f"per d_ff, {size['d_ff']} and {model.d_ff}"))
+    return replace(inner, method=type(published)(base=inner.method, **own), changes=tuple(changes))
+
+
+def _moved(module: str, of: int, here: int) -> str:
+    """The module of that name at the same depth."""
+    return re.sub(r"\.(\d+)\.", lambda found: f".{at_depth([int(found[1])], of, here)[0]}.", module, count=1)
 
 
 def with_rho(method: Method, model, rho: float | None, facts=None) -> tuple[Method, float]:

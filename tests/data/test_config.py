@@ -191,9 +191,10 @@ def test_shipped_hyperparameters_make_every_method(name):
     """A section for each method, none for what is no method."""
     sections = load_model_params(name)
     made = {section: kedit.method_for(name, section) for section in sections if section != "model"}
-    assert {method.name for method in made.values()} == set(kedit.METHODS)
+    assert {type(method).__name__ for method in made.values()} == set(kedit.METHODS)
     for section, method in made.items():
-        assert sections[section].items() <= method.model_dump().items()
+        own = {field: value for field, value in sections[section].items() if field != "base"}
+        assert own.items() <= method.model_dump().items()
     assert made["rect"].layers == made["memit"].layers == made["alphaedit"].layers
     assert made["rect"].mom2_update_weight == made["memit"].mom2_update_weight
     assert made["rome"].layers == made["rrome"].layers == made["prome"].layers == made["emmet"].layers
@@ -201,6 +202,8 @@ def test_shipped_hyperparameters_make_every_method(name):
     assert kedit.method_for(name, "ft-l") == kedit.method_for(name, "FT") == made["ft"]
     assert made["ft-m"].objective_optimization == "target_new" and made["ft-m"].norm_constraint is None
     assert kedit.method_for(name, "memit-mass", use_history=True).use_history
+    assert made["sphere"].base == made["alphaedit"] and made["sphere-memit"].base == made["memit"]
+    assert kedit.method_for(name, "simie-rome").base == made["rome"]
 
 
 @pytest.mark.parametrize("name", ["lab", "lab-small", "smollm2", "Llama-2-7b-hf"])
@@ -212,6 +215,14 @@ def test_the_labs_weights_of_C_are_llama2s_by_width(name):
     assert [made[each].mom2_update_weight / d_ff for each in llama2] == pytest.approx([15000 / 11008] * 3, rel=1e-4)
     assert made["emmet"].mom2_update_weight / d_ff == pytest.approx(1 / 11008, rel=1e-3)
     assert made["alphaedit"].L2 / d_ff == pytest.approx(10 / 14336, rel=1e-3)
+    made = {
+        section: kedit.method_for(name, section) for section in ("encore", "evoedit", "betaedit", "lyaplock", "simie")
+    }
+    assert made["encore"].update_norm_lambda / d_ff == pytest.approx(10 / 11008, rel=1e-3)
+    assert made["evoedit"].L2 / d_ff == pytest.approx(4 / 11008, rel=1e-3)
+    assert made["betaedit"].lambda1 / d_ff == pytest.approx(3000 / 14336, rel=1e-3)
+    assert made["lyaplock"].mom2_update_weight / d_ff == pytest.approx(1000 / 14336, rel=1e-3)
+    assert made["simie"].lamHyper / d_ff == pytest.approx(10 / 11008, rel=1e-3)
 
 
 # (layers, steps, lr, weight decay, clamp, what else), as published

@@ -160,6 +160,69 @@ def test_the_authors_json_is_named_by_its_folder(tmp_path, name):
         assert kedit.method_from_file(elsewhere, method=name.lower()) == expected
 
 
+HERE = {"layers": [4, 5]}
+NEWER = {
+    "ENCORE": (
+        {**HERE, "mom2_update_weight": 15000, "calculate_objective_value": False, "add_prev_edits": True}
+        | {"update_norm_lambda": 10, "emmet_lambda": 0.1, "prob_cutoff": -3, "norm_control": 0, "use_gd": False}
+        | {"dynamic_multiplier": 5, "random_vector_preservation": False, "grad_desc_lr": 0.005, "grad_desc_steps": 100}
+        | {"gd_lambda": 50, "spectral_norm": 2, "condition_num": 50, "calculate_norms": False},
+        kedit.ENCORE(**SHARED, **HERE, mom2_update_weight=15000, update_norm_lambda=10, prob_cutoff=-3),
+    ),
+    "EvoEdit": (
+        {**HERE, "mom2_update_weight": 15000, "nullspace_threshold": 0.02, "L2": 4, "apply_woodbury": True},
+        kedit.EvoEdit(**SHARED, **HERE, nullspace_threshold=0.02, L2=4),
+    ),
+    "BetaEdit": (
+        {**HERE, "lambda1": 3000, "lambda2": 10, "P_freq": 500, "nullspace_threshold": 0.02},
+        kedit.BetaEdit(**SHARED, **HERE, lambda1=3000, lambda2=10, tau=500, nullspace_threshold=0.02),
+    ),
+    "LyapLock": (
+        {**HERE, "mom2_update_weight": 1000, "alpha": 60},
+        kedit.LyapLock(**SHARED, **HERE, mom2_update_weight=1000, alpha=60),
+    ),
+    "RLSEdit": (
+        {**HERE, "mom2_update_weight": 15000, "nullspace_threshold": 0.02, "L2": 4}
+        | {"lambda_reg": 0, "mu_reg": 1.0, "weight_reg": 1},
+        kedit.RLSEdit(**SHARED, **HERE, mom2_update_weight=15000),
+    ),
+    "SPHERE": (
+        {**HERE, "mom2_update_weight": 15000, "nullspace_threshold": 0.02, "L2": 10, "beta_hse": 0.5, "alpha": 0.6},
+        kedit.SPHERE(kedit.AlphaEdit(**SHARED, **HERE, nullspace_threshold=0.02, L2=10), beta_hse=0.5, alpha=0.6),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NEWER)
+def test_the_newer_editors_files(tmp_path, name):
+    own, expected = NEWER[name]
+    path = write(tmp_path / name / "Llama2-7B.json", {**SHARED, **STATISTICS, **WHICH, "model_name": "x", **own})
+    with pytest.warns(UserWarning, match="left out"):
+        assert kedit.method_from_file(path) == expected
+
+
+def test_ultraedit(tmp_path):
+    """Its turn is the batch that apply is given; its mini-batch the method's own. Other tokens than the answer's are
+    another method."""
+    values = "alg_name: ULTRAEDIT\ninner_params:\n- model.layers.29.mlp.down_proj\nlr: 1e-6\ntoken: ans\n"
+    values += "batch_size: 100\nbatch_size_once: 10\neditor_batch_size: 1024\nhalf: true\ndropout: 0.0\n"
+    expected = kedit.UltraEdit(modules=["model.layers.29.mlp.down_proj"], lr=1e-6, batch_size=10)
+    with pytest.warns(UserWarning, match="left out"):
+        assert kedit.method_from_file(write(tmp_path / "mistral-7b.yaml", values)) == expected
+    path = write(tmp_path / "easy.yaml", values.replace("ans", "mask"))
+    refused(lambda: kedit.method_from_file(path), "token = 'mask'", "only 'ans'")
+
+
+def test_simie_finds_its_base_where_easyedit_keeps_it(tmp_path):
+    values = 'alg_name: "SimIE"\nbase_method: "MEMIT"\nlamHyper: 10000.0\ninit_model: true\nsolver: "LU"\nfast: false\n'
+    path = write(tmp_path / "SimIE" / "llama-7b.yaml", values)
+    refused(lambda: kedit.method_from_file(path), "MEMIT", "no such file")
+    write(tmp_path / "MEMIT" / "llama-7b.yaml", MEMIT)
+    with pytest.warns(UserWarning, match="left out"):
+        made = kedit.method_from_file(path)
+    assert made == kedit.SimIE(EASYEDIT["MEMIT"][1], lamHyper=10000.0, init_model=True)
+
+
 def test_rect_takes_memits_file(tmp_path):
     with pytest.warns(UserWarning):
         made = kedit.method_from_file(write(tmp_path / "llama-7b.yaml", MEMIT), method="RECT")
