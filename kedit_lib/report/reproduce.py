@@ -31,7 +31,6 @@ from kedit_lib.report import notebooks, stamps
 from kedit_lib.report.processes import Processes
 
 DEFAULT_PROFILE = "lab"  # the run whose outputs are committed
-LAB, ABOUT_THE_LAB = "lab", {"01_lab_model"}  # left out where a profile's edits are about another world
 LONGEST_LABEL = 120
 CHECKED = 40  # facts that a model without parameters is asked about
 LAST = {"00_start_here"}  # shows what the others found, and is run when they have
@@ -178,7 +177,7 @@ def prepare(run: Run) -> None:
     """What a model that is not the lab's is asked before anything runs: whether edits and texts fit it and it knows
     enough of them, and, if it has no hyperparameters yet, which to propose (params/models/<name>.yaml)."""
     profile = run.profile
-    if profile.model in LAB_MODELS and profile.edits == profile.texts == LAB:
+    if profile.model in LAB_MODELS and profile.edits == profile.texts == "lab":
         return
     from kedit_lib.streams.bench import Bench
     from kedit_lib.streams.preflight import check_model
@@ -359,8 +358,6 @@ def reproduce_run(*run_arguments, only: str | None = None, force: bool = False) 
     try:
         sources = find_sources(REPOSITORY, only)
         run = make_run(REPOSITORY, *run_arguments)
-        if run.profile.edits != LAB:
-            sources = [s for s in sources if s.stem not in ABOUT_THE_LAB]
         parameters = {source: parameters_for(run, source) for source in sources}
         prepare(run)
     except KeditError as error:

@@ -110,8 +110,8 @@ AS_REPORTED = 1000 / 11008  # edits of the report's one batch for each unit of d
 
 
 def setting_streams(profile: Profile) -> dict[str, Stream]:
-    """The streams of `streams_of` and some others as scaled (ρ = 2), such as "memit-rho2"; on the way there and beyond it,
-    "memit-rho1", "memit-rho4" and for ROME "rome-rho8".
+    """The streams of `streams_of` and some others as scaled (ρ = 2), such as "memit-rho2"; on the way there and beyond
+    it "memit-rho1", "memit-rho4" and for ROME "rome-rho8".
 
     "memit-share" is one batch of as many edits for each unit of d_ff as in the report, "memit-sum" the sum of edits
     made apart on the unedited model.
