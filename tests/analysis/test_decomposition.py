@@ -44,6 +44,7 @@ def replay(bench, edits):
     return total, alone
 
 
+@pytest.mark.slow
 def test_shifts_are_those_of_the_weights(bench, found):
     """The shift of a stranger is ‖(W − W₀)k‖/‖W₀k‖, of the stream and of the sum of edits made alone."""
     from kedit_lib.editing.compute_k import keys_at

@@ -388,6 +388,7 @@ class _Vocabulary:
         return 320
 
 
+@pytest.mark.slow
 def test_two_workers_train_what_one_does(tmp_path):
     from safetensors.torch import load_file
 
@@ -401,6 +402,7 @@ def test_two_workers_train_what_one_does(tmp_path):
     assert not list(tmp_path.glob("*/.workers"))
 
 
+@pytest.mark.slow
 def test_a_training_that_was_cut_off_ends_in_the_same_weights(few_texts, tmp_path, monkeypatch):
     def weights(folder, **options):
         """The toy learns nothing: its weights are left in the folder, not accepted."""

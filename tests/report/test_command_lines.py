@@ -108,6 +108,8 @@ sweep._work = work
 """
 
 
+@pytest.mark.slow
+@pytest.mark.crash
 def test_a_sweep_that_is_interrupted_begins_nothing_more(tmp_path):
     """Ctrl-C reaches the program and its workers, as it does from a terminal."""
     program = SLOW + (

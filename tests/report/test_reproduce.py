@@ -231,6 +231,8 @@ def test_another_profile_runs_for_itself_and_touches_nothing_committed(story):
     assert committed == {n: (story.root / n).read_bytes() for n in story.files() if n.startswith(("notebooks", "fig"))}
 
 
+@pytest.mark.slow
+@pytest.mark.crash
 def test_a_stopped_run_leaves_no_process(project):
     code = "import os, pathlib, time; pathlib.Path('pid').write_text(str(os.getpid())); time.sleep(300)"
     write_notebook(project.source("00_sleeps"), code, parameters="seed = 0")

@@ -21,6 +21,7 @@ def cells(path: Path):
     return ["".join(c["source"]) for c in every if "injected-parameters" not in c["metadata"].get("tags", [])]
 
 
+@pytest.mark.notebooks
 def test_smoke_run_of_every_notebook(tmp_path):
     assert len(SOURCES) >= 5
     assert main(["reproduce", "--profile", "smoke"]) == 0

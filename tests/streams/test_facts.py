@@ -132,6 +132,7 @@ def test_texts_say_what_is_wrong(material, tmp_path):
             DatasetFacts(material.model, "edits.jsonl", str(tmp_path / name)).texts()
 
 
+@pytest.mark.notebooks
 def test_the_notebooks_run_on_it(elsewhere, monkeypatch):
     """Parameters are proposed first; 08 says how many facts were. Some notebooks stand
     for all: each takes half a minute, and their streams are run whole."""

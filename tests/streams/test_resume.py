@@ -105,6 +105,8 @@ def assert_same(one, other):
 # ----------------------------------------------------------------------------------------------------- kill and resume
 
 
+@pytest.mark.crash
+@pytest.mark.slow
 def test_a_stream_that_is_killed_twenty_times(model, tmp_path):
     """At random moments, in edits, probes and writes. How long a process may live follows from how far the ones before
     it came, on any machine: about every third writes a checkpoint."""
@@ -145,6 +147,8 @@ def dies_at(point: int, store: Path) -> None:
     os.fsync = counted
 
 
+@pytest.mark.crash
+@pytest.mark.slow
 def test_a_kill_at_each_write_point(model, tmp_path):
     """Before each folder that is made, each file that is opened, synced, renamed or removed. A process that dies there
     leaves a store whose newest checkpoint is whole; the next one dies one step later, until one gets past a checkpoint
@@ -292,6 +296,7 @@ def test_a_resumed_stream_says_when_it_goes_on_elsewhere(model, halfway, tmp_pat
 # ------------------------------------------------------------------------------------------------------ two processes
 
 
+@pytest.mark.crash
 def test_of_two_processes_on_one_run_one_works_and_one_waits(model, tmp_path):
     """And says so. Both return the same run; every edit was made once."""
 
@@ -316,6 +321,7 @@ def test_of_two_processes_on_one_run_one_works_and_one_waits(model, tmp_path):
     assert found[0][2:] == found[1][2:]
 
 
+@pytest.mark.crash
 def test_a_killed_process_leaves_no_lock(model, tmp_path):
     def work():
         with RunFolder(tmp_path, "run", "0").held():
@@ -500,6 +506,7 @@ def test_out_of_memory_stops_with_one_line(model, tmp_path, monkeypatch, error):
     assert len(stream(model, tmp_path, 7).edits) == 7
 
 
+@pytest.mark.slow
 def test_a_long_stream_takes_flat_memory_and_bounded_disk(model, tmp_path):
     """What grows is a row of numbers an edit: forty more edits leave no tensor behind, and the store holds two
     checkpoints of one matrix."""
