@@ -9,6 +9,7 @@ Types are strict: a run that silently turned text into numbers, or a float into 
 parameters describe. Whatever is wrong is one line that names the file, the field, the value and the remedy.
 """
 
+import hashlib
 import os
 import re
 from pathlib import Path
@@ -21,6 +22,8 @@ from kedit_lib.errors import KeditError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LAB_MODELS = ("lab", "lab-small")  # the built-in ones
+BUILT_IN = (*LAB_MODELS, "smollm2")
+PROPOSED = "# Proposed by check_model"  # how parameter files begin that it wrote
 
 Count = Annotated[int, Field(ge=1)]
 LAST_SEED, LAST_ORDER = 10**6, 999  # 1000 · seed + order seeds what an order draws
@@ -100,10 +103,10 @@ def load_model_params(name: str) -> dict[str, dict[str, Any]]:
     """What params/models holds for a model: {"model": {…}, "memit": {hyperparameters}, "rome": {…}, …}.
 
     A hub id or a folder is looked up by its last part: "meta-llama/Llama-2-7b-hf" is Llama-2-7b-hf.yaml, there or
-    among those that check_model wrote into the results folder. Which
-    hyperparameters a method takes is for the method to say; here only the shape of the file is checked.
+    among those that check_model wrote into the results folder; what it wrote for a folder is that folder's alone.
+    Which hyperparameters a method takes is for the method to say; here only the shape of the file is checked.
     """
-    path = find_model_params(name) or _find(file_name(name), params_folder() / "models", "model parameters")
+    path = find_model_params(name) or _find(_last_part(name), params_folder() / "models", "model parameters")
     sections = read_yaml(path)
     for section, values in sections.items():
         if not isinstance(values, dict):
@@ -118,7 +121,15 @@ def load_model_params(name: str) -> dict[str, dict[str, Any]]:
 
 
 def file_name(model: str) -> str:
-    """What a model's parameter file is called: the last part of a hub id or a path, safe as the name of a file."""
+    """What a model's parameter file is called: the last part of a hub id or a path, safe as the name of a file; of a
+    folder or file that is there with eight digits of its whole path's hash, for many are called "final"."""
+    short = _last_part(model)
+    if str(model) in BUILT_IN or not os.path.exists(model):
+        return short
+    return f"{short}-{hashlib.sha256(os.path.realpath(model).encode()).hexdigest()[:8]}"
+
+
+def _last_part(model: str) -> str:
     short = str(model).rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
     return re.sub(r"[^A-Za-z0-9._-]+", "-", short).strip(".-") or "model"
 
@@ -134,10 +145,16 @@ def models_folders() -> tuple[Path, Path]:
 
 
 def find_model_params(model: str) -> Path | None:
-    """A model's parameter file, or None if it has none yet."""
-    wanted = f"{file_name(model)}.yaml".casefold()  # hub ids are written in either case
-    paths = (path for folder in models_folders() for path in sorted(folder.glob("*.yaml")))
-    return next((path for path in paths if path.name.casefold() == wanted), None)
+    """A model's parameter file, or None if it has none yet. A folder without one of its own takes the one that is
+    called as it is, unless check_model proposed that for another model."""
+    paths = [path for folder in models_folders() for path in sorted(folder.glob("*.yaml"))]
+
+    def called(name: str) -> list[Path]:  # hub ids are written in either case
+        return [path for path in paths if path.stem.casefold() == name.casefold()]
+
+    own, short = file_name(model), _last_part(model)
+    others = [] if own == short else [p for p in called(short) if not p.read_bytes().startswith(PROPOSED.encode())]
+    return next(iter(called(own) + others), None)
 
 
 def _find(name_or_path: str | Path, folder: Path, what: str) -> Path:
@@ -153,7 +170,7 @@ def _find(name_or_path: str | Path, folder: Path, what: str) -> Path:
     known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml"))) or "none"
     raise KeditError(
         f"{what} {text!r}: not found in {folder} (there: {known}); take one of these, add {text}.yaml, "
-        "or set KEDIT_PARAMS to the folder that has it"
+        f"or set KEDIT_PARAMS to a folder that has {folder.name}/{text}.yaml"
     )
 
 

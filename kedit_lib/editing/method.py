@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ..data.edit import Edit, check_edits
 from ..errors import KeditError
+from ..models.checked import check_editable
 from ..models.deltas import Deltas, record_of
 from ..models.memory import memory_for
 from ..models.model import EditableModel
@@ -108,13 +110,16 @@ class Method(BaseModel, ABC):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            first = error.errors()[0]
+            # A name that is unknown comes first: the one that is missing is what was meant.
+            first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
             name, value = ".".join(map(str, first["loc"])) or "?", first.get("input")
             if first["type"] == "missing":
                 problem = f"{name} is missing; give it"
             elif first["type"] == "extra_forbidden":
-                known = ", ".join(type(self).model_fields)
-                problem = f"{name} = {value!r}: there is no such hyperparameter; there are {known}"
+                fields = [*type(self).model_fields]
+                like = difflib.get_close_matches(name, fields, 1)
+                meant = f", did you mean {like[0]}" if like else ""
+                problem = f"{name} = {value!r}: there is no such hyperparameter{meant}; there are {', '.join(fields)}"
             else:
                 hint = "; write it without quotes" if isinstance(value, str) else ""
                 problem = f"{name} = {value!r}: {first['msg'].lower()}{hint}"
@@ -179,6 +184,7 @@ class Method(BaseModel, ABC):
 
     def prepare(self, model, edits, moments=None, contexts=None, history=None, projection=None, targets=None) -> Call:
         """What `apply` refuses is refused here, before anything runs."""
+        check_editable(model, self.name)
         edits = check_edits(edits, self.name)
         model.check_layers(self.layers)
         self._check(model, moments, history, projection)

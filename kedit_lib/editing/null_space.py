@@ -59,6 +59,11 @@ class NullSpace:
     def check(self, model, layers) -> None:
         """KeditError unless it belongs to `model`, covers `layers` and leaves some direction open in each."""
         self.moments.check(model, layers, invert=None)
+        if (tokens := self.moments.about.get("tokens", model.d_ff)) < model.d_ff:
+            raise KeditError(
+                f"null space: C is of {tokens} tokens, so its rank is below d_ff = {model.d_ff} and directions seem "
+                f"free that text uses; estimate it on at least {10 * model.d_ff} tokens"
+            )
         for layer in layers:
             if not self.basis(layer).shape[1]:
                 smallest = torch.linalg.svdvals(self.moments.tensors[layer])[-1]

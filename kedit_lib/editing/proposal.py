@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..data.atomic import replacing
-from ..data.config import REPOSITORY, file_name, find_model_params, models_folders
+from ..data.config import PROPOSED, REPOSITORY, file_name, find_model_params, models_folders
 from ..data.yaml_text import dump, read_yaml
 from ..errors import KeditError
 
@@ -70,7 +70,7 @@ def write_proposal(name: str, sections: dict[str, dict], why: str) -> Path:
     if (there := find_model_params(name)) is not None:
         return there
     text = (
-        f"# Proposed by check_model: the values of {LIKE}.yaml, but\n#   layers: {why}\n"
+        f"{PROPOSED}: the values of {LIKE}.yaml, but\n#   layers: {why}\n"
         f"#   weights of C (mom2_update_weight, L2): times {sections['model']['d_ff']} / {D_FF}, the models' d_ff\n"
     ) + dump(sections)
     try:

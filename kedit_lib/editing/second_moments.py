@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from functools import cached_property
 from pathlib import Path
 
@@ -17,11 +18,20 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data.atomic import replacing
+from ..data.texts import texts_of
 from ..errors import KeditError
+from ..models.checked import check_editable
 from ..models.hooks import no_bar, pad, trace
-from ..models.tokenization import encode
+from ..models.windows import longer_than, positions_of, windows
 
 SYMMETRIC = 1e-4  # largest difference of mirrored entries, relative to the largest entry: what rounding may leave
+
+
+NO_LIMIT = 2048  # tokens of a window for models whose positions do not end
+
+
+class FewTokens(UserWarning):
+    """C was measured on so little text that it says nothing of many directions."""
 
 
 class SecondMoments:
@@ -67,7 +77,10 @@ class SecondMoments:
         progress: bool = False,
         tokens: int | None = None,
     ) -> SecondMoments:
-        """Measure C on `texts` (list of str) at `layers` of the unedited model.
+        """Measure C on `texts` at `layers` of the unedited model.
+
+        texts: a list of documents or any iterable of them, rows with a field `text`, or a file: a .txt whose paragraphs
+        are documents, or records. A document longer than the model's context counts whole, in windows.
 
         Products are taken in float32 (float64 for a float64 model) and summed in float64. Texts are
         sorted by length so that padding is rare; padding never counts. `cache`: a folder; results
@@ -77,28 +90,30 @@ class SecondMoments:
         """
         if tokens is not None and not (type(tokens) is int and tokens >= 1):
             raise KeditError(f"moments: tokens = {tokens!r}; must be a whole number of at least 1, or None for all")
-        layers, texts = model.check_layers(layers), [texts] if isinstance(texts, str) else list(texts)
-        if not any(texts):
-            raise KeditError("moments: no texts were given; pass a list of plain text")
+        check_editable(model, "moments")
+        layers, texts = model.check_layers(layers), texts_of(texts, "moments")
         corpus = hashlib.sha256("\x00".join(texts).encode()).hexdigest()
         about = {"corpus": corpus, "texts": len(texts), "dtype": str(model.dtype), "layers": list(layers)}
         if tokens is not None:
             about["budget"] = tokens
+        limit = min(positions_of(model.hf.config), NO_LIMIT)
+        if any(longer_than(model.tokenizer, text, limit) for text in texts):
+            about["windows"] = limit
         path = None
         if cache is not None:
             whole = json.dumps([model.checksum, model.setting, about], sort_keys=True)
             key = hashlib.sha256(whole.encode()).hexdigest()[:20]
             path = Path(cache) / f"moments-{key}.safetensors"
             if path.exists():
-                return cls.load(path)
+                return _warned(cls.load(path), model.d_ff)
 
-        limit, rows, held = getattr(model.hf.config, "max_position_embeddings", 2048), [], 0
+        rows, held = [], 0
         for text in texts:
             if tokens is not None and held >= tokens:
                 break
-            rows.append(tuple(encode(model.tokenizer, text))[:limit])
-            held += len(rows[-1])
-        rows = sorted(filter(None, rows), key=len)
+            cut = windows(model.tokenizer, text, limit)
+            rows, held = rows + cut, held + sum(map(len, cut))
+        rows = sorted(rows, key=len)
         modules = {layer: model.mlp_out(layer) for layer in layers}
         total = {i: torch.zeros(model.d_ff, model.d_ff, dtype=torch.float64, device=model.device) for i in layers}
         count = 0
@@ -120,7 +135,7 @@ class SecondMoments:
         moments = cls(tensors, model.checksum, about)
         if path is not None:
             moments.save(path)
-        return moments
+        return _warned(moments, model.d_ff)
 
     def check(self, model, layers, invert: float | None = 0.0) -> None:
         """KeditError unless these moments belong to `model`, cover `layers` and can be inverted there.
@@ -141,6 +156,7 @@ class SecondMoments:
                     f"moments of layer {layer}: width {width}, {model.name} has d_ff {model.d_ff}; "
                     "they belong to another model"
                 )
+        _warned(self, model.d_ff)
         for layer in layers if invert is not None else ():
             self.factor(layer, invert, model.device)
 
@@ -200,3 +216,14 @@ class SecondMoments:
             return moments
         except KeditError as error:
             raise KeditError(f"moments file {path}: {error}") from None
+
+
+def _warned(moments: SecondMoments, d_ff: int) -> SecondMoments:
+    """The same, with a warning if fewer tokens than d_ff were measured: C's rank is at most their number."""
+    if (tokens := moments.about.get("tokens", d_ff)) < d_ff:
+        message = (
+            f"moments: {tokens} tokens were measured, C has {d_ff} directions and says nothing of {d_ff - tokens}; "
+            f"estimate it on at least {10 * d_ff} tokens"
+        )
+        warnings.warn(message, FewTokens, stacklevel=3)
+    return moments

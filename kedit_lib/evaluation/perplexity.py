@@ -3,26 +3,52 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-from ..models.hooks import by_length, pad
-from ..models.tokenization import encode
+from ..data.texts import texts_of
+from ..errors import KeditError
+from ..models.checked import check_editable
+from ..models.hooks import by_length, pad, trace
+from ..models.windows import positions_of, windows
 
 ROWS = 16  # few, so that texts of like length share a batch: padding costs as much as text
+MOST_TOKENS = 1 << 14  # in a pass
+MOST_LOGITS = 1 << 28  # at a time: a gigabyte in float32, and as much again for their logarithms
 
 
 @torch.no_grad()
-def perplexity(model, texts: list[str]) -> float:
+def perplexity(model, texts) -> float:
     """exp of the mean negative log-probability per token over all texts. Range ≥ 1; a uniform guess
-    gives the vocabulary's size."""
-    rows = [tuple(encode(model.tokenizer, t)) for t in texts]
+    gives the vocabulary's size.
+
+    texts: as `SecondMoments.estimate` takes them. One longer than the model's context is read in windows, each from
+    its beginning. Memory does not grow with the texts' length. KeditError when nothing is to be predicted.
+    """
+    check_editable(model, "perplexity")
+    limit = min(positions_of(model.hf.config), MOST_TOKENS)
+    rows = [row for text in texts_of(texts, "perplexity") for row in windows(model.tokenizer, text, limit)]
     total, count = 0.0, 0
     for part in by_length([len(r) for r in rows], ROWS):
-        part = [rows[i] for i in part]
-        ids = pad(part, model.device)
-        log_p = model.hf(input_ids=ids).logits[:, :-1].to(model.math_dtype).log_softmax(-1)
-        nll = -log_p.gather(-1, ids[:, 1:, None])[..., 0]
-        lengths = torch.tensor([len(r) for r in part], device=ids.device)
-        real = torch.arange(1, ids.shape[1], device=ids.device) < lengths[:, None]
-        total += nll[real].double().sum().item()
-        count += int(real.sum())
+        size = max(1, MOST_TOKENS // max(len(rows[i]) for i in part))
+        for some in (part[i : i + size] for i in range(0, len(part), size)):
+            nll = _nll(model, [rows[i] for i in some])
+            total += nll.double().sum().item()
+            count += len(nll)
+    if not count:
+        raise KeditError("perplexity: the texts hold no token that another one stands before; give longer texts")
     return torch.tensor(total / count, dtype=torch.float64).exp().item()  # inf, not an error, if it is that bad
+
+
+def _nll(model, rows: list[tuple[int, ...]]) -> Tensor:
+    """−log p of every token of `rows` but each row's first."""
+    ids = pad(rows, model.device)
+    lengths = torch.tensor([len(r) for r in rows], device=ids.device)
+    real = torch.arange(1, ids.shape[1], device=ids.device) < lengths[:, None]
+    vocabulary = model.hf.get_input_embeddings().num_embeddings
+    if ids.numel() * vocabulary <= MOST_LOGITS:
+        log_p = model.hf(input_ids=ids).logits[:, :-1].to(model.math_dtype).log_softmax(-1)
+        return -log_p.gather(-1, ids[:, 1:, None])[..., 0][real]
+    _, seen = trace(model.hf, ids, outputs=[model.layers[-1]], last=model.layers[-1])
+    stream, token = seen[model.layers[-1]][:, :-1][real], ids[:, 1:][real]
+    parts = zip(*(x.split(max(1, MOST_LOGITS // vocabulary)) for x in (stream, token)), strict=True)
+    return torch.cat([-model.logits(s).log_softmax(-1).gather(-1, t[:, None])[:, 0] for s, t in parts])

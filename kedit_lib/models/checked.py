@@ -3,17 +3,72 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from ..errors import KeditError
 from .hooks import hooks
 
 ROUNDINGS = 16  # of the model's dtype, relative to its largest logit: what two ways to the same logits may differ by
+PLAIN = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+MERGE = "merge it first: model.merge_and_unload() of peft gives a plain model, save that one and load it"
 
 
-def check_finite(model) -> None:
+def check_editable(model, what: str) -> None:
+    """KeditError unless `model` is an EditableModel, which the plain model of transformers is not."""
+    if not hasattr(model, "check_layers"):
+        wrap = "wrap it: kedit.EditableModel(model, tokenizer)" if isinstance(model, nn.Module) else "kedit.load_model"
+        raise KeditError(f"{what}: a {type(model).__name__} is no EditableModel; {wrap}")
+
+
+def unwrapped(hf, tokenizer, name: str) -> nn.Module:
+    """The plain causal LM in `hf`, which torch.compile or (Distributed)DataParallel may have wrapped. KeditError for
+    what is no model, has no tokenizer, or has adapters, quantised weights, or weights that are not all at one place."""
+    while isinstance(hf, (nn.DataParallel, nn.parallel.DistributedDataParallel)) or hasattr(hf, "_orig_mod"):
+        hf = hf._orig_mod if hasattr(hf, "_orig_mod") else hf.module
+    if not isinstance(hf, nn.Module) or not hasattr(hf, "config"):
+        raise KeditError(f"{name}: a {type(hf).__name__} is no causal language model of transformers; give one")
+    if not callable(tokenizer) or not hasattr(tokenizer, "is_fast"):
+        raise KeditError(f"{name}: came without its tokenizer; give it: transformers.AutoTokenizer.from_pretrained(…)")
+    if any(hasattr(module, "base_layer") or type(module).__module__.startswith("peft.") for module in hf.modules()):
+        raise KeditError(f"{name}: has an adapter, in which an edit would be lost on saving; {MERGE}")
+    check_not_quantised(hf.config, name)
+    devices = sorted({str(p.device) for p in hf.parameters()})
+    if devices != [devices[0]] or "meta" in devices:
+        where = "on disk or nowhere (meta)" if "meta" in devices else f"on {', '.join(devices)}"
+        raise KeditError(
+            f"{name}: has weights {where}; it must lie on one device: load it without device_map, with device= or in "
+            "a smaller dtype"
+        )
+    return hf
+
+
+def check_not_quantised(config, name: str) -> None:
+    """KeditError for a configuration that says its weights are packed."""
+    found = getattr(config, "quantization_config", None)
+    if not found:
+        return
+    said = found if isinstance(found, dict) else found.to_dict()
+    kind = said.get("quant_method") or "quantised"
+    bits = next((b for b, on in ((4, said.get("load_in_4bit")), (8, said.get("load_in_8bit"))) if on), said.get("bits"))
+    kind = f"{getattr(kind, 'value', kind)}{f', {bits} bits' if bits else ''}"
+    raise KeditError(
+        f"{name}: its weights are quantised ({kind}) and cannot "
+        "take an edit; load the model that was quantised, or save model.dequantize() and load that"
+    )
+
+
+def check_weights(model) -> None:
+    """KeditError unless all weights are finite, and the edited maps are matrices of one shape and a plain dtype."""
     for name, parameter in model.hf.named_parameters():
-        if not torch.isfinite(parameter).all():
+        if parameter.is_floating_point() and parameter.dtype in PLAIN and not torch.isfinite(parameter).all():
             raise KeditError(f"{model.name}: weight {name!r} holds NaN or inf; reload or re-download the model")
+    for layer in range(model.n_layers):
+        weight = model.weight(layer)
+        if weight.dtype not in PLAIN or weight.dim() != 2 or weight.shape != model.weight(0).shape:
+            raise KeditError(
+                f"{model.name}: {model.weight_name(layer)} is {tuple(weight.shape)} of {weight.dtype}; the edited maps "
+                "must be matrices of one shape in float32, bfloat16, float16 or float64 (quantised weights are not)"
+            )
 
 
 @torch.no_grad()

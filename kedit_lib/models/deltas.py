@@ -11,14 +11,17 @@ A file of deltas says in its header which model it belongs to, which edits it ho
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+import transformers
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -28,6 +31,8 @@ from ..data.edit import Edit
 from ..data.provenance import versions
 from ..errors import KeditError, first_line
 
+# Files of weights, by the names that transformers gives them, and of adapters: none may outlive those of a new model.
+WEIGHTS = re.compile(r"((pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?)|adapter_(config|model)\..*")
 DELTAS = "deltas.safetensors"
 RECORD = "kedit_edits.json"
 
@@ -112,7 +117,8 @@ def load_record(folder) -> list[Edit]:
 def save_model(model, folder) -> None:
     """`model` as it is now, as a folder that transformers loads, and its edits in kedit_edits.json.
 
-    All files are written aside first and then put in their places; other files in the folder stay.
+    All files are written aside first and then put in their places; weights that lay there before are removed, other
+    files stay.
     """
     folder = Path(folder)
     partial = folder.with_name(f".{folder.resolve().name}.{os.getpid()}.tmp")
@@ -125,11 +131,29 @@ def save_model(model, folder) -> None:
     with writing(folder):
         try:
             partial.mkdir(parents=True)
-            model.hf.save_pretrained(partial)
+            with no_progress_bar():
+                model.hf.save_pretrained(partial)
             model.tokenizer.save_pretrained(partial)
             (partial / RECORD).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
             folder.mkdir(parents=True, exist_ok=True)
-            for file in partial.iterdir():
-                os.replace(file, folder / file.name)
+            new = [file.name for file in partial.iterdir()]
+            for file in new:
+                os.replace(partial / file, folder / file)
+            for file in folder.iterdir():
+                if WEIGHTS.fullmatch(file.name) and file.name not in new:
+                    file.unlink()
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def no_progress_bar():
+    """transformers' own bar, off for a while."""
+    bars = transformers.utils.logging
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            bars.enable_progress_bar()

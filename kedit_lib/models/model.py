@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 from pathlib import Path
 
 import torch
-import transformers
 from torch import Tensor, nn
 
 from ..errors import KeditError
 from .architectures import layout_of
-from .checked import check_finite, check_logits
+from .checked import check_logits, check_weights, unwrapped
 from .deltas import save_model
+from .identity import checksum_of, setting_of
+from .windows import positions_of, refuse_beyond
 
-DTYPES = ("float32", "bfloat16", "float16", "float64")
 ORIGINALS = ("device", "host")
-NO_SETTING = ("_name_or_path", "dtype", "torch_dtype", "transformers_version")  # decide no number, or are asked beside
 
 
 class Snapshot(dict):
@@ -32,9 +29,9 @@ class Snapshot(dict):
 class EditableModel:
     """A model ready to be edited: evaluation mode, no gradients, originals kept of what is changed.
 
-    hf, tokenizer   the Hugging Face objects; `hf` is edited in place
+    hf, tokenizer   the Hugging Face objects; `hf` is edited in place, also when it comes compiled or in DataParallel
     layout          where its modules are (kedit_lib.models.architectures)
-    name, folder    what it was loaded as; the local folder, if it was one
+    name, folder    what it was loaded as (None: as transformers knows it); the local folder, if it was one
     applied         the calls of methods that its weights hold, as plain data, oldest first (None: unknown, for
                     weights were changed by other means)
     originals       where the one copy of what is changed is kept: with the weights on the "device", or on the "host",
@@ -43,10 +40,12 @@ class EditableModel:
     """
 
     def __init__(
-        self, hf: nn.Module, tokenizer, name: str = "model", folder: Path | None = None, originals: str = "device"
+        self, hf: nn.Module, tokenizer, name: str | None = None, folder: Path | None = None, originals: str = "device"
     ):
         if originals not in ORIGINALS:
             raise KeditError(f"originals {originals!r}: must be one of {', '.join(ORIGINALS)}")
+        hf = unwrapped(hf, tokenizer, name or "model")
+        name = name or hf.config._name_or_path or f"model-{checksum_of(hf, {})[:8]}"
         self.hf, self.tokenizer, self.name = hf.eval().requires_grad_(False), tokenizer, name
         self.folder, self.originals = folder, originals
         self.layout = layout_of(hf)
@@ -59,7 +58,8 @@ class EditableModel:
         self._sums: dict[str, Tensor] = {}  # edited weights of less than single precision: W₀ + ΣΔ before its rounding
         self._checksum: str | None = None
         self._setting: str | None = None
-        check_finite(self)
+        check_weights(self)
+        hf.register_forward_pre_hook(refuse_beyond(name, positions_of(hf.config)), with_kwargs=True)
         self.tuples = check_logits(self)  # whether its layers hand on tuples, which the stream leads
 
     # -- facts about the model
@@ -82,12 +82,7 @@ class EditableModel:
     def checksum(self) -> str:
         """sha256 over the unedited weights: names the model in caches and stores."""
         if self._checksum is None:
-            digest = hashlib.sha256()
-            for name, parameter in sorted(self.hf.named_parameters()):
-                tensor = self._originals.get(name, parameter).detach().cpu().contiguous()
-                digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-                digest.update(tensor.view(torch.uint8).numpy().data if tensor.dim() else tensor.numpy().tobytes())
-            self._checksum = digest.hexdigest()
+            self._checksum = checksum_of(self.hf, self._originals)
         return self._checksum
 
     @property
@@ -95,9 +90,7 @@ class EditableModel:
         """sha256 over what else decides what it says: its configuration and its tokenizer. Beside `checksum` in the
         keys of caches and stores."""
         if self._setting is None:
-            config = {k: v for k, v in self.hf.config.to_diff_dict().items() if k not in NO_SETTING}
-            parts = json.dumps([config, _vocabulary(self.tokenizer)], sort_keys=True, default=str)
-            self._setting = hashlib.sha256(parts.encode()).hexdigest()
+            self._setting = setting_of(self.hf, self.tokenizer)
         return self._setting
 
     # -- modules
@@ -290,33 +283,4 @@ class EditableModel:
 
     def save_pretrained(self, folder) -> None:
         """The model as it is now, as a folder that plain `transformers` loads, with its edits in kedit_edits.json."""
-        with no_progress_bar():
-            save_model(self, folder)
-
-
-def _vocabulary(tokenizer):
-    """All that decides its ids, as plain data."""
-    if not tokenizer.is_fast:
-        return [tokenizer.get_vocab(), tokenizer.init_kwargs]
-    rules = json.loads(tokenizer.backend_tokenizer.to_str())
-    return {name: rule for name, rule in rules.items() if name not in ("padding", "truncation")}  # of the last call
-
-
-def dtype_of(dtype: torch.dtype | str) -> torch.dtype:
-    name = str(dtype).removeprefix("torch.")
-    if name not in DTYPES:
-        raise KeditError(f"dtype {name!r}: models are not loaded in it; use one of {', '.join(DTYPES)}")
-    return getattr(torch, name)
-
-
-@contextlib.contextmanager
-def no_progress_bar():
-    """transformers' own bar, off for a while."""
-    bars = transformers.utils.logging
-    shown = bars.is_progress_bar_enabled()
-    bars.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            bars.enable_progress_bar()
+        save_model(self, folder)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 from ..data.edit import Edit, around_places
 from ..data.files import HUB_NAME, READERS, records_of
+from ..data.texts import paragraphs
 from ..data.words import places
-from ..errors import KeditError, first_line
+from ..errors import KeditError
 from ..evaluation.edit_probes import EditProbe, FactProbe, PerplexityProbe, VitalProbe
 from ..evaluation.side_effects import SELDOM, family_probes, other_prompts
 from ..models.self_text import SELF, WRITTEN, self_texts
@@ -224,11 +225,7 @@ def plain_texts(model, source: str = AUTO, tokens: int = WRITTEN) -> list[str]:
 def read_texts(source: str) -> list[str]:
     """Documents: paragraphs of a .txt file, or the field `text` of records."""
     if Path(source).suffix.lower() == ".txt" and Path(source).is_file():
-        try:
-            parts = Path(source).read_text(encoding="utf-8").split("\n\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise KeditError(f"texts {source!r}: cannot be read ({first_line(error)}); save it as UTF-8") from error
-        return [p.strip() for p in parts if p.strip()]
+        return paragraphs(Path(source), "texts")
     name, hub = _place(source)
     records = records_of(name, **hub)
     if not any(isinstance(r.values.get("text"), str) for r in records):

@@ -24,6 +24,7 @@ from ..editing.proposal import propose, write_proposal
 from ..errors import KeditError
 from ..evaluation.known_facts import known_edits
 from ..models.causal_trace import causal_trace
+from ..models.checked import check_editable
 from ..models.loading import load_model
 from ..models.model import EditableModel
 from ..models.tokenization import check_edit, encode, target_ids
@@ -107,6 +108,8 @@ def check_model(model, edits=None, profile: str | Profile | None = None, write: 
 
 def check(model, edits=None, profile: str | Profile | None = None, write: bool = True) -> Check:
     """`check_model` with all that its table is made of."""
+    if isinstance(model, torch.nn.Module):
+        check_editable(model, "check_model")
     model = model if isinstance(model, EditableModel) else load_model(model)
     profile = profile or ("lab" if model.name in LAB_MODELS else "gpu")
     profile = profile if isinstance(profile, Profile) else load_profile(profile)

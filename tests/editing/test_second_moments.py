@@ -1,11 +1,18 @@
 """Second moments: the plain sum over every token that is no padding, kept on disk under a name that says whose."""
 
+import contextlib
+import hashlib
+import json
+from pathlib import Path
+
 import pytest
 import tiny
 import torch
+from library import refused
 from safetensors.torch import load_file
 
 import kedit_lib as kedit
+from kedit_lib.editing.second_moments import FewTokens
 
 TEXTS = [*tiny.SENTENCES.splitlines()[:7], "Zoë.", "I", "The organ is old. " * 6]
 LAYERS = [0, 3]
@@ -57,10 +64,82 @@ def test_the_unedited_model_is_measured(tiny_folder):
     assert all(torch.equal(value, weights[name]) for name, value in model.snapshot().items())
 
 
-def test_texts_beyond_the_models_length_are_cut(tiny_folder):
-    model = kedit.load_model(tiny_folder("gpt2"), dtype=torch.float32)  # learned positions, 128 of them
-    moments = kedit.SecondMoments.estimate(model, ["The organ is old. " * 100], layers=[0])
-    assert moments.about["tokens"] == 128
+def keys_of(model, rows, layer):
+    """What the plain model gives the map, one row after the other."""
+    keys, module = [], model.mlp_out(layer)
+    handle = module.register_forward_hook(lambda module, args, out: keys.append(args[0][0]))
+    for row in rows:
+        model.hf(input_ids=torch.tensor([row]))
+    handle.remove()
+    return torch.cat(keys)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama-bos"])
+def test_a_text_beyond_the_models_length_counts_whole_in_windows(tiny_folder, kind):
+    """128 positions. A window begins as a text does: with BOS, where the tokenizer puts one in front."""
+    model = kedit.load_model(tiny_folder(kind), dtype=torch.float64)
+    text, words = "The organ is old. " * 100, model.tokenizer
+    begin = [words.bos_token_id] if kind == "llama-bos" else []
+    ids, step = words(text, add_special_tokens=False).input_ids, 128 - len(begin)
+    rows = [begin + ids[i : i + step] for i in range(0, len(ids), step)]
+    k = keys_of(model, rows, 0)
+    moments = kedit.SecondMoments.estimate(model, [text], layers=[0])
+    assert moments.about["tokens"] == len(k) == len(ids) + len(begin) * len(rows)
+    assert torch.allclose(moments.tensors[0], k.T @ k / len(k), rtol=1e-12, atol=1e-15)
+    assert kedit.SecondMoments.estimate(model, [text, *TEXTS], layers=[0], tokens=300).about["tokens"] == len(k)
+
+
+def test_a_text_that_fits_has_the_cache_that_it_had(tiny_folder, tmp_path):
+    """The key names windows only where a text is cut into some."""
+    model = kedit.load_model(tiny_folder("llama"))
+    kedit.SecondMoments.estimate(model, TEXTS, layers=[0], cache=tmp_path)
+    about = {"corpus": hashlib.sha256("\x00".join(TEXTS).encode()).hexdigest(), "texts": len(TEXTS)}
+    about |= {"dtype": str(model.dtype), "layers": [0]}
+    whole = json.dumps([model.checksum, model.setting, about], sort_keys=True)
+    (path,) = tmp_path.glob("*.safetensors")
+    assert path.name == f"moments-{hashlib.sha256(whole.encode()).hexdigest()[:20]}.safetensors"
+
+
+@pytest.mark.parametrize("given", ["name", "path", "jsonl", "rows", "iterator"])
+def test_texts_however_they_are_handed_over(tiny_folder, tmp_path, monkeypatch, given):
+    monkeypatch.chdir(tmp_path)
+    texts = [text.strip() for text in TEXTS]
+    (tmp_path / "wiki.txt").write_text("\n\n".join(texts), encoding="utf-8")
+    (tmp_path / "wiki.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts), encoding="utf-8")
+    forms = {"name": "wiki.txt", "path": tmp_path / "wiki.txt", "jsonl": "wiki.jsonl"}
+    forms |= {"rows": [{"text": t, "id": 1} for t in texts], "iterator": iter(texts)}
+    model = kedit.load_model(tiny_folder("llama"))
+    found = kedit.SecondMoments.estimate(model, forms[given], layers=[0])
+    assert torch.equal(found.tensors[0], kedit.SecondMoments.estimate(model, texts, layers=[0]).tensors[0])
+
+
+@pytest.mark.parametrize(
+    ("texts", "says"),
+    [
+        ("no-such.txt", "there is no file 'no-such.txt'"),
+        (Path("no-such.txt"), "is no file"),
+        ([{"body": "The organ is old."}], "fields body"),
+        ([7], "text 0 is no text (int)"),
+        ([], "no texts"),
+        (b"The organ", "bytes"),
+        (7, "int"),
+    ],
+)
+def test_what_is_no_text_is_refused(tiny_folder, texts, says):
+    model = kedit.load_model(tiny_folder("llama"))
+    refused(lambda: kedit.SecondMoments.estimate(model, texts, layers=[0]), "moments", says)
+
+
+def test_too_few_tokens_are_a_warning_and_no_null_space(tiny_folder):
+    model, edits = kedit.load_model(tiny_folder("llama")), [kedit.Edit(*tiny.EDITS[4])]
+    with pytest.warns(FewTokens, match=f"{tiny.D_FF} directions"):
+        moments = kedit.SecondMoments.estimate(model, TEXTS[:1], layers=[1])
+    assert moments.about["tokens"] < tiny.D_FF
+    alphaedit = kedit.AlphaEdit(layers=[1], nullspace_rank=9)
+    with pytest.warns(FewTokens):
+        refused(lambda: alphaedit.apply(model, edits, moments=moments), "null space", "rank", f"d_ff = {tiny.D_FF}")
+    with pytest.warns(FewTokens), contextlib.suppress(kedit.KeditError):  # it may also be singular
+        kedit.MEMIT(layers=[1]).apply(model, edits, moments=moments, contexts=["{}"])
 
 
 def test_solving_is_multiplying_by_the_inverse():

@@ -70,6 +70,46 @@ def test_perplexity(model, monkeypatch):
     assert perplexity(model, texts) == pytest.approx(math.exp(total / count), rel=1e-9)
 
 
+def test_perplexity_beyond_the_models_positions_is_that_of_windows(tiny_folder):
+    """128 learned positions; a window's first token is predicted by nothing, as a text's."""
+    model = kedit.load_model(tiny_folder("gpt2"), dtype=torch.float64)
+    text = "The organ is old. Zoë plays. " * 40
+    ids, total, count = model.tokenizer(text).input_ids, 0.0, 0
+    for part in (ids[i : i + 128] for i in range(0, len(ids), 128)):
+        rows = log_p(model, part)
+        total -= sum(rows[i, token].item() for i, token in enumerate(part[1:]))
+        count += len(part) - 1
+    assert len(ids) > 256 and perplexity(model, [text]) == pytest.approx(math.exp(total / count), rel=1e-9)
+
+
+def test_perplexity_never_holds_the_logits_of_a_whole_batch(model, monkeypatch):
+    """Bounded memory: the same number, however few logits may be there at a time."""
+    texts = tiny.SENTENCES.splitlines()[:6]
+    right, module, widest = perplexity(model, texts), import_module("kedit_lib.evaluation.perplexity"), []
+    most = 7 * model.hf.config.vocab_size
+    monkeypatch.setattr(module, "MOST_LOGITS", most)
+    handle = model.head.register_forward_hook(lambda module, args, out: widest.append(out.numel()))
+    assert perplexity(model, texts) == pytest.approx(right, rel=1e-9)
+    handle.remove()
+    assert max(widest) <= most
+
+
+def test_perplexity_of_nothing_is_refused(model):
+    refused(lambda: perplexity(model, [""]), "no texts")
+    refused(lambda: perplexity(model, []), "no texts")
+
+
+@pytest.mark.parametrize("what", ["prompt", "target"])
+def test_more_tokens_than_positions_are_one_line(tiny_folder, what):
+    model = kedit.load_model(tiny_folder("gpt2"))
+    long = "the organ is old and " * 60
+    prompt, target = ("{} plays the", long) if what == "target" else (long + "{} plays the", "oboe")
+    edit, rome = kedit.Edit(prompt, "Zoë", target), kedit.ROME(layers=[1], mom2_adjustment=False)
+    refused(lambda: rome.apply(model, [edit], contexts=["{}"]), "128 positions")
+    refused(lambda: answer_probability(model, [edit.text], [edit.target_new]), "128 positions")
+    refused(lambda: complete(model.hf, model.tokenizer, [long]), "128 positions")
+
+
 def test_perplexity_of_a_uniform_guess_is_the_vocabulary(tiny_folder):
     model = kedit.load_model(tiny_folder("llama"), dtype=torch.float64)
     with torch.no_grad():

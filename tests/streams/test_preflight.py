@@ -8,7 +8,7 @@ import torch
 from library import refused, snapshot
 
 import kedit_lib as kedit
-from kedit_lib.data.config import file_name, load_model_params, load_profile
+from kedit_lib.data.config import file_name, find_model_params, load_model_params, load_profile
 from kedit_lib.data.yaml_text import read_yaml
 from kedit_lib.editing import proposal
 from kedit_lib.editing.proposal import propose, propose_layers, write_proposal
@@ -99,7 +99,8 @@ def test_the_lab_is_known_and_its_own_parameters_stay(monkeypatch):
 def test_a_proposal_makes_every_method(made, folders):
     model = made("qwen3")
     check(model)
-    path = folders / "params" / "models" / "qwen3.yaml"
+    path = folders / "params" / "models" / f"{file_name(model.folder)}.yaml"
+    assert path.name.startswith("qwen3-")
     text = path.read_text()
     assert text.startswith("# Proposed by check_model") and "no fact to trace" in text.splitlines()[1]
     sections = load_model_params(str(model.folder))
@@ -140,7 +141,7 @@ def test_layers_without_a_trace_are_llama2s_depth():
     [
         ("Qwen/Qwen2.5-0.5B", "Qwen2.5-0.5B"),
         ("../../etc/passwd", "passwd"),
-        ("..", "model"),
+        ("/no/such/..", "model"),
         ("/models/my model (2)/", "my-model-2"),
         ("C:\\models\\x", "x"),
         (".hidden", "hidden"),
@@ -152,6 +153,31 @@ def test_a_files_name_is_safe(name, file, made, folders):
     path = write_proposal(name, propose(model), "a test")
     assert path.resolve() == (folders / "params" / "models" / f"{file}.yaml").resolve()
     assert read_yaml(path) == load_model_params(name)
+
+
+@pytest.mark.parametrize("name", ["hf", "模型", "модель", "final.gguf"])
+def test_folders_of_one_name_have_a_file_each(tmp_path, folders, name):
+    """A model that was never checked got another's layers."""
+    for parent in ("one", "two"):
+        (tmp_path / parent / name).mkdir(parents=True)
+    sections = propose(kedit.load_model("lab-small"))
+    path = write_proposal(str(tmp_path / "one" / name), sections, "a test")
+    assert find_model_params(str(tmp_path / "one" / name)) == path
+    assert find_model_params(tmp_path / "one" / "." / name) == path
+    assert find_model_params(str(tmp_path / "two" / name)) is None
+    assert write_proposal(str(tmp_path / "two" / name), sections, "a test") != path
+
+
+def test_a_folder_takes_a_file_of_its_name_that_somebody_wrote_but_none_of_another_models(tmp_path, folders):
+    (tmp_path / "hf").mkdir()
+    path = write_proposal("me/hf", propose(kedit.load_model("lab-small")), "a test")
+    assert path.stem == "hf" and find_model_params(str(tmp_path / "hf")) is None
+    path.write_text("model: {d_ff: 48}\n")
+    assert find_model_params(str(tmp_path / "hf")) == path
+
+
+def test_the_hint_names_the_folder_that_is_to_be_given(folders):
+    refused(lambda: load_model_params("nowhere"), "set KEDIT_PARAMS to a folder that has models/nowhere.yaml")
 
 
 def test_results_take_what_params_cannot(folders):

@@ -1,0 +1,219 @@
+"""A model as people hand it over: by keyword, wrapped, with adapters, quantised, spread out, without a tokenizer."""
+
+import json
+
+import peft
+import pytest
+import tiny
+import torch
+import transformers
+from library import refused
+
+import kedit_lib as kedit
+from kedit_lib.models.checked import check_not_quantised
+
+EDIT = kedit.Edit(*tiny.EDITS[4])
+ROME = kedit.ROME(layers=[1], mom2_adjustment=False, v_num_grad_steps=2)
+
+
+@pytest.fixture
+def plain(tiny_folder):
+    """A fresh model of transformers and its tokenizer."""
+    folder = tiny_folder("llama")
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return model, transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def test_device_0_is_the_first_gpu(tiny_folder):
+    if torch.cuda.is_available():
+        assert kedit.load_model(tiny_folder("llama"), device=0).device == torch.device("cuda", 0)
+    else:
+        refused(lambda: kedit.load_model(tiny_folder("llama"), device=0), "device 0", "give one that is there")
+
+
+@pytest.mark.parametrize("device", ["cpu", "cpu:0", torch.device("cpu"), None])
+def test_any_device_that_torch_takes(tiny_folder, device):
+    assert kedit.load_model(tiny_folder("llama"), device=device).device.type == "cpu"
+
+
+@pytest.mark.parametrize("device", [-1, 99, "gpu", 1.5, "meta"])
+def test_a_device_that_is_none(tiny_folder, device):
+    refused(lambda: kedit.load_model(tiny_folder("llama"), device=device), f"device {device!r}")
+
+
+# ------------------------------------------------------------------------------------------------------------- keywords
+
+
+def test_the_words_of_from_pretrained(tiny_folder):
+    given = {"torch_dtype": torch.bfloat16, "device_map": "cpu", "revision": "main", "attn_implementation": "eager"}
+    model = kedit.load_model(tiny_folder("llama"), **given)
+    assert model.dtype == torch.bfloat16 and model.hf.config._attn_implementation == "eager"
+    assert kedit.load_model(tiny_folder("llama"), dtype="auto").dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"load_in_4bit": True}, "quantised weights cannot be edited"),
+        ({"quantization_config": {}}, "quantised weights cannot be edited"),
+        ({"device_map": "auto"}, "give one device"),
+        ({"device_map": {"": 0}}, "give one device"),
+        ({"attn_implementation": "flash_attention_2"}, "eager or sdpa"),
+        ({"dtipe": "float32"}, "did you mean dtype?"),
+        ({"low_cpu_mem_usage": True}, "takes no low_cpu_mem_usage"),
+    ],
+)
+def test_words_that_cannot_be_taken(tiny_folder, given, says):
+    refused(lambda: kedit.load_model(tiny_folder("llama"), **given), says)
+
+
+def test_code_that_a_folder_brings_is_asked_for_by_name(tmp_path):
+    auto = {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.Own"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": auto}))
+    refused(lambda: kedit.load_model(tmp_path), "trust_remote_code=True if you have read that code")
+
+
+def test_a_hyperparameter_misspelt():
+    refused(lambda: kedit.MEMIT(layer=[1]), "MEMIT", "no such hyperparameter", "did you mean layers")
+
+
+# ------------------------------------------------------------------------------------------------------ models in hand
+
+
+def wrapped(model):
+    return {
+        "plain": model,
+        "compiled": torch.compile(model),
+        "DataParallel": torch.nn.DataParallel(model),
+        "both": torch.compile(torch.nn.DataParallel(model)),
+    }
+
+
+@pytest.mark.parametrize("how", ["plain", "compiled", "DataParallel", "both"])
+def test_a_model_in_hand_is_edited_whatever_wraps_it(plain, how):
+    """The weights that change are its own, and it is called as it was loaded."""
+    hf, tokenizer = plain
+    before = hf.model.layers[1].mlp.down_proj.weight.clone()
+    model = kedit.EditableModel(wrapped(hf)[how], tokenizer)
+    outcome = ROME.apply(model, [EDIT], contexts=["{}"])
+    (delta,) = outcome.deltas.values()
+    torch.testing.assert_close(hf.model.layers[1].mlp.down_proj.weight - before, delta, rtol=0, atol=1e-5)
+    assert model.name == hf.config._name_or_path
+
+
+def test_models_without_a_name_do_not_share_one(plain):
+    """Their parameter files would be one."""
+    hf, tokenizer = plain
+    hf.config._name_or_path = ""
+    one = kedit.EditableModel(hf, tokenizer).name
+    with torch.no_grad():
+        hf.lm_head.weight[0, 0] += 1
+    assert one.startswith("model-") and kedit.EditableModel(hf, tokenizer).name != one
+
+
+def test_what_is_no_editable_model_is_told_to_be_wrapped(plain):
+    hf, _ = plain
+    wrap = "kedit.EditableModel(model, tokenizer)"
+    refused(lambda: ROME.apply(hf, [EDIT]), "ROME", "LlamaForCausalLM", wrap)
+    refused(lambda: kedit.SecondMoments.estimate(hf, ["a"], [1]), "moments", wrap)
+    refused(lambda: kedit.check_model(hf), "check_model", wrap)
+    refused(lambda: ROME.apply("lab", [EDIT]), "a str is no EditableModel", "kedit.load_model")
+
+
+def test_a_model_without_its_tokenizer(plain):
+    refused(lambda: kedit.EditableModel(plain[0], None), "without its tokenizer")
+    refused(lambda: kedit.EditableModel(*reversed(plain)), "is no causal language model")
+
+
+def test_weights_that_are_not_all_at_one_place(plain, tiny_folder, tmp_path):
+    hf, tokenizer = plain
+    hf.model.layers[1].to("meta")
+    refused(lambda: kedit.EditableModel(hf, tokenizer), "meta", "without device_map")
+    spread = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.norm": "cpu", "lm_head": "cpu"}
+    spread |= {f"model.layers.{i}": "disk" if i == 4 else "cpu" for i in range(tiny.N_LAYERS)}
+    hf = transformers.AutoModelForCausalLM.from_pretrained(
+        tiny_folder("llama"), device_map=spread, offload_folder=tmp_path
+    )
+    refused(lambda: kedit.EditableModel(hf, tokenizer), "on disk", "without device_map")
+
+
+# ------------------------------------------------------------------------------------------------- adapters, quantised
+
+
+def lora(hf):
+    torch.manual_seed(0)
+    return peft.get_peft_model(hf, peft.LoraConfig(r=2, target_modules=["down_proj"], init_lora_weights=False))
+
+
+def test_an_adapter_is_refused_until_it_is_merged(plain, tmp_path):
+    """An edit of a model with one is lost on saving: peft saves the adapter alone."""
+    hf, tokenizer = plain
+    adapted = lora(hf)
+    refused(lambda: kedit.EditableModel(adapted, tokenizer), "adapter", "merge_and_unload")
+    adapted.save_pretrained(tmp_path)
+    refused(lambda: kedit.load_model(tmp_path), "is an adapter, no model", "merge_and_unload")
+    again = transformers.AutoModelForCausalLM.from_pretrained(hf.config._name_or_path)
+    again.load_adapter(str(tmp_path))
+    refused(lambda: kedit.EditableModel(again, tokenizer), "adapter", "merge_and_unload")
+    model = kedit.EditableModel(adapted.merge_and_unload(), tokenizer)
+    ROME.apply(model, [EDIT], contexts=["{}"])
+    model.save_pretrained(tmp_path / "merged")
+    ids = torch.arange(7)[None]
+    saved = kedit.load_model(tmp_path / "merged").hf(input_ids=ids).logits
+    torch.testing.assert_close(saved, model.hf(input_ids=ids).logits, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("first", ["shards", "one file", "an adapter"])
+def test_saving_leaves_no_weights_of_before(plain, tmp_path, first):
+    """Old shards, or an old single file beside new shards, would be loaded instead; what is not weights stays."""
+    hf, tokenizer = plain
+    if first == "an adapter":
+        (tmp_path / "adapter_config.json").write_text("{}")
+    hf.save_pretrained(tmp_path, max_shard_size="20KB" if first == "shards" else "5GB")
+    (tmp_path / "notes.md").write_text("mine")
+    (tmp_path / "deltas.safetensors").write_text("an edit")
+    model = kedit.EditableModel(hf, tokenizer)
+    ROME.apply(model, [EDIT], contexts=["{}"])
+    model.save_pretrained(tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {name for name in names if name.startswith(("model", "adapter"))} == {"model.safetensors"}
+    assert {"notes.md", "deltas.safetensors"} <= names
+    again = kedit.load_model(tmp_path)
+    assert torch.equal(again.weight(1), model.weight(1))
+
+
+PACKED = {
+    "bitsandbytes, 4 bits": {"quant_method": "bitsandbytes", "load_in_4bit": True},
+    "bitsandbytes, 8 bits": {"quant_method": "bitsandbytes", "load_in_8bit": True},
+    "gptq, 4 bits": {"quant_method": "gptq", "bits": 4, "group_size": 128},
+    "awq, 4 bits": {"quant_method": "awq", "bits": 4},
+    "fp8": {"quant_method": "fp8"},
+}
+
+
+@pytest.mark.parametrize("said", PACKED)
+def test_a_folder_of_quantised_weights_is_refused(plain, tmp_path, said):
+    hf, tokenizer = plain
+    hf.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": PACKED[said]}))
+    refused(lambda: kedit.load_model(tmp_path), f"quantised ({said})", "load the model that was quantised")
+
+
+def test_a_quantised_model_in_hand_is_refused(plain):
+    hf, tokenizer = plain
+    hf.config.quantization_config = transformers.BitsAndBytesConfig(load_in_4bit=True)
+    refused(lambda: kedit.EditableModel(hf, tokenizer), "quantised (bitsandbytes, 4 bits)")
+    del hf.config.quantization_config
+    check_not_quantised(hf.config, "it")
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float8_e4m3fn])
+def test_edited_maps_that_are_no_plain_numbers_are_refused(plain, dtype):
+    """Whatever the configuration says: packed 4-bit weights are uint8 of one column."""
+    hf, tokenizer = plain
+    down = hf.model.layers[2].mlp.down_proj
+    packed = torch.zeros(down.weight.numel() // 2, 1).to(dtype)
+    down.weight = torch.nn.Parameter(packed, requires_grad=False)
+    refused(lambda: kedit.EditableModel(hf, tokenizer), "model.layers.2.mlp.down_proj.weight", str(dtype))
