@@ -134,14 +134,6 @@ def readme() -> None:
     readme.rewrite()
 
 
-@app.command()
-def costs() -> None:
-    """Rewrite the README's table of costs. It is made of the last runs on this machine."""
-    from .report import costs
-
-    costs.rewrite()
-
-
 # ---- models ----------------------------------------------------------------------------------------------------------
 
 

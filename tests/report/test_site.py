@@ -59,7 +59,31 @@ def test_every_figure_lies_there_in_each_form_with_its_numbers():
         assert len(pd.read_csv(FIGURES / f"{name}.csv"))
 
 
+def between(text: str, markers) -> str:
+    return text.split(markers[0])[1].split(markers[1])[0].strip()
+
+
 def test_readme_says_what_the_tables_say():
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    assert readme.render(FIGURES) in text
-    assert readme.speed(FIGURES) in text
+    assert between(text, readme.CLAIMS) == readme.claims_table(FIGURES)
+    speed = (REPOSITORY / "docs" / "speed.md").read_text(encoding="utf-8")
+    assert between(speed, readme.SPEED) == readme.speed_table(FIGURES)
+
+
+def test_readme_and_docs_are_short():
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    table = between(text, readme.CLAIMS)
+    assert len(text.replace(table, "").split()) <= 1500
+    for page in (REPOSITORY / "docs").glob("*.md"):
+        assert len(page.read_text(encoding="utf-8").split()) <= 1200, page.name
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)
+def test_a_notebook_opens_with_its_verdict_and_is_short(source):
+    cells = json.loads((EXECUTED / source.name).read_text(encoding="utf-8"))["cells"]
+    assert "verdict" in cells[1]["metadata"]["tags"]
+    outputs = [o for cell in cells for o in cell.get("outputs", [])]
+    said = ["".join(o["data"]["text/markdown"]) for o in outputs if "text/markdown" in o.get("data", {})]
+    prose = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+    assert len(" ".join(said + prose).split()) <= 2000
+    assert "**Answer.**" in said[0] if cells[1]["outputs"] else pytest.fail("the verdict cell printed nothing")
