@@ -39,10 +39,14 @@ from kedit_lib.streams.cost import peak_memory
 FIGURES = Path(__file__).resolve().parents[1] / "figures"
 # What the phases are made of; whatever else an edit takes is "rest": tokens, checks, copies of weights.
 PHASES = {
-    "steps": [(module, "optimise") for module in (methods.memit, methods.pmet, methods.rome)]
-    + [(methods.ft._Batch, "evaluate"), (methods.FT, "_step")],
+    "steps": [(methods.locate_then_edit, "optimise")] + [(methods.ft._Batch, "evaluate"), (methods.FT, "_step")],
     "first pass": [(Tails, "of")],
-    "keys": [(module, name) for module in (methods.memit, methods.rome) for name in ("keys_at", "outputs_at")],
+    "keys": [
+        (module, name)
+        for module in (methods.memit, methods.rome, methods.locate_then_edit)
+        for name in ("keys_at", "outputs_at")
+        if hasattr(module, name)
+    ],
     "solve": [(kedit.SecondMoments, "solve"), (kedit.NullSpace, "project"), (methods.memit, "with_memory")]
     + [(module, "update") for module in (methods.memit, methods.alphaedit, methods.emmet)]
     + [(methods.rect, "largest_changes")],

@@ -19,7 +19,7 @@ from roofline import (
 from torch.utils.flop_counter import FlopCounterMode
 
 import kedit_lib as kedit
-from kedit_lib.editing.compute_z import Request
+from kedit_lib.editing.engine import Request
 from kedit_lib.models.tokenization import Prompt
 
 # d_model 2, d_ff 3, 4 layers of 40 entries each: keys and values 8 of them, the MLP 18 and W 6; the head 10.

@@ -6,6 +6,7 @@ from ..data.config import load_model_params
 from ..errors import KeditError
 from .alphaedit import AlphaEdit
 from .betaedit import BetaEdit
+from .call import Outcome
 from .emmet import EMMET
 from .encore import ENCORE
 from .evoedit import EvoEdit
@@ -13,7 +14,7 @@ from .ft import FT
 from .locate_then_edit import anchor_norm
 from .lyaplock import LyapLock
 from .memit import MEMIT
-from .method import Method, Outcome
+from .method import Method
 from .pmet import PMET
 from .prune import PRUNE, prune
 from .rect import RECT

@@ -14,9 +14,9 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from .call import Call, Outcome
 from .closed_form import update
 from .memit import Spread
-from .method import Call, Outcome
 from .null_space import NullSpace
 
 
@@ -25,7 +25,8 @@ class InNullSpace(Spread):
     nullspace_rank: P is over this many of the smallest instead (None: by threshold).
     A `projection` given to `apply` goes before both."""
 
-    takes_projection: ClassVar[bool] = True
+    takes: ClassVar[frozenset[str]] = frozenset({"targets", "projection"})
+    shift: ClassVar[None] = None  # P needs no inverse of C
 
     nullspace_threshold: float = Field(0.02, gt=0)
     nullspace_rank: int | None = Field(None, ge=1)
@@ -40,16 +41,12 @@ class InNullSpace(Spread):
         by_rank = self.nullspace_rank is not None
         return {"rank": self.nullspace_rank} if by_rank else {"threshold": self.nullspace_threshold}
 
-    def prepare(self, model, edits, moments=None, contexts=None, history=None, projection=None, targets=None) -> Call:
-        call = super().prepare(model, edits, moments, contexts, history, projection, targets)
-        if projection is not None:
-            return call
-        projection = NullSpace.from_moments(moments, **self.cut)
-        projection.check(model, self.layers)
-        return replace(call, projection=projection)
-
-    def _check_moments(self, model, moments) -> None:
-        moments.check(model, self.layers, invert=None)
+    def _check(self, call: Call) -> Call:
+        call = super()._check(call)
+        if call.projection is None:
+            call = replace(call, projection=NullSpace.from_moments(call.moments, **self.cut))
+            call.projection.check(call.model, self.layers)
+        return call
 
 
 class AlphaEdit(InNullSpace):

@@ -15,10 +15,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from .call import Call, Filter
 from .closed_form import update
 from .history import EditHistory
 from .memit import MEMIT, keys_used
-from .method import Call, Filter
 
 
 class Filtered(MEMIT):

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from .call import Outcome
 from .closed_form import update
 from .memit import Spread
-from .method import Outcome
 
 
 class EMMET(Spread):
@@ -24,15 +24,12 @@ class EMMET(Spread):
     update_norm_lambda: float = Field(0.0, ge=0)
 
     @property
-    def _shift(self) -> float:
+    def shift(self) -> float:
         """C′ = λ (C + shift·I)."""
         return self.update_norm_lambda / self.mom2_update_weight
 
-    def _check_moments(self, model, moments) -> None:
-        moments.check(model, self.layers, invert=self._shift)
-
     def _solve(self, call, layer, k, r, outcome: Outcome):
-        bk = call.moments.solve(layer, k, self._shift) / self.mom2_update_weight
+        bk = call.moments.solve(layer, k, self.shift) / self.mom2_update_weight
         delta, g = update(k, r, bk, ridge=self.emmet_lambda if len(k) > 1 else 0.0)
         outcome.s[layer] = self.mom2_update_weight * g
         return delta

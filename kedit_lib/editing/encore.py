@@ -41,9 +41,6 @@ class ENCORE(Spread):
         """λC + λ_n I = λ (C + shift·I)."""
         return self.update_norm_lambda / self.mom2_update_weight
 
-    def _check_moments(self, model, moments) -> None:
-        moments.check(model, self.layers, invert=self.shift)
-
     def _solve(self, call, layer, k, r, outcome):
         name, times = self._fixed(call)
         bk = times(layer, k) / self.mom2_update_weight

@@ -15,7 +15,7 @@ play no part.
 from __future__ import annotations
 
 from math import nan
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,16 +24,15 @@ from pydantic import Field
 from ..errors import KeditError
 from ..models.hooks import hooks
 from ..models.suffix import Tails
+from .call import Call, Outcome, matrix, write
 from .compute_z import Target
-from .method import Call, Method, Outcome, matrix, write
+from .method import Method
 
 LOSS_STOP = 0.01
 
 
 class FT(Method):
     """num_steps: epochs. lr, weight_decay: Adam's. norm_constraint: ε (None: no bound). batch_size: edits a step."""
-
-    takes_targets: ClassVar[bool] = False
 
     num_steps: int = Field(25, ge=1)
     lr: float = Field(5e-4, gt=0)

@@ -13,12 +13,10 @@ from typing import ClassVar
 import torch
 
 from ..errors import KeditError
-from ..models.suffix import Tails
-from . import MEMIT, PMET, ROME
-from . import padding_bug as misplaced
-from .compute_k import outputs_at
-from .compute_z import optimise
-from .method import Call, Method, Outcome
+from . import MEMIT, PMET, ROME, padding_bug
+from .call import Call, Outcome
+from .engine import Suffix
+from .method import Method
 
 
 class _Superposed:
@@ -37,41 +35,57 @@ class _Superposed:
 class _FrozenTargets:
     """z is optimised on the unedited model; keys and residual are those of the edited one."""
 
-    def _targets(self, model, requests, z):
-        with model.temporarily():
-            found, _ = super()._targets(model, requests, z)
-        v0 = outputs_at(model, [r.prompts[0] for r in requests], self._read(model))
-        return [replace(t, delta=t.z - v) for t, v in zip(found, v0, strict=True)], None
+    def _targets(self, call):
+        with call.model.temporarily():
+            found, _ = super()._targets(call)
+        return _as_now(self, call, found), None
+
+
+def _as_now(method, call: Call, targets) -> list:
+    """The targets with the same z, from which δ is what is missing on the weights so far."""
+    delta = method._missing(call, [t.z for t in targets])
+    return [replace(t, delta=d) for t, d in zip(targets, delta, strict=True)]
+
+
+class _HealedEngine(Suffix):
+    """Some tokens have the state that they have on the unedited model, in front of the layers above z."""
+
+    def _tails(self, *prompts, **where):
+        now, *seen = super()._tails(*prompts, **where)
+        with self.model.temporarily():
+            unedited, *_ = super()._tails(*prompts, **where)
+        return self._mixed(now, unedited), *seen
+
+
+class _BehindHealed(_HealedEngine):
+    def _mixed(self, now, unedited):
+        return replace(now, hidden=torch.cat([now.hidden[:, :1], unedited.hidden[:, 1:]], 1))
+
+
+class _BeforeHealed(_HealedEngine):
+    def _mixed(self, now, unedited):
+        return replace(now, prefix=unedited.prefix)
 
 
 class _Healed:
-    """Targets are looked for where some tokens of the prompts have the state that they have on the unedited model, in
-    front of the layers above z; what is written, and where, is left as it is."""
+    """Targets are looked for with an engine that heals; what is written, and where, is left as it is."""
 
-    def _optimise(self, model, requests):
-        if not self.of_stream:
+    def _check(self, call):
+        if self._site(call.model).inside:
             raise KeditError(f"{self.name}: needs targets that are values of the stream; use it with MEMIT")
-        return optimise(model, requests, replace(self._site(model), tails=self._tails), self)
-
-    def _tails(self, model, *prompts, **wanted):
-        now, *seen = Tails.of(model, *prompts, **wanted)
-        with model.temporarily():
-            unedited, *_ = Tails.of(model, *prompts, **wanted)
-        return self._mixed(now, unedited), *seen
+        return super()._check(call)
 
 
 class _HealedBehind(_Healed):
     """The tokens behind the subject, where the answer is read."""
 
-    def _mixed(self, now: Tails, unedited: Tails) -> Tails:
-        return replace(now, hidden=torch.cat([now.hidden[:, :1], unedited.hidden[:, 1:]], 1))
+    engine: ClassVar[type] = _BehindHealed
 
 
 class _HealedBefore(_Healed):
     """The tokens in front of the subject's last."""
 
-    def _mixed(self, now: Tails, unedited: Tails) -> Tails:
-        return replace(now, prefix=unedited.prefix)
+    engine: ClassVar[type] = _BeforeHealed
 
 
 class _CleanKeys:
@@ -104,26 +118,26 @@ class _LinearShare:
 class _StartInTarget:
     """The start token of the sequence is left in front of the target, as in the public log of a PMET run."""
 
-    def _requests(self, model, edits, contexts):
+    def prepare(self, model, *given, **named):
         start = model.tokenizer.bos_token_id
         if start is None:
             raise KeditError(f"start in target: the tokenizer of {model.name} has no start token; use another model")
-        return [replace(r, target=(start, *r.target)) for r in super()._requests(model, edits, contexts)]
+        call = super().prepare(model, *given, **named)
+        return replace(call, requests=[replace(r, target=(start, *r.target)) for r in call.requests])
 
 
 class _LeftPadded:
     """Prompts are padded in front and looked up as if padded behind, as in public code that ran PMET on Llama; for one
     edit at a time, whose clean prompt alone has no padding when the residual is measured."""
 
-    def _optimise(self, model, requests):
-        places = (self._read(model), *([] if self.of_stream else [model.attn_out(self.layers[-1])]))
-        v0 = outputs_at(model, [r.prompts[0] for r in requests], self._read(model))
-        found = [misplaced.optimise(model, r, places, self) for r in requests]
-        return [replace(t, delta=t.z - v) for t, v in zip(found, v0, strict=True)], None
+    engine: ClassVar[type] = padding_bug.PaddedInFront
+
+    def _optimise(self, call):
+        alone = [super(_LeftPadded, self)._optimise(call.part(i, i + 1))[0][0] for i in range(len(call.edits))]
+        return [replace(t, already=False) for t in _as_now(self, call, alone)], None
 
     def _keys(self, call: Call, layers):
-        prompts = [p for r in call.requests for p in r.prompts]
-        return {i: self._mean(k, call) for i, k in misplaced.keys_at(call.model, prompts, layers).items()}
+        return {i: self._mean(k, call) for i, k in padding_bug.keys_at(call.model, call.prompts, layers).items()}
 
 
 class _AsInTheLog(_StartInTarget, _LeftPadded):

@@ -26,10 +26,13 @@ from torch import Tensor
 
 from ..data.edit import check_edits
 from ..errors import KeditError
+from .call import Call
 from .compute_k import outputs_at
-from .compute_z import Request, Target, finished
+from .compute_z import Target, optimise
+from .engine import ENGINES, Engine, Site, Suffix, requests_of
 from .method import Method
 
+LOSS_STOP = 0.05
 ANCHOR_LEFT_OUT = 0.05  # share of the sample, the largest norms, that does not enter the reference
 
 
@@ -45,9 +48,13 @@ class Targeted(Method):
     norm_anchor           r, the norm that every v* gets, from `anchor_norm` (None: v* as optimised)
     stop                  "argmax": most probable early stopping (Gupta et al. 2025, arXiv 2502.01636): a target stops a
                           step after all its tokens first lead in every context but the clean one (None: by the loss)
+
+    A method says with `_site` where δ goes and what z is a value of.
     """
 
     options: ClassVar[tuple[str, ...]] = (*Method.options, "stop")
+    takes: ClassVar[frozenset[str]] = frozenset({"targets"})
+    engine: ClassVar[type[Engine]] = Suffix
 
     v_num_grad_steps: int = Field(25, ge=1)
     v_lr: float = Field(0.5, gt=0, le=1e30)  # beyond, a step is no float32
@@ -63,42 +70,69 @@ class Targeted(Method):
         """−n: stop at the n-th step at which the target leads; p above 0: at a mean probability above p; 0: neither."""
         return -2 if self.stop == "argmax" else 0
 
-    def led_enough(self, steps: int, probability: float) -> bool:
-        """Whether a target stops that has led at so many steps, with this mean probability now."""
-        return steps >= -self.cutoff if self.cutoff < 0 else 0 < self.cutoff < probability
+    @abstractmethod
+    def _site(self, model) -> Site:
+        """Where δ is added; z is a value of the output of the first of its `values`."""
 
-    def _check(self, model, moments, history, projection) -> None:
+    def weighed(self, nll: Tensor, leads: Tensor) -> Tensor:
+        """c · nll, [n]; leads [n]: whether, at the step before, the target was the argmax in every context."""
+        return nll
+
+    def done(self, loss: Tensor, kl: Tensor, p: Tensor, leads: Tensor, led: Tensor) -> Tensor:
+        """Which of the n requests stop, [n]; kl is weighted, p the mean probability, leads of this step, and led [n] at
+        how many steps so far the target was the argmax in every context but the clean one."""
+        early = led >= -self.cutoff if self.cutoff < 0 else (p > self.cutoff) & (self.cutoff > 0)
+        return (loss < LOSS_STOP) | early
+
+    def _check(self, call: Call) -> Call:
+        model, n = call.model, len(call.edits)
         if self.v_loss_layer is not None and self.v_loss_layer >= model.n_layers:
             raise KeditError(
                 f"{self.name}: v_loss_layer = {self.v_loss_layer}, {model.name} has layers 0 to {model.n_layers - 1}; "
                 "leave it out for the last"
             )
-        super()._check(model, moments, history, projection)
+        if call.engine is not None and call.engine not in ENGINES:
+            raise KeditError(f"{self.name}: engine = {call.engine!r}: is unknown; use one of {', '.join(ENGINES)}")
+        call = super()._check(call)
+        if call.z is None:
+            return call
+        if len(call.z) != n:
+            raise KeditError(f"{self.name}: {len(call.z)} targets for {n} edits; give one z an edit")
+        for i, z in enumerate(call.z):
+            if not isinstance(z, Tensor) or z.shape != (model.d_model,) or not z.isfinite().all():
+                raise KeditError(
+                    f"{self.name}: target {i} is no finite tensor of shape ({model.d_model},); give one z an edit"
+                )
+        return replace(call, z=[z.to(model.device, model.math_dtype) for z in call.z])
 
-    @abstractmethod
-    def _optimise(self, model, requests: list[Request]) -> tuple[list[Target], Tensor]:
+    def _optimise(self, call: Call) -> tuple[list[Target], Tensor | None]:
         """The targets on the weights at hand, as optimised, and the keys [n, contexts, d_ff] of the first layer."""
+        engine = self.engine if call.engine is None else ENGINES[call.engine]
+        return optimise(call.model, call.requests, self._site(call.model), self, engine)
 
-    @abstractmethod
-    def _read(self, model):
-        """The module whose output z is a value of."""
-
-    def _targets(self, model, requests: list[Request], z: list[Tensor] | None) -> tuple[list[Target], Tensor | None]:
-        """The targets that are written: z if given, else optimised and, if asked for, anchored; and the keys
+    def _targets(self, call: Call) -> tuple[list[Target], Tensor | None]:
+        """The targets that are written: those given, else optimised and, if asked for, anchored; and the keys
         [n, contexts, d_ff] of the first layer where the optimisation has measured them."""
-        if z is not None:
-            v0 = outputs_at(model, [r.prompts[0] for r in requests], self._read(model))
-            return [finished(one, v) for one, v in zip(z, v0, strict=True)], None
-        targets, keys = self._optimise(model, requests)
+        if call.z is not None:
+            v0 = outputs_at(call.model, call.clean, self._site(call.model).values[0])
+            norms = v0.norm(dim=1).tolist()
+            return [
+                Target(z, z - v, [], [], norm, False, False) for z, v, norm in zip(call.z, v0, norms, strict=True)
+            ], None
+        targets, keys = self._optimise(call)
         if self.norm_anchor is None:
             return targets, keys
-        shifts = [v * (self.norm_anchor / v.norm() - 1) for v in self._values(model, requests, targets)]
+        shifts = [v * (self.norm_anchor / v.norm() - 1) for v in self._values(call, targets)]
         return [replace(t, z=t.z + d, delta=t.delta + d) for t, d in zip(targets, shifts, strict=True)], keys
 
-    def _values(self, model, requests, targets) -> Tensor:
+    def _values(self, call: Call, targets: list[Target]) -> Tensor:
         """v* = v₀ + δ of each edit, [n, d_model], at the MLP's output."""
-        v0 = outputs_at(model, [r.prompts[0] for r in requests], model.mlp_out(self.layers[-1]))
+        v0 = outputs_at(call.model, call.clean, call.model.mlp_out(self.layers[-1]))
         return v0 + torch.stack([t.delta for t in targets])
+
+    def _missing(self, call: Call, z: list[Tensor]) -> Tensor:
+        """z − v on the weights so far, [n, d_model]."""
+        return torch.stack(z) - outputs_at(call.model, call.clean, self._site(call.model).values[0])
 
     def _loss_layer(self, model) -> int:
         """Where the nll is read: below the last edited layer δ could not move it."""
@@ -118,6 +152,7 @@ def anchor_norm(model, method: Targeted, edits, contexts=None) -> float:
         raise KeditError(f"anchor norm: {method.name} optimises no targets; give one of the other methods")
     model.check_layers(method.layers)
     with model.temporarily():
-        requests = method._requests(model, check_edits(edits, "anchor norm"), contexts)
-        norms = method._values(model, requests, method._optimise(model, requests)[0]).norm(dim=1).sort().values
+        edits = check_edits(edits, "anchor norm")
+        call = Call(model, edits, requests_of(model.tokenizer, edits, method.contexts(model, contexts)))
+        norms = method._values(call, method._optimise(call)[0]).norm(dim=1).sort().values
     return float(norms[: len(norms) - int(ANCHOR_LEFT_OUT * len(norms))].mean())

@@ -23,10 +23,11 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 
+from .call import as_matrix
 from .closed_form import grown_factor
 from .history import EditHistory
 from .memit import Spread, keys_used
-from .method import Sequential, as_matrix
+from .method import Sequential
 
 
 class LyapLock(Sequential, Spread):

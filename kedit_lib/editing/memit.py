@@ -19,31 +19,32 @@ from pydantic import Field
 from torch import Tensor
 
 from ..errors import KeditError
+from .call import Call, Outcome, as_matrix, write
 from .closed_form import update, with_memory
-from .compute_k import context_mean, keys_at, outputs_at
-from .compute_z import Site, optimise
+from .compute_k import context_mean, keys_at
+from .engine import Site
 from .locate_then_edit import Targeted
-from .method import Call, Outcome, as_matrix, write
 
 
 class Spread(Targeted):
     """What MEMIT, PMET, EMMET, AlphaEdit and RECT share: the walk over the layers, each of which is given a share of
-    what is still missing. They differ in the closed form that writes it. z belongs to the last of `layers`."""
+    what is still missing. They differ in the closed form that writes it, `_solve`. z belongs to the last of `layers`;
+    it is a value of the residual stream, where a method's `_site` says no other."""
 
-    of_stream: ClassVar[bool] = True  # z is a value of the residual stream
     keys_after: ClassVar[bool] = True  # a history's keys are measured after the batch; else as the layers were solved
 
-    def _check(self, model, moments, history, projection) -> None:
-        if self.of_stream and model.layout.mlp_norm is not None:
+    def _check(self, call):
+        model = call.model
+        if not self._site(model).inside and model.layout.mlp_norm is not None:
             raise KeditError(
                 f"{self.name}: its targets are values of the residual stream, and in {model.name} a norm "
                 f"({model.layout.mlp_norm}) stands between the edited map and the stream, so that no change of the map "
                 "adds what is missing; use ROME or PMET, whose targets are the map's own output"
             )
-        super()._check(model, moments, history, projection)
+        return super()._check(call)
 
     def _apply(self, call: Call) -> Outcome:
-        targets, keys = self._targets(call.model, call.requests, call.z)
+        targets, keys = self._targets(call)
         outcome = Outcome(self.name, call.edits, {}, targets)
         self._edit_layers(call, outcome, None if keys is None else self._mean(keys.flatten(0, 1), call))
         if call.history is not None:
@@ -61,14 +62,13 @@ class Spread(Targeted):
         at_once = [f for f in call.filters if f.each_layer]
         later = [f for f in call.filters if not f.each_layer]
         before = model.snapshot() if later else None
-        z, clean = torch.stack([t.z for t in targets]), [r.prompts[0] for r in call.requests]
+        scale = 1 if self._site(model).inside else model.mlp_scale  # what the stream gets of the map's output
+        z, missing = [t.z for t in targets], torch.stack([t.delta for t in targets])  # H is v₀ at first
         for i, layer in enumerate(self.layers):
             known = i == 0 and first_keys is not None
             k = first_keys if known else self._keys(call, [layer])[layer]
-            # While nothing is written H is v₀.
-            residual = z - outputs_at(model, clean, self._read(model)) if i else torch.stack([t.delta for t in targets])
-            part = self._share(i) / (model.mlp_scale if self.of_stream else 1)
-            delta = self._solve(call, layer, k, residual * part, outcome)
+            missing = self._missing(call, z) if i else missing
+            delta = self._solve(call, layer, k, missing * self._share(i) / scale, outcome)
             for one in at_once:
                 delta = one.change(model, layer, delta)
             write(model, layer, delta, outcome.deltas)
@@ -87,23 +87,15 @@ class Spread(Targeted):
 
     def _keys(self, call: Call, layers) -> dict[int, Tensor]:
         """{layer: [N, d_ff]} on the weights so far."""
-        everywhere = [p for r in call.requests for p in r.prompts]
-        return {layer: self._mean(k, call) for layer, k in keys_at(call.model, everywhere, layers).items()}
+        return {layer: self._mean(k, call) for layer, k in keys_at(call.model, call.prompts, layers).items()}
 
     def _mean(self, k: Tensor, call: Call) -> Tensor:
         """[N·contexts, d_ff] → [N, d_ff]"""
         return context_mean(k, len(call.requests[0].prompts), grouped=True)
 
-    def _site(self, model) -> Site:
+    def _site(self, model):
         z_layer = self.layers[-1]
         return Site(z_layer, self._loss_layer(model), (model.layers[z_layer],), model.mlp_out(self.layers[0]))
-
-    def _optimise(self, model, requests):
-        return optimise(model, requests, self._site(model), self)
-
-    def _read(self, model):
-        """The module whose output z is a value of and the residual is measured on."""
-        return model.layers[self.layers[-1]]
 
     def _share(self, i: int) -> float:
         """The part of the residual that falls to the i-th edited layer."""

@@ -1,98 +1,48 @@
-"""What all methods share: typed hyperparameters, checks before anything changes, and the outcome."""
+"""What all methods share: typed hyperparameters, checks before anything changes, and the outcome.
+
+A method is a subclass that says where it differs:
+
+    _apply(call)            the method itself
+    needs_moments, shift    whether C is used, and what is added to its diagonal before it is inverted
+    keeps_history, takes    whether it remembers earlier calls; which of targets and projection may be given
+    contexts, context_style the contexts that keys and targets are means over
+    _check(call)            what else it refuses, and what it makes of its arguments beforehand
+
+and, with a target for each edit (`Targeted`): _site, weighed, done; spread over layers (`Spread`): _solve, _share and
+_fixed.
+"""
 
 from __future__ import annotations
 
 import difflib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import replace
 from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch import Tensor
 
-from ..data.edit import Edit, check_edits
+from ..data.edit import check_edits
 from ..errors import KeditError
 from ..models.checked import check_editable
-from ..models.deltas import Deltas, record_of
+from ..models.deltas import record_of
 from ..models.memory import memory_for
-from ..models.model import EditableModel
-from .compute_z import Request, Target, request, warn_if_doubtful
+from .call import Call, Outcome
+from .compute_z import warn_if_doubtful
 from .contexts import check_contexts, generate_contexts
+from .engine import requests_of
 from .history import EditHistory
 from .null_space import NullSpace
-from .second_moments import SecondMoments
 from .state import EditState
 
 
-@dataclass
-class Outcome:
-    """What `apply` did. The deltas are already in the model.
+class _Listed(type(BaseModel)):
+    """Classes whose dir() and help() leave out what every pydantic model has."""
 
-    deltas    {parameter name: tensor of the parameter's own shape}, float32 (float64 models: float64)
-    targets   a Target for each edit, in order
-    s         {layer: [N]} kᵀC⁻¹k of each edit (EMMET: kᵀ(C′/λ)⁻¹k; empty where C is not inverted)
-    written   {layer: [N]} the fraction of its residual that each edit, without the others of its batch,
-              would write there (methods that write a fraction)
-    hyperparameters, model_checksum   of the method, and of the unedited model
-    """
-
-    method: str
-    edits: list[Edit]
-    deltas: dict[str, Tensor]
-    targets: list[Target]
-    s: dict[int, Tensor] = field(default_factory=dict)
-    written: dict[int, Tensor] = field(default_factory=dict)
-    hyperparameters: dict = field(default_factory=dict)
-    model_checksum: str | None = None
-
-    def layers(self, model) -> list[int]:
-        """The edited layers."""
-        return [i for i in range(model.n_layers) if model.weight_name(i) in self.deltas]
-
-    @property
-    def record(self) -> dict:
-        """The call as plain data."""
-        return record_of(self.method, self.hyperparameters, self.edits)
-
-    def save(self, folder) -> Path:
-        """The deltas with their record, in `<folder>/deltas.safetensors` (kedit.load_deltas); its path."""
-        return Deltas(self.deltas, self.model_checksum, self.method, self.hyperparameters, self.edits).save(folder)
+    def __dir__(cls):
+        return sorted(set(super().__dir__()) - set(dir(BaseModel)) | {"__init__"})
 
 
-@dataclass(frozen=True)
-class Filter:
-    """A change of every update before it counts: (model, layer, Δ [d_model, d_ff]) → Δ, W being the weight before it.
-
-    each_layer  each layer's update is filtered before the next one is solved; else all layers are solved first, and the
-                filter sees the weights at entry
-    """
-
-    change: Callable[[EditableModel, int, Tensor], Tensor]
-    each_layer: bool = False
-
-
-@dataclass(frozen=True)
-class Call:
-    """What one `apply` works with: its arguments, checked, and the edits as token ids.
-
-    requests   a Request an edit, its clean prompt first
-    z          finished targets, a tensor [d_model] an edit (None: they are optimised)
-    filters    of the updates, in this order
-    """
-
-    model: EditableModel
-    edits: list[Edit]
-    requests: list[Request]
-    moments: SecondMoments | None
-    history: EditState | None
-    projection: NullSpace | None
-    z: list[Tensor] | None
-    filters: tuple[Filter, ...] = ()
-
-
-class Method(BaseModel, ABC):
+class Method(BaseModel, ABC, metaclass=_Listed):
     """Hyperparameters with the field's names; `apply` edits a model in place.
 
     layers   0-based layers that are edited, ascending
@@ -100,8 +50,8 @@ class Method(BaseModel, ABC):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
     context_style: ClassVar[str] = "memit"
-    takes_projection: ClassVar[bool] = False
-    takes_targets: ClassVar[bool] = True
+    takes: ClassVar[frozenset[str]] = frozenset()
+    shift: ClassVar[float | None] = 0.0  # C + shift·I is inverted (None: nothing is)
     options: ClassVar[tuple[str, ...]] = ("use_history", "norm_anchor")  # off unless given
 
     layers: list[int] = Field(min_length=1)
@@ -155,7 +105,9 @@ class Method(BaseModel, ABC):
         """An empty history for successive calls of `apply` on `model`; None for a method that keeps none."""
         return EditHistory(self.history_kind) if self.keeps_history else None
 
-    def apply(self, model, edits, moments=None, contexts=None, history=None, projection=None, targets=None) -> Outcome:
+    def apply(
+        self, model, edits, moments=None, contexts=None, history=None, projection=None, targets=None, engine=None
+    ) -> Outcome:
         """Edit `model` in place and say what was done.
 
         moments      SecondMoments of this model; None is legal where C is not used
@@ -163,12 +115,29 @@ class Method(BaseModel, ABC):
         history      of earlier calls, made by `new_history` (methods that keep one); None: no memory
         projection   NullSpace (AlphaEdit); None: made from the moments
         targets      finished z, a tensor [d_model] an edit (ROME: v*; PMET: the MLP's); None: optimised
+        engine       "plain": targets are optimised with whole passes of the model, slow and plain to see; the numbers
+                     differ by rounding
 
         All or nothing: after an error the weights and the history are the ones at entry, bit for bit.
         Warns when the model already gives a target.
         """
-        call = self.prepare(model, edits, moments, contexts, history, projection, targets)
-        before, known = model.snapshot(), None if history is None else history.copy()
+        return self.apply_prepared(self.prepare(model, edits, moments, contexts, history, projection, targets, engine))
+
+    def prepare(
+        self, model, edits, moments=None, contexts=None, history=None, projection=None, targets=None, engine=None
+    ) -> Call:
+        """The arguments of `apply`, checked, and the edits as token ids; what `apply` refuses is refused here."""
+        check_editable(model, self.name)
+        edits = check_edits(edits, self.name)
+        model.check_layers(self.layers)
+        z = None if targets is None else list(targets)
+        call = self._check(Call(model, edits, [], moments, history, projection, z, engine))
+        return replace(call, requests=requests_of(model.tokenizer, edits, self.contexts(model, contexts)))
+
+    def apply_prepared(self, call: Call) -> Outcome:
+        """`apply` for what `prepare` made ready, or a part of it."""
+        model, history, before = call.model, call.history, call.model.snapshot()
+        known = None if history is None else history.copy()
         try:
             remedy = "give fewer edits in a batch, fewer contexts or a larger device"
             with memory_for(self.name, remedy), model.recording(record_of(self.name, self.hyperparameters, call.edits)):
@@ -182,19 +151,6 @@ class Method(BaseModel, ABC):
         warn_if_doubtful(call.edits, outcome.targets)
         return outcome
 
-    def prepare(self, model, edits, moments=None, contexts=None, history=None, projection=None, targets=None) -> Call:
-        """What `apply` refuses is refused here, before anything runs."""
-        check_editable(model, self.name)
-        edits = check_edits(edits, self.name)
-        model.check_layers(self.layers)
-        self._check(model, moments, history, projection)
-        z = None if targets is None else self._check_targets(model, edits, targets)
-        return Call(model, edits, self._requests(model, edits, contexts), moments, history, projection, z)
-
-    def _requests(self, model, edits, contexts) -> list[Request]:
-        contexts = self.contexts(model, contexts)
-        return [request(model.tokenizer, e, contexts) for e in edits]
-
     def contexts(self, model, given=None) -> list[str]:
         """The contexts that are used: `given`, checked, or generated ones."""
         if given is None:
@@ -202,7 +158,9 @@ class Method(BaseModel, ABC):
                 given = generate_contexts(model, seed=0, style=self.context_style)
         return check_contexts(given)
 
-    def _check(self, model, moments, history, projection) -> None:
+    def _check(self, call: Call) -> Call:
+        """KeditError for what the method cannot work with; the call, with what is made ready beforehand."""
+        model, history, projection = call.model, call.history, call.projection
         if history is not None and not self.keeps_history:
             use = "; MEMIT(use_history=True) does" if "use_history" in type(self).model_fields else ""
             raise KeditError(f"{self.name}: keeps no memory of earlier edits; call it with history=None{use}")
@@ -217,34 +175,22 @@ class Method(BaseModel, ABC):
                 raise KeditError(f"{self.name}: history is of {what}; pass {make}")
             history.check(model, self.layers)
         if projection is not None:
-            if not self.takes_projection:
+            if "projection" not in self.takes:
                 raise KeditError(f"{self.name}: has no use for a projection; call it with projection=None")
             if not isinstance(projection, NullSpace):
                 kind = type(projection).__name__
                 raise KeditError(f"{self.name}: projection is of type {kind}; pass NullSpace.from_moments(moments, …)")
             projection.check(model, self.layers)
         elif self.needs_moments:
-            if moments is None:
+            if call.moments is None:
                 raise KeditError(
                     f"{self.name}: needs second moments; pass moments=SecondMoments.estimate(model, texts, layers=…)"
                 )
-            self._check_moments(model, moments)
-
-    def _check_moments(self, model, moments) -> None:
-        moments.check(model, self.layers)
-
-    def _check_targets(self, model, edits, targets) -> list[Tensor]:
-        if not self.takes_targets:
-            raise KeditError(f"{self.name}: optimises no targets; call it with targets=None")
-        targets = list(targets)
-        if len(targets) != len(edits):
-            raise KeditError(f"{self.name}: {len(targets)} targets for {len(edits)} edits; give one z an edit")
-        for i, z in enumerate(targets):
-            if not isinstance(z, Tensor) or z.shape != (model.d_model,) or not z.isfinite().all():
-                raise KeditError(
-                    f"{self.name}: target {i} is no finite tensor of shape ({model.d_model},); give one z an edit"
-                )
-        return [z.to(model.device, model.math_dtype) for z in targets]
+            call.moments.check(model, self.layers, invert=self.shift)
+        for name, given in (("targets", call.z), ("engine", call.engine)):
+            if given is not None and "targets" not in self.takes:
+                raise KeditError(f"{self.name}: optimises no targets; call it with {name}=None")
+        return call
 
     @abstractmethod
     def _apply(self, call: Call) -> Outcome:
@@ -268,24 +214,3 @@ class Sequential(Method):
     def prepare(self, model, edits, moments=None, contexts=None, history=None, *args, **given) -> Call:
         history = self.new_history(model, moments) if history is None else history
         return super().prepare(model, edits, moments, contexts, history, *args, **given)
-
-
-def matrix(model, layer: int) -> Tensor:
-    """W [d_model, d_ff] of `layer` as it is now, in math dtype."""
-    return as_matrix(model, model.weight(layer).detach().to(model.math_dtype))
-
-
-def as_matrix(model, own: Tensor) -> Tensor:
-    """A tensor of a weight's own layout as [d_model, d_ff]."""
-    return own.T if model.layout.transposed else own
-
-
-def write(model, layer: int, delta: Tensor, deltas: dict[str, Tensor]) -> None:
-    """Add Δ [d_model, d_ff] to layer's W in the model's own layout, and note it in `deltas`. KeditError when it is not
-    finite, before it is written."""
-    if not delta.isfinite().all():
-        raise KeditError(f"layer {layer}: Δ holds NaN or inf; nothing was written, check moments and learning rate")
-    own = as_matrix(model, delta).to(model.math_dtype).contiguous()
-    name = model.weight_name(layer)
-    model.add({name: own})
-    deltas[name] = own

@@ -8,29 +8,31 @@ layers' updates do not reduce, and falls to the layers as R/√(m − i).
 from __future__ import annotations
 
 from math import sqrt
-from typing import ClassVar
 
+import torch
 from pydantic import Field
 
-from .compute_z import Site, optimise
+from .engine import Site
 from .memit import MEMIT
+
+KL_STOP = 0.01
 
 
 class PMET(MEMIT):
     """nll_loss_factor: factor on the nll; a tenth of it while the target is the argmax everywhere."""
 
-    of_stream: ClassVar[bool] = False
-
     nll_loss_factor: float = Field(1.0, gt=0)
 
-    def _optimise(self, model, requests):
-        z_layer = self.layers[-1]
-        places = (model.mlp_out(z_layer), model.attn_out(z_layer))
-        site = Site(z_layer, self._loss_layer(model), places, model.mlp_out(self.layers[0]), inside=True)
-        return optimise(model, requests, site, self, scaled_nll=True)
+    def weighed(self, nll, leads):
+        return torch.where(leads, self.nll_loss_factor * 0.1 * nll, self.nll_loss_factor * nll)
 
-    def _read(self, model):
-        return model.mlp_out(self.layers[-1])
+    def done(self, loss, kl, p, leads, led):
+        return super().done(loss, kl, p, leads, led) | leads & (kl <= KL_STOP)
+
+    def _site(self, model):
+        z_layer = self.layers[-1]
+        places = model.mlp_out(z_layer), model.attn_out(z_layer)
+        return Site(z_layer, self._loss_layer(model), places, model.mlp_out(self.layers[0]), inside=True)
 
     def _share(self, i: int) -> float:
         return 1 / sqrt(len(self.layers) - i)

@@ -15,8 +15,8 @@ from pydantic import PrivateAttr
 from torch import Tensor
 
 from ..errors import KeditError
+from .call import as_matrix, matrix
 from .compensation import Filtered
-from .method import as_matrix, matrix
 
 
 class PRUNE(Filtered):

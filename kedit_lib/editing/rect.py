@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .call import matrix
 from .compensation import Filtered
-from .method import matrix
 
 DROPPED = 60  # percent of the entries
 

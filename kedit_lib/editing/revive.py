@@ -18,7 +18,7 @@ import torch
 from pydantic import Field, PrivateAttr
 from torch import Tensor
 
-from .method import Filter, as_matrix, matrix
+from .call import Filter, as_matrix, matrix
 from .wrapper import Filtering
 
 

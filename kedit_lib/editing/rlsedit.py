@@ -17,9 +17,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from .call import matrix
 from .closed_form import update
 from .memit import Spread, keys_used
-from .method import Sequential, matrix
+from .method import Sequential
 
 
 class RLSEdit(Sequential, Spread):

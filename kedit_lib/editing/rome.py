@@ -16,10 +16,10 @@ from __future__ import annotations
 from typing import ClassVar
 
 from ..errors import KeditError
+from .call import Outcome, write
 from .compute_k import context_mean, keys_at, outputs_at
-from .compute_z import Site, optimise
+from .engine import Site
 from .locate_then_edit import Targeted
-from .method import Outcome, write
 
 
 class ROME(Targeted):
@@ -43,22 +43,21 @@ class ROME(Targeted):
     def _apply(self, call) -> Outcome:
         """Edits of one call are made one after another, each on the weights the one before left."""
         outcome = Outcome(self.name, call.edits, {}, [])
-        for i, one in enumerate(call.requests):
-            z = None if call.z is None else call.z[i : i + 1]
-            self._insert(call, one, z, outcome)
+        for i in range(len(call.edits)):
+            self._insert(call.part(i, i + 1), outcome)
         return outcome
 
-    def _insert(self, call, request, z, outcome: Outcome) -> None:
-        (layer,), model, moments = self.layers, call.model, call.moments
-        (target,), keys = self._targets(model, [request], z)
-        keys = keys_at(model, request.prompts, [layer])[layer] if keys is None else keys[0]
+    def _insert(self, call, outcome: Outcome) -> None:
+        (layer,), model, prompts = self.layers, call.model, call.prompts
+        (target,), keys = self._targets(call)
+        keys = keys_at(model, prompts, [layer])[layer] if keys is None else keys[0]
         k_mean, k_clean = context_mean(keys, len(keys), grouped=False)[0].double(), keys[0].double()
         direction = k_mean if self.mean_direction else k_clean
         key, residual = k_clean, target.delta  # W k₀ is v₀
         if self.mean_value:
-            key, residual = k_mean, target.z - outputs_at(model, request.prompts, self._read(model)).mean(0)
+            key, residual = k_mean, target.z - outputs_at(model, prompts, model.mlp_out(layer)).mean(0)
         target.key_per_layer[layer] = direction.to(keys.dtype)
-        u = moments.solve(layer, direction[None])[0] if self.mom2_adjustment else direction
+        u = call.moments.solve(layer, direction[None])[0] if self.mom2_adjustment else direction
         if self.mom2_adjustment:
             s = (u @ direction)[None]
             outcome.s[layer] = s if layer not in outcome.s else s.new_tensor([*outcome.s[layer], *s])
@@ -73,14 +72,11 @@ class ROME(Targeted):
             outcome.deltas[name] = outcome.deltas[name] + tensor if name in outcome.deltas else tensor
         outcome.targets.append(target)
 
-    def _optimise(self, model, requests):
+    def _site(self, model):
         (layer,) = self.layers
         # δ on the MLP's output is δ on the stream behind the layer, unless a norm or a factor stands between the two.
-        inside, edited = model.layout.mlp_norm is not None or model.mlp_scale != 1, self._read(model)
-        return optimise(model, requests, Site(layer, model.n_layers - 1, (edited,), edited, inside), self)
-
-    def _read(self, model):
-        return model.mlp_out(self.layers[0])
+        inside, edited = model.layout.mlp_norm is not None or model.mlp_scale != 1, model.mlp_out(layer)
+        return Site(layer, model.n_layers - 1, (edited,), edited, inside)
 
 
 class RROME(ROME):

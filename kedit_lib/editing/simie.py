@@ -21,7 +21,8 @@ from torch import Tensor
 
 from ..errors import KeditError
 from ..models.hooks import trace
-from .method import Call, Outcome, Sequential, matrix, write
+from .call import Call, Outcome, matrix, write
+from .method import Sequential
 from .rlsedit import downdated
 from .state import EditState
 from .wrapper import Wrapper
@@ -53,9 +54,7 @@ class SimIE(Sequential, Wrapper):
         if self.init_model:
             model.restore()
         x = self._inputs(call, i)
-        z = None if call.z is None else call.z[i : i + 1]
-        one = replace(call, edits=call.edits[i : i + 1], requests=call.requests[i : i + 1], history=None, z=z)
-        found = self.base._apply(one)
+        found = self.base._apply(replace(call.part(i, i + 1), history=None))
         new = {layer: matrix(model, layer).double().clone() for layer in self.layers}
         model.load_snapshot(before)
         for layer in self.layers:

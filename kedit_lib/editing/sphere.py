@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from .alphaedit import AlphaEdit
-from .method import Filter, matrix
+from .call import Filter, matrix
 from .wrapper import Filtering
 
 

@@ -178,7 +178,7 @@ def v0_norm(model, method: Method, facts=None) -> float:
     model.check_layers(method.layers)
     prompts = [encode_prompt(model.tokenizer, "{}", prompt, subject) for prompt, subject in pairs]
     with model.temporarily():
-        return median(outputs_at(model, prompts, method._read(model)).norm(dim=1).tolist())
+        return median(outputs_at(model, prompts, method._site(model).values[0]).norm(dim=1).tolist())
 
 
 def at_depth(layers: list[int], of: int, here: int) -> list[int]:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from math import nan
-from typing import ClassVar
 
 import torch
 from pydantic import Field
@@ -24,17 +23,16 @@ from torch import Tensor
 
 from ..errors import KeditError
 from ..models.hooks import hooks, pad
+from .call import Call, Outcome, as_matrix
 from .closed_form import update
 from .compute_z import Target
-from .method import Call, Outcome, Sequential, as_matrix
+from .method import Sequential
 
 EPS = torch.finfo(torch.float32).eps
 
 
 class UltraEdit(Sequential):
     """modules: names of those whose weights are edited. lr: length of the update. batch_size: edits a mini-batch."""
-
-    takes_targets: ClassVar[bool] = False
 
     modules: list[str] = Field(min_length=1)
     lr: float = Field(1e-6, gt=0)

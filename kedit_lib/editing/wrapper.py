@@ -8,8 +8,9 @@ from dataclasses import replace
 from pydantic import SerializeAsAny
 
 from ..errors import KeditError
+from .call import Call, Filter, Outcome
 from .locate_then_edit import Targeted
-from .method import Call, Filter, Method, Outcome
+from .method import Method
 
 
 class Wrapper(Method):

@@ -54,9 +54,10 @@ def hooks(*pairs, before=()):
             handle.remove()
 
 
-@torch.no_grad()
-def trace(hf: nn.Module, ids: Tensor, inputs=(), outputs=(), last: nn.Module | None = None, **kwargs):
-    """Run `hf` on ids [n, t]; return ({module: its input}, {module: its output}).
+def trace(
+    hf: nn.Module, input_ids: Tensor, inputs=(), outputs=(), last: nn.Module | None = None, gradient=False, **kwargs
+):
+    """Run `hf` on ids [n, t]; return ({module: its input}, {module: its output}), by default without a graph.
 
     `last`: stop after this module has run. Outputs that are tuples are represented by their first part. What flows as
     [n·t, width] (through OPT's MLPs) is handed back as [n, t, width].
@@ -64,7 +65,7 @@ def trace(hf: nn.Module, ids: Tensor, inputs=(), outputs=(), last: nn.Module | N
     seen_in, seen_out = {}, {}
 
     def by_row(x: Tensor) -> Tensor:
-        return x.view(*ids.shape, -1) if x.dim() == 2 and len(x) == ids.numel() else x
+        return x.view(*input_ids.shape, -1) if x.dim() == 2 and len(x) == input_ids.numel() else x
 
     def keep_in(module, args, output):
         seen_in[module] = by_row(args[0])
@@ -78,9 +79,22 @@ def trace(hf: nn.Module, ids: Tensor, inputs=(), outputs=(), last: nn.Module | N
     pairs = [(m, keep_in) for m in inputs] + [(m, keep_out) for m in outputs]
     if last is not None:
         pairs.append((last, stop))
-    with hooks(*pairs), contextlib.suppress(Done):
-        hf(input_ids=ids, use_cache=kwargs.get("past_key_values") is not None, **kwargs)
+    with hooks(*pairs), contextlib.suppress(Done), torch.set_grad_enabled(gradient):
+        hf(input_ids=input_ids, use_cache=kwargs.get("past_key_values") is not None, **kwargs)
     return seen_in, seen_out
+
+
+def adding(vectors: Tensor, at: tuple[Tensor, Tensor]):
+    """A forward hook that adds `vectors` [n, d] to a module's output [n, t, d], or [n·t, d], at (rows, tokens), in the
+    output's dtype. Of an output that is a tuple the first part is changed."""
+
+    def hook(module, args, output):
+        first = output[0] if isinstance(output, tuple) else output
+        rows = first.view(len(vectors), -1, first.shape[-1])
+        first = rows.index_put(at, (rows[at].to(vectors.dtype) + vectors).to(first.dtype)).view_as(first)
+        return (first, *output[1:]) if isinstance(output, tuple) else first
+
+    return hook
 
 
 def no_bar(progress: bool) -> bool:

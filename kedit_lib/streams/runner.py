@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from ..data.edit import Edit, check_edits
 from ..data.provenance import ALGORITHMS, arithmetic, commit, key_of, now, versions
+from ..editing.call import Call
 from ..editing.compute_z import Doubtful
 from ..editing.method import Method
 from ..editing.state import EditState
@@ -142,9 +143,11 @@ def run_stream(
     if folder is not None and folder.finished():
         return Run(*folder.load(), folder.path)
 
-    method.prepare(model, edits, moments, contexts, history)
-    if method.keeps_history:
-        history = method.new_history(model, moments) if history is None else history.copy()
+    if method.keeps_history and history is None:
+        history = method.new_history(model, moments)
+    call = method.prepare(
+        model, edits, moments, contexts, history.copy() if isinstance(history, EditState) else history
+    )
     stream = _Stream(model, edits, method, batch_size, probes, folder, checkpoint_every, dense_every, known, stop_below)
     with folder.held() if folder is not None else contextlib.nullcontext():
         if folder is not None and folder.finished():  # by the process that was waited for
@@ -152,7 +155,7 @@ def run_stream(
         before = model.snapshot()
         model.restore()
         try:
-            rows, checks, started = stream.run({"moments": moments, "contexts": contexts, "history": history}, progress)
+            rows, checks, started = stream.run(call, progress)
         finally:
             model.load_snapshot(before)
         manifest = {**decides, "key": key, "started": started, "finished": now()}
@@ -195,10 +198,10 @@ class _Stream:
     known: Path | None
     stop_below: float | None
 
-    def run(self, given: dict, progress: bool):
+    def run(self, call: Call, progress: bool):
         """(edit rows, checkpoint rows, when it was begun), from the last checkpoint on if there is one.
 
-        given: what every `apply` is handed beside model and edits; its history is replaced by the checkpoint's.
+        call: all edits, made ready; its history takes on the checkpoint's state.
         """
         model, n = self.model, len(self.edits)  # n: edits until the end
         done, due, dead, rows, checks, started = 0, 0, False, [], [], now()  # due: edits at the next checkpoint
@@ -206,7 +209,8 @@ class _Stream:
         if saved is not None:
             done, rows, checks, state = saved.done, saved.edits, saved.checks, saved.state
             due, dead, started = state["due"], state["dead"], state["started"]
-            given = {**given, "history": saved.history}
+            if saved.history is not None:
+                vars(call.history).update(vars(saved.history))
             model.load_snapshot({name: w.to(model.device) for name, w in saved.weights.items()})
             self._say_if_elsewhere(state["arithmetic"])
 
@@ -232,12 +236,12 @@ class _Stream:
                 if self.folder is not None and done and (at_checkpoint or interrupt.asked):
                     state = {"due": due, "dead": dead, "started": started, "arithmetic": arithmetic(model.device)}
                     weights = model.snapshot()
-                    self.folder.save_checkpoint(Checkpoint(done, weights, rows, checks, state, given["history"]))
+                    self.folder.save_checkpoint(Checkpoint(done, weights, rows, checks, state, call.history))
                 if interrupt.asked:
                     raise KeyboardInterrupt(f"stopped after {done} of {n} edits")
                 if done == n:
                     return rows, checks, started
-                rows += self._apply(done, given)
+                rows += self._apply(done, call.part(done, done + self.batch_size))
                 done = len(rows)
                 bar.update(done - bar.n)
                 bar.set_postfix(p=f"{rows[-1]['probability_last']:.3g}")
@@ -259,15 +263,15 @@ class _Stream:
         asked_of = [model.checksum, model.setting, str(model.dtype), model.device.type, ALGORITHMS]
         return [AtStart(probe, Path(self.known), asked_of) for probe in self.probes]
 
-    def _apply(self, done: int, given: dict) -> list[dict]:
+    def _apply(self, done: int, call: Call) -> list[dict]:
         """The next batch; its rows. KeditError that says where the stream stands when it cannot be made."""
-        batch = self.edits[done : done + self.batch_size]
+        batch = call.edits
         drift = {layer: self.model.drift(layer) for layer in self.method.layers}
         begin = time.perf_counter()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", Doubtful)  # noted in the edit's row instead
-                outcome = self.method.apply(self.model, batch, **given)
+                outcome = self.method.apply_prepared(call)
         except KeditError as error:
             which = f"edit {done + 1}" if len(batch) == 1 else f"edits {done + 1} to {done + len(batch)}"
             which += f" of {len(self.edits)} ({batch[0].subject!r}, layers {', '.join(map(str, self.method.layers))})"

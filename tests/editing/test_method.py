@@ -10,8 +10,8 @@ from library import refused
 from pydantic import ValidationError
 
 import kedit_lib as kedit
-from kedit_lib.editing import compute_z as targets
-from kedit_lib.editing.compute_z import AlreadyKnown, Frozen, Request, Site, Target
+from kedit_lib.editing.compute_z import MOST_BYTES, AlreadyKnown, Frozen, Target
+from kedit_lib.editing.engine import Plain, Request, Site, Suffix
 from kedit_lib.models.tokenization import Prompt
 
 EDITS = [kedit.Edit(*each) for each in tiny.EDITS]
@@ -174,10 +174,11 @@ def test_what_a_step_is_taken_to_need(model):
     """Two contexts with tails of 5 and 3 tokens behind at most 8, a target of 3: a grid of 3 rows, 5 + 3 − 1 tokens."""
     prompts = (Prompt(tuple(range(7)), 2), Prompt(tuple(range(9)), 6))
     one = Request(prompts, Prompt(tuple(range(10)), 8), (1, 2, 3))
-    assert (targets._tail(one), targets._longest_prefix(one), targets._tokens(one)) == (7, 8, 3 * 7)
+    assert (Suffix.shape(one), Suffix.tokens(one)) == ((7, 8), 3 * 7)
+    assert (Plain.shape(one), Plain.tokens(one)) == ((11, 0), 3 * 11)  # whole prompts, and nothing in front of them
     # Four layers run. Of each token eight vectors of 32 and three of 48; of the 3 · (8 + 7) that are attended to four
     # vectors of 32; eight bytes each. Logits: four times four bytes at each of 3 · 3 + 1 places.
     site = Site(1, 4, (), model.mlp_out(1))
     layers = 4 * (21 * (8 * 32 + 3 * 48) + 45 * 4 * 32) * 8
-    assert targets._bytes(model, site, one) == layers + 10 * model.hf.config.vocab_size * 4 * 4
-    assert targets.MOST_BYTES == 2.5 * 2**30
+    assert Suffix.bytes(model, site, one) == layers + 10 * model.hf.config.vocab_size * 4 * 4
+    assert MOST_BYTES == 2.5 * 2**30

@@ -64,10 +64,8 @@ def test_the_same_numbers_whatever_the_micro_batch(tiny_folder, monkeypatch, kin
 
 
 def test_little_free_memory_makes_small_batches(tiny_folder, monkeypatch):
-    sizes, optimise = [], targets._optimise
-    monkeypatch.setattr(
-        targets, "_optimise", lambda model, part, *more: sizes.append(len(part)) or optimise(model, part, *more)
-    )
+    sizes, compute_z = [], targets.compute_z
+    monkeypatch.setattr(targets, "compute_z", lambda e, hp: sizes.append(len(e.requests)) or compute_z(e, hp))
     all_together = edited(tiny_folder("llama"), kedit.MEMIT(**HYPER))
     monkeypatch.setattr(targets, "free_memory", lambda device: 4_000_000)
     apart = edited(tiny_folder("llama"), kedit.MEMIT(**HYPER))
@@ -139,8 +137,8 @@ def test_real_shortage(tiny_folder):
         method = kedit.MEMIT(layers=[1], v_num_grad_steps=2)
         method.apply(model, edits[:2], moments=moments, contexts=contexts)
         targets.MOST_TOKENS = 10**9
-        sizes, optimise = [], targets._optimise
-        targets._optimise = lambda model, part, *more: sizes.append(len(part)) or optimise(model, part, *more)
+        sizes, compute_z = [], targets.compute_z
+        targets.compute_z = lambda engine, hp: sizes.append(len(engine.requests)) or compute_z(engine, hp)
         size = int(next(x for x in open("/proc/self/status") if x.startswith("VmSize")).split()[1]) * 1024
         resource.setrlimit(resource.RLIMIT_AS, (size + (32 << 20), resource.RLIM_INFINITY))
         outcome = method.apply(model, edits, moments=moments, contexts=contexts)

@@ -301,13 +301,13 @@ def test_of_two_processes_on_one_run_one_works_and_one_waits(model, tmp_path):
     """And says so. Both return the same run; every edit was made once."""
 
     def work(name):
-        made, apply = [], kedit.Method.apply
+        made, apply = [], kedit.Method.apply_prepared
 
-        def counted(self, model, edits, **options):
-            made.extend(edits)
-            return apply(self, model, edits, **options)
+        def counted(self, call):
+            made.extend(call.edits)
+            return apply(self, call)
 
-        kedit.Method.apply = counted
+        kedit.Method.apply_prepared = counted
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             run = stream(model, tmp_path / "store", 20)

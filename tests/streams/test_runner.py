@@ -344,15 +344,15 @@ def test_by_default_the_edits_so_far_are_measured(model, tmp_path):
 
 
 def no_apply(monkeypatch, allowed=0):
-    """From here on `apply` may be called `allowed` times; returns the list of calls' numbers of edits."""
-    calls, apply = [], kedit.Method.apply
+    """From here on a method may edit `allowed` times; returns the list of calls' numbers of edits."""
+    calls, apply = [], kedit.Method.apply_prepared
 
-    def counted(self, model, edits, **options):
-        calls.append(len(edits))
+    def counted(self, call):
+        calls.append(len(call.edits))
         assert len(calls) <= allowed, "the stream ran again"
-        return apply(self, model, edits, **options)
+        return apply(self, call)
 
-    monkeypatch.setattr(kedit.Method, "apply", counted)
+    monkeypatch.setattr(kedit.Method, "apply_prepared", counted)
     return calls
 
 

@@ -1,0 +1,94 @@
+"""The two engines: what δ can change alone, and the whole model, give the same numbers for every architecture."""
+
+import families
+import pytest
+import tiny
+import torch
+from library import refused
+
+import kedit_lib as kedit
+from kedit_lib.editing.engine import ENGINES, Plain, requests_of
+
+EDITS = [kedit.Edit(*each) for each in tiny.EDITS]
+# GPT-J and Gemma 2 compute their attention in float32 whatever the weights are.
+SAME = {"gptj": 1e-5, "gemma2": 1e-5}
+EVERY = [*tiny.KINDS, *families.EVERY]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, request):
+    name = request.param
+    made = tiny if name in tiny.KINDS else families
+    return kedit.load_model(made.save(name, tmp_path_factory.mktemp(name)), dtype=torch.float64), SAME.get(name, 1e-9)
+
+
+def methods(model):
+    """z of the stream, of the map's output, and of two outputs; the nll read at the last layer and below it."""
+    fast = {"v_num_grad_steps": 3}
+    found = [kedit.ROME(layers=[2], **fast), kedit.PMET(layers=[1], **fast), kedit.PMET(layers=[4], **fast)]
+    if model.layout.mlp_norm is None:
+        found += [kedit.MEMIT(layers=[1], **fast), kedit.MEMIT(layers=[0], v_loss_layer=2, **fast)]
+    return found
+
+
+@pytest.mark.parametrize("model", EVERY, indirect=True)
+def test_the_engines_agree_on_every_term_of_the_loss_and_on_its_gradient(model):
+    model, same = model
+    requests = requests_of(model.tokenizer, EDITS, tiny.CONTEXTS)
+    for method in methods(model):
+        suffix, plain = (engine(model, requests, method._site(model)) for engine in ENGINES.values())
+        assert torch.allclose(suffix.v0, plain.v0, rtol=same, atol=same)
+        assert torch.allclose(suffix.keys, plain.keys, rtol=same, atol=same)
+        torch.manual_seed(0)
+        for active in ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4], [1, 3, 4], [3]):
+            delta = torch.randn_like(plain.v0) * (suffix._kl_before is not None)  # the first call's δ is 0
+            terms, gradients = [], []
+            for engine in (suffix, plain):
+                x = delta.clone().requires_grad_(True)
+                nll, kl, said = engine.loss_terms(x, torch.tensor(active))
+                terms.append((nll, kl, said.double()))
+                gradients.append(torch.autograd.grad(nll.sum() + kl.sum(), x)[0])
+            for ours, theirs in zip(*terms, strict=True):
+                assert ours.shape[0] == len(active)
+                assert torch.allclose(ours, theirs, rtol=same, atol=same)
+            assert torch.allclose(*gradients, rtol=100 * same, atol=100 * same)
+            assert gradients[1][active].abs().amax() > 1e-3
+
+
+@pytest.mark.parametrize("model", ["llama-bos"], indirect=True)
+@pytest.mark.parametrize("method", [kedit.MEMIT, kedit.PMET, kedit.ROME], ids=lambda m: m.__name__)
+def test_an_edit_may_ask_for_whole_passes(model, method, monkeypatch):
+    model, calls = model[0], []
+
+    class Noted(Plain):
+        def loss_terms(self, *given):
+            calls.append(given)
+            return super().loss_terms(*given)
+
+    monkeypatch.setitem(ENGINES, "plain", Noted)
+    method = method(layers=[2], v_num_grad_steps=4)
+    given = {"moments": kedit.SecondMoments.from_tensors(tiny.second_moments()), "contexts": tiny.CONTEXTS}
+    fast = method.apply(model, EDITS[:3], **given)
+    model.restore()
+    assert not calls
+    plain = method.apply(model, EDITS[:3], **given, engine="plain")
+    model.restore()
+    assert len(calls) >= 4
+    for name, delta in fast.deltas.items():
+        assert torch.allclose(plain.deltas[name], delta, rtol=1e-8, atol=1e-11)
+    assert fast.record == plain.record
+    refused(lambda: method.apply(model, EDITS[:1], **given, engine="fast"), "engine = 'fast'", "suffix, plain")
+    refused(lambda: kedit.FT(layers=[2]).apply(model, EDITS[:1], engine="plain"), "engine=None")
+
+
+@pytest.mark.parametrize("model", ["gpt2"], indirect=True)
+def test_whole_passes_in_half_precision_add_in_single(model):
+    half = kedit.load_model(model[0].folder, dtype=torch.bfloat16)
+    requests = requests_of(half.tokenizer, EDITS[:2], ["{}"])
+    site = kedit.MEMIT(layers=[1])._site(half)
+    terms = [
+        e(half, requests, site).loss_terms(torch.full((2, 1, tiny.D_MODEL), 0.1), torch.arange(2))
+        for e in ENGINES.values()
+    ]
+    assert all(t.dtype == torch.float32 for t in terms[1][:2])
+    assert torch.allclose(terms[0][0], terms[1][0], rtol=0.05)
