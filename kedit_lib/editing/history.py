@@ -79,7 +79,7 @@ class EditHistory(EditState):
         super()._digest(digest)
 
     def _about(self):
-        return {"b": self._b, "ridge": self._ridge.hex()}
+        return {"b": self._b, "ridge": float(self._ridge).hex()}
 
     def _all_tensors(self):
         parts = {"k": self.keys, "bk": self._products, "factor": self._factors}
