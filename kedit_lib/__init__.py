@@ -32,6 +32,7 @@ _PUBLIC = {
     "models.model": ["EditableModel"],
     "streams.bench": ["Bench"],
     "streams.edit_sets": ["load_edits", "read_edits"],
+    "streams.guard": ["CollapseGuard"],
     "streams.lab_facts": ["lab_probes"],
     "streams.preflight": ["check_model"],
     "streams.runner": ["Run", "collapse_point", "run_stream"],

@@ -28,6 +28,7 @@ from ..evaluation.protocol import DEAD, AtStart, Probe
 from ..models.hooks import no_bar
 from ..models.memory import memory_for
 from ..models.model import EditableModel
+from .guard import CollapseGuard
 from .interrupts import postponed
 from .store import Checkpoint, RunFolder
 
@@ -87,6 +88,7 @@ def run_stream(
     progress: bool = True,
     known=None,
     stop_below: float | None = None,
+    guard: CollapseGuard | None = None,
 ) -> Run:
     """Apply `edits` in batches of `batch_size`, one batch on top of the other, from the unedited weights.
 
@@ -100,6 +102,7 @@ def run_stream(
                       None: each stream asks
     stop_below        ends the stream AFTERMATH edits after the median optimised probability of the last WINDOW edits
                       has sunk below this. None: every edit is made
+    guard             looks at known facts between edits and acts when too many are lost (guard.py). None: nobody looks
 
     The model comes back with the weights it had before the call. Ctrl-C finishes the edit at hand and writes a
     checkpoint before it is raised. A second process with the same call waits for the first, and says so.
@@ -136,6 +139,8 @@ def run_stream(
     }
     if stop_below is not None:
         decides["stop_below"] = stop_below
+    if guard is not None:
+        decides["guard"] = guard.identity
     if isinstance(history, EditState) and history.edits:
         decides["history"] = history.identity
     key = key_of(**decides)
@@ -148,7 +153,9 @@ def run_stream(
     call = method.prepare(
         model, edits, moments, contexts, history.copy() if isinstance(history, EditState) else history
     )
-    stream = _Stream(model, edits, method, batch_size, probes, folder, checkpoint_every, dense_every, known, stop_below)
+    stream = _Stream(
+        model, edits, method, batch_size, probes, folder, checkpoint_every, dense_every, known, stop_below, guard
+    )
     with folder.held() if folder is not None else contextlib.nullcontext():
         if folder is not None and folder.finished():  # by the process that was waited for
             return Run(*folder.load(), folder.path)
@@ -197,6 +204,7 @@ class _Stream:
     dense_every: int
     known: Path | None
     stop_below: float | None
+    guard: CollapseGuard | None
 
     def run(self, call: Call, progress: bool):
         """(edit rows, checkpoint rows, when it was begun), from the last checkpoint on if there is one.
@@ -213,6 +221,11 @@ class _Stream:
                 vars(call.history).update(vars(saved.history))
             model.load_snapshot({name: w.to(model.device) for name, w in saved.weights.items()})
             self._say_if_elsewhere(state["arithmetic"])
+            if self.guard is not None:
+                self.guard.resume(state["guard"])
+        elif self.guard is not None:
+            self.guard.check(model, 0)
+        healthy, size = self._now(done, call), self.batch_size  # healthy: at the last look without an alarm
 
         bar = tqdm(
             total=n,
@@ -235,25 +248,50 @@ class _Stream:
                     due = done + (self.checkpoint_every if dead else self.dense_every)
                 if self.folder is not None and done and (at_checkpoint or interrupt.asked):
                     state = {"due": due, "dead": dead, "started": started, "arithmetic": arithmetic(model.device)}
+                    if self.guard is not None:
+                        state["guard"] = self.guard.state()
                     weights = model.snapshot()
                     self.folder.save_checkpoint(Checkpoint(done, weights, rows, checks, state, call.history))
                 if interrupt.asked:
                     raise KeyboardInterrupt(f"stopped after {done} of {n} edits")
                 if done == n:
                     return rows, checks, started
-                rows += self._apply(done, call.part(done, done + self.batch_size))
+                rows += self._apply(done, call.part(done, done + size))
                 done = len(rows)
+                if self.guard is not None and not self.guard.alarm and done - healthy[0] >= self.guard.every:
+                    if not self.guard.check(model, done).alarm:
+                        healthy = self._now(done, call)
+                    elif self.guard.action in ("roll back", "batch"):
+                        done, rows, checks = self._back_to(healthy, call, rows, checks)
+                        size = len(self.edits) if self.guard.action == "batch" else size
                 bar.update(done - bar.n)
-                bar.set_postfix(p=f"{rows[-1]['probability_last']:.3g}")
+                if rows:
+                    bar.set_postfix(p=f"{rows[-1]['probability_last']:.3g}")
 
     def _length(self, rows: list[dict]) -> int:
         """How many edits the stream will make: all, or those so far when it ends early (`stop_below`)."""
+        if self.guard is not None and self.guard.alarm and self.guard.action in ("stop", "roll back"):
+            return len(rows)
         if self.stop_below is not None:
             p = [row["probability_last"] for row in rows]
             ends = range(WINDOW, len(p) - AFTERMATH + 1)
             if any(statistics.median(p[n - WINDOW : n]) < self.stop_below for n in ends):
                 return len(rows)
         return len(self.edits)
+
+    def _now(self, done: int, call: Call):
+        """(edits, weights, history) to come back to; the edits alone where no guard would."""
+        if self.guard is None:
+            return done, None, None
+        return done, self.model.snapshot(), call.history.copy() if isinstance(call.history, EditState) else None
+
+    def _back_to(self, healthy, call: Call, rows: list[dict], checks: list[dict]):
+        """The stream as it was then."""
+        done, weights, history = healthy
+        self.model.load_snapshot(weights)
+        if history is not None:
+            vars(call.history).update(vars(history))
+        return done, rows[:done], [row for row in checks if row["edits_done"] <= done]
 
     def _at_start(self) -> list[Probe]:
         """The probes; where there is a folder for it, they answer from what this model was asked before."""

@@ -1,0 +1,151 @@
+"""The guard: its false-alarm rate holds at every look, it sees a model that loses facts, and it acts."""
+
+import random
+import warnings
+
+import pytest
+import tiny
+import torch
+from library import parameters
+
+import kedit_lib as kedit
+from kedit_lib.streams.guard import CollapseGuard, Collapsing, alarms_at, own_canaries
+
+EDITS = [kedit.Edit(p, s, t) for p, s, t in tiny.EDITS]
+FAST = {"layers": [1], "v_num_grad_steps": 2, "mom2_adjustment": False}
+
+
+@pytest.fixture
+def model(tiny_folder):
+    return kedit.load_model(tiny_folder("llama"), dtype=torch.float32)
+
+
+@pytest.fixture
+def canaries(model):
+    """What the random model says by itself behind some prompts, as if these were facts."""
+    who = ("The judge", "A farmer", "The sea", "My friend")
+    prompts = [f"{a} {b} is" for a in who for b in ("of", "near", "and", "or")]
+    found = []
+    for prompt in prompts:
+        row = torch.tensor([model.tokenizer(prompt).input_ids])
+        word = model.tokenizer.decode(model.hf(row).logits[0, -1].argmax()).strip()
+        if word.isalpha():
+            found.append((prompt, word))
+    return found * 3
+
+
+def looks(share_lost, n=40, times=60, seed=0):
+    rng = random.Random(seed)
+    return [(5 * i, sum(rng.random() < share_lost(i) for _ in range(n)), n) for i in range(times)]
+
+
+def test_false_alarms_are_as_rare_as_stated_over_all_looks():
+    """600 sequences of 60 looks in which exactly the tolerated share is lost: at most alpha raise an alarm, ever."""
+    false = sum(alarms_at(looks(lambda i: 0.15, seed=s)) is not None for s in range(600))
+    assert false / 600 <= 0.05
+
+
+def test_a_collapse_is_seen_within_a_few_looks():
+    at = [alarms_at(looks(lambda i: 0.02 if i < 30 else 0.5, seed=s)) for s in range(50)]
+    assert all(150 <= n <= 165 for n in at)
+
+
+def test_a_slow_decline_is_seen_before_half_is_lost():
+    at = [alarms_at(looks(lambda i: min(1.0, i / 60), seed=s)) for s in range(50)]
+    assert all(n is not None and n / 5 / 60 < 0.5 for n in at)
+
+
+def test_the_mixture_is_the_sum_over_all_starts():
+    guard, ratios = CollapseGuard([], looks_at=10), []
+    for look, lost in enumerate([0, 3, 6, 2], 1):
+        ratios.append((0.35 / 0.15) ** lost * (0.65 / 0.85) ** (10 - lost))
+        e_value = guard.weigh(lost, 10)
+        guard.readings.append(None)
+        by_hand = sum(torch.tensor(ratios[j - 1 :]).double().prod().item() / (j * (j + 1)) for j in range(1, look + 1))
+        assert e_value == pytest.approx(by_hand)
+
+
+@pytest.mark.parametrize("given", [{"tolerated": 0.4}, {"alpha": 0}, {"action": "hope"}, {"every": 0}])
+def test_bad_settings_are_one_line(given):
+    with pytest.raises(kedit.KeditError, match="guard: "):
+        CollapseGuard([], **given)
+
+
+def test_any_transformers_model_can_be_checked(model, canaries):
+    guard = CollapseGuard(canaries, looks_at=20)
+    first = guard.check(model.hf, tokenizer=model.tokenizer)
+    assert (first.right, first.alarm, first.edits) == (first.asked, False, 0)
+    with torch.no_grad():
+        model.hf.get_parameter(model.weight_name(1)).add_(torch.randn(model.weight(1).shape) * 10)
+    with pytest.warns(Collapsing, match="known facts still right after 1 edits"):
+        assert guard.check(model.hf, tokenizer=model.tokenizer).alarm
+    with pytest.raises(kedit.KeditError, match="tokenizer"):
+        CollapseGuard(canaries).check(model.hf)
+
+
+def test_facts_that_the_model_does_not_know_are_no_canaries(model, canaries):
+    wrong = [(prompt, "xylophone") for prompt, _ in canaries]
+    known = CollapseGuard(canaries).start(model)
+    assert 10 <= known == CollapseGuard(canaries + wrong).start(model)
+    with pytest.raises(kedit.KeditError, match="knows 0 of"):
+        CollapseGuard(wrong).start(model)
+
+
+def wrecking(model, canaries, monkeypatch, action):
+    """A stream whose third edit ruins the model, under a guard."""
+    method = kedit.ROME(**FAST)
+    apply = type(method).apply_prepared
+
+    def ruinous(self, call):
+        outcome = apply(self, call)
+        if call.edits[0] is EDITS[2]:
+            model.add({model.weight_name(1): torch.randn(model.weight(1).shape) * 10})
+        return outcome
+
+    monkeypatch.setattr(type(method), "apply_prepared", ruinous)
+    guard = CollapseGuard(canaries, every=1, looks_at=20, action=action)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Collapsing)
+        torch.manual_seed(0)
+        options = {"contexts": ["{}"], "probes": [], "progress": False, "guard": guard}
+        return kedit.run_stream(model, EDITS, method, **options), guard
+
+
+@pytest.mark.parametrize("action, made", [("warn", len(EDITS)), ("stop", 3), ("roll back", 2), ("batch", len(EDITS))])
+def test_what_is_done_at_the_alarm(model, canaries, monkeypatch, action, made):
+    before = {name: w.clone() for name, w in parameters(model).items()}
+    run, guard = wrecking(model, canaries, monkeypatch, action)
+    assert [r.alarm for r in guard.readings][:4] == [False, False, False, True]
+    assert len(run.edits) == made
+    if action == "batch":
+        assert run.edits.batch.tolist()[:2] == [1, 1] and run.edits.batch.iloc[-1] == len(EDITS) - 2
+    assert all(torch.equal(w, before[name]) for name, w in parameters(model).items())
+
+
+def test_a_resumed_stream_goes_on_with_its_guard(model, canaries, tmp_path):
+    class Killed(Exception):
+        pass
+
+    class Kills:
+        identity = "kills"
+
+        def __init__(self, at):
+            self.at = at
+
+        def __call__(self, model, done):
+            if len(done) == self.at:
+                raise Killed
+            return [{"metric": "m", "cohort": "c", "value": 0.0, "n": 1}]
+
+    options = {"contexts": ["{}"], "progress": False, "store": tmp_path, "checkpoint_every": 2, "dense_every": 2}
+    with pytest.raises(Killed):
+        guard = CollapseGuard(canaries, every=1, looks_at=20)
+        kedit.run_stream(model, EDITS, kedit.ROME(**FAST), probes=[Kills(4)], guard=guard, **options)
+    again, whole = (CollapseGuard(canaries, every=1, looks_at=20) for _ in range(2))
+    kedit.run_stream(model, EDITS, kedit.ROME(**FAST), probes=[Kills(None)], guard=again, **options)
+    kedit.run_stream(model, EDITS, kedit.ROME(**FAST), probes=[Kills(None)], guard=whole, **{**options, "store": None})
+    assert again.readings == whole.readings
+
+
+def test_a_model_supplies_canaries_of_its_own(model):
+    assert isinstance(own_canaries(model, None, 5, 0), list)
