@@ -327,6 +327,14 @@ def panels_of(count: int, columns: int, height: float = 3.0, **shared):
     return fig, list(grid.flat[:count])
 
 
+def facets(grid, columns: int = 4) -> None:
+    """A grid of seaborn's as the report has it: panels named by their values alone, the legend in rows under them."""
+    grid.set_titles(col_template="{col_name}", row_template="{row_name}")
+    grid.figure.set_layout_engine("constrained")
+    if grid.legend is not None:
+        sns.move_legend(grid, "outside lower center", ncols=columns, title=None)
+
+
 def legend_below(fig, ax, columns: int = 5) -> None:
     """One legend for all panels, in rows under them, from the curves of one of them."""
     handles, labels = ax.get_legend_handles_labels()
