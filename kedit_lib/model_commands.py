@@ -13,7 +13,8 @@ from .errors import KeditError
 EDIT_SETS = "lab, world, or a file, folder or hub name of edits: CounterFact, zsRE, yours"
 Model = Annotated[str, Argument(help="lab, lab-small, a folder with a model, or a hub id such as Qwen/Qwen2.5-0.5B")]
 Dtype = Annotated[str | None, Option(help="float32, bfloat16, float16 or float64 (default: as it is stored)")]
-Device = Annotated[str, Option(help="cpu, cuda, …")]
+Device = Annotated[str, Option(help="cpu, cuda, …, or the number of a GPU")]
+Trust = Annotated[bool, Option("--trust-remote-code", help="run the code that the model brings; read it first")]
 MethodName = Annotated[str, Option("--method", help="rome, r-rome, memit, pmet, alphaedit, ft-m, …")]
 Texts = Annotated[
     str | None, Option(help="plain text for second moments: a file, a hub name, or self, what the model writes")
@@ -27,6 +28,7 @@ def check_model(
     model: Model,
     dtype: Dtype = None,
     device: Device = "cpu",
+    trust_remote_code: Trust = False,
     edits: Annotated[
         str | None, Option(help="facts to ask it about, as edits with their true objects (default: well-known ones)")
     ] = None,
@@ -38,7 +40,7 @@ def check_model(
     """Check a model and propose its parameters. Tries one edit, takes it back, and proposes layers and λ."""
     import kedit_lib as kedit
 
-    loaded = kedit.load_model(model, dtype=dtype, device=device)
+    loaded = kedit.load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     asked = kedit.load_edits(edits, model=loaded) if edits else None
     table = kedit.check_model(loaded, asked, profile, write=not dry)
     width = max(map(len, table.index))
@@ -60,11 +62,12 @@ def edit(
     ] = None,
     dtype: Dtype = None,
     device: Device = "cpu",
+    trust_remote_code: Trust = False,
 ) -> None:
     """Make one edit, and show answers before and after."""
     import kedit_lib as kedit
 
-    loaded = kedit.load_model(model, dtype=dtype, device=device)
+    loaded = kedit.load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     asked = kedit.Edit(prompt, subject, to, paraphrases=ask or [])
     editor = _method(loaded, method)
     before = kedit.ask(loaded, asked)
@@ -94,6 +97,7 @@ def stream(
     save: Save = None,
     dtype: Dtype = None,
     device: Device = "cpu",
+    trust_remote_code: Trust = False,
 ) -> None:
     """Make many edits, one on top of the other. Measures along the way."""
     import kedit_lib as kedit
@@ -101,7 +105,7 @@ def stream(
     from .evaluation.edit_probes import EditProbe
     from .models.deltas import record_of
 
-    loaded = kedit.load_model(model, dtype=dtype, device=device)
+    loaded = kedit.load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     editor = _method(loaded, method)
     known = _known(loaded, edits, limit, seed)
     run = kedit.run_stream(
@@ -134,6 +138,7 @@ def evaluate(
     out: Annotated[Path | None, Option(metavar="FILE", help="write every row there, as .csv")] = None,
     dtype: Dtype = None,
     device: Device = "cpu",
+    trust_remote_code: Trust = False,
 ) -> None:
     """Measure how edits hold in a model: success, paraphrases, neighbors."""
     import pandas as pd
@@ -146,7 +151,7 @@ def evaluate(
 
     if limit is not None and limit < 1:
         raise KeditError(f"--limit {limit}: must be at least 1")
-    loaded = kedit.load_model(model, dtype=dtype, device=device)
+    loaded = kedit.load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     asked = kedit.load_edits(edits, model=loaded, limit=limit, seed=seed) if edits else load_record(model)[:limit]
     table = pd.DataFrame(EditProbe(each=False, match="contains")(loaded, asked))
     if out:

@@ -68,7 +68,8 @@ def load_model(
     except Exception as error:  # whatever the loaders make of a missing or damaged file
         remedy = "give smollm2, lab, lab-small, a folder or a hub id"
         if "trust_remote_code" in str(error):
-            remedy = "it brings code of its own: say trust_remote_code=True if you have read that code and trust it"
+            remedy = "it brings code of its own: if you have read that code and trust it, say trust_remote_code=True"
+            remedy += " (kedit: --trust-remote-code)"
         raise KeditError(f"model {str(name)!r}: cannot be loaded ({first_line(error)}); {remedy}") from error
     try:
         hf = hf.to(_device(device))
@@ -110,6 +111,7 @@ def _device(device) -> torch.device | str:
     """A number is an accelerator's, and without one CUDA's, which then says that it is not there."""
     if device is None:
         return "cpu"
+    device = int(device) if isinstance(device, str) and device.isdigit() else device  # from a command line
     with contextlib.suppress(RuntimeError):
         return torch.device(device)
     return torch.device("cuda", device) if type(device) is int and device >= 0 else device

@@ -1,5 +1,6 @@
 """A model as people hand it over: by keyword, wrapped, with adapters, quantised, spread out, without a tokenizer."""
 
+import inspect
 import json
 
 import peft
@@ -10,6 +11,7 @@ import transformers
 from library import refused
 
 import kedit_lib as kedit
+from kedit_lib import model_commands
 from kedit_lib.models.checked import check_not_quantised
 
 EDIT = kedit.Edit(*tiny.EDITS[4])
@@ -28,7 +30,9 @@ def test_device_0_is_the_first_gpu(tiny_folder):
     if torch.cuda.is_available():
         assert kedit.load_model(tiny_folder("llama"), device=0).device == torch.device("cuda", 0)
     else:
-        refused(lambda: kedit.load_model(tiny_folder("llama"), device=0), "device 0", "give one that is there")
+        for device in (0, "0"):
+            given = {"device": device}
+            refused(lambda given=given: kedit.load_model(tiny_folder("llama"), **given), "device", "one that is there")
 
 
 @pytest.mark.parametrize("device", ["cpu", "cpu:0", torch.device("cpu"), None])
@@ -70,7 +74,17 @@ def test_words_that_cannot_be_taken(tiny_folder, given, says):
 def test_code_that_a_folder_brings_is_asked_for_by_name(tmp_path):
     auto = {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.Own"}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": auto}))
-    refused(lambda: kedit.load_model(tmp_path), "trust_remote_code=True if you have read that code")
+    refused(
+        lambda: kedit.load_model(tmp_path),
+        "if you have read that code",
+        "trust_remote_code=True",
+        "--trust-remote-code",
+    )
+
+
+def test_the_command_line_has_the_flag():
+    for command in (model_commands.check_model, model_commands.edit, model_commands.stream, model_commands.evaluate):
+        assert inspect.signature(command).parameters["trust_remote_code"].default is False
 
 
 def test_a_hyperparameter_misspelt():
