@@ -28,6 +28,7 @@ from .stamps import PACKAGE, hash_files
 
 MEASUREMENTS = ("anatomy", "foretold", "lifting", "memory", "scaling")
 CHECK_EDITS = 50  # edits of the committed stream that is run again
+CHECK_FACTS = 0.15  # and of unrelated facts right: three standard errors of a share of a hundred
 SLICE, SLICE_EDITS = ("memit", "rome"), 40  # streams of the model beside, and how many of their edits, run each time
 CHECK_MARGIN = 0.05  # largest accepted median difference of the optimised probability over them
 
@@ -256,7 +257,10 @@ def _check(profile: Profile, name: str, order: int, edits: int = CHECK_EDITS) ->
             f"the committed stream {name} order {order} does not come out again: its optimised probability differs by "
             f"{difference.median():.3f} in the median of {len(new.edits)} edits; run make sweep and commit figures/data"
         )
-    return f"comes out again: |Δp| median {difference.median():.1e}, largest {difference.max():.1e}"
+    apart = (new.curve("accuracy", "untouched") - old.curve("accuracy", "untouched")).abs().max()
+    if apart > CHECK_FACTS:
+        raise KeditError(f"the committed stream {name} order {order}: its unrelated facts differ by {apart:.2f}")
+    return f"comes out again: |Δp| median {difference.median():.1e}, largest {difference.max():.1e}, facts {apart:.2f}"
 
 
 def run(profile_name: str, which_orders: str, which: str, plan_only: bool = False) -> None:

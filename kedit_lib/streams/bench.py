@@ -126,7 +126,7 @@ class Bench:
     def _run(self, name: str, order: int, n_edits: int | None) -> Run:
         stream, method, p = self._stream(name), self.method(name), self.profile
         edits = self.edits_of(name, order)
-        probes = self.probes(edits, order, method.layers, families=not stream.brief)
+        probes = self.probes(edits, order, method.layers, families=not stream.brief and n_edits is None)
         edits = edits[:n_edits]
         if stream.pruned:
             return measured_after(self.model, self.run(stream.method, order, n_edits), edits, probes, prune)
