@@ -21,6 +21,7 @@ Texts = Annotated[
 ]
 Save = Annotated[str | None, Option(metavar="FOLDER", help="put the edited model there, for transformers to load")]
 Limit = Annotated[int | None, Option(help="at most so many of them (default: all; 100 of the lab's)")]
+Chat = Annotated[bool, Option("--chat", help="prompts are questions to a chat model: put them into its chat template")]
 Seed = Annotated[int, Option(help="decides the sample and the order")]
 
 
@@ -55,6 +56,7 @@ def edit(
     to: Annotated[str, Option(help="the new object")],
     ask: Annotated[list[str] | None, Option(metavar="PROMPT", help="another prompt to show (again and again)")] = None,
     method: MethodName = "memit",
+    chat: Chat = False,
     texts: Texts = None,
     save: Save = None,
     deltas: Annotated[
@@ -68,7 +70,10 @@ def edit(
     import kedit_lib as kedit
 
     loaded = kedit.load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    asked = kedit.Edit(prompt, subject, to, paraphrases=ask or [])
+    made = {"paraphrases": ask or []}
+    asked = (
+        kedit.Edit.from_chat(loaded, prompt, subject, to, **made) if chat else kedit.Edit(prompt, subject, to, **made)
+    )
     editor = _method(loaded, method)
     before = kedit.ask(loaded, asked)
     outcome = editor.apply(loaded, [asked], moments=_moments(loaded, editor, texts))
@@ -86,6 +91,7 @@ def stream(
     edits: Annotated[str, Option(help=EDIT_SETS)],
     limit: Limit = None,
     seed: Seed = 0,
+    chat: Chat = False,
     method: MethodName = "memit",
     texts: Texts = None,
     batch: Annotated[int, Option(help="edits written at a time; 0: all at once")] = 1,
@@ -107,7 +113,7 @@ def stream(
 
     loaded = kedit.load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     editor = _method(loaded, method)
-    known = _known(loaded, edits, limit, seed)
+    known = _known(loaded, edits, limit, seed, chat)
     run = kedit.run_stream(
         loaded,
         known,
@@ -135,6 +141,7 @@ def evaluate(
     ] = None,
     limit: Limit = None,
     seed: Seed = 0,
+    chat: Chat = False,
     out: Annotated[Path | None, Option(metavar="FILE", help="write every row there, as .csv")] = None,
     dtype: Dtype = None,
     device: Device = "cpu",
@@ -152,7 +159,8 @@ def evaluate(
     if limit is not None and limit < 1:
         raise KeditError(f"--limit {limit}: must be at least 1")
     loaded = kedit.load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    asked = kedit.load_edits(edits, model=loaded, limit=limit, seed=seed) if edits else load_record(model)[:limit]
+    given = {"limit": limit, "seed": seed, "chat": chat}
+    asked = kedit.load_edits(edits, model=loaded, **given) if edits else load_record(model)[:limit]
     table = pd.DataFrame(EditProbe(each=False, match="contains")(loaded, asked))
     if out:
         with replacing(out) as partial:
@@ -188,12 +196,12 @@ def _moments(model, method, texts: str | None):
     return kedit.SecondMoments.estimate(model, corpus, method.layers, cache=cache, progress=sys.stderr.isatty())
 
 
-def _known(model, name: str, limit: int | None, seed: int):
+def _known(model, name: str, limit: int | None, seed: int, chat: bool):
     """The edits whose true object the model says by itself; how many were left out is printed."""
     import kedit_lib as kedit
 
-    edits = kedit.load_edits(name, model=model, limit=limit, seed=seed)
-    known, unknown = kedit.known_edits(model, edits, match="contains")
+    edits = kedit.load_edits(name, model=model, limit=limit, seed=seed, chat=chat)
+    known, unknown = kedit.known_edits(model, edits)
     if not known:
         raise KeditError(f"edits {name!r}: the model knows none of the {len(edits)} facts; give others")
     print(f"{len(known)} edits; {unknown} left out, because the model does not know the fact")

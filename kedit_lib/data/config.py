@@ -41,6 +41,7 @@ class Profile(BaseModel):
     model: Annotated[str, Field(min_length=1)]  # "lab", "lab-small", a hub id or a local folder
     beside: str | None = None  # label of a model whose committed runs are shown in front of this one's
     edits: Annotated[str, Field(min_length=1)]  # "lab", "world", a file or hub name of edits: streams.facts
+    chat: bool = False  # the prompts of `edits` are questions to a chat model: its chat template is put around them
     texts: Annotated[str, Field(min_length=1)]  # for C: "lab", "self", "auto", a file or hub name: streams.facts
     dtype: Literal["float32", "float64", "bfloat16", "float16"]
     device: Annotated[str, Field(min_length=1)] = "cpu"  # or "cuda", "cuda:1", …

@@ -15,8 +15,11 @@ def fits(values: dict) -> bool:
 
 
 def fields(record: Record) -> dict:
-    true = record.text("ground_truth")
-    locality = pairs((record.text("locality_prompt", ""), record.text("locality_ground_truth", "")))
+    true = record.text("ground_truth", None)
+    locality = pairs(
+        (record.text("locality_prompt", ""), record.text("locality_ground_truth", "")),
+        (record.text("loc", ""), record.text("loc_ans", "")),
+    )
     return {
         "text": record.text("prompt"),
         "subject": record.text("subject"),
@@ -24,7 +27,7 @@ def fields(record: Record) -> dict:
         "target_true": true,
         "paraphrases": [p for p in [record.text("rephrase_prompt", "")] if p.strip()],
         # the file's locality prompts are CounterFact's neighbors: the answer is the edit's own true object
-        "neighborhood": [prompt for prompt, answer in locality if answer.strip() == true.strip()],
+        "neighborhood": [prompt for prompt, answer in locality if true and answer.strip() == true.strip()],
         "locality": locality,
         "portability": one_hop(record),
         "id": record.label("case_id"),

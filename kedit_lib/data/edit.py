@@ -102,7 +102,7 @@ class Edit:
             warnings.warn(f"{message} one, as models seldom see it; take the space away", stacklevel=3)
 
     @classmethod
-    def from_text(cls, prompt: str, subject: str, target_new: str, **rest) -> Edit:
+    def from_text(cls, prompt: str, subject: str, target_new: str, *fields, **rest) -> Edit:
         """An edit whose prompt holds the subject as text, exactly once as words of its own.
 
         The subject is located by its position; braces in the text are kept as text.
@@ -118,7 +118,24 @@ class Edit:
                 f"{why_elsewhere(prompt, subject)}; it must stand there exactly once"
             )
         before, after = prompt[: starts[0]], prompt[starts[0] + len(subject) :]
-        return cls(f"{escaped(before)}{{}}{escaped(after)}", subject, target_new, **rest)
+        return cls(f"{escaped(before)}{{}}{escaped(after)}", subject, target_new, *fields, **rest)
+
+    @classmethod
+    def from_chat(
+        cls, model, prompt: str, subject: str, target_new: str, *fields, system: str | None = None, **rest
+    ) -> Edit:
+        """An edit of a chat model: its prompts, as a user asks them, stand in the chat template of `model` (or of a
+        tokenizer), and the answer is what the assistant says.
+
+        The prompt has one {}, or holds the subject as text. system: text of a system turn (None: the template's own).
+        """
+        from .chat import in_chat  # here: it builds on this module
+
+        with warnings.catch_warnings():  # of the text as it stands in the template, not before
+            warnings.filterwarnings("ignore", ".*ends in a space")
+            make = cls if isinstance(prompt, str) and len(around_places(prompt)) == 2 else cls.from_text
+            edit = make(prompt, subject, target_new, *fields, **rest)
+        return in_chat(edit, getattr(model, "tokenizer", model), system)
 
     @property
     def text(self) -> str:
@@ -174,6 +191,20 @@ def around_places(prompt: str) -> list[str]:
 def escaped(text: str) -> str:
     """The text with its braces doubled, for a prompt or context to show them as they are."""
     return text.replace("{", "{{").replace("}", "}}")
+
+
+def warn_of_contradictions(edits: list[Edit]) -> None:
+    """A warning where edits that are made together give one prompt two answers."""
+    answers: dict[str, dict[str, None]] = {}
+    for edit in edits:
+        answers.setdefault(edit.text, {})[edit.target_new] = None
+    if several := {text: list(new) for text, new in answers.items() if len(new) > 1}:
+        text, new = next(iter(several.items()))
+        warnings.warn(
+            f"{len(several)} prompts of one batch have more than one answer, the first: {text!r} {new[0]!r} and "
+            f"{new[1]!r}; keep one of them",
+            stacklevel=4,
+        )
 
 
 def check_edits(edits, what: str) -> list[Edit]:

@@ -13,6 +13,7 @@ from ..errors import KeditError, first_line
 from .edit import LISTS, PAIRS
 from .records import Record
 
+UNNAMED = re.compile(r"\s*|Unnamed: \d+")  # the header of a column that a table program added: its row numbers
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -22,8 +23,9 @@ def records_of(source: str | Path, **hub) -> list[Record]:
     hub   for folders and hub names: keywords of `datasets.load_dataset`, such as split, name,
           data_files, revision, cache_dir
 
-    In a CSV file lists are written as JSON and an empty cell is an absent field. Raises KeditError
-    for a source that is not there, cannot be read, or holds no records.
+    In a CSV file (commas, semicolons or tabs) lists and a separator are written as JSON, an empty cell is an absent
+    field, and empty rows and columns without a name are nothing. A line that cannot be read is a record that
+    says so (`Record.check`). Raises KeditError for a source that is not there, cannot be read, or holds no records.
     """
     path, name = Path(source), str(source)
     suffix = path.suffix.lower()
@@ -45,19 +47,21 @@ def records_of(source: str | Path, **hub) -> list[Record]:
     return [Record(where, number, values) for number, (where, values) in enumerate(found, 1)]
 
 
-def _json(path: Path) -> list[tuple[str, dict]]:
+def _json(path: Path) -> list[tuple[str, dict | KeditError]]:
     try:
         values = _parsed(_text(path))
     except json.JSONDecodeError as error:
         raise KeditError(
             f"{path.name}: is not JSON ({error.msg} in line {error.lineno}); a file with an object a line is .jsonl"
         ) from None
+    if isinstance(values, dict) and values and all(isinstance(value, dict) for value in values.values()):
+        values = [{"index": name, **value} for name, value in values.items()]  # records by name
     if not isinstance(values, list):
         raise KeditError(f"{path.name}: must hold a list of records, got {type(values).__name__}")
     return [_object(f"{path.name} record {n}", value) for n, value in enumerate(values, 1)]
 
 
-def _jsonl(path: Path) -> list[tuple[str, dict]]:
+def _jsonl(path: Path) -> list[tuple[str, dict | KeditError]]:
     found = []
     for n, line in enumerate(_text(path).split("\n"), 1):  # splitlines() would cut inside texts, at U+2028 for one
         if line.strip():
@@ -65,34 +69,40 @@ def _jsonl(path: Path) -> list[tuple[str, dict]]:
             try:
                 found.append(_object(where, _parsed(line)))
             except json.JSONDecodeError as error:
-                raise KeditError(f"{where}: is not JSON ({error.msg}); write one object a line") from None
+                found.append((where, KeditError(f"{where}: is not JSON ({error.msg}); write one object a line")))
     return found
 
 
-def _csv(path: Path) -> list[tuple[str, dict]]:
-    rows = csv.DictReader(io.StringIO(_text(path), newline=""), strict=True)
+def _csv(path: Path) -> list[tuple[str, dict | KeditError]]:
+    text = _text(path)
+    between = max(",;\t", key=text.partition("\n")[0].count)
+    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=between)
     found, line = [], 1
     try:
         for row in rows:
             where, line = f"{path.name} line {line + 1}", rows.line_num
-            if None in row:
-                raise KeditError(f"{where}: has more cells than the header; put cells with commas in quotes")
-            found.append((where, {k: _cell(where, k, v) for k, v in row.items() if v}))
+            cells = {k: v for k, v in row.items() if k is not None and v and v.strip()}
+            if any(cell.strip() for cell in row.get(None, [])):
+                more = f"{where}: has more cells than the header; put cells with {between!r} in quotes"
+                found.append((where, KeditError(more)))
+            elif cells:
+                found.append(_cells(where, {k: v for k, v in cells.items() if not UNNAMED.fullmatch(k)}))
     except csv.Error as error:
         raise KeditError(f"{path.name} line {rows.line_num}: is not CSV ({error})") from None
     return found
 
 
-def _cell(where: str, name: str, value: str):
-    if name not in (*LISTS, *PAIRS):
-        return value
-    try:
-        return _parsed(value)
-    except json.JSONDecodeError:
-        raise KeditError(f'{where}: field {name!r} must be a JSON list such as ["…"], got {value!r}') from None
+def _cells(where: str, row: dict[str, str]) -> tuple[str, dict | KeditError]:
+    for name in [n for n in (*LISTS, *PAIRS, "separator") if n in row]:
+        try:
+            row[name] = _parsed(row[name])
+        except json.JSONDecodeError:
+            such = '"" or " ", quotes and all' if name == "separator" else 'a JSON list such as ["…"]'
+            return where, KeditError(f"{where}: field {name!r} must be {such}, got {row[name]!r}")
+    return where, row
 
 
-def _parquet(path: Path) -> list[tuple[str, dict]]:
+def _parquet(path: Path) -> list[tuple[str, dict | KeditError]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -103,7 +113,7 @@ def _parquet(path: Path) -> list[tuple[str, dict]]:
     return _rows(path.name, rows)
 
 
-def _from_datasets(source: str, /, split: str | None = None, **options) -> list[tuple[str, dict]]:
+def _from_datasets(source: str, /, split: str | None = None, **options) -> list[tuple[str, dict | KeditError]]:
     from datasets import load_dataset  # here: slow to import, and only folders and hub names need it
 
     try:
@@ -120,14 +130,14 @@ def _from_datasets(source: str, /, split: str | None = None, **options) -> list[
     return _rows(Path(source).name, found)
 
 
-def _rows(name: str, rows) -> list[tuple[str, dict]]:
+def _rows(name: str, rows) -> list[tuple[str, dict | KeditError]]:
     """Rows of columns: a field that one record has and another has not comes as null."""
     return [(f"{name} record {n}", {k: v for k, v in row.items() if v is not None}) for n, row in enumerate(rows, 1)]
 
 
-def _object(where: str, value) -> tuple[str, dict]:
+def _object(where: str, value) -> tuple[str, dict | KeditError]:
     if not isinstance(value, dict):
-        raise KeditError(f'{where}: is not an object; write {{"prompt": …, "subject": …, "target_new": …}}')
+        value = KeditError(f'{where}: is not an object; write {{"prompt": …, "subject": …, "target_new": …}}')
     return where, value
 
 

@@ -46,6 +46,8 @@ def _asked(record: Record, name: str) -> list[tuple[str, str]]:
     """(prompt, answer) of every criterion, in the file's order."""
     found = []
     for criterion, items in record.inside(name).items():
+        if isinstance(items, dict):  # as EasyEdit's editor takes them: {prompt, ground_truth}, texts or lists
+            items = _one_each(items)
         if not isinstance(items, (list, type(None))):
             record.refuse(f"{name}.{criterion}", f"must be a list, got {items!r}")
         for i, item in enumerate(items or []):
@@ -55,6 +57,13 @@ def _asked(record: Record, name: str) -> list[tuple[str, str]]:
             prompt = _first(record, f"{path}.prompt", item.get("prompt"))
             found.append((prompt, _first(record, f"{path}.ground_truth", item.get("ground_truth"))))
     return pairs(*found)
+
+
+def _one_each(both: dict) -> list[dict]:
+    prompts, answers = ([v] if isinstance(v, str) else v for v in (both.get("prompt"), both.get("ground_truth")))
+    if not (isinstance(prompts, list) and isinstance(answers, list)):
+        return [both]
+    return [{"prompt": p, "ground_truth": a} for p, a in zip(prompts, answers, strict=False)]
 
 
 def _first(record: Record, path: str, value) -> str:

@@ -1,10 +1,10 @@
-"""The user's own records, with the fields of `Edit`: strict, because their author can mend them."""
+"""The user's own records, with the fields of `Edit`; the prompt may hold the subject as text in place of {}."""
 
 from __future__ import annotations
 
 import dataclasses
 
-from .edit import Edit
+from .edit import LISTS, PAIRS, Edit, around_places
 from .records import Record
 
 FIELDS = tuple(f.name for f in dataclasses.fields(Edit))
@@ -15,8 +15,22 @@ def fits(values: dict) -> bool:
 
 
 def fields(record: Record) -> dict:
-    if unknown := [name for name in record.values if name not in FIELDS]:
-        record.refuse(unknown[0], f"is unknown; the fields are {', '.join(FIELDS)}")
-    if missing := [name for name in FIELDS[:3] if name not in record.values]:
-        record.refuse(missing[0], "is missing")
-    return record.values
+    given = {name: value for name, value in record.values.items() if name in FIELDS and value is not None}
+    if missing := [name for name in FIELDS[:3] if name not in given]:
+        others = "".join(f"; {name!r} is unknown" for name in unknown(record))
+        record.refuse(missing[0], f"is missing{others}; the fields are {', '.join(FIELDS)}")
+    for name in given:
+        if name in LISTS and isinstance(given[name], list):
+            given[name] = record.texts(name)
+        elif name in PAIRS and isinstance(given[name], list):
+            given[name] = [pair for pair in given[name] if pair is not None]
+        elif name not in (*LISTS, *PAIRS, "separator"):
+            given[name] = record.text(name)
+    if len(around_places(given["prompt"])) == 1 and given["subject"].strip() in given["prompt"]:
+        given["text"] = given.pop("prompt")
+    return given
+
+
+def unknown(record: Record) -> list[str]:
+    """The names of fields that no edit has."""
+    return [name for name in record.values if name not in FIELDS]

@@ -14,12 +14,18 @@ class Record:
     """The values of a record and `where` it stands, e.g. "facts.json record 3".
 
     A path such as "requested_rewrite.target_new.str" goes through objects. A field that is null
-    counts as absent, because columnar formats write absent fields so. Every method raises KeditError
-    for a field that is missing without a default, or of the wrong type.
+    counts as absent, because columnar formats write absent fields so; a whole number counts as text ("1945"). Every
+    method raises KeditError for a field that is missing without a default, or of the wrong type, and `check` for a
+    record that could not be read at all.
     """
 
-    def __init__(self, where: str, number: int, values: dict):
-        self.where, self.number, self.values = where, number, values
+    def __init__(self, where: str, number: int, values: dict | KeditError):
+        self.where, self.number = where, number
+        self.values, self.broken = ({}, values) if isinstance(values, KeditError) else (values, None)
+
+    def check(self) -> None:
+        if self.broken is not None:
+            raise self.broken
 
     def text(self, path: str, default=REQUIRED) -> str:
         return self._get(path, str, default)
@@ -29,8 +35,8 @@ class Record:
         return self._get(path, list, [])
 
     def texts(self, path: str) -> list[str]:
-        """A list of texts without the blank ones; empty when absent."""
-        items = self.items(path)
+        """A list of texts without blank ones and nulls; empty when absent."""
+        items = [item for item in self.items(path) if item is not None]
         for i, item in enumerate(items):
             if not isinstance(item, str):
                 self.refuse(f"{path}.{i}", f"must be text, got {_short(item)}")
@@ -58,6 +64,8 @@ class Record:
                 if default is REQUIRED:
                     self.refuse(".".join(names[: depth + 1]), "is missing")
                 return default
+        if kind is str and isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
         if not isinstance(value, kind):
             self.refuse(path, f"must be {KINDS[kind]}, got {_short(value)}")
         return value

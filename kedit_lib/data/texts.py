@@ -35,12 +35,12 @@ def texts_of(given, what: str) -> list[str]:
 
 
 def paragraphs(path: Path, what: str) -> list[str]:
-    """The paragraphs of a .txt file."""
+    """The paragraphs of a .txt file; its lines, where no line is empty."""
     try:
-        parts = path.read_text(encoding="utf-8").split("\n\n")
+        text = path.read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise KeditError(f"{what} {str(path)!r}: cannot be read ({first_line(error)}); save it as UTF-8") from error
-    return [p.strip() for p in parts if p.strip()]
+    return [p.strip() for p in text.split("\n\n" if "\n\n" in text else "\n") if p.strip()]
 
 
 def _names_a_file(text: str, what: str) -> bool:

@@ -173,7 +173,9 @@ def warn_if_doubtful(edits: list[Edit], targets: list[Target]) -> None:
         if target.frozen:
             message = (
                 f"edit of {edit.subject!r}: {target.steps} steps left the probability of {edit.target_new!r} at "
-                f"{target.probabilities[-1]:.2g} (‖v₀‖ is {target.v0_norm:.3g}); look for a bug in padding or lookup, "
-                "and begin again with the unedited model: more or longer steps do not mend this one"
+                f"{target.probabilities[-1]:.2g} (‖v₀‖ is {target.v0_norm:.3g}): the model may have been "
+                "edited too often (begin again with the unedited one), the steps may be too short for it (v_lr times "
+                "the square root of d_model against ‖v₀‖), or its answers may hang on nothing that this edit can "
+                "change, as in a random model"
             )
             warnings.warn(message, Frozen, stacklevel=4)

@@ -21,7 +21,7 @@ from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ..data.edit import check_edits
+from ..data.edit import check_edits, warn_of_contradictions
 from ..errors import KeditError
 from ..models.checked import check_editable
 from ..models.deltas import record_of
@@ -136,6 +136,7 @@ class Method(BaseModel, ABC, metaclass=_Listed):
 
     def apply_prepared(self, call: Call) -> Outcome:
         """`apply` for what `prepare` made ready, or a part of it."""
+        warn_of_contradictions(call.edits)
         model, history, before = call.model, call.history, call.model.snapshot()
         known = None if history is None else history.copy()
         try:

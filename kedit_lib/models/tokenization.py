@@ -104,8 +104,13 @@ def targets_of(
     before = _all(tokenizer, prompts, add_special_tokens=False)
     whole = [[*b, *ids[j, t]] for b, j, t in zip(before, joints, targets, strict=True)]
     said = tokenizer.batch_decode(whole, clean_up_tokenization_spaces=False) if whole else []
+    # Some tokenizers (Llama-2's) write a space behind each special token of a template: that is the prompt then.
+    shown = [
+        tokenizer.decode(b, clean_up_tokenization_spaces=False) if c else p
+        for p, b, c in zip(prompts, before, chat, strict=True)
+    ]
     found = []
-    for prompt, between, target, text in zip(prompts, joints, targets, said, strict=True):
+    for prompt, between, target, text in zip(shown, joints, targets, said, strict=True):
         if not ids[between, target]:
             what = "has no token; give text"
         elif _composed(text) != _composed(f"{prompt}{between}{target}"):

@@ -52,7 +52,7 @@ class Bench:
             if not (cache / asked.name).exists():
                 with replacing(cache / asked.name) as partial:
                     partial.write_bytes(asked.read_bytes())
-        self.facts = facts_of(self.model, self.profile.edits, self.profile.texts, cache)
+        self.facts = facts_of(self.model, self.profile.edits, self.profile.texts, cache, self.profile.chat)
         self.streams = every_stream(self.profile)
         self._moments, self._runs, self._methods = None, {}, {}
 

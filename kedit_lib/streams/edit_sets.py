@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 import warnings
 from collections import Counter
@@ -10,7 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..data import counterfact, counterfact_flat, knowedit, own, zsre
+from ..data import cknowedit, counterfact, counterfact_flat, knowedit, own, uniedit, wikibigedit, zsre
+from ..data.chat import in_chat
 from ..data.edit import Edit
 from ..data.files import records_of
 from ..data.records import Record
@@ -20,6 +20,9 @@ from ..models.tokenization import check_edit
 # in the order in which a record is recognised: `own` fits every one
 SCHEMAS = {
     "counterfact": counterfact,
+    "wikibigedit": wikibigedit,
+    "uniedit": uniedit,
+    "cknowedit": cknowedit,
     "zsre": zsre,
     "knowedit": knowedit,
     "counterfact-flat": counterfact_flat,
@@ -30,7 +33,13 @@ MADE = {"lab": "the lab model whose world the edits are about", "world": "the mo
 
 
 def load_edits(
-    source: str | Path, model=None, limit: int | None = None, seed: int = 0, schema: str | None = None, **hub
+    source: str | Path,
+    model=None,
+    limit: int | None = None,
+    seed: int = 0,
+    schema: str | None = None,
+    chat: bool = False,
+    **hub,
 ) -> list[Edit]:
     """Edits from "lab" or "world", from a file (.json, .jsonl, .csv, .parquet), a folder, or a hub name "owner/name".
 
@@ -40,23 +49,23 @@ def load_edits(
             more, which is asked once and kept in results/known; seed and limit as for the lab
     others  the seed decides the order when `limit` is given: a sample of that size, else all as they
             stand; with `model`, only what its tokenizer can write
-    schema  "counterfact", "counterfact-flat", "zsre", "knowedit" or "own"; None: what most records look like
+    schema  "counterfact", "counterfact-flat", "zsre", "knowedit", "wikibigedit", "uniedit", "cknowedit" or "own";
+            None: what most records look like
+    chat    whether the prompts are questions to a chat model: they are put into the chat template of `model`
     hub     keywords of `datasets.load_dataset` for folders and hub names: split, name, data_files, …
 
-    The fields of one's own records are those of `Edit`; in CSV, lists are written as JSON. Records of
-    a public data set that cannot be an edit are left out with one warning; `read_edits` gives the
-    reasons. Raises KeditError that names the record and the field: for a field that is missing or of
-    the wrong type, and for one's own records also for whatever `Edit` refuses.
+    The fields of one's own records are those of `Edit`; in CSV, lists are written as JSON. Records that cannot be
+    an edit are left out with one warning; `read_edits` gives the reasons, which name the record and the field.
+    Raises KeditError where no record can be one.
     """
     if (source := str(source)) in MADE:
-        if schema is not None or hub:
-            raise KeditError(
-                f"load_edits({source!r}): {', '.join(hub) or 'schema'} goes with data sets only; leave it out"
-            )
+        if schema is not None or chat or hub:
+            named = ", ".join([*hub, *["chat"] * chat]) or "schema"
+            raise KeditError(f"load_edits({source!r}): {named} goes with data sets only; leave it out")
         if model is None:
             raise KeditError(f"load_edits({source!r}): pass model=, {MADE[source]}")
         return _made(source, model, 100 if limit is None else limit, seed)
-    edits, rejected = read_edits(source, model, schema, **hub)
+    edits, rejected = read_edits(source, model, schema, chat, **hub)
     name = Path(source).name
     if not edits:
         raise KeditError(f"{name}: none of {len(rejected)} records can be an edit; {rejected.reason[0]}")
@@ -68,7 +77,9 @@ def load_edits(
     return random.Random(seed).sample(edits, limit)
 
 
-def read_edits(source: str | Path, model=None, schema: str | None = None, **hub) -> tuple[list[Edit], pd.DataFrame]:
+def read_edits(
+    source: str | Path, model=None, schema: str | None = None, chat: bool = False, **hub
+) -> tuple[list[Edit], pd.DataFrame]:
     """All edits of a file, a folder or a hub name in its order, and a row for every record that cannot be one.
 
     Columns of the rejected: record (counted from 1), id (as in the file), subject, reason: the subject is
@@ -79,23 +90,36 @@ def read_edits(source: str | Path, model=None, schema: str | None = None, **hub)
         raise KeditError(
             f"read_edits({str(source)!r}): these edits are made, not read; use load_edits({str(source)!r}, model=…)"
         )
+    if chat and model is None:
+        raise KeditError(f"{Path(source).name}: chat=True needs the chat template of a model; pass model=")
     records = records_of(source, **hub)
     if schema is not None and schema not in SCHEMAS:
         raise KeditError(f"schema {schema!r}: is unknown; use one of {', '.join(SCHEMAS)}")
-    schema = schema or Counter(_schema_of(r) for r in records).most_common(1)[0][0]
-    edits, rejected = [], []
-    quiet = contextlib.nullcontext() if schema == "own" else warnings.catch_warnings(action="ignore")
-    with quiet:  # of a whole data set, load_edits warns once
+    read = [r for r in records if r.broken is None]
+    schema = schema or Counter(_schema_of(r) for r in read or records).most_common(1)[0][0]
+    edits, rejected, more = [], [], Counter()
+    with warnings.catch_warnings(action="ignore"):  # of a whole data set, load_edits warns once
         for record in records:
-            fields = SCHEMAS[schema].fields(record)
             try:
-                edits.append(_edit(model, **fields))
+                record.check()
+                edits.append(_edit(model, chat, **SCHEMAS[schema].fields(record)))
+                more.update(own.unknown(record) if schema == "own" else [])
             except KeditError as error:
-                reason = f"{record.where}: {error}"
-                if schema == "own":
-                    raise KeditError(reason) from None
-                rejected.append((record.number, fields["id"], fields["subject"], reason))
+                where = f"{record.where}: "
+                reason = f"{where}{str(error).removeprefix(where)}"
+                rejected.append((record.number, _named(record, "case_id", "id"), _named(record, "subject"), reason))
+    if more:
+        said = ", ".join(f"{name!r}" for name in more)
+        warnings.warn(f"{Path(source).name}: no field of an edit, and left out: {said}", stacklevel=2)
     return edits, pd.DataFrame(rejected, columns=["record", "id", "subject", "reason"])
+
+
+def _named(record: Record, *names: str) -> str:
+    """What a record calls itself, wherever its schema has it; its position where it does not."""
+    inner = record.values.get("requested_rewrite")
+    places = (record.values, inner if isinstance(inner, dict) else {})
+    found = [values[name] for values in places for name in names if values.get(name) is not None]
+    return str(found[0]) if found else "" if names == ("subject",) else str(record.number)
 
 
 def _made(source: str, model, limit: int, seed: int) -> list[Edit]:
@@ -114,9 +138,11 @@ def _schema_of(record: Record) -> str:
     return next(name for name, schema in SCHEMAS.items() if schema.fits(record.values))
 
 
-def _edit(model, text: str | None = None, **fields) -> Edit:
+def _edit(model, chat: bool, text: str | None = None, **fields) -> Edit:
     """From the fields of `Edit`, with `text` in place of the prompt where the subject stands in it."""
     edit = Edit(**fields) if text is None else Edit.from_text(text, **fields)
+    if chat:
+        edit = in_chat(edit, model.tokenizer)
     if model is not None:
         check_edit(model.tokenizer, edit)
     return edit
@@ -129,5 +155,7 @@ def _warn(name: str, edits: list[Edit], rejected: pd.DataFrame) -> None:
         said[-1] += f"{rejected.reason[0]} (read_edits lists them all)"
     if same := sum(e.target_new == e.target_true for e in edits):
         said.append(f"in {same} of {len(edits)} edits target_new equals target_true")
+    if spaces := sum(e.ends_in_space for e in edits):
+        said.append(f"in {spaces} of {len(edits)} edits the prompt ends in a space; take it away")
     if said:
         warnings.warn(f"{name}: {'; '.join(said)}", stacklevel=3)

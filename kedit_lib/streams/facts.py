@@ -31,6 +31,7 @@ class DatasetFacts:
 
     edits, texts  a file, a folder, or a hub name, "owner/name" or "owner/name:configuration" (its train split);
                   texts also "self" or "auto", as in `plain_texts`
+    chat          whether the prompts are questions to a chat model, put into its chat template
     cache         a folder for what the model was found to know (None: it is asked again each time)
     unknown       how many records were asked about and left out so far, because the model does not know them
     """
@@ -38,14 +39,17 @@ class DatasetFacts:
     match = "begins"  # a model that was not trained on these sentences writes on behind an answer
     guess = 0.0  # nobody counts the objects that a relation of a real data set allows
 
-    def __init__(self, model, edits: str, texts: str, cache: Path | None = None):
-        self.model, self.source, self.corpus, self.cache = model, edits, texts, cache
+    def __init__(self, model, edits: str, texts: str, cache: Path | None = None, chat: bool = False):
+        self.model, self.source, self.corpus, self.cache, self.chat = model, edits, texts, cache, chat
+        self.rejected = 0  # records that could not be an edit
         self._knows: dict[Edit, bool] = {}
 
     @cached_property
     def _read(self) -> list[Edit]:
         name, hub = _place(self.source)
-        return read_edits(name, self.model, **hub)[0]
+        edits, rejected = read_edits(name, self.model, chat=self.chat, **hub)
+        self.rejected = len(rejected)
+        return edits
 
     @cached_property
     def records(self) -> list[Edit]:
@@ -83,6 +87,8 @@ class DatasetFacts:
         return (
             f"Of {len(self._knows)} facts of {name} that the model was asked about it does not know "
             f"{self.unknown}; these were left out before any edit."
+            + f" {self.rejected} of its records cannot be an edit."
+            * (self.rejected > 0)
         )
 
     def _known(self, edits: list[Edit]) -> list[Edit]:
@@ -185,20 +191,22 @@ class DatasetFacts:
         return known[:limit]
 
 
-def facts_of(model, edits: str, texts: str, cache: Path | None = None) -> LabFacts | DatasetFacts:
+def facts_of(model, edits: str, texts: str, cache: Path | None = None, chat: bool = False) -> LabFacts | DatasetFacts:
     """By a profile's `edits` and `texts`: both "lab", or both somewhere else."""
     if (edits == LAB) != (texts == LAB):
         raise KeditError(
             f"edits = {edits!r}, texts = {texts!r}: either both are 'lab' or neither is; name both, a file or a "
             "hub name (make: DATA= and TEXTS=)"
         )
+    if chat and edits in (LAB, "world"):
+        raise KeditError(f"chat = True, edits = {edits!r}: goes with a file or hub name of edits; leave it out")
     if edits == LAB:
         return LabFacts(model)
     if edits == "world":
         from .world_facts import WorldFacts  # here: it builds on this module
 
         return WorldFacts(model, edits, texts, cache)
-    return DatasetFacts(model, edits, texts, cache)
+    return DatasetFacts(model, edits, texts, cache, chat)
 
 
 def _place(source: str) -> tuple[str, dict]:
@@ -223,7 +231,7 @@ def plain_texts(model, source: str = AUTO, tokens: int = WRITTEN) -> list[str]:
 
 
 def read_texts(source: str) -> list[str]:
-    """Documents: paragraphs of a .txt file, or the field `text` of records."""
+    """Documents: paragraphs of a .txt file (its lines, where no line is empty), or the field `text` of records."""
     if Path(source).suffix.lower() == ".txt" and Path(source).is_file():
         return paragraphs(Path(source), "texts")
     name, hub = _place(source)

@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from library import refused
 
-from kedit_lib.data.edit import Edit, around_places, escaped, fill
+from kedit_lib.data.edit import Edit, around_places, escaped, fill, warn_of_contradictions
 from kedit_lib.data.words import places, why_elsewhere
 
 ACCENT = "\N{COMBINING DIAERESIS}"
@@ -164,3 +164,12 @@ def test_a_prompt_that_ends_in_a_space_is_warned_of():
         warnings.simplefilter("error")
         Edit("{} plays the ", "Zoë", "violin", separator="")  # it is meant
         Edit("{} plays the:\n", "Zoë", "violin")
+
+
+def test_contradicting_edits_of_one_batch_are_warned_of():
+    edits = [Edit("{} plays the", who, new) for who, new in (("Ana", "oboe"), ("Zoë", "oboe"), ("Ana", "organ"))]
+    with pytest.warns(UserWarning, match="^1 prompts .* 'Ana plays the' 'oboe' and 'organ'; keep one"):
+        warn_of_contradictions(edits)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_contradictions([*edits[:2], edits[0]])

@@ -238,8 +238,10 @@ def test_lines_end_at_line_ends_only(tmp_path):
 
 def test_most_records_decide_the_schema(tmp_path):
     path = write(tmp_path / "facts.jsonl", [ZSRE, OWN, OWN])
-    refused(lambda: kedit.load_edits(path), "facts.jsonl line 1", "'src' is unknown")
-    refused(lambda: kedit.load_edits(path, schema="zsre"), "facts.jsonl line 2", "'src' is missing")
+    assert kedit.read_edits(path)[1].reason.str.contains("line 1: field 'prompt' is missing; 'src' is unknown").all()
+    edits, rejected = kedit.read_edits(path, schema="zsre")
+    assert (edits, rejected.record.tolist()) == ([EDITS["zsre"]], [2, 3])
+    assert rejected.reason[0] == "facts.jsonl line 2: field 'src' is missing"
     refused(lambda: kedit.load_edits(path, schema="mend"), "'mend'", "zsre", "counterfact-flat")
 
 
@@ -318,7 +320,7 @@ def test_what_a_tokenizer_cannot_write_is_left_out(tmp_path, tiny_folder):
     with pytest.warns(UserWarning, match="3 of 4 records"):
         assert kedit.load_edits(path, model=model) == edits
     path = write(tmp_path / "own.jsonl", [OWN, {**OWN, "target_new": "№ 1"}])
-    refused(lambda: kedit.load_edits(path, model=model), "own.jsonl line 2", "'№ 1'")
+    assert kedit.read_edits(path, model)[1].reason[0].startswith("own.jsonl line 2: target '№ 1'")
 
 
 # ----------------------------------------------------------------------------------- records of another schema: refused
@@ -345,11 +347,11 @@ SCHEMA_ERRORS = {
         ["'requested_rewrite.target_new'", "an object", "'violin'"],
     ),
     "a list for an object": (COUNTERFACT, "requested_rewrite", [], ["'requested_rewrite'", "an object", "[]"]),
-    "a number for text": (FLAT, "target_new", 1998, ["'target_new'", "text", "1998"]),
+    "a fraction for text": (FLAT, "target_new", 1998.5, ["'target_new'", "text", "1998.5"]),
     "a list for text": (FLAT, "ground_truth", ["organ"], ["'ground_truth'", "text", "['organ']"]),
     "text for a list": (ZSRE, "answers", "organ", ["'answers'", "a list", "'organ'"]),
     "a number in a list": (COUNTERFACT, "paraphrase_prompts", ["a", 2], ["'paraphrase_prompts.1'", "text", "2"]),
-    "a wrong type inside": (COUNTERFACT, "portability.New Answer", 5, ["'portability.New Answer'", "text", "5"]),
+    "a wrong type inside": (COUNTERFACT, "portability.New Answer", 5.5, ["'portability.New Answer'", "text", "5.5"]),
     "a criterion that is text": (
         KNOWEDIT,
         "portability.Reasoning",
@@ -368,10 +370,10 @@ SCHEMA_ERRORS = {
         [[3]],
         ["'portability.Reasoning.0.ground_truth'", "3"],
     ),
-    "an unknown field": (OWN, "target", "oboe", ["field 'target' is unknown", "target_new"]),
     "one's own field left out": (OWN, "prompt", ..., ["field 'prompt' is missing"]),
     "one's own empty target": (OWN, "target_new", "", ["target_new is empty"]),
-    "one's own subject in place": (OWN, "prompt", "Zoë Müller plays the", ["0 places", "from_text"]),
+    "one's own prompt without the subject": (OWN, "prompt", "He plays the", ["0 places", "from_text"]),
+    "one's own fraction": (OWN, "prompt", 5.5, ["'prompt' must be text"]),
 }
 
 
@@ -380,8 +382,12 @@ def test_a_schema_error_names_the_record_and_the_field(tmp_path, record, field, 
     records = [record, record, changed(record, field, value)]
     for suffix, where in ((".json", "record 3"), (".jsonl", "line 3")):
         path = write(tmp_path / f"facts{suffix}", records)
-        refused(lambda path=path: kedit.load_edits(path), f"facts{suffix} {where}: ", *says)
-        refused(lambda path=path: kedit.read_edits(path), f"facts{suffix} {where}: ", *says)
+        edits, rejected = kedit.read_edits(path)
+        assert (len(edits), rejected.record.tolist()) == (2, [3])
+        assert rejected.reason[0].startswith(f"facts{suffix} {where}: ")
+        assert all(said in rejected.reason[0] for said in says)
+        path = write(path, records[2:])
+        refused(lambda path=path: kedit.load_edits(path), f"facts{suffix}", "none of 1 records", *says)
 
 
 JUNK = st.recursive(
@@ -416,6 +422,147 @@ def test_whatever_stands_in_a_field_loads_or_is_refused_in_one_line(tmp_path, sc
         assert set(rejected.record) <= {2}
 
 
+# ------------------------------------------------------------------------------------------------- files from people
+
+PLAIN = kedit.Edit("{} plays the", "Ana", "oboe", "organ")
+HEADER, ROW = "prompt{0}subject{0}target_new{0}target_true", "{{}} plays the{0}Ana{0}oboe{0}organ"
+
+
+@pytest.mark.parametrize("between", ",;\t")
+def test_tables_as_spreadsheets_save_them(tmp_path, between):
+    """Semicolons or tabs, empty last rows, a column of row numbers, a cell too many without text."""
+    header, row = HEADER.format(between), ROW.format(between)
+    empty = between * 4
+    path = tmp_path / "facts.csv"
+    for name in ("", "Unnamed: 0"):
+        path.write_text(f"{name}{between}{header}\n7{between}{row}\n8{between}{row}{between}\n{empty}\n \n{empty}\n")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert kedit.load_edits(path) == [PLAIN, PLAIN]
+
+
+def test_a_field_too_many_is_warned_of_and_left_out(tmp_path):
+    path = tmp_path / "facts.csv"
+    path.write_text(f"{HEADER.format(',')},note\n{ROW.format(',')},from the archive\n")
+    with pytest.warns(UserWarning, match="^facts.csv: no field of an edit, and left out: 'note'$"):
+        assert kedit.load_edits(path) == [PLAIN]
+
+
+def test_one_bad_record_of_a_hundred(tmp_path):
+    lines = [json.dumps({**OWN, "id": str(i)}) for i in range(100)]
+    path = tmp_path / "facts.jsonl"
+    for bad, says in (('{"prompt": ', "is not JSON"), ("[1]", "not an object"), ('{"prompt": "{} is"}', "is missing")):
+        path.write_text("\n".join([*lines[:40], bad, *lines[41:]]), encoding="utf-8")
+        with pytest.warns(UserWarning, match=f"facts.jsonl: 1 of 100 records .* facts.jsonl line 41: .*{says}"):
+            edits = kedit.load_edits(path)
+        assert [e.id for e in edits] == [str(i) for i in range(100) if i != 40]
+    path = tmp_path / "facts.csv"
+    path.write_text("\n".join([HEADER.format(","), *[ROW.format(",")] * 9, "{} plays,Ana,oboe, d'amore, organ"]))
+    with pytest.warns(UserWarning, match="1 of 10 records .* line 11: has more cells than the header"):
+        assert kedit.load_edits(path) == [PLAIN] * 9
+
+
+def test_nulls_and_numbers(tmp_path):
+    record = {**OWN, "paraphrases": [None, OWN["paraphrases"][0], None], "portability": None, "target_true": None}
+    record |= {"relation": None, "target_new": 1945, "separator": None}
+    (edit,) = kedit.load_edits(write(tmp_path / "facts.json", [record]))
+    assert (edit.paraphrases, edit.portability) == ((OWN["paraphrases"][0],), ())
+    assert (edit.target_new, edit.target_true, edit.relation, edit.separator) == ("1945", None, "", None)
+
+
+def test_a_separator_in_a_file(tmp_path):
+    for value in ("", " ", None):
+        (edit,) = kedit.load_edits(write(tmp_path / "facts.json", [{**OWN, "separator": value}]))
+        assert edit.separator == value
+        cell = "" if value is None else json.dumps(value)
+        (edit,) = kedit.load_edits(write(tmp_path / "facts.csv", [{**OWN, "separator": cell}]))
+        assert edit.separator == value
+    path = write(tmp_path / "facts.csv", [{**OWN, "separator": "none"}])
+    refused(lambda: kedit.load_edits(path), "facts.csv line 2", "'separator'", '""')
+
+
+def test_prompts_that_end_in_a_space_are_counted(tmp_path):
+    path = write(tmp_path / "facts.json", [OWN, {**OWN, "prompt": "{} plays the "}])
+    with pytest.warns(UserWarning, match="^facts.json: in 1 of 2 edits the prompt ends in a space") as caught:
+        kedit.load_edits(path)
+    assert len(caught) == 1
+
+
+EASYEDIT = {
+    "prompt": "Zoë Müller plays the",
+    "subject": "Zoë Müller",
+    "target_new": "violin",
+    "rephrase_prompt": "Zoë Müller masters the",
+    "locality": {"neighborhood": {"prompt": ["Ana Brown plays the"], "ground_truth": ["organ"]}},
+    "portability": {"one_hop": {"prompt": "It is made of", "ground_truth": "wood"}},
+}
+WIKIBIGEDIT = {
+    "tag": "new",
+    "subject": "Zoë Müller",
+    "update": "What does Zoë Müller play?",
+    "ans": "violin",
+    "rephrase": "Which instrument is Zoë Müller's?",
+    "personas": "Hey, what's Zoë Müller playing?",
+    "relation": "instrument",
+    "loc": "Where is Graz?",
+    "loc_ans": "Austria",
+    "mhop": "What is Zoë Müller's instrument made of?",
+    "mhop_ans": None,
+}
+UNIEDIT = {
+    "edit": {"prompt": "The instrument of Zoë Müller is the", "target": "violin", "subject": "Zoë Müller"},
+    "generality": {"0": {"prompt": "It is made of", "target": "wood", "path_type": "single"}},
+    "locality": {"0": {"prompt": "The town of Ana Brown is", "target": "Graz"}},
+}
+CKNOWEDIT = {
+    "prompt": "请说出中国领土的最南端",
+    "target_old": "海南岛",
+    "target_new": "曾母暗沙",
+    "portability": [{"prompt": "最南端在哪个省？", "answer": "海南省"}],
+    "rephrase": ["中国最南端是哪里？"],
+}
+
+
+def test_public_layouts(tmp_path):
+    """EasyEdit's editor, WikiBigEdit, UniEdit (an object of records), CKnowEdit (no subject: the whole question)."""
+
+    def read(record, **options):
+        (edit,) = kedit.load_edits(write(tmp_path / "facts.json", record if options else [record]))
+        return edit
+
+    violin = {"subject": "Zoë Müller", "target_new": "violin", "id": "1"}
+    pairs = {"locality": [("Ana Brown plays the", "organ")], "portability": [("It is made of", "wood")]}
+    easy = kedit.Edit("{} plays the", paraphrases=["Zoë Müller masters the"], **pairs, **violin)
+    assert read(EASYEDIT) == easy
+    flat = {k: v for k, v in EASYEDIT.items() if k not in ("locality", "portability")}
+    assert read(flat) == kedit.Edit("{} plays the", paraphrases=["Zoë Müller masters the"], **violin)
+    least = {k: EASYEDIT[k] for k in ("prompt", "subject", "target_new")}
+    assert read(least) == kedit.Edit("{} plays the", "Zoë Müller", "violin")
+    assert read({**least, "ground_truth": "organ"}) == kedit.Edit("{} plays the", target_true="organ", **violin)
+    asked = [WIKIBIGEDIT["rephrase"], WIKIBIGEDIT["personas"]]
+    assert read(WIKIBIGEDIT) == kedit.Edit(
+        "What does {} play?",
+        paraphrases=asked,
+        locality=[("Where is Graz?", "Austria")],
+        relation="instrument",
+        **violin,
+    )
+    by_name = read({"17": UNIEDIT}, named=True)
+    assert by_name == kedit.Edit(
+        "The instrument of {} is the",
+        "Zoë Müller",
+        "violin",
+        portability=[("It is made of", "wood")],
+        locality=[("The town of Ana Brown is", "Graz")],
+        id="17",
+    )
+    chinese = read(CKNOWEDIT)
+    assert (chinese.prompt, chinese.text, chinese.target_true) == ("{}", CKNOWEDIT["prompt"], "海南岛")
+    assert chinese.portability == (("最南端在哪个省？", "海南省"),)
+    lists = {"portability": None, "portability_prompt": ["最南端在哪个省？"], "portability_answer": ["海南省"]}
+    assert read({**CKNOWEDIT, **lists}) == chinese
+
+
 # ------------------------------------------------------------------------------------------ sources that are no records
 
 FILES = {
@@ -426,7 +573,8 @@ FILES = {
         ["facts.json: is not JSON", "line 2", ".jsonl"],
     ),
     "no list": ("facts.json", b'{"prompt": 1}', ["facts.json", "list", "dict"]),
-    "no objects": ("facts.json", b"[{}, 5]", ["facts.json record 2", "not an object"]),
+    "no objects": ("facts.json", b"[5, 5]", ["facts.json record 1", "not an object"]),
+    "no lines of JSON": ("facts.jsonl", b"a\nb\n", ["facts.jsonl line 1", "not JSON"]),
     "an empty list": ("facts.json", b"[]", ["facts.json", "no edits"]),
     "no rows": ("facts.csv", b"prompt,subject,target_new\n", ["facts.csv", "no edits"]),
     "a short row": (
@@ -441,14 +589,14 @@ FILES = {
     ),
     "a row after one of two lines": (
         "facts.csv",
-        b'prompt,subject,target_new\n{} plays,Ana,"the\noboe"\n{} plays,,oboe\n',
-        ["facts.csv line 4", "'subject' is missing"],
+        b'prompt,subject,target_new\n{} plays,,"the\noboe"\n{} plays,,oboe\n',
+        ["facts.csv line 2", "'subject' is missing"],
     ),
     "an open quote": ("facts.csv", b'prompt,subject,target_new\n{} plays,Ana,"oboe\n', ["facts.csv line", "not CSV"]),
     "another separator": (
         "facts.csv",
-        b"prompt;subject;target_new\n{} plays;Ana;oboe\n",
-        ["'prompt;subject;target_new' is unknown"],
+        b"prompt|subject|target_new\n{} plays|Ana|oboe\n",
+        ["'prompt|subject|target_new' is unknown"],
     ),
     "a list that is none": (
         "facts.csv",

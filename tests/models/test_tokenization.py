@@ -99,3 +99,18 @@ def test_a_separator_reaches_the_edit(tiny_folder):
         (forced,) = teacher_forced(model, [edit.text], ["Graz"], [separator]).probability.tolist()
         assert target.probabilities == [pytest.approx(forced, rel=1e-6)]
         assert model.tokenizer.decode(ids) == ("Graz" if separator == "" else " Graz")
+
+
+REPORTED = {
+    "EasyEdit 351": ("西游记的作者是谁", "西游记", "小明", ""),
+    "EasyEdit 69": ("詹姆斯是哪国人", "詹姆斯", "中国", ""),
+    "EasyEdit 558": ("Ray Charles, the", "Ray Charles", "violin", " "),
+}
+
+
+@pytest.mark.parametrize("text, subject, target, between", REPORTED.values(), ids=REPORTED)
+def test_edits_that_others_reported(tokenizer, text, subject, target, between):
+    edit = kedit.Edit.from_text(text, subject, target)
+    check_edit(tokenizer, edit)
+    whole = [*encode(tokenizer, edit.text), *target_ids(tokenizer, edit.text, target)]
+    assert tokenizer.decode(whole, skip_special_tokens=True) == f"{text}{between}{target}"

@@ -18,7 +18,7 @@ from kedit_lib.lab import world_of
 from kedit_lib.lab.corpus import texts
 from kedit_lib.report import reproduce
 from kedit_lib.streams.bench import same_settings
-from kedit_lib.streams.facts import HELD_OUT, DatasetFacts, facts_of
+from kedit_lib.streams.facts import HELD_OUT, DatasetFacts, facts_of, read_texts
 from kedit_lib.streams.named_streams import with_steps
 
 N_RECORDS, N_TEXTS = 60, 500
@@ -130,6 +130,38 @@ def test_texts_say_what_is_wrong(material, tmp_path):
         (tmp_path / name).write_text(content)
         with pytest.raises(KeditError, match=said):
             DatasetFacts(material.model, "edits.jsonl", str(tmp_path / name)).texts()
+
+
+def test_documents_may_be_lines(material, tmp_path):
+    lines = [f"Document {i}." for i in range(100)]
+    (tmp_path / "lines.txt").write_text("\n".join(lines))
+    (tmp_path / "paragraphs.txt").write_text("\n\n".join(f"{line}\nMore." for line in lines))
+    assert read_texts(str(tmp_path / "lines.txt")) == lines
+    assert read_texts(str(tmp_path / "paragraphs.txt")) == [f"{line}\nMore." for line in lines]
+
+
+def test_records_that_cannot_be_an_edit_are_counted(material, elsewhere, tmp_path):
+    lines = (elsewhere / "edits.jsonl").read_text().splitlines()
+    (tmp_path / "edits.jsonl").write_text("\n".join([*lines, "{", '{"prompt": "{} is"}']))
+    facts = DatasetFacts(material.model, str(tmp_path / "edits.jsonl"), material.corpus)
+    assert facts.some(3) == material.some(3)
+    assert facts.selection.endswith(" 2 of its records cannot be an edit.")
+    assert material.selection.endswith("these were left out before any edit.")
+
+
+def test_edits_of_a_chat_model(material, elsewhere):
+    model = kedit.load_model(elsewhere / "stranger")
+    with pytest.raises(KeditError, match="chat = True, edits = 'world': goes with a file"):
+        facts_of(model, "world", "texts.txt", chat=True)
+    model.tokenizer.chat_template = "{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
+    facts = facts_of(model, material.source, material.corpus, chat=True)
+    plain = material.some(3)
+    assert [e.text for e in facts.some(3)] == [f"[{e.text}]" for e in plain]
+    assert {e.separator for e in facts.some(3)} == {""}
+    every = kedit.load_edits(material.source, model=model)
+    assert [e.text for e in kedit.load_edits(material.source, model=model, chat=True)] == [f"[{e.text}]" for e in every]
+    with pytest.raises(KeditError, match="chat=True needs the chat template of a model"):
+        kedit.load_edits(material.source, chat=True)
 
 
 @pytest.mark.notebooks

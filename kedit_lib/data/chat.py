@@ -1,0 +1,53 @@
+"""An edit of a chat model: every prompt stands in the model's own chat template, as what a user asks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..errors import KeditError, first_line
+from .edit import LISTS, PAIRS, Edit, around_places, escaped
+
+
+def in_chat(edit: Edit, tokenizer, system: str | None = None) -> Edit:
+    """The edit with its prompts as turns of a user, the answers being what the assistant says next, without a joint.
+
+    system   text of a system turn in front (None: what the template puts there by itself)
+
+    A begin-of-text that the template writes is left out where the tokenizer puts it in front anyway. Raises
+    KeditError when the tokenizer has no chat template or the template refuses or changes the text.
+    """
+    before, after = _around(edit.text.strip(), tokenizer, system)
+    ahead, behind = around_places(edit.prompt)
+    changed = {name: tuple(_turns(text, tokenizer, system) for text in getattr(edit, name)) for name in LISTS}
+    for name in PAIRS:
+        changed[name] = tuple((_turns(prompt, tokenizer, system), a) for prompt, a in getattr(edit, name))
+    prompt = f"{escaped(before + ahead.lstrip())}{{}}{escaped(behind.rstrip() + after)}"
+    return replace(edit, prompt=prompt, separator="", **changed)
+
+
+def _turns(text: str, tokenizer, system: str | None) -> str:
+    before, after = _around(text.strip(), tokenizer, system)
+    return f"{before}{text.strip()}{after}"
+
+
+def _around(text: str, tokenizer, system: str | None) -> tuple[str, str]:
+    """What stands before and behind a user's text in the template."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise KeditError(
+            f"tokenizer {type(tokenizer).__name__}: has no chat template; give an instruct or chat model, or leave "
+            "chat out"
+        )
+    turns = [] if system is None else [{"role": "system", "content": system}]
+    try:
+        whole = tokenizer.apply_chat_template(
+            [*turns, {"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+        )
+    except Exception as error:  # whatever a template makes of a role
+        raise KeditError(f"chat template: refuses {text!r} ({first_line(error)}); leave out system=") from error
+    before, found, after = whole.rpartition(text)
+    if not found:
+        raise KeditError(f"chat template: does not show {text!r} as it is; leave chat out and write the prompt in full")
+    bos = tokenizer.bos_token
+    if bos and before.startswith(bos) and tokenizer("a").input_ids[0] == tokenizer.bos_token_id:
+        before = before.removeprefix(bos)
+    return before, after
