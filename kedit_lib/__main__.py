@@ -103,8 +103,8 @@ def sweep(
         str,
         Option(
             help="main, scaled (λ/d_ff × 0.1 and × 10), regimes (more edits, more layers, longer steps), others (the "
-            "other methods), causes, sensitivity, or names with commas; anatomy, foretold, lifting, memory and scaling "
-            "(which trains five lab models first) are what else notebooks 06 and 07 read"
+            "other methods), causes, sensitivity, or names with commas; decomposition, foretold, lifting, memory and "
+            "scaling (which trains five lab models first) are what else the notebooks read"
         ),
     ] = "main",
     plan: Annotated[bool, Option("--plan", help="only say what would run")] = False,

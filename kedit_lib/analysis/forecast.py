@@ -1,7 +1,7 @@
 """How many single edits a model will bear, told before the first one: from a few edits made apart.
 
 Until bystanders are lost, edits of a stream answer little to each other; what they do to another subject adds up like
-a random walk (`anatomy`). So N_model can be foretold without a stream:
+a random walk (`decomposition`). So N_model can be foretold without a stream:
 
     spills   n edits, each made on the unedited model: how far does each move the state h of each of some strangers?
              a_ju = ‖h_j(u) − h(u)‖² / ‖h(u)‖²,  h after the last edited layer, at the subject's last token
@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import math
 import warnings
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
 from ..editing.compute_k import outputs_at
@@ -24,16 +26,29 @@ from ..editing.compute_z import Doubtful
 from ..errors import KeditError
 from ..evaluation import generation_accuracy
 from ..models.tokenization import encode_prompt
+from ..streams.bench import Bench
+from ..streams.named_streams import COLLAPSING
+from .measured import committed, keep, stored
 
+SAMPLE, STRANGERS = 30, 100  # edits made apart, and facts asked, to foretell a stream
+WHAT = f"foretold-{SAMPLE}x{STRANGERS}.json"
+STREAMS = (  # that a sweep foretells
+    *(f"{name}{rho}" for name in ("memit", "pmet", "rome") for rho in ("", "-rho2")),
+    *("memit-long", "pmet-long", "rome-long", "memit-steps", "pmet-steps", "rome-steps", "memit-layers", COLLAPSING),
+    *("memit@0.1", "memit@10", "pmet@0.1", "memit-clamp"),
+)
 STRETCH = tuple(2.0**i for i in range(-2, 7))  # factors on the sum of the updates
 WALKERS, FURTHEST = 1000, 3000  # simulated strangers; edits beyond which nothing is foretold
 
 
-def foretell(model, method, edits, strangers, moments=None, contexts=None, seed: int = 0) -> dict[str, float]:
+def foretell(
+    model, method, edits, strangers, moments=None, contexts=None, seed: int = 0, match: str = "exact"
+) -> dict[str, float]:
     """{"N": foretold N_model (inf: beyond FURTHEST edits), "theta": θ, "spill": mean a of one edit}.
 
     edits      a sample, each made on the unedited weights
     strangers  (prompt with {}, subject, answer): facts that no edit touches and the unedited model knows
+    match      when a fact counts as said, as in `generation_accuracy`: "begins" for models that write on
 
     The weights are the ones at entry afterwards. KeditError without edits or strangers.
     """
@@ -59,7 +74,7 @@ def foretell(model, method, edits, strangers, moments=None, contexts=None, seed:
         for factor in STRETCH:
             model.add({name: factor * delta for name, delta in total.items()})
             shifts.append(shift())
-            right += generation_accuracy(model, asked, answers)
+            right += generation_accuracy(model, asked, answers, match)
             model.restore()
     theta = _bearing(torch.cat(shifts).cpu().numpy(), np.array(right, dtype=bool))
     pool = torch.stack(spills).flatten().double().cpu().numpy()
@@ -86,3 +101,37 @@ def _walk(pool: np.ndarray, theta: float, seed: int) -> float:
         if np.median(sums) > theta**2:
             return float(n)
     return math.inf
+
+
+def keep_foretold(bench: Bench, name: str, order: int, folder: Path | None = None) -> dict[str, float]:
+    """`foretell` a stream from its first edits, into results/ and a folder; found again in results/."""
+    return keep(bench, name, order, WHAT, lambda: _foretell(bench, name, order), folder)
+
+
+def _foretell(bench: Bench, name: str, order: int) -> dict[str, float]:
+    method, edits = bench.method(name), bench.edits_of(name, order)
+    return foretell(
+        bench.model,
+        method,
+        edits[:SAMPLE],
+        bench.facts.strangers(edits, STRANGERS, order),
+        moments=bench.moments if method.needs_moments else None,
+        contexts=bench.contexts(method, order),
+        seed=order,
+        match=bench.facts.match,
+    )
+
+
+def foretold(bench: Bench | None = None, models=(), live=("memit",)) -> pd.DataFrame:
+    """A row a model, stream and order that was foretold: N (inf: beyond FURTHEST), theta, spill. Of committed data: the
+    models with these labels; of the bench: what was measured of its streams, its live orders of `live` now if need be.
+    """
+    found = [(model, name, order, one) for model, name, order, one in committed(WHAT, models)]
+    for name in STREAMS if bench is not None and bench.label not in models else ():
+        for order in bench.profile.orders if name in bench.streams else ():
+            one = stored(bench, name, order, WHAT)
+            if one is None and name in live and order in bench.profile.live_orders:
+                one = keep_foretold(bench, name, order)
+            found += [] if one is None else [(bench.label, name, order, one)]
+    rows = [{"model": m, "stream": s, "order": o, **one} for m, s, o, one in found]
+    return pd.DataFrame(rows, columns=["model", "stream", "order", "N", "theta", "spill"])

@@ -2,12 +2,15 @@
 
 params/predictions.yaml holds them: `where` and `holds` are pandas expressions over `runs.outcomes`, in which a point
 that was not reached is infinite. With `against` the row of another stream, of the same model, setting and order, stands
-beside each: its columns end in _other.
+beside each: its columns end in _other. With `table` they speak of a table that a notebook keeps in figures/, such as
+"11_foretold". `verdict` says what came of an experiment that is no longer shown.
 """
 
 from __future__ import annotations
 
+import os
 from math import inf
+from pathlib import Path
 
 import pandas as pd
 
@@ -18,20 +21,32 @@ PATH = REPOSITORY / "params" / "predictions.yaml"
 POINTS = ["N_optimisation", "N_model"]
 
 
-def scored(found: pd.DataFrame, notebook: str | None = None) -> pd.DataFrame:
+def scored(found: pd.DataFrame, notebook: str | None = None, figures: Path | None = None) -> pd.DataFrame:
     """A row a prediction (of one notebook: "02"; None: of all): name, notebook, prediction, held, runs, verdict.
 
     found: `runs.outcomes` of every stream that is there. It speaks of `runs` streams and orders and holds in `held` of
     them; verdict: held (in all), failed (in none), "in 1 of 3", or not testable (there is no such run).
+    figures: the folder of the tables; None: figures/, or where KEDIT_FIGURES says.
     """
+    folder = Path(figures or os.environ.get("KEDIT_FIGURES") or REPOSITORY / "figures")
     found = found.assign(**{point: found[point].astype(float).fillna(inf) for point in POINTS})
     rows = []
     for one in parse(PATH.read_text(encoding="utf-8"), PATH.name):
         if notebook in (None, one["notebook"]):
-            asked = _beside(found, one.get("against")).query(one["where"], engine="python")
+            asked = _asked(one, found, folder)
             held = int(asked.eval(one["holds"], engine="python").sum()) if len(asked) else 0
-            rows.append((one["name"], one["notebook"], one["says"], held, len(asked), _verdict(held, len(asked))))
+            verdict = one.get("verdict") or _verdict(held, len(asked))
+            rows.append((one["name"], one["notebook"], one["says"], held, len(asked), verdict))
     return pd.DataFrame(rows, columns=["name", "notebook", "prediction", "held", "runs", "verdict"])
+
+
+def _asked(one: dict, found: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    """The rows that a prediction speaks of."""
+    path = folder / f"{one.get('table')}.csv"
+    if "verdict" in one or ("table" in one and not path.exists()):
+        return found[:0]
+    table = pd.read_csv(path) if "table" in one else _beside(found, one.get("against"))
+    return table.query(one["where"], engine="python")
 
 
 def _beside(found: pd.DataFrame, other: str | None) -> pd.DataFrame:

@@ -8,31 +8,29 @@ against the state that they are added to, within the clamp:
 
 `reaches` reads from finished streams that optimisations do nothing where the reach has become small; `measure` asks
 whether it is the reach: it goes along a stream and looks for targets of other people with a larger budget, or with part
-of the prompt as it was. `verdict` says what came of what was predicted.
+of the prompt as it was.
 """
 
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from ..data.cached import cached
 from ..editing import method_class
 from ..editing.compute_z import Doubtful, did_nothing
 from ..editing.interventions import changed
 from ..evaluation import generation_accuracy
-from ..streams.bench import Bench, data_folder
+from ..streams.bench import Bench
 from ..streams.named_streams import COLLAPSING, Stream
 from ..streams.runner import WINDOW, Run
-from ..streams.store import write_parquet
-from .decomposition import measured_on
+from .measured import stored
 
 STREAMS = (COLLAPSING, "why-pmet-left")  # where the optimised probability falls: as it may, and by the padding bug
 AT = (0, 150, 300, 450)  # edits made before targets are looked for
 SAMPLE = 25  # of people whom the stream does not edit
+WHAT = f"lifting-{'-'.join(map(str, AT))}x{SAMPLE}.parquet"
 STEPS = 10  # times as many as in the stream
 AS_IS, MORE_STEPS = "as in the stream", f"{STEPS} times as many steps"
 LONGER_STEPS, UNBUGGED = "steps longer as the state has grown", "prompts padded behind"
@@ -95,24 +93,7 @@ def _windows(run: Run, method, d_model: int) -> list[dict]:
 
 def lift(bench: Bench, name: str, order: int = 0) -> pd.DataFrame | None:
     """`measure` of a stream: the committed table, or one from results/. None: an order that was not measured."""
-    for folder in (data_folder(), bench.results / "lifting"):
-        if (path := _path(folder, bench, name, order)).exists():
-            return pd.read_parquet(path)
-    return None
-
-
-def keep(bench: Bench, name: str, order: int, folder: Path) -> pd.DataFrame:
-    """Put the table of a stream into a folder: measured, or, as a sweep that was stopped goes on, found in results/."""
-    ours, asked = _path(bench.results / "lifting", bench, name, order), _path(folder, bench, name, order)
-    found = cached(ours, lambda: measure(bench, name, order), write_parquet)
-    if asked != ours:
-        write_parquet(found, asked)
-    return found
-
-
-def _path(folder: Path, bench: Bench, name: str, order: int) -> Path:
-    asked = f"lifting-{'-'.join(map(str, AT))}x{SAMPLE}"
-    return folder / f"{measured_on(folder, bench, name, order)}{asked}.parquet"
+    return stored(bench, name, order, WHAT)
 
 
 def measure(bench: Bench, name: str, order: int = 0, at=AT, sample: int = SAMPLE) -> pd.DataFrame:
@@ -182,34 +163,3 @@ def lifting_table(found: dict[tuple[str, int], pd.DataFrame]) -> pd.DataFrame:
             named = {"stream": stream, "order": order, "edits_done": done, "budget": budget}
             rows.append({**named, **middle, "frozen": stuck, "said": part.said.mean()})
     return pd.DataFrame(rows)
-
-
-def verdict(lifted: pd.DataFrame) -> str:
-    """What was predicted of `lifting_table` at its last number of edits, and what came (medians over orders)."""
-    end = lifted[lifted.edits_done == lifted.edits_done.max()]
-    said = []
-    for stream, rows in end.groupby("stream", sort=False):
-        p = rows.groupby("budget", sort=False).p_last.median()
-        start = lifted[(lifted.stream == stream) & (lifted.edits_done == 0) & (lifted.budget == AS_IS)].p_last.median()
-        bugged = UNBUGGED in p.index
-        predicted = {
-            MORE_STEPS: ("below 0.01", p[MORE_STEPS] < 0.01) if bugged else ("above 0.5", p[MORE_STEPS] > 0.5),
-            LONGER_STEPS: (f"about {start:.2g}", p[LONGER_STEPS] > start / 2)
-            if bugged
-            else ("above 0.5", p[LONGER_STEPS] > 0.5),
-        }
-        if not bugged:
-            before, behind = HEALED
-            predicted |= {before: ("below 0.05", p[before] < 0.05), behind: ("above 0.5", p[behind] > 0.5)}
-        each = [
-            f"*{budget}* {p[budget]:.2g} ({what} was predicted: {'held' if held else 'failed'})"
-            for budget, (what, held) in predicted.items()
-        ]
-        each += [f"*{UNBUGGED}*, on the same weights, {p[UNBUGGED]:.2g}"] if bugged else []
-        orders = rows.order.nunique()
-        said.append(
-            f"- **{stream}** ({orders} order{'s' if orders > 1 else ''}): after {end.edits_done.max()} edits "
-            f"{p[AS_IS]:.2g}, before the first {start:.2g}; {'; '.join(each)}. Of the edits {rows.said.max():.0%} at "
-            "most are said once they are written."
-        )
-    return "\n".join(said)

@@ -1,5 +1,9 @@
 """Does the collapse wait longer in a wider model? The same streams on a family of lab models, width by width.
 
+The table has a row a model, stream and order: role ("d_ff 512" for a member of the family that differs from the others
+in width alone), d_ff, both collapse points (NA: not reached), and the means of the model's single edits, "single edit"
+and so on. A model that misses a bar with these has one row and no stream.
+
 Held: d_model : d_ff (1 : 8), four layers of which the lab's are edited, λ/d_ff, facts for each parameter of the layers,
 how many people share a name part, for that is what most spills come from, and how long a step of the optimisation is
 against the states it moves. The widest member is the lab model itself. One member has half the people of its width: a
@@ -36,8 +40,8 @@ from ..streams.named_streams import LONG_STEPS
 from ..streams.runner import Run, collapse_point, run_stream
 from ..streams.store import write_parquet
 from .lab_tables import BARS
-from .width_fit import POINTS
 
+POINTS = ("N_optimisation", "N_model")
 LAB = RECIPES["lab"]
 LAMBDA = 15000 / 11008  # λ/d_ff as published
 TRAINED = {  # d_ff: steps, peak rate

@@ -26,7 +26,7 @@ from ..streams.cost import keep_memory
 from ..streams.named_streams import every_stream, groups_of, streams_of
 from .stamps import PACKAGE, hash_files
 
-MEASUREMENTS = ("anatomy", "foretold", "lifting", "memory", "scaling")
+MEASUREMENTS = ("decomposition", "foretold", "lifting", "memory", "scaling")
 CHECK_EDITS = 50  # edits of the committed stream that is run again
 CHECK_FACTS = 0.15  # and of unrelated facts right: three standard errors of a share of a hundred
 SLICE, SLICE_EDITS = ("memit", "rome"), 40  # streams of the model beside, and how many of their edits, run each time
@@ -117,71 +117,70 @@ def _task(work, *arguments) -> str:
 
 
 def run_measurements(profile: Profile, orders, which: str) -> None:
-    """What notebooks 06 and 07 read beside streams, into figures/data: "anatomy", "foretold" or "lifting" of their
-    streams for each order; the "memory" of every method, or the "scaling" of a family of lab models, once."""
-    from ..analysis import causes
-    from ..analysis import decomposition as anatomy
-    from ..analysis import recovery as lifting
-    from ..analysis import width_family as scaling
-    from ..analysis import width_fit as extrapolation
+    """What notebooks read beside streams, into figures/data: "decomposition", "foretold" or "lifting" of their streams
+    for each order; the "memory" of every method, or the "scaling" of a family of lab models, once."""
+    from ..analysis import width_family
 
     if which == "scaling":
-        found = scaling.sweep(results_folder(), data_folder(), profile.workers, profile.threads)
-        print(extrapolation.fit_table(found).to_string())
+        width_family.sweep(results_folder(), data_folder(), profile.workers, profile.threads)
         return
     if which == "memory":
         print(keep_memory(Bench(profile, progress=False), data_folder()).to_string())
         return
-    Bench(profile, progress=False).moments  # measured once, before the workers want it  # noqa: B018
-    names = {"anatomy": anatomy.STREAMS, "foretold": causes.FORETOLD, "lifting": lifting.STREAMS}[which]
+    bench = Bench(profile, progress=False)
+    bench.moments  # measured once, before the workers want it  # noqa: B018
+    names = _measured_streams(which)
     tasks = [(profile, which, name, order) for name in names for order in orders]
     os.environ.setdefault("OMP_NUM_THREADS", str(profile.threads))
     with ProcessPoolExecutor(profile.workers, mp_context=get_context("spawn")) as pool:
         for task, said in zip(tasks, pool.map(_measurement, *zip(*tasks, strict=True)), strict=True):
             print(f"{which} of {task[2]} order {task[3]}: {said}", flush=True)
     about = {"streams": list(names), "orders": orders, "finished": now(), "algorithms": ALGORITHMS}
-    with replacing(data_folder() / f"{profile.model.split('/')[-1]}.{which}.manifest.json") as part:
+    with replacing(data_folder() / f"{bench.label}.{which}.manifest.json") as part:
         part.write_text(json.dumps({**about, "versions": versions(), "commit": commit()}, indent=1) + "\n")
+
+
+def _measured_streams(which: str) -> tuple[str, ...]:
+    from ..analysis import decomposition, forecast, recovery
+
+    return {"decomposition": decomposition, "foretold": forecast, "lifting": recovery}[which].STREAMS
 
 
 def planned(profile: Profile, orders, which: str) -> str:
     """What `run_measurements` would make, in edits."""
-    from ..analysis import causes
-    from ..analysis import decomposition as anatomy
-    from ..analysis import recovery as lifting
-    from ..analysis import width_family as scaling
+    from ..analysis import decomposition, forecast, recovery, width_family
 
-    n, k = profile.n_edits, len(orders)
     if which == "scaling":
-        edits = sum(scaling.planned(recipe, len(scaling.ORDERS)) for recipe in scaling.family().values())
-        return f"{edits} edits at most, on {len(scaling.family())} models; all but the lab model are trained first"
+        edits = sum(width_family.planned(recipe, len(width_family.ORDERS)) for recipe in width_family.family().values())
+        return f"{edits} edits at most, on {len(width_family.family())} models; all but the lab model are trained first"
     if which == "memory":
         return "a few edits of each method, each in a process of its own"
-    tried = len(lifting.HEALED) + 3
+    tried = len(recovery.HEALED) + 3
     each = {
-        "anatomy": len(anatomy.STREAMS) * 2 * n,
-        "foretold": len(causes.FORETOLD) * causes.SAMPLE,
-        "lifting": len(lifting.STREAMS) * (max(lifting.AT) + len(lifting.AT) * lifting.SAMPLE * tried),
+        "decomposition": 2 * min(decomposition.EDITS, profile.n_edits),
+        "foretold": forecast.SAMPLE,
+        "lifting": max(recovery.AT) + len(recovery.AT) * recovery.SAMPLE * tried,
     }[which]
-    return f"{each * k} edits in {k} orders"
+    return f"{each * len(_measured_streams(which)) * len(orders)} edits in {len(orders)} orders"
 
 
 def _measurement(profile: Profile, which: str, name: str, order: int) -> str:
     import torch
 
-    from ..analysis import causes
-    from ..analysis import decomposition as anatomy
-    from ..analysis import recovery as lifting
+    from ..analysis import decomposition, recovery
+    from ..analysis.forecast import keep_foretold
+    from ..analysis.measured import keep
 
     torch.set_num_threads(profile.threads)
-    bench = Bench(profile, progress=False)
-    if which == "anatomy":
-        found = anatomy.shares(anatomy.keep(bench, name, order, data_folder()))
+    bench, folder = Bench(profile, progress=False), data_folder()
+    if which == "decomposition":
+        table = keep(bench, name, order, decomposition.WHAT, lambda: decomposition.measure(bench, name, order), folder)
+        found = decomposition.shares(table).iloc[-1].to_dict()
     elif which == "lifting":
-        kept = lifting.keep(bench, name, order, data_folder())
+        kept = keep(bench, name, order, recovery.WHAT, lambda: recovery.measure(bench, name, order), folder)
         found = kept[kept.edits_done == kept.edits_done.max()].groupby("budget", sort=False).p_last.median().to_dict()
     else:
-        found = causes.keep_foretold(bench, name, order, folder=data_folder())
+        found = keep_foretold(bench, name, order, folder)
     return ", ".join(f"{key} {value:.3g}" for key, value in found.items())
 
 

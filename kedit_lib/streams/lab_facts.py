@@ -15,6 +15,7 @@ REFERENCE = 25  # facts that ‖v₀‖ is measured on
 class LabFacts:
     """Edits of a lab world, every fact around them known."""
 
+    match = "exact"  # the lab models were trained on these sentences
     unknown = 0
     selection = "Every fact of the lab's world was taught, and the model knows it; none is left out."
 

@@ -1,4 +1,4 @@
-"""Streams taken apart, and collapses foretold: identities that hold exactly, and what bends them."""
+"""Edit sequences decomposed, and collapses foretold: identities that hold exactly, and what bends them."""
 
 import math
 
@@ -8,15 +8,15 @@ import pytest
 import torch
 
 import kedit_lib as kedit
-from kedit_lib.analysis import causes, forecast
-from kedit_lib.analysis import decomposition as anatomy
-from kedit_lib.analysis.decomposition import Anatomy
+from kedit_lib.analysis import decomposition, forecast, measured
+from kedit_lib.editing.compute_k import keys_at, outputs_at
 from kedit_lib.errors import KeditError
+from kedit_lib.models.tokenization import encode_prompt
 from kedit_lib.streams.named_streams import cause_streams, every_stream, groups_of
-from kedit_lib.streams.runner import Run
 
 N = 6
 SMALL = {"n_edits": N, "n_single": 2, "batch_sizes": [1, N], "mass_sizes": [1, N]}
+ONE, SEVERAL = "memit", "memit-layers"  # layers
 
 
 @pytest.fixture(scope="module")
@@ -25,151 +25,105 @@ def bench(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def found(bench):
-    return anatomy.dissect(bench, "memit")
+def tables(bench):
+    return {name: decomposition.measure(bench, name, facts=12) for name in (ONE, SEVERAL)}
 
 
-def replay(bench, edits):
-    """W − W₀ in float64 after these edits, and the sum of the same edits made alone."""
-    model, method = bench.model, bench.method("memit")
-    (layer,), given = method.layers, {"moments": bench.moments, "contexts": bench.contexts(method)}
-    alone = 0
+def by_hand(bench, name):
+    """(‖D‖², ‖D⁰‖², Σ_j s_j, h(W₀)) of the first five facts after all edits: these made again, the weights added."""
+    model, method, edits = bench.model, bench.method(name), bench.edits(0)
+    given = {"moments": bench.moments, "contexts": bench.contexts(method)}
+    facts = bench.facts.strangers(edits, 12, 0)[:5]
+    prompts = [encode_prompt(model.tokenizer, "{}", p, s) for p, s, _ in facts]
+
+    def state():
+        return outputs_at(model, prompts, model.layers[max(method.layers)]).double()
+
+    start, alone, effects = state(), {}, 0
     for edit in edits:
-        alone = alone + method.apply(model, [edit], **given).deltas[model.weight_name(layer)].double()
+        deltas = method.apply(model, [edit], **given).deltas
+        effects = effects + state() - start
         model.restore()
+        alone = {n: alone.get(n, 0) + d for n, d in deltas.items()}
+    model.add(alone)
+    summed = (state() - start).square().sum(1)
+    model.restore()
     for edit in edits:
         method.apply(model, [edit], **given)
-    total = model.drift(layer).double()
+    whole = (state() - start).square().sum(1)
     model.restore()
-    return total, alone
+    return whole, summed, effects, start
 
 
 @pytest.mark.slow
-def test_shifts_are_those_of_the_weights(bench, found):
-    """The shift of a stranger is ‖(W − W₀)k‖/‖W₀k‖, of the stream and of the sum of edits made alone."""
-    from kedit_lib.editing.compute_k import keys_at
-    from kedit_lib.models.tokenization import encode_prompt
-
-    edits, (layer,) = bench.edits(0), bench.method("memit").layers
-    facts = bench.facts.strangers(edits, anatomy.STRANGERS, 0)[:5]
-    prompts = [encode_prompt(bench.model.tokenizer, "{}", p, s) for p, s, _ in facts]
-    k = keys_at(bench.model, prompts, [layer])[layer].double()
-    w0 = bench.model.weight(layer).detach().double()
-    for superposed, drift in zip((False, True), replay(bench, edits), strict=True):
-        rows = found.shifts.query("cohort == 'untouched' and edits_done == @N")
-        rows = rows[rows.superposed == superposed]
-        by_hand = (k @ drift.T).norm(dim=1) / (k @ w0.T).norm(dim=1)
-        assert rows["shift"].to_numpy()[:5] == pytest.approx(by_hand.numpy(), rel=1e-4)
+@pytest.mark.parametrize("name", [ONE, SEVERAL])
+def test_the_four_terms_are_the_squared_shift(bench, tables, name):
+    whole, summed, effects, start = by_hand(bench, name)
+    last, size = tables[name].query("edits == @N").head(5), start.square().sum(1).numpy()
+    total = last[list(decomposition.TERMS)].sum(axis=1).to_numpy()
+    assert total * size == pytest.approx(whole.numpy(), rel=1e-3)
+    straight = (last.side_effects + last.alignment).to_numpy()
+    assert straight * size == pytest.approx(effects.square().sum(1).numpy(), rel=1e-3)
+    assert (straight + last.layers.to_numpy()) * size == pytest.approx(summed.numpy(), rel=1e-3)
+    assert (last.side_effects > 0).all()
 
 
-def test_nothing_is_left_in_the_model(bench, found):
-    assert not bench.model.edited or all(
-        torch.equal(bench.model.hf.get_parameter(name), w) for name, w in bench.model.edited.items()
-    )
+def test_one_layer_passes_nothing_on_and_its_side_effects_are_products_with_the_key(bench, tables):
+    """Behind a single edited layer s_j = Δ⁰_j k exactly; behind several an update meets keys that the others moved."""
+    one, several = (tables[name].query("edits == @N") for name in (ONE, SEVERAL))
+    assert one.layers.abs().max() < 1e-3 * one.side_effects.min()
+    assert several.layers.abs().max() > 1e-3 * several.side_effects.max()
+    model, method, edits = bench.model, bench.method(ONE), bench.edits(0)
+    (layer,), facts = method.layers, bench.facts.strangers(edits, 12, 0)[:5]
+    prompts = [encode_prompt(model.tokenizer, "{}", p, s) for p, s, _ in facts]
+    k = keys_at(model, prompts, [layer])[layer].double()
+    size = outputs_at(model, prompts, model.layers[layer]).double().square().sum(1)
+    squares = 0
+    for edit in edits:
+        outcome = method.apply(model, [edit], moments=bench.moments, contexts=bench.contexts(method))
+        model.restore()
+        squares = squares + (k @ outcome.deltas[model.weight_name(layer)].double().T).square().sum(1)
+    assert one.side_effects.to_numpy()[:5] == pytest.approx((squares / size).numpy(), rel=1e-3)
 
 
-def test_an_edit_counts_from_the_next_one_on(found):
-    last = found.shifts.query("cohort == 'edits' and edits_done == @N and not superposed").set_index("fact")
-    assert last["shift"][N - 1] == 0 and last["shift"][0] > 0
-    assert set(found.shifts.query("cohort == 'edits' and edits_done == 2").fact) == {0, 1}
+@pytest.mark.parametrize("name", [ONE, SEVERAL])
+def test_the_first_edit_answers_to_nobody(tables, name):
+    first = tables[name].query("edits == 1")
+    assert first[["alignment", "layers", "response"]].abs().max(axis=None) < 1e-3 * first.side_effects.max()
+    assert tables[name].query("edits == @N").response.abs().max() > 1e-3
 
 
-def test_the_first_edit_answers_to_nobody(found):
-    first, later = found.doses.iloc[0], found.doses.iloc[1:]
-    assert first.own == pytest.approx(first.own_alone, rel=1e-6)
-    assert (abs(later.own / later.own_alone - 1) > 1e-4).any()
+def test_nothing_is_left_in_the_model(bench, tables):
+    assert all(torch.equal(bench.model.hf.get_parameter(name), w) for name, w in bench.model.edited.items())
 
 
-def test_the_three_terms_are_the_whole(found):
-    for at in (None, 2):
-        part = anatomy.shares(found, at)
-        assert part["spills"] + part["agreement"] + part["response"] == pytest.approx(1)
-        assert part["growth"] + part["turning"] == pytest.approx(part["response"])
-    assert anatomy.shares(found, 2) != anatomy.shares(found)
+def test_shares_of_the_mean_shift(tables):
+    found = decomposition.shares(tables[SEVERAL])
+    assert found[list(decomposition.TERMS)].sum(axis=1).tolist() == pytest.approx([1] * len(found))
+    assert found.edits.iloc[-1] == N and found["shift"].is_monotonic_increasing
 
 
-def test_kinds_of_kin_share_all_pairs_and_all_spills(bench, found):
-    kin = causes.kinship_table({0: found}).groupby("by")
-    assert kin["share of the pairs"].sum().tolist() == pytest.approx([1, 1])
-    assert kin["share of the spills"].sum().tolist() == pytest.approx([1, 1])
-    last = found.shifts.query("cohort == 'edits' and edits_done == @N and not superposed").set_index("fact").spills
-    for _, rows in found.kin.groupby("by"):
-        spills = rows.groupby("edit").spills.sum()
-        assert (spills[1] > 0) == (last[0] > 0)
-        assert rows.groupby("edit").later.sum().tolist() == [N - 1 - i for i in range(N - 1)]
+def test_a_batch_is_not_decomposed(bench):
+    with pytest.raises(KeditError, match="single edits"):
+        decomposition.measure(bench, "memit-mass")
+    with pytest.raises(KeditError, match="at least one edit"):
+        decomposition.decompose(bench.model, bench.method(ONE), [], [])
 
 
-def test_keys_are_sorted_by_their_cosine_in_the_metric():
-    """By hand: C⁻¹ = diag(1, 4); cosines 1, 0.8, 0.05 and 0 of four keys with the first."""
-    k = torch.tensor([[1.0, 0.0], [0.8, 0.3], [0.05, 0.5], [0.0, 0.5]], dtype=torch.float64)
-    ck = k * torch.tensor([1.0, 4.0], dtype=torch.float64)
-    found = anatomy._nearness(k, ck)
-    cosines = (k @ ck.T) / ((k * ck).sum(1).sqrt()[:, None] * (k * ck).sum(1).sqrt())
-    assert cosines[0].tolist() == pytest.approx([1.0, 0.8, 0.05 / (0.0025 + 1) ** 0.5, 0.0])
-    kinds = {kind: mask[0].tolist() for (_, kind), mask in found.items()}
-    assert kinds == {
-        "above 0.3": [True, True, False, False],
-        "0.1 to 0.3": [False] * 4,
-        "0.03 to 0.1": [False, False, True, False],
-        "below 0.03": [False, False, False, True],
-    }
+def test_what_was_kept_is_found_again(bench, tables, tmp_path):
+    make = {"made": lambda: tables[ONE], "again": lambda: pytest.fail("was measured again")}
+    for times in make:
+        measured.keep(bench, ONE, 0, decomposition.WHAT, make[times], tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    pd.testing.assert_frame_equal(decomposition.decomposition(bench, ONE), tables[ONE])
+    assert decomposition.decomposition(bench, ONE, order=7) is None  # neither live nor stored
 
 
-def test_who_undoes_whom_in_words():
-    rows = [("keys", "above 0.3", 0.01, 0.4), ("keys", "below 0.03", 0.99, 0.6), ("names", "both", 0.0, 0.0)]
-    rows += [("names", "neither", 1.0, 1.0)]
-    table = pd.DataFrame(rows, columns=["by", "kin", "share of the pairs", "share of the spills"])
-    table["times its share"] = table["share of the spills"] / table["share of the pairs"]
-    said = causes.kinship_sentence(table)
-    assert said.startswith(
-        "By keys, pairs of *above 0.3* spill 40 times their share (1.0% of the pairs, 40% of the spills)"
-    )
-    assert "comes from *below 0.03* (60%)" in said
-
-
-def hand_made(shift, foreseen, right) -> Anatomy:
-    rows = [
-        {"edits_done": 9, "superposed": sup, "cohort": "edits", "fact": i, "shift": s, "spills": s, "right": r}
-        for sup, values in ((False, shift), (True, foreseen))
-        for i, (s, r) in enumerate(zip([*values, 0.0], [*right, True], strict=True))
-    ]
-    return Anatomy(pd.DataFrame(rows), pd.DataFrame(), pd.DataFrame())
-
-
-def test_foresight_is_a_rank_correlation_and_an_auc():
-    best = anatomy.foresight(hand_made([1, 2, 3, 4], [1, 2, 3, 4], [True, True, False, False]))
-    assert best == {"shift": pytest.approx(1), "by position": pytest.approx(-1), "loss": 1.0, "loss by position": 0.0}
-    worst = anatomy.foresight(hand_made([1, 2, 3, 4], [4, 3, 2, 1], [True, True, False, False]))
-    assert (worst["shift"], worst["loss"]) == (pytest.approx(-1), 0.0)
-    mixed = anatomy.foresight(hand_made([1, 2, 3, 4], [1, 2, 3, 4], [True, False, True, False]))
-    assert mixed["loss"] == 0.75
-    assert math.isnan(anatomy.foresight(hand_made([1, 2], [1, 2], [True, True]))["loss"])
-
-
-def test_survival_falls_with_the_shift_where_shifts_kill():
-    shift = np.linspace(0.1, 2, 120)
-    table = pd.DataFrame(
-        {"edits_done": 9, "superposed": False, "cohort": "untouched", "fact": range(120), "shift": shift, "spills": 1}
-    ).assign(right=shift < 1)
-    alive = anatomy.survival(Anatomy(table, pd.DataFrame(), pd.DataFrame()), bins=4)
-    assert alive.right.tolist() == [1.0, pytest.approx(alive.right[1]), 0.0, 0.0]
-    assert alive.n.tolist() == [30] * 4 and alive["shift"].is_monotonic_increasing
-
-
-def test_only_streams_of_single_edits_in_one_layer_are_taken_apart(bench):
-    for name in ("memit-mass", "memit-layers"):
-        with pytest.raises(KeditError, match="single edits in one layer"):
-            anatomy.dissect(bench, name)
-
-
-def test_what_was_kept_is_found_again(bench, found, monkeypatch):
-    folder = bench.results / "anatomy"
-    monkeypatch.setattr(anatomy, "dissect", lambda *_: found)
-    anatomy.keep(bench, "memit", 0, folder)
-    monkeypatch.setattr(anatomy, "dissect", lambda *_: pytest.fail("was dissected again"))
-    again = anatomy.anatomy(bench, "memit", 0)
-    pd.testing.assert_frame_equal(again.shifts, found.shifts)
-    assert anatomy.anatomy(bench, "memit", 7) is None  # an order that is neither live nor there
+def test_committed_measurements_are_found_by_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(measured, "data_folder", lambda: tmp_path)
+    (tmp_path / "lab.memit@0.1.order2.0123456789abcdef.what.json").write_text('{"N": Infinity}')
+    assert measured.committed("what.json", ["lab"]) == [("lab", "memit@0.1", 2, {"N": math.inf})]
+    assert measured.committed("what.json", ["smollm2"]) == measured.committed("else.json", ["lab"]) == []
 
 
 # ---- foretelling -------------------------------------------------------------------------------------
@@ -207,7 +161,7 @@ def test_more_is_written_earlier_it_dies(bench):
         kedit.foretell(model, method, [], strangers, **given)
 
 
-# ---- catalogue, frontier --------------------------------------------------------------------
+# ---- named streams --------------------------------------------------------------------
 
 
 def test_every_stream_of_the_catalogue_makes_a_method(bench):
@@ -216,8 +170,8 @@ def test_every_stream_of_the_catalogue_makes_a_method(bench):
         assert method.layers, name
     assert bench.method("memit-anchored").norm_anchor > 0
     assert bench.method("alphaedit-rank").nullspace_rank == round(7 / 8 * bench.model.d_ff)
-    names = [name for group in groups_of(bench.profile).values() for name in group]
-    assert len(names) == len(set(names))
+    every = every_stream(bench.profile)
+    assert all(every[name] == stream for group in groups_of(bench.profile).values() for name, stream in group.items())
     assert all(s.brief for s in cause_streams().values())
 
 
@@ -231,15 +185,3 @@ def test_a_pruned_stream_is_the_stream_with_its_end_measured_again(bench):
         run.curve("largest singular", f"layer {bench.method('memit').layers[-1]}").iloc[-1] for run in (plain, pruned)
     ]
     assert norms[1] <= norms[0]
-
-
-def test_an_intervention_is_said_with_both_points():
-    rows = {"edit": range(1, 61), "probability_last": [0.9] * 30 + [0.1] * 30}
-    checks = [
-        {"edits_done": n, "metric": "accuracy", "cohort": c, "value": v, "n": 1}
-        for n, c, v in ((0, "untouched", 1.0), (20, "untouched", 0.4), (60, "untouched", 0.2), (60, "edits", 0.25))
-    ]
-    run = Run(pd.DataFrame(rows), pd.DataFrame(checks), {})
-    title = next(iter(causes.INTERVENTIONS))
-    said = causes.verdict_interventions(causes.collapse_table({title: {0: run}, "less": {0: run}}))
-    assert "halved at 43" in said and "lost at 20" in said and "untouched 20%" in said and "**less**" in said

@@ -9,7 +9,7 @@ import torch
 
 import kedit_lib as kedit
 from kedit_lib.analysis import recovery as lifting
-from kedit_lib.report import cause_figures, figures
+from kedit_lib.analysis.measured import keep
 from kedit_lib.streams.named_streams import COLLAPSING, Stream
 from kedit_lib.streams.runner import Run
 
@@ -102,15 +102,11 @@ def test_what_is_tried_along_a_stream(smoke):
     assert lifting.budgets(smoke, "why-pmet-left", 1.0)[lifting.UNBUGGED].name == "PMET"
 
 
-def test_the_table_is_kept_and_found_again(smoke, tmp_path, monkeypatch):
-    monkeypatch.setattr(lifting, "measure", lambda bench, name, order: table())
+def test_the_table_is_kept_and_found_again(smoke):
     assert lifting.lift(smoke, COLLAPSING, 0) is None
-    lifting.keep(smoke, COLLAPSING, 0, tmp_path)
+    keep(smoke, COLLAPSING, 0, lifting.WHAT, table)
     pd.testing.assert_frame_equal(lifting.lift(smoke, COLLAPSING, 0), table())
     assert lifting.lift(smoke, COLLAPSING, 1) is None
-    monkeypatch.setattr(lifting, "measure", None)  # a sweep that was stopped does not measure it again
-    pd.testing.assert_frame_equal(lifting.keep(smoke, COLLAPSING, 0, tmp_path), table())
-    assert len(list(tmp_path.iterdir())) == 1
 
 
 def table():
@@ -127,35 +123,3 @@ def test_medians_by_what_was_tried():
     assert found.p_last.tolist() == pytest.approx([2e-4] * 8)
     assert found.frozen.tolist() == pytest.approx([1 / 3] * 8)
     assert found.said.tolist() == pytest.approx([1 / 3] * 8)
-
-
-def tried(stream: str, last: dict[str, float], first: float = 0.8) -> list[tuple]:
-    rows = [(stream, 0, 0, lifting.AS_IS, first, 0.9)]
-    return rows + [(stream, 0, 450, budget, p, 0.2) for budget, p in last.items()]
-
-
-def test_what_came_of_what_was_predicted():
-    before, behind = lifting.HEALED
-    sunk = {lifting.AS_IS: 1e-3, lifting.MORE_STEPS: 2e-3, lifting.LONGER_STEPS: 0.7, before: 0.01, behind: 0.77}
-    bug = {lifting.AS_IS: 6e-5, lifting.MORE_STEPS: 6e-5, lifting.LONGER_STEPS: 6e-5, lifting.UNBUGGED: 5e-5}
-    columns = ["stream", "order", "edits_done", "budget", "p_last", "said"]
-    said = lifting.verdict(pd.DataFrame(tried("s", sunk) + tried("b", bug), columns=columns))
-    one, two = said.splitlines()
-    assert one.startswith("- **s** (1 order): after 450 edits 0.001, before the first 0.8;")
-    assert f"*{lifting.MORE_STEPS}* 0.002 (above 0.5 was predicted: failed)" in one
-    assert f"*{lifting.LONGER_STEPS}* 0.7 (above 0.5 was predicted: held)" in one
-    assert f"*{before}* 0.01 (below 0.05 was predicted: held); *{behind}* 0.77 (above 0.5 was predicted: held)" in one
-    assert one.endswith("Of the edits 20% at most are said once they are written.")
-    assert f"*{lifting.MORE_STEPS}* 6e-05 (below 0.01 was predicted: held)" in two
-    assert f"*{lifting.LONGER_STEPS}* 6e-05 (about 0.8 was predicted: failed)" in two
-    assert f"*{lifting.UNBUGGED}*, on the same weights, 5e-05" in two
-
-
-def test_the_figures_draw_every_point():
-    figures.style()
-    rows = [("a", 0, p, 1.0, 5.0, 0.1) for p in ("right", "wrong")]
-    reached = pd.DataFrame(rows, columns=["stream", "order", "padding", "reach", "lifted", "frozen"])
-    fig = cause_figures.plot_reach(reached)
-    assert sum(len(line.get_xdata()) == 1 for line in fig.axes[0].get_lines()) == 2
-    fig = cause_figures.plot_lifting(lifting.lifting_table({("s", 0): table()}))
-    assert {text.get_text() for text in fig.legends[0].get_texts()} == {"a", "b"}
