@@ -23,8 +23,6 @@ PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 DASHES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), "-"]
 WIDTH = 9.0  # inches, of figures with several panels
 COLOURS = 128  # of a stored picture: a third of the size, and no difference to the eye
-COHORTS = ["edits", "latest edits", "paraphrases", "neighbors", "untouched", "same subjects"]
-SHOWN = [*(("accuracy", cohort) for cohort in COHORTS), ("perplexity", "plain text")]
 MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
 
 
@@ -179,14 +177,6 @@ def draw_curve(ax, runs: dict[int, Run], metric: str, cohort: str, index: int = 
     ax.set_xlabel("edits made")
 
 
-def draw_cohorts(ax, runs: dict[int, Run], guess: float) -> None:
-    """Right answers of every group of questions along a stream, with the guessing floor."""
-    for i, cohort in enumerate(COHORTS):
-        draw_curve(ax, runs, "accuracy", cohort, i)
-    floor(ax, guess, "guess")
-    ax.set(ylim=(0, 1.02), ylabel="right answers, free generation")
-
-
 def floor(ax, value: float, text: str) -> None:
     """The value of a model that knows nothing, named beside the panel, where no curve is."""
     ax.axhline(value, color="grey", linewidth=1, linestyle=(0, (2, 3)))
@@ -200,23 +190,6 @@ def tick_at(axis, values) -> None:
     axis.set_major_locator(FixedLocator(sorted(set(values))))
     axis.set_major_formatter(FormatStrFormatter("%g"))
     axis.set_minor_locator(NullLocator())
-
-
-def draw_growth(ax, runs: dict[int, Run], index: int = 0, label: str = "") -> None:
-    """‖W‖ of the last edited layer over its norm before the first edit."""
-    for n, run in enumerate(runs.values()):
-        column = [c for c in run.edits if c.startswith("W_")][-1]
-        growth = run.edits[column] / run.edits[column].iloc[0]
-        ax.plot(
-            run.edits.edit,
-            growth,
-            color=PALETTE[index],
-            linestyle=DASHES[index],
-            linewidth=2 if n == 0 else 0.9,
-            alpha=1 if n == 0 else 0.55,
-            label=label if n == 0 else None,
-        )
-    ax.set_xlabel("edits made")
 
 
 # ---- whole figures -----------------------------------------------------------------------------------
@@ -265,58 +238,6 @@ def plot_proposal(found):
     return fig
 
 
-def plot_hidden(streams: dict[str, dict[int, Run]]):
-    """(figure, data): at each checkpoint, median optimised probability of the latest edits and untouched accuracy."""
-    rows = []
-    for name, runs in streams.items():
-        for order, run in runs.items():
-            for done, accuracy in run.curve("accuracy", "untouched").items():
-                if done:
-                    latest = run.edits.probability_last[max(0, done - WINDOW) : done]
-                    rows.append((name, order, done, latest.median(), accuracy))
-    data = pd.DataFrame(rows, columns=["stream", "order", "edits_done", "optimised probability", "untouched"])
-    fig, ax = plt.subplots(figsize=(6.5, 5))
-    sns.scatterplot(
-        data,
-        x="untouched",
-        y="optimised probability",
-        hue="stream",
-        style="stream",
-        ax=ax,
-        s=45,
-        palette=PALETTE[: len(streams)],
-    )
-    ax.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle=(0, (2, 3)))
-    ax.set(
-        xlabel="untouched facts still right",
-        ylabel="median optimised probability, latest 25 edits",
-        xlim=(-0.02, 1.02),
-        ylim=(-0.02, 1.02),
-    )
-    ax.legend(fontsize=8)
-    return fig, data
-
-
-def plot_mass(mass: pd.DataFrame, guess: float):
-    """One batch of each size: what it keeps; what it costs."""
-    fig, axes = plt.subplots(1, 2, figsize=(11, 4))
-    for i, cohort in enumerate(c for c in ("edits", "paraphrases", "neighbors", "untouched") if c in mass):
-        axes[0].plot(mass.batch, mass[cohort], color=PALETTE[i], linestyle=DASHES[i], marker=MARKERS[i], label=cohort)
-    floor(axes[0], guess, "guess")
-    axes[0].set(xscale="log", xlabel="edits in the batch", ylabel="right answers, free generation", ylim=(0, 1.02))
-    axes[0].legend(fontsize=8)
-    axes[1].plot(mass.batch, mass.peak_mb, color=PALETTE[0], marker="o", label="peak memory")
-    axes[1].set(xscale="log", xlabel="edits in the batch", ylabel="peak memory of the process [MB]", ylim=(0, None))
-    right = axes[1].twinx()
-    right.plot(mass.batch, mass.seconds_per_edit, color=PALETTE[1], marker="s", linestyle="--", label="seconds an edit")
-    right.set(ylabel="seconds an edit", ylim=(0, None))
-    right.grid(False)
-    for ax in axes:
-        tick_at(ax.xaxis, mass.batch)
-    axes[1].legend(handles=[*axes[1].lines, *right.lines], fontsize=8, loc="lower center")
-    return fig
-
-
 def panels_of(count: int, columns: int, height: float = 3.0, **shared):
     """(figure, axes): `count` panels in rows of `columns`, as wide as a page."""
     rows = -(-count // columns)
@@ -341,37 +262,7 @@ def legend_below(fig, ax, columns: int = 5) -> None:
     fig.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), columns), fontsize=9)
 
 
-def plot_needs(table: pd.DataFrame):
-    """A panel a need: each method's value against the number of edits, a point an order, the line their median."""
-    needs = list(dict.fromkeys(table.need))
-    fig, axes = panels_of(len(needs), columns=3)
-    for ax, need in zip(axes, needs, strict=True):
-        part = table[table.need == need]
-        for i, (method, rows) in enumerate(part.groupby("method", sort=False)):
-            look = {"color": PALETTE[i % len(PALETTE)], "marker": MARKERS[i % len(MARKERS)]}
-            median = rows.groupby("edits").value.median()
-            ax.plot(rows.edits, rows.value, linestyle="none", alpha=0.45, markersize=4, **look)
-            ax.plot(median.index, median, linestyle=DASHES[i % len(DASHES)], label=method, **look)
-        cost = need == "cost"
-        ax.set(xscale="log", title=need, xlabel="edits", ylim=(0, None) if cost else (0, 1.02))
-        ax.set_ylabel("seconds an edit" if cost else "right answers")
-        tick_at(ax.xaxis, part.edits)
-    legend_below(fig, axes[0])
-    return fig
-
-
 # ---- the data behind figures -------------------------------------------------------------------------
-
-
-def long_form(streams: dict[str, dict[int, Run]], wanted=SHOWN) -> pd.DataFrame:
-    """Checkpoints of many streams in one table, for the CSV beside a figure; wanted: its (metric, cohort) pairs."""
-    parts = [
-        run.checkpoints.assign(stream=name, order=order)
-        for name, runs in streams.items()
-        for order, run in runs.items()
-    ]
-    table, wanted = pd.concat(parts), set(wanted)
-    return table[[pair in wanted for pair in zip(table.metric, table.cohort, strict=True)]]
 
 
 def edits_form(streams: dict[str, dict[int, Run]]) -> pd.DataFrame:
