@@ -137,8 +137,8 @@ def _made(path: Path, cls: type[Method], values: dict[str, Any]) -> Method:
 
 
 def _with_base(path: Path, cls: type[Method], values: dict[str, Any]) -> dict[str, Any]:
-    """A wrapper's fields with its base: of the file of the same name in the base's folder, as EasyEdit keeps them, or of
-    what else stands in this one (with a null space AlphaEdit, else MEMIT)."""
+    """A wrapper's fields with its base: from the file of the same name in the base's folder, as EasyEdit keeps them, or
+    of what else stands in this one (with a null space AlphaEdit, else MEMIT)."""
     if isinstance(base := values.get("base"), str):
         return {**values, "base": method_from_file(path.parent.parent / base / path.name, base)}
     own = {f: value for f, value in values.items() if f in cls.model_fields and f != "layers"}
