@@ -19,7 +19,7 @@ CLASSES = {
     "ft": "FT",
 }
 COMMON = ("layers", "v_num_grad_steps", "v_lr", "v_loss_layer", "v_weight_decay", "clamp_norm_factor", "kl_factor")
-COMMON += ("norm_anchor",)
+COMMON += ("norm_anchor", "anchor_skip", "stop")
 OWN = {
     "rome": ("mom2_adjustment",),
     "rrome": ("mom2_adjustment",),

@@ -347,11 +347,12 @@ def prune_update(update, W0):
 # --------------------------------------------------------------------------------------------------- the methods
 
 
-def anchored(model, tokenizer, edit, layer, target, norm):
-    """Norm anchoring: v* = v0 + delta, at the MLP's output and the clean prompt, is given this norm; z moves along."""
+def anchored(model, tokenizer, edit, layer, target, norm, skip):
+    """Norm anchoring: v* = v0 + delta, at the MLP's output and the clean prompt, is given this norm, or dropped if
+    it is longer than so many times it; z moves along."""
     _, v0 = at_subject(model, tokenizer, edit, "{}", layout(model).mlp.format(layer))
     v_star = v0 + target.delta
-    rescaled = v_star / v_star.norm() * norm
+    rescaled = v0 if v_star.norm() > skip * norm else v_star / v_star.norm() * norm
     return SimpleNamespace(**{**vars(target), "z": target.z - v_star + rescaled, "delta": rescaled - v0})
 
 
@@ -369,8 +370,9 @@ def targets_of(optimise_one, model, tokenizer, edits, contexts, hp):
     targets = [optimise_one(model, tokenizer, edit, contexts, hp) for edit in edits]
     if getattr(hp, "norm_anchor", None) is None:
         return targets
+    skip = float("inf") if not getattr(hp, "anchor_skip", True) else 5 if optimise_one is optimise_v else 2
     return [
-        anchored(model, tokenizer, edit, hp.layers[-1], target, hp.norm_anchor)
+        anchored(model, tokenizer, edit, hp.layers[-1], target, hp.norm_anchor, skip)
         for edit, target in zip(edits, targets, strict=True)
     ]
 

@@ -72,7 +72,7 @@ class Target:
 def compute_z(engine: Engine, hp) -> list[Target]:
     """Adam on L(δ) from δ = 0, for all n requests of the engine side by side; a vector for every value of its site.
 
-    hp: v_num_grad_steps, v_lr, v_weight_decay, clamp_norm_factor, kl_factor, and the method's `weighed` and `done`.
+    hp: v_num_grad_steps, v_lr, v_weight_decay, clamp_norm_factor, kl_factor, the method's `weighed`, `total`, `done`.
     """
     v0, n = engine.v0, len(engine.v0)
     v0_norm = v0.norm(dim=-1)
@@ -99,7 +99,7 @@ def compute_z(engine: Engine, hp) -> list[Target]:
         if not len(active) or step + 1 == hp.v_num_grad_steps:
             break
         adam.zero_grad()
-        loss.sum().backward()
+        hp.total(loss).backward()
         adam.step()
         with torch.no_grad():  # ‖δ‖ ≤ clamp_norm_factor · ‖v₀‖
             norm = delta.norm(dim=-1)

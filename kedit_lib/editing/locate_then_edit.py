@@ -3,15 +3,15 @@
 Norm anchoring, an option of all of them (Liu et al. 2026, "norm-anchor scaling", arXiv 2602.02543; SasyaTitech/NAS),
 gives every target one norm, a number of the unedited model. After the optimisation, and so after the last clamp,
 
-    v* = v₀ + δ;   v* ← r · v*/‖v*‖;   z ← z + (the change of v*)
+    v* = v₀ + δ;   v* ← r · v*/‖v*‖, or v₀ where ‖v*‖ > 2r (ROME: 5r);   z ← z + (the change of v*)
 
 with v₀ the output of the MLP of the last edited layer at the clean prompt, on the weights at hand: where z is the
 residual stream only the MLP's part of it is rescaled, and where z is an MLP output it is v* itself. Without it ‖v*‖
 follows the growing weights and the weights follow ‖v*‖. The reference norm is
 
-    r = mean of ‖v*‖ over a sample of edits, optimised on the unedited weights, the largest 5 % left out.
+    r = mean of ‖v*‖ over a sample of pilot edits, optimised on the unedited weights, the largest 5 % left out.
 
-The authors' code also drops the δ of an edit whose ‖v*‖ exceeds 2r; that second rule is left out.
+An edit whose ‖v*‖ is beyond 2r is dropped, δ = 0; without this rule (anchor_skip=False) it is scaled like the others.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ..data.edit import check_edits
 from ..errors import KeditError
 from .call import Call
 from .compute_k import outputs_at
-from .compute_z import Target, optimise
+from .compute_z import Target, compute_z, optimise
 from .engine import ENGINES, Engine, Site, Suffix, requests_of
 from .method import Method
 
@@ -46,13 +46,15 @@ class Targeted(Method):
     clamp_norm_factor     ‖δ‖ ≤ this · ‖v₀‖
     kl_factor             weight of the KL term
     norm_anchor           r, the norm that every v* gets, from `anchor_norm` (None: v* as optimised)
+    anchor_skip           whether an edit whose v* is far longer than that is dropped
     stop                  "argmax": most probable early stopping (Gupta et al. 2025, arXiv 2502.01636): a target stops a
                           step after all its tokens first lead in every context but the clean one (None: by the loss)
 
     A method says with `_site` where δ goes and what z is a value of.
     """
 
-    options: ClassVar[tuple[str, ...]] = (*Method.options, "stop")
+    options: ClassVar[tuple[str, ...]] = (*Method.options, "anchor_skip", "stop")
+    skipped_beyond: ClassVar[float] = 2  # times norm_anchor
     takes: ClassVar[frozenset[str]] = frozenset({"targets"})
     engine: ClassVar[type[Engine]] = Suffix
 
@@ -63,7 +65,13 @@ class Targeted(Method):
     clamp_norm_factor: float = Field(4.0, gt=0)
     kl_factor: float = Field(0.0625, ge=0)
     norm_anchor: float | None = Field(None, gt=0)
+    anchor_skip: bool = True
     stop: Literal["argmax"] | None = None
+
+    @property
+    def hyperparameters(self) -> dict:
+        found = super().hyperparameters
+        return found if self.norm_anchor else {n: v for n, v in found.items() if n != "anchor_skip"}
 
     @property
     def cutoff(self) -> float:
@@ -77,6 +85,10 @@ class Targeted(Method):
     def weighed(self, nll: Tensor, leads: Tensor) -> Tensor:
         """c · nll, [n]; leads [n]: whether, at the step before, the target was the argmax in every context."""
         return nll
+
+    def total(self, loss: Tensor) -> Tensor:
+        """What is differentiated, of the losses [n]: each request's own gradient."""
+        return loss.sum()
 
     def done(self, loss: Tensor, kl: Tensor, p: Tensor, leads: Tensor, led: Tensor) -> Tensor:
         """Which of the n requests stop, [n]; kl is weighted, p the mean probability, leads of this step, and led [n] at
@@ -122,8 +134,14 @@ class Targeted(Method):
         targets, keys = self._optimise(call)
         if self.norm_anchor is None:
             return targets, keys
-        shifts = [v * (self.norm_anchor / v.norm() - 1) for v in self._values(call, targets)]
-        return [replace(t, z=t.z + d, delta=t.delta + d) for t, d in zip(targets, shifts, strict=True)], keys
+        return [self._anchored(t, v) for t, v in zip(targets, self._values(call, targets), strict=True)], keys
+
+    def _anchored(self, target: Target, v: Tensor) -> Target:
+        """The target with v* of norm r, or with δ = 0."""
+        if self.anchor_skip and v.norm() > self.skipped_beyond * self.norm_anchor:
+            return replace(target, z=target.z - target.delta, delta=target.delta * 0)
+        change = v * (self.norm_anchor / v.norm() - 1)
+        return replace(target, z=target.z + change, delta=target.delta + change)
 
     def _values(self, call: Call, targets: list[Target]) -> Tensor:
         """v* = v₀ + δ of each edit, [n, d_model], at the MLP's output."""
@@ -139,20 +157,48 @@ class Targeted(Method):
         return model.n_layers - 1 if self.v_loss_layer is None else max(self.v_loss_layer, self.layers[-1])
 
 
-def anchor_norm(model, method: Targeted, edits, contexts=None) -> float:
+def anchor_norm(model, method: Targeted, edits, contexts=("{}",), group: int = 16) -> float:
     """The reference norm r for `norm_anchor`: what ‖v*‖ is for `edits`, a sample, on the unedited weights.
 
         r = kedit.anchor_norm(model, method, sample)
         method = kedit.method_for(model, "memit", norm_anchor=r)
 
-    contexts as in `apply`; the authors take the clean prompt alone, ["{}"]. The weights are the ones at entry
-    afterwards. KeditError for a method without targets.
+    contexts as in `apply`; the clean prompt alone, as the authors have it. group: so many are optimised together, as
+    MEMIT's targets, and all stop when their mean loss is small, as theirs do (1: each by itself). The weights are the
+    ones at entry afterwards. KeditError for a method without targets.
     """
     if not isinstance(method, Targeted):
         raise KeditError(f"anchor norm: {method.name} optimises no targets; give one of the other methods")
     model.check_layers(method.layers)
     with model.temporarily():
-        edits = check_edits(edits, "anchor norm")
+        edits, contexts = check_edits(edits, "anchor norm"), None if contexts is None else list(contexts)
         call = Call(model, edits, requests_of(model.tokenizer, edits, method.contexts(model, contexts)))
-        norms = method._values(call, method._optimise(call)[0]).norm(dim=1).sort().values
+        targets = method._optimise(call)[0] if group == 1 else _in_groups(method, call, group)
+        norms = method._values(call, targets).norm(dim=1).sort().values
     return float(norms[: len(norms) - int(ANCHOR_LEFT_OUT * len(norms))].mean())
+
+
+def _in_groups(method: Targeted, call: Call, size: int) -> list[Target]:
+    """As MEMIT's: whatever the method, δ goes to the stream, and its clamp is relative to that."""
+    model, z_layer, found = call.model, method.layers[-1], []
+    site = Site(z_layer, method._loss_layer(model), (model.layers[z_layer],), model.mlp_out(z_layer))
+    site = site if model.layout.mlp_norm is None else method._site(model)
+    for begin in range(0, len(call.requests), size):
+        found += compute_z(method.engine(model, call.requests[begin : begin + size], site), _Together(method))
+    return found
+
+
+class _Together:
+    """A method's targets, all of which stop when their mean loss is small."""
+
+    def __init__(self, method: Targeted):
+        self.method = method
+
+    def __getattr__(self, name):
+        return getattr(self.method, name)
+
+    def total(self, loss: Tensor) -> Tensor:  # Adam's ε makes a difference where gradients are small
+        return loss.mean()
+
+    def done(self, loss: Tensor, *others) -> Tensor:
+        return (loss.mean() < LOSS_STOP).expand(len(loss))

@@ -28,6 +28,7 @@ class ROME(Targeted):
     context_style: ClassVar[str] = "rome"
     mean_direction: ClassVar[bool] = True  # k′ is k̄, not k₀
     mean_value: ClassVar[bool] = False  # k is k̄, not k₀
+    skipped_beyond: ClassVar[float] = 5
 
     mom2_adjustment: bool = True
 

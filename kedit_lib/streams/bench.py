@@ -105,7 +105,10 @@ class Bench:
             overrides["nullspace_rank"] = round(stream.null_share * self.model.d_ff)
         if stream.anchored:
             sample = self.edits(0)[:ANCHOR_SAMPLE]
-            overrides["norm_anchor"] = anchor_norm(self.model, method, sample, self.contexts(method))
+            overrides["norm_anchor"] = anchor_norm(self.model, method, sample, self.contexts(method), group=1)
+            overrides["anchor_skip"] = False
+        if stream.nas:
+            overrides["norm_anchor"] = anchor_norm(self.model, method, self.edits(0)[:ANCHOR_SAMPLE])
         method = method_for(self.model, stream.method, **overrides)
         return method if stream.change is None else changed(method, stream.change)
 

@@ -22,6 +22,7 @@ class Stream:
     change      one of `interventions.CHANGES`
     null_share  AlphaEdit's null space by rank, this share of d_ff, instead of by threshold
     anchored    every target gets the norm that targets have on the unedited model
+    nas         the same as its authors measure it, with their rule for targets that are far longer
     pruned      PRUNE bounds the total update after the last edit
     per_d_ff    edits for each unit of d_ff, instead of the profile's number
     brief       without the metric families: for experiments that ask how long, not what else
@@ -39,6 +40,7 @@ class Stream:
     change: str | None = None
     null_share: float | None = None
     anchored: bool = False
+    nas: bool = False
     pruned: bool = False
     brief: bool = False
     rho: float | None = None
@@ -142,6 +144,19 @@ def other_streams() -> dict[str, Stream]:
     return _by_name(found)
 
 
+NEWER = ("encore", "evoedit", "betaedit", "lyaplock", "sphere", "sphere-memit", "revive", "ultraedit", "prune")
+
+
+def editor_streams() -> dict[str, Stream]:
+    """The editors of 2025 and 2026, one edit at a time and ("-b100") in batches of 100."""
+    found = [Stream(name, name) for name in (*NEWER, "rlsedit", "simie", "simie-rome")]
+    found += [Stream(f"{name}-nas", name, nas=True) for name in ("memit", "alphaedit", "rome")]
+    found += [Stream("memit-argmax", "memit", overrides={"stop": "argmax"})]
+    found += [Stream(f"{name}-compensated", name, overrides={"compensation": True}) for name in ("rect", "prune")]
+    found += [Stream(f"{name}-b100", name, 100) for name in NEWER]
+    return _by_name(found)
+
+
 def _varied(name: str, overrides: dict | None = None, **changes) -> Stream:
     """The collapsing stream with something changed."""
     return Stream(name, "memit", at="pmet", overrides={**LONG_STEPS, **(overrides or {})}, brief=True, **changes)
@@ -204,6 +219,7 @@ def groups_of(profile: Profile) -> dict[str, dict[str, Stream]]:
         "settings": setting_streams(profile),
         "regimes": regime_streams(),
         "others": other_streams(),
+        "editors": editor_streams(),
         "causes": cause_streams(),
         "sensitivity": sensitivity_streams(),
     }

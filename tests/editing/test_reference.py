@@ -290,12 +290,29 @@ def test_norm_anchoring(tiny_model, kind, name):
     with torch.no_grad():
         model.add({model.weight_name(last): torch.ones_like(model.weight(last))})
     edited = snapshot(model)
-    r = kedit.anchor_norm(model, method(name, values), edits, tiny.CONTEXTS)
+    r = kedit.anchor_norm(model, method(name, values), edits, tiny.CONTEXTS, group=1)
     assert r == pytest.approx(expected, rel=SAME)
     assert all(torch.equal(value, edited[parameter]) for parameter, value in parameters(model).items())
     _, outcome = both(tiny_model, kind, name, {**values, "norm_anchor": r / 2, "mom2_adjustment": True}, SINGLE)
     free = targets[1]
     assert float((outcome.targets[0].z - free.z).norm()) > 0.1
+    _, dropped = both(tiny_model, kind, name, {**values, "norm_anchor": r / 50, "mom2_adjustment": True}, SINGLE)
+    assert float(dropped.targets[0].delta.norm()) == 0
+    anchored = method(name, {**values, "norm_anchor": r})
+    assert anchored.hyperparameters["anchor_skip"] and "anchor_skip" not in method(name, values).hyperparameters
+
+
+def test_pilots_are_optimised_in_groups(tiny_model):
+    """Sixteen together stop together: as long steps as each alone, none of them early."""
+    model = kedit.load_model(tiny_model("llama").folder, dtype=torch.float64)
+    values = hyper(kl_factor=1e-4, v_num_grad_steps=20, clamp_norm_factor=8.0)
+    edits = [library_edit(edit) for edit in EDITS]
+    memit, late = method("memit", values), method("memit", {**values, "v_num_grad_steps": 20})
+    alone = kedit.anchor_norm(model, memit, edits[4:], group=1)
+    assert kedit.anchor_norm(model, memit, edits[4:]) == pytest.approx(alone, rel=1e-9)  # a group of one
+    assert kedit.anchor_norm(model, late, edits) != pytest.approx(
+        kedit.anchor_norm(model, late, edits, group=1), rel=1e-3
+    )
 
 
 def test_the_largest_norms_do_not_enter_the_reference(tiny_model):
