@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import seaborn as sns
 from IPython.display import Image, Markdown, display
@@ -16,7 +15,6 @@ from matplotlib.ticker import FixedLocator, FormatStrFormatter, NullLocator, Sca
 from PIL import Image as Picture
 
 from ..data.config import REPOSITORY
-from ..streams.runner import WINDOW, Run, collapse_point
 
 # Okabe–Ito: told apart by colour-blind readers; line styles and markers say the same again.
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
@@ -122,59 +120,7 @@ def verdict(claim: str, answer: str, number: str, where: str, figure: str | None
     say("\n".join(f"> **{name}.** {text}  " for name, text in rows.items()))
 
 
-# ---- drawing streams ---------------------------------------------------------------------------------
 
-
-def draw_probability(ax, runs: dict[int, Run], index: int = 0, label: str = "", points: bool = True) -> None:
-    """Final optimised probability of each edit against its number, log axis: dots for the first order,
-    a line for each order's running median over 25 edits; triangles at the collapse points."""
-    color = PALETTE[index % len(PALETTE)]
-    for n, run in enumerate(runs.values()):
-        p = run.edits.set_index("edit").probability_last.clip(lower=1e-12)
-        if points and n == 0:
-            ax.plot(p.index, p, ".", color=color, alpha=0.25, markersize=3, rasterized=True)
-        median = p.rolling(min(WINDOW, len(p)), min_periods=min(10, len(p))).median()
-        ax.plot(
-            median.index,
-            median,
-            color=color,
-            linestyle=DASHES[index % len(DASHES)],
-            linewidth=2.2 if n == 0 else 1,
-            alpha=1 if n == 0 else 0.6,
-            label=label if n == 0 else None,
-        )
-        if (at := collapse_point(run)) is not None:
-            ax.plot(at, median[at], "v", color=color, markersize=8, markeredgecolor="white")
-        if (at := collapse_point(run, "model")) is not None and at in median.index:
-            ax.plot(at, median[at], "X", color=color, markersize=8, markeredgecolor="white")
-    ax.set(yscale="log", xlabel="edits made", ylabel="optimised probability of the target")
-    lowest = min(np.nanmin(np.asarray(line.get_ydata(), dtype=float)) for line in ax.lines)
-    ax.set_ylim(lowest / 2, 1.6)
-
-
-def draw_curve(ax, runs: dict[int, Run], metric: str, cohort: str, index: int = 0, label: str | None = None) -> None:
-    """A metric at the checkpoints: the first order thick with markers, the others thin. A run of one batch has no
-    course: its points at the end are joined with nothing."""
-    for n, run in enumerate(runs.values()):
-        curve = run.curve(metric, cohort)
-        if run.edits.batch.iloc[0] == len(run.edits):
-            look = {"color": PALETTE[index % len(PALETTE)], "marker": MARKERS[index % len(MARKERS)]}
-            label_once = (label or cohort) if n == 0 else None
-            ax.plot(curve.index[-1:], curve.iloc[-1:], linestyle="none", markersize=8, label=label_once, **look)
-            continue
-        ax.plot(
-            curve.index,
-            curve,
-            color=PALETTE[index % len(PALETTE)],
-            linestyle=DASHES[index % len(DASHES)],
-            marker=MARKERS[index % len(MARKERS)] if n == 0 else None,
-            markevery=max(1, len(curve) // 8),
-            markersize=5,
-            linewidth=2 if n == 0 else 0.9,
-            alpha=1 if n == 0 else 0.55,
-            label=(label or cohort) if n == 0 else None,
-        )
-    ax.set_xlabel("edits made")
 
 
 def floor(ax, value: float, text: str) -> None:
@@ -193,49 +139,6 @@ def tick_at(axis, values) -> None:
 
 
 # ---- whole figures -----------------------------------------------------------------------------------
-
-
-def plot_optimisation(target):
-    """(figure, data): probability and loss of one target, step by step."""
-    data = pd.DataFrame({"step": range(target.steps), "probability": target.probabilities, "loss": target.losses})
-    fig, ax = plt.subplots(figsize=(6, 3.2))
-    ax.plot(data.step, data.probability, marker="o", markersize=4)
-    ax.set(xlabel="optimisation step", ylabel="probability of the new object", ylim=(-0.02, 1.02))
-    ax.xaxis.get_major_locator().set_params(integer=True)
-    return fig, data
-
-
-def plot_trace(effect: pd.DataFrame):
-    """Heat map of a causal trace, places by layers."""
-    grid = effect.pivot(index="place", columns="layer", values="effect").reindex(effect.place.unique())
-    fig, ax = plt.subplots(figsize=(6.5, 2.8))
-    sns.heatmap(
-        grid,
-        ax=ax,
-        cmap="cividis",
-        annot=True,
-        fmt=".2f",
-        vmin=0,
-        vmax=1,
-        cbar_kws={"label": "share of p brought back"},
-    )
-    ax.set(xlabel="state after layer", ylabel="")
-    return fig
-
-
-def plot_proposal(found):
-    """What the state at the subject's last token carries, layer by layer, and the layers proposed by it.
-
-    found: what `checking.check` gives.
-    """
-    fig, ax = plt.subplots(figsize=(6.5, 3))
-    ax.axvspan(found.memit[0] - 0.4, found.memit[-1] + 0.4, color=PALETTE[5], alpha=0.25, label="MEMIT's layers")
-    ax.axvline(found.rome[0], color=PALETTE[1], linestyle="--", label="ROME's layer")
-    ax.plot(found.effect.layer, found.effect.effect, marker="o", color=PALETTE[0], label="share of p brought back")
-    ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.set(xlabel="state after layer", ylabel="share of p brought back")
-    ax.legend(fontsize=8)
-    return fig
 
 
 def panels_of(count: int, columns: int, height: float = 3.0, **shared):
@@ -263,15 +166,3 @@ def legend_below(fig, ax, columns: int = 5) -> None:
 
 
 # ---- the data behind figures -------------------------------------------------------------------------
-
-
-def edits_form(streams: dict[str, dict[int, Run]]) -> pd.DataFrame:
-    """Edit rows of many streams in one table."""
-    columns = ["edit", "probability_first", "probability_last", "steps", "delta_ratio", "clamped"]
-    return pd.concat(
-        [
-            run.edits[columns].assign(stream=name, order=order)
-            for name, runs in streams.items()
-            for order, run in runs.items()
-        ]
-    )
