@@ -17,6 +17,7 @@ from __future__ import annotations
 import difflib
 from abc import ABC, abstractmethod
 from dataclasses import replace
+from inspect import Parameter, Signature
 from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -34,12 +35,14 @@ from .history import EditHistory
 from .null_space import NullSpace
 from .state import EditState
 
+CALLED = "__init__ apply contexts hyperparameters keeps_history name needs_moments new_history".split()
+
 
 class _Listed(type(BaseModel)):
-    """Classes whose dir() and help() leave out what every pydantic model has."""
+    """Classes whose dir() and help() show what a caller uses, not pydantic's names and what a subclass overrides."""
 
     def __dir__(cls):
-        return sorted(set(super().__dir__()) - set(dir(BaseModel)) | {"__init__"})
+        return CALLED
 
 
 class Method(BaseModel, ABC, metaclass=_Listed):
@@ -56,7 +59,14 @@ class Method(BaseModel, ABC, metaclass=_Listed):
 
     layers: list[int] = Field(min_length=1)
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options):
+        """help() gives each hyperparameter with its default; what each may be is checked where one is made."""
+        fields = {n: Parameter.empty if f.is_required() else f.get_default() for n, f in cls.model_fields.items()}
+        cls.__signature__ = Signature([Parameter(n, Parameter.KEYWORD_ONLY, default=d) for n, d in fields.items()])
+
     def __init__(self, **values):
+        """KeditError for a name that does not exist and for a value out of its range."""
         try:
             super().__init__(**values)
         except ValidationError as error:

@@ -60,6 +60,11 @@ class SecondMoments:
         self._factors: dict[tuple[int, float], Tensor] = {}
         self.null_spaces: dict = {}  # by cut, see NullSpace.from_moments
 
+    def __repr__(self) -> str:
+        tokens, width = self.about.get("tokens"), len(next(iter(self.tensors.values()), ()))
+        measured = "given as tensors" if tokens is None else f"of {tokens} tokens"
+        return f"SecondMoments(C of layers {sorted(self.tensors)}, {width} × {width}, {measured})"
+
     @classmethod
     def from_tensors(cls, tensors: dict[int, Tensor], model_checksum: str | None = None) -> SecondMoments:
         """From given matrices {layer: [d_ff, d_ff]}."""

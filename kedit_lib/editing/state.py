@@ -42,6 +42,10 @@ class EditState:
         self.numbers: dict = {}
         self.cache: dict = {}
 
+    def __repr__(self) -> str:
+        size = sum(t.nbytes for t in self._all_tensors().values()) / 2**20
+        return f"{type(self).__name__}({self.kind}: {self.edits} edits, {size:.3g} MiB)"
+
     def check(self, model, layers) -> None:
         """KeditError unless it is empty or belongs to `model`."""
         if self.edits and self.model_checksum != model.checksum:

@@ -62,6 +62,13 @@ class EditableModel:
         hf.register_forward_pre_hook(refuse_beyond(name, positions_of(hf.config)), with_kwargs=True)
         self.tuples = check_logits(self)  # whether its layers hand on tuples, which the stream leads
 
+    def __repr__(self) -> str:
+        calls = "changed by hand" if self.applied is None else f"edit calls: {len(self.applied)}"
+        state = calls if self._originals else "unedited"
+        size = f"{self.n_layers} layers, d_model {self.d_model}, d_ff {self.d_ff}"
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"EditableModel({self.name}: {self.hf.config.model_type}, {size}, {dtype} on {self.device}, {state})"
+
     # -- facts about the model
 
     @property

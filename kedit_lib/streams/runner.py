@@ -54,6 +54,11 @@ class Run:
     manifest: dict
     path: Path | None = None
 
+    def __repr__(self) -> str:
+        batches = f"{len(self.edits)} edits in batches of {self.manifest['batch_size']}"
+        looks = f"{self.checkpoints['edits_done'].nunique()} checkpoints"
+        return f"Run({self.manifest['method']}: {batches}, {looks}, {self.path or 'not stored'})"
+
     def final_weights(self) -> dict:
         """{parameter name: tensor} of everything edited, at the end. KeditError for a run that stored no weights."""
         if self.path is None:

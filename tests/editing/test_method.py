@@ -1,6 +1,7 @@
 """What an outcome says of its edits, and what the optimisation is taken to need, worked out by hand."""
 
 import math
+import pydoc
 import warnings
 
 import pytest
@@ -130,7 +131,7 @@ def test_an_optimisation_that_did_nothing_is_frozen(probabilities, v0_norm, froz
 def test_a_frozen_optimisation_is_told(model):
     hyper = {"v_num_grad_steps": 5, "v_weight_decay": 0.0, "clamp_norm_factor": 100.0}
     stuck = kedit.ROME(layers=[LAYER], mom2_adjustment=False, v_lr=1e-9, **hyper)
-    with pytest.warns(Frozen, match=f"{EDITS[0].subject!r}: 5 steps left .*padding"):
+    with pytest.warns(Frozen, match=f"{EDITS[0].subject!r}: 5 steps left .*too short for it"):
         stuck.apply(model, EDITS[:1], contexts=["{}"])
     model.restore()
     moving = kedit.ROME(layers=[LAYER], mom2_adjustment=False, v_lr=1.0, **hyper)
@@ -144,6 +145,34 @@ def test_hyperparameters_stay_as_they_were_given():
     with pytest.raises(ValidationError, match="frozen"):
         method.mom2_update_weight = 1.0
     assert kedit.ROME(layers=[1]).needs_moments and not kedit.ROME(layers=[1], mom2_adjustment=False).needs_moments
+
+
+def test_help_of_a_method_is_two_screens_and_tells_of_kedit_only():
+    for cls in (kedit.MEMIT, kedit.FT, kedit.AlphaEdit):
+        page = pydoc.plain(pydoc.render_doc(cls))
+        assert len(page.splitlines()) <= 60 and "pydantic_" not in page and "Annotated" not in page
+        assert all(f"{name}=" in page or f" {name}," in page for name in cls.model_fields)
+        assert "moments      SecondMoments of this model" in page and "hyperparameters" in page
+
+
+def test_each_thing_that_is_made_says_in_one_line_what_it_is(model):
+    """Model, moments, history and outcome; a run's own line is with the streams."""
+    moments, history = kedit.SecondMoments.from_tensors({LAYER: C[LAYER]}), kedit.EditHistory()
+    assert repr(model) == (
+        f"EditableModel({model.name}: llama, {model.n_layers} layers, d_model {tiny.D_MODEL}, d_ff {tiny.D_FF}, "
+        "float64 on cpu, unedited)"
+    )
+    assert repr(moments) == f"SecondMoments(C of layers [{LAYER}], {tiny.D_FF} × {tiny.D_FF}, given as tensors)"
+    assert repr(history) == "EditHistory(keys: 0 edits, 0 MiB)"
+    method = kedit.MEMIT(layers=[LAYER], use_history=True)
+    outcome = apply(method, model, EDITS[:2], moments=moments, history=history)
+    assert repr(model).endswith("float64 on cpu, edit calls: 1)")
+    assert repr(history).startswith("EditHistory(keys: 2 edits, 0.00")
+    assert repr(outcome).startswith("Outcome(MEMIT, 2 edits, ‖Δ‖ ") and "\n" not in repr(outcome)
+    model.add(outcome.deltas)
+    assert repr(model).endswith("changed by hand)")
+    measured = kedit.SecondMoments.estimate(model, ["Zoë plays the violin."], [LAYER])
+    assert repr(measured).endswith(f"of {measured.about['tokens']} tokens)")
 
 
 def test_contexts_that_are_not_given_are_those_of_seed_0_on_the_unedited_model(model):

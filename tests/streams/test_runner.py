@@ -379,6 +379,8 @@ def test_the_manifest_says_what_decided_the_numbers(model, tmp_path):
     assert manifest["versions"]["torch"] == torch.__version__
     assert manifest["started"] <= manifest["finished"]
     assert run.path.name.endswith(manifest["key"])
+    asked = run.checkpoints["edits_done"].nunique()
+    assert repr(run) == f"Run(MEMIT: 5 edits in batches of 2, {asked} checkpoints, {run.path})"
 
 
 CHANGES = {
