@@ -36,7 +36,7 @@ def check_model(
     profile: Annotated[
         str | None, Option(help="the run that minutes are estimated for (default: lab for a lab model, else gpu)")
     ] = None,
-    dry: Annotated[bool, Option("--dry", help="write no params/models/<name>.yaml")] = False,
+    dry: Annotated[bool, Option("--dry", help="write no results/models/<name>.yaml")] = False,
 ) -> None:
     """Check a model and propose its parameters. Tries one edit, takes it back, and proposes layers and λ."""
     import kedit_lib as kedit

@@ -40,6 +40,7 @@ class Profile(BaseModel):
     label: Annotated[str, Field(min_length=1)] | None = None  # in tables and committed files; None: the model's name
     model: Annotated[str, Field(min_length=1)]  # "lab", "lab-small", a hub id or a local folder
     beside: str | None = None  # label of a model whose committed runs are shown in front of this one's
+    own: str | None = None  # profile that the notebook on the reader's own model shows in place of a lab model
     edits: Annotated[str, Field(min_length=1)]  # "lab", "world", a file or hub name of edits: streams.facts
     chat: bool = False  # the prompts of `edits` are questions to a chat model: its chat template is put around them
     texts: Annotated[str, Field(min_length=1)]  # for C: "lab", "self", "auto", a file or hub name: streams.facts
@@ -141,7 +142,7 @@ def results_folder() -> Path:
 
 
 def models_folders() -> tuple[Path, Path]:
-    """Where models' parameter files lie: params/models, and for a folder that cannot be written results/models."""
+    """Where models' parameter files lie: params/models, and results/models for those that check_model proposed."""
     return params_folder() / "models", results_folder() / "models"
 
 

@@ -16,7 +16,6 @@ import pandas as pd
 from ..data.atomic import replacing
 from ..data.config import PROPOSED, REPOSITORY, file_name, find_model_params, models_folders
 from ..data.yaml_text import dump, read_yaml
-from ..errors import KeditError
 
 LIKE, D_FF, N_LAYERS = "Llama-2-7b-hf", 11008, 32  # where the other values are from
 DEPTH = 8 / N_LAYERS  # of Llama-2-7B's last edited layer; taken where nothing was traced
@@ -63,7 +62,7 @@ def propose(model, effect: pd.DataFrame | None = None) -> dict[str, dict]:
 
 
 def write_proposal(name: str, sections: dict[str, dict], why: str) -> Path:
-    """params/models/<name>.yaml, or models/<name>.yaml in the results folder where params cannot be written; its path.
+    """models/<name>.yaml in the results folder, where method_for finds it; its path. A copy in params/models is kept.
 
     why: how the layers came about, for the file's first lines. A file that is there is not written over.
     """
@@ -73,13 +72,7 @@ def write_proposal(name: str, sections: dict[str, dict], why: str) -> Path:
         f"{PROPOSED}: the values of {LIKE}.yaml, but\n#   layers: {why}\n"
         f"#   weights of C (mom2_update_weight, L2): times {sections['model']['d_ff']} / {D_FF}, the models' d_ff\n"
     ) + dump(sections)
-    try:
-        return _written(models_folders()[0] / f"{file_name(name)}.yaml", text)
-    except KeditError:
-        return _written(models_folders()[1] / f"{file_name(name)}.yaml", text)
-
-
-def _written(path: Path, text: str) -> Path:
+    path = models_folders()[1] / f"{file_name(name)}.yaml"
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
     return path

@@ -1,19 +1,17 @@
 """Tables as the report's pages show them: columns of numbers to the right, one row of headers, no looks of their own.
 
-tidied(html)     every table in it, for readers
-SCRIPT, POLICY   what lets them sort it by a click, and the content policy under which only that script runs
+tidied(html)    every table in it, for readers
+cleaned(html)   without anything but text, tables and links
+boxed(html)     each table in a box that it can scroll in
 """
 
-import base64
-import hashlib
 import re
-from pathlib import Path
 
-PAGES = Path(__file__).resolve().parent / "pages"
-SCRIPT = (PAGES / "sort.js").read_text(encoding="utf-8")
-_HASH = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-POLICY = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{_HASH}'"
-
+TAGS = (
+    "a abbr b blockquote br caption code dd div dl dt em h1 h2 h3 h4 h5 h6 hr i li ol p pre span strong sub sup "
+    "table tbody td th thead tr ul"
+).split()
+ATTRIBUTES = {"*": ["class", "id"], "a": ["href", "title"], "th": ["colspan", "rowspan"], "td": ["colspan", "rowspan"]}
 TABLE = re.compile(r"<table.*?</table>", re.DOTALL)
 NUMBER = re.compile(r"[<>≤≥~]?\s*[-+−]?([\d.,]+(e[-+]?\d+)?\s?%?|inf)")
 NOTHING = {"", "nan", "none", "<na>", "—"}
@@ -22,6 +20,16 @@ NOTHING = {"", "nan", "none", "<na>", "—"}
 def tidied(text: str) -> str:
     """HTML with each of its tables tidied, and without pandas' style sheets."""
     return TABLE.sub(lambda found: _tidied(found[0]), re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL))
+
+
+def cleaned(text: str) -> str:
+    import bleach
+
+    return bleach.clean(text, tags=TAGS, attributes=ATTRIBUTES)
+
+
+def boxed(text: str) -> str:
+    return TABLE.sub(r'<div class="wide" tabindex="0">\g<0></div>', text)
 
 
 def _tidied(table: str) -> str:

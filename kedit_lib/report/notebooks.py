@@ -21,6 +21,8 @@ from kedit_lib.errors import KeditError
 MAX_LINES = 25
 VERDICT = "verdict"  # tag of the cell that makes the box a notebook opens with
 MARKER = "papermill-error-cell-tag"  # papermill adds such cells to a failed notebook
+RENAMED = {"data": "edits"}  # parameters that a profile calls otherwise
+OWN = {"data", "texts"}  # parameters of the notebook on the reader's own model
 INJECTED = "injected-parameters"  # and this one, after the parameters cell, to every notebook it runs
 
 
@@ -83,7 +85,8 @@ def faults_of_source(path: Path) -> list[str]:
             faults.append(f"{where}: has more than {MAX_LINES} lines; split it")
     try:  # the defaults must be a profile's: known fields, of the right type
         defaults = parameters_of(path)
-        load_profile(defaults.pop("profile", "lab"), **defaults)
+        fields = {RENAMED.get(name, name): value for name, value in defaults.items()}
+        load_profile(fields.pop("profile", "lab"), **fields)
     except KeditError as error:
         faults.append(str(error) if str(error).startswith(path.name) else f"{path.name}: parameters: {error}")
     return faults

@@ -24,7 +24,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from kedit_lib.data.config import LAB_MODELS, REPOSITORY, Profile, find_model_params, load_profile, params_folder
+from kedit_lib.data.config import (
+    BUILT_IN,
+    LAB_MODELS,
+    REPOSITORY,
+    Profile,
+    find_model_params,
+    load_profile,
+    params_folder,
+)
 from kedit_lib.data.yaml_text import dump, parse
 from kedit_lib.errors import KeditError
 from kedit_lib.report import notebooks, stamps
@@ -164,8 +172,16 @@ def find_sources(root: Path, only: str | None = None) -> list[Path]:
 
 def parameters_for(run: Run, source: Path) -> dict[str, Any]:
     """What is injected into a notebook: every field of the profile that its parameters cell names."""
-    values = {**run.profile.model_dump(), "profile": run.profile_argument}
+    profile, argument = run.profile, run.profile_argument
     names = notebooks.parameters_of(source)
+    if notebooks.OWN & set(names) and profile.own and profile.model in LAB_MODELS:
+        profile, argument = load_profile(profile.own), profile.own
+    values = {**profile.model_dump(), "profile": argument}
+    for field in ("model", "edits", "texts"):  # paths are the repository's, and notebooks run in another folder
+        there = [path for path in (Path(values[field]).resolve(), run.root / values[field]) if path.exists()]
+        if there and values[field] not in BUILT_IN:
+            values[field] = os.path.relpath(there[0], run.sources)
+    values |= {name: values[field] for name, field in notebooks.RENAMED.items()}
     if unknown := [name for name in names if name not in values]:
         raise KeditError(
             f"{source.name}: parameter {unknown[0]!r} is in no profile; rename it, or add it to kedit_lib.data.config"
@@ -175,7 +191,7 @@ def parameters_for(run: Run, source: Path) -> dict[str, Any]:
 
 def prepare(run: Run) -> None:
     """What a model that is not the lab's is asked before anything runs: whether edits and texts fit it and it knows
-    enough of them, and, if it has no hyperparameters yet, which to propose (params/models/<name>.yaml)."""
+    enough of them, and, if it has no hyperparameters yet, which to propose (results/models/<name>.yaml)."""
     profile = run.profile
     if profile.model in LAB_MODELS and profile.edits == profile.texts == "lab":
         return

@@ -1,140 +1,210 @@
-"""The executed notebooks as web pages: `kedit report` writes report/index.html and a page for each.
+"""The report as a web site: `kedit report` writes report/index.html, read from a folder, without a network.
 
-A page needs nothing but itself: no font, no address of anything outside; its pictures are inside, and so is the one
-script, which sorts tables (its content policy lets no other run). Whatever a model wrote is shown as text. A figure's
-vector forms and its numbers lie beside the pages, in report/figures.
+Sphinx makes it from the executed notebooks and docs/*.md: MyST reads the Markdown, Furo has the contents column, the
+search and the dark mode, sphinx-copybutton copies code, `mathml` writes formulas, sort.js sorts tables. index.html is
+the summary to forward: the README's first lines and the verdict of each notebook.
+
+Whatever a model wrote is shown as text: outputs are rendered here, cleaned, and handed to Sphinx as finished HTML.
 """
+
+from __future__ import annotations
 
 import base64
 import html
 import re
 import shutil
-from dataclasses import dataclass, replace
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from kedit_lib.data.atomic import replacing
+from kedit_lib.data.config import REPOSITORY
 from kedit_lib.errors import KeditError
-from kedit_lib.report.html_tables import PAGES, POLICY, SCRIPT, tidied
+from kedit_lib.report import notebooks
+from kedit_lib.report.html_tables import boxed, cleaned, tidied
 
+PAGES = Path(__file__).resolve().parent / "pages"
 FORMS = (".svg", ".pdf", ".csv")  # of a figure, for download
 CAPTION = "**Figure.** "  # how figures.show begins the paragraph below a picture
-TAGS = (
-    "a abbr b blockquote br caption code dd div dl dt em h1 h2 h3 h4 h5 h6 hr i li ol p pre span strong sub sup "
-    "table tbody td th thead tr ul"
-).split()
-ATTRIBUTES = {"*": ["class", "id"], "a": ["href", "title"], "th": ["colspan", "rowspan"], "td": ["colspan", "rowspan"]}
+LINK = re.compile(r"(?<!!)\[([^]]*)\]\(([^)\s]+)\)")  # of Markdown, no picture
+FENCE = "`" * 12  # longer than any that a text has
+SETTINGS = {
+    "project": "kedit",
+    "extensions": ["myst_parser", "sphinx_copybutton", "kedit_lib.report.mathml"],
+    "myst_enable_extensions": ["dollarmath"],
+    "myst_heading_anchors": 3,
+    "html_theme": "furo",
+    "html_title": "Sequential knowledge editing",
+    "html_static_path": [str(PAGES)],
+    "html_css_files": ["report.css"],
+    "html_js_files": [("sort.js", {"defer": "defer"})],
+    "html_math_renderer": "mathml",
+    "html_show_search_summary": False,  # a page that lies in a folder may not read the others
+    "html_copy_source": False,
+    "html_use_index": False,
+    "html_show_copyright": False,
+    "smartquotes": False,
+}
 
 
 @dataclass(frozen=True)
-class Page:
-    """One page and its neighbors in reading order, as the template sees it."""
+class Site:
+    """What is shown: {name of a page: its title}, and the folder and the contents of all figures, by content."""
 
-    stem: str
-    title: str
-    question: str  # the first paragraph below the title
-    before: "Page | None" = None
-    after: "Page | None" = None
+    titles: dict[str, str]
+    figures: Path
+    known: dict[bytes, str]
 
-    @property
-    def file(self) -> str:
-        return f"{self.stem}.html"
+    def linked(self, text: str, ending: str) -> str:
+        """Markdown whose links lead to pages of the site; a link to what is no page is its text alone."""
 
-    @staticmethod
-    def name_code(cell) -> str:
-        """What is written on a folded cell."""
-        lines = len(cell.source.splitlines())
-        return f"code, {lines} line{'s' if lines > 1 else ''}"
+        def change(link: re.Match) -> str:
+            label, target = link.groups()
+            path, _, anchor = target.partition("#")
+            stem, suffix = Path(path).stem, Path(path).suffix
+            if re.match(r"https?:", target) or target.startswith("#"):
+                return link[0]
+            if suffix == ".png" and (page := self.page_of(stem)):
+                return f"[{label}]({page}.html#{stem})"
+            if suffix in (".ipynb", ".md") and stem in self.titles:
+                return f"[{label}]({stem}{ending}{'#' + anchor if anchor else ''})"
+            return label
+
+        return LINK.sub(change, text)
+
+    def page_of(self, figure: str) -> str | None:
+        """The page of a figure: they are called alike, "02_collapse" stands in the notebook 02."""
+        return next((page for page in self.titles if page[:2].isdigit() and page[:3] == figure[:3]), None)
 
 
-def write_report(executed: Path, figures: Path, report: Path) -> Path:
-    """A page for each executed notebook, and an index of them; where the index is.
+def write_report(executed: Path, figures: Path, report: Path, root: Path = REPOSITORY) -> Path:
+    """The site of these executed notebooks, and of README.md and docs/ in `root`; where its index is.
 
     `report` is written anew, and takes the old one's place when it is whole.
     """
-    import nbformat
-
-    sources = sorted(executed.glob("[0-9][0-9]_*.ipynb"))
-    if not sources:
+    paths = sorted(executed.glob("[0-9][0-9]_*.ipynb"))
+    if not paths:
         raise KeditError(f"{executed}: holds no executed notebook; run 'make reproduce' first")
-    notebooks = [nbformat.read(source, as_version=4) for source in sources]
-    pages = [_page(s.stem, n) for s, n in zip(sources, notebooks, strict=True)]
-    with replacing(report) as partial:
-        _write_pages(pages, notebooks, figures, partial)
+    sources = {path.stem: notebooks.read(path) for path in paths}
+    docs = {path.stem: path.read_text(encoding="utf-8") for path in sorted((root / "docs").glob("*.md"))}
+    titles = {stem: _title(_markdown(notebook), stem) for stem, notebook in sources.items()}
+    known = {path.read_bytes(): path.stem for path in sorted(figures.glob("*.png"))}
+    site = Site(titles | {stem: _title(text, stem) for stem, text in docs.items()}, figures, known)
+    with replacing(report) as partial, tempfile.TemporaryDirectory() as scratch:
+        folder, extra = Path(scratch) / "source", Path(scratch) / "extra"
+        folder.mkdir()
+        (extra / "figures").mkdir(parents=True)
+        for stem, notebook in sources.items():
+            (folder / f"{stem}.md").write_text(_page(notebook, site, extra / "figures"), encoding="utf-8")
+        for stem, text in docs.items():
+            (folder / f"{stem}.md").write_text(site.linked(text, ".md"), encoding="utf-8")
+        (folder / "index.md").write_text(_index(root, sources, docs, site, extra / "figures"), encoding="utf-8")
+        _build(folder, partial, extra)
     return report / "index.html"
 
 
-def _write_pages(pages: list[Page], notebooks: list, figures: Path, folder: Path) -> None:
-    (folder / "figures").mkdir(parents=True)
-    exporter, known = _exporter(), {p.read_bytes(): p.stem for p in sorted(figures.glob("*.png"))}
-    for before, page, after, notebook in zip([None, *pages], pages, [*pages[1:], None], notebooks, strict=False):
-        for name in _prepare(notebook, known):
-            for form in FORMS:
-                shutil.copyfile(figures / f"{name}{form}", folder / "figures" / f"{name}{form}")
-        resources = {"page": replace(page, before=before, after=after), "policy": POLICY, "script": SCRIPT}
-        text, _ = exporter.from_notebook_node(notebook, resources=resources)
-        (folder / page.file).write_text(_linked(text, pages), encoding="utf-8")
-    (folder / "index.html").write_text(_index(pages), encoding="utf-8")
+def _build(folder: Path, out: Path, extra: Path) -> None:
+    from sphinx.application import Sphinx
+
+    settings = {**SETTINGS, "html_extra_path": [str(extra)]}
+    doctrees = folder.parent / "doctrees"
+    Sphinx(folder, None, out, doctrees, "html", settings, status=None, warning=None).build()
+    for left in (".buildinfo", "objects.inv"):
+        (out / left).unlink(missing_ok=True)
 
 
-def _page(stem: str, notebook) -> Page:
-    """Title and question are the first heading and the first paragraph of a notebook."""
-    texts = [cell.source for cell in notebook.cells if cell.cell_type == "markdown"]
-    parts = [part.strip() for text in texts for part in text.split("\n\n") if part.strip()]
-    title = next((part.lstrip("# ") for part in parts if part.startswith("#")), stem)
-    question = next((part for part in parts if not part.startswith("#")), "")
-    return Page(stem, title, question)
+def _title(text: str, stem: str) -> str:
+    return next((line.lstrip("# ") for line in text.splitlines() if line.startswith("# ")), stem)
 
 
-def _exporter():
-    """nbconvert with the template of this package. Its filters: `tidied` is `html_tables.tidied`, `sanitise` lets
-    through text, tables and links, `boxed` puts each table into a box that it can scroll in."""
-    import bleach
-    from nbconvert import HTMLExporter
-
-    exporter = HTMLExporter(extra_template_paths=[str(PAGES)], template_file="page.html.j2")
-    exporter.register_filter("tidied", tidied)
-    exporter.register_filter("sanitise", lambda text: bleach.clean(text, tags=TAGS, attributes=ATTRIBUTES))
-    box = r'<div class="wide" tabindex="0">\1</div>'
-    exporter.register_filter("boxed", lambda text: re.sub(r"(<table.*?</table>)", box, text, flags=re.DOTALL))
-    return exporter
+def _source(cell: dict) -> str:
+    return "".join(cell["source"])
 
 
-def _prepare(notebook, known: dict[bytes, str]) -> list[str]:
-    """Join every picture with the caption below it and its files; the figures' names.
-
-    known: {content of a figure's .png: its name}
-    """
-    names = []
-    for cell in notebook.cells:
-        kept = []
-        for output in cell.get("outputs", []):
-            data = output.get("data", {})
-            if kept and data.get("text/markdown", "").startswith(CAPTION) and "image/png" in kept[-1].get("data", {}):
-                kept[-1].metadata["caption"] = data["text/markdown"].removeprefix(CAPTION)
-                continue
-            if "image/png" in data and (name := known.get(base64.b64decode(data["image/png"]))):
-                output.metadata["files"] = [f"figures/{name}{form}" for form in FORMS]
-                names.append(name)
-            kept.append(output)
-        if "outputs" in cell:
-            cell.outputs = kept
-    return names
+def _markdown(notebook: dict) -> str:
+    return "\n\n".join(_source(cell) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
 
 
-def _linked(text: str, pages: list[Page]) -> str:
-    """Where the text names another notebook in code letters, a link to its page."""
-    for page in pages:
-        text = text.replace(f"<code>{page.stem}</code>", f'<a href="{page.file}"><code>{page.stem}</code></a>')
-    return text
+def _index(root: Path, sources: dict, docs: dict, site: Site, files: Path) -> str:
+    """The summary, and the order of the pages."""
+
+    def picture(image: re.Match) -> str:
+        alt, path = image.groups()
+        if not (root / path).is_file():
+            return ""
+        shutil.copyfile(root / path, files / Path(path).name)
+        return f'<img src="figures/{Path(path).name}" alt="{html.escape(alt)}">'
+
+    readme = root / "README.md"
+    first = readme.read_text(encoding="utf-8").split("\n## ")[0] if readme.exists() else "# Report"
+    first = site.linked(re.sub(r"!\[([^]]*)\]\(([^)]+)\)", picture, first), ".md")
+    parts = [first, "## What each notebook answers"]
+    for stem, notebook in sources.items():
+        said = [_outputs(cell, site) for cell in notebook["cells"] if notebooks.VERDICT in _tags(cell)]
+        parts += [f"### [{stem[:2]} · {site.titles[stem]}]({stem}.md)", *said]
+    for caption, stems in (("Notebooks", sources), ("Pages", docs)):
+        names = [f"{s[:2]} · {site.titles[s]} <{s}>" if s[:2].isdigit() else s for s in stems]
+        parts.append("\n".join(["```{toctree}", f":caption: {caption}", ":hidden:", "", *names, "```"]))
+    return "\n\n".join(parts)
 
 
-def _index(pages: list[Page]) -> str:
-    from jinja2 import Environment, FileSystemLoader
-
-    environment = Environment(loader=FileSystemLoader(PAGES), autoescape=True)
-    return environment.get_template("index.html.j2").render(pages=pages, plain=_plain)
+def _tags(cell: dict) -> set[str]:
+    return set(cell["metadata"].get("tags", []))
 
 
-def _plain(markdown: str) -> str:
-    """A paragraph of Markdown as plain text."""
-    return html.unescape(re.sub(r"\[([^]]*)\]\([^)]*\)|[*`]", r"\1", markdown))
+def _page(notebook: dict, site: Site, files: Path) -> str:
+    """A notebook as MyST: its prose, its code folded, its outputs as HTML; its figures are copied to `files`."""
+    parts = []
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":
+            parts.append(site.linked(_source(cell), ".md"))
+        elif cell["cell_type"] == "code" and (code := _source(cell).strip()):
+            lines = len(code.splitlines())
+            said = f"code, {lines} line{'s' if lines > 1 else ''}"
+            parts.append(f'<details class="code"><summary>{said}</summary>\n\n{FENCE}python\n{code}\n{FENCE}\n\n</details>')
+            parts.append(_outputs(cell, site, files))
+    return "\n\n".join(parts)
+
+
+def _outputs(cell: dict, site: Site, files: Path | None = None) -> str:
+    """What a cell printed and showed, as one raw block."""
+    shown, outputs = [], [{**o, "data": _texts(o.get("data", {}))} for o in cell.get("outputs", [])]
+    for output, after in zip(outputs, [*outputs[1:], {"data": {}}], strict=False):
+        data = output["data"]
+        if "image/png" in data:
+            caption = after["data"].get("text/markdown", "")
+            alt = output["metadata"].get("image/png", {}).get("alt", "")
+            shown.append(_figure(data["image/png"], alt, caption.removeprefix(CAPTION), site, files))
+        elif (text := data.get("text/markdown")) is not None:
+            shown += [] if text.startswith(CAPTION) and shown and "<figure" in shown[-1] else [_prose(text, site)]
+        elif "text/html" in data:
+            shown.append(boxed(cleaned(tidied(data["text/html"]))))
+        elif text := data.get("text/plain") or "".join(output.get("text", "")):
+            shown.append(f'<pre class="said">{html.escape(text)}</pre>')
+    kind = "verdict" if notebooks.VERDICT in _tags(cell) else "output"
+    whole = re.sub(r"\n\s*\n", "\n", "\n".join(shown)).replace(FENCE, "")
+    return f'{FENCE}{{raw}} html\n<div class="{kind}">\n{whole}\n</div>\n{FENCE}' if shown else ""
+
+
+def _texts(data: dict) -> dict[str, str]:
+    return {kind: "".join(text) for kind, text in data.items() if isinstance(text, (str, list))}
+
+
+def _prose(text: str, site: Site) -> str:
+    """Markdown that a run wrote, in which nothing is HTML."""
+    from markdown_it import MarkdownIt
+
+    return boxed(tidied(MarkdownIt("commonmark", {"html": False}).enable("table").render(site.linked(text, ".html"))))
+
+
+def _figure(picture: str, alt: str, caption: str, site: Site, files: Path | None) -> str:
+    content, links, anchor = base64.b64decode(picture), "", ""
+    source = f"data:image/png;base64,{picture.strip()}"
+    if files is not None and (name := site.known.get(content)):
+        for form in (".png", *FORMS):
+            shutil.copyfile(site.figures / f"{name}{form}", files / f"{name}{form}")
+        source, anchor = f"figures/{name}.png", f' id="{name}"'
+        links = " ".join(f'<a href="figures/{name}{form}">{form[1:].upper()}</a>' for form in FORMS)
+    image = f'<div class="wide" tabindex="0"><img src="{source}" alt="{html.escape(alt)}"></div>'
+    below = f'{_prose(caption, site)}<p class="files">{links}</p>'
+    return f"<figure{anchor}>{image}<figcaption>{below}</figcaption></figure>"

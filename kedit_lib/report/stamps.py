@@ -26,7 +26,7 @@ def library_files(root: Path) -> list[Path]:
     files |= {p for p in (PACKAGE / "lab" / "weights").rglob("*") if p.is_file() and p.suffix != ".safetensors"}
     files |= set(params_folder().rglob("*.yaml"))
     files |= {p for p in (root / "figures" / "data").rglob("*") if p.suffix in {".parquet", ".json", ".csv"}}
-    files |= {p for p in [root / "constraints.txt"] if p.is_file()}
+    files |= {p for p in [root / "constraints.txt", *(root / "examples").glob("*")] if p.is_file()}
     return sorted(files)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pandas as pd
@@ -31,7 +32,24 @@ from ..models.tokenization import check_edit, encode, target_ids
 from .named_streams import streams_of
 
 TRACED, SAMPLES = 5, 3  # known facts that are traced, and noises for each
+LAYER_EDITS = 20  # that the notebook on one's own model makes, at several layers
 GIB = 2**30
+
+# Live streams that each notebook shows.
+NEEDS = {
+    "00": "*",
+    "01": "",
+    "02": "memit pmet",
+    "03": "memit rome* rrome*",
+    "04": "memit memit-*",
+    "05": "memit pmet rome ft memit-mass",
+    "06": "memit",
+    "07": "*",
+    "08": "",
+    "09": "memit pmet",
+    "10": "memit pmet rome",
+    "11": "memit",
+}
 
 # What most language models have read: (prompt, [(subject, object), …]).
 COMMON = (
@@ -86,8 +104,8 @@ class Check:
         """The edit that was tried, in words."""
         t, back = self.trial, "came back bit for bit" if self.trial.restored else "did NOT come back bit for bit"
         return (
-            f"“{t.edit.text} {t.edit.target_new}”, written at the proposed layer, took that object's probability from "
-            f"{t.before:.2g} to {t.success:.2g}; after it the weights {back}."
+            f"“{t.edit.text} {t.edit.target_new}”, written by ROME (C off) at its proposed layer, took that object's "
+            f"probability from {t.before:.2g} to {t.success:.2g}; after it the weights {back}."
         )
 
 
@@ -98,7 +116,7 @@ def check_model(model, edits=None, profile: str | Profile | None = None, write: 
     edits    Edits with target_true, of facts that the model may know: they are traced, the first known one is tried.
              None: the lab's own for a lab model, else a few that most models know
     profile  the run that minutes are estimated for (None: "lab" for a lab model, else "gpu")
-    write    whether the proposal becomes params/models/<name>.yaml; a file that is there is left as it is
+    write    whether the proposal becomes results/models/<name>.yaml; a model that has a file keeps it
 
     The weights are the ones at entry afterwards; the table says so. Raises KeditError for a model whose layout or
     tokenizer is not understood.
@@ -130,8 +148,8 @@ def check(model, edits=None, profile: str | Profile | None = None, write: bool =
     rows |= {
         "facts it knows, of those asked": f"{len(known)} of {len(given)}",
         "facts left out as unknown": unknown,
-        "one edit": f"{trial.edit.text} {trial.edit.target_new}",
-        "p(new) before and after": f"{trial.before:.3g}, {trial.success:.3g}",
+        "one edit, by ROME with C off": f"{trial.edit.text} {trial.edit.target_new}",
+        "p(new) before and after, edited model": f"{trial.before:.3g}, {trial.success:.3g}",
         "seconds for it": roughly(trial.seconds, 0.1),
         "restored bit for bit": "yes" if trial.restored else "NO",
         "layers by": why,
@@ -168,17 +186,27 @@ def try_edit(model, edit: Edit, layers: list[int]) -> Trial:
 
 
 def notebook_minutes(profile: Profile, seconds_an_edit: float, seconds_a_question: float) -> dict[str, float]:
-    """Minutes for what each notebook runs live, by its edits and by the untouched facts asked at their checkpoints,
-    one process; second moments, measured once for all, are not in it."""
-    checkpoints = 1 + profile.n_edits / profile.checkpoint_every
-    asked = checkpoints * profile.untouched * seconds_a_question
-    found = {"00": seconds_an_edit, "04": sum(profile.mass_sizes) * seconds_an_edit}
-    for stream in streams_of(profile).values():
-        notebook = {"rome": "03", "rrome": "03", "ft-m": "05"}.get(stream.method, "02")
-        notebook = notebook if stream.batch_size == 1 else "04"
-        seconds = len(profile.live_orders) * (profile.n_edits * seconds_an_edit + asked)
-        found[notebook] = found.get(notebook, 0) + seconds
-    return {notebook: found[notebook] / 60 for notebook in sorted(found)}
+    """Minutes for what each notebook runs live if it is the only one, by its edits and by the untouched facts asked at
+    their checkpoints, one process; "all" runs a stream that several need once. Second moments are not in it."""
+    asked = (1 + profile.n_edits / profile.checkpoint_every) * profile.untouched * seconds_a_question
+    stream = len(profile.live_orders) * (profile.n_edits * seconds_an_edit + asked)
+    names = {notebook: _fitting(streams_of(profile), patterns) for notebook, patterns in NEEDS.items()}
+    found = {notebook: len(needed) * stream for notebook, needed in names.items()}
+    alone = {
+        "00": 1,
+        "01": 2 * profile.n_single,
+        "04": sum(profile.mass_sizes),
+        "08": LAYER_EDITS,
+        "11": profile.n_single,
+    }
+    for notebook, edits in alone.items():
+        found[notebook] += edits * seconds_an_edit
+    every = len(set().union(*names.values())) * stream + sum(alone.values()) * seconds_an_edit
+    return {notebook: seconds / 60 for notebook, seconds in [*sorted(found.items()), ("all", every)]}
+
+
+def _fitting(names, patterns: str) -> set[str]:
+    return {name for name in names for pattern in patterns.split() if fnmatch(name, pattern)}
 
 
 def roughly(value: float, least: float) -> str:

@@ -516,8 +516,8 @@ def test_report_has_a_page_a_notebook_and_an_index(tmp_path):
     with pytest.raises(kedit_lib.errors.KeditError, match="make reproduce"):
         write_report(executed, tmp_path / "figures", report)
     write_notebook(executed / "00_a.ipynb", "print('<&>')", parameters="seed = 0")
-    index = write_report(executed, tmp_path / "figures", report).read_text()
-    assert 'href="00_a.html">Title of 00_a<' in index
+    index = write_report(executed, tmp_path / "figures", report, tmp_path).read_text()
+    assert 'href="00_a.html">00 · Title of 00_a<' in index
     assert "Title of 00_a" in (report / "00_a.html").read_text()
 
 

@@ -89,11 +89,11 @@ def test_the_lab_is_known_and_its_own_parameters_stay(monkeypatch):
     found = kedit.check_model("lab-small", profile="smoke").value
     assert found["facts left out as unknown"] == 0
     assert found["layers by"] == f"causal tracing of {checking.TRACED} facts that it knows"
-    was, now = (float(p) for p in found["p(new) before and after"].split(", "))
+    was, now = (float(p) for p in found["p(new) before and after, edited model"].split(", "))
     assert was < 0.1 and now > 0.5
     assert found["parameters in use"] == "params/models/lab-small.yaml" and path.read_bytes() == before
     assert found["proposed λ"] == pytest.approx(load_model_params("lab-small")["memit"]["mom2_update_weight"], rel=1e-3)
-    assert {f"minutes, {n} (smoke)" for n in ("00", "02", "03", "04", "05")} <= set(found.index)
+    assert {f"minutes, {n} (smoke)" for n in ("00", "02", "06", "07", "11", "all")} <= set(found.index)
 
 
 def test_a_proposal_makes_every_method(made, folders):
@@ -151,7 +151,7 @@ def test_a_files_name_is_safe(name, file, made, folders):
     assert file_name(name) == file
     model = kedit.load_model("lab-small")
     path = write_proposal(name, propose(model), "a test")
-    assert path.resolve() == (folders / "params" / "models" / f"{file}.yaml").resolve()
+    assert path.resolve() == (folders / "results" / "models" / f"{file}.yaml").resolve()
     assert read_yaml(path) == load_model_params(name)
 
 
@@ -180,19 +180,18 @@ def test_the_hint_names_the_folder_that_is_to_be_given(folders):
     refused(lambda: load_model_params("nowhere"), "set KEDIT_PARAMS to a folder that has models/nowhere.yaml")
 
 
-def test_results_take_what_params_cannot(folders):
-    """A params folder that cannot be written (here: its place is taken by a file)."""
-    (folders / "params").write_text("no folder")
+def test_a_proposal_is_written_into_the_results_and_never_beside_the_published_files(folders):
     path = write_proposal("some/model", propose(kedit.load_model("lab-small")), "a test")
     assert path == (folders / "results" / "models" / "model.yaml").resolve()
-    assert load_model_params("some/model")["memit"]
+    assert load_model_params("some/model")["memit"] and not (folders / "params" / "models" / "model.yaml").exists()
 
 
 def test_minutes_grow_with_the_edits():
     smoke, lab = load_profile_of_smoke(), load_profile(proposal.REPOSITORY / "params" / "profiles" / "lab.yaml")
     one, twice = checking.notebook_minutes(lab, 1.0, 0.0), checking.notebook_minutes(lab, 2.0, 0.0)
     assert one["02"] == pytest.approx(2 * 450 / 60, abs=0.1)  # MEMIT and PMET
-    assert one["03"] == pytest.approx(4 * 450 / 60, abs=0.1)
+    assert one["03"] == pytest.approx(5 * 450 / 60, abs=0.1)  # and the four of ROME beside MEMIT
+    assert one["07"] < one["all"] < sum(one.values()) - one["all"]  # streams that several show run once
     assert all(twice[n] == pytest.approx(2 * one[n], abs=0.1) for n in one)
     assert sum(checking.notebook_minutes(smoke, 1.0, 0.0).values()) < sum(one.values())
 
