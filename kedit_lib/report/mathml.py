@@ -1,4 +1,4 @@
-"""Formulas of the site as MathML, which browsers draw themselves: no script and no font is needed. A Sphinx extension."""
+"""A Sphinx extension: formulas as MathML, which browsers draw themselves, without a script or a font."""
 
 from docutils import nodes
 from latex2mathml.converter import convert

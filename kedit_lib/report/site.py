@@ -72,6 +72,11 @@ class Site:
 
         return LINK.sub(change, text)
 
+    def named(self, page: str) -> str:
+        """A page's title, behind its number if it has one."""
+        number = page.partition("_")[0]
+        return f"{number} · {self.titles[page]}" if number.isdigit() else self.titles[page]
+
     def page_of(self, figure: str) -> str | None:
         """The page of a figure: they are called alike, "02_collapse" stands in the notebook 02."""
         return next((page for page in self.titles if page[:2].isdigit() and page[:3] == figure[:3]), None)
@@ -82,7 +87,7 @@ def write_report(executed: Path, figures: Path, report: Path, root: Path = REPOS
 
     `report` is written anew, and takes the old one's place when it is whole.
     """
-    paths = sorted(executed.glob("[0-9][0-9]_*.ipynb"))
+    paths = [path for path in sorted(executed.glob("*.ipynb")) if not path.stem.endswith(".running")]
     if not paths:
         raise KeditError(f"{executed}: holds no executed notebook; run 'make reproduce' first")
     sources = {path.stem: notebooks.read(path) for path in paths}
@@ -141,9 +146,9 @@ def _index(root: Path, sources: dict, docs: dict, site: Site, files: Path) -> st
     parts = [first, "## What each notebook answers"]
     for stem, notebook in sources.items():
         said = [_outputs(cell, site) for cell in notebook["cells"] if notebooks.VERDICT in _tags(cell)]
-        parts += [f"### [{stem[:2]} · {site.titles[stem]}]({stem}.md)", *said]
+        parts += [f"### [{site.named(stem)}]({stem}.md)", *said]
     for caption, stems in (("Notebooks", sources), ("Pages", docs)):
-        names = [f"{s[:2]} · {site.titles[s]} <{s}>" if s[:2].isdigit() else s for s in stems]
+        names = [f"{site.named(stem)} <{stem}>" for stem in stems]
         parts.append("\n".join(["```{toctree}", f":caption: {caption}", ":hidden:", "", *names, "```"]))
     return "\n\n".join(parts)
 
@@ -160,9 +165,10 @@ def _page(notebook: dict, site: Site, files: Path) -> str:
             parts.append(site.linked(_source(cell), ".md"))
         elif cell["cell_type"] == "code" and (code := _source(cell).strip()):
             lines = len(code.splitlines())
-            said = f"code, {lines} line{'s' if lines > 1 else ''}"
-            parts.append(f'<details class="code"><summary>{said}</summary>\n\n{FENCE}python\n{code}\n{FENCE}\n\n</details>')
-            parts.append(_outputs(cell, site, files))
+            top = f'<details class="code"><summary>code, {lines} line{"s" if lines > 1 else ""}</summary>'
+            folded = [top, f"{FENCE}python\n{code}\n{FENCE}", "</details>"]
+            shown = [_outputs(cell, site, files)]
+            parts += shown + folded if notebooks.VERDICT in _tags(cell) else folded + shown
     return "\n\n".join(parts)
 
 

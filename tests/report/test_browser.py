@@ -132,7 +132,9 @@ def test_it_can_be_dark_and_code_can_be_copied(site, open_page):
     tab.evaluate("document.body.dataset.theme = 'light'")
     light = tab.evaluate(ground)
     tab.evaluate("document.body.dataset.theme = 'dark'")
-    assert sum(map(int, re.findall(r"\d+", tab.evaluate(ground))[:3])) < 150 < sum(map(int, re.findall(r"\d+", light)[:3]))
+    assert (
+        sum(map(int, re.findall(r"\d+", tab.evaluate(ground))[:3])) < 150 < sum(map(int, re.findall(r"\d+", light)[:3]))
+    )
     assert tab.evaluate("document.querySelectorAll('button.copybtn').length") > 0
 
 
@@ -141,9 +143,14 @@ def test_formulas_are_drawn(tmp_path, open_page):
     (tmp_path / "executed").mkdir()
     cells = [new_markdown_cell("# Formula\n\n$$\\Delta = R K^\\top (\\lambda C + K K^\\top)^{-1}$$\n\nwith $K$.")]
     nbformat.write(new_notebook(cells=cells), tmp_path / "executed" / "00_formula.ipynb")
-    page = report.write_report(tmp_path / "executed", tmp_path, tmp_path / "report", tmp_path).parent / "00_formula.html"
+    page = (
+        report.write_report(tmp_path / "executed", tmp_path, tmp_path / "report", tmp_path).parent / "00_formula.html"
+    )
     tab = open_page(page)
-    assert tab.evaluate("[...document.querySelectorAll('math')].map(m => m.getBoundingClientRect().height > 5)") == [True, True]
+    assert tab.evaluate("[...document.querySelectorAll('math')].map(m => m.getBoundingClientRect().height > 5)") == [
+        True,
+        True,
+    ]
 
 
 def table_site(folder, table: str):
