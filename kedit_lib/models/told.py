@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .hooks import Done
+
 MASK, ALIBI = "attention_mask", "alibi"
 CACHES = ("past_key_values", "layer_past")  # what a layer calls the keys and values of earlier tokens
 
@@ -19,16 +21,17 @@ CACHES = ("past_key_values", "layer_past")  # what a layer calls the keys and va
 def told(model, ids: Tensor) -> list[dict]:
     """For each layer, by name, the arguments that `model` calls it with on `ids` [n, L]."""
     found = []
-    with contextlib.ExitStack() as inside:
+    with contextlib.suppress(Done), contextlib.ExitStack() as inside:
         for layer in model.layers:
-            inside.enter_context(_skipped(layer, found, model.tuples))
+            inside.enter_context(_skipped(layer, found, model))
         model.hf(input_ids=ids, use_cache=False)
     return found
 
 
 @contextlib.contextmanager
-def _skipped(layer, calls: list[dict], tuples: bool) -> Iterator[None]:
-    """Inside, `layer` hands the stream on as it is, and its arguments are added to `calls`."""
+def _skipped(layer, calls: list[dict], model) -> Iterator[None]:
+    """Inside, `layer` hands the stream on as it is, and its arguments are added to `calls`. Nothing runs behind the
+    last: the logits of all tokens would be the largest tensor of an edit."""
     own, known = inspect.signature(layer.forward), vars(layer).get("forward")  # accelerate keeps one in the instance
 
     def skip(*args, **kwargs):
@@ -36,7 +39,9 @@ def _skipped(layer, calls: list[dict], tuples: bool) -> Iterator[None]:
         hidden = said.pop(next(iter(said)))
         calls.append({**said, **said.pop("kwargs", {})})
         calls[-1].pop("kwargs", None)
-        return (hidden,) if tuples else hidden
+        if len(calls) == model.n_layers:
+            raise Done
+        return (hidden,) if model.tuples else hidden
 
     layer.forward = skip
     try:

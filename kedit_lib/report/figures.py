@@ -120,9 +120,6 @@ def verdict(claim: str, answer: str, number: str, where: str, figure: str | None
     say("\n".join(f"> **{name}.** {text}  " for name, text in rows.items()))
 
 
-
-
-
 def floor(ax, value: float, text: str) -> None:
     """The value of a model that knows nothing, named beside the panel, where no curve is."""
     ax.axhline(value, color="grey", linewidth=1, linestyle=(0, (2, 3)))
