@@ -112,7 +112,7 @@ def outcome(one: pd.DataFrame) -> dict:
         "perplexity": ("perplexity", "plain text"),
     }
     curves = {name: run.curve(*what) for name, what in asked.items()}
-    last = {name: c.iloc[-1] if len(c) else float("nan") for name, c in curves.items()}
+    last = {name: c.iloc[-1] if len(c) and c.index[-1] else float("nan") for name, c in curves.items()}
     start = {f"{n}_start": curves[n].get(0, float("nan")) for n in ("untouched", "perplexity")}
     points = {f"N_{kind}": collapse_point(run, kind) for kind in ("optimisation", "model")}
     return {

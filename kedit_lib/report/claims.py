@@ -111,7 +111,8 @@ def _rank_correlation(s: Streams) -> float:
     p = window_median(some).set_index(["stream", "edits"])["median"].rename("p")
     asked = some[(some.metric == "accuracy") & (some.cohort == "untouched") & (some.edits > 0)]
     both = asked.join(p, on=["stream", "edits"]).dropna(subset="p")
-    return float(spearmanr(both.p, both.value).statistic)
+    constant = both.p.nunique() < 2 or both.value.nunique() < 2
+    return float("nan") if constant else float(spearmanr(both.p, both.value).statistic)
 
 
 def _along(s: Streams) -> float:
