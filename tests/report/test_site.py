@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+import kedit_lib as kedit
 from kedit_lib.__main__ import main
 from kedit_lib.data.config import REPOSITORY
 from kedit_lib.report import readme
@@ -87,3 +88,23 @@ def test_a_notebook_opens_with_its_verdict_and_is_short(source):
     prose = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
     assert len(" ".join(said + prose).split()) <= 2000
     assert "**Answer.**" in said[0] if cells[1]["outputs"] else pytest.fail("the verdict cell printed nothing")
+
+
+def test_the_readmes_first_lines_say_what_the_runs_say():
+    runs = kedit.load_runs(["memit", "memit-rho2", "rome"], committed="smollm2").query("order == 0")
+    found = kedit.outcomes(runs).set_index(["stream", "setting"])
+    scaled, printed, rome = (
+        found.loc[key] for key in (("memit", "as scaled"), ("memit", "as printed"), ("rome", "as printed"))
+    )
+    right = runs[(runs.metric == "accuracy") & (runs.cohort == "untouched") & (runs.setting == "as scaled")]
+    lost = 1 - right.set_index("edits").value[scaled.N_model]
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    for said in (
+        f"falls from {scaled.p_first:.3f} to {scaled.p_last:.0e} within {scaled.edits_made} edits",
+        f"halved at edit {scaled.N_optimisation:.0f}",
+        f"lost {lost:.0%} of its unrelated facts at edit {scaled.N_model:.0f}".replace("%", " %"),
+        f"MEMIT reports {printed.p_last:.2f} after {printed.edits_made} edits",
+        f"and ROME {rome.p_last:.2f} after {rome.edits_made}",
+        f"with {printed.untouched:.0%} and {rome.untouched:.0%} of the unrelated facts left".replace("%", " %"),
+    ):
+        assert said in text
