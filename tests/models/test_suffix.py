@@ -6,7 +6,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import kedit_lib as kedit
-from kedit_lib.editing.compute_z import Site, optimise, request
+from kedit_lib.editing.compute_z import optimise
+from kedit_lib.editing.engine import Site, requests_of
 from kedit_lib.models.tokenization import encode, target_ids
 
 WINDOW = 6  # shorter than any prompt below
@@ -26,12 +27,12 @@ FLOAT32_INSIDE = {"gptj", "gemma2", "bloom"}
 
 def first_step(model, inside):
     """The mean over contexts of p(target) before δ has moved, at a layer in the middle."""
-    layer, one = model.n_layers // 2, request(model.tokenizer, EDIT, CONTEXTS)
+    layer, requests = model.n_layers // 2, requests_of(model.tokenizer, [EDIT], CONTEXTS)
     edited = model.mlp_out(layer)
     value = edited if inside else model.layers[layer]
     site = Site(layer, model.n_layers - 1, (value,), edited, inside)
     steps = {"v_num_grad_steps": 1, "v_lr": 0.5, "v_weight_decay": 0.0, "clamp_norm_factor": 4.0, "kl_factor": 0.1}
-    (target,), _ = optimise(model, [one], site, kedit.ROME(layers=[layer], mom2_adjustment=False, **steps))
+    (target,), _ = optimise(model, requests, site, kedit.ROME(layers=[layer], mom2_adjustment=False, **steps))
     return target.probabilities[0]
 
 
