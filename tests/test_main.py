@@ -60,13 +60,17 @@ def test_public_names_are_there():
 def test_a_strangers_path(run, tmp_path, monkeypatch):
     """A model that nobody has parameters for: checked, edited, saved, loaded by plain transformers, evaluated."""
     monkeypatch.setenv("KEDIT_PARAMS", str(tmp_path / "params"))
+    monkeypatch.setenv("KEDIT_RESULTS", str(tmp_path / "results"))
     folder = families.save("qwen2", tmp_path / "stranger", torch.float32)
     words = ("--prompt", tiny.EDITS[4][0], "--subject", tiny.EDITS[4][1], "--to", tiny.EDITS[4][2])
     code, _, err = run("edit", folder, *words)
     assert code == 1 and "check-model" in err
     smoke = REPOSITORY / "params" / "profiles" / "smoke.yaml"
     code, out, _ = run("check-model", folder, "--profile", smoke)  # asked only what its tokenizer can write
-    assert code == 0 and "452, 459" in out and (tmp_path / "params" / "models" / "stranger.yaml").exists()
+    assert code == 0 and "452, 459" in out
+    assert (
+        len(list((tmp_path / "results" / "models").glob("stranger*.yaml"))) == 1 and not (tmp_path / "params").exists()
+    )
 
     (tmp_path / "texts.txt").write_text("\n\n".join(tiny.SENTENCES.splitlines()))
     places = ("--save", tmp_path / "edited", "--deltas", tmp_path / "deltas")

@@ -207,10 +207,10 @@ def test_a_readme_without_figures_or_without_a_place_stays_as_it_is(tmp_path, mo
     assert "figures: cannot be read" in capsys.readouterr().err
     path = tmp_path / "README.md"
     path.write_text("<!-- a -->\nold\n<!-- end -->\nrest")
-    with pytest.raises(kedit.KeditError, match="has no block from '<!-- b -->'"):
-        readme.put(path, ["<!-- a -->\nnew\n<!-- end -->", "<!-- b -->\nx\n<!-- end -->"])
+    with pytest.raises(kedit.KeditError, match="has no lines '<!-- b -->'"):
+        readme.put(path, ("<!-- b -->", "<!-- end -->"), "x")
     assert path.read_text() == "<!-- a -->\nold\n<!-- end -->\nrest"
-    readme.put(path, ["<!-- a -->\nnew\n<!-- end -->"])
+    readme.put(path, ("<!-- a -->", "<!-- end -->"), "new")
     assert path.read_text() == "<!-- a -->\nnew\n<!-- end -->\nrest"
 
 

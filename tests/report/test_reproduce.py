@@ -385,7 +385,7 @@ def test_streams_are_run_for_the_live_orders_unless_one_notebook_is_wanted(tmp_p
     sweep.__spec__ = importlib.machinery.ModuleSpec("kedit_lib.report.sweep", None)
     sweep.run_streams = lambda profile, **options: calls.append((profile.name, options, os.environ["KEDIT_RESULTS"]))
     monkeypatch.setitem(sys.modules, "kedit_lib.report.sweep", sweep)
-    monkeypatch.setattr(kedit_lib, "sweep", sweep, raising=False)
+    monkeypatch.setattr("kedit_lib.report.sweep", sweep, raising=False)
     reproduce.run_streams(run_of(project, orders="all"), only=None)
     assert calls == [("lab", {"orders": [0, 1], "workers": 2}, str(tmp_path / "results"))]
     reproduce.run_streams(run_of(project), only="03")
