@@ -99,7 +99,7 @@ def test_the_lab_is_known_and_its_own_parameters_stay(monkeypatch):
 def test_a_proposal_makes_every_method(made, folders):
     model = made("qwen3")
     check(model)
-    path = folders / "params" / "models" / f"{file_name(model.folder)}.yaml"
+    path = folders / "results" / "models" / f"{file_name(model.folder)}.yaml"
     assert path.name.startswith("qwen3-")
     text = path.read_text()
     assert text.startswith("# Proposed by check_model") and "no fact to trace" in text.splitlines()[1]
