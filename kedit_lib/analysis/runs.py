@@ -134,6 +134,7 @@ def at(runs: pd.DataFrame, edits: int) -> pd.DataFrame:
 
 
 def window_median(runs: pd.DataFrame) -> pd.DataFrame:
-    """The optimised probability of each edit with its running median over 25 edits in a column `median`."""
+    """The optimised probability of each edit with its running median over 25 edits, or all of a shorter run,
+    in a column `median`."""
     p = runs[runs.metric == "optimised probability"].sort_values([*LABELS, "edits"])
-    return p.assign(median=p.groupby(LABELS).value.transform(lambda v: v.rolling(WINDOW).median()))
+    return p.assign(median=p.groupby(LABELS).value.transform(lambda v: v.rolling(min(WINDOW, len(v))).median()))
