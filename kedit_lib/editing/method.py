@@ -125,11 +125,9 @@ class Method(BaseModel, ABC, metaclass=_Listed):
         history      of earlier calls, made by `new_history` (methods that keep one); None: no memory
         projection   NullSpace (AlphaEdit); None: made from the moments
         targets      finished z, a tensor [d_model] an edit (ROME: v*; PMET: the MLP's); None: optimised
-        engine       "plain": targets are optimised with whole passes of the model, slow and plain to see; the numbers
-                     differ by rounding
+        engine       "plain": targets are optimised with whole passes of the model; numbers differ by rounding
 
-        All or nothing: after an error the weights and the history are the ones at entry, bit for bit.
-        Warns when the model already gives a target.
+        All or nothing: after an error weights and history are those at entry. Warns of a target already given.
         """
         return self.apply_prepared(self.prepare(model, edits, moments, contexts, history, projection, targets, engine))
 
