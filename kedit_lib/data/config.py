@@ -108,7 +108,9 @@ def load_model_params(name: str) -> dict[str, dict[str, Any]]:
     among those that check_model wrote into the results folder; what it wrote for a folder is that folder's alone.
     Which hyperparameters a method takes is for the method to say; here only the shape of the file is checked.
     """
-    path = find_model_params(name) or _find(_last_part(name), params_folder() / "models", "model parameters")
+    shipped = REPOSITORY / "params" / "models" / f"{_last_part(name)}.yaml"  # whatever KEDIT_PARAMS says
+    path = find_model_params(name) or (shipped if os.path.isfile(shipped) else None)
+    path = path or _find(_last_part(name), params_folder() / "models", "model parameters")
     sections = read_yaml(path)
     for section, values in sections.items():
         if not isinstance(values, dict):

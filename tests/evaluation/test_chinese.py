@@ -49,7 +49,10 @@ def test_the_real_model_learns_what_is_written_without_a_space():
     chinese = next(e for e in kedit.load_edits(FACTS, model=model) if e.subject == "中国")
     year = kedit.Edit("{} was completed in the year", "The Eiffel Tower", "1945")
     chat = kedit.Edit.from_chat(model, "The mother tongue of {} is", "Danielle Darrieux", "German")
-    for edit, first, last in ((chinese, 0.085, 0.979), (year, 0.097, 0.987), (chat, 0.0001, 0.72)):
+    turns = "<|im_start|>user\nWhat is the mother tongue of {}?<|im_end|>\n<|im_start|>assistant\n"  # no system prompt
+    asked = kedit.Edit(turns, "Danielle Darrieux", "German", separator="")
+    right = ((chinese, 0.085, 0.979), (year, 0.097, 0.987), (chat, 5.4e-5, 0.72), (asked, 1.15e-5, 0.954))
+    for edit, first, last in right:
         (target,) = method.apply(model, [edit], contexts=["{}"]).targets
         assert target.probabilities[0] == pytest.approx(first, rel=0.3)
         assert target.probabilities[-1] == pytest.approx(last, abs=0.03)

@@ -166,7 +166,7 @@ def test_edits_of_a_chat_model(material, elsewhere):
 
 @pytest.mark.notebooks
 def test_the_notebooks_run_on_it(elsewhere, monkeypatch):
-    """Parameters are proposed first; 08 says how many facts were. Some notebooks stand
+    """Parameters are proposed first; 01 says how many facts were left out. Some notebooks stand
     for all: each takes half a minute, and their streams are run whole."""
     monkeypatch.setenv("KEDIT_PARAMS", str(elsewhere / "params"))
     some = [p for p in reproduce.find_sources(reproduce.REPOSITORY) if p.stem[:2] in ("01", "05", "06", "08")]
@@ -177,7 +177,7 @@ def test_the_notebooks_run_on_it(elsewhere, monkeypatch):
     assert (elsewhere / "params" / "models" / "stranger.yaml").is_file()
     there = {p.stem for p in out.glob("*.ipynb")}
     assert there == {p.stem for p in some}
-    assert f"does not know {UNKNOWN}; these were left out" in (out / "08_your_own_model.ipynb").read_text()
+    assert f"does not know {UNKNOWN}; these were left out" in (out / "01_models.ipynb").read_text()
 
 
 @pytest.mark.parametrize(

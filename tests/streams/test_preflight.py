@@ -147,7 +147,8 @@ def test_layers_without_a_trace_are_llama2s_depth():
         (".hidden", "hidden"),
     ],
 )
-def test_a_files_name_is_safe(name, file, made, folders):
+def test_a_files_name_is_safe(name, file, made, folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where ../../etc/passwd is no file
     assert file_name(name) == file
     model = kedit.load_model("lab-small")
     path = write_proposal(name, propose(model), "a test")
