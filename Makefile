@@ -23,7 +23,7 @@ WHICH := --profile $(PROFILE) $(if $(MODEL),--model "$(MODEL)") $(if $(DATA),--d
 RUN := $(KEDIT) reproduce $(WHICH) $(if $(NB),--only "$(NB)")
 
 .DEFAULT_GOAL := help
-.PHONY: help env lab-model sweep smoke reproduce report bench test lint clean lab
+.PHONY: help env lab-model sweep smoke reproduce report bench gpu test lint clean lab
 
 help:  ## this list
 	@echo "make TARGET [PROFILE=smoke|lab|gpu] [MODEL=id or folder] [DATA=edits] [TEXTS=plain text] [NB=03] [SEED=1] [ORDERS=all or 0,1] [STREAMS=…] [SHAPE=tiny]"
@@ -60,6 +60,9 @@ report: $(ENV)  ## turn what reproduce executed into report/index.html and its p
 
 bench: $(ENV)  ## time every path against the plain one into figures/benchmarks*.csv (some minutes; PROFILE=gpu: Llama-2-7B's shape)
 	OMP_NUM_THREADS=$(if $(filter gpu,$(PROFILE)),8,1) $(PY) tests/bench.py --profile $(PROFILE) $(if $(SHAPE),--shape "$(SHAPE)")
+
+gpu: $(ENV)  ## what needs a GPU, part by part, into figures/gpu.* (8 minutes on one H100-class card; SHAPE=tiny rehearses it)
+	$(PY) tests/gpu.py $(if $(SHAPE),--shape "$(SHAPE)")
 
 test: $(ENV)  ## every test, the smoke run of the notebooks included (about a quarter of an hour)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS)

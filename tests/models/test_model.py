@@ -17,7 +17,7 @@ FAST = {"layers": [1, 2], "v_num_grad_steps": 2, "mom2_update_weight": 5.0}
 MEMIT = kedit.MEMIT(**FAST)
 ROME = kedit.ROME(layers=[3], v_num_grad_steps=2)
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
 
 
 def load(tiny_folder, kind="llama", dtype=torch.float32):
@@ -82,10 +82,12 @@ def test_a_saved_model_is_an_ordinary_one(tiny_folder, tmp_path, kind):
 # ----------------------------------------------------------------------------------------------------- taking back
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_restore_after_edits_and_failures(tiny_folder, kind, dtype, monkeypatch):
-    model = load(tiny_folder, kind, dtype)
+@pytest.mark.parametrize("device", DEVICES)
+def test_restore_after_edits_and_failures(tiny_folder, kind, dtype, device, monkeypatch):
+    model = kedit.load_model(tiny_folder(kind), dtype=dtype, device=device)
     original = snapshot(model)
     for edit in EDITS[:2]:
         apply(model, MEMIT, edit)
@@ -107,7 +109,8 @@ def test_restore_after_edits_and_failures(tiny_folder, kind, dtype, monkeypatch)
     assert holds(model, original)
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=needs_cuda)])
+@pytest.mark.gpu
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("kept", ["device", "host"])
 def test_originals_are_kept_where_asked(tiny_folder, kept, device):
     model = kedit.load_model(tiny_folder("llama"), device=device, originals=kept)

@@ -1,0 +1,121 @@
+"""Everything that needs a GPU, in parts; each part writes its table before the next begins.
+
+    make gpu                # one H100-class card, some 8 minutes → figures/gpu.<card>.<part>.csv
+    make gpu SHAPE=tiny     # the same parts at toy size, on a CPU too
+
+A part is a process with a time limit of its own, so that one which fails or runs out of time loses only itself. Where
+torch and transformers are installed but kedit is not: `PYTHONPATH=. python3 tests/gpu.py`.
+"""
+
+import argparse
+import re
+import subprocess
+import sys
+import time
+import warnings
+from itertools import product
+from pathlib import Path
+
+import bench
+import bench_gpu
+import pandas as pd
+import torch
+
+import kedit_lib as kedit
+from kedit_lib.analysis.runs import outcome, setting_of, tidy
+from kedit_lib.data.config import load_model_params
+
+SECONDS = {"tests": 60, "shape": 150, "repeats": 45, "streams": 220}  # on one H100-class card
+STREAMS = [f"{name}{rho}" for rho in ("-rho2", "") for name in ("memit", "rome", "memit-share", "pmet", "memit-mass")]
+CARD = re.sub(r"[^A-Za-z0-9]+", "-", bench.device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu")))
+
+
+def tests(shape: str, out: Path, until: float) -> None:
+    """Exact restore, originals on the host, smaller batches when memory is short, float32 targets on bf16 weights."""
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu"], check=False)
+    save([{"part": "tests", "exit code": done.returncode}], "tests", out)
+    if done.returncode:
+        raise SystemExit(done.returncode)
+
+
+def shape(shape: str, out: Path, until: float) -> None:
+    """Seconds per edit, peak memory and roofline at Llama-2-7B's shape."""
+    save(bench_gpu.large(shape), "shape", out)
+
+
+def repeats(shape: str, out: Path, until: float) -> None:
+    """How far apart three runs of the same edit are on this device: atomic additions take sums in no fixed order."""
+    edits = bench_gpu.made_up_edits(20)
+    tokenizer = bench_gpu.made_up_tokenizer([f"{e.text} {e.target_new}" for e in edits])
+    cuda = torch.cuda.is_available()
+    device, dtype = torch.device("cuda" if cuda else "cpu"), torch.bfloat16 if cuda else torch.float32
+    model, hyper, rows = (
+        bench_gpu.made_up_model(shape, tokenizer, device, dtype),
+        load_model_params("Llama-2-7b-hf"),
+        [],
+    )
+    for name in ("memit", "rome"):
+        method = kedit.method_class(name)(**hyper[name])
+        moments, found = bench_gpu.made_up_moments(model, method.layers), []
+        for _ in range(3):
+            outcome = method.apply(model, edits[:1], moments=moments, contexts=bench_gpu.made_up_contexts(5, ["and"]))
+            found.append(torch.cat([delta.flatten().double().cpu() for delta in outcome.deltas.values()]))
+            model.restore()
+        rows += [
+            {"method": name, "run": i, "relative difference": bench.relative(x, found[0])} for i, x in enumerate(found)
+        ]
+    save(rows, "repeats", out)
+
+
+def streams(shape: str, out: Path, until: float) -> None:
+    """The real model's edit sequences, order by order, until the time is up. What is not finished resumes next time."""
+    tiny, device = shape == "tiny", "cuda" if torch.cuda.is_available() else "cpu"
+    profile, given = ("smoke", {"n_edits": 2, "batch_sizes": [1, 2]}) if tiny else ("smollm2", {"device": device})
+    real, rows = kedit.Bench(profile, progress=False, **given), []
+    for order, name in product(real.profile.orders, STREAMS[:1] if tiny else STREAMS):
+        if time.time() > until:
+            print(f"streams: no time for {name}, order {order}; the same command goes on from here")
+            return
+        run = real.run(name, order)
+        real.commit(name, order, out / "data")
+        labels = dict(zip(("stream", "setting"), setting_of(name), strict=True))
+        labels = {"model": real.label, **labels, "order": order}
+        rows.append(labels | outcome(tidy(run, **labels)))
+        save(rows, "streams", out)
+
+
+def save(rows, part: str, out: Path) -> None:
+    bench.save(pd.DataFrame(rows).assign(card=CARD), f"gpu.{CARD}.{part}.csv", out)
+
+
+PARTS = {"tests": tests, "shape": shape, "repeats": repeats, "streams": streams}
+
+
+def main(argv=None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shape", default="llama-2-7b", choices=bench_gpu.SHAPES)
+    parser.add_argument("--part", choices=PARTS, help="this part alone, in this process")
+    parser.add_argument("--out", type=Path, default=bench.FIGURES, help="folder of the tables")
+    args = parser.parse_args(argv)
+    if args.part:
+        warnings.simplefilter("ignore")
+        try:
+            PARTS[args.part](args.shape, args.out, time.time() + 0.8 * SECONDS[args.part])
+        except kedit.KeditError as error:
+            print(f"kedit: {error}")
+            return 1
+        return 0
+    failed = []
+    for part, seconds in SECONDS.items():
+        command = [sys.executable, __file__, "--shape", args.shape, "--out", str(args.out), "--part", part]
+        try:
+            code = subprocess.run(command, timeout=seconds * (4 if args.shape == "tiny" else 1), check=False).returncode
+        except subprocess.TimeoutExpired:
+            code = "out of time"
+        print(f"part {part}: {'done' if code == 0 else code}", flush=True)
+        failed += [part] if code else []
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,65 @@
+"""What a GPU is asked, on the CPU where there is none; and the rehearsal of `make gpu`."""
+
+import gpu
+import pandas as pd
+import pytest
+import tiny
+import torch
+
+import kedit_lib as kedit
+
+CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))
+METHOD = kedit.MEMIT(layers=[1, 2], v_num_grad_steps=4)
+EDITS = [kedit.Edit(*each) for each in tiny.EDITS]
+
+
+def edited(model, edits):
+    moments = kedit.SecondMoments.from_tensors(tiny.second_moments())
+    return METHOD.apply(model, edits, moments=moments, contexts=tiny.CONTEXTS[:2])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("device", ["cpu", CUDA])
+def test_targets_are_optimised_in_float32_on_bfloat16_weights(tiny_folder, device):
+    half = kedit.load_model(tiny_folder("llama"), dtype=torch.bfloat16, device=device)
+    exact = kedit.load_model(tiny_folder("llama"), dtype=torch.float32)
+    with torch.no_grad():  # the same numbers, so that only the arithmetic differs
+        for ours, theirs in zip(exact.hf.parameters(), half.hf.parameters(), strict=True):
+            ours.copy_(theirs)
+    (ours,), (theirs,) = edited(half, EDITS[:1]).targets, edited(exact, EDITS[:1]).targets
+    assert ours.z.dtype == torch.float32
+    assert float((ours.z.cpu() - theirs.z).norm() / theirs.z.norm()) < 2e-2
+    assert ours.probabilities[-1] > ours.probabilities[0]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("device", [CUDA])
+def test_a_gpu_short_of_memory_takes_smaller_batches(tiny_folder, device):
+    model, many = kedit.load_model(tiny_folder("llama"), dtype=torch.float64, device=device), EDITS * 20
+    expected = edited(model, many)
+    model.restore()
+    torch.cuda.empty_cache()
+    peak, total = torch.cuda.max_memory_allocated(), torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(0.6 * peak / total)
+    try:
+        outcome = edited(model, many)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    for name, delta in expected.deltas.items():
+        assert torch.allclose(outcome.deltas[name], delta, rtol=0, atol=1e-9 * float(delta.abs().max()))
+
+
+@pytest.mark.slow
+def test_the_parts_are_rehearsed(tmp_path, monkeypatch):
+    """Each writes a table that names the card; one that fails loses only itself."""
+    monkeypatch.setenv("KEDIT_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setattr(gpu, "STREAMS", ["memit"])
+    for part in ("shape", "repeats", "streams"):
+        assert gpu.main(["--shape", "tiny", "--part", part, "--out", str(tmp_path)]) == 0
+        (path,) = tmp_path.glob(f"gpu.*.{part}.csv")
+        table = pd.read_csv(path)
+        assert len(table) and table["card"].notna().all()
+    assert pd.read_csv(next(tmp_path.glob("gpu.*.repeats.csv")))["relative difference"].max() < 1e-3
+    assert list((tmp_path / "data").glob("*.memit.order0.manifest.json"))
+    monkeypatch.setattr(gpu, "SECONDS", {"tests": 0.01, "repeats": 60})
+    assert gpu.main(["--shape", "tiny", "--out", str(tmp_path)]) == 1
