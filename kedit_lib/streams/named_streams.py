@@ -152,6 +152,7 @@ def editor_streams() -> dict[str, Stream]:
     found = [Stream(name, name) for name in (*NEWER, "rlsedit", "simie", "simie-rome")]
     found += [Stream(f"{name}-nas", name, nas=True) for name in ("memit", "alphaedit", "rome")]
     found += [Stream("memit-argmax", "memit", overrides={"stop": "argmax"})]
+    found += [Stream("memit-history-anchored", "memit", overrides={"use_history": True}, anchored=True)]
     found += [Stream(f"{name}-compensated", name, overrides={"compensation": True}) for name in ("rect", "prune")]
     found += [Stream(f"{name}-b100", name, 100) for name in NEWER]
     return _by_name(found)
