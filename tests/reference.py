@@ -10,14 +10,12 @@ edit in the weights: restoring is the caller's business. This file does not impo
 """
 
 from contextlib import contextmanager
+from functools import partial
 from types import SimpleNamespace
 
 import torch
 
 KL_PROMPT = "{} is a"
-
-
-# ---------------------------------------------------------------------------------------------------- the model
 
 
 def layout(model):
@@ -105,9 +103,6 @@ def watching(model, names, add=None):
             handle.remove()
 
 
-# ------------------------------------------------------------------------------------------------------- tokens
-
-
 def encode(tokenizer, text):
     """Ids of a text as the tokenizer gives them by default: begin-of-text once, in front, if it adds one."""
     return tokenizer(text)["input_ids"]
@@ -155,9 +150,6 @@ def rewriting(tokenizer, edit, contexts):
     lookups = [lookup_index(tokenizer, context, edit.prompt, edit.subject) for context in contexts]
     lookups.append(lookup_index(tokenizer, "{}", KL_PROMPT, edit.subject))
     return SimpleNamespace(rows=rows, lookups=lookups, target=target, starts=[len(ids) - 1 for ids in prompts])
-
-
-# -------------------------------------------------------------------------------------------------- the targets
 
 
 def optimise(model, tokenizer, edit, contexts, hp, sites, loss_layer=None, pmet=False):
@@ -251,9 +243,6 @@ def optimise_pmet(model, tokenizer, edit, contexts, hp):
     return optimise(model, tokenizer, edit, contexts, hp, sites, loss_layer_of(model, hp), pmet=True)
 
 
-# ----------------------------------------------------------------------------------------------- keys and values
-
-
 @torch.no_grad()
 def at_subject(model, tokenizer, edit, context, name):
     """Input and output of a module at the subject's last token."""
@@ -285,7 +274,6 @@ def hidden(model, tokenizer, edits, name):
     return torch.stack([at_subject(model, tokenizer, edit, "{}", name)[1] for edit in edits], 1)
 
 
-# ------------------------------------------------------------------------------------------------- closed forms
 # R: d_model x N residuals, already divided by the layer's share. K: d_ff x N keys. C: d_ff x d_ff second moment.
 
 
@@ -344,9 +332,6 @@ def prune_update(update, W0):
     return U @ torch.diag(torch.stack(lowered)) @ V
 
 
-# --------------------------------------------------------------------------------------------------- the methods
-
-
 def anchored(model, tokenizer, edit, layer, target, norm, skip):
     """Norm anchoring: v* = v0 + delta, at the MLP's output and the clean prompt, is given this norm, or dropped if
     it is longer than so many times it; z moves along."""
@@ -377,11 +362,11 @@ def targets_of(optimise_one, model, tokenizer, edits, contexts, hp):
     ]
 
 
-def rome(model, tokenizer, edit, contexts, hp, C=None, kind="rome", target=None):
+def rome(model, tokenizer, edit, contexts, hp, C=None, kind="rome"):
     """ROME, and its two consistent forms: kind "rrome" (the mean key everywhere), "prome" (the clean key everywhere).
-    C: {layer: second moment}. `target`: a finished optimisation, to skip it."""
+    C: {layer: second moment}."""
     layer = hp.layers[0]
-    (target,) = [target] if target else targets_of(optimise_v, model, tokenizer, [edit], contexts, hp)
+    (target,) = targets_of(optimise_v, model, tokenizer, [edit], contexts, hp)
     rows, outputs = keys_of(model, tokenizer, edit, contexts, layer)
     mean, clean = rows.mean(0), rows[0]
     direction = clean if kind == "prome" else mean
@@ -392,12 +377,7 @@ def rome(model, tokenizer, edit, contexts, hp, C=None, kind="rome", target=None)
     )
 
 
-def rrome(*arguments, **named):
-    return rome(*arguments, **named, kind="rrome")
-
-
-def prome(*arguments, **named):
-    return rome(*arguments, **named, kind="prome")
+rrome, prome = partial(rome, kind="rrome"), partial(rome, kind="prome")
 
 
 def spread(model, tokenizer, edits, contexts, hp, targets, site, share, update):
@@ -414,6 +394,13 @@ def spread(model, tokenizer, edits, contexts, hp, targets, site, share, update):
     return result
 
 
+def spread_stream(model, tokenizer, edits, contexts, hp, update):
+    """`spread` for targets of the residual stream, in equal shares."""
+    targets = targets_of(optimise_z, model, tokenizer, edits, contexts, hp)
+    site, added = layout(model).block.format(hp.layers[-1]), layout(model).added
+    return spread(model, tokenizer, edits, contexts, hp, targets, site, lambda left: left * added, update)
+
+
 def add_to_history(model, tokenizer, edits, contexts, hp, M):
     """After an edit: M += K K^T with the keys measured on the edited weights. M: {layer: matrix}, changed in place."""
     for layer in hp.layers:
@@ -421,24 +408,22 @@ def add_to_history(model, tokenizer, edits, contexts, hp, M):
         M[layer] = M.get(layer, 0) + K @ K.T
 
 
-def memit(model, tokenizer, edits, contexts, hp, C, M=None, targets=None):
+def memit(model, tokenizer, edits, contexts, hp, C, M=None):
     """MEMIT; with M ({layer: matrix}, empty at first) MEMIT with a history of the keys written before."""
-    targets = targets or targets_of(optimise_z, model, tokenizer, edits, contexts, hp)
 
     def update(layer, R, K):
         return memit_update(R, K, C[layer], hp.mom2_update_weight, None if M is None else M.get(layer))
 
-    site, added = layout(model).block.format(hp.layers[-1]), layout(model).added
-    result = spread(model, tokenizer, edits, contexts, hp, targets, site, lambda left: left * added, update)
+    result = spread_stream(model, tokenizer, edits, contexts, hp, update)
     if M is not None:
         add_to_history(model, tokenizer, edits, contexts, hp, M)
     return result
 
 
-def rect(model, tokenizer, edits, contexts, hp, C, M=None, targets=None):
+def rect(model, tokenizer, edits, contexts, hp, C, M=None):
     """MEMIT to its end; then all of it is taken back, and the largest relative changes of each weight are made."""
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    result = memit(model, tokenizer, edits, contexts, hp, C, None if M is None else dict(M), targets)
+    result = memit(model, tokenizer, edits, contexts, hp, C, None if M is None else dict(M))
     model.load_state_dict(before)
     for name, update in result.deltas.items():
         result.deltas[name] = rect_update(update, before[name])
@@ -449,8 +434,8 @@ def rect(model, tokenizer, edits, contexts, hp, C, M=None, targets=None):
     return result
 
 
-def pmet(model, tokenizer, edits, contexts, hp, C, M=None, targets=None):
-    targets = targets or targets_of(optimise_pmet, model, tokenizer, edits, contexts, hp)
+def pmet(model, tokenizer, edits, contexts, hp, C, M=None):
+    targets = targets_of(optimise_pmet, model, tokenizer, edits, contexts, hp)
 
     def update(layer, R, K):
         return memit_update(R, K, C[layer], hp.mom2_update_weight, None if M is None else M.get(layer))
@@ -462,32 +447,26 @@ def pmet(model, tokenizer, edits, contexts, hp, C, M=None, targets=None):
     return result
 
 
-def emmet(model, tokenizer, edits, contexts, hp, C, targets=None):
-    targets = targets or targets_of(optimise_z, model, tokenizer, edits, contexts, hp)
-
+def emmet(model, tokenizer, edits, contexts, hp, C):
     def update(layer, R, K):
         return emmet_update(R, K, C[layer], hp.mom2_update_weight, hp.emmet_lambda, hp.update_norm_lambda)
 
-    site = layout(model).block.format(hp.layers[-1])
-    return spread(model, tokenizer, edits, contexts, hp, targets, site, lambda left: left, update)
+    return spread_stream(model, tokenizer, edits, contexts, hp, update)
 
 
-def alphaedit(model, tokenizer, edits, contexts, hp, P, M, targets=None):
+def alphaedit(model, tokenizer, edits, contexts, hp, P, M):
     """P: {layer: projection}; M: {layer: matrix}, empty at first, shared by successive calls."""
-    targets = targets or targets_of(optimise_z, model, tokenizer, edits, contexts, hp)
 
     def update(layer, R, K):
         return alphaedit_update(R, K, P[layer], hp.L2, M.get(layer))
 
-    site = layout(model).block.format(hp.layers[-1])
-    result = spread(model, tokenizer, edits, contexts, hp, targets, site, lambda left: left, update)
+    result = spread_stream(model, tokenizer, edits, contexts, hp, update)
     add_to_history(model, tokenizer, edits, contexts, hp, M)
     return result
 
 
 def encore(model, tokenizer, edits, contexts, hp, C, M):
     """M: {layer: matrix}, empty at first: of the keys that earlier updates were solved with."""
-    targets = targets_of(optimise_z, model, tokenizer, edits, contexts, hp)
 
     def update(layer, R, K):
         K = K.double()
@@ -496,13 +475,11 @@ def encore(model, tokenizer, edits, contexts, hp, C, M):
         M[layer] = M.get(layer, 0) + K @ K.T
         return found
 
-    site = layout(model).block.format(hp.layers[-1])
-    return spread(model, tokenizer, edits, contexts, hp, targets, site, lambda left: left, update)
+    return spread_stream(model, tokenizer, edits, contexts, hp, update)
 
 
 def evoedit(model, tokenizer, edits, contexts, hp, P):
     """P: {layer: projection}, changed in place."""
-    targets = targets_of(optimise_z, model, tokenizer, edits, contexts, hp)
 
     def update(layer, R, K):
         Y = P[layer] @ K.double()
@@ -512,13 +489,11 @@ def evoedit(model, tokenizer, edits, contexts, hp, P):
         P[layer] = P[layer] - Q @ Q.T
         return R @ torch.linalg.solve(small, Y.T)
 
-    site = layout(model).block.format(hp.layers[-1])
-    return spread(model, tokenizer, edits, contexts, hp, targets, site, lambda left: left, update)
+    return spread_stream(model, tokenizer, edits, contexts, hp, update)
 
 
 def betaedit(model, tokenizer, edits, contexts, hp, C, state):
     """state: .done edits, .renewed at edit, .M and .P by layer, changed in place."""
-    targets = targets_of(optimise_z, model, tokenizer, edits, contexts, hp)
     due = state.done - state.renewed >= hp.tau
 
     def update(layer, R, K):
@@ -531,8 +506,7 @@ def betaedit(model, tokenizer, edits, contexts, hp, C, state):
         state.M[layer] = state.M.get(layer, 0) + K @ K.T
         return torch.linalg.solve(A, P @ K @ R.T).T
 
-    site = layout(model).block.format(hp.layers[-1])
-    result = spread(model, tokenizer, edits, contexts, hp, targets, site, lambda left: left, update)
+    result = spread_stream(model, tokenizer, edits, contexts, hp, update)
     state.renewed = state.done if due else state.renewed
     state.done += len(edits)
     return result
@@ -540,14 +514,9 @@ def betaedit(model, tokenizer, edits, contexts, hp, C, state):
 
 def lyaplock(model, tokenizer, edits, contexts, hp, C, W0, state):
     """W0: {layer: unedited weight}. state: {layer: (q, Z, damage allowed, H_vk, H_kk)}, empty at first."""
-    targets = targets_of(optimise_z, model, tokenizer, edits, contexts, hp)
-
-    def current(layer):
-        W = weight(model, layer)[1].detach().double()
-        return W.T if layout(model).transposed else W
 
     def update(layer, R, K):
-        K, W, old = K.double(), current(layer), C[layer].double()
+        K, W, old = K.double(), matrix_of(model, layer), C[layer].double()
         q, Z, allowed, VK, KK = state.get(layer, (1.0, None, None, 0 * W, 0 * old))
         left = R @ K.T + q * hp.mom2_update_weight * (W0[layer] - W) @ old + VK - W @ KK
         found = left @ torch.linalg.inv(K @ K.T + q * hp.mom2_update_weight * old + KK)
@@ -560,8 +529,7 @@ def lyaplock(model, tokenizer, edits, contexts, hp, C, W0, state):
         state[layer] = Z / least, Z, allowed, VK + after @ K @ K.T, KK + K @ K.T
         return found
 
-    site = layout(model).block.format(hp.layers[-1])
-    return spread(model, tokenizer, edits, contexts, hp, targets, site, lambda left: left, update)
+    return spread_stream(model, tokenizer, edits, contexts, hp, update)
 
 
 def matrix_of(model, layer):
@@ -746,7 +714,6 @@ def ultraedit(model, tokenizer, edits, hp, state):
 def compensated(model, tokenizer, edits, contexts, hp, C, M, E, change):
     """MEMIT with history whose update `change(layer, update, weight)` filters; what that takes, E by layer, goes to the
     next batch."""
-    targets = targets_of(optimise_z, model, tokenizer, edits, contexts, hp)
     whole = {}
 
     def update(layer, R, K):
@@ -755,14 +722,11 @@ def compensated(model, tokenizer, edits, contexts, hp, C, M, E, change):
         whole[layer] = A, (R @ K.T - E.get(layer, 0)) @ torch.linalg.inv(A)
         return whole[layer][1]
 
-    site = layout(model).block.format(hp.layers[-1])
-    result = spread(model, tokenizer, edits, contexts, hp, targets, site, lambda left: left, update)
-
     def noted(layer, update, W):
         kept = change(layer, update, W)
         E[layer] = (kept - update) @ whole[layer][0]
         return kept
 
-    result = filtered(model, result, hp.layers, noted)
+    result = filtered(model, spread_stream(model, tokenizer, edits, contexts, hp, update), hp.layers, noted)
     add_to_history(model, tokenizer, edits, contexts, hp, M)
     return result

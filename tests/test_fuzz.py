@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import kedit_lib as kedit
-from kedit_lib.data.config import load_model_params, load_profile, params_folder
+from kedit_lib.data.config import load_profile, params_folder
 from kedit_lib.data.edit import LISTS, PAIRS, TEXTS
 from kedit_lib.report import notebooks
 from kedit_lib.streams.store import Checkpoint, RunFolder
@@ -138,21 +138,6 @@ def test_hyperparameters_of_any_type(name, data):
         assert "\n" not in str(error)
     else:
         assert all(type(x) is int for x in made.layers)
-
-
-@quick
-@given(values=st.dictionaries(st.text(max_size=10), anything, max_size=3))
-def test_model_parameters_of_any_shape(folder, values):
-    from kedit_lib.data.yaml_text import dump
-
-    (folder / "models").mkdir(exist_ok=True)
-    (folder / "models" / "mine.yaml").write_text(dump({"model": {}, **values}), encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("KEDIT_PARAMS", str(folder))
-        try:
-            load_model_params("mine")
-        except kedit.KeditError as error:
-            assert "\n" not in str(error)
 
 
 @pytest.fixture(scope="module")

@@ -126,9 +126,6 @@ def test_committed_measurements_are_found_by_model(tmp_path, monkeypatch):
     assert measured.committed("what.json", ["smollm2"]) == measured.committed("else.json", ["lab"]) == []
 
 
-# ---- foretelling -------------------------------------------------------------------------------------
-
-
 def test_a_walk_of_equal_steps_arrives_when_their_sum_does():
     assert forecast._walk(np.full(10, 0.04), theta=1.0, seed=0) in (25.0, 26.0)
     assert forecast._walk(np.full(10, 1e-9), theta=1.0, seed=0) == math.inf
@@ -159,9 +156,6 @@ def test_more_is_written_earlier_it_dies(bench):
     assert all(torch.equal(model.hf.get_parameter(name), w) for name, w in model.edited.items())
     with pytest.raises(KeditError, match="at least one edit"):
         kedit.foretell(model, method, [], strangers, **given)
-
-
-# ---- named streams --------------------------------------------------------------------
 
 
 def test_every_stream_of_the_catalogue_makes_a_method(bench):

@@ -13,8 +13,6 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from library import refused
 
 import kedit_lib as kedit
@@ -24,29 +22,17 @@ ONE_HOP = {"Recalled Relation": "(violin, made of, wood)", "New Question": "What
 COUNTERFACT = {
     "case_id": 12,
     "pararel_idx": 3,
-    "requested_rewrite": {
-        "prompt": "{} plays the",
-        "relation_id": "P1303",
-        "target_new": {"str": "violin", "id": "Q1"},
-        "target_true": {"str": "organ", "id": "Q2"},
-        "subject": "Zoë Müller",
-    },
+    "requested_rewrite": {"prompt": "{} plays the", "relation_id": "P1303", "subject": "Zoë Müller"}
+    | {"target_new": {"str": "violin", "id": "Q1"}, "target_true": {"str": "organ", "id": "Q2"}},
     "paraphrase_prompts": ["It rained. The instrument of Zoë Müller is the", "Zoë Müller masters the"],
     "neighborhood_prompts": ["Ana Brown plays the", "Léon Blum plays the"],
     "attribute_prompts": ["Toko Yasuda plays the"],
     "generation_prompts": ["Zoë Müller is known for", "Zoë Müller is known for"],
     "portability": ONE_HOP,
 }
-FLAT = {
-    "case_id": 12,
-    "prompt": "Zoë Müller plays the",
-    "target_new": "violin",
-    "subject": "Zoë Müller",
-    "ground_truth": "organ",
-    "rephrase_prompt": "Zoë Müller masters the",
-    "locality_prompt": "Ana Brown plays the",
-    "locality_ground_truth": "organ",
-}
+FLAT = {"case_id": 12, "prompt": "Zoë Müller plays the", "target_new": "violin", "subject": "Zoë Müller"}
+FLAT |= {"ground_truth": "organ", "rephrase_prompt": "Zoë Müller masters the"}
+FLAT |= {"locality_prompt": "Ana Brown plays the", "locality_ground_truth": "organ"}
 ZSRE = {
     "subject": "Zoë Müller",
     "src": "What does Zoë Müller play?",
@@ -92,7 +78,7 @@ OWN = {
 }
 RECORDS = {"counterfact": COUNTERFACT, "counterfact-flat": FLAT, "zsre": ZSRE, "knowedit": KNOWEDIT, "own": OWN}
 
-WHO, WHAT = "Zoë Müller", {"target_new": "violin", "target_true": "organ"}
+WHO, WHAT, REPHRASED = "Zoë Müller", {"target_new": "violin", "target_true": "organ"}, ["Zoë Müller masters the"]
 EDITS = {
     "counterfact": kedit.Edit(
         "{} plays the",
@@ -110,28 +96,28 @@ EDITS = {
         "{} plays the",
         WHO,
         **WHAT,
-        paraphrases=["Zoë Müller masters the"],
+        paraphrases=REPHRASED,
+        id="12",
         neighborhood=["Ana Brown plays the"],
         locality=[("Ana Brown plays the", "organ")],
-        id="12",
     ),
     "zsre": kedit.Edit(
         "What does {} play?",
         WHO,
         **WHAT,
         paraphrases=["Which instrument is Zoë Müller's?"],
+        id="1",
         portability=[("What is it made of?", "wood")],
         locality=[("where does the rain fall?", "on the plain")],
-        id="1",
     ),
     "knowedit": kedit.Edit(
         "The instrument of {} is the",
         WHO,
         **WHAT,
-        paraphrases=["Zoë Müller masters the"],
+        paraphrases=REPHRASED,
+        id="1",
         portability=[("Her instrument is made of", "wood"), ("Z. Müller plays the", "violin")],
         locality=[("Zoë Müller was born in", "Graz")],
-        id="1",
     ),
     "own": kedit.Edit(**OWN),
 }
@@ -165,9 +151,6 @@ def changed(record, path, value=...):
     else:
         inside[int(last) if isinstance(inside, list) else last] = value
     return made
-
-
-# --------------------------------------------------------------------------------------------------------- what is read
 
 
 @pytest.mark.parametrize("schema", RECORDS)
@@ -230,12 +213,6 @@ def test_a_locality_prompt_of_another_answer_is_no_neighbor(tmp_path):
     assert (edit.neighborhood, edit.locality) == ((), (("Ana Brown plays the", "oboe"),))
 
 
-def test_lines_end_at_line_ends_only(tmp_path):
-    strange = {**OWN, "target_true": "or\u2028gan\x85\x0b."}
-    (edit,) = kedit.load_edits(write(tmp_path / "facts.jsonl", [strange]))
-    assert edit.target_true == strange["target_true"]
-
-
 def test_most_records_decide_the_schema(tmp_path):
     path = write(tmp_path / "facts.jsonl", [ZSRE, OWN, OWN])
     assert kedit.read_edits(path)[1].reason.str.contains("line 1: field 'prompt' is missing; 'src' is unknown").all()
@@ -256,48 +233,57 @@ def test_a_sample_of_a_file(tmp_path):
     refused(lambda: kedit.load_edits(path, limit=21), "limit = 21", "20 edits")
 
 
-# ------------------------------------------------------------------------------- records that cannot be edits: left out
+TWICE, REWRITE = "Zoë Müller plays what Zoë Müller plays, the", "requested_rewrite"
+LEFT_OUT = [  # a record, the field that is changed and its value, what the reason says
+    (FLAT, "prompt", "Ana Brown plays the", ["0 times"]),
+    (ZSRE, "src", "What does zoë müller play?", ["0 times in 'What does zoë müller play?' (only in other"]),
+    (ZSRE, "src", "What does Zoe Muller play?", ["accents"]),
+    (FLAT, "prompt", "Zoë Müllers play the", ["only inside a longer word"]),
+    (KNOWEDIT, "prompt", TWICE, ["2 times"]),
+    (COUNTERFACT, f"{REWRITE}.prompt", "{}, that Zoë Müller, plays the", ["twice"]),
+    (COUNTERFACT, f"{REWRITE}.prompt", "Zoë Müller plays the", ["0 places"]),
+    (COUNTERFACT, f"{REWRITE}.subject", " ", ["subject is empty"]),
+    (ZSRE, "subject", "", ["0 times"]),
+    (ZSRE, "alt", " ", ["target_new is empty"]),
+    (COUNTERFACT, f"{REWRITE}.target_new.str", "", ["target_new is empty"]),
+    (FLAT, "ground_truth", "", ["target_true is empty"]),
+    (ZSRE, "alt", ..., ["field 'alt' is missing"]),
+    (ZSRE, "subject", None, ["field 'subject' is missing"]),
+    (COUNTERFACT, f"{REWRITE}.target_new.str", ..., [f"'{REWRITE}.target_new.str' is missing"]),
+    (COUNTERFACT, f"{REWRITE}.target_true", ..., [f"'{REWRITE}.target_true' is missing"]),
+    (COUNTERFACT, f"{REWRITE}.target_new", "violin", [f"'{REWRITE}.target_new'", "an object", "'violin'"]),
+    (COUNTERFACT, REWRITE, [], [f"'{REWRITE}'", "an object", "[]"]),
+    (FLAT, "target_new", 1998.5, ["'target_new'", "text", "1998.5"]),
+    (FLAT, "ground_truth", ["organ"], ["'ground_truth'", "text", "['organ']"]),
+    (ZSRE, "answers", "organ", ["'answers'", "a list", "'organ'"]),
+    (COUNTERFACT, "paraphrase_prompts", ["a", 2], ["'paraphrase_prompts.1'", "text", "2"]),
+    (COUNTERFACT, "portability.New Answer", 5.5, ["'portability.New Answer'", "text", "5.5"]),
+    (KNOWEDIT, "portability.Reasoning", "it", ["'portability.Reasoning'", "a list", "'it'"]),
+    (KNOWEDIT, "locality.Forgetfulness.0", "it", ["'locality.Forgetfulness.0'", "an object"]),
+    (KNOWEDIT, "portability.Reasoning.0.ground_truth", [[3]], ["'portability.Reasoning.0.ground_truth'", "3"]),
+    (OWN, "prompt", ..., ["field 'prompt' is missing"]),
+    (OWN, "target_new", "", ["target_new is empty"]),
+    (OWN, "prompt", "He plays the", ["0 places", "from_text"]),
+    (OWN, "prompt", 5.5, ["'prompt' must be text"]),
+]
 
-TWICE = "Zoë Müller plays what Zoë Müller plays, the"
-LEFT_OUT = {
-    "subject not in the prompt": (FLAT, "prompt", "Ana Brown plays the", "0 times"),
-    "subject in other case": (
-        ZSRE,
-        "src",
-        "What does zoë müller play?",
-        "0 times in 'What does zoë müller play?' (only in other",
-    ),
-    "subject without its accents": (ZSRE, "src", "What does Zoe Muller play?", "accents"),
-    "subject inside a word": (FLAT, "prompt", "Zoë Müllers play the", "only inside a longer word"),
-    "subject twice": (FLAT, "prompt", TWICE, "2 times"),
-    "subject twice, KnowEdit": (KNOWEDIT, "prompt", TWICE, "2 times"),
-    "subject twice, template": (COUNTERFACT, "requested_rewrite.prompt", "{}, that Zoë Müller, plays the", "twice"),
-    "no place": (COUNTERFACT, "requested_rewrite.prompt", "Zoë Müller plays the", "0 places"),
-    "empty subject": (COUNTERFACT, "requested_rewrite.subject", " ", "subject is empty"),
-    "empty subject in place": (ZSRE, "subject", "", "0 times"),
-    "empty target": (ZSRE, "alt", " ", "target_new is empty"),
-    "empty target, nested": (COUNTERFACT, "requested_rewrite.target_new.str", "", "target_new is empty"),
-    "empty true object": (FLAT, "ground_truth", "", "target_true is empty"),
-}
 
-
-@pytest.mark.parametrize("record, field, value, says", LEFT_OUT.values(), ids=LEFT_OUT)
+@pytest.mark.parametrize("record, field, value, says", LEFT_OUT)
 def test_a_record_that_cannot_be_an_edit_is_left_out_and_reported(tmp_path, record, field, value, says):
     bad = changed(record, field, value)
-    path = write(tmp_path / "facts.json", [record, bad, {**record, "case_id": 5}])
+    path = write(tmp_path / "facts.json", [record, bad, record])
     edits, rejected = kedit.read_edits(path)
     assert [e.text for e in edits] == [edits[0].text] * 2
     (row,) = rejected.to_dict("records")
-    assert (row["record"], row["id"]) == (2, str(bad.get("case_id", 2)))
-    assert row["reason"].startswith("facts.json record 2: ")
-    assert says in row["reason"]
+    assert row["record"] == 2 and row["reason"].startswith("facts.json record 2: ")
+    assert all(said in row["reason"] for said in says)
     with pytest.warns(UserWarning, match=r"^facts.json: 1 of 3 records .* the first: facts.json record 2: ") as caught:
         assert kedit.load_edits(path) == edits
     (warning,) = caught
     assert warning.filename == __file__
     assert "\n" not in str(warning.message)
-    path = write(path, [bad, bad])
-    refused(lambda: kedit.load_edits(path), "facts.json", "none of 2 records", says)
+    path = write(tmp_path / "facts.jsonl", [bad, bad])
+    refused(lambda: kedit.load_edits(path), "facts.jsonl", "none of 2 records", *says)
 
 
 def test_edits_to_what_is_so_already_are_counted(tmp_path):
@@ -322,107 +308,6 @@ def test_what_a_tokenizer_cannot_write_is_left_out(tmp_path, tiny_folder):
     path = write(tmp_path / "own.jsonl", [OWN, {**OWN, "target_new": "№ 1"}])
     assert kedit.read_edits(path, model)[1].reason[0].startswith("own.jsonl line 2: target '№ 1'")
 
-
-# ----------------------------------------------------------------------------------- records of another schema: refused
-
-SCHEMA_ERRORS = {
-    "a field left out": (ZSRE, "alt", ..., ["field 'alt' is missing"]),
-    "a field that is null": (ZSRE, "subject", None, ["field 'subject' is missing"]),
-    "a nested field left out": (
-        COUNTERFACT,
-        "requested_rewrite.target_new.str",
-        ...,
-        ["'requested_rewrite.target_new.str' is missing"],
-    ),
-    "an object left out": (
-        COUNTERFACT,
-        "requested_rewrite.target_true",
-        ...,
-        ["'requested_rewrite.target_true' is missing"],
-    ),
-    "text for an object": (
-        COUNTERFACT,
-        "requested_rewrite.target_new",
-        "violin",
-        ["'requested_rewrite.target_new'", "an object", "'violin'"],
-    ),
-    "a list for an object": (COUNTERFACT, "requested_rewrite", [], ["'requested_rewrite'", "an object", "[]"]),
-    "a fraction for text": (FLAT, "target_new", 1998.5, ["'target_new'", "text", "1998.5"]),
-    "a list for text": (FLAT, "ground_truth", ["organ"], ["'ground_truth'", "text", "['organ']"]),
-    "text for a list": (ZSRE, "answers", "organ", ["'answers'", "a list", "'organ'"]),
-    "a number in a list": (COUNTERFACT, "paraphrase_prompts", ["a", 2], ["'paraphrase_prompts.1'", "text", "2"]),
-    "a wrong type inside": (COUNTERFACT, "portability.New Answer", 5.5, ["'portability.New Answer'", "text", "5.5"]),
-    "a criterion that is text": (
-        KNOWEDIT,
-        "portability.Reasoning",
-        "it",
-        ["'portability.Reasoning'", "a list", "'it'"],
-    ),
-    "a question that is text": (
-        KNOWEDIT,
-        "locality.Forgetfulness.0",
-        "it",
-        ["'locality.Forgetfulness.0'", "an object"],
-    ),
-    "an answer that is a number": (
-        KNOWEDIT,
-        "portability.Reasoning.0.ground_truth",
-        [[3]],
-        ["'portability.Reasoning.0.ground_truth'", "3"],
-    ),
-    "one's own field left out": (OWN, "prompt", ..., ["field 'prompt' is missing"]),
-    "one's own empty target": (OWN, "target_new", "", ["target_new is empty"]),
-    "one's own prompt without the subject": (OWN, "prompt", "He plays the", ["0 places", "from_text"]),
-    "one's own fraction": (OWN, "prompt", 5.5, ["'prompt' must be text"]),
-}
-
-
-@pytest.mark.parametrize("record, field, value, says", SCHEMA_ERRORS.values(), ids=SCHEMA_ERRORS)
-def test_a_schema_error_names_the_record_and_the_field(tmp_path, record, field, value, says):
-    records = [record, record, changed(record, field, value)]
-    for suffix, where in ((".json", "record 3"), (".jsonl", "line 3")):
-        path = write(tmp_path / f"facts{suffix}", records)
-        edits, rejected = kedit.read_edits(path)
-        assert (len(edits), rejected.record.tolist()) == (2, [3])
-        assert rejected.reason[0].startswith(f"facts{suffix} {where}: ")
-        assert all(said in rejected.reason[0] for said in says)
-        path = write(path, records[2:])
-        refused(lambda path=path: kedit.load_edits(path), f"facts{suffix}", "none of 1 records", *says)
-
-
-JUNK = st.recursive(
-    st.none() | st.booleans() | st.integers(-9, 9) | st.text("Zoë {}.", max_size=6),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["str", "prompt", "a.b"]), inner),
-    max_leaves=6,
-)
-
-
-def paths_in(value, path=""):
-    """Every dotted path in nested objects and lists."""
-    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for name, child in children:
-        yield f"{path}{name}"
-        yield from paths_in(child, f"{path}{name}.")
-
-
-@pytest.mark.parametrize("schema", RECORDS)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_whatever_stands_in_a_field_loads_or_is_refused_in_one_line(tmp_path, schema, data):
-    field = data.draw(st.sampled_from(list(paths_in(RECORDS[schema]))))
-    record = changed(RECORDS[schema], field, data.draw(JUNK))
-    path = write(tmp_path / "facts.json", [RECORDS[schema], record, RECORDS[schema]])
-    try:
-        edits, rejected = kedit.read_edits(path)
-    except kedit.KeditError as error:
-        assert "\n" not in str(error)
-        assert "facts.json record 2: " in str(error)
-    else:
-        assert len(edits) + len(rejected) == 3
-        assert set(rejected.record) <= {2}
-
-
-# ------------------------------------------------------------------------------------------------- files from people
 
 PLAIN = kedit.Edit("{} plays the", "Ana", "oboe", "organ")
 HEADER, ROW = "prompt{0}subject{0}target_new{0}target_true", "{{}} plays the{0}Ana{0}oboe{0}organ"
@@ -488,11 +373,9 @@ def test_prompts_that_end_in_a_space_are_counted(tmp_path):
     assert len(caught) == 1
 
 
-EASYEDIT = {
-    "prompt": "Zoë Müller plays the",
-    "subject": "Zoë Müller",
-    "target_new": "violin",
-    "rephrase_prompt": "Zoë Müller masters the",
+EASYEDIT = {"prompt": "Zoë Müller plays the", "subject": "Zoë Müller", "target_new": "violin"}
+EASYEDIT |= {"rephrase_prompt": "Zoë Müller masters the"}
+EASYEDIT_LISTS = {
     "locality": {"neighborhood": {"prompt": ["Ana Brown plays the"], "ground_truth": ["organ"]}},
     "portability": {"one_hop": {"prompt": "It is made of", "ground_truth": "wood"}},
 }
@@ -509,6 +392,8 @@ WIKIBIGEDIT = {
     "mhop": "What is Zoë Müller's instrument made of?",
     "mhop_ans": None,
 }
+
+
 UNIEDIT = {
     "edit": {"prompt": "The instrument of Zoë Müller is the", "target": "violin", "subject": "Zoë Müller"},
     "generality": {"0": {"prompt": "It is made of", "target": "wood", "path_type": "single"}},
@@ -526,36 +411,23 @@ CKNOWEDIT = {
 def test_public_layouts(tmp_path):
     """EasyEdit's editor, WikiBigEdit, UniEdit (an object of records), CKnowEdit (no subject: the whole question)."""
 
-    def read(record, **options):
-        (edit,) = kedit.load_edits(write(tmp_path / "facts.json", record if options else [record]))
+    def read(record, named=False):
+        (edit,) = kedit.load_edits(write(tmp_path / "facts.json", record if named else [record]))
         return edit
 
     violin = {"subject": "Zoë Müller", "target_new": "violin", "id": "1"}
     pairs = {"locality": [("Ana Brown plays the", "organ")], "portability": [("It is made of", "wood")]}
-    easy = kedit.Edit("{} plays the", paraphrases=["Zoë Müller masters the"], **pairs, **violin)
-    assert read(EASYEDIT) == easy
-    flat = {k: v for k, v in EASYEDIT.items() if k not in ("locality", "portability")}
-    assert read(flat) == kedit.Edit("{} plays the", paraphrases=["Zoë Müller masters the"], **violin)
+    assert read(EASYEDIT | EASYEDIT_LISTS) == kedit.Edit("{} plays the", paraphrases=REPHRASED, **pairs, **violin)
+    assert read(EASYEDIT) == kedit.Edit("{} plays the", paraphrases=REPHRASED, **violin)
     least = {k: EASYEDIT[k] for k in ("prompt", "subject", "target_new")}
     assert read(least) == kedit.Edit("{} plays the", "Zoë Müller", "violin")
     assert read({**least, "ground_truth": "organ"}) == kedit.Edit("{} plays the", target_true="organ", **violin)
-    asked = [WIKIBIGEDIT["rephrase"], WIKIBIGEDIT["personas"]]
-    assert read(WIKIBIGEDIT) == kedit.Edit(
-        "What does {} play?",
-        paraphrases=asked,
-        locality=[("Where is Graz?", "Austria")],
-        relation="instrument",
-        **violin,
-    )
-    by_name = read({"17": UNIEDIT}, named=True)
-    assert by_name == kedit.Edit(
-        "The instrument of {} is the",
-        "Zoë Müller",
-        "violin",
-        portability=[("It is made of", "wood")],
-        locality=[("The town of Ana Brown is", "Graz")],
-        id="17",
-    )
+    asked = {"paraphrases": [WIKIBIGEDIT["rephrase"], WIKIBIGEDIT["personas"]], "relation": "instrument"}
+    where = [("Where is Graz?", "Austria")]
+    assert read(WIKIBIGEDIT) == kedit.Edit("What does {} play?", locality=where, **asked, **violin)
+    by_name = {"portability": [("It is made of", "wood")], "locality": [("The town of Ana Brown is", "Graz")]}
+    expected = kedit.Edit("The instrument of {} is the", **by_name, **violin | {"id": "17"})
+    assert read({"17": UNIEDIT}, named=True) == expected
     chinese = read(CKNOWEDIT)
     assert (chinese.prompt, chinese.text, chinese.target_true) == ("{}", CKNOWEDIT["prompt"], "海南岛")
     assert chinese.portability == (("最南端在哪个省？", "海南省"),)
@@ -563,53 +435,32 @@ def test_public_layouts(tmp_path):
     assert read({**CKNOWEDIT, **lists}) == chinese
 
 
-# ------------------------------------------------------------------------------------------ sources that are no records
-
-FILES = {
-    "not JSON": ("facts.json", b"[{}, ", ["facts.json: is not JSON", "line 1"]),
-    "an object a line": (
-        "facts.json",
-        b'{"prompt": 1}\n{"prompt": 2}\n',
-        ["facts.json: is not JSON", "line 2", ".jsonl"],
-    ),
-    "no list": ("facts.json", b'{"prompt": 1}', ["facts.json", "list", "dict"]),
-    "no objects": ("facts.json", b"[5, 5]", ["facts.json record 1", "not an object"]),
-    "no lines of JSON": ("facts.jsonl", b"a\nb\n", ["facts.jsonl line 1", "not JSON"]),
-    "an empty list": ("facts.json", b"[]", ["facts.json", "no edits"]),
-    "no rows": ("facts.csv", b"prompt,subject,target_new\n", ["facts.csv", "no edits"]),
-    "a short row": (
+COLUMNS = b"prompt,subject,target_new\n"
+FILES = [
+    ("facts.json", b"[{}, ", ["facts.json: is not JSON", "line 1"]),
+    ("facts.json", b'{"prompt": 1}\n{"prompt": 2}\n', ["facts.json: is not JSON", "line 2", ".jsonl"]),
+    ("facts.json", b'{"prompt": 1}', ["facts.json", "list", "dict"]),
+    ("facts.json", b"[5, 5]", ["facts.json record 1", "not an object"]),
+    ("facts.jsonl", b"a\nb\n", ["facts.jsonl line 1", "not JSON"]),
+    ("facts.json", b"[]", ["facts.json", "no edits"]),
+    ("facts.csv", COLUMNS, ["facts.csv", "no edits"]),
+    ("facts.csv", COLUMNS + b"{} plays,Ana\n", ["facts.csv line 2", "'target_new' is missing"]),
+    ("facts.csv", COLUMNS + b"{} plays,Ana,oboe,organ\n", ["facts.csv line 2", "more cells"]),
+    ("facts.csv", COLUMNS + b'{} plays,,"the\noboe"\n{} plays,,oboe\n', ["facts.csv line 2", "'subject' is missing"]),
+    ("facts.csv", COLUMNS + b'{} plays,Ana,"oboe\n', ["facts.csv line", "not CSV"]),
+    ("facts.csv", COLUMNS.replace(b",", b"|") + b"{} plays|Ana|oboe\n", ["'prompt|subject|target_new' is unknown"]),
+    (
         "facts.csv",
-        b"prompt,subject,target_new\n{} plays,Ana\n",
-        ["facts.csv line 2", "'target_new' is missing"],
-    ),
-    "a long row": (
-        "facts.csv",
-        b"prompt,subject,target_new\n{} plays,Ana,oboe,organ\n",
-        ["facts.csv line 2", "more cells"],
-    ),
-    "a row after one of two lines": (
-        "facts.csv",
-        b'prompt,subject,target_new\n{} plays,,"the\noboe"\n{} plays,,oboe\n',
-        ["facts.csv line 2", "'subject' is missing"],
-    ),
-    "an open quote": ("facts.csv", b'prompt,subject,target_new\n{} plays,Ana,"oboe\n', ["facts.csv line", "not CSV"]),
-    "another separator": (
-        "facts.csv",
-        b"prompt|subject|target_new\n{} plays|Ana|oboe\n",
-        ["'prompt|subject|target_new' is unknown"],
-    ),
-    "a list that is none": (
-        "facts.csv",
-        b"prompt,subject,target_new,paraphrases\n{} plays,Ana,oboe,Ana has the\n",
+        COLUMNS[:-1] + b",paraphrases\n{} plays,Ana,oboe,Ana has the\n",
         ["facts.csv line 2", "'paraphrases'", "JSON list", "'Ana has the'"],
     ),
-    "no parquet": ("facts.parquet", b"PAR1 or so", ["facts.parquet", "parquet"]),
-    "another format": ("facts.xlsx", b"PK", ["facts.xlsx", "'.xlsx'", ".csv"]),
-    "another encoding": ("facts.csv", "prompt,Zoë".encode("latin-1"), ["facts.csv", "UTF-8"]),
-}
+    ("facts.parquet", b"PAR1 or so", ["facts.parquet", "parquet"]),
+    ("facts.xlsx", b"PK", ["facts.xlsx", "'.xlsx'", ".csv"]),
+    ("facts.csv", "prompt,Zoë".encode("latin-1"), ["facts.csv", "UTF-8"]),
+]
 
 
-@pytest.mark.parametrize("name, content, says", FILES.values(), ids=FILES)
+@pytest.mark.parametrize("name, content, says", FILES)
 def test_files_that_cannot_be_read(tmp_path, name, content, says):
     (tmp_path / name).write_bytes(content)
     refused(lambda: kedit.load_edits(tmp_path / name), *says)
@@ -624,9 +475,6 @@ def test_options_that_do_not_apply(tmp_path):
     refused(lambda: kedit.load_edits(path, limit="1"), "limit = '1'", "1 edits")
     refused(lambda: kedit.load_edits("facts"), "'facts'", "no such file", "owner/name")
     refused(lambda: kedit.read_edits(tmp_path / "no" / "facts.parquet"), "facts.parquet", "no such file")
-
-
-# ----------------------------------------------------------------------------------------- through the datasets library
 
 
 @pytest.mark.parametrize("schema", ["counterfact", "knowedit"])
@@ -663,8 +511,6 @@ def test_a_name_that_the_hub_does_not_give(monkeypatch):
         lambda: kedit.load_edits("no-such-owner/no-such-set"), "'no-such-owner/no-such-set'", "logged in", "local file"
     )
 
-
-# ------------------------------------------------------------------------------------------------------- the real files
 
 DATA = Path(os.environ["KEDIT_DATA"]) if os.environ.get("KEDIT_DATA") else None
 REAL = sorted(DATA.glob("*.json")) if DATA else []

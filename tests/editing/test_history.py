@@ -94,14 +94,6 @@ def test_saved_and_loaded_it_goes_on_bit_for_bit(model, moments, tmp_path, metho
     assert kedit.EditHistory.load(path).edits == 0
 
 
-def test_a_copy_leaves_the_original_alone(model, moments):
-    history = kedit.EditHistory()
-    apply(model, EDITS[:1], moments, history)
-    before = history.identity
-    apply(model, EDITS[1:2], moments, history.copy())
-    assert (history.edits, history.identity) == (1, before)
-
-
 def test_another_fixed_matrix_is_multiplied_anew(model, moments):
     """Keys are keys: what MEMIT wrote is known to AlphaEdit, and to MEMIT with other moments."""
     others = kedit.SecondMoments.from_tensors(tiny.second_moments(seed=1))
@@ -117,18 +109,6 @@ def test_another_fixed_matrix_is_multiplied_anew(model, moments):
         assert same(apply(model, EDITS[2:3], given, history.copy(), method), expected)
 
 
-def test_no_square_matrix_is_kept(model, moments, tmp_path):
-    history = kedit.EditHistory()
-    for edit in EDITS[:2]:
-        apply(model, [edit], moments, history)
-    history.save(tmp_path / "h.safetensors")
-    numbers = 2 * 2 * 2 * tiny.D_FF  # edits, layers, the keys and their products
-    assert (tmp_path / "h.safetensors").stat().st_size < 8 * numbers + 1000
-
-
-# ------------------------------------------------------------------------------------------------------- bad histories
-
-
 def test_a_history_belongs_to_one_model_and_its_layers(tiny_folder, model, moments):
     history = kedit.EditHistory()
     apply(model, EDITS[:1], moments, history)
@@ -141,39 +121,6 @@ def test_a_history_belongs_to_one_model_and_its_layers(tiny_folder, model, momen
     refused(lambda: apply(model, EDITS[1:2], moments, history, kedit.EMMET(layers=[1])), "EMMET", "history=None")
     assert history.edits == 1
     assert all(torch.equal(value, before[name]) for name, value in parameters(model).items())
-
-
-def test_a_failed_edit_is_not_remembered(model, moments, monkeypatch):
-    """Also when it fails at the very end, with everything written."""
-    history = kedit.EditHistory()
-    apply(model, EDITS[:1], moments, history)
-    before, identity = snapshot(model), history.identity
-    solve, calls = kedit.SecondMoments.solve, []
-
-    def fails_later(self, layer, k):
-        calls.append(layer)
-        if len(calls) == 4:  # two layers are edited, and of the two that are remembered this is the second
-            raise kedit.KeditError("in the middle")
-        return solve(self, layer, k)
-
-    monkeypatch.setattr(kedit.SecondMoments, "solve", fails_later)
-    refused(lambda: apply(model, EDITS[1:2], moments, history), "in the middle")
-    assert (history.edits, history.identity) == (1, identity)
-    assert all(torch.equal(value, before[name]) for name, value in parameters(model).items())
-
-
-def test_history_files(model, moments, tmp_path):
-    path = tmp_path / "history.safetensors"
-    refused(lambda: kedit.EditHistory.load(path), str(path), "cannot be read")
-    history = kedit.EditHistory()
-    apply(model, EDITS[:1], moments, history)
-    history.save(path)
-    whole = path.read_bytes()
-    for damaged in (whole[: len(whole) // 2], whole[:50], b""):
-        path.write_bytes(damaged)
-        refused(lambda: kedit.EditHistory.load(path), str(path), "cannot be read")
-    moments.save(path)
-    refused(lambda: kedit.EditHistory.load(path), str(path), "cannot be read")
 
 
 def test_a_factor_grows_to_what_it_would_have_been_at_once():

@@ -79,18 +79,9 @@ def test_rome(tiny_model, kind, name, with_C):
 
 
 @pytest.mark.parametrize("kind", tiny.KINDS)
-def test_memit_single(tiny_model, kind):
-    both(tiny_model, kind, "memit", hyper(), SINGLE)
-
-
-@pytest.mark.parametrize("kind", tiny.KINDS)
-def test_memit_batch(tiny_model, kind):
-    both(tiny_model, kind, "memit", hyper(), BATCH)
-
-
-@pytest.mark.parametrize("kind", tiny.KINDS)
-def test_pmet(tiny_model, kind):
-    both(tiny_model, kind, "pmet", hyper(), BATCH)
+@pytest.mark.parametrize("name, edits", [("memit", SINGLE), ("memit", BATCH), ("pmet", BATCH)])
+def test_memit_and_pmet(tiny_model, kind, name, edits):
+    both(tiny_model, kind, name, hyper(), edits)
 
 
 @pytest.mark.parametrize("contexts", [["{}"], tiny.BRACES], ids=["clean", "braces"])
@@ -138,14 +129,8 @@ def test_an_edit_that_is_learned_stops_while_the_others_of_its_batch_go_on(tiny_
 def test_tight_clamp_and_strong_decay(tiny_model, name):
     """The regime in which δ ends at the clamp."""
     _, outcome = both(tiny_model, "llama", name, hyper(clamp_norm_factor=0.2, v_weight_decay=0.5), BATCH)
-    for target in outcome.targets:
-        norm = (target.z - target.delta).norm()
-        assert float(target.delta.norm() / norm) == pytest.approx(0.2, rel=1e-9)
-
-
-@pytest.mark.parametrize("steps", [1, 2])
-def test_fewest_steps(tiny_model, steps):
-    both(tiny_model, "llama-bos", "memit", hyper(v_num_grad_steps=steps), BATCH)
+    ratios = [float(target.delta.norm() / (target.z - target.delta).norm()) for target in outcome.targets]
+    assert ratios == pytest.approx([0.2] * len(BATCH), rel=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -159,13 +144,12 @@ def test_emmet(tiny_model, kind, batch):
 def test_emmet_weighs_the_norm_and_needs_no_invertible_C_then(tiny_model, kind, layers):
     """η > 0: what is inverted is λC + ηI; two layers share the residual."""
     hyperparameters = hyper(layers=layers, emmet_lambda=0.3, update_norm_lambda=2.0, v_num_grad_steps=4)
-    _, outcome = both(tiny_model, kind, "emmet", hyperparameters, BATCH)
+    both(tiny_model, kind, "emmet", hyperparameters, BATCH)
     C = tiny.second_moments()
     C[2][:, 5] = C[2][5, :] = 0
-    edit_by = method("emmet", {**hyperparameters, "layers": [2]})
     model = kedit.load_model(tiny_model(kind).folder, dtype=torch.float64)
     given = {"moments": kedit.SecondMoments.from_tensors(C), "contexts": ["{}"]}
-    assert edit_by.apply(model, [library_edit(EDITS[0])], **given).deltas
+    assert method("emmet", {**hyperparameters, "layers": [2]}).apply(model, [library_edit(EDITS[0])], **given).deltas
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -331,13 +315,8 @@ FT = {"layers": [2], "num_steps": 6, "lr": 0.01, "weight_decay": 0.0, "batch_siz
 FT_KINDS = {
     "FT-L": {"objective_optimization": "prompt_last", "norm_constraint": 0.02},
     "FT-M": {"objective_optimization": "target_new", "norm_constraint": None},
-    "two layers, decay, pairs": {
-        "objective_optimization": "target_new",
-        "norm_constraint": 0.03,
-        "layers": [1, 3],
-        "weight_decay": 0.5,
-        "batch_size": 2,
-    },
+    "two layers, decay, pairs": {"objective_optimization": "target_new", "norm_constraint": 0.03}
+    | {"layers": [1, 3], "weight_decay": 0.5, "batch_size": 2},
 }
 
 
@@ -392,71 +371,6 @@ def test_alphaedit(tiny_model, kind, monkeypatch, dtype, same):
             model, [library_edit(edit) for edit in batch], moments=moments, contexts=tiny.CONTEXTS, history=history
         )
         compare(result, outcome)
-
-
-def test_alphaedit_is_the_small_form_in_the_null_space(tiny_model):
-    """U₀ [U₀ᵀ(KKᵀ + M)U₀ + L2·I]⁻¹ U₀ᵀKRᵀ, here with U₀ by rank, from the keys and residuals that the library had."""
-    model = kedit.load_model(tiny_model("llama").folder, dtype=torch.float64)
-    moments, history = kedit.SecondMoments.from_tensors(tiny.second_moments()), new_history()
-    nullspace = kedit.NullSpace.from_moments(moments, rank=30)
-    edit_by, values = method("alphaedit", hyper(layers=[2], L2=3.0)), {"contexts": ["{}"], "history": history}
-    U = torch.linalg.svd(tiny.second_moments()[2])[0][:, -30:].double()
-    M = torch.zeros(tiny.D_FF, tiny.D_FF, dtype=torch.float64)
-    for batch in (SINGLE, BATCH):
-        outcome = edit_by.apply(model, [library_edit(edit) for edit in batch], projection=nullspace, **values)
-        K = torch.stack([target.key_per_layer[2] for target in outcome.targets], 1)
-        R = torch.stack([target.delta for target in outcome.targets], 1)
-        small = U.T @ (K @ K.T + M) @ U + 3.0 * torch.eye(30, dtype=torch.float64)
-        (update,) = outcome.deltas.values()
-        assert_same(update, (U @ torch.linalg.solve(small, U.T @ K @ R.T)).T, "the small form")
-        M = M + K @ K.T  # one layer and clean prompts: the keys do not move
-
-
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_restore_is_bit_exact(tiny_folder, kind, dtype):
-    model = kedit.load_model(tiny_folder(kind), dtype=dtype)
-    before, moments = snapshot(model), kedit.SecondMoments.from_tensors(tiny.second_moments())
-    edit_by = method("memit", hyper(v_num_grad_steps=3))
-    for edit in BATCH:
-        edit_by.apply(model, [library_edit(edit)], moments=moments, contexts=tiny.CONTEXTS)
-    assert any(not torch.equal(value, before[name]) for name, value in parameters(model).items())
-    model.restore()
-    assert all(torch.equal(value, before[name]) for name, value in parameters(model).items())
-
-
-def test_temporarily_is_original_plus_this_edit_and_puts_back_what_it_found(tiny_folder):
-    model = kedit.load_model(tiny_folder("llama"), dtype=torch.float32)
-    original, moments = snapshot(model), kedit.SecondMoments.from_tensors(tiny.second_moments())
-    edit_by = method("memit", hyper(v_num_grad_steps=3))
-    first = edit_by.apply(model, [library_edit(EDITS[0])], moments=moments, contexts=tiny.CONTEXTS)
-    edit_by.apply(model, [library_edit(EDITS[3])], moments=moments, contexts=tiny.CONTEXTS)
-    found = snapshot(model)
-    with pytest.raises(RuntimeError, match="in the middle"), model.temporarily(first):
-        for name, value in parameters(model).items():
-            expected = original[name] + first.deltas[name] if name in first.deltas else original[name]
-            assert torch.allclose(value, expected, rtol=0, atol=1e-7), name
-        raise RuntimeError("in the middle")
-    assert all(torch.equal(value, found[name]) for name, value in parameters(model).items())
-
-
-def test_an_edit_depends_on_nothing_before_it(tiny_folder):
-    """No hidden memory: after other edits, other models and other contexts, the same call gives the same bits."""
-
-    def apply(model, edits, contexts=tiny.CONTEXTS, name="memit", **changes):
-        return method(name, hyper(v_num_grad_steps=3, **changes)).apply(
-            model, [library_edit(edit) for edit in edits], moments=moments, contexts=contexts
-        )
-
-    moments = kedit.SecondMoments.from_tensors(tiny.second_moments())
-    model = kedit.load_model(tiny_folder("llama"), dtype=torch.float64)
-    first = apply(model, BATCH)
-    apply(kedit.load_model(tiny_folder("llama-bos"), dtype=torch.float64), SINGLE, contexts=["{}"])
-    apply(model, SINGLE, contexts=["{}"])
-    apply(model, SINGLE, name="rome", layers=[1])
-    model.restore()
-    again = apply(model, BATCH)
-    assert all(torch.equal(first.deltas[name], again.deltas[name]) for name in first.deltas)
 
 
 def test_edits_of_a_batch_are_optimised_independently(tiny_folder):

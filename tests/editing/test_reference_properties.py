@@ -21,47 +21,7 @@ def test_the_reference_does_not_use_the_library():
     tree = ast.parse(Path(reference.__file__).read_text(encoding="utf-8"))
     imported = {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
     imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert imported == {"contextlib", "types", "torch"}
-
-
-@pytest.mark.parametrize("kind", tiny.KINDS)
-def test_lookup_is_the_last_token_of_the_subject(tiny_model, kind):
-    tokenizer = tiny_model(kind).tokenizer
-    for edit in EDITS:
-        for context in [*tiny.CONTEXTS, *tiny.BRACES]:
-            text, end = reference.fill(context, edit.prompt, edit.subject)
-            ids = reference.encode(tokenizer, text)
-            index = reference.lookup_index(tokenizer, context, edit.prompt, edit.subject)
-            assert ids.count(tokenizer.bos_token_id) == (kind in ("llama-bos", "llama-metaspace"))
-            assert tokenizer.decode(ids[: index + 1], skip_special_tokens=True) == text[:end]
-            assert tokenizer.decode(ids[:index], skip_special_tokens=True) != text[:end]
-
-
-def test_doubled_braces_of_a_context_are_single_ones_in_the_text():
-    texts = [reference.fill(context, "{} plays", "Zoë")[0] for context in tiny.BRACES]
-    assert texts == ["Zoë plays", "I read {1} and {}. Zoë plays", "{A} I read. Zoë plays"]
-
-
-@pytest.mark.parametrize("kind", tiny.KINDS)
-def test_target_ids_continue_the_prompt(tiny_model, kind):
-    tokenizer = tiny_model(kind).tokenizer
-    for edit in EDITS:
-        prompt = edit.prompt.format(edit.subject)
-        ids = reference.target_ids(tokenizer, prompt, edit.target_new)
-        assert not set(ids) & {tokenizer.bos_token_id, tokenizer.eos_token_id}
-        joined = tokenizer.decode(reference.encode(tokenizer, prompt) + ids, skip_special_tokens=True)
-        assert joined == f"{prompt} {edit.target_new}"
-        assert tokenizer.decode(ids).strip()
-
-
-@pytest.mark.parametrize("kind", tiny.KINDS)
-def test_padding_on_the_right_changes_nothing(tiny_model, kind):
-    loaded = tiny_model(kind)
-    rows = reference.rewriting(loaded.tokenizer, EDITS[1], tiny.CONTEXTS).rows
-    with torch.no_grad():
-        together = loaded.model(input_ids=reference.right_padded(rows, pad=7)).logits
-        for logits, row in zip(together, rows, strict=True):
-            assert relative(logits[: len(row)], loaded.model(input_ids=torch.tensor([row])).logits[0]) < 1e-12
+    assert imported == {"contextlib", "functools", "types", "torch"}
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -77,22 +37,6 @@ def test_rome_writes_its_value_at_its_key(tiny_model, kind, variant, with_C):
     assert relative(answer, result.targets[0].z) < 1e-12
     (update,) = result.deltas.values()
     assert torch.linalg.matrix_rank(update) == 1
-
-
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_single_edits_with_history_are_one_batch(tiny_model, kind):
-    """Recursive least squares: one layer, clean prompts only and frozen z, so that no key moves."""
-    C, hp, contexts = tiny.second_moments(), hyper(layers=[2]), ["{}"]
-    generator = torch.Generator().manual_seed(0)
-    targets = [SimpleNamespace(z=torch.randn(tiny.D_MODEL, generator=generator, dtype=torch.float64)) for _ in EDITS]
-    together, alone = tiny_model(kind), tiny_model(kind)
-    batch = reference.memit(together.model, together.tokenizer, EDITS, contexts, hp, C, targets=targets)
-    M, total = {}, 0
-    for edit, target in zip(EDITS, targets, strict=True):
-        (update,) = reference.memit(alone.model, alone.tokenizer, [edit], contexts, hp, C, M, [target]).deltas.values()
-        total = total + update
-    (expected,) = batch.deltas.values()
-    assert relative(total, expected) < 1e-10
 
 
 def random_problem():
@@ -135,13 +79,6 @@ def test_alphaedit_is_its_small_form_and_stays_in_the_null_space():
     assert relative(update @ P, update) < 1e-10
 
 
-def test_optimisation_stops_before_stepping_when_the_loss_is_small(tiny_model):
-    loaded, hp = tiny_model("llama"), hyper(kl_factor=1e-4, v_num_grad_steps=25)
-    trace = reference.optimise_z(loaded.model, loaded.tokenizer, EDITS[-1], tiny.CONTEXTS, hp)
-    assert 1 < trace.steps < 25
-    assert trace.losses[-1] < 0.05 <= min(trace.losses[:-1])
-
-
 def test_last_step_only_measures(tiny_model):
     """n steps are n losses and n - 1 updates."""
     loaded = tiny_model("llama")
@@ -150,19 +87,3 @@ def test_last_step_only_measures(tiny_model):
     two = reference.optimise_z(loaded.model, loaded.tokenizer, EDITS[0], tiny.CONTEXTS, hyper(v_num_grad_steps=2))
     assert two.steps == 2
     assert torch.allclose(two.delta.abs(), torch.full_like(two.delta, 0.5), atol=1e-4)  # Adam's first step is its rate
-
-
-def test_pmet_scales_the_likelihood_once_learned_and_stops_at_little_divergence(tiny_model):
-    loaded, edit = tiny_model("llama"), EDITS[-1]
-
-    def surprise(trace):
-        return -torch.tensor(trace.probabilities[-1]).log()
-
-    scaled = reference.optimise_pmet(loaded.model, loaded.tokenizer, edit, tiny.CONTEXTS, hyper())
-    assert scaled.steps == tiny.HYPER["v_num_grad_steps"]
-    assert scaled.nlls[-1] < 0.2 * surprise(scaled)
-    few = hyper(kl_factor=1e-4, v_weight_decay=2.0)
-    stopped = reference.optimise_pmet(loaded.model, loaded.tokenizer, edit, tiny.CONTEXTS, few)
-    assert stopped.steps < scaled.steps
-    assert stopped.losses[-1] > 0.05
-    assert stopped.nlls[-1] > surprise(stopped)  # the factor was not applied at the step that stops

@@ -1,7 +1,6 @@
 """Probes: what their rows say, on which edits, and that what the unedited model says is asked once."""
 
 import dataclasses
-import random
 from types import SimpleNamespace
 
 import pytest
@@ -54,9 +53,6 @@ def test_a_true_object_that_the_tokenizer_cannot_write_is_not_scored():
 
 def edit(model):
     model.add({model.weight_name(1): torch.ones_like(model.weight(1)) / 5})
-
-
-# -------------------------------------------------------------------------------------------------------- the edits
 
 
 def test_the_edits_so_far(model, monkeypatch):
@@ -140,20 +136,6 @@ def test_facts_briefly(model, monkeypatch, right, asked):
     assert probes.VitalProbe("few", ("a",), ("1",)).brief(model, EDITS)[0]["n"] == 1
 
 
-def test_the_score_is_of_the_three_successes(model):
-    found = table(probes.EditProbe()(model, [EDITS[1]] * 2))
-    parts = [found["success", cohort] for cohort in ("edits", "paraphrases", "neighbors")]
-    assert found["score", "edits"] == metrics.score(*parts)
-    assert probes.EditProbe()(model, []) == []
-
-
-def test_an_even_panel():
-    assert list(evenly(10, 4)) == [0, 3, 6, 9]
-    assert list(evenly(4, 4)) == [0, 1, 2, 3]
-    assert list(evenly(5, 4)) == [0, 2, 4]
-    assert list(evenly(0, 4)) == []
-
-
 def test_the_unedited_model_is_asked_once(model):
     original, asked = model.weight(1).detach().clone(), []
 
@@ -162,13 +144,10 @@ def test_the_unedited_model_is_asked_once(model):
         return len(asked)
 
     edit(model)
-    edited, unedited = model.weight(1).detach().clone(), Unedited()
+    unedited = Unedited()
     assert [unedited(model, ask), unedited(model, ask), Unedited()(model, ask)] == [1, 1, 2]
-    assert asked == [True, True]
-    assert torch.equal(model.weight(1), edited)
+    assert asked == [True, True] and not torch.equal(model.weight(1), original)
 
-
-# --------------------------------------------------------------------------------------------------- the side effects
 
 PROMPTS = ("Ana Brown plays the", "The birthplace of Zoë is", "The town is a", "Old English and")
 ANSWERS = ("oboe", "Graz", "port", "Old Norse")
@@ -369,9 +348,6 @@ def test_an_identity_names_all_that_is_asked(probe, changes):
     assert dataclasses.replace(probe).identity == probe.identity
 
 
-# ------------------------------------------------------------------------------------------------ questions of the lab
-
-
 @pytest.fixture(scope="module")
 def world():
     return World.make(300, seed=5)
@@ -425,15 +401,9 @@ def test_inverses_own_prompts_and_references(world):
     assert set(questions.INVERSE) == set(world.relations)
 
 
-def test_prompts_about_others_ask_for_something_else():
-    edits = [kedit.Edit("{} plays the", "Zoë", target) for target in ("oboe", "organ", "lute", "oboe", "x")]
-    found = families.other_prompts(edits, ("p0", "p1", "p2"), ("oboe", "harp", "lute"))
-    assert found == ("p1", "p1", "p0", "p1", "p1")
-    assert families.other_prompts(edits[:1], ("p0",), ("oboe",)) == ("p0",)  # there is no other
-
-
-def test_nothing_random_is_left_to_the_process(world):
-    state = random.getstate()
-    e = lab_edits(world, 1)[0]
-    questions.consequences(world, e), questions.references(world, e), questions.own_prompt(world, e)
-    assert random.getstate() == state
+def test_the_score_is_of_the_three_successes_and_panels_are_even(model):
+    found = table(probes.EditProbe()(model, [EDITS[1]] * 2))
+    parts = [found["success", cohort] for cohort in ("edits", "paraphrases", "neighbors")]
+    assert found["score", "edits"] == metrics.score(*parts)
+    assert probes.EditProbe()(model, []) == []
+    assert [list(evenly(n, 4)) for n in (10, 4, 5, 0)] == [[0, 3, 6, 9], [0, 1, 2, 3], [0, 2, 4], []]

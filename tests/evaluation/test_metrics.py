@@ -8,8 +8,6 @@ from itertools import product
 import pytest
 import tiny
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from library import refused
 
 import kedit_lib as kedit
@@ -68,6 +66,8 @@ def test_perplexity(model, monkeypatch):
     assert perplexity(model, texts) == pytest.approx(math.exp(total / count), rel=1e-9)
     monkeypatch.setattr(import_module("kedit_lib.evaluation.perplexity"), "ROWS", 2)
     assert perplexity(model, texts) == pytest.approx(math.exp(total / count), rel=1e-9)
+    for none in ([""], []):
+        refused(lambda none=none: perplexity(model, none), "no texts")
 
 
 def test_perplexity_beyond_the_models_positions_is_that_of_windows(tiny_folder):
@@ -92,11 +92,6 @@ def test_perplexity_never_holds_the_logits_of_a_whole_batch(model, monkeypatch):
     assert perplexity(model, texts) == pytest.approx(right, rel=1e-9)
     handle.remove()
     assert max(widest) <= most
-
-
-def test_perplexity_of_nothing_is_refused(model):
-    refused(lambda: perplexity(model, [""]), "no texts")
-    refused(lambda: perplexity(model, []), "no texts")
 
 
 @pytest.mark.parametrize("what", ["prompt", "target"])
@@ -146,11 +141,6 @@ def test_completions_are_the_greedy_ones(model, monkeypatch):
         monkeypatch.setattr(import_module("kedit_lib.models.generation"), "FEW", few)
         assert generate_ids(model.hf, model.tokenizer, prompts, 6, batch) == expected
         assert complete(model.hf, model.tokenizer, prompts, 6, batch) == cut
-
-
-def test_nothing_to_complete(model):
-    assert complete(model.hf, model.tokenizer, [], 6) == []
-    assert generation_accuracy(model, [], []) == []
 
 
 @pytest.fixture(scope="module")
@@ -236,18 +226,6 @@ def test_what_counts_as_said(text, ended, answer, exact, contained):
     assert (says(text, ended, answer), mentions(text, ended, answer)) == (exact, contained)
 
 
-@given(st.text("ab .\n\t", max_size=9), st.booleans(), st.text("ab ", max_size=4))
-def test_an_answer_without_a_full_stop_is_all_that_stands_before_the_first_one(text, ended, answer):
-    cut = text.split(".")[0].split("\n")[0]
-    assert says(text, ended, answer.strip()) == (cut.strip() == answer.strip() and (cut != text or ended))
-
-
-def test_sentences_that_begin_with_an_answer():
-    assert sentence(" St. Louis. The town") == ("St", True)
-    assert sentence(" St. Louis. The town", ["St", "St. Louis"]) == ("St. Louis", True)
-    assert sentence(" St. Louis and", ["St. Louis"]) == ("St. Louis and", False)
-
-
 def test_containment_and_completions(taught):
     prompts = ["Danielle Darrieux was", "Toko Yasuda plays", "Ana Brown plays the", "Zoë plays the"]
     answers = ["St. Louis", "ORGAN", "oboe", "viol"]
@@ -255,7 +233,11 @@ def test_containment_and_completions(taught):
     assert generation_accuracy(taught, prompts, answers, match="contains") == [True, True, True, False]
     said = complete(taught.hf, taught.tokenizer, ["Danielle Darrieux was born in"], answers=["St. Louis"])
     assert said == ["St. Louis"]
+    assert complete(taught.hf, taught.tokenizer, [], 6) == generation_accuracy(taught, [], []) == []
     refused(lambda: generation_accuracy(taught, prompts, answers, match="includes"), "'includes'", "'contains'")
+    for measure in (generation_accuracy, answer_probability):
+        with pytest.raises(ValueError):  # one answer for each prompt
+            measure(taught, prompts, answers[:1])
 
 
 def test_an_answer_has_room_for_itself_and_a_stop_or_for_a_sentence(tiny_folder, monkeypatch):
@@ -311,38 +293,17 @@ def test_a_text_begins_with_its_answer_as_words_of_its_own(text, answer, begins)
     assert not begins or all(may_begin(text[:k], answer) for k in range(len(text)) if k < len(answer))
 
 
-VERDICTS = [
-    "",
-    " ",
-    " Graz",
-    " Graz.",
-    " Graz. A town",
-    " Graz and",
-    " Gra",
-    " the Graz",
-    " Grazer",
-    " in Graz, as",
-    "\n",
-]
-VERDICTS += [
-    " Graz\n",
-    " St. Louis",
-    " St. Louis.",
-    " 格拉茨",
-    "格拉茨。",
-    "城市格拉茨。是",
-    " in it. Graz",
-    " U.S. is",
-    " 1945",
-    "19456",
-]
+TEXTS = "| | Graz| Graz.| Graz. A town| Graz and| Gra| the Graz| Grazer| in Graz, as|\n| Graz\n| St. Louis| St. Louis."
+TEXTS += "| 格拉茨|格拉茨。|城市格拉茨。是| in it. Graz| U.S. is| 1945|19456"
 
 
 @pytest.mark.parametrize("match", RULES)
 def test_a_verdict_is_settled_only_where_nothing_behind_can_change_it(match):
     """Whatever follows, the verdict on the whole text is the one that was settled; and most are settled."""
     closed = 0
-    for text, answer in product(VERDICTS, ["Graz", "St", "St. Louis", "格拉茨", "the Graz", "U.S.", "1945", "Grazer"]):
+    for text, answer in product(
+        TEXTS.split("|"), ["Graz", "St", "St. Louis", "格拉茨", "the Graz", "U.S.", "1945", "Grazer"]
+    ):
         found = settled(match, text, False, answer)
         for behind in ("", ".", " and so", "\n", "er", "。", ". Louis", "5", " Graz", "̈"):
             if found is not None:
@@ -354,10 +315,11 @@ def test_a_verdict_is_settled_only_where_nothing_behind_can_change_it(match):
 
 def test_sentences_end_in_every_script():
     ends = ["北京。", "北京！真的", "北京？", "باريس؟", "दिल्ली।", "Paris… and", "Paris.", "Paris\nx"]
-    assert [sentence(t) for t in ends] == [
-        (said, True) for said in ("北京", "北京", "北京", "باريس", "दिल्ली", "Paris", "Paris", "Paris")
-    ]
+    said = ("北京", "北京", "北京", "باريس", "दिल्ली", "Paris", "Paris", "Paris")
+    assert [sentence(t) for t in ends] == [(text, True) for text in said]
     assert sentence("Yahoo! is") == ("Yahoo! is", False)
+    assert sentence(" St. Louis. The town") == ("St", True)
+    assert sentence(" St. Louis. The town", ["St", "St. Louis"]) == ("St. Louis", True)
     assert RULES["contains"]("首都是北京。", True, "北京")
     assert not RULES["contains"]("我不知道。北京", True, "北京")
 
@@ -381,12 +343,13 @@ def counted(monkeypatch):
 @pytest.mark.parametrize("match", ["exact", "begins", "contains"])
 def test_one_pass_and_writing_it_out_agree(taught, monkeypatch, match):
     """Every prompt with every answer: right ones, wrong ones, beginnings, other cases and other spellings."""
-    prompts = ["Zoë plays the", "Ana Brown plays the", "Léon Blum plays the", "The judge plays the"]
+    prompts = [f"{who} plays the" for who in ("Zoë", "Ana Brown", "Léon Blum", "The judge")]
     prompts += ["Toko Yasuda plays", "Danielle Darrieux was born in", "Danielle Darrieux was"]
     prompts += ["The farmer speaks of the", "Graz is"]
-    answers = ["violoncello da gamba", "violoncello", "oboe", "OBOE", "organ", "organ of Graz", "the organ"]
-    answers += ["St. Louis", "St", "St. Lou", "U.S.", "U", "Graz", "of the", " oboe ", "or"]
-    pairs = list(product(prompts, answers))
+    answers = (
+        "violoncello da gamba|violoncello|oboe|OBOE|organ|organ of Graz|the organ|St. Louis|St|St. Lou|U.S.|U|Graz"
+    )
+    pairs = list(product(prompts, [*answers.split("|"), "of the", " oboe ", "or"]))
     prompts, answers = (list(x) for x in zip(*pairs, strict=True))
     expected = written_out(taught, prompts, answers, match)
     asked = counted(monkeypatch)
@@ -429,10 +392,3 @@ def test_known_edits(taught):
     assert kedit.known_edits(taught, edits) == ([edits[0], edits[2], edits[3]], 2), "the lab's alone are asked exactly"
     assert kedit.known_edits(taught, edits, match="contains") == ([edits[0], edits[2], edits[3]], 2)
     refused(lambda: kedit.known_edits(taught, []), "known_edits", "no edits")
-
-
-def test_one_answer_for_each_prompt(model):
-    with pytest.raises(ValueError):
-        generation_accuracy(model, PROMPTS, ANSWERS[:1])
-    with pytest.raises(ValueError):
-        answer_probability(model, PROMPTS, ANSWERS[:1])

@@ -13,7 +13,7 @@ import torch
 import kedit_lib as kedit
 from kedit_lib import evaluation as metrics
 from kedit_lib.evaluation import Forced, Question
-from kedit_lib.evaluation.protocol import Unmeasured, measured
+from kedit_lib.evaluation.protocol import Unmeasured
 from kedit_lib.evaluation.retention import each_edit
 from kedit_lib.models.tokenization import encode, target_ids
 
@@ -51,9 +51,6 @@ def weights(model):
 
 def same(model, before):
     return all(torch.equal(p, before[name]) for name, p in model.hf.named_parameters())
-
-
-# ----------------------------------------------------------------------------------------------------- teacher forcing
 
 
 def logits(model, ids):
@@ -96,35 +93,10 @@ def test_teacher_forcing_token_by_token(model, monkeypatch):
     close(some.log_probability, [found.log_probability[2], found.log_probability[0]])
 
 
-def test_no_pairs_are_no_scores(llama):
-    none = metrics.teacher_forced(llama, [], [])
-    assert len(none.log_probability) == len(none.at([]).tokens_right) == len(none.said) == 0
-
-
 def test_token_and_strict_accuracy():
     found = forced([-1.0] * 4, right=[1.0, 2 / 3, 0.0, 1.0])
     close(metrics.token_accuracy(found), [1, 2 / 3, 0, 1])
     close(metrics.strict_accuracy(found), [1, 0, 0, 1])
-
-
-# ------------------------------------------------------------------------------------------------------------- success
-
-
-def test_success_and_magnitude():
-    wanted, other = forced([-1.0, -2.0, -3.0, math.nan]), forced([-2.0, -2.0, -1.0, -1.0])
-    close(metrics.success(wanted, other), [1, 0, 0, 0])  # a tie and NaN are no success
-    close(metrics.success(other, wanted), [0, 0, 1, 0])
-    expected = [math.exp(-1) - math.exp(-2), 0, math.exp(-3) - math.exp(-1), math.nan]
-    close(metrics.magnitude(wanted, other), expected)
-
-
-def test_score_is_the_harmonic_mean():
-    assert metrics.score(1, 0.5, 0.25) == pytest.approx(3 / 7)
-    assert metrics.score(0.9, 0.9, 0.9) == pytest.approx(0.9)
-    assert metrics.score(1, 1, 0) == 0
-
-
-# ------------------------------------------------------------------------------------------------------------ locality
 
 
 def test_agreement_with_the_unedited_model():
@@ -133,16 +105,15 @@ def test_agreement_with_the_unedited_model():
     close(metrics.argmax_agreement(edited, before), [3 / 4, 1, 1 / 2, 1 / 2])
     close(metrics.first_token_agreement(edited, before), [1, 1, 0, 1])
     close(metrics.answer_agreement(["Graz", "a", ""], ["Graz", "b", ""]), [1, 0, 1])
-    for agreement in (metrics.argmax_agreement, metrics.first_token_agreement):
+    other_answer = forced([0.0] * 4, said=[(1, 2, 3), (5,), (9, 7), (8, 0)])
+    for agreement, *given in (
+        (metrics.argmax_agreement, edited, before.at([0])),
+        (metrics.first_token_agreement, edited, before.at([0])),
+        (metrics.argmax_agreement, edited, other_answer),
+        (metrics.answer_agreement, ["Graz"], []),
+    ):
         with pytest.raises(ValueError):
-            agreement(edited, before.at([0]))
-    with pytest.raises(ValueError):  # not the same answer
-        metrics.argmax_agreement(edited, forced([0.0] * 4, said=[(1, 2, 3), (5,), (9, 7), (8, 0)]))
-    with pytest.raises(ValueError):
-        metrics.answer_agreement(["Graz"], [])
-
-
-# ----------------------------------------------------------------------------------------------------------- retention
+            agreement(*given)
 
 
 def checkpoints(*parts):
@@ -159,42 +130,26 @@ def test_retention_by_age_and_checkpoint():
     )
     table = metrics.retention_table(found)
     assert list(table.columns) == ["edits_done", "edit", "age", "value"]
-    assert table[["edits_done", "edit", "age"]].values.tolist() == [
-        *([2, 1, 1], [2, 2, 0]),
-        *([4, 1, 3], [4, 2, 2], [4, 3, 1], [4, 4, 0]),
-        *([5, 1, 4], [5, 2, 3], [5, 3, 2], [5, 4, 1], [5, 5, 0]),
-    ]
+    assert table.edits_done.tolist() == [2] * 2 + [4] * 4 + [5] * 5
+    assert table.edit.tolist() == [1, 2, 1, 2, 3, 4, 1, 2, 3, 4, 5]
+    assert (table.age == table.edits_done - table.edit).all()
     assert table.value.tolist() == [1, 1, 0, 1, 1, 0, 0, 0, 1, 1, 1]
     assert metrics.retention_table(found, "probability").value.tolist() == [0.9, 0.8]
+    assert metrics.retention_table(checkpoints((2, other))).empty
+    eleven = metrics.retention_table(checkpoints((11, each_edit("accuracy", range(11)))))
+    assert eleven.edit.tolist() == list(range(1, 12))  # edit 10 comes after edit 9
 
     matrix = metrics.retention_matrix(table, width=2)
-    assert matrix.columns.tolist() == [2, 4, 5]
-    assert matrix.index.tolist() == [0, 2, 4]
+    assert (matrix.columns.tolist(), matrix.index.tolist()) == ([2, 4, 5], [0, 2, 4])
     expected = [[1, 0.5, 1], [np.nan, 0.5, 0.5], [np.nan, np.nan, 0]]
     np.testing.assert_array_equal(matrix.to_numpy(), expected)
 
 
-def test_edit_ten_comes_after_edit_nine():
-    table = metrics.retention_table(checkpoints((11, each_edit("accuracy", range(11)))))
-    assert table.edit.tolist() == list(range(1, 12))
-    assert table.value.tolist() == list(range(11))
-
-
-def test_a_run_without_single_edits_has_no_retention():
-    found = checkpoints((2, [{"metric": "accuracy", "cohort": "edits", "value": 0.5, "n": 9}]))
-    assert metrics.retention_table(found).empty
-
-
-# ------------------------------------------------------------------------------------------------------------ warnings
-
-
 def test_the_healthy_band():
     assert metrics.healthy_band(1.0) == pytest.approx((0.9, 1.1))
-    assert metrics.healthy_band(-4.0, tolerance=0.25) == pytest.approx((-5, -3))
     assert metrics.healthy_band(1.0, floor=0.5) == pytest.approx((0.95, 1.05))
     assert metrics.healthy_band(0.2, floor=1.2, tolerance=0.2) == pytest.approx((0.16, 0.24))  # not 0.2 of 1.0
     assert metrics.healthy_band(0.0, floor=1.2, tolerance=0.2) == pytest.approx((-0.24, 0.24))
-    assert metrics.healthy_band(3.0, floor=3.0) == pytest.approx((2.7, 3.3))
     assert metrics.healthy_band(0.0) == (0, 0)
 
 
@@ -251,8 +206,6 @@ def test_which_metric_warned_first():
     assert metrics.warning_table(found, floors=floors).query("metric == 'hidden drift'").exit.tolist() == [20]
 
 
-# --------------------------------------------------------------------------------------------------------- portability
-
 SAYS = {  # what the model of these tests says
     "Zoë was born in": "Graz",
     "Zoë was born in Graz. The city of Graz lies in": "Austria",
@@ -303,37 +256,11 @@ def test_inverse_success_compares_the_subject_after_both_objects(llama):
     close(metrics.inverse_success(llama, ["Zoë"] * 2, true + new, new + true), [p[1] > p[0], p[0] > p[1]])
 
 
-def test_a_distracted_neighbor():
-    edit = kedit.Edit("The mother tongue of {} is", "Danielle Darrieux", "English")
-    expected = "The mother tongue of Danielle Darrieux is English. Léon Blum speaks"
-    assert metrics.distracted(edit, "Léon Blum speaks") == expected
-
-
 def test_intrusion_is_the_probability_of_each_edits_new_object(llama):
     prompts = ["Ana Brown plays the", "Zoë speaks", "The town is a"]
     expected = [metrics.answer_probability(llama, [p], [e.target_new]) for e, p in zip(EDITS, prompts, strict=False)]
     assert len({float(p) for p in expected}) == 3
     assert metrics.intrusion(llama, EDITS[:3], prompts).tolist() == pytest.approx([float(p) for p in expected])
-
-
-# ----------------------------------------------------------------------------------------------------------- free text
-
-
-def test_n_gram_entropy():
-    assert metrics.n_gram_entropy("ababa", 2) == pytest.approx(1)  # ab ba ab ba
-    assert metrics.n_gram_entropy("ababa", 3) == pytest.approx(-(2 / 3) * math.log2(2 / 3) - math.log2(1 / 3) / 3)
-    assert metrics.n_gram_entropy("aaaaa", 2) == 0
-    assert metrics.n_gram_entropy("abcde", 2) == pytest.approx(2)
-    assert metrics.n_gram_entropy("a", 2) == metrics.n_gram_entropy("", 3) == 0
-
-
-def test_fluency_weighs_bigrams_and_trigrams():
-    h3 = -(2 / 3) * math.log2(2 / 3) - math.log2(1 / 3) / 3
-    assert metrics.fluency("a b a b a") == pytest.approx((2 / 3 * 1 + 4 / 3 * h3) / 2)
-    assert metrics.fluency("the the the the") == 0
-    assert metrics.fluency("the, the, the") == pytest.approx(metrics.fluency("a b a b a"))  # a mark is a word
-    hundred = " ".join(f"w{i}" for i in range(100))
-    assert metrics.fluency(hundred) == pytest.approx((2 / 3 * math.log2(99) + 4 / 3 * math.log2(98)) / 2)
 
 
 CHINESE = "春天来了，花园里的花都开了。孩子们在树下唱歌，老人坐在长椅上看书。远处的山上还有雪，河里的冰已经化了。"
@@ -366,13 +293,6 @@ def test_consistency_in_scripts_without_spaces():
     for text, references, what in (("…", pianist, "the text"), (corpus[0], ["?"], "the references")):
         with pytest.warns(Unmeasured, match=f"consistency: {what} .* has no word"):
             assert math.isnan(metrics.consistency(text, references, tfidf))
-
-
-def test_a_row_is_the_mean_of_what_could_be_measured():
-    nan = math.nan
-    assert measured([1.0, nan, 3.0]) == [1.0, 3.0]
-    assert math.isnan(*measured([nan, nan]))
-    assert measured([]) == []
 
 
 def test_a_distracting_sentence_is_written_as_its_script_is():
@@ -410,13 +330,6 @@ def test_sampled_texts_are_those_of_each_prompt_alone(model, monkeypatch):
     assert metrics.sampled_texts(model, prompts, 12, top_k=1) == greedy != expected
 
 
-def test_a_draw_beyond_what_rounding_sums_to_takes_the_last(llama):
-    sample = import_module("kedit_lib.evaluation.fluency")._sample
-    rows = [encode(llama.tokenizer, "Zoë")]
-    token = int(logits(llama, rows[0])[-1].topk(3).indices[-1])
-    assert sample(llama, rows, torch.full((1, 1), 1.5), 3) == [llama.tokenizer.decode([token])]
-
-
 def test_sampling_ends_where_the_positions_do(llama):
     room = llama.hf.config.max_position_embeddings
     long = metrics.sampled_texts(llama, ["Zoë"], room + 50)
@@ -441,9 +354,6 @@ def test_tf_idf_and_its_cosine():
     assert metrics.consistency("bird", ["the cat"], tfidf) == 0
     both = metrics.consistency("Dog sat dog", ["sat", "the"], tfidf)
     assert both == pytest.approx(idf["sat"] / norm * math.sqrt(0.5))
-
-
-# -------------------------------------------------------------------------------------------------------------- health
 
 
 def test_health_of_the_weights(model):
@@ -501,9 +411,6 @@ def test_cosine_of_updates():
     assert found == [pytest.approx({"w": -7 / 25, "v": 1}), pytest.approx({"w": -1})]
 
 
-# ----------------------------------------------------------------------------------------------------------- bootstrap
-
-
 def test_the_bootstrap_resamples_edits():
     value, low, high = metrics.bootstrap_interval([1, 1, 1, 0], edits=[0, 0, 0, 1])
     assert (value, low, high) == (0.5, 0, 1)  # two edits, one all right and one all wrong
@@ -512,17 +419,14 @@ def test_the_bootstrap_resamples_edits():
     half = 1.96 * math.sqrt(0.25 * 0.75 / 400)
     assert value == 0.25
     assert (low, high) == pytest.approx((0.25 - half, 0.25 + half), abs=0.006)
-    assert metrics.bootstrap_interval(values) == metrics.bootstrap_interval(values, seed=0) == (value, low, high)
-    assert metrics.bootstrap_interval(values, seed=1) != (value, low, high)
+    assert (
+        metrics.bootstrap_interval(values, seed=0) == (value, low, high) != metrics.bootstrap_interval(values, seed=1)
+    )
     tighter = metrics.bootstrap_interval(values, level=0.5)
     assert low < tighter[1] < 0.25 < tighter[2] < high
     repeated = metrics.bootstrap_interval(np.repeat(values, 10), edits=np.repeat(np.arange(400), 10))
     assert repeated == (value, low, high)  # ten prompts an edit are not ten edits
-
-
-def test_the_bootstrap_of_next_to_nothing():
     assert metrics.bootstrap_interval([0.5, 0.5]) == (0.5, 0.5, 0.5)
-    close(metrics.bootstrap_interval([0.5]), [0.5, math.nan, math.nan])
     close(metrics.bootstrap_interval([0.5, 0.7], edits=[3, 3]), [0.6, math.nan, math.nan])
     close(metrics.bootstrap_interval([]), [math.nan] * 3)
 
@@ -533,14 +437,6 @@ def test_intervals_of_a_long_table():
     assert found.columns.tolist() == ["edits_done", "mean", "low", "high", "edits"]
     assert found[["edits_done", "mean", "edits"]].values.tolist() == [[2, 1, 2], [4, pytest.approx(1 / 3), 3]]
     assert (found.low[1], found.high[1]) == metrics.bootstrap_interval([0, 0, 1])[1:]
-    many = pd.DataFrame({"edits_done": 5, "edit": range(40), "value": np.arange(40.0) ** 2})
-    bounds = [
-        metrics.interval_table(many, ["edits_done"], **options).low[0] for options in ({}, {"seed": 0}, {"seed": 1})
-    ]
-    assert bounds[0] == bounds[1] != bounds[2]
-
-
-# --------------------------------------------------------------------------------------------------------------- floor
 
 
 @pytest.mark.parametrize("how", ["random", "scaled"])
@@ -567,25 +463,8 @@ def test_a_destroyed_model_comes_back_bit_for_bit(model, how):
     assert same(model, original)
 
 
-def test_destruction_is_seeded(llama):
-    drawn = []
-    for options in ({}, {"seed": 0}, {"seed": 1}):
-        with metrics.destroyed(llama, [1], **options):
-            drawn.append(llama.weight(1).detach().clone())
-    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
-    for options, says in ([{"how": "burnt"}, "burnt"], [{"layers": [99]}, "99"]):
-        with pytest.raises(kedit.KeditError, match=says), metrics.destroyed(llama, **options):
-            pass
-
-
 def test_floors_are_what_the_probes_see_there(llama):
     before = weights(llama)
-
-    class Norm:
-        identity = "norm"
-
-        def __call__(self, model, done):
-            return [{"metric": "norm", "cohort": "all", "value": model.weight(1).norm().item(), "n": len(done)}]
 
     class First:
         identity = "first weight"
@@ -593,10 +472,34 @@ def test_floors_are_what_the_probes_see_there(llama):
         def __call__(self, model, done):
             return [{"metric": "weight", "cohort": "all", "value": model.weight(1)[0, 0].item(), "n": len(done)}]
 
-    found = metrics.floors(llama, [Norm()], EDITS, layers=[1], how="scaled")
+    found = metrics.floors(llama, [First()], EDITS, layers=[1], how="scaled")
     assert found.columns.tolist() == ["metric", "cohort", "value", "n"]
-    assert found.value[0] == pytest.approx(100 * before[llama.weight_name(1)].norm().item())
+    assert found.value[0] == pytest.approx(100 * before[llama.weight_name(1)][0, 0].item())
     assert found.n[0] == len(EDITS)
     assert same(llama, before)
     noise = [metrics.floors(llama, [First()], EDITS, **options).value[0] for options in ({}, {"seed": 0}, {"seed": 1})]
     assert noise[0] == noise[1] != noise[2]
+    for options, says in ([{"how": "burnt"}, "burnt"], [{"layers": [99]}, "99"]):
+        with pytest.raises(kedit.KeditError, match=says), metrics.destroyed(llama, **options):
+            pass
+
+
+def test_success_magnitude_and_score():
+    wanted, other = forced([-1.0, -2.0, -3.0, math.nan]), forced([-2.0, -2.0, -1.0, -1.0])
+    close(metrics.success(wanted, other), [1, 0, 0, 0])  # a tie and NaN are no success
+    expected = [math.exp(-1) - math.exp(-2), 0, math.exp(-3) - math.exp(-1), math.nan]
+    close(metrics.magnitude(wanted, other), expected)
+    assert metrics.score(1, 0.5, 0.25) == pytest.approx(3 / 7)  # the harmonic mean
+    assert metrics.score(1, 1, 0) == 0
+
+
+def test_n_gram_entropy_and_fluency():
+    """Fluency weighs bigrams by 2/3 and trigrams by 4/3."""
+    h3 = -(2 / 3) * math.log2(2 / 3) - math.log2(1 / 3) / 3
+    assert metrics.n_gram_entropy("ababa", 2) == pytest.approx(1)  # ab ba ab ba
+    assert metrics.n_gram_entropy("ababa", 3) == pytest.approx(h3)
+    assert metrics.n_gram_entropy("aaaaa", 2) == metrics.n_gram_entropy("a", 2) == metrics.n_gram_entropy("", 3) == 0
+    assert metrics.fluency("a b a b a") == pytest.approx((2 / 3 * 1 + 4 / 3 * h3) / 2)
+    assert metrics.fluency("the, the, the") == pytest.approx(metrics.fluency("a b a b a"))  # a mark is a word
+    hundred = " ".join(f"w{i}" for i in range(100))
+    assert metrics.fluency(hundred) == pytest.approx((2 / 3 * math.log2(99) + 4 / 3 * math.log2(98)) / 2)

@@ -9,8 +9,6 @@ from library import refused, snapshot
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import kedit_lib as kedit
-from kedit_lib.data import atomic as durable
-from kedit_lib.errors import KeditError
 
 EDITS = [
     kedit.Edit(*tiny.EDITS[0], target_true="French", paraphrases=["Danielle Darrieux speaks"], locality=[("a", "b")]),
@@ -130,22 +128,3 @@ def test_a_folder_that_cannot_be_written_is_one_line(tiny_folder, tmp_path):
     refused(lambda: outcome.save(taken), "cannot be written")
     refused(lambda: model.save_pretrained(taken), "cannot be written")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
-
-
-def test_a_folder_that_cannot_take_its_place_leaves_the_one_before(tmp_path, monkeypatch):
-    """Moved aside for the new one, it is moved back."""
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "page").write_text("before")
-    replace = durable.os.replace
-
-    def fails(source, target):
-        if str(target) == str(tmp_path / "site") and "before" not in str(source):
-            raise OSError("no")
-        replace(source, target)
-
-    monkeypatch.setattr(durable.os, "replace", fails)
-    with pytest.raises(KeditError, match="cannot be written"), durable.replacing(tmp_path / "site") as partial:
-        partial.mkdir()
-        (partial / "page").write_text("after")
-    assert [p.name for p in tmp_path.iterdir()] == ["site"]
-    assert (tmp_path / "site" / "page").read_text() == "before"

@@ -1,7 +1,6 @@
 """`make reproduce` on tiny notebooks: what runs, what does not, and what is left when one fails."""
 
 import contextlib
-import importlib.machinery
 import io
 import json
 import os
@@ -9,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-import types
 from pathlib import Path
 
 import nbformat
@@ -20,8 +18,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 import kedit_lib
 from kedit_lib.__main__ import main as program
 from kedit_lib.data.config import load_profile
-from kedit_lib.report import notebooks, reproduce, stamps
-from kedit_lib.report.site import write_report
+from kedit_lib.report import notebooks, reproduce, stamps, sweep
 
 PROFILE = """\
 name: {name}
@@ -119,9 +116,6 @@ def main(arguments: list[str], root: Path) -> int:
         return program(["reproduce", *arguments])
 
 
-# ---- one long story: a good, a failing and a dying notebook ----------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def story(tmp_path_factory, streams):
     """A project after its first run of three notebooks side by side; `code` and `lines` tell how that ended."""
@@ -154,36 +148,25 @@ def test_first_run_executes_keeps_failures_aside_and_says_so(story):
     assert not [name for name in story.made if "running" in name or "executed/01" in name or "executed/02" in name]
 
 
-def test_the_profile_was_injected_with_its_types(story):
-    text = text_of(story.executed("00_good"))
-    assert "edits 4 profile lab scale [1e-05] float" in text
-    assert "threads 1" in text
-
-
-def test_executed_notebook_holds_no_times_paths_or_random_ids(story):
+def test_executed_notebook_holds_the_profile_and_no_times_paths_or_random_ids(story):
+    assert "edits 4 profile lab scale [1e-05] float" in text_of(story.executed("00_good"))
     raw = story.executed("00_good").read_text()
-    assert "where the kernel lives" in raw and "in ./notebooks" in raw
+    assert "where the kernel lives" in raw and "in ./notebooks" in raw and "threads 1" in raw
     for banned in (str(story.root), str(Path.home()), sys.prefix, "ipykernel_", '"papermill":', "start_time"):
         assert banned not in raw
     ids = [cell.id for cell in nbformat.read(story.executed("00_good"), as_version=4).cells]
     assert ids == ["cell-0", "cell-1", "injected-parameters", "cell-2"]
 
 
-def test_second_run_does_nothing_and_does_not_touch_the_output(story, streams, capsys):
+def test_second_run_does_nothing_and_a_forced_one_gives_the_same_file(story, streams, capsys):
     streams.clear()
-    before = story.executed("00_good").stat().st_mtime_ns
+    executed = story.executed("00_good")
+    before, content = executed.stat().st_mtime_ns, executed.read_bytes()
     assert main(["--only", "00"], story.root) == 0
     assert "0 notebooks to run, 1 current" in capsys.readouterr().out
-    assert story.executed("00_good").stat().st_mtime_ns == before
-    assert streams == []
-
-
-def test_forced_run_gives_the_same_file(story):
-    before = story.executed("00_good").read_bytes()
-    written = story.executed("00_good").stat().st_mtime_ns
+    assert executed.stat().st_mtime_ns == before and streams == []
     assert main(["--only", "00", "--force"], story.root) == 0
-    assert story.executed("00_good").stat().st_mtime_ns != written
-    assert story.executed("00_good").read_bytes() == before
+    assert executed.stat().st_mtime_ns != before and executed.read_bytes() == content
 
 
 def test_a_broken_edit_leaves_the_earlier_output_and_the_mended_one_replaces_it(story, streams, capsys):
@@ -202,17 +185,17 @@ def test_a_broken_edit_leaves_the_earlier_output_and_the_mended_one_replaces_it(
     assert [profile.name for profile in streams] == ["lab"]
 
 
-def test_what_failed_is_never_current(story, monkeypatch):
-    """A notebook that worked, and fails with nothing changed, must not count as done because it once was."""
-    monkeypatch.setattr(reproduce, "execute", lambda *_: "broken")
-    assert main(["--only", "00", "--force"], story.root) == 1
-    assert main(["--only", "00"], story.root) == 1
+def test_what_fails_or_lost_a_stream_is_never_current(story, monkeypatch, capsys):
+    """A notebook that worked, and fails with nothing changed, must not count as done because it once was; nor where a
+    stream was lost."""
 
-
-def test_a_lost_stream_fails_the_run_but_not_the_notebooks(story, monkeypatch, capsys):
     def lose(*_):
         raise kedit_lib.errors.KeditError("stream x: lost")
 
+    with monkeypatch.context() as m:
+        m.setattr(reproduce, "execute", lambda *_: "broken")
+        assert main(["--only", "00", "--force"], story.root) == 1
+        assert main(["--only", "00"], story.root) == 1
     ran = []
     monkeypatch.setattr(reproduce, "run_streams", lose)
     monkeypatch.setattr(reproduce, "execute", lambda run, source, *_: ran.append(source.stem))
@@ -276,75 +259,52 @@ def test_a_kernel_that_does_not_start_gets_a_second_chance(project, monkeypatch,
     assert not project.executed("00_ok").exists()
 
 
-# ---- wrong parameters: one line, exit code 2, nothing done -----------------------------------------------------------
-
-
 @pytest.mark.parametrize(
-    ("arguments", "parts"),
+    ("arguments", "parameters", "parts"),
     [
-        (["-p", "colour=red"], ["'colour'", "n_edits"]),
-        (["-p", "name=lab"], ["'name'"]),
-        (["-p", "n_edits"], ["name=value"]),
-        (["-p", "n_edits=5e-1"], ["n_edits", "0.5", "integer"]),
-        (["-p", "n_edits=2.5"], ["n_edits", "2.5", "integer"]),
-        (["-p", "orders=[0"], ["orders", "YAML"]),
-        (["--profile", "nope"], ["'nope'", "lab, smoke"]),
-        (["--orders", "some"], ["some", "0,1"]),
-        (["--orders", "7"], ["live_orders", "[7]"]),
-        (["--only", "07"], ["'07'", "00_ok"]),
+        (["-p", "colour=red"], "seed = 0", ["'colour'", "n_edits"]),
+        (["-p", "name=lab"], "seed = 0", ["'name'"]),
+        (["-p", "n_edits"], "seed = 0", ["name=value"]),
+        (["-p", "n_edits=5e-1"], "seed = 0", ["n_edits", "0.5", "integer"]),
+        (["-p", "orders=[0"], "seed = 0", ["orders", "YAML"]),
+        (["--profile", "nope"], "seed = 0", ["'nope'", "lab, smoke"]),
+        (["--orders", "some"], "seed = 0", ["some", "0,1"]),
+        (["--orders", "7"], "seed = 0", ["live_orders", "[7]"]),
+        (["--only", "07"], "seed = 0", ["'07'", "00_ok"]),
+        ([], "colour = 1", ["01_bad.ipynb", "'colour'", "no profile"]),
+        ([], None, ["01_bad.ipynb", "0 cells tagged"]),
+        ([], "seed = compute()", ["01_bad.ipynb", "plain value"]),
+        ([], "seed = (", ["01_bad.ipynb", "plain value"]),
     ],
 )
-def test_wrong_arguments(project, streams, capsys, arguments, parts):
-    write_notebook(project.source("00_ok"), "pass", parameters="seed = 0")
-    assert_refused(project, streams, capsys, arguments, parts)
-
-
-@pytest.mark.parametrize(
-    ("parameters", "parts"),
-    [
-        ("colour = 1", ["01_bad.ipynb", "'colour'", "no profile"]),
-        (None, ["01_bad.ipynb", "0 cells tagged"]),
-        ("seed = compute()", ["01_bad.ipynb", "plain value"]),
-        ("import os", ["01_bad.ipynb", "plain value"]),
-        ("seed = (", ["01_bad.ipynb", "plain value"]),
-    ],
-)
-def test_wrong_parameters_of_one_notebook_stop_all_before_they_start(project, streams, capsys, parameters, parts):
+def test_wrong_arguments_or_parameters_of_one_notebook_stop_all_before_they_start(
+    project, streams, capsys, arguments, parameters, parts
+):
     write_notebook(project.source("00_ok"), "pass", parameters="seed = 0")
     write_notebook(project.source("01_bad"), "pass", parameters=parameters)
-    assert_refused(project, streams, capsys, [], parts)
-
-
-def assert_refused(project, streams, capsys, arguments, parts):
     before = project.files()
     assert main(arguments, project.root) == 2
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.count("\n") == 1
-    for part in parts:
-        assert part in printed.err
+    assert all(part in printed.err for part in parts)
     assert project.files() == before and streams == []
 
 
-# ---- what a run is, and what makes it stale --------------------------------------------------------------------------
-
-
-def run_of(project: Project, *name: str, **changed) -> reproduce.Run:
-    return reproduce.make_run(project.root, *name, **changed)
+def run_of(project: Project, name=None, **changed) -> reproduce.Run:
+    return reproduce.make_run(project.root, *([name] if name else []), **changed)
 
 
 def test_only_the_plain_lab_run_writes_to_the_committed_folders(project):
     executed, figures = project.root / "notebooks" / "executed", project.root / "figures"
-    for changed in (
-        {},
-        {"fields": ["n_edits=4"]},
-        {"fields": ["workers=1"]},
-        {"orders": "all"},
-        {"model": "lab-small"},
-    ):
+    plain = {"fields": ["n_edits=4"]}, {"fields": ["workers=1"]}, {"orders": "all"}, {"model": "lab-small"}
+    for changed in ({}, *plain):
         run = run_of(project, **changed)
         assert (run.executed, run.figures) == (executed, figures), changed
-    own = project.root / "own.yaml"
-    own.write_text(PROFILE.format(name="own", n_edits=4))
+    house = run_of(project, str(project.root / "params" / "profiles" / "lab.yaml"))
+    assert house.committed and house.profile_argument == "lab"
+    (project.root / "elsewhere").mkdir()
+    own = project.root / "elsewhere" / "lab.yaml"  # one of that name is not the lab's
+    own.write_text(PROFILE.format(name="lab", n_edits=3))
     for changed in ({"fields": ["n_edits=3"]}, {"model": "../x/y"}, {"name": "smoke"}, {"name": str(own)}):
         run = run_of(project, **changed)
         assert run.executed.parent == run.figures.parent == project.root / "results", changed
@@ -358,21 +318,8 @@ def test_what_the_command_line_changes_reaches_the_notebooks(project):
     assert (handed.model, handed.untouched, handed.n_edits) == (str(project.root / "my model"), 7, 4)
     assert not Path(run.profile_argument).is_absolute()
     assert run_of(project, orders="1").profile_argument == "lab"  # how, not what
-
-
-def test_a_profile_of_ones_own_named_lab_is_not_the_lab_run(project):
-    elsewhere = project.root / "elsewhere"
-    elsewhere.mkdir()
-    (elsewhere / "lab.yaml").write_text(PROFILE.format(name="lab", n_edits=3))
-    assert not run_of(project, str(elsewhere / "lab.yaml")).committed
-    house = run_of(project, str(project.root / "params" / "profiles" / "lab.yaml"))
-    assert house.committed and house.profile_argument == "lab"
-
-
-def test_orders_all_executes_every_order(project):
-    assert run_of(project).profile.live_orders == [0]
-    assert run_of(project, orders="all").profile.live_orders == [0, 1]
-    assert run_of(project, orders="1").profile.live_orders == [1]
+    orders = {given: run_of(project, orders=given).profile.live_orders for given in (None, "all", "1")}
+    assert orders == {None: [0], "all": [0, 1], "1": [1]}
 
 
 def test_streams_are_run_for_the_live_orders_unless_one_notebook_is_wanted(tmp_path, monkeypatch):
@@ -381,11 +328,11 @@ def test_streams_are_run_for_the_live_orders_unless_one_notebook_is_wanted(tmp_p
     monkeypatch.setenv("KEDIT_RESULTS", "")
     monkeypatch.setattr(reproduce, "run_streams", REAL_RUN_STREAMS)
     calls = []
-    sweep = types.ModuleType("kedit_lib.report.sweep")
-    sweep.__spec__ = importlib.machinery.ModuleSpec("kedit_lib.report.sweep", None)
-    sweep.run_streams = lambda profile, **options: calls.append((profile.name, options, os.environ["KEDIT_RESULTS"]))
-    monkeypatch.setitem(sys.modules, "kedit_lib.report.sweep", sweep)
-    monkeypatch.setattr("kedit_lib.report.sweep", sweep, raising=False)
+    monkeypatch.setattr(
+        sweep,
+        "run_streams",
+        lambda profile, **options: calls.append((profile.name, options, os.environ["KEDIT_RESULTS"])),
+    )
     reproduce.run_streams(run_of(project, orders="all"), only=None)
     assert calls == [("lab", {"orders": [0, 1], "workers": 2}, str(tmp_path / "results"))]
     reproduce.run_streams(run_of(project), only="03")
@@ -408,15 +355,13 @@ def test_what_an_output_depends_on(project, monkeypatch):
         path.write_text("something new")
         return stamps.hash_files(stamps.library_files(project.root)) != before
 
-    assert changes(package / "code.py")
-    assert changes(package / "lab" / "code.py")
-    assert changes(weights / "checksum")
-    assert changes(project.root / "constraints.txt")
-    assert changes(project.root / "params" / "profiles" / "lab.yaml")
-    assert changes(project.root / "figures" / "data" / "order1.parquet")
-    assert not changes(weights / "model.safetensors")
-    assert not changes(project.root / "figures" / "figure.csv")
-    assert not changes(project.root / "results" / "rows.parquet")
+    root = project.root
+    for path in (package / "lab" / "code.py", weights / "checksum", root / "constraints.txt"):
+        assert changes(path), path
+    for path in (root / "params" / "profiles" / "lab.yaml", root / "figures" / "data" / "order1.parquet"):
+        assert changes(path), path
+    for path in (weights / "model.safetensors", root / "figures" / "figure.csv", root / "results" / "rows.parquet"):
+        assert not changes(path), path
 
 
 def test_a_stamp_holds_for_one_key_and_one_output(tmp_path):
@@ -432,9 +377,6 @@ def test_a_stamp_holds_for_one_key_and_one_output(tmp_path):
     assert not stamps.is_current(stamp, "key", output)
 
 
-# ---- sources, tidying, report ----------------------------------------------------------------------------------------
-
-
 def test_check_passes_clean_sources_and_runs_nothing(project, capsys):
     write_notebook(project.source("00_ok"), "print(1)", parameters="profile = 'lab'\nn_edits: int = 2")
     before = project.files()
@@ -444,38 +386,31 @@ def test_check_passes_clean_sources_and_runs_nothing(project, capsys):
 
 
 @pytest.mark.parametrize(
-    ("code", "parameters", "fault"),
+    ("code", "parameters", "changed", "fault"),
     [
-        ("\n".join(["x = 1"] * 26), "seed = 0", "cell 3: has more than 25 lines"),
-        ("1", None, "has 0 cells tagged"),
-        ("1", "colour = 1", "parameters: lab.yaml with colour overridden: colour: 1: there is no such field"),
-        ("1", "n_edits = '3'", "parameters: lab.yaml with n_edits overridden: n_edits: '3' must be a valid integer"),
-        ("1", "profile = 'nope'", "parameters: profile 'nope': not found"),
+        ("\n".join(["x = 1"] * 26), "seed = 0", {}, "cell 3: has more than 25 lines"),
+        ("1", None, {}, "has 0 cells tagged"),
+        ("1", "colour = 1", {}, "parameters: lab.yaml with colour overridden: colour: 1: there is no such field"),
+        (
+            "1",
+            "n_edits = '3'",
+            {},
+            "parameters: lab.yaml with n_edits overridden: n_edits: '3' must be a valid integer",
+        ),
+        ("1", "profile = 'nope'", {}, "parameters: profile 'nope': not found"),
+        ("1", "seed = 0", {"outputs": [new_output("stream", text="1\n")]}, "cell 3: holds outputs"),
+        ("1", "seed = 0", {"execution_count": 2}, "cell 3: holds outputs"),
+        ("1", "seed = 0", {"id": None}, "cell 3: has no id"),
     ],
 )
-def test_check_finds_faults(project, capsys, code, parameters, fault):
-    write_notebook(project.source("00_bad"), code, parameters=parameters)
+def test_check_finds_faults_and_leftovers_of_a_run(project, capsys, code, parameters, changed, fault):
+    path = project.source("00_bad")
+    write_notebook(path, code, parameters=parameters)
+    raw = json.loads(path.read_text())
+    raw["cells"][-1] = {k: v for k, v in {**raw["cells"][-1], **changed}.items() if v is not None or k != "id"}
+    path.write_text(json.dumps(raw))
     assert main(["--check"], project.root) == 1
     assert f"00_bad.ipynb: {fault}" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "fault"),
-    [
-        ("outputs", [new_output("stream", text="1\n")], "cell 3: holds outputs"),
-        ("execution_count", 2, "cell 3: holds outputs"),
-        ("id", None, "cell 3: has no id"),
-    ],
-)
-def test_check_finds_leftovers_of_a_run(project, capsys, key, value, fault):
-    write_notebook(project.source("00_ran"), "1", parameters="seed = 0")
-    raw = json.loads(project.source("00_ran").read_text())
-    raw["cells"][2][key] = value
-    if value is None:
-        del raw["cells"][2][key]
-    project.source("00_ran").write_text(json.dumps(raw))
-    assert main(["--check"], project.root) == 1
-    assert fault in capsys.readouterr().out
 
 
 def test_tidy_leaves_pictures_alone(tmp_path):
@@ -508,17 +443,6 @@ def test_tidy_names_widgets_by_where_they_are_shown_not_by_their_random_ids(tmp_
     assert [model.get("style") for model in state.values()] == [f"IPY_MODEL_{1:032x}", None, None]
 
 
-def test_report_has_a_page_a_notebook_and_an_index(tmp_path):
-    executed, report = tmp_path / "executed", tmp_path / "report"
-    executed.mkdir()
-    with pytest.raises(kedit_lib.errors.KeditError, match="make reproduce"):
-        write_report(executed, tmp_path / "figures", report)
-    write_notebook(executed / "00_a.ipynb", "print('<&>')", parameters="seed = 0")
-    index = write_report(executed, tmp_path / "figures", report, tmp_path).read_text()
-    assert 'href="00_a.html">00 · Title of 00_a<' in index
-    assert "Title of 00_a" in (report / "00_a.html").read_text()
-
-
 def test_what_shows_the_answers_of_others_is_run_when_they_have_them(project, monkeypatch, capsys):
     """In the same run after them; and again, alone, when an answer is another one."""
     order = []
@@ -531,29 +455,26 @@ def test_what_shows_the_answers_of_others_is_run_when_they_have_them(project, mo
         run.executed.mkdir(exist_ok=True)
         (run.executed / source.name).write_text(source.read_text())
 
+    def ran(code=0):
+        order.clear()
+        assert main([], project.root) == code
+        return list(order)
+
     monkeypatch.setattr(reproduce, "execute", execute)
     for stem in ("00_start_here", "01_other", "06_why"):
         write_notebook(project.source(stem), "1", parameters="seed = 0")
-    assert main([], project.root) == 0
-    assert order[-1] == "00_start_here" and len(order) == 3
-    order.clear()
-    assert main([], project.root) == 0
-    assert order == []
+    first = ran()
+    assert first[-1] == "00_start_here" and len(first) == 3
+    assert ran() == []
     write_notebook(project.source("06_why"), "2", parameters="seed = 0")
     capsys.readouterr()
-    assert main([], project.root) == 0
-    assert order == ["06_why", "00_start_here"]
+    assert ran() == ["06_why", "00_start_here"]
     said = capsys.readouterr().out
     assert "1 notebooks to run, 2 current" in said and "2 done, 0 failed" in said
-    order.clear()
     (project.root / "figures" / "06_answers.md").write_text("by hand")
-    assert main([], project.root) == 0
-    assert order == ["00_start_here"]
-    order.clear()
+    assert ran() == ["00_start_here"]
     write_notebook(project.source("06_why"), "3", parameters="seed = 0")
-    monkeypatch.setattr(reproduce, "execute", lambda run, source, *_: order.append(source.stem) or "broken")
-    assert main([], project.root) == 1
-    monkeypatch.setattr(reproduce, "execute", execute)
-    order.clear()
-    assert main([], project.root) == 0
-    assert order == ["06_why", "00_start_here"]
+    with monkeypatch.context() as m:
+        m.setattr(reproduce, "execute", lambda run, source, *_: "broken")
+        ran(code=1)
+    assert ran() == ["06_why", "00_start_here"]

@@ -3,6 +3,7 @@
 Processes are real: they are forked from one that has torch and a model in memory already, and killed with SIGKILL.
 """
 
+import errno
 import gc
 import json
 import os
@@ -100,9 +101,6 @@ def assert_same(one, other):
     pd.testing.assert_frame_equal(checks, checks2, check_exact=True)
     assert weights.keys() == weights2.keys()
     assert all(torch.equal(value, weights2[name]) for name, value in weights.items())
-
-
-# ----------------------------------------------------------------------------------------------------- kill and resume
 
 
 @pytest.mark.crash
@@ -207,29 +205,20 @@ def flipped(path):
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("damage", [cut_off, flipped, Path.unlink], ids=["cut off", "one bit flipped", "gone"])
-@pytest.mark.parametrize("part", [*PARTS, "checksums.json"])
+def moved(path):
+    path.parent.rename(path.parent.with_name("at-000006"))
+
+
+DAMAGED = [(cut_off, part) for part in (*PARTS, "checksums.json")]
+DAMAGED += [(flipped, PARTS[0]), (flipped, PARTS[2]), (Path.unlink, PARTS[1]), (Path.unlink, "checksums.json")]
+
+
+@pytest.mark.parametrize("damage, part", [*DAMAGED, (moved, PARTS[0])])
 def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(model, halfway, tmp_path, damage, part):
     whole, store = halfway(tmp_path)
     (folder,) = store.iterdir()
     damage(folder / "at-000004" / part)
-    with pytest.warns(UserWarning, match="at-000004: is damaged .*; at-000002 is used instead"):
-        assert_same(whole, stream(model, store, 7))
-
-
-def test_with_no_whole_checkpoint_a_stream_begins_anew(model, halfway, tmp_path):
-    whole, store = halfway(tmp_path)
-    for weights in store.glob("*/at-*/weights.safetensors"):
-        flipped(weights)
-    with pytest.warns(UserWarning, match="at-000002: is damaged .*; there is no other"):
-        assert_same(whole, stream(model, store, 7))
-
-
-def test_a_checkpoint_of_another_run_is_not_taken_for_this_ones(model, halfway, tmp_path):
-    whole, store = halfway(tmp_path)
-    (folder,) = store.iterdir()
-    (folder / "at-000004").rename(folder / "at-000006")
-    with pytest.warns(UserWarning, match="at-000006: is damaged .it was moved"):
+    with pytest.warns(UserWarning, match="at-00000[46]: is damaged .*; at-000002 is used instead"):
         assert_same(whole, stream(model, store, 7))
 
 
@@ -260,11 +249,10 @@ class FailsAt:
         return []
 
 
-@pytest.mark.parametrize("damage", [cut_off, flipped])
 @pytest.mark.parametrize("table", TABLES[:2])
-def test_a_damaged_table_of_a_finished_run_is_an_error(model, tmp_path, damage, table):
+def test_a_damaged_table_of_a_finished_run_is_an_error(model, tmp_path, table):
     run = stream(model, tmp_path, 2)
-    damage(run.path / table)
+    flipped(run.path / table)
     with pytest.raises(kedit.KeditError, match=f"{table} is not what was written.*run again"):
         stream(model, tmp_path, 2)
 
@@ -293,9 +281,6 @@ def test_a_resumed_stream_says_when_it_goes_on_elsewhere(model, halfway, tmp_pat
         torch.set_num_threads(1)
 
 
-# ------------------------------------------------------------------------------------------------------ two processes
-
-
 @pytest.mark.crash
 def test_of_two_processes_on_one_run_one_works_and_one_waits(model, tmp_path):
     """And says so. Both return the same run; every edit was made once."""
@@ -319,28 +304,6 @@ def test_of_two_processes_on_one_run_one_works_and_one_waits(model, tmp_path):
     found = sorted(json.loads((tmp_path / name).read_text()) for name in ("one", "other"))
     assert [(made, waited) for made, waited, *_ in found] == [(0, True), (20, False)]
     assert found[0][2:] == found[1][2:]
-
-
-@pytest.mark.crash
-def test_a_killed_process_leaves_no_lock(model, tmp_path):
-    def work():
-        with RunFolder(tmp_path, "run", "0").held():
-            (tmp_path / "held").touch()
-            (tmp_path / "run-0" / ".at-000001.77.tmp").mkdir()
-            time.sleep(60)
-
-    pid = forked(work)
-    while not (tmp_path / "held").exists():
-        time.sleep(0.01)
-    os.kill(pid, signal.SIGKILL)
-    ended(pid)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        with RunFolder(tmp_path, "run", "0").held():
-            assert not list((tmp_path / "run-0").glob("*.tmp"))  # and what it was writing is cleared away
-
-
-# ------------------------------------------------------------------------------------------------------------- Ctrl-C
 
 
 @pytest.fixture
@@ -404,27 +367,13 @@ def test_a_second_ctrl_c_stops_at_once(model, tmp_path):
 
     class Impatient(CtrlC):
         def __call__(self, model, done):
-            if len(done) == self.at:
-                os.kill(os.getpid(), signal.SIGINT)
-                os.kill(os.getpid(), signal.SIGINT)
-            return []
+            super().__call__(model, done)
+            return super().__call__(model, done)
 
     with pytest.raises(KeyboardInterrupt):
         stream(model, tmp_path, 7, probes=[Impatient(2)])
     assert not list(tmp_path.glob("*/at-*"))
     assert all(torch.equal(value, before[name]) for name, value in parameters(model).items())
-
-
-def test_a_process_that_ignores_ctrl_c_goes_on_doing_so(model, tmp_path):
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        assert len(stream(model, tmp_path, 3, probes=[CtrlC(2)]).edits) == 3
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-# ---------------------------------------------------------------------------------------------------- disks and memory
 
 
 def test_a_full_disk_stops_with_one_line_and_what_was_stored_is_whole(model, tmp_path):
@@ -442,10 +391,8 @@ def test_a_full_disk_stops_with_one_line_and_what_was_stored_is_whole(model, tmp
     assert len(stream(model, tmp_path, 7).edits) == 7  # with space, it goes on
 
 
-@pytest.mark.parametrize("at", range(1, 8))
+@pytest.mark.parametrize("at", [1, 4, 7])
 def test_a_disk_that_fills_up_while_a_checkpoint_is_synced(model, tmp_path, monkeypatch, at):
-    import errno
-
     fsync, calls = os.fsync, []
 
     def full(file):
@@ -479,15 +426,11 @@ def test_a_read_only_results_folder_is_refused_and_its_finished_runs_are_read(mo
         stream(model, tmp_path, 3)
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        MemoryError(),
-        torch.OutOfMemoryError("CUDA out of memory."),
-        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
-    ],
-    ids=lambda error: type(error).__name__,
-)
+OUT_OF_MEMORY = [MemoryError(), torch.OutOfMemoryError("CUDA out of memory.")]
+OUT_OF_MEMORY += [RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
 def test_out_of_memory_stops_with_one_line(model, tmp_path, monkeypatch, error):
     before, solve, calls = snapshot(model), kedit.SecondMoments.solve, []
 
@@ -503,7 +446,6 @@ def test_out_of_memory_stops_with_one_line(model, tmp_path, monkeypatch, error):
             stream(model, tmp_path, 7)
     assert "\n" not in str(found.value)
     assert all(torch.equal(value, before[name]) for name, value in parameters(model).items())
-    assert len(stream(model, tmp_path, 7).edits) == 7
 
 
 @pytest.mark.slow
@@ -516,9 +458,7 @@ def test_a_long_stream_takes_flat_memory_and_bounded_disk(model, tmp_path):
             gc.collect()
             count = sum(isinstance(each, torch.Tensor) for each in gc.get_objects())
             size = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file())
-            return [
-                {"metric": name, "cohort": "all", "value": n, "n": 1} for name, n in (("alive", count), ("disk", size))
-            ]
+            return [{"metric": m, "cohort": "all", "value": n, "n": 1} for m, n in (("alive", count), ("disk", size))]
 
     method = kedit.ROME(layers=[1], v_num_grad_steps=1, mom2_adjustment=False)
     options = {"contexts": ["{}"], "probes": [Alive()], "progress": False, "store": tmp_path}
@@ -526,9 +466,6 @@ def test_a_long_stream_takes_flat_memory_and_bounded_disk(model, tmp_path):
     alive, disk = run.curve("alive", "all"), run.curve("disk", "all")
     assert alive[60] - alive[20] < 5
     assert disk.max() < 2 * (model.weight(1).numel() * 4 + 60 * 1000)
-
-
-# ------------------------------------------------------------------------------------------------------------ numbers
 
 
 def test_nan_stops_before_the_write_and_names_edit_layer_and_checkpoint(model, tmp_path, monkeypatch):
