@@ -9,6 +9,7 @@ SEED ?=
 ORDERS ?=
 STREAMS ?=
 LAB ?=
+MUTANTS ?=
 SHAPE ?=
 # The Python that builds .venv (3.11, 3.12 or 3.13), and how many test processes run side by side.
 PYTHON ?= python3
@@ -23,7 +24,7 @@ WHICH := --profile $(PROFILE) $(if $(MODEL),--model "$(MODEL)") $(if $(DATA),--d
 RUN := $(KEDIT) reproduce $(WHICH) $(if $(NB),--only "$(NB)")
 
 .DEFAULT_GOAL := help
-.PHONY: help env lab-model sweep smoke reproduce report bench gpu test lint clean lab
+.PHONY: help env lab-model sweep smoke reproduce report bench gpu test mutate lint clean lab
 
 help:  ## this list
 	@echo "make TARGET [PROFILE=smoke|lab|gpu] [MODEL=id or folder] [DATA=edits] [TEXTS=plain text] [NB=03] [SEED=1] [ORDERS=all or 0,1] [STREAMS=…] [SHAPE=tiny]"
@@ -67,6 +68,10 @@ gpu: $(ENV)  ## what needs a GPU, part by part, into figures/gpu.* (8 minutes on
 test: $(ENV)  ## every test, the smoke run of the notebooks included (about a quarter of an hour)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS)
 
+mutate: $(ENV)  ## how much the tests notice: small changes to some files, one at a time (minutes; MUTANTS='kedit_lib.data.scripts*')
+	OMP_NUM_THREADS=1 $(PY) -m mutmut run --max-children $(JOBS) $(if $(MUTANTS),"$(MUTANTS)")
+	$(PY) -m mutmut results
+
 lint: $(ENV)  ## ruff, and the house rules for notebook sources (seconds)
 	$(PY) -m ruff check .
 	.venv/bin/lint-imports
@@ -76,6 +81,6 @@ lab: $(ENV)  ## open the notebooks in JupyterLab, live cells included (until you
 	JUPYTER_PREFER_ENV_PATH=1 $(PY) -m jupyter lab --notebook-dir=notebooks $(LAB)
 
 clean:  ## remove results, stamps, report and failed notebooks; nothing committed (the next reproduce starts from nothing)
-	rm -rf results report .report.*.tmp .stamps .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf results report .report.*.tmp .stamps .pytest_cache .ruff_cache .hypothesis build mutants *.egg-info
 	rm -f notebooks/executed/*.running.ipynb
 	find kedit_lib tests notebooks \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +

@@ -29,6 +29,10 @@ JOINTS = {
     "Arabic puts spaces": ("عاصمة فرنسا هي", "باريس", " "),
     "Hebrew puts spaces": ("בירת צרפת היא", "פריז", " "),
     "Hindi puts spaces": ("भारत की राजधानी", "दिल्ली", " "),
+    "behind a mark and a closing quote": ('He said "Go!"', "and", " "),
+    "signs elsewhere in the prompt": ("東京 is what we call", "Tokyo", " "),
+    "a sign before the last letter": ("The station 東A", "is", " "),
+    "a sign behind the first letter": ("The station is", "A東", " "),
     "behind an emoji": ("I like 🍕", "more", " "),
     "an empty prompt": ("", "Graz", ""),
 }
@@ -50,4 +54,6 @@ def test_words_of_a_script_without_spaces_are_its_signs():
 
 
 def test_a_full_stop_of_the_text_s_own():
-    assert [full_stop(t) for t in ("Graz", "서울", "东京", "กรุงเทพ")] == [". ", ". ", "。", " "]
+    ends = {"Graz": ". ", "서울": ". ", "东京 Graz": ". ", "东A": ". ", "东京": "。", "กรุงเทพ东": "。"}
+    ends |= {"กรุงเทพ": " ", "东กรุงเทพ": " "}
+    assert {text: full_stop(text) for text in ends} == ends
