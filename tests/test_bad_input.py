@@ -1,6 +1,7 @@
 """Bad input: one line that says what is wrong and where, and nothing changed, on a model that already holds an edit."""
 
-import json
+import dataclasses
+import shutil
 import warnings
 
 import pytest
@@ -8,9 +9,10 @@ import tiny
 import torch
 from library import parameters, refused, snapshot
 from safetensors.torch import load_file, save_file
+from transformers import PhiConfig
 
 import kedit_lib as kedit
-from kedit_lib.data.edit import check_context
+from kedit_lib.models import architectures as layout
 
 EDIT = kedit.Edit("{} plays the", "Zoë", "violin")
 FAST = {"layers": [1, 2], "v_num_grad_steps": 2, "mom2_update_weight": 5.0}
@@ -38,37 +40,25 @@ def refused_unchanged(model, call, *says):
         assert not any(torch.equal(before[model.weight_name(i)], model.weight(i)) for i in (1, 2))
 
 
-# ----------------------------------------------------------------------------------------------------------- an edit
-
-BAD_EDITS = {
-    "two places": (("{} and {} play the", "Zoë", "violin"), ["'{} and {} play the'", "2 places marked {}"]),
-    "subject twice": (
-        ("{}, called Zoë, plays the", "Zoë", "violin"),
-        ["'Zoë'", "'{}, called Zoë, plays the'", "twice"],
-    ),
-    "empty subject": (("{} plays the", " ", "violin"), ["subject is empty"]),
-    "empty target": (("{} plays the", "Zoë", ""), ["'Zoë'", "target_new is empty"]),
-    "blank target": (("{} plays the", "Zoë", " \n"), ["'Zoë'", "target_new is empty"]),
-    "prompt of a wrong type": ((None, "Zoë", "violin"), ["'Zoë'", "prompt", "None"]),
-    "subject of a wrong type": (("{} plays the", 7, "violin"), ["subject", "7"]),
-    "target of a wrong type": (("{} plays the", "Zoë", ["violin"]), ["'Zoë'", "target_new", "['violin']"]),
-    "true object of a wrong type": (("{} plays the", "Zoë", "violin", 3), ["'Zoë'", "target_true", "3"]),
-    "paraphrases as text": (("{} plays the", "Zoë", "violin", None, "Zoë"), ["'Zoë'", "paraphrases", "list"]),
-    "paraphrases of numbers": (("{} plays the", "Zoë", "violin", None, [1]), ["'Zoë'", "paraphrases", "[1]"]),
-    "no paraphrases": (("{} plays the", "Zoë", "violin", None, None), ["'Zoë'", "paraphrases", "None"]),
-    "a subject of two lines": (("plays the", "Zoë\nMüller", "violin"), ["'Zoë\\nMüller'", "0 places"]),
-}
+BAD_EDITS = [
+    (("{} and {} play the", "Zoë", "violin"), ["'{} and {} play the'", "2 places marked {}"]),
+    (("{}, called Zoë, plays the", "Zoë", "violin"), ["'Zoë'", "'{}, called Zoë, plays the'", "twice"]),
+    (("{} plays the", " ", "violin"), ["subject is empty"]),
+    (("{} plays the", "Zoë", " \n"), ["'Zoë'", "target_new is empty"]),
+    ((None, "Zoë", "violin"), ["'Zoë'", "prompt", "None"]),
+    (("{} plays the", 7, "violin"), ["subject", "7"]),
+    (("{} plays the", "Zoë", ["violin"]), ["'Zoë'", "target_new", "['violin']"]),
+    (("{} plays the", "Zoë", "violin", 3), ["'Zoë'", "target_true", "3"]),
+    (("{} plays the", "Zoë", "violin", None, "Zoë"), ["'Zoë'", "paraphrases", "list"]),
+    (("{} plays the", "Zoë", "violin", None, [1]), ["'Zoë'", "paraphrases", "[1]"]),
+    (("{} plays the", "Zoë", "violin", None, None), ["'Zoë'", "paraphrases", "None"]),
+    (("plays the", "Zoë\nMüller", "violin"), ["'Zoë\\nMüller'", "0 places"]),
+]
 
 
-@pytest.mark.parametrize("values, says", BAD_EDITS.values(), ids=BAD_EDITS)
+@pytest.mark.parametrize("values, says", BAD_EDITS)
 def test_edits(values, says):
     refused(lambda: kedit.Edit(*values), *says)
-
-
-@pytest.mark.parametrize("prompt, count", [("Ana plays the", 0), ("Zoë and Zoë play the", 2), ("{} plays the", 0)])
-def test_a_prompt_that_should_hold_its_subject(prompt, count):
-    refused(lambda: kedit.Edit.from_text(prompt, "Zoë", "violin"), "'Zoë'", repr(prompt), f"{count} times")
-    refused(lambda: kedit.Edit.from_text(prompt, "", "violin"), "0 times")
 
 
 def test_an_edit_to_the_object_it_had_warns():
@@ -102,26 +92,19 @@ def turn_head(model, prompt):
     return word
 
 
-# ------------------------------------------------------------------------------------------------ what `apply` is given
-
-CONTEXTS = {
-    "none": ([], ["contexts"]),
-    "a string": ("{}", ["contexts", "one string"]),
-    "without the clean one": (["I read. {}"], ["contexts", "'{}' is missing"]),
-    "two places": (["{}", "{} I read. {}"], ["'{} I read. {}'", "exactly one {}"]),
-    "a named place": (["{}", "I read. {prompt}"], ["'I read. {prompt}'", "exactly one {}"]),
-    "an open brace": (["{}", "I { read. {}"], ["'I { read. {}'", "double"]),
-    "a closing brace": (["{}", "I } read. {}"], ["'I } read. {}'", "double"]),
-}
+CONTEXTS = [
+    ([], ["contexts"]),
+    ("{}", ["contexts", "one string"]),
+    (["I read. {}"], ["contexts", "'{}' is missing"]),
+    (["{}", "{} I read. {}"], ["'{} I read. {}'", "exactly one {}"]),
+    (["{}", "I read. {prompt}"], ["'I read. {prompt}'", "exactly one {}"]),
+    (["{}", "I { read. {}"], ["'I { read. {}'", "double"]),
+]
 
 
-@pytest.mark.parametrize("contexts, says", CONTEXTS.values(), ids=CONTEXTS)
+@pytest.mark.parametrize("contexts, says", CONTEXTS)
 def test_contexts(model, contexts, says):
     refused_unchanged(model, lambda: MEMIT.apply(model, [EDIT], moments(), contexts), *says)
-
-
-def test_doubled_braces_are_no_places():
-    assert check_context("I {{read}}. {}") == "I {{read}}. {}"
 
 
 def singular():
@@ -145,23 +128,20 @@ def asymmetric():
     return C
 
 
-MOMENTS = {
-    "missing": (lambda: None, ["MEMIT", "needs second moments", "SecondMoments.estimate"]),
-    "of another model": (lambda: moments(model_checksum="0" * 64), ["moments", "another model", "000000000000"]),
-    "of another width": (
-        lambda: moments(tensors={2: torch.eye(tiny.D_FF + 1)}),
-        ["layer 2", f"width {tiny.D_FF + 1}", f"d_ff {tiny.D_FF}"],
-    ),
-    "without a layer": (
-        lambda: kedit.SecondMoments.from_tensors({1: tiny.second_moments()[1]}),
-        ["none for layer 2", "[1]"],
-    ),
-    "singular": (lambda: moments(tensors={2: singular()}), ["layer 2", "not positive definite", f"d_ff = {tiny.D_FF}"]),
-    "zero": (lambda: moments(tensors={1: torch.zeros(tiny.D_FF, tiny.D_FF)}), ["layer 1", "not positive definite"]),
-}
+def of_width(d):
+    return {2: torch.eye(d)}
 
 
-@pytest.mark.parametrize("given, says", MOMENTS.values(), ids=MOMENTS)
+MOMENTS = [
+    (lambda: None, ["MEMIT", "needs second moments", "SecondMoments.estimate"]),
+    (lambda: moments(model_checksum="0" * 64), ["moments", "another model", "000000000000"]),
+    (lambda: moments(tensors=of_width(49)), ["layer 2", "width 49", f"d_ff {tiny.D_FF}"]),
+    (lambda: kedit.SecondMoments.from_tensors({1: tiny.second_moments()[1]}), ["none for layer 2", "[1]"]),
+    (lambda: moments(tensors={1: torch.zeros(tiny.D_FF, tiny.D_FF)}), ["layer 1", "not positive definite"]),
+]
+
+
+@pytest.mark.parametrize("given, says", MOMENTS)
 def test_moments(model, given, says):
     refused_unchanged(model, lambda: MEMIT.apply(model, [EDIT], given(), ["{}"]), *says)
 
@@ -198,30 +178,13 @@ def test_asymmetry_that_rounding_leaves_is_none():
             refused(lambda c=tilted: kedit.SecondMoments.from_tensors({2: c}), "layer 2", "not symmetric")
 
 
-def test_moments_that_are_none():
-    C = torch.eye(4)
+def test_moments_of_nothing_or_of_no_shape(model):
+    C, estimate = torch.eye(4), kedit.SecondMoments.estimate
     refused(lambda: kedit.SecondMoments.from_tensors({3: C[:2]}), "layer 3", "(2, 4)", "square")
     refused(lambda: kedit.SecondMoments.from_tensors({3: C / 0}), "layer 3", "NaN or inf")
-
-
-def test_moments_of_nothing(model):
-    estimate = kedit.SecondMoments.estimate
-    refused_unchanged(model, lambda: estimate(model, [], layers=[1]), "moments", "no texts")
     refused_unchanged(model, lambda: estimate(model, [""], layers=[1]), "moments", "no texts")
     refused_unchanged(model, lambda: estimate(model, ["I read."], layers=[]), "layers", "none", "0 to 4")
     refused_unchanged(model, lambda: estimate(model, ["I read."], layers=[1, 5]), "layer 5", "0 to 4")
-
-
-def test_moments_files(tmp_path):
-    path = tmp_path / "C.safetensors"
-    refused(lambda: kedit.SecondMoments.load(path), str(path), "cannot be read")
-    moments().save(path)
-    whole = path.read_bytes()
-    for damaged in (whole[: len(whole) // 2], whole[:100], b"", b"not moments" * 50):
-        path.write_bytes(damaged)
-        refused(lambda: kedit.SecondMoments.load(path), str(path), "cannot be read", "estimate again")
-    save_file({"weight": torch.eye(3)}, path)
-    refused(lambda: kedit.SecondMoments.load(path), str(path), "cannot be read")
 
 
 APPLIED = {
@@ -260,23 +223,6 @@ def test_a_target_that_the_tokenizer_cannot_write(tiny_folder):
     assert all(torch.equal(value, before[name]) for name, value in parameters(model).items())
 
 
-def test_a_failure_after_the_first_layer_was_written(model, monkeypatch):
-    """What the method has already added is taken back."""
-    solve, calls = kedit.SecondMoments.solve, []
-
-    def fails_later(self, layer, k):
-        calls.append(layer)
-        if len(calls) == 2:
-            raise kedit.KeditError("in the middle")
-        return solve(self, layer, k)
-
-    monkeypatch.setattr(kedit.SecondMoments, "solve", fails_later)
-    refused_unchanged(model, lambda: MEMIT.apply(model, [EDIT], moments(), ["{}"]), "in the middle")
-    assert calls == [1, 2]
-
-
-# ---------------------------------------------------------------------------------------------------- hyperparameters
-
 HYPER = {
     "unknown": (kedit.MEMIT, {"v_learning_rate": 0.5}, ["MEMIT", "v_learning_rate = 0.5", "there are layers, v_num"]),
     "another method's": (kedit.ROME, {"layers": [1], "mom2_update_weight": 5.0}, ["ROME", "mom2_update_weight"]),
@@ -314,21 +260,15 @@ def test_hyperparameters(method, values, says):
     refused(lambda: method(**values), *says)
 
 
-def test_nothing_to_prune(tiny_folder):
-    model = kedit.load_model(tiny_folder("llama"), dtype=torch.float32)
-    refused(lambda: kedit.prune(model), "prune", "no edits", "apply a method first")
-
-
-def test_pruning_what_is_small_changes_nothing(model):
-    """And of no matrix that no edit touched."""
+def test_pruning_or_anchoring_nothing(tiny_folder, model):
+    """What is small is not pruned, nor a matrix that no edit touched."""
+    fresh = kedit.load_model(tiny_folder("llama"), dtype=torch.float32)
+    refused(lambda: kedit.prune(fresh), "prune", "no edits", "apply a method first")
     before = snapshot(model)
     report = kedit.prune(model)
     assert report.parameter.tolist() == [NAME, OTHER]
     assert report.reduced.tolist() == [0, 0]
     assert all(torch.equal(value, before[name]) for name, value in parameters(model).items())
-
-
-def test_an_anchor_needs_targets(model):
     refused_unchanged(model, lambda: kedit.anchor_norm(model, kedit.FT(layers=[1]), [EDIT]), "FT", "no targets")
     refused_unchanged(model, lambda: kedit.anchor_norm(model, MEMIT, []), "no edits")
     refused_unchanged(model, lambda: kedit.anchor_norm(model, kedit.ROME(layers=[7]), [EDIT]), "layer 7")
@@ -342,8 +282,6 @@ def test_methods_by_name(model):
     refused(lambda: kedit.method_for("lab", "memit", v_lrate=1.0), "MEMIT", "v_lrate")
     refused(lambda: kedit.method_for("no-such-model", "memit"), "'no-such-model'", "lab")
 
-
-# -------------------------------------------------------------------------------------------------------------- deltas
 
 NAME = "model.layers.1.mlp.down_proj.weight"
 OTHER = "model.layers.2.mlp.down_proj.weight"
@@ -373,9 +311,6 @@ def test_deltas(model, deltas, says, place):
     refused_unchanged(model, temporarily, *says)
 
 
-# -------------------------------------------------------------------------------------------------------------- models
-
-
 def test_a_model_that_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     refused(lambda: kedit.load_model("no-such/model"), "'no-such/model'", "cannot be loaded", "lab-small")
@@ -387,39 +322,27 @@ def test_types_of_weights(tiny_folder, dtype):
     refused(lambda: kedit.load_model(tiny_folder("llama"), dtype=dtype), "dtype", "float32", "bfloat16")
 
 
-def test_a_device_that_is_not_there(tiny_folder):
-    refused(lambda: kedit.load_model(tiny_folder("llama"), device="abacus"), "'abacus'", "device")
-
-
 @pytest.fixture
-def copy_of(tiny_folder, tmp_path):
-    def copy(kind="llama"):
-        for file in tiny_folder(kind).iterdir():
-            (tmp_path / file.name).write_bytes(file.read_bytes())
-        return tmp_path
-
-    return copy
+def copied(tiny_folder, tmp_path):
+    return shutil.copytree(tiny_folder("llama"), tmp_path / "model")
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_weights_that_are_no_numbers(copy_of, bad):
-    folder = copy_of()
-    weights = load_file(folder / "model.safetensors")
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), "damaged"])
+def test_weights_that_are_no_numbers(copied, bad):
+    path = copied / "model.safetensors"
+    if bad == "damaged":
+        path.write_bytes(path.read_bytes()[:-1000])
+        return refused(lambda: kedit.load_model(copied), str(copied), "cannot be loaded")
+    weights = load_file(path)
     weights["model.layers.3.self_attn.o_proj.weight"][2, 5] = bad
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    refused(lambda: kedit.load_model(folder), str(folder), "'model.layers.3.self_attn.o_proj.weight'", "NaN or inf")
+    save_file(weights, path, metadata={"format": "pt"})
+    refused(lambda: kedit.load_model(copied), str(copied), "'model.layers.3.self_attn.o_proj.weight'", "NaN or inf")
 
 
 @pytest.mark.parametrize(
     "method",
-    [
-        MEMIT,
-        kedit.PMET(**FAST),
-        kedit.ROME(layers=[1]),
-        kedit.MEMIT(**{**FAST, "v_num_grad_steps": 1}),
-        kedit.AlphaEdit(layers=[1, 2], v_num_grad_steps=2, nullspace_rank=9),
-        kedit.FT(layers=[1]),
-    ],
+    [MEMIT, kedit.PMET(**FAST), kedit.ROME(layers=[1]), kedit.MEMIT(**{**FAST, "v_num_grad_steps": 1})]
+    + [kedit.AlphaEdit(layers=[1, 2], v_num_grad_steps=2, nullspace_rank=9), kedit.FT(layers=[1])],
     ids=["MEMIT", "PMET", "ROME", "one step", "AlphaEdit", "FT"],
 )
 def test_weights_that_break_after_loading(tiny_folder, method):
@@ -432,77 +355,24 @@ def test_weights_that_break_after_loading(tiny_folder, method):
     assert all(torch.equal(value.nan_to_num(7.0), original[name]) for name, value in parameters(model).items())
 
 
-def test_damaged_weights(copy_of):
-    folder = copy_of()
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-1000])
-    refused(lambda: kedit.load_model(folder), str(folder), "cannot be loaded")
+LAYOUT = ["layers", "mlp_out", "mlp", "attn_out", "norm", "head"]
 
 
 def test_a_layout_nobody_described(tmp_path):
-    from transformers import PhiConfig, PhiForCausalLM
-
-    words = tiny.tokenizer("llama")
-    words.save_pretrained(tmp_path)
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-    PhiForCausalLM(PhiConfig(vocab_size=len(words), **sizes)).save_pretrained(tmp_path)
-    needed = ["layers", "mlp_out", "mlp", "attn_out", "norm", "head"]
-    refused(lambda: kedit.load_model(tmp_path), "'phi'", "unknown", "LAYOUTS", *needed)
+    PhiConfig(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2).save_pretrained(
+        tmp_path
+    )
+    refused(lambda: kedit.load_model(tmp_path), "'phi'", "unknown", "LAYOUTS", *LAYOUT)
 
 
-@pytest.mark.parametrize("part", ["layers", "mlp_out", "mlp", "attn_out", "norm", "head"])
+@pytest.mark.parametrize("part", LAYOUT)
 def test_a_layout_that_does_not_fit(tiny_folder, monkeypatch, part):
-    import dataclasses
-
-    from kedit_lib.models import architectures as layout
-
     wrong = dataclasses.replace(layout.LLAMA, **{part: "not.there"})
     monkeypatch.setitem(layout.LAYOUTS, "llama", wrong)
     refused(lambda: kedit.load_model(tiny_folder("llama")), "'llama'", "not.there", "does not fit")
-
-
-# --------------------------------------------------------------------------------------------------------- edit files
-
-GOOD = {"prompt": "{} plays the", "subject": "Zoë", "target_new": "violin"}
-RECORDS = {
-    "not JSON": ("{'prompt': 1}", ["line 2", "not JSON"]),
-    "a list": ('["Zoë"]', ["line 2", "not an object"]),
-    "a field left out": ({"prompt": "{} plays the", "subject": "Zoë"}, ["line 2", "'target_new' is missing"]),
-    "an empty target": ({**GOOD, "target_new": " "}, ["line 2", "'Zoë'", "target_new is empty"]),
-    "a list that is text": ({**GOOD, "neighborhood": "Ana"}, ["line 2", "neighborhood", "list"]),
-}
-
-
-@pytest.mark.parametrize("record, says", RECORDS.values(), ids=RECORDS)
-def test_records_of_a_file(tmp_path, record, says):
-    """One bad record is left out with its reason, and the others go on; alone it is an error."""
-    path = tmp_path / "edits.jsonl"
-    bad = record if isinstance(record, str) else json.dumps(record)
-    path.write_text(f"{json.dumps(GOOD)}\n{bad}\n{json.dumps(GOOD)}\n", encoding="utf-8")
-    edits, rejected = kedit.read_edits(path)
-    assert len(edits) == 2 and all(part in rejected.reason[0] for part in says)
-    path.write_text(f"{bad}\n", encoding="utf-8")
-    refused(lambda: kedit.load_edits(path), "edits.jsonl")
-
-
-def test_edit_files(tmp_path, model):
-    path = tmp_path / "edits.jsonl"
-    refused(lambda: kedit.load_edits(path), "edits.jsonl", "no such file")
-    path.write_text(f"\n{json.dumps(GOOD)}\n\n", encoding="utf-8")
-    assert kedit.load_edits(path) == [EDIT]
-    refused(lambda: kedit.load_edits(path, limit=2), "limit = 2", "1 edits")
-    refused(lambda: kedit.load_edits(path, limit=0), "limit = 0")
-    path.write_text("\n", encoding="utf-8")
-    refused(lambda: kedit.load_edits(path), "edits.jsonl", "no edits")
-    path.write_bytes('{"prompt": "Zoë'.encode("latin-1"))
-    refused(lambda: kedit.load_edits(path), "edits.jsonl", "UTF-8")
 
 
 def test_edits_of_the_lab_need_the_lab(model):
     refused(lambda: kedit.load_edits("lab"), "model=")
     refused(lambda: kedit.load_edits("lab", model=model), "not a lab model")
     refused(lambda: kedit.lab_probes(model, [EDIT]), "not a lab model")
-
-
-def test_context_styles(model):
-    refused_unchanged(model, lambda: kedit.generate_contexts(model, style="MEMIT"), "'MEMIT'", "memit")

@@ -9,7 +9,6 @@ import torch
 
 import kedit_lib as kedit
 from kedit_lib.analysis import recovery as lifting
-from kedit_lib.analysis.measured import keep
 from kedit_lib.streams.named_streams import COLLAPSING, Stream
 from kedit_lib.streams.runner import Run
 
@@ -78,6 +77,7 @@ def smoke(tmp_path_factory):
     return kedit.Bench("smoke", results=tmp_path_factory.mktemp("results"), progress=False)
 
 
+@pytest.mark.slow
 def test_what_is_tried_along_a_stream(smoke):
     before = smoke.model.snapshot()
     found = lifting.measure(smoke, COLLAPSING, at=(0, 3), sample=2)
@@ -100,13 +100,6 @@ def test_what_is_tried_along_a_stream(smoke):
     assert more.v_num_grad_steps == lifting.STEPS * method.v_num_grad_steps and more.v_lr == method.v_lr
     assert longer.v_lr == 3 * method.v_lr and longer.v_num_grad_steps == method.v_num_grad_steps
     assert lifting.budgets(smoke, "why-pmet-left", 1.0)[lifting.UNBUGGED].name == "PMET"
-
-
-def test_the_table_is_kept_and_found_again(smoke):
-    assert lifting.lift(smoke, COLLAPSING, 0) is None
-    keep(smoke, COLLAPSING, 0, lifting.WHAT, table)
-    pd.testing.assert_frame_equal(lifting.lift(smoke, COLLAPSING, 0), table())
-    assert lifting.lift(smoke, COLLAPSING, 1) is None
 
 
 def table():

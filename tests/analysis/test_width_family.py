@@ -39,11 +39,7 @@ def test_as_many_people_share_a_name_part_at_every_width(recipe):
     assert len(world.people) == len(set(world.people)) == recipe.n_people
 
 
-def test_a_world_without_a_sharing_is_the_one_it_was():
-    assert World.make(300, 1) == World.make(300, 1, sharing=10.0)  # √(300/3)
-    assert World.make(300, 1).names != World.make(300, 1, sharing=5.0).names
-
-
+@pytest.mark.slow
 def test_a_member_is_measured(tmp_path, monkeypatch):
     """The small lab model as if it were one: a row a stream, its points and single edits; where these miss a bar, one
     row and no stream."""

@@ -533,26 +533,3 @@ def test_every_record_of_a_real_file_loads_or_is_reported(path):
         assert edit.paraphrases
         assert edit.neighborhood or edit.locality
     assert all(e.portability for e in edits) == all("portability" in r for r in loaded)
-
-
-@real
-def test_the_edits_of_a_real_file_in_gpt2s_tokens(path):
-    """The last subject token is one of the subject's, and nothing but a target without a token is left out."""
-    from transformers import GPT2Tokenizer
-
-    from kedit_lib.models.tokenization import encode_prompt
-
-    if not (folder := DATA / "tokenizer-gpt2").is_dir():
-        pytest.skip("KEDIT_DATA holds no tokenizer-gpt2")
-    model = SimpleNamespace(tokenizer=GPT2Tokenizer.from_pretrained(folder))
-    edits, rejected = kedit.read_edits(path, model)
-    plain, _ = kedit.read_edits(path)
-    assert edits == plain
-    assert all(rejected.reason.str.contains("0 times|2 times|is empty"))
-    for edit in edits:
-        prompt = encode_prompt(model.tokenizer, "{}", edit.prompt, edit.subject)
-        *before, last = map(len, model.tokenizer.convert_ids_to_tokens(prompt.ids[: prompt.lookup + 1]))
-        end = len(
-            edit.text[: edit.text.index(edit.subject) + len(edit.subject)].encode()
-        )  # a sign of a token is a byte
-        assert sum(before) < end <= sum(before) + last

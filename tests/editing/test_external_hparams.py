@@ -24,34 +24,18 @@ def yaml_of(name, own):
     return head + own + LLAMA + C
 
 
-TARGET = """\
-fact_token: "subject_last"
-v_num_grad_steps: 25
-v_lr: 5e-1
-v_loss_layer: 31
-v_weight_decay: 1e-3
-clamp_norm_factor: 4
-kl_factor: 0.0625
-"""
+TARGET = "fact_token: subject_last\nv_num_grad_steps: 25\nv_lr: 5e-1\nv_loss_layer: 31\nv_weight_decay: 1e-3\n"
+TARGET += "clamp_norm_factor: 4\nkl_factor: 0.0625\n"
 MEMIT = yaml_of(
     "MEMIT",
     TARGET + 'layers: [4, 5, 6, 7, 8]\nlayer_selection: "all"\nmom2_adjustment: true\nmom2_update_weight: 15000\n',
 )
-SHARED = {
-    "v_num_grad_steps": 25,
-    "v_lr": 0.5,
-    "v_loss_layer": 31,
-    "v_weight_decay": 1e-3,
-    "clamp_norm_factor": 4,
-    "kl_factor": 0.0625,
-}
+SHARED = {"v_num_grad_steps": 25, "v_lr": 0.5, "v_loss_layer": 31, "v_weight_decay": 1e-3, "clamp_norm_factor": 4}
+SHARED |= {"kl_factor": 0.0625}
 EASYEDIT = {
     "MEMIT": (MEMIT, kedit.MEMIT(**SHARED, layers=[4, 5, 6, 7, 8], mom2_update_weight=15000)),
     "ROME": (
-        yaml_of(
-            "ROME",
-            TARGET + "layers: [5]\nmom2_adjustment: false\ncontext_template_length_params: [[5, 10], [10, 10]]\n",
-        ),
+        yaml_of("ROME", TARGET + "layers: [5]\nmom2_adjustment: false\ncontext_template_length_params: [[5, 10]]\n"),
         kedit.ROME(**SHARED, layers=[5], mom2_adjustment=False),
     ),
     "R-ROME": (
@@ -67,10 +51,6 @@ EASYEDIT = {
         ),
         kedit.PMET(**SHARED, layers=[4, 5], mom2_update_weight=15000, nll_loss_factor=1),
     ),
-    "EMMET": (
-        yaml_of("EMMET", TARGET + "layers: [5]\nmom2_update_weight: 1\nupdate_norm_lambda: 0\nemmet_lambda: 0.1\n"),
-        kedit.EMMET(**SHARED, layers=[5], mom2_update_weight=1, update_norm_lambda=0, emmet_lambda=0.1),
-    ),
     "AlphaEdit": (
         yaml_of(
             "AlphaEdit",
@@ -85,14 +65,9 @@ EASYEDIT = {
         kedit.FT(layers=[21], lr=5e-4, objective_optimization="target_new"),
     ),
 }
-MODULES = {
-    "rewrite_module_tmp": "transformer.h.{}.mlp.c_proj",
-    "layer_module_tmp": "transformer.h.{}",
-    "mlp_module_tmp": "transformer.h.{}.mlp",
-    "attn_module_tmp": "transformer.h.{}.attn",
-    "ln_f_module": "transformer.ln_f",
-    "lm_head_module": "transformer.wte",
-}
+MODULES = {"rewrite_module_tmp": "transformer.h.{}.mlp.c_proj", "layer_module_tmp": "transformer.h.{}"}
+MODULES |= {"mlp_module_tmp": "transformer.h.{}.mlp", "attn_module_tmp": "transformer.h.{}.attn"}
+MODULES |= {"ln_f_module": "transformer.ln_f", "lm_head_module": "transformer.wte"}
 STATISTICS = {"mom2_dataset": "wikipedia", "mom2_n_samples": 100000, "mom2_dtype": "float32"}
 WHICH = {"fact_token": "subject_last", "layer_selection": "all", "mom2_adjustment": True}
 AUTHORS = {
@@ -100,25 +75,11 @@ AUTHORS = {
         {**SHARED, **MODULES, **STATISTICS, **WHICH, "layers": [13, 14], "mom2_update_weight": 20000},
         kedit.MEMIT(**SHARED, layers=[13, 14], mom2_update_weight=20000),
     ),
-    "ROME": (
-        {**SHARED, **MODULES, **STATISTICS, **WHICH, "layers": [17], "context_template_length_params": [[5, 10]]},
-        kedit.ROME(**SHARED, layers=[17], mom2_adjustment=True),
-    ),
     "EMMET": (
-        {
-            **SHARED,
-            **MODULES,
-            **STATISTICS,
-            **WHICH,
-            **{"layers": [17], "mom2_update_weight": 1000, "update_norm_lambda": 0, "emmet_lambda": 0.1},
-            **{"calculate_objective_value": False, "prob_cutoff": 0, "norm_control": 0},
-        },
+        {**SHARED, **MODULES, **STATISTICS, **WHICH, "layers": [17], "mom2_update_weight": 1000}
+        | {"update_norm_lambda": 0, "emmet_lambda": 0.1, "calculate_objective_value": False}
+        | {"prob_cutoff": 0, "norm_control": 0},
         kedit.EMMET(**SHARED, layers=[17], mom2_update_weight=1000),
-    ),
-    "AlphaEdit": (
-        {**SHARED, **MODULES, **STATISTICS, **WHICH, "model_name": "gpt2-xl", "layers": [13], "L2": 10}
-        | {"nullspace_threshold": 2e-2, "mom2_update_weight": 20000},
-        kedit.AlphaEdit(**SHARED, layers=[13]),
     ),
     "FT": (
         {**MODULES, "layers": [0], "num_steps": 25, "lr": 5e-4, "weight_decay": 0, "kl_factor": 0}
@@ -137,12 +98,11 @@ def write(path, content):
 @pytest.mark.parametrize("content, expected", EASYEDIT.values(), ids=EASYEDIT)
 def test_easyedit(tmp_path, content, expected):
     path = write(tmp_path / "llama-7b.yaml", content)
-    with pytest.warns(UserWarning, match="^llama-7b.yaml: left out") as caught:
+    with pytest.warns(UserWarning, match="^llama-7b.yaml: left out, .*model_name, device.*load_model") as caught:
         assert kedit.method_from_file(path) == expected
     assert len(caught) == 1
     message = str(caught[0].message)
     assert "\n" not in message
-    assert "model_name, device" in message and "load_model" in message
     assert ("mom2_dataset" in message) == ("mom2_dataset" in content)
     for used in ("layers,", "v_lr", "fact_token", "L2", "batch_size") if expected.name == "FT" else ("layers,", "v_lr"):
         assert used not in message
@@ -160,34 +120,33 @@ def test_the_authors_json_is_named_by_its_folder(tmp_path, name):
         assert kedit.method_from_file(elsewhere, method=name.lower()) == expected
 
 
-HERE = {"layers": [4, 5]}
+HERE, TRIPLE = {"layers": [4, 5]}, {"mom2_update_weight": 15000, "nullspace_threshold": 0.02}
 NEWER = {
     "ENCORE": (
-        {**HERE, "mom2_update_weight": 15000, "calculate_objective_value": False, "add_prev_edits": True}
+        {"mom2_update_weight": 15000, "calculate_objective_value": False, "add_prev_edits": True}
         | {"update_norm_lambda": 10, "emmet_lambda": 0.1, "prob_cutoff": -3, "norm_control": 0, "use_gd": False}
         | {"dynamic_multiplier": 5, "random_vector_preservation": False, "grad_desc_lr": 0.005, "grad_desc_steps": 100}
         | {"gd_lambda": 50, "spectral_norm": 2, "condition_num": 50, "calculate_norms": False},
         kedit.ENCORE(**SHARED, **HERE, mom2_update_weight=15000, update_norm_lambda=10, prob_cutoff=-3),
     ),
     "EvoEdit": (
-        {**HERE, "mom2_update_weight": 15000, "nullspace_threshold": 0.02, "L2": 4, "apply_woodbury": True},
+        {**TRIPLE, "L2": 4, "apply_woodbury": True},
         kedit.EvoEdit(**SHARED, **HERE, nullspace_threshold=0.02, L2=4),
     ),
     "BetaEdit": (
-        {**HERE, "lambda1": 3000, "lambda2": 10, "P_freq": 500, "nullspace_threshold": 0.02},
+        {"lambda1": 3000, "lambda2": 10, "P_freq": 500, "nullspace_threshold": 0.02},
         kedit.BetaEdit(**SHARED, **HERE, lambda1=3000, lambda2=10, tau=500, nullspace_threshold=0.02),
     ),
     "LyapLock": (
-        {**HERE, "mom2_update_weight": 1000, "alpha": 60},
+        {"mom2_update_weight": 1000, "alpha": 60},
         kedit.LyapLock(**SHARED, **HERE, mom2_update_weight=1000, alpha=60),
     ),
     "RLSEdit": (
-        {**HERE, "mom2_update_weight": 15000, "nullspace_threshold": 0.02, "L2": 4}
-        | {"lambda_reg": 0, "mu_reg": 1.0, "weight_reg": 1},
+        {**TRIPLE, "L2": 4, "lambda_reg": 0, "mu_reg": 1.0, "weight_reg": 1},
         kedit.RLSEdit(**SHARED, **HERE, mom2_update_weight=15000),
     ),
     "SPHERE": (
-        {**HERE, "mom2_update_weight": 15000, "nullspace_threshold": 0.02, "L2": 10, "beta_hse": 0.5, "alpha": 0.6},
+        {**TRIPLE, "L2": 10, "beta_hse": 0.5, "alpha": 0.6},
         kedit.SPHERE(kedit.AlphaEdit(**SHARED, **HERE, nullspace_threshold=0.02, L2=10), beta_hse=0.5, alpha=0.6),
     ),
 }
@@ -196,7 +155,8 @@ NEWER = {
 @pytest.mark.parametrize("name", NEWER)
 def test_the_newer_editors_files(tmp_path, name):
     own, expected = NEWER[name]
-    path = write(tmp_path / name / "Llama2-7B.json", {**SHARED, **STATISTICS, **WHICH, "model_name": "x", **own})
+    written = {**SHARED, **STATISTICS, **WHICH, **HERE, "model_name": "x", **own}
+    path = write(tmp_path / name / "Llama2-7B.json", written)
     with pytest.warns(UserWarning, match="left out"):
         assert kedit.method_from_file(path) == expected
 
@@ -213,20 +173,15 @@ def test_ultraedit(tmp_path):
     refused(lambda: kedit.method_from_file(path), "token = 'mask'", "only 'ans'")
 
 
-def test_simie_finds_its_base_where_easyedit_keeps_it(tmp_path):
+def test_simie_finds_its_base_where_easyedit_keeps_it_and_rect_takes_memits_file(tmp_path):
     values = 'alg_name: "SimIE"\nbase_method: "MEMIT"\nlamHyper: 10000.0\ninit_model: true\nsolver: "LU"\nfast: false\n'
     path = write(tmp_path / "SimIE" / "llama-7b.yaml", values)
     refused(lambda: kedit.method_from_file(path), "MEMIT", "no such file")
-    write(tmp_path / "MEMIT" / "llama-7b.yaml", MEMIT)
+    base = write(tmp_path / "MEMIT" / "llama-7b.yaml", MEMIT)
     with pytest.warns(UserWarning, match="left out"):
-        made = kedit.method_from_file(path)
+        made, rect = kedit.method_from_file(path), kedit.method_from_file(base, method="RECT")
     assert made == kedit.SimIE(EASYEDIT["MEMIT"][1], lamHyper=10000.0, init_model=True)
-
-
-def test_rect_takes_memits_file(tmp_path):
-    with pytest.warns(UserWarning):
-        made = kedit.method_from_file(write(tmp_path / "llama-7b.yaml", MEMIT), method="RECT")
-    assert made == kedit.RECT(**SHARED, layers=[4, 5, 6, 7, 8], mom2_update_weight=15000)
+    assert rect == kedit.RECT(**SHARED, layers=[4, 5, 6, 7, 8], mom2_update_weight=15000)
 
 
 def test_nothing_is_said_of_a_file_without_anything_else(tmp_path):
@@ -254,35 +209,31 @@ def test_one_file_for_every_method_of_its_authors(tmp_path):
         assert kedit.method_from_file(path) == expected
 
 
-BAD = {
-    "another token": (MEMIT.replace("subject_last", "last"), ["fact_token = 'last'", "only 'subject_last'"]),
-    "the first token": (MEMIT.replace("subject_last", "subject_first"), ["fact_token = 'subject_first'"]),
-    "random layers": (MEMIT.replace('"all"', '"random"'), ["layer_selection = 'random'", "'all'"]),
-    "an unknown field": (MEMIT + "v_rate: 5e-1\n", ["MEMIT", "v_rate = 0.5", "no such hyperparameter", "v_lr"]),
-    "another method's field": (MEMIT + "L2: 10\n", ["MEMIT", "L2 = 10", "no such hyperparameter"]),
-    "a word for a number": (MEMIT.replace("5e-1", "fast"), ["MEMIT", "v_lr = 'fast'", "number"]),
-    "a fraction of steps": (MEMIT.replace("steps: 25", "steps: 2.5e1"), ["v_num_grad_steps = 25.0", "integer"]),
-    "false for a number": (MEMIT.replace("0.0625", "false"), ["kl_factor = False", "number"]),
-    "one layer, no list": (MEMIT.replace("[4, 5, 6, 7, 8]", "4"), ["layers = 4", "list"]),
-    "no layers": (MEMIT.replace("layers: [4, 5, 6, 7, 8]\n", ""), ["layers is missing"]),
-    "another map": (
-        MEMIT.replace('"model.layers.{}.mlp.down_proj"', '"model.layers.{}.self_attn.o_proj"'),
-        ["rewrite_module_tmp", "self_attn.o_proj", "leaves the MLP"],
-    ),
-    "no map": (MEMIT.replace('"model.layers.{}.mlp.down_proj"', ""), ["rewrite_module_tmp = None", "leaves the MLP"]),
-    "a number for a field": (MEMIT + "7: 1\n", ["MEMIT", "7 = 1", "no such hyperparameter"]),
-    "a whole block": ("alg_name: FT\nlayers: [1]\nrewrite_module_tmp: 'transformer.h.{}'\n", ["'transformer.h.{}'"]),
-    "a bias": (MEMIT.replace(".down_proj", ".down_proj.bias"), ["rewrite_module_tmp", "down_proj.bias"]),
-    "a norm of the update": (MEMIT + "update_norm_lambda: 1\n", ["update_norm_lambda = 1", "only 0"]),
-    "a method there is not": (MEMIT.replace('"MEMIT"', '"IKE"'), ["'IKE'", "unknown", "AlphaEdit"]),
-    "no method": (MEMIT.replace('alg_name: "MEMIT"\n', ""), ["does not say its method", "method="]),
-    "no YAML": ("alg_name: [", ["not valid YAML"]),
-    "a list": ("- MEMIT\n", ["name: value"]),
-    "nothing": ("", ["name: value"]),
-}
+BAD = [
+    (MEMIT.replace("subject_last", "last"), ["fact_token = 'last'", "only 'subject_last'"]),
+    (MEMIT.replace('"all"', '"random"'), ["layer_selection = 'random'", "'all'"]),
+    (MEMIT + "v_rate: 5e-1\n", ["MEMIT", "v_rate = 0.5", "no such hyperparameter", "v_lr"]),
+    (MEMIT + "L2: 10\n", ["MEMIT", "L2 = 10", "no such hyperparameter"]),
+    (MEMIT.replace("5e-1", "fast"), ["MEMIT", "v_lr = 'fast'", "number"]),
+    (MEMIT.replace("steps: 25", "steps: 2.5e1"), ["v_num_grad_steps = 25.0", "integer"]),
+    (MEMIT.replace("0.0625", "false"), ["kl_factor = False", "number"]),
+    (MEMIT.replace("[4, 5, 6, 7, 8]", "4"), ["layers = 4", "list"]),
+    (MEMIT.replace("layers: [4, 5, 6, 7, 8]\n", ""), ["layers is missing"]),
+    (MEMIT.replace("mlp.down_proj", "self_attn.o_proj"), ["rewrite_module_tmp", "self_attn.o_proj", "leaves the MLP"]),
+    (MEMIT.replace('"model.layers.{}.mlp.down_proj"', ""), ["rewrite_module_tmp = None", "leaves the MLP"]),
+    (MEMIT + "7: 1\n", ["MEMIT", "7 = 1", "no such hyperparameter"]),
+    ("alg_name: FT\nlayers: [1]\nrewrite_module_tmp: 'transformer.h.{}'\n", ["'transformer.h.{}'"]),
+    (MEMIT.replace(".down_proj", ".down_proj.bias"), ["rewrite_module_tmp", "down_proj.bias"]),
+    (MEMIT + "update_norm_lambda: 1\n", ["update_norm_lambda = 1", "only 0"]),
+    (MEMIT.replace('"MEMIT"', '"IKE"'), ["'IKE'", "unknown", "AlphaEdit"]),
+    (MEMIT.replace('alg_name: "MEMIT"\n', ""), ["does not say its method", "method="]),
+    ("alg_name: [", ["not valid YAML"]),
+    ("- MEMIT\n", ["name: value"]),
+    ("", ["name: value"]),
+]
 
 
-@pytest.mark.parametrize("content, says", BAD.values(), ids=BAD)
+@pytest.mark.parametrize("content, says", BAD)
 def test_what_is_refused_is_one_line(tmp_path, content, says):
     refused_alone(write(tmp_path / "llama-7b.yaml", content), "llama-7b.yaml", *says)
 

@@ -68,32 +68,26 @@ def test_frozen_targets_are_those_of_the_unedited_model(model, moments, method):
     assert relative(moved, fresh) > 1e-6
 
 
-def test_clean_keys_take_the_clean_prompt_alone(model, moments):
+def test_clean_keys_take_the_clean_prompt_alone_and_the_linear_share_is_memits(model, moments):
+    """The lower of two layers is given R/2 for R/√2; the upper one, R either way, then meets other keys."""
     alone = MEMIT.apply(model, EDITS[:1], moments=moments, contexts=["{}"]).deltas
     model.restore()
     found = apply(changed(MEMIT, "clean keys"), model, moments, EDITS[0]).deltas
     assert all(torch.equal(found[name], alone[name]) for name in alone)
-
-
-def test_the_linear_share_is_memits(model, moments):
-    """The lower of two layers is given R/2 for R/√2; the upper one, R either way, then meets other keys."""
+    model.restore()
     root = apply(PMET, model, moments, EDITS[0]).deltas[model.weight_name(1)]
     model.restore()
     linear = apply(changed(PMET, "linear share"), model, moments, EDITS[0]).deltas[model.weight_name(1)]
     assert relative(linear, root / math.sqrt(2)) < 1e-12
 
 
-def test_the_start_token_stands_in_front_of_the_target_alone(model):
+def test_the_start_token_stands_in_front_of_the_target_alone(model, moments):
     plain, bugged = (
-        m.prepare(model, EDITS[:1], moments=kedit.SecondMoments.from_tensors(tiny.second_moments())).requests[0]
-        for m in (PMET, changed(PMET, "start in target"))
+        m.prepare(model, EDITS[:1], moments=moments).requests[0] for m in (PMET, changed(PMET, "start in target"))
     )
     assert bugged.target == (model.tokenizer.bos_token_id, *plain.target)
     assert bugged.prompts == plain.prompts
-
-
-def test_a_model_without_a_start_token_cannot_have_that_bug(model, moments):
-    model.tokenizer.bos_token = None
+    model.tokenizer.bos_token = None  # such a model cannot have that bug
     before = snapshot(model)
     refused(lambda: apply(changed(PMET, "start in target"), model, moments, EDITS[0]), "start in target", "token")
     assert all(torch.equal(before[name], now) for name, now in snapshot(model).items())
@@ -123,18 +117,20 @@ def test_left_padding_reads_a_short_prompt_too_early(model):
     assert relative(found, expected) < 1e-6  # positions count from the padding, and their rotation is in float32
 
 
-def test_a_changed_method_says_what_it_is_and_keeps_its_settings():
+def test_a_changed_method_says_what_it_is_and_keeps_its_settings(model, moments):
     for change, (_, fits) in CHANGES.items():
         method = next(m for m in (MEMIT, PMET, ROME) if isinstance(m, fits))
         one = changed(method, change)
         assert one.name == f"{method.name} {change}"
         assert one.hyperparameters == method.hyperparameters
         assert one.context_style == ("rome" if change == "twenty-one contexts" else method.context_style)
-
-
-def test_what_is_no_change_is_refused():
     refused(lambda: changed(MEMIT, "luck"), "luck", "superposed")
     refused(lambda: changed(MEMIT, "linear share"), "linear share", "MEMIT", "PMET")
+    refused(lambda: apply(changed(PMET, "healed behind"), model, moments, EDITS[0]), "healed behind", "MEMIT")
+    six = MEMIT.contexts(model)
+    assert len(six) == 6 and changed(MEMIT, "three contexts").contexts(model) == six[:3]
+    more = changed(MEMIT, "twenty-one contexts").contexts(model)
+    assert len(more) == 21 and more == kedit.generate_contexts(model, style="rome")
 
 
 def first_probability(model, edit, contexts, layer: int, unedited_at) -> float:
@@ -184,16 +180,3 @@ def test_healed_tokens_are_those_of_the_unedited_model(model, moments, change):
     spoilt = first_probability(model, edit, contexts, 1, lambda lookup, n: [])
     assert abs(found / spoilt - 1) > 1e-6, "healing changed nothing: the test is too easy"
     assert all(torch.equal(w, edited[name]) for name, w in model.snapshot().items())
-
-
-def test_only_targets_of_the_stream_are_healed(model, moments):
-    refused(lambda: apply(changed(PMET, "healed behind"), model, moments, EDITS[0]), "healed behind", "MEMIT")
-
-
-def test_other_numbers_of_contexts(model):
-    six = MEMIT.contexts(model)
-    assert changed(MEMIT, "three contexts").contexts(model) == six[:3]
-    assert len(six) == 6
-    more = changed(MEMIT, "twenty-one contexts").contexts(model)
-    assert len(more) == 21 and more[0] == "{}"
-    assert more == kedit.generate_contexts(model, style="rome")

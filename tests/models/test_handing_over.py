@@ -12,7 +12,6 @@ from library import refused
 
 import kedit_lib as kedit
 from kedit_lib import model_commands
-from kedit_lib.models.checked import check_not_quantised
 
 EDIT = kedit.Edit(*tiny.EDITS[4])
 ROME = kedit.ROME(layers=[1], mom2_adjustment=False, v_num_grad_steps=2)
@@ -26,26 +25,16 @@ def plain(tiny_folder):
     return model, transformers.AutoTokenizer.from_pretrained(folder)
 
 
-def test_device_0_is_the_first_gpu(tiny_folder):
-    if torch.cuda.is_available():
-        assert kedit.load_model(tiny_folder("llama"), device=0).device == torch.device("cuda", 0)
+@pytest.mark.parametrize(
+    "device", [0, "0", "cpu", "cpu:0", torch.device("cpu"), None, -1, 99, "gpu", 1.5, "meta"], ids=repr
+)
+def test_any_device_that_torch_takes_and_no_other(tiny_folder, device):
+    """0 is the first GPU."""
+    kind = "cuda" if device in (0, "0") else "cpu"
+    if device in (-1, 99, "gpu", 1.5, "meta") or (kind == "cuda" and not torch.cuda.is_available()):
+        refused(lambda: kedit.load_model(tiny_folder("llama"), device=device), f"device {device!r}")
     else:
-        for device in (0, "0"):
-            given = {"device": device}
-            refused(lambda given=given: kedit.load_model(tiny_folder("llama"), **given), "device", "one that is there")
-
-
-@pytest.mark.parametrize("device", ["cpu", "cpu:0", torch.device("cpu"), None])
-def test_any_device_that_torch_takes(tiny_folder, device):
-    assert kedit.load_model(tiny_folder("llama"), device=device).device.type == "cpu"
-
-
-@pytest.mark.parametrize("device", [-1, 99, "gpu", 1.5, "meta"])
-def test_a_device_that_is_none(tiny_folder, device):
-    refused(lambda: kedit.load_model(tiny_folder("llama"), device=device), f"device {device!r}")
-
-
-# ------------------------------------------------------------------------------------------------------------- keywords
+        assert kedit.load_model(tiny_folder("llama"), device=device).device.type == kind
 
 
 def test_the_words_of_from_pretrained(tiny_folder):
@@ -53,6 +42,8 @@ def test_the_words_of_from_pretrained(tiny_folder):
     model = kedit.load_model(tiny_folder("llama"), **given)
     assert model.dtype == torch.bfloat16 and model.hf.config._attn_implementation == "eager"
     assert kedit.load_model(tiny_folder("llama"), dtype="auto").dtype == torch.float64
+    for command in (model_commands.check_model, model_commands.edit, model_commands.stream, model_commands.evaluate):
+        assert inspect.signature(command).parameters["trust_remote_code"].default is False
 
 
 @pytest.mark.parametrize(
@@ -74,24 +65,8 @@ def test_words_that_cannot_be_taken(tiny_folder, given, says):
 def test_code_that_a_folder_brings_is_asked_for_by_name(tmp_path):
     auto = {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.Own"}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": auto}))
-    refused(
-        lambda: kedit.load_model(tmp_path),
-        "if you have read that code",
-        "trust_remote_code=True",
-        "--trust-remote-code",
-    )
-
-
-def test_the_command_line_has_the_flag():
-    for command in (model_commands.check_model, model_commands.edit, model_commands.stream, model_commands.evaluate):
-        assert inspect.signature(command).parameters["trust_remote_code"].default is False
-
-
-def test_a_hyperparameter_misspelt():
-    refused(lambda: kedit.MEMIT(layer=[1]), "MEMIT", "no such hyperparameter", "did you mean layers")
-
-
-# ------------------------------------------------------------------------------------------------------ models in hand
+    says = ["if you have read that code", "trust_remote_code=True", "--trust-remote-code"]
+    refused(lambda: kedit.load_model(tmp_path), *says)
 
 
 def wrapped(model):
@@ -132,10 +107,7 @@ def test_what_is_no_editable_model_is_told_to_be_wrapped(plain):
     refused(lambda: kedit.SecondMoments.estimate(hf, ["a"], [1]), "moments", wrap)
     refused(lambda: kedit.check_model(hf), "check_model", wrap)
     refused(lambda: ROME.apply("lab", [EDIT]), "a str is no EditableModel", "kedit.load_model")
-
-
-def test_a_model_without_its_tokenizer(plain):
-    refused(lambda: kedit.EditableModel(plain[0], None), "without its tokenizer")
+    refused(lambda: kedit.EditableModel(hf, None), "without its tokenizer")
     refused(lambda: kedit.EditableModel(*reversed(plain)), "is no causal language model")
 
 
@@ -149,9 +121,6 @@ def test_weights_that_are_not_all_at_one_place(plain, tiny_folder, tmp_path):
         tiny_folder("llama"), device_map=spread, offload_folder=tmp_path
     )
     refused(lambda: kedit.EditableModel(hf, tokenizer), "on disk", "without device_map")
-
-
-# ------------------------------------------------------------------------------------------------- adapters, quantised
 
 
 def lora(hf):
@@ -205,29 +174,22 @@ PACKED = {
 }
 
 
-@pytest.mark.parametrize("said", PACKED)
-def test_a_folder_of_quantised_weights_is_refused(plain, tmp_path, said):
+def test_quantised_weights_are_refused_in_a_folder_and_in_hand(plain, tmp_path):
+    """Whatever the configuration says: packed 4-bit weights are uint8 of one column."""
     hf, tokenizer = plain
     hf.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": PACKED[said]}))
-    refused(lambda: kedit.load_model(tmp_path), f"quantised ({said})", "load the model that was quantised")
-
-
-def test_a_quantised_model_in_hand_is_refused(plain):
-    hf, tokenizer = plain
+    for said, packed in PACKED.items():
+        (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": packed}))
+        says = f"quantised ({said})", "load the model that was quantised"
+        refused(lambda: kedit.load_model(tmp_path), *says)
     hf.config.quantization_config = transformers.BitsAndBytesConfig(load_in_4bit=True)
     refused(lambda: kedit.EditableModel(hf, tokenizer), "quantised (bitsandbytes, 4 bits)")
     del hf.config.quantization_config
-    check_not_quantised(hf.config, "it")
-
-
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float8_e4m3fn])
-def test_edited_maps_that_are_no_plain_numbers_are_refused(plain, dtype):
-    """Whatever the configuration says: packed 4-bit weights are uint8 of one column."""
-    hf, tokenizer = plain
     down = hf.model.layers[2].mlp.down_proj
-    packed = torch.zeros(down.weight.numel() // 2, 1).to(dtype)
-    down.weight = torch.nn.Parameter(packed, requires_grad=False)
-    refused(lambda: kedit.EditableModel(hf, tokenizer), "model.layers.2.mlp.down_proj.weight", str(dtype))
+    for dtype in (torch.uint8, torch.float8_e4m3fn):
+        packed = torch.zeros(down.weight.numel() // 2, 1).to(dtype)
+        down.weight = torch.nn.Parameter(packed, requires_grad=False)
+        says = "model.layers.2.mlp.down_proj.weight", str(dtype)
+        refused(lambda: kedit.EditableModel(hf, tokenizer), *says)

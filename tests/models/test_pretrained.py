@@ -9,7 +9,6 @@ import transformers
 import kedit_lib as kedit
 from kedit_lib.models import pretrained
 from kedit_lib.models.generation import complete
-from kedit_lib.models.self_text import self_texts, start_token
 
 WEIGHTS = "0760121ff408c1c9a7c48679f7fea7ea1086a199cb1379a88d677de05adf462a"  # in the keys of committed runs
 
@@ -98,19 +97,3 @@ def test_a_folder_whose_weights_changed_is_not_loaded(cache):
     (folder / pretrained.RECORD).write_text("{")
     with pytest.raises(kedit.KeditError, match="cannot be read"):
         kedit.load_model("smollm2")
-
-
-@pytest.mark.slow
-def test_the_text_that_comes_with_the_library_is_the_models_own(smollm2, cache):
-    """Sampled at temperature 1, so its mean −log p is the mean entropy of the predictions."""
-    texts = self_texts(smollm2, progress=False)
-    assert not cache.exists() and sum(len(smollm2.tokenizer(t).input_ids) for t in texts) > 200_000
-    surprise, entropy = [], []
-    for text in texts[:48]:
-        ids = torch.tensor([[start_token(smollm2.tokenizer), *smollm2.tokenizer(text).input_ids]])
-        with torch.no_grad():
-            log_p = smollm2.hf(ids).logits[0, :-1].log_softmax(-1)
-        surprise += log_p.gather(1, ids[0, 1:, None]).neg().flatten().tolist()
-        entropy += (log_p.exp() * log_p).sum(1).neg().tolist()
-    difference = torch.tensor(surprise) - torch.tensor(entropy)
-    assert difference.mean().abs() < 4 * difference.std() / len(difference) ** 0.5 + 0.05  # texts are encoded anew

@@ -22,6 +22,7 @@ def kept(tmp_path):
     return sorted((tmp_path / "self-text").glob("*.json"))
 
 
+@pytest.mark.slow
 def test_a_part_is_the_models_own_distribution(model):
     """Over the first tokens of many documents: as often as the model's probabilities after the start token say."""
     part = write_part(model, seed=0, part=0)
@@ -42,6 +43,7 @@ def test_a_part_is_the_models_own_distribution(model):
     assert counts[likely] / n == pytest.approx(letters[likely], abs=4 * (letters[likely] / n) ** 0.5)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_with_the_same_text(model, tmp_path, monkeypatch):
     whole = self_texts(model, TOKENS, progress=False)
     (path,) = kept(tmp_path)

@@ -2,7 +2,6 @@
 
 import os
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -77,16 +76,6 @@ def test_a_begin_of_text_is_not_put_twice():
     assert encode(tokenizer, "<s>Ana plays")[:2] == [tokenizer.bos_token_id, encode(tokenizer, "Ana plays")[1]]
 
 
-@pytest.mark.skipif(not (DATA / "zsre-1037.json").is_file(), reason="KEDIT_DATA does not name a folder with zsRE")
-def test_every_record_of_zsre_loads(tokenizer):
-    edits, rejected = kedit.read_edits(DATA / "zsre-1037.json", SimpleNamespace(tokenizer=tokenizer))
-    assert (len(edits), len(rejected)) == (1037, 0)
-    years = [e for e in edits if e.target_new[0].isdigit()]
-    assert len(years) > 100
-    ids = target_ids(tokenizer, years[0].text, years[0].target_new)
-    assert tokenizer.decode(ids).strip() == years[0].target_new
-
-
 def test_a_separator_reaches_the_edit(tiny_folder):
     """What the method optimises are the ids that the edit asks for."""
     model = kedit.load_model(tiny_folder("llama"))
@@ -99,18 +88,3 @@ def test_a_separator_reaches_the_edit(tiny_folder):
         (forced,) = teacher_forced(model, [edit.text], ["Graz"], [separator]).probability.tolist()
         assert target.probabilities == [pytest.approx(forced, rel=1e-6)]
         assert model.tokenizer.decode(ids) == ("Graz" if separator == "" else " Graz")
-
-
-REPORTED = {
-    "EasyEdit 351": ("西游记的作者是谁", "西游记", "小明", ""),
-    "EasyEdit 69": ("詹姆斯是哪国人", "詹姆斯", "中国", ""),
-    "EasyEdit 558": ("Ray Charles, the", "Ray Charles", "violin", " "),
-}
-
-
-@pytest.mark.parametrize("text, subject, target, between", REPORTED.values(), ids=REPORTED)
-def test_edits_that_others_reported(tokenizer, text, subject, target, between):
-    edit = kedit.Edit.from_text(text, subject, target)
-    check_edit(tokenizer, edit)
-    whole = [*encode(tokenizer, edit.text), *target_ids(tokenizer, edit.text, target)]
-    assert tokenizer.decode(whole, skip_special_tokens=True) == f"{text}{between}{target}"

@@ -62,6 +62,7 @@ def open_page(browser):
         tab.close()
 
 
+@pytest.mark.slow
 def test_the_site_is_small_and_asks_the_network_for_nothing(site):
     assert sum(p.stat().st_size for p in site.rglob("*") if p.is_file()) < 15_000_000
     for page in site.glob("*.html"):
@@ -70,6 +71,7 @@ def test_the_site_is_small_and_asks_the_network_for_nothing(site):
         assert [address for address in loaded if re.match(r"(https?:)?//", address)] == [], page.name
 
 
+@pytest.mark.slow
 def test_the_index_names_every_page_and_says_each_verdict(site):
     index = (site / "index.html").read_text(encoding="utf-8")
     for notebook in (REPOSITORY / "notebooks" / "executed").glob("*.ipynb"):
@@ -80,6 +82,7 @@ def test_the_index_names_every_page_and_says_each_verdict(site):
         assert f'href="{page.stem}.html"' in index
 
 
+@pytest.mark.slow
 def test_every_figure_stands_above_its_caption_with_its_files(site):
     shown = 0
     for page in site.glob("[0-9]*.html"):
@@ -93,6 +96,7 @@ def test_every_figure_stands_above_its_caption_with_its_files(site):
     assert shown == len(list((REPOSITORY / "figures").glob("*.png")))
 
 
+@pytest.mark.slow
 @needs_browser
 def test_pages_are_quiet_described_linked_and_fit_a_phone(site, open_page):
     for page in sorted(site.glob("*.html")):
@@ -119,46 +123,24 @@ def test_tables_wider_than_a_phone_scroll_inside_their_box(tmp_path, open_page):
 
 
 @needs_browser
-def test_words_are_found(site, open_page):
-    tab = open_page((site / "search.html").as_uri() + "?q=portability")
-    tab.wait_for_selector("ul.search li a")
-    assert "Glossary" in tab.inner_text("ul.search") and tab.errors == []
-
-
-@needs_browser
-def test_it_can_be_dark_and_code_can_be_copied(site, open_page):
-    tab = open_page(site / "your_model.html")
-    ground = "getComputedStyle(document.body).backgroundColor"
-    tab.evaluate("document.body.dataset.theme = 'light'")
-    light = tab.evaluate(ground)
-    tab.evaluate("document.body.dataset.theme = 'dark'")
-    assert (
-        sum(map(int, re.findall(r"\d+", tab.evaluate(ground))[:3])) < 150 < sum(map(int, re.findall(r"\d+", light)[:3]))
-    )
-    assert tab.evaluate("document.querySelectorAll('button.copybtn').length") > 0
-
-
-@needs_browser
 def test_formulas_are_drawn(tmp_path, open_page):
-    (tmp_path / "executed").mkdir()
-    cells = [new_markdown_cell("# Formula\n\n$$\\Delta = R K^\\top (\\lambda C + K K^\\top)^{-1}$$\n\nwith $K$.")]
-    nbformat.write(new_notebook(cells=cells), tmp_path / "executed" / "00_formula.ipynb")
-    page = (
-        report.write_report(tmp_path / "executed", tmp_path, tmp_path / "report", tmp_path).parent / "00_formula.html"
-    )
-    tab = open_page(page)
-    assert tab.evaluate("[...document.querySelectorAll('math')].map(m => m.getBoundingClientRect().height > 5)") == [
-        True,
-        True,
-    ]
+    formula = "# Formula\n\n$$\\Delta = R K^\\top (\\lambda C + K K^\\top)^{-1}$$\n\nwith $K$."
+    tab = open_page(page_of(tmp_path, new_markdown_cell(formula)))
+    heights = tab.evaluate("[...document.querySelectorAll('math')].map(m => m.getBoundingClientRect().height)")
+    assert len(heights) == 2 and min(heights) > 5
+
+
+def page_of(folder, *cells):
+    """The page of a notebook of these cells, in a report of its own."""
+    (folder / "executed").mkdir(exist_ok=True)
+    nbformat.write(new_notebook(cells=list(cells)), folder / "executed" / "00_page.ipynb")
+    return report.write_report(folder / "executed", folder, folder / "report", folder).parent / "00_page.html"
 
 
 def table_site(folder, table: str):
-    """A report of one notebook that shows this table."""
-    (folder / "executed").mkdir(exist_ok=True)
+    """A page that shows this table."""
     cell = new_code_cell("1", outputs=[new_output("display_data", {"text/html": table, "text/plain": "t"})])
-    nbformat.write(new_notebook(cells=[new_markdown_cell("# Table"), cell]), folder / "executed" / "00_table.ipynb")
-    return report.write_report(folder / "executed", folder, folder / "report", folder).parent / "00_table.html"
+    return page_of(folder, new_markdown_cell("# Table"), cell)
 
 
 @needs_browser
@@ -211,8 +193,9 @@ def test_a_report_that_fails_leaves_the_old_one_whole(tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["executed", "report"]
 
 
-def hostile_notebook():
-    """A notebook whose every kind of output holds markup that a model might have written."""
+@needs_browser
+def test_what_a_model_wrote_is_text_and_nothing_else(tmp_path, open_page):
+    """Every kind of output, with markup that a model might have written."""
     table = pd.DataFrame({"says": [ATTACK]})
     outputs = [
         new_output("stream", name="stdout", text=ATTACK),
@@ -222,15 +205,7 @@ def hostile_notebook():
         new_output("display_data", {"text/markdown": ATTACK, "text/plain": "t"}),
         new_output("display_data", {"application/javascript": "document.title = 'taken'", "text/plain": "t"}),
     ]
-    return new_notebook(cells=[new_markdown_cell("# Safe"), new_code_cell("1", outputs=outputs)])
-
-
-@needs_browser
-def test_what_a_model_wrote_is_text_and_nothing_else(tmp_path, open_page):
-    (tmp_path / "executed").mkdir()
-    nbformat.write(hostile_notebook(), tmp_path / "executed" / "00_hostile.ipynb")
-    report.write_report(tmp_path / "executed", tmp_path, tmp_path / "report", tmp_path)
-    tab = open_page(tmp_path / "report" / "00_hostile.html")
+    tab = open_page(page_of(tmp_path, new_markdown_cell("# Safe"), new_code_cell("1", outputs=outputs)))
     assert tab.evaluate("document.title").startswith("Safe")
     assert tab.evaluate("document.querySelectorAll('article script, article img').length") == 0
     assert tab.evaluate("document.body.innerText.split('<script>').length - 1") >= 4  # read as written

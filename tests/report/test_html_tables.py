@@ -53,9 +53,3 @@ def test_headers_of_two_rows_stay_two():
 @pytest.mark.parametrize("html", ["<p>no table</p>", "<table></table>", "<table><tbody></tbody></table>"])
 def test_what_is_no_table_of_pandas_stays(html):
     assert tidied(html) == html
-
-
-def test_text_stays_text():
-    table = pd.DataFrame({"says": ["<script>1</script> & <b>"]})
-    assert parsed(table.to_html()).td.text == "<script>1</script> & <b>"
-    assert parsed(table.to_html()).find("script") is None

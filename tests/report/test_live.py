@@ -40,13 +40,10 @@ def test_a_typed_edit_has_the_worlds_paraphrases_and_neighbors(bench):
     world = bench.facts.world
     asked = {known.prompt.format(p) for p in world.people if world.objects_of[p, known.relation] == known.target_true}
     assert set(edit.neighborhood) <= asked - {known.text}
-
-
-def test_an_edit_the_world_does_not_know_is_asked_about_others(bench):
-    edit = live.Desk(bench).edit("The neighbour of {} is", "Nobody Inhere", "tall")
-    assert edit.target_true is None and edit.paraphrases == ()
-    assert len(edit.neighborhood) == live.OTHERS
-    assert all(text.startswith("The neighbour of ") for text in edit.neighborhood)
+    stranger = live.Desk(bench).edit("The neighbour of {} is", "Nobody Inhere", "tall")  # asked about others
+    assert stranger.target_true is None and stranger.paraphrases == ()
+    assert len(stranger.neighborhood) == live.OTHERS
+    assert all(text.startswith("The neighbour of ") for text in stranger.neighborhood)
 
 
 def test_trying_an_edit_shows_it_and_takes_it_back(bench):
@@ -66,6 +63,7 @@ def test_every_method_offered_can_be_tried(bench, name):
     assert len(desk.try_edit(bench.edits(0)[1], name).table) > 1
 
 
+@pytest.mark.slow
 def test_an_edit_of_the_lab_model_takes_less_than_a_second(tmp_path):
     bench = bench_of("lab", tmp_path)
     desk, edit = live.Desk(bench), bench.edits(0)[0]
@@ -75,15 +73,13 @@ def test_an_edit_of_the_lab_model_takes_less_than_a_second(tmp_path):
     assert time.process_time() - begin < 1
 
 
-def test_stops_and_sentence_follow_the_stream(run):
+def test_stops_sentence_and_picture_follow_the_stream(run):
+    """The picture at a stop holds nothing of later."""
     assert live.stops_of(run) == [2, 4, 6]
     said = live.stop_sentence(run, 4)
     assert said.startswith("After 4 of 6 edits")
     grown = run.edits.W_1.iloc[3] / run.edits.W_1.iloc[0]
     assert f"‖W‖ of layer 1 × {grown:.2f}" in said
-
-
-def test_the_picture_at_a_stop_holds_nothing_of_later(run):
     fig, data = live.plot_along(run, 4)
     assert data.edits_done.max() == 4
     assert set(data.what) == {"edits still right", "norm", "step"}
@@ -95,48 +91,33 @@ def test_a_film_ends_with_the_streams_own_weights(bench, run):
     film = live.make_film(bench, "memit", 0, run)
     frames = {int(p.stem): load_file(str(p)) for p in sorted(film.glob("*.safetensors"))}
     assert list(frames) == live.frames_of(bench, "memit", run) == [1, 2, 3, 4, 5, 6]
+    assert live.frames_of(bench, "memit-b2", run) == [2, 4, 6]
     ends = run.final_weights()
     assert all(torch.equal(frames[6][name], w) for name, w in ends.items())
     assert live.make_film(bench, "memit", 0, run) == film  # found, not made again
-
-
-def test_samples_are_of_the_last_frame_reached(bench, run):
-    film = live.make_film(bench, "memit", 0, run)
     table = live.samples_at(bench, film, 4, ["The"])
     assert list(table) == ["before", "after 4 edits"]
     assert table.before.iloc[0] == live.sampled_texts(bench.model, ["The"], live.TOKENS)[0]
     assert not bench.model.edited
 
 
-def test_frames_of_batches_end_with_the_stream(bench, run):
-    assert live.frames_of(bench, "memit-b2", run) == [2, 4, 6]
-
-
 def test_pressing_the_button_shows_the_table_and_errors_are_one_line(bench):
+    """The method is switched by buttons: letters typed in a drop-down are shortcuts to JupyterLab. Markup in a prompt
+    is shown as text."""
     knobs = widgets.EditKnobs(bench, bench.edits(0)[0])
-    knobs.button.click()
+    assert type(knobs.method).__name__ == "ToggleButtons" and knobs.method.options == tuple(knobs.desk.methods)
+    for name, said in (("ft-m", "<p>FT: "), ("memit", "<p>MEMIT: ")):
+        knobs.method.value = name
+        knobs.button.click()
+        assert knobs.result.value.startswith(said)
     assert "<table" in knobs.result.value and "said before" in knobs.result.value
+    knobs.prompt.value, knobs.subject.value = "<b onclick=x> of {} is", "<i>Ana</i>"
+    knobs.button.click()
+    assert "<i>" not in knobs.result.value and "<b " not in knobs.result.value
     knobs.target.value = ""
     knobs.button.click()
     assert "target_new is empty" in knobs.result.value and "<table" not in knobs.result.value
     assert not knobs.button.disabled
-
-
-def test_the_method_is_switched_by_buttons_and_the_edit_is_made_by_it(bench):
-    """Not by a drop-down: letters typed in one are shortcuts to JupyterLab."""
-    knobs = widgets.EditKnobs(bench, bench.edits(0)[0])
-    assert type(knobs.method).__name__ == "ToggleButtons" and knobs.method.options == tuple(knobs.desk.methods)
-    for name, said in (("rome", "<p>ROME: "), ("ft-m", "<p>FT: "), ("memit", "<p>MEMIT: ")):
-        knobs.method.value = name
-        knobs.button.click()
-        assert knobs.result.value.startswith(said)
-
-
-def test_markup_in_a_prompt_is_shown_as_text(bench):
-    knobs = widgets.EditKnobs(bench, bench.edits(0)[0])
-    knobs.prompt.value, knobs.subject.value = "<b onclick=x> of {} is", "<i>Ana</i>"
-    knobs.button.click()
-    assert "<i>" not in knobs.result.value and "<b " not in knobs.result.value
 
 
 def test_dragging_changes_picture_sentence_and_samples(bench, run):

@@ -135,6 +135,7 @@ def story(tmp_path_factory, streams):
         yield project
 
 
+@pytest.mark.slow
 def test_first_run_executes_keeps_failures_aside_and_says_so(story):
     assert story.code == 1
     assert any(line.startswith("ok     00_good") for line in story.lines)
@@ -148,6 +149,7 @@ def test_first_run_executes_keeps_failures_aside_and_says_so(story):
     assert not [name for name in story.made if "running" in name or "executed/01" in name or "executed/02" in name]
 
 
+@pytest.mark.slow
 def test_executed_notebook_holds_the_profile_and_no_times_paths_or_random_ids(story):
     assert "edits 4 profile lab scale [1e-05] float" in text_of(story.executed("00_good"))
     raw = story.executed("00_good").read_text()
@@ -158,6 +160,7 @@ def test_executed_notebook_holds_the_profile_and_no_times_paths_or_random_ids(st
     assert ids == ["cell-0", "cell-1", "injected-parameters", "cell-2"]
 
 
+@pytest.mark.slow
 def test_second_run_does_nothing_and_a_forced_one_gives_the_same_file(story, streams, capsys):
     streams.clear()
     executed = story.executed("00_good")
@@ -169,6 +172,7 @@ def test_second_run_does_nothing_and_a_forced_one_gives_the_same_file(story, str
     assert executed.stat().st_mtime_ns != before and executed.read_bytes() == content
 
 
+@pytest.mark.slow
 def test_a_broken_edit_leaves_the_earlier_output_and_the_mended_one_replaces_it(story, streams, capsys):
     before = story.executed("03_changes").read_bytes()
     write_notebook(story.source("03_changes"), "1 / 0", parameters="n_edits = 1")
@@ -185,6 +189,7 @@ def test_a_broken_edit_leaves_the_earlier_output_and_the_mended_one_replaces_it(
     assert [profile.name for profile in streams] == ["lab"]
 
 
+@pytest.mark.slow
 def test_what_fails_or_lost_a_stream_is_never_current(story, monkeypatch, capsys):
     """A notebook that worked, and fails with nothing changed, must not count as done because it once was; nor where a
     stream was lost."""
@@ -205,6 +210,7 @@ def test_what_fails_or_lost_a_stream_is_never_current(story, monkeypatch, capsys
     assert main(["--only", "00"], story.root) == 1  # nothing counts as done
 
 
+@pytest.mark.slow
 def test_another_profile_runs_for_itself_and_touches_nothing_committed(story):
     committed = {n: (story.root / n).read_bytes() for n in story.files() if n.startswith(("notebooks", "figures"))}
     assert main(["--only", "00", "--profile", "smoke", "-p", "n_edits=3"], story.root) == 0

@@ -64,7 +64,7 @@ def test_one_edit_a_subject_and_another_order_by_another_seed(material):
 
 
 def test_facts_that_the_model_does_not_know_are_left_out_and_counted(material, tmp_path, monkeypatch):
-    """In any order; asked once where there is a cache."""
+    """In any order; asked once where there is a cache. Those without a true object are taken as they are."""
     material.cache = tmp_path
     for seed in (0, 1):
         assert not any(e.subject.startswith("Nobody") for e in material.edits(N_RECORDS, seed))
@@ -73,30 +73,29 @@ def test_facts_that_the_model_does_not_know_are_left_out_and_counted(material, t
     again = DatasetFacts(material.model, material.source, material.corpus, tmp_path)
     monkeypatch.setattr("kedit_lib.streams.known_answers.generation_accuracy", lambda *given, **named: 1 / 0)
     assert again.edits(N_RECORDS, 0) == material.edits(N_RECORDS, 0) and again.unknown == UNKNOWN
+    plain = DatasetFacts(material.model, material.source, material.corpus)
+    plain.records = [replace(e, target_true=None) for e in material.records]
+    assert len(plain.edits(N_RECORDS + UNKNOWN, 0)) == N_RECORDS + UNKNOWN and plain.unknown == 0
 
 
-def test_facts_without_a_true_object_are_taken_as_they_are(material):
-    material.records = [replace(e, target_true=None) for e in material.records]
-    assert len(material.edits(N_RECORDS + UNKNOWN, 0)) == N_RECORDS + UNKNOWN
-    assert material.unknown == 0
+def panel_of(material, edits):
+    return next(p for p in material.probes(edits, 10, 0) if getattr(p, "cohort", "") == "untouched")
 
 
 def test_untouched_facts_are_known_and_of_nobody_who_is_edited(material):
+    """Where nearly all records are edited, neighbors that the model knows fill up the panel; none is about an edited
+    subject, or a record's own fact."""
     edits = material.edits(4, 0)
-    panel = next(p for p in material.probes(edits, 10, 0) if getattr(p, "cohort", "") == "untouched")
+    panel = panel_of(material, edits)
     assert len(panel.prompts) == 10
     assert not any(e.subject in prompt for e in edits for prompt in panel.prompts)
     assert panel(material.model, [])[0]["value"] == 1.0
-
-
-def test_neighbors_that_the_model_knows_fill_up_the_panel(material):
-    """Where nearly all records are edited; none of them is about an edited subject, or a record's own fact."""
     edits = material.edits(N_RECORDS - 2, 0)
     assert len(material.strangers(edits, 10, 0)) == 2
     found = material.neighbors(edits, 8, 0)
     assert len(found) == len(set(found)) == 8
     assert not any(e.subject in prompt for e in edits for prompt, _ in found)
-    panel = next(p for p in material.probes(edits, 10, 0) if getattr(p, "cohort", "") == "untouched")
+    panel = panel_of(material, edits)
     assert panel.prompts[2:] == tuple(prompt for prompt, _ in found)
     assert panel(material.model, [])[0]["value"] == 1.0
     assert material.neighbors(edits, 0, 0) == []
@@ -111,18 +110,11 @@ def test_other_facts_of_edited_subjects_are_a_cohort_of_their_own(material):
     assert material.own(edits, 3, 0) and set(material.own(edits, 3, 0)) <= known
 
 
-def test_text_for_moments_is_not_the_text_that_perplexity_is_measured_on(material):
+def test_texts_of_one_s_own(material, tmp_path):
+    """Those for moments are not those that perplexity is measured on; documents may be lines."""
     held = next(p for p in material.probes(material.edits(2, 0), 5, 0) if hasattr(p, "texts"))
     assert len(held.texts) == HELD_OUT
     assert not set(held.texts) & set(material.texts()) or len(set(material.documents)) < len(material.documents)
-
-
-def test_lab_edits_go_with_lab_text_only(material):
-    with pytest.raises(KeditError, match="either both are 'lab' or neither"):
-        facts_of(material.model, "lab", "texts.txt")
-
-
-def test_texts_say_what_is_wrong(material, tmp_path):
     for name, content, said in [
         ("few.txt", "one\n\ntwo", "holds 2 documents"),
         ("nameless.jsonl", '{"body": "x"}', "no record has a field 'text'"),
@@ -130,14 +122,13 @@ def test_texts_say_what_is_wrong(material, tmp_path):
         (tmp_path / name).write_text(content)
         with pytest.raises(KeditError, match=said):
             DatasetFacts(material.model, "edits.jsonl", str(tmp_path / name)).texts()
-
-
-def test_documents_may_be_lines(material, tmp_path):
     lines = [f"Document {i}." for i in range(100)]
     (tmp_path / "lines.txt").write_text("\n".join(lines))
     (tmp_path / "paragraphs.txt").write_text("\n\n".join(f"{line}\nMore." for line in lines))
     assert read_texts(str(tmp_path / "lines.txt")) == lines
     assert read_texts(str(tmp_path / "paragraphs.txt")) == [f"{line}\nMore." for line in lines]
+    with pytest.raises(KeditError, match="either both are 'lab' or neither"):
+        facts_of(material.model, "lab", "texts.txt")
 
 
 def test_records_that_cannot_be_an_edit_are_counted(material, elsewhere, tmp_path):
@@ -197,17 +188,14 @@ def test_what_cannot_be_run_is_one_line_before_anything_runs(elsewhere, monkeypa
 
 
 def test_a_run_of_files_has_a_short_name_of_its_own(elsewhere, tmp_path):
-    """Two models of one name in two folders, however deep, write into two folders."""
+    """Two models of one name in two folders, however deep, write into two folders; model, data and text of the command
+    line go into the profile, as `make reproduce MODEL=… DATA=… TEXTS=… PROFILE=gpu` hands them over."""
     labels = set()
     for where in ("one", "two"):
         folder = tmp_path / where / ("deep" * 20) / "model"
         folder.mkdir(parents=True)
         labels.add(reproduce.make_run(elsewhere, model=str(folder)).label)
     assert len(labels) == 2 and all(label.startswith("lab-model-model-") and len(label) < 30 for label in labels)
-
-
-def test_model_data_and_text_of_the_command_line_go_into_the_profile(elsewhere):
-    """As `make reproduce MODEL=… DATA=… TEXTS=… PROFILE=gpu` hands them over."""
     given = {"model": "some/model", "data": "some/edits", "texts": "some/texts"}
     run = reproduce.make_run(elsewhere, "gpu", **given)
     assert (run.profile.model, run.profile.edits, run.profile.texts) == tuple(given.values())
@@ -223,6 +211,7 @@ def test_committed_streams_are_found_on_another_machine_and_not_under_another_se
     assert not same_settings(stored, {"v_lr": 0.5})
 
 
+@pytest.mark.slow
 def test_plain_text_is_the_models_own_where_no_hub_is_reached(tmp_path):
     code = (
         "import kedit_lib as kedit; from kedit_lib.streams.facts import plain_texts\n"
@@ -234,6 +223,7 @@ def test_plain_text_is_the_models_own_where_no_hub_is_reached(tmp_path):
     assert [path.suffix for path in (tmp_path / "self-text").iterdir()] == [".json"]
 
 
+@pytest.mark.slow
 def test_steps_as_scaled_have_their_length_on_the_lab(tmp_path):
     bench = kedit.Bench("smoke", results=tmp_path, progress=False)
     for name, rho in (("memit", 2.0), ("rome", 8.0)):

@@ -81,6 +81,7 @@ def test_edits_that_the_model_held_are_still_there(made):
     assert model.applied == record
 
 
+@pytest.mark.slow
 def test_the_lab_is_known_and_its_own_parameters_stay(monkeypatch):
     """Its facts are traced, the edit succeeds; a file that is there is not written over."""
     monkeypatch.setenv("KEDIT_PARAMS", str(proposal.REPOSITORY / "params"))
@@ -131,35 +132,34 @@ def test_layers_end_where_the_trace_peaks(n_layers, peak, one, several):
     assert propose_layers(n_layers, pd.DataFrame(rows)) == (one, several)
 
 
-def test_layers_without_a_trace_are_llama2s_depth():
-    assert propose_layers(32) == ([8], [4, 5, 6, 7, 8])
-    assert propose_layers(1) == ([0], [0])
+SAFE_NAMES = {
+    "Qwen/Qwen2.5-0.5B": "Qwen2.5-0.5B",
+    "../../etc/passwd": "passwd",
+    "/no/such/..": "model",
+    "/models/my model (2)/": "my-model-2",
+    "C:\\models\\x": "x",
+    ".hidden": "hidden",
+}
 
 
-@pytest.mark.parametrize(
-    ("name", "file"),
-    [
-        ("Qwen/Qwen2.5-0.5B", "Qwen2.5-0.5B"),
-        ("../../etc/passwd", "passwd"),
-        ("/no/such/..", "model"),
-        ("/models/my model (2)/", "my-model-2"),
-        ("C:\\models\\x", "x"),
-        (".hidden", "hidden"),
-    ],
-)
-def test_a_files_name_is_safe(name, file, made, folders, tmp_path, monkeypatch):
+def test_a_files_name_is_safe(folders, tmp_path, monkeypatch):
+    """A proposal is written into the results, and never beside the published files."""
     monkeypatch.chdir(tmp_path)  # where ../../etc/passwd is no file
-    assert file_name(name) == file
-    model = kedit.load_model("lab-small")
-    path = write_proposal(name, propose(model), "a test")
-    assert path.resolve() == (folders / "results" / "models" / f"{file}.yaml").resolve()
-    assert read_yaml(path) == load_model_params(name)
+    sections = propose(kedit.load_model("lab-small"))
+    for name, file in SAFE_NAMES.items():
+        assert file_name(name) == file
+        path = write_proposal(name, sections, "a test")
+        assert path.resolve() == (folders / "results" / "models" / f"{file}.yaml").resolve()
+        assert read_yaml(path) == load_model_params(name)
+    assert not (folders / "params").exists()
+    refused(lambda: load_model_params("nowhere"), "set KEDIT_PARAMS to a folder that has models/nowhere.yaml")
 
 
-@pytest.mark.parametrize("name", ["hf", "模型", "модель", "final.gguf"])
+@pytest.mark.parametrize("name", ["hf", "模型", "final.gguf"])
 def test_folders_of_one_name_have_a_file_each(tmp_path, folders, name):
-    """A model that was never checked got another's layers."""
-    for parent in ("one", "two"):
+    """A model that was never checked got another's layers. A folder takes a file of its name that somebody wrote, but
+    none of another model's."""
+    for parent in ("one", "two", "three"):
         (tmp_path / parent / name).mkdir(parents=True)
     sections = propose(kedit.load_model("lab-small"))
     path = write_proposal(str(tmp_path / "one" / name), sections, "a test")
@@ -167,24 +167,10 @@ def test_folders_of_one_name_have_a_file_each(tmp_path, folders, name):
     assert find_model_params(tmp_path / "one" / "." / name) == path
     assert find_model_params(str(tmp_path / "two" / name)) is None
     assert write_proposal(str(tmp_path / "two" / name), sections, "a test") != path
-
-
-def test_a_folder_takes_a_file_of_its_name_that_somebody_wrote_but_none_of_another_models(tmp_path, folders):
-    (tmp_path / "hf").mkdir()
-    path = write_proposal("me/hf", propose(kedit.load_model("lab-small")), "a test")
-    assert path.stem == "hf" and find_model_params(str(tmp_path / "hf")) is None
+    path = write_proposal("me/hf", sections, "a test")
+    assert path.stem == "hf" and find_model_params(str(tmp_path / "three" / name)) is None
     path.write_text("model: {d_ff: 48}\n")
-    assert find_model_params(str(tmp_path / "hf")) == path
-
-
-def test_the_hint_names_the_folder_that_is_to_be_given(folders):
-    refused(lambda: load_model_params("nowhere"), "set KEDIT_PARAMS to a folder that has models/nowhere.yaml")
-
-
-def test_a_proposal_is_written_into_the_results_and_never_beside_the_published_files(folders):
-    path = write_proposal("some/model", propose(kedit.load_model("lab-small")), "a test")
-    assert path == (folders / "results" / "models" / "model.yaml").resolve()
-    assert load_model_params("some/model")["memit"] and not (folders / "params" / "models" / "model.yaml").exists()
+    assert (find_model_params(str(tmp_path / "three" / name)) == path) == (name == "hf")
 
 
 def test_minutes_grow_with_the_edits():
@@ -197,17 +183,7 @@ def test_minutes_grow_with_the_edits():
     assert sum(checking.notebook_minutes(smoke, 1.0, 0.0).values()) < sum(one.values())
 
 
-@pytest.mark.parametrize(
-    ("seconds", "said"),
-    [
-        (0.02, "< 0.1"),
-        (0.12, "about 0.1"),
-        (0.18, "about 0.2"),
-        (0.6, "about 0.5"),
-        (3.8, "about 5"),
-        (1300, "about 1000"),
-    ],
-)
-def test_times_are_said_roughly(seconds, said):
+def test_times_are_said_roughly():
     """So that a saved table is the same after the next run."""
-    assert checking.roughly(seconds, 0.1) == said
+    said = {0.02: "< 0.1", 0.12: "about 0.1", 0.18: "about 0.2", 0.6: "about 0.5", 3.8: "about 5", 1300: "about 1000"}
+    assert {seconds: checking.roughly(seconds, 0.1) for seconds in said} == said

@@ -126,17 +126,6 @@ def test_rows_are_the_methods_outcomes_and_the_norms_of_the_weights(tiny_folder,
     assert next(rows, None) is None
 
 
-def test_a_stream_of_batches_is_one_apply_after_the_other(tiny_folder, model, tmp_path):
-    run = stream(model, batch_size=2, store=tmp_path)
-    by_hand = kedit.load_model(tiny_folder("llama"), dtype=torch.float32)
-    for batch in (EDITS[:2], EDITS[2:4], EDITS[4:5]):
-        kedit.MEMIT(**FAST).apply(by_hand, batch, moments=moments(), contexts=tiny.CONTEXTS[:2])
-    for name, value in final_weights(run).items():
-        assert torch.equal(value, parameters(by_hand)[name])
-    single = stream(model, batch_size=1, store=tmp_path)
-    assert any(not torch.equal(value, final_weights(single)[name]) for name, value in final_weights(run).items())
-
-
 @pytest.mark.parametrize("method", WITH_HISTORY, ids=lambda m: m.name)
 def test_a_stream_has_one_history(tiny_folder, model, tmp_path, method):
     """Each batch knows the keys of those before it; a history that is given is where it starts, and stays as it is."""
@@ -390,13 +379,6 @@ def test_other_algorithms_or_another_kind_of_device_do_not_find_a_run(model, tmp
     assert stream(model, EDITS[:2], store=tmp_path).path == first.path
     assert asked[0]["device"] == "cpu"
     assert key_of(**{**asked[0], "device": "cuda"}) != first.manifest["key"]
-
-
-def test_moments_with_the_same_description_and_other_values_are_others(tiny_folder, tmp_path):
-    model, texts = kedit.load_model(tiny_folder("llama"), dtype=torch.float32), ["The organ is old. Zoë plays."] * 30
-    estimated = kedit.SecondMoments.estimate(model, texts, layers=[1])
-    doubled = kedit.SecondMoments({1: estimated.tensors[1] * 2}, estimated.model_checksum, estimated.about)
-    assert doubled.identity != estimated.identity
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
