@@ -1,12 +1,10 @@
 """Whether an editing pipeline, of any library, asks its model about the tokens that it means.
 
 Two bugs of public code that ran PMET on Llama-2 (easyeditor/models/pmet/compute_zs.py and easyeditor/editors/editor.py
-of github.com/zjunlp/EasyEdit; its issues 236 and 247) leave no error behind, only a probability that does not rise:
-the start token is left in front of the target, and prompts are padded on the left while tokens are counted as if they
-were padded on the right. Both show in the ids that are about to be handed to the model.
+of github.com/zjunlp/EasyEdit; its issues 236 and 247) raise no error, and only the probability does not rise: the
+start token is left in front of the target, and prompts are padded on the left while tokens are counted as if they were
+padded on the right. Both show in the ids that are about to be handed to the model.
 """
-
-from __future__ import annotations
 
 from ..errors import KeditError
 
@@ -23,76 +21,70 @@ def check_pipeline(
     lookup          [n] index into each row where δ is added or keys are read: the subject's last token is expected
     target_ids      the ids that the loss is taken of
     attention_mask  [n, t] 1 where a token is real (None: all that is not the pad token)
-    labels          [n, t] the target's ids where the loss is read at, -100 elsewhere (None: not checked)
+    labels          [n, t] the target's ids where the loss is read, -100 elsewhere (None: not checked)
 
-    KeditError for rows of different length, or a lookup for each row that is not there.
+    KeditError for rows of different lengths, or not one lookup a row.
     """
-    rows, lookups, target = _rows(input_ids), _rows(lookup), _rows(target_ids)
+    rows, lookups, target = _lists(input_ids), _lists(lookup), _lists(target_ids)
     if not rows or len(lookups) != len(rows) or len({len(row) for row in rows}) != 1:
         raise KeditError(
             f"check_pipeline: {len(rows)} rows of lengths {sorted({len(r) for r in rows})} and {len(lookups)} lookups; "
             "give padded rows, [n, t], and one index a row"
         )
-    masks = _rows(attention_mask) if attention_mask is not None else [_seen(tokenizer, row) for row in rows]
-    found, own = [], [t for t in target if t not in set(tokenizer.all_special_ids)]
+    masks = _lists(attention_mask) if attention_mask is not None else [_seen(tokenizer, row) for row in rows]
+    found, own = [], [t for t in target if t not in tokenizer.all_special_ids]
     if target[:1] != own[:1]:
         token = tokenizer.decode(target[:1])
         found.append(f"target: begins with the special token {token!r}; encode it with add_special_tokens=False")
     for i, (row, mask, at) in enumerate(zip(rows, masks, lookups, strict=True)):
         real = [p for p, seen in enumerate(mask) if seen]
-        found += _started_again(tokenizer, i, [row[p] for p in real], own)
-        found += _looked_up(tokenizer, i, row, real, subject, at)
-        if labels is not None:
-            found += _expected(i, real, _rows(labels)[i])
+        problems = [
+            _started_again(tokenizer, [row[p] for p in real], own),
+            _looked_up(tokenizer, row, real, subject, at % len(row)),
+            "" if labels is None else _expected(real, _lists(labels)[i]),
+        ]
+        found += [f"row {i}: {problem}" for problem in problems if problem]
     return found
 
 
-def _started_again(tokenizer, i: int, ids: list[int], target: list[int]) -> list[str]:
+def _started_again(tokenizer, ids: list[int], target: list[int]) -> str:
     """A start token between the prompt and all but the last token of the target."""
     tail = [tokenizer.bos_token_id, *target[:-1]]
     if tail[0] is None or len(ids) <= len(tail) or ids[-len(tail) :] != tail:
-        return []
-    return [f"row {i}: the start token {tokenizer.decode(tail[:1])!r} stands between prompt and target"]
+        return ""
+    return f"the start token {tokenizer.decode(tail[:1])!r} stands between prompt and target"
 
 
-def _looked_up(tokenizer, i: int, row: list[int], real: list[int], subject: str, at: int) -> list[str]:
-    """The token at `at` against the subject's last."""
-    last = _last_of(tokenizer, [row[p] for p in real], subject)
-    if last is None:
-        return [f"row {i}: the subject {subject!r} is not in it: {tokenizer.decode([row[p] for p in real])!r}"]
-    right, at = real[last], at % len(row)
-    if at == right:
-        return []
-    what = repr(tokenizer.decode([row[at]])) if at in real else "padding"
-    said = f"row {i}: index {at} is {what}"
-    said = f"{said}, the subject's last token is {tokenizer.decode([row[right]])!r} at {right}"
+def _looked_up(tokenizer, row: list[int], real: list[int], subject: str, at: int) -> str:
+    """The token at `at` against the last token of the subject's last occurrence."""
+    ids = [row[p] for p in real]
+    counts = [tokenizer.decode(ids[: n + 1]).count(subject) for n in range(len(ids))]
+    if not counts or not counts[-1]:
+        return f"the subject {subject!r} is not in it: {tokenizer.decode(ids)!r}"
+    last = counts.index(counts[-1])
+    right, what = real[last], repr(tokenizer.decode([row[at]])) if at in real else "padding"
+    said = f"index {at} is {what}, the subject's last token is {tokenizer.decode([row[right]])!r} at {right}"
     if at == last:
         said += f"; the row has {right - last} tokens of padding in front and is counted as if it had none"
         said += ": set tokenizer.padding_side = 'right', or add them"
-    return [said]
+    return "" if at == right else said
 
 
-def _expected(i: int, real: list[int], labels: list[int]) -> list[str]:
-    """The places at which the target is expected: they must be the last real ones."""
+def _expected(real: list[int], labels: list[int]) -> str:
+    """The target is expected at the last real tokens."""
     places = [p for p, label in enumerate(labels) if label != UNSEEN]
     if places and places == real[-len(places) :]:
-        return []
+        return ""
     where = f"at {places[0]} to {places[-1]}" if places else "nowhere"
-    return [f"row {i}: the target is expected {where}, the sentence ends at {real[-1]}"]
+    return f"the target is expected {where}, the sentence ends at {real[-1]}"
 
 
-def _last_of(tokenizer, ids: list[int], subject: str) -> int | None:
-    """Index of the token that completes the last occurrence of `subject` in ids."""
-    counts = [tokenizer.decode(ids[: n + 1]).count(subject) for n in range(len(ids))]
-    return counts.index(counts[-1]) if counts and counts[-1] else None
-
-
-def _seen(tokenizer, row: list[int]) -> list[int]:
-    """1 where a token is real, without a mask: runs of the pad token at either end are padding."""
+def _seen(tokenizer, row: list[int]) -> list[bool]:
+    """Whether a token is real, without a mask: runs of the pad token at either end are padding."""
     real = [p for p, token in enumerate(row) if token != tokenizer.pad_token_id]
-    return [int(bool(real) and real[0] <= p <= real[-1]) for p in range(len(row))]
+    return [bool(real) and real[0] <= p <= real[-1] for p in range(len(row))]
 
 
-def _rows(values) -> list:
+def _lists(values) -> list:
     """Tensors and arrays as lists."""
     return values.tolist() if hasattr(values, "tolist") else list(values)

@@ -3,11 +3,9 @@
     method = kedit.method_from_file("EasyEdit/hparams/MEMIT/llama-7b.yaml")
     method = kedit.method_from_file("memit/hparams/MEMIT/EleutherAI_gpt-j-6B.json")   # named by its folder
 
-The fields keep their names. What belongs elsewhere here, such as the model's name, is left out with one warning; what
-is unknown, of the wrong type, or asks for what is not done here is an error.
+The fields keep their names. What is set elsewhere here, such as the model's name, is left out with one warning; a
+field that is unknown, of the wrong type, or asks for something not supported here is an error.
 """
-
-from __future__ import annotations
 
 import json
 import re
@@ -19,72 +17,32 @@ from ..data.yaml_text import read_yaml
 from ..errors import KeditError
 from . import Method, Wrapper, method_class
 
-# Where those fields' business is done here.
+# Where these fields are set here. Published programs hold those of the last line in every file, read or not.
 ELSEWHERE = {
-    "load_model": (
-        *("model_name", "device", "model_parallel", "fp16", "max_length", "half"),
-        *("model_class", "tokenizer_class", "class_name", "tokenizer_name"),
-    ),
-    "moments=": ("stats_dir", "mom2_dataset", "mom2_n_samples", "mom2_dtype", "P_loc"),
-    "contexts=": ("context_template_length_params",),
-    "the model's layout": (
-        "rewrite_module_tmp",
-        "rewrite_module_tmps",
-        "layer_module_tmp",
-        "mlp_module_tmp",
-        "attn_module_tmp",
-        "ln_f_module",
-        "lm_head_module",
-    ),
-    "the batch that apply is given": ("batch_size", "bs", "n_edits"),
-    # The published programs hold these in every file and do not read them for every method.
-    "nothing that this method reads": (
-        "mom2_adjustment",
-        "mom2_update_weight",
-        "kl_factor",
-        "calculate_objective_value",
-        "dynamic_multiplier",
-        "emmet_lambda",
-        *("grad_desc_lr", "grad_desc_steps", "gd_lambda", "spectral_norm", "condition_num", "calculate_norms"),
-        *("weight_reg", "apply_woodbury", "solver", "fast"),
-        *("silent", "editor_batch_size", "results_dir"),
-    ),
+    "load_model": "model_name device model_parallel fp16 max_length half model_class tokenizer_class class_name "
+    "tokenizer_name",
+    "moments=": "stats_dir mom2_dataset mom2_n_samples mom2_dtype P_loc",
+    "contexts=": "context_template_length_params",
+    "the model's layout": "rewrite_module_tmp rewrite_module_tmps layer_module_tmp mlp_module_tmp attn_module_tmp "
+    "ln_f_module lm_head_module",
+    "the batch that apply is given": "batch_size bs n_edits",
+    "nothing that this method reads": "mom2_adjustment mom2_update_weight kl_factor calculate_objective_value "
+    "dynamic_multiplier emmet_lambda grad_desc_lr grad_desc_steps gd_lambda spectral_norm condition_num "
+    "calculate_norms weight_reg apply_woodbury solver fast silent editor_batch_size results_dir",
 }
-# Switches of which one position is done here.
+UNREAD = {"RLSEdit": "L2 nullspace_threshold"}  # in the file of that method, which does not read them
+# Switches of which one position is supported, for methods without such a field.
 ONLY = {
-    "fact_token": "subject_last",
-    "layer_selection": "all",
-    "bias_update": False,
-    "dynamic": False,
-    "norm_control": 0,
-    "prob_cutoff": 0,
-    "update_norm_lambda": 0,  # where the method has no such field
-    "use_gd": False,
-    "random_vector_preservation": False,
-    "add_prev_edits": True,
-    "sequential": True,
-    "lambda_reg": 0,
-    "mu_reg": 1,
-    "token": "ans",
-    "dropout": 0,
-    "no_grad_layers": None,
+    **{"fact_token": "subject_last", "layer_selection": "all", "bias_update": False, "dynamic": False},
+    **{"norm_control": 0, "prob_cutoff": 0, "update_norm_lambda": 0, "lambda_reg": 0, "mu_reg": 1, "dropout": 0},
+    **{"use_gd": False, "random_vector_preservation": False, "add_prev_edits": True, "sequential": True},
+    **{"token": "ans", "no_grad_layers": None},
 }
-UNREAD = {"RLSEdit": ("L2", "nullspace_threshold")}  # in the file of that method, where they decide nothing
-# What a field is called here, for methods that have it under that name; the later one goes before the earlier.
+# What a field is called here, for methods that have it under that name; later ones overrule earlier ones.
 RENAMED = {
-    "P_freq": "tau",
-    "inner_params": "modules",
-    "edit_modules": "modules",
-    "batch_size_once": "batch_size",
-    "dataset_batch_size": "batch_size",
-    "base_method": "base",
+    **{"P_freq": "tau", "inner_params": "modules", "edit_modules": "modules", "base_method": "base"},
+    **{"batch_size_once": "batch_size", "dataset_batch_size": "batch_size"},
 }
-# Without these a file says something else to each program that fills them in.
-DECISIVE = (
-    *("v_num_grad_steps", "v_lr", "v_weight_decay", "clamp_norm_factor", "kl_factor", "nll_loss_factor"),
-    *("mom2_update_weight", "emmet_lambda", "L2", "nullspace_threshold", "num_steps", "lr"),
-    *("update_norm_lambda", "prob_cutoff", "lambda1", "lambda2", "tau", "alpha", "lamHyper", "beta_hse"),
-)
 OFF = {"norm_constraint": None, "weight_decay": 0.0}  # what `false` means there
 MLP_OUTPUT = re.compile(r".*mlp\.(down_proj|c_proj|fc_out|dense_4h_to_h)(\.weight)?")
 
@@ -93,14 +51,21 @@ def method_from_file(path, method: str | None = None) -> Method:
     """The method of a .yaml, .yml or .json file, with its hyperparameters.
 
     method: its name; None: the file's alg_name, or else the name of its folder, which is how the authors keep them.
-    Warns, in one line each, of fields that mean nothing here and of hyperparameters that the file does not give and
-    that are therefore this library's. KeditError for a file that cannot be read, a method that is
-    not there, an unknown or mistyped field, a fact_token other than subject_last.
+    Warns, in one line each, of fields that are left out and of hyperparameters that the file does not give, for which
+    this library's defaults are taken. KeditError for a file that cannot be read, an unknown method, an unknown or
+    mistyped field, a fact_token other than subject_last.
     """
     path = Path(path)
     values = _read(path)
     named = [values.pop(key) for key in ("alg_name", "alg") if key in values]
-    cls = _class(path, method or (named[0] if named else None))
+    name = method or (named[0] if named else path.parent.name)
+    try:
+        cls = method_class(str(name))
+    except KeditError as error:
+        if method or named:
+            raise KeditError(f"{path.name}: {error}") from None
+        problem = f"does not say its method (no alg_name, and its folder {name!r} is none); pass method="
+        raise KeditError(f"{path.name}: {problem}") from None
     return _made(path, cls, {str(field): value for field, value in values.items()})
 
 
@@ -111,18 +76,16 @@ def _made(path: Path, cls: type[Method], values: dict[str, Any]) -> Method:
     if issubclass(cls, Wrapper):
         values = _with_base(path, cls, values)
     for field, value in ONLY.items():
-        if field in cls.model_fields:
-            continue
-        if (found := values.pop(field, value)) != value:
-            raise KeditError(f"{path.name}: {field} = {found!r}: is not done here; only {value!r} is")
+        if field not in cls.model_fields and (found := values.pop(field, value)) != value:
+            raise KeditError(f"{path.name}: {field} = {found!r}: is not supported here; only {value!r} is")
     for field in ("rewrite_module_tmp", "rewrite_module_tmps"):
         modules = values.get(field, [])
         for module in modules if isinstance(modules, list) else [modules]:
             if not MLP_OUTPUT.fullmatch(str(module)):
                 raise KeditError(f"{path.name}: {field} = {module!r}: here methods edit the map that leaves the MLP")
     left_out = []
-    for place, fields in {**ELSEWHERE, "nothing that its program reads": UNREAD.get(cls.__name__, ())}.items():
-        if found := [f for f in fields if f in values and f not in cls.model_fields]:
+    for place, fields in {**ELSEWHERE, "nothing that its program reads": UNREAD.get(cls.__name__, "")}.items():
+        if found := [f for f in fields.split() if f in values and f not in cls.model_fields]:
             left_out.append(f"{', '.join(found)} ({place})")
             values = {f: value for f, value in values.items() if f not in found}
     try:
@@ -130,9 +93,10 @@ def _made(path: Path, cls: type[Method], values: dict[str, Any]) -> Method:
     except KeditError as error:
         raise KeditError(f"{path.name}: {error}") from None
     if left_out:
-        warnings.warn(f"{path.name}: left out, because it is settled elsewhere: {'; '.join(left_out)}", stacklevel=3)
-    if ours := [f"{f} = {getattr(made, f)}" for f in cls.model_fields if f in DECISIVE and f not in values]:
-        warnings.warn(f"{path.name}: does not give {', '.join(ours)}, which is taken", stacklevel=3)
+        warnings.warn(f"{path.name}: left out, because it is set elsewhere: {'; '.join(left_out)}", stacklevel=3)
+    numbers = [f for f, info in cls.model_fields.items() if type(info.default) in (int, float) and f != "batch_size"]
+    if missing := [f"{f} = {getattr(made, f)}" for f in numbers if f not in values]:
+        warnings.warn(f"{path.name}: does not give {', '.join(missing)}; the default is taken", stacklevel=3)
     return made
 
 
@@ -146,24 +110,9 @@ def _with_base(path: Path, cls: type[Method], values: dict[str, Any]) -> dict[st
     return {**own, "base": _made(path, method_class("AlphaEdit" if "nullspace_threshold" in rest else "MEMIT"), rest)}
 
 
-def _class(path: Path, name: Any) -> type[Method]:
-    if name is None:
-        try:
-            return method_class(path.parent.name)
-        except KeditError:
-            raise KeditError(
-                f"{path.name}: does not say its method (no alg_name, and its folder {path.parent.name!r} is none); "
-                "pass method="
-            ) from None
-    try:
-        return method_class(str(name))
-    except KeditError as error:
-        raise KeditError(f"{path.name}: {error}") from None
-
-
 def _read(path: Path) -> dict[str, Any]:
     if path.suffix not in (".yaml", ".yml", ".json"):
-        raise KeditError(f"{path}: is no hyperparameter file; give a .yaml, .yml or .json")
+        raise KeditError(f"{path}: is not a hyperparameter file; give a .yaml, .yml or .json")
     if not path.is_file():
         raise KeditError(f"{path}: there is no such file; give an existing one")
     if path.suffix != ".json":
