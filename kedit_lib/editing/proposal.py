@@ -1,13 +1,11 @@
 """Hyperparameters for a model that has none yet: Llama-2-7B's, the layers and the weights of C fitted to the model.
 
-    layers   ROME's is the layer whose state at the subject's last token carries the most of a fact (causal tracing);
+    layers   ROME's is the layer whose state at the subject's last token carries most of a fact (causal tracing);
              methods that spread an edit take the up to five layers that end there, as published
     λ        15000 · d_ff / 11008, so that λ/d_ff is Llama-2-7B's; the others' weights of C by the same rule
 
-It is a proposal: tracing alone does not say where editing works best. Single edits do; try the layers beside it.
+It is a proposal: tracing alone does not say where editing works best. Single edits do; try the neighbouring layers.
 """
-
-from __future__ import annotations
 
 from pathlib import Path
 
@@ -16,21 +14,19 @@ import pandas as pd
 from ..data.atomic import replacing
 from ..data.config import PROPOSED, REPOSITORY, file_name, find_model_params, models_folders
 from ..data.yaml_text import dump, read_yaml
+from .transfer import BY_WIDTH, rounded
 
 LIKE, D_FF, N_LAYERS = "Llama-2-7b-hf", 11008, 32  # where the other values are from
 DEPTH = 8 / N_LAYERS  # of Llama-2-7B's last edited layer; taken where nothing was traced
 WIDEST = 5  # layers that an edit is spread over at most: Llama-2-7B's, of its 32
 ONE_LAYER = ("rome", "rrome", "prome", "emmet")
-FINE_TUNED = ("ft", "ft-m")
-# fields that weigh an edit against C, whose scale is d_ff
-WITH_C = ("mom2_update_weight", "L2", "update_norm_lambda", "lambda1", "lambda2", "lamHyper")
 
 
 def propose_layers(n_layers: int, effect: pd.DataFrame | None = None) -> tuple[list[int], list[int]]:
     """ROME's layer, and the layers of methods that spread an edit, both as lists.
 
     effect: what `causal_trace` gives (None: nothing was traced, the depth is Llama-2-7B's). The last layer is left
-    out: behind it a change could only reach the subject's own next token.
+    out: a change there could only reach the subject's own next token.
     """
     if effect is None:
         at = round(DEPTH * n_layers)
@@ -45,26 +41,25 @@ def propose_layers(n_layers: int, effect: pd.DataFrame | None = None) -> tuple[l
 def propose(model, effect: pd.DataFrame | None = None) -> dict[str, dict]:
     """Sections of a params/models file for `model` (see `propose_layers` for `effect`)."""
     one, several = propose_layers(model.n_layers, effect)
-    deep = sorted({min(model.n_layers - 1, round(i / N_LAYERS * model.n_layers)) for i in (29, 30)})
-    tuned = [min(model.n_layers - 1, round(21 / N_LAYERS * model.n_layers))]
+    tuned, *deep = (min(model.n_layers - 1, round(i / N_LAYERS * model.n_layers)) for i in (21, 29, 30))
     sections = read_yaml(REPOSITORY / "params" / "models" / f"{LIKE}.yaml")
     sections["model"] = {"d_ff": model.d_ff}
     for name, values in sections.items():
         if "layers" in values:
-            values["layers"] = one if name in ONE_LAYER else tuned if name in FINE_TUNED else several
+            values["layers"] = one if name in ONE_LAYER else [tuned] if name in ("ft", "ft-m") else several
         if "modules" in values:
-            names = [f"{model.layout.layers}.{i}.{model.layout.mlp_out}" for i in deep]
-            values |= {"modules": names, "lr": float(f"{values['lr'] * D_FF / model.d_ff:.5g}")}
-        for field in WITH_C:
+            values["modules"] = [f"{model.layout.layers}.{i}.{model.layout.mlp_out}" for i in sorted({*deep})]
+            values["lr"] = rounded(values["lr"] * D_FF / model.d_ff)
+        for field in BY_WIDTH:
             if field in values:
-                values[field] = float(f"{values[field] * model.d_ff / D_FF:.5g}")
+                values[field] = rounded(values[field] * model.d_ff / D_FF)
     return sections
 
 
 def write_proposal(name: str, sections: dict[str, dict], why: str) -> Path:
-    """models/<name>.yaml in the results folder, where method_for finds it; its path. A copy in params/models is kept.
+    """Write models/<name>.yaml into the results folder, where method_for finds it; its path. An existing file is kept.
 
-    why: how the layers came about, for the file's first lines. A file that is there is not written over.
+    why: how the layers came about, for the file's first lines.
     """
     if (there := find_model_params(name)) is not None:
         return there

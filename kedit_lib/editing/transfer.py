@@ -23,8 +23,6 @@ Hence ρ = 2, with 1 to 4 as its range. It belongs to a model and a method: ROME
 20 / 23.1 = 0.87 (github.com/zjunlp/EasyEdit/issues/640, where decay term and norms are printed and agree).
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, replace
 from math import isfinite, sqrt
@@ -40,6 +38,7 @@ from . import Method, UltraEdit, Wrapper, method_for
 from .compute_k import outputs_at
 
 SETTINGS = {"as printed": None, "as scaled": 2.0}  # ρ of the two settings that streams are reported in
+# hyperparameters that weigh an edit against C, whose scale is d_ff
 BY_WIDTH = ("mom2_update_weight", "L2", "update_norm_lambda", "lambda1", "lambda2", "lamHyper")
 DIGITS = 3  # of a measured v_lr: fewer than rounding on another machine moves, for it is in the keys of stored runs
 
@@ -61,7 +60,7 @@ FACTS = tuple(
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Transfer:
     """A published method on another model, and what was done to carry it. It edits as `method` does.
 
@@ -88,18 +87,16 @@ class Transfer:
         """A row for each hyperparameter that was carried."""
         return pd.DataFrame(self.changes, columns=["hyperparameter", self.source, self.model, "rule"])
 
-    def __str__(self) -> str:
-        said = "; ".join(f"{name} {there} → {here} ({rule})" for name, there, here, rule in self.changes)
-        return f"{self.method.name} of {self.source} on {self.model}: {said}; all else as printed"
-
-    __repr__ = __str__
+    def __repr__(self) -> str:
+        changes = "; ".join(f"{name} {there} → {here} ({rule})" for name, there, here, rule in self.changes)
+        return f"{self.method.name} of {self.source} on {self.model}: {changes}; all else as printed"
 
     def _repr_html_(self) -> str:
         return self.table.to_html(index=False)
 
 
 def transfer(method: str | Method, source: str, model, facts=None, rho: float | None = 2.0) -> Transfer:
-    """The method of `source` carried to `model`.
+    """The method of `source` carried to `model`; what is put round another method is carried with it.
 
     method   a name, as of `method_for`, or a Method of the source
     source   a file of params/models, such as "Llama-2-7b-hf", which says n_layers and d_ff
@@ -113,43 +110,37 @@ def transfer(method: str | Method, source: str, model, facts=None, rho: float | 
     size = load_model_params(source)["model"]
     if missing := [name for name in ("n_layers", "d_ff") if name not in size]:
         raise KeditError(f"source {source!r}: its parameters do not say {missing[0]}; add it there under 'model:'")
-    if isinstance(published, Wrapper):
-        return _wrapped(published, source, model, facts, rho, size)
-    layers = at_depth(published.layers, size["n_layers"], model.n_layers)
-    values = {"layers": layers}
-    changes = [("layers", published.layers, layers, f"depth of {size['n_layers']} layers and of {model.n_layers}")]
+    of, d_ff = size["n_layers"], size["d_ff"]
+    values = {name: getattr(published, name) for name in type(published).model_fields}
+    inner = transfer(published.base, source, model, facts, rho) if isinstance(published, Wrapper) else None
+    changes = [] if inner is None else [*inner.changes]
+
+    def carry(name, value, rule, there=None, here=None):
+        changes.append((name, values[name] if there is None else there, value if here is None else here, rule))
+        values[name] = value
+
+    if inner is None:
+        carry("layers", at_depth(published.layers, of, model.n_layers), f"depth of {of} layers and of {model.n_layers}")
+    else:
+        values |= {"base": inner.method, "layers": inner.method.layers}
     for name in BY_WIDTH:
-        if value := getattr(published, name, None):
-            values[name] = _rounded(value * model.d_ff / size["d_ff"], 5)
-            changes.append((name, value, values[name], f"per d_ff, {size['d_ff']} and {model.d_ff}"))
+        if value := values.get(name):
+            carry(name, rounded(value * model.d_ff / d_ff), f"per d_ff, {d_ff} and {model.d_ff}")
     if isinstance(published, UltraEdit):
-        values["modules"] = sorted({_moved(name, size["n_layers"], model.n_layers) for name in published.modules})
-        values["lr"] = _rounded(published.lr * size["d_ff"] / model.d_ff, 5)
-        changes.append(("lr", published.lr, values["lr"], "lr · ‖k̂‖², which is d_ff"))
-    if hasattr(published, "v_loss_layer"):
-        values["v_loss_layer"] = None
+        values["modules"] = sorted({_moved(name, of, model.n_layers) for name in published.modules})
+        carry("lr", rounded(published.lr * d_ff / model.d_ff), "lr · ‖k̂‖², which is d_ff")
+    if "v_loss_layer" in values:
         there = "last" if published.v_loss_layer is None else published.v_loss_layer
-        changes.append(("v_loss_layer", there, "last", f"here {model.n_layers - 1}"))
-    carried = type(published)(**{**published.model_dump(), **values})
-    if not hasattr(published, "v_lr"):
+        carry("v_loss_layer", None, f"here {model.n_layers - 1}", there, "last")
+    carried = type(published)(**values)
+    if inner is not None:
+        return replace(inner, method=carried, changes=tuple(changes))
+    if "v_lr" not in values:
         return Transfer(carried, str(source), model.name, tuple(changes))
     found, v0 = with_rho(carried, model, rho, facts)
     here = found.v_lr * sqrt(model.d_model) / v0
-    rule = f"ρ = v_lr·√{model.d_model}/‖v₀‖ = {here:.3g} with ‖v₀‖ = {v0:.4g}"
-    changes.append(("v_lr", published.v_lr, found.v_lr, rule))
+    carry("v_lr", found.v_lr, f"ρ = v_lr·√{model.d_model}/‖v₀‖ = {here:.3g} with ‖v₀‖ = {v0:.4g}")
     return Transfer(found, str(source), model.name, tuple(changes), v0, here)
-
-
-def _wrapped(published: Wrapper, source, model, facts, rho, size: dict) -> Transfer:
-    """What is put round another method is carried with it."""
-    inner = transfer(published.base, source, model, facts, rho)
-    own = {n: getattr(published, n) for n in type(published).model_fields if n not in ("layers", "base")}
-    changes = list(inner.changes)
-    for name in BY_WIDTH:
-        if name in own:
-            there, own[name] = own[name], _rounded(own[name] * model.d_ff / size["d_ff"], 5)
-            changes.append((name, there, own[name], f"per d_ff, {size['d_ff']} and {model.d_ff}"))
-    return replace(inner, method=type(published)(base=inner.method, **own), changes=tuple(changes))
 
 
 def _moved(module: str, of: int, here: int) -> str:
@@ -162,7 +153,7 @@ def with_rho(method: Method, model, rho: float | None, facts=None) -> tuple[Meth
     if rho is not None and not (isfinite(rho) and rho > 0):
         raise KeditError(f"rho = {rho!r}: must be above 0, or None for v_lr as printed")
     v0 = v0_norm(model, method, facts)
-    v_lr = method.v_lr if rho is None else _rounded(rho * v0 / sqrt(model.d_model), DIGITS)
+    v_lr = method.v_lr if rho is None else rounded(rho * v0 / sqrt(model.d_model), DIGITS)
     return type(method)(**{**method.model_dump(), "v_lr": v_lr}), v0
 
 
@@ -186,5 +177,5 @@ def at_depth(layers: list[int], of: int, here: int) -> list[int]:
     return sorted({min(here - 1, int(i * here / of + 0.5)) for i in layers})
 
 
-def _rounded(value: float, digits: int) -> float:
+def rounded(value: float, digits: int = 5) -> float:
     return float(f"{value:.{digits}g}")
