@@ -1,6 +1,6 @@
 """The projection of AlphaEdit (Fang et al. 2024): P = U₀U₀ᵀ onto the directions that plain text hardly uses.
 
-U₀ are the singular vectors of C = E[k kᵀ] whose singular values lie below a threshold. The published threshold is an
+U₀ are the singular vectors of C = E[k kᵀ] with singular values below a threshold. The published threshold is an
 absolute 0.02, and what it cuts depends on the scale of C: where keys are small it keeps most of the space. So the
 rank of P and the energy tr(PC)/tr(C) that it leaves open to change belong beside every result, and the cut can be
 made by rank instead.
@@ -10,7 +10,7 @@ made by rank instead.
     nullspace.report()
 """
 
-from __future__ import annotations
+from typing import Self
 
 import pandas as pd
 import torch
@@ -20,20 +20,20 @@ from ..errors import KeditError
 
 
 class NullSpace:
-    """P of each layer. Made by `from_moments`; each layer is decomposed once, when it is first asked for."""
+    """P of each layer, made by `from_moments`; each layer is decomposed once, when it is first asked for."""
 
     def __init__(self, moments, threshold: float | None, rank: int | None):
         self.moments, self.threshold, self.rank = moments, threshold, rank
         self._found: dict[int, tuple[Tensor, float]] = {}  # U₀ in float64, energy
 
     @classmethod
-    def from_moments(cls, moments, threshold: float | None = None, rank: int | None = None) -> NullSpace:
+    def from_moments(cls, moments, threshold: float | None = None, rank: int | None = None) -> Self:
         """P from C by exactly one of
 
         threshold   all directions whose singular value of C is below this absolute number (AlphaEdit: 0.02)
         rank        the `rank` directions with the smallest singular values, 1 to d_ff
 
-        The same moments and cut give the same object, kept with the moments as their Cholesky factors are.
+        The same moments and cut give the same object.
         """
         if (threshold is None) == (rank is None):
             raise KeditError("null space: the cut is made by threshold or by rank; give exactly one of them")
@@ -41,8 +41,7 @@ class NullSpace:
             raise KeditError(f"null space: threshold = {threshold!r}; must be a number above 0, AlphaEdit has 0.02")
         if rank is not None and not (type(rank) is int and rank >= 1):
             raise KeditError(f"null space: rank = {rank!r}; must be a whole number of at least 1")
-        cut = threshold, rank
-        return moments.null_spaces.setdefault(cut, cls(moments, *cut))
+        return moments.null_spaces.setdefault((threshold, rank), cls(moments, threshold, rank))
 
     def basis(self, layer: int) -> Tensor:
         """U₀ [d_ff, rank] in float64."""
@@ -66,17 +65,14 @@ class NullSpace:
             )
         for layer in layers:
             if not self.basis(layer).shape[1]:
-                smallest = torch.linalg.svdvals(self.moments.tensors[layer])[-1]
                 raise KeditError(
                     f"null space of layer {layer}: no singular value of C lies below {self.threshold} (smallest "
-                    f"{smallest:.3g}); raise the threshold or cut by rank"
+                    f"{torch.linalg.svdvals(self.moments.tensors[layer])[-1]:.3g}); raise the threshold or cut by rank"
                 )
 
     def report(self, layers=None) -> pd.DataFrame:
-        """A row a layer: rank of P, d_ff, and energy = tr(PC)/tr(C), 0..1: how much of plain text's keys P lets change.
-
-        layers: None for every layer of the moments. Rank 0: nothing lies below the threshold, and no edit can be made.
-        """
+        """A row a layer (None: all): rank of P, d_ff, and energy = tr(PC)/tr(C), 0..1, the share of plain text's keys
+        that P lets change. Rank 0: nothing lies below the threshold, and no edit can be made."""
         rows = []
         for layer in sorted(self.moments.tensors) if layers is None else layers:
             u, energy = self._of(layer)
@@ -97,12 +93,13 @@ class NullSpace:
             u, values, vt = torch.linalg.svd(c)
             # Of a symmetric matrix the two singular vectors of a negative eigenvalue are opposite to each other.
             negative = (u * vt.T).sum(0) < 0
+            problem = None
             if (negative & (values > len(c) * torch.finfo(c.dtype).eps * values[0])).any():
-                raise KeditError(
-                    f"null space of layer {layer}: C has a negative eigenvalue, which no E[k kᵀ] has; estimate it again"
-                )
-            if self.rank is not None and self.rank > len(c):
-                raise KeditError(f"null space of layer {layer}: rank = {self.rank}, d_ff is {len(c)}; lower it")
+                problem = "C has a negative eigenvalue, which no E[k kᵀ] has; estimate it again"
+            elif self.rank is not None and self.rank > len(c):
+                problem = f"rank = {self.rank}, d_ff is {len(c)}; lower it"
+            if problem:
+                raise KeditError(f"null space of layer {layer}: {problem}")
             first = int((values >= self.threshold).sum()) if self.rank is None else len(c) - self.rank
             self._found[layer] = u[:, first:].double(), float(values[first:].sum() / values.sum())
         return self._found[layer]

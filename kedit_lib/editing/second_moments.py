@@ -3,13 +3,12 @@
 Source: `layer_stats.py` of kmeng01/rome: uncentred, over all non-padding tokens, sum over count.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import warnings
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,13 +24,11 @@ from ..models.hooks import no_bar, pad, trace
 from ..models.windows import longer_than, positions_of, windows
 
 SYMMETRIC = 1e-4  # largest difference of mirrored entries, relative to the largest entry: what rounding may leave
-
-
 NO_LIMIT = 2048  # tokens of a window for models whose positions do not end
 
 
 class FewTokens(UserWarning):
-    """C was measured on so little text that it says nothing of many directions."""
+    """C was measured on so little text that it says nothing about many directions."""
 
 
 class SecondMoments:
@@ -44,18 +41,17 @@ class SecondMoments:
 
     def __init__(self, tensors: dict[int, Tensor], model_checksum: str | None = None, about: dict | None = None):
         for layer, c in tensors.items():
+            problem = None
             if not isinstance(c, Tensor) or not c.is_floating_point():
-                kind = getattr(c, "dtype", type(c).__name__)
-                raise KeditError(f"moments of layer {layer}: are {kind}; give a tensor of floating-point numbers")
-            if c.dim() != 2 or c.shape[0] != c.shape[1]:
-                raise KeditError(f"moments of layer {layer}: shape {tuple(c.shape)}; C must be square, d_ff × d_ff")
-            if not torch.isfinite(c).all():
-                raise KeditError(f"moments of layer {layer}: hold NaN or inf; estimate them again")
-            if (off := float((c - c.T).abs().max())) > SYMMETRIC * float(c.abs().max()):
-                raise KeditError(
-                    f"moments of layer {layer}: C is not symmetric (entries differ by {off:.3g} from their mirror "
-                    "images), E[k kᵀ] is; estimate them again"
-                )
+                problem = f"are {getattr(c, 'dtype', type(c).__name__)}; give a tensor of floating-point numbers"
+            elif c.dim() != 2 or c.shape[0] != c.shape[1]:
+                problem = f"shape {tuple(c.shape)}; C must be square, d_ff × d_ff"
+            elif not torch.isfinite(c).all():
+                problem = "hold NaN or inf; estimate them again"
+            elif (off := float((c - c.T).abs().max())) > SYMMETRIC * float(c.abs().max()):
+                problem = f"C is not symmetric (mirrored entries differ by {off:.3g}), E[k kᵀ] is; estimate them again"
+            if problem:
+                raise KeditError(f"moments of layer {layer}: {problem}")
         self.tensors, self.model_checksum, self.about = tensors, model_checksum, about or {}
         self._factors: dict[tuple[int, float], Tensor] = {}
         self.null_spaces: dict = {}  # by cut, see NullSpace.from_moments
@@ -66,32 +62,22 @@ class SecondMoments:
         return f"SecondMoments(C of layers {sorted(self.tensors)}, {width} × {width}, {measured})"
 
     @classmethod
-    def from_tensors(cls, tensors: dict[int, Tensor], model_checksum: str | None = None) -> SecondMoments:
+    def from_tensors(cls, tensors: dict[int, Tensor], model_checksum: str | None = None) -> Self:
         """From given matrices {layer: [d_ff, d_ff]}."""
         return cls(dict(tensors), model_checksum)
 
     @classmethod
-    @torch.no_grad()
     def estimate(
-        cls,
-        model,
-        texts,
-        layers,
-        cache=None,
-        batch_tokens: int = 8192,
-        progress: bool = False,
-        tokens: int | None = None,
-    ) -> SecondMoments:
+        cls, model, texts, layers, cache=None, batch_tokens=8192, progress=False, tokens: int | None = None
+    ) -> Self:
         """Measure C on `texts` at `layers` of the unedited model.
 
-        texts: a list of documents or any iterable of them, rows with a field `text`, or a file: a .txt whose paragraphs
-        are documents, or records. A document longer than the model's context counts whole, in windows.
+        texts   a list of documents or any iterable of them, rows with a field `text`, or a file: a .txt whose
+                paragraphs are documents, or records. A document beyond the model's context is read in windows
+        cache   a folder; results are kept there under a key of model, corpus, layers and dtype
+        tokens  a budget: only the first texts that hold so many (None: all)
 
-        Products are taken in float32 (float64 for a float64 model) and summed in float64. Texts are
-        sorted by length so that padding is rare; padding never counts. `cache`: a folder; results
-        are kept there under a key that names model, corpus, layers and dtype. `tokens`: a budget; the
-        first texts are taken that hold so many (None: all; `make bench` measures what a budget costs
-        in accuracy).
+        Products are taken in float32 (float64 for a float64 model) and summed in float64; padding never counts.
         """
         if tokens is not None and not (type(tokens) is int and tokens >= 1):
             raise KeditError(f"moments: tokens = {tokens!r}; must be a whole number of at least 1, or None for all")
@@ -107,40 +93,30 @@ class SecondMoments:
         path = None
         if cache is not None:
             whole = json.dumps([model.checksum, model.setting, about], sort_keys=True)
-            key = hashlib.sha256(whole.encode()).hexdigest()[:20]
-            path = Path(cache) / f"moments-{key}.safetensors"
+            path = Path(cache) / f"moments-{hashlib.sha256(whole.encode()).hexdigest()[:20]}.safetensors"
             if path.exists():
-                return _warned(cls.load(path), model.d_ff)
-
+                return cls.load(path).warned(model.d_ff)
         rows, held = [], 0
         for text in texts:
             if tokens is not None and held >= tokens:
                 break
             cut = windows(model.tokenizer, text, limit)
             rows, held = rows + cut, held + sum(map(len, cut))
-        rows = sorted(rows, key=len)
-        modules = {layer: model.mlp_out(layer) for layer in layers}
-        total = {i: torch.zeros(model.d_ff, model.d_ff, dtype=torch.float64, device=model.device) for i in layers}
-        count = 0
-        with model.temporarily(), tqdm(total=len(rows), desc="second moments", disable=no_bar(progress)) as bar:
-            while rows:
-                size = max(1, batch_tokens // max(1, len(rows[-1])))
-                part, rows = rows[-size:], rows[:-size]
-                ids = pad(part, model.device)
-                lengths = torch.tensor([len(r) for r in part], device=ids.device)
-                real = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
-                seen, _ = trace(model.hf, ids, inputs=modules.values(), last=modules[max(layers)])
-                for layer, module in modules.items():
-                    k = seen[module][real].to(model.math_dtype)
-                    total[layer] += (k.T @ k).double()
-                count += int(real.sum())
-                bar.update(len(part))
-        about["tokens"] = count
-        tensors = {i: (c / count).to(model.math_dtype).cpu() for i, c in total.items()}
-        moments = cls(tensors, model.checksum, about)
+        moments = cls(_mean_products(model, rows, layers, batch_tokens, progress), model.checksum, about)
+        about["tokens"] = held
         if path is not None:
             moments.save(path)
-        return _warned(moments, model.d_ff)
+        return moments.warned(model.d_ff)
+
+    def warned(self, d_ff: int) -> Self:
+        """Itself, with a warning if fewer tokens than d_ff were measured: C's rank is at most their number."""
+        if (tokens := self.about.get("tokens", d_ff)) < d_ff:
+            message = (
+                f"moments: {tokens} tokens were measured, C has {d_ff} directions and says nothing about "
+                f"{d_ff - tokens}; estimate it on at least {10 * d_ff} tokens"
+            )
+            warnings.warn(message, FewTokens, stacklevel=3)
+        return self
 
     def check(self, model, layers, invert: float | None = 0.0) -> None:
         """KeditError unless these moments belong to `model`, cover `layers` and can be inverted there.
@@ -156,18 +132,16 @@ class SecondMoments:
             if layer not in self.tensors:
                 there = f"there are {sorted(self.tensors)}"
                 raise KeditError(f"moments: none for layer {layer} ({there}); estimate that layer too")
-            if (width := self.tensors[layer].shape[0]) != model.d_ff:
-                raise KeditError(
-                    f"moments of layer {layer}: width {width}, {model.name} has d_ff {model.d_ff}; "
-                    "they belong to another model"
-                )
-        _warned(self, model.d_ff)
+            if (width := len(self.tensors[layer])) != model.d_ff:
+                whose = f"{model.name} has d_ff {model.d_ff}; they belong to another model"
+                raise KeditError(f"moments of layer {layer}: width {width}, {whose}")
+        self.warned(model.d_ff)
         for layer in layers if invert is not None else ():
             self.factor(layer, invert, model.device)
 
     @cached_property
     def identity(self) -> str:
-        """A hash that names these matrices in stores: of their values, whatever is said about them."""
+        """A hash of the matrices' values that names them in stores."""
         parts = [self.model_checksum]
         for layer, c in sorted(self.tensors.items()):
             values = c.cpu().contiguous().view(torch.uint8).numpy().data
@@ -175,20 +149,20 @@ class SecondMoments:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
 
     def factor(self, layer: int, shift: float = 0.0, device: torch.device | None = None) -> Tensor:
-        """Lower Cholesky factor of C + shift·I in float64, computed once and kept on `device`, where it was asked for
-        last (None: where it is, at first C's own). KeditError if it is not positive definite."""
+        """Lower Cholesky factor of C + shift·I in float64, computed once and kept on the `device` last asked for (None:
+        where it is, at first C's own). KeditError if it is not positive definite."""
         if (layer, shift) not in self._factors:
             c = self.tensors[layer].to(device, torch.float64)
             c = (c + c.T).mul_(0.5)
             if shift:
                 c.diagonal().add_(shift)
-            factor, info = torch.linalg.cholesky_ex(c)
+            self._factors[layer, shift], info = torch.linalg.cholesky_ex(c)
             if info.item():
+                del self._factors[layer, shift]
                 raise KeditError(
                     f"moments of layer {layer}: C is not positive definite (leading minor {info.item()}); estimate it "
                     f"on more text, at least ten times d_ff = {c.shape[0]} tokens"
                 )
-            self._factors[layer, shift] = factor
         elif device is not None:
             self._factors[layer, shift] = self._factors[layer, shift].to(device)
         return self._factors[layer, shift]
@@ -198,37 +172,46 @@ class SecondMoments:
         return torch.cholesky_solve(k.double().T, self.factor(layer, shift, k.device)).T
 
     def save(self, path) -> None:
-        """One safetensors file, there whole or not at all, with owner and corpus in its header."""
+        """Write one safetensors file, atomically, with owner and corpus in its header."""
         meta = {"model_checksum": self.model_checksum or "", "about": json.dumps(self.about), "identity": self.identity}
         with replacing(path) as partial:
             save_file({f"layer{i}": c.contiguous() for i, c in self.tensors.items()}, str(partial), metadata=meta)
 
     @classmethod
-    def load(cls, path) -> SecondMoments:
+    def load(cls, path) -> Self:
         """What `save` wrote. KeditError when the file is missing or damaged, or its matrices are no moments."""
         try:
             with safe_open(str(path), "pt") as file:
-                meta = file.metadata() or {}
-                names = list(file.keys())
+                meta, names = file.metadata() or {}, list(file.keys())
                 tensors = {int(name.removeprefix("layer")): file.get_tensor(name) for name in names}
             about = json.loads(meta.get("about", "{}"))
         except (OSError, SafetensorError, ValueError) as error:
             raise KeditError(f"moments file {path}: cannot be read ({error}); remove it and estimate again") from error
         try:
             moments = cls(tensors, meta.get("model_checksum") or None, about)
-            if meta.get("identity", moments.identity) != moments.identity:  # files of before have none
-                raise KeditError("holds other values than were written; remove it and estimate again")
+            if meta.get("identity", moments.identity) != moments.identity:  # older files have none
+                raise KeditError("checksum mismatch; remove it and estimate again")
             return moments
         except KeditError as error:
             raise KeditError(f"moments file {path}: {error}") from None
 
 
-def _warned(moments: SecondMoments, d_ff: int) -> SecondMoments:
-    """The same, with a warning if fewer tokens than d_ff were measured: C's rank is at most their number."""
-    if (tokens := moments.about.get("tokens", d_ff)) < d_ff:
-        message = (
-            f"moments: {tokens} tokens were measured, C has {d_ff} directions and says nothing of {d_ff - tokens}; "
-            f"estimate it on at least {10 * d_ff} tokens"
-        )
-        warnings.warn(message, FewTokens, stacklevel=3)
-    return moments
+@torch.no_grad()
+def _mean_products(model, rows: list[tuple], layers, batch_tokens: int, progress: bool) -> dict[int, Tensor]:
+    """{layer: C} of rows of token ids; sorted by length, so that there is little padding."""
+    rows, modules, count = sorted(rows, key=len), {layer: model.mlp_out(layer) for layer in layers}, 0
+    total = {i: torch.zeros(model.d_ff, model.d_ff, dtype=torch.float64, device=model.device) for i in layers}
+    with model.temporarily(), tqdm(total=len(rows), desc="second moments", disable=no_bar(progress)) as bar:
+        while rows:
+            size = max(1, batch_tokens // max(1, len(rows[-1])))
+            part, rows = rows[-size:], rows[:-size]
+            ids = pad(part, model.device)
+            lengths = torch.tensor([len(r) for r in part], device=ids.device)
+            real = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
+            seen, _ = trace(model.hf, ids, inputs=modules.values(), last=modules[max(layers)])
+            for layer, module in modules.items():
+                k = seen[module][real].to(model.math_dtype)
+                total[layer] += (k.T @ k).double()
+            count += int(real.sum())
+            bar.update(len(part))
+    return {i: (c / count).to(model.math_dtype).cpu() for i, c in total.items()}
