@@ -43,14 +43,14 @@ PHASES = {
     "first pass": [(Tails, "of")],
     "keys": [
         (module, name)
-        for module in (methods.memit, methods.rome, methods.locate_then_edit)
+        for module in (methods.spread, methods.rome, methods.locate_then_edit)
         for name in ("keys_at", "outputs_at")
         if hasattr(module, name)
     ],
-    "solve": [(kedit.SecondMoments, "solve"), (kedit.NullSpace, "project"), (methods.memit, "with_memory")]
-    + [(module, "update") for module in (methods.memit, methods.alphaedit, methods.emmet)]
+    "solve": [(kedit.SecondMoments, "solve"), (kedit.NullSpace, "project"), (methods.spread, "with_memory")]
+    + [(methods.spread, "update")]
     + [(methods.rect, "largest_changes")],
-    "write": [(module, "write") for module in (methods.memit, methods.rome, methods.ft)]
+    "write": [(module, "write") for module in (methods.spread, methods.rome, methods.ft)]
     + [(kedit.EditableModel, name) for name in ("snapshot", "load_snapshot", "add")],
 }
 # One edit at a time: the section of params/models that has the hyperparameters, what is set beside them, and the bar.

@@ -1,22 +1,19 @@
 """The editing methods by name, and their published hyperparameters for each model."""
 
-from __future__ import annotations
-
 from ..data.config import load_model_params
 from ..errors import KeditError
 from .alphaedit import AlphaEdit
 from .betaedit import BetaEdit
-from .call import Outcome
 from .emmet import EMMET
 from .encore import ENCORE
 from .evoedit import EvoEdit
+from .filters import Wrapper
 from .ft import FT
-from .locate_then_edit import anchor_norm
 from .lyaplock import LyapLock
 from .memit import MEMIT
 from .method import Method
 from .pmet import PMET
-from .prune import PRUNE, prune
+from .prune import PRUNE
 from .rect import RECT
 from .revive import REVIVE
 from .rlsedit import RLSEdit
@@ -24,7 +21,6 @@ from .rome import PROME, ROME, RROME
 from .simie import SimIE
 from .sphere import SPHERE
 from .ultraedit import UltraEdit
-from .wrapper import Wrapper
 
 METHODS: dict[str, type[Method]] = {
     m.__name__: m
@@ -33,20 +29,17 @@ METHODS: dict[str, type[Method]] = {
         *(ENCORE, EvoEdit, BetaEdit, LyapLock, RLSEdit, SimIE, SPHERE, REVIVE, UltraEdit),
     )
 }
-# One class, several names: what differs is how it is called or its hyperparameters.
+# One class under several names: they differ in how it is called or in its hyperparameters.
 ALSO_CALLED = {"MEMITMASS": "MEMIT", "FTL": "FT", "FTM": "FT"}
 
 
 def _plain(name: str) -> str:
-    return name.upper().replace("-", "").replace("_", "")
+    return str(name).upper().replace("-", "").replace("_", "")
 
 
 def method_class(name: str) -> type[Method]:
-    """The method of that name, in any case: "r-rome" is RROME, "memit-mass" MEMIT, "ft-l" and "ft-m" FT,
-    and "simie-rome" SimIE, which is put round ROME.
-
-    KeditError for an unknown one.
-    """
+    """The method of that name, in any case: "r-rome" is RROME, "memit-mass" MEMIT, "ft-l" and "ft-m" FT, "simie-rome"
+    SimIE, which is put round ROME. KeditError for an unknown one."""
     classes = {_plain(known): cls for known, cls in METHODS.items()}
     plain = ALSO_CALLED.get(_plain(name), _plain(name))
     around, _, base = name.partition("-")
@@ -61,8 +54,8 @@ def method_class(name: str) -> type[Method]:
 def method_for(model, name: str, **overrides) -> Method:
     """The method with the hyperparameters of params/models/<model>.yaml, some of them overridden.
 
-    model: an EditableModel or its name. A section of the very name ("ft-m") goes before the method's ("ft"). The base
-    of a method that is put round another one may be a name, too.
+    model: an EditableModel or its name. A section of that very name ("ft-m") is preferred to the method's ("ft"). The
+    base of a wrapper may be given by name. KeditError for an unknown method and where there are no hyperparameters.
     """
     cls, model_name = method_class(name), getattr(model, "name", model)
     found = load_model_params(str(model_name))
@@ -72,7 +65,7 @@ def method_for(model, name: str, **overrides) -> Method:
             f"model {model_name!r}: its parameters are of a model with d_ff {published}, it has {own}; rename one "
             "of two models that share a name"
         )
-    sections = {_plain(str(key)): values for key, values in found.items()}
+    sections = {_plain(key): values for key, values in found.items()}
     for section in (_plain(name), _plain(cls.__name__)):
         if section in sections:
             values = {**sections[section], **overrides}
@@ -83,33 +76,3 @@ def method_for(model, name: str, **overrides) -> Method:
     raise KeditError(
         f"method {name!r}: params/models has no hyperparameters for it under {model_name!r}; pass them yourself"
     )
-
-
-__all__ = [
-    "METHODS",
-    "EMMET",
-    "ENCORE",
-    "FT",
-    "MEMIT",
-    "PMET",
-    "PROME",
-    "PRUNE",
-    "RECT",
-    "REVIVE",
-    "ROME",
-    "RROME",
-    "SPHERE",
-    "AlphaEdit",
-    "BetaEdit",
-    "EvoEdit",
-    "LyapLock",
-    "Method",
-    "Outcome",
-    "RLSEdit",
-    "SimIE",
-    "UltraEdit",
-    "anchor_norm",
-    "method_class",
-    "method_for",
-    "prune",
-]

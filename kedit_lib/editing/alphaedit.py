@@ -3,21 +3,16 @@
     Δᵀ = [P (K Kᵀ + M) + L2·I]⁻¹ P K Rᵀ / (m − i)
        = U₀ [U₀ᵀ (K Kᵀ + M) U₀ + L2·I]⁻¹ U₀ᵀ K Rᵀ / (m − i),      P = U₀U₀ᵀ
 
-P projects onto the null space of C (see `nullspace.py`) and M = Σ k kᵀ over the keys of the earlier batches, each
-measured on the weights after it. With B = P/L2 it is the closed form of MEMIT (`solve.py`): an N × N solve.
+P projects onto the null space of C (see `null_space.py`) and M = Σ k kᵀ over the keys of the earlier batches, each
+measured on the weights after it. With B = P/L2 it is the closed form of MEMIT (`closed_form.py`): an N × N solve.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
-from typing import ClassVar
 
 from pydantic import Field
 
-from .call import Call, Outcome
-from .closed_form import update
-from .memit import Spread
 from .null_space import NullSpace
+from .spread import Spread
 
 
 class InNullSpace(Spread):
@@ -25,15 +20,12 @@ class InNullSpace(Spread):
     nullspace_rank: P is over this many of the smallest instead (None: by threshold).
     A `projection` given to `apply` goes before both."""
 
-    takes: ClassVar[frozenset[str]] = frozenset({"targets", "projection"})
-    shift: ClassVar[None] = None  # P needs no inverse of C
+    takes = frozenset({"targets", "projection"})
+    shift = None  # P needs no inverse of C
+    keeps_history = True
 
     nullspace_threshold: float = Field(0.02, gt=0)
     nullspace_rank: int | None = Field(None, ge=1)
-
-    @property
-    def keeps_history(self) -> bool:
-        return True
 
     @property
     def cut(self) -> dict:
@@ -41,12 +33,15 @@ class InNullSpace(Spread):
         by_rank = self.nullspace_rank is not None
         return {"rank": self.nullspace_rank} if by_rank else {"threshold": self.nullspace_threshold}
 
-    def _check(self, call: Call) -> Call:
+    def _check(self, call):
         call = super()._check(call)
         if call.projection is None:
             call = replace(call, projection=NullSpace.from_moments(call.moments, **self.cut))
             call.projection.check(call.model, self.layers)
         return call
+
+    def _fixed(self, call):
+        return f"P of {call.projection.identity}", call.projection.project
 
 
 class AlphaEdit(InNullSpace):
@@ -54,11 +49,6 @@ class AlphaEdit(InNullSpace):
 
     L2: float = Field(10.0, gt=0)
 
-    def _solve(self, call, layer, k, r, outcome: Outcome):
-        bk = call.projection.project(layer, k) / self.L2
-        delta, g = update(k, r, self._with_history(call, layer, bk, self.L2))
-        outcome.written[layer] = g / (1 + g)
-        return delta
-
-    def _fixed(self, call):
-        return f"P of {call.projection.identity}", call.projection.project
+    @property
+    def sigma(self) -> float:
+        return self.L2

@@ -11,50 +11,47 @@ With B = U₀ [U₀ᵀ λ₁C U₀ + λ₂ I]⁻¹ U₀ᵀ, P = U₀U₀ᵀ, it 
 An update with ‖Δ‖/√N above 20 is not written, and nothing after it.
 """
 
-from __future__ import annotations
-
 from math import sqrt
-from typing import ClassVar
 
 import torch
 from pydantic import Field
 
 from .alphaedit import InNullSpace
-from .closed_form import update
-from .history import EditHistory
-from .method import Sequential
+from .locate_then_edit import Targeted
 from .null_space import NullSpace
 from .second_moments import SecondMoments
 
 BROKEN = 20  # ‖Δ‖/√N at which the authors stop
 
 
-class BetaEdit(Sequential, InNullSpace):
+class BetaEdit(InNullSpace):
     """The fields of its null space; lambda1: weight of C; lambda2: weight of ‖Δ‖²; tau: edits after which P is
     renewed."""
 
-    keys_after: ClassVar[bool] = False
+    takes = Targeted.takes  # P is renewed from the moments
+    needs_history = True
+    keys_after = False
 
     lambda1: float = Field(3000.0, gt=0)
     lambda2: float = Field(10.0, gt=0)
     tau: int = Field(1000, ge=1)
 
-    def new_history(self, model, moments=None) -> EditHistory:
-        return EditHistory(self.history_kind)
+    @property
+    def sigma(self) -> float:
+        return 1.0
 
-    def _edit_layers(self, call, outcome, first_keys) -> None:
+    def _edit_layers(self, call, outcome, first_keys):
         done, numbers = call.history.edits, call.history.numbers
         if done - numbers.get("renewed", 0) >= self.tau:
             numbers["renewed"] = done
         super()._edit_layers(call, outcome, first_keys)
 
     def _solve(self, call, layer, k, r, outcome):
-        history, (_, times) = call.history, self._fixed(call)
-        delta, g = update(k, r, self._with_history(call, layer, times(layer, k), 1.0))
-        if "broken" in history.numbers or float(delta.norm()) / sqrt(len(k)) > BROKEN:
-            history.numbers["broken"] = True
+        delta, numbers = super()._solve(call, layer, k, r, outcome), call.history.numbers
+        if "broken" in numbers or float(delta.norm()) / sqrt(len(k)) > BROKEN:
+            numbers["broken"] = True
+            outcome.written[layer] = outcome.written[layer] * 0
             return delta * 0
-        outcome.written[layer] = g / (1 + g)
         return delta
 
     def _fixed(self, call):
@@ -64,8 +61,7 @@ class BetaEdit(Sequential, InNullSpace):
         def times(layer, k):
             if (name, layer) not in cache:
                 u = self._projection(call, renewed).basis(layer).to(k.device)
-                c = call.moments.tensors[layer].to(u)
-                small = self.lambda1 * (u.T @ c @ u)
+                small = self.lambda1 * (u.T @ call.moments.tensors[layer].to(u) @ u)
                 small.diagonal().add_(self.lambda2)
                 cache[name, layer] = u, torch.linalg.cholesky(small)
             u, factor = cache[name, layer]

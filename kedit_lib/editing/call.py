@@ -1,11 +1,10 @@
 """What goes into one call of a method and what comes out of it; and how an update is written into the weights."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Self
 
+import torch
 from torch import Tensor
 
 from ..data.edit import Edit
@@ -15,9 +14,9 @@ from ..models.model import EditableModel
 from ..models.tokenization import Prompt
 from .compute_z import Target
 from .engine import Request
+from .history import EditHistory
 from .null_space import NullSpace
 from .second_moments import SecondMoments
-from .state import EditState
 
 
 @dataclass(repr=False)
@@ -26,9 +25,8 @@ class Outcome:
 
     deltas    {parameter name: tensor of the parameter's own shape}, float32 (float64 models: float64)
     targets   a Target for each edit, in order
-    s         {layer: [N]} kᵀC⁻¹k of each edit (EMMET: kᵀ(C′/λ)⁻¹k; empty where C is not inverted)
-    written   {layer: [N]} the fraction of its residual that each edit, without the others of its batch,
-              would write there (methods that write a fraction)
+    s         {layer: [N]} kᵀC⁻¹k of each edit (with a shift of C where the method has one; empty where C is not used)
+    written   {layer: [N]} the fraction of its residual that each edit would write there if it were alone in its batch
     hyperparameters, model_checksum   of the method, and of the unedited model
     """
 
@@ -51,6 +49,10 @@ class Outcome:
         """The edited layers."""
         return [i for i in range(model.n_layers) if model.weight_name(i) in self.deltas]
 
+    def keys(self, layer: int) -> Tensor:
+        """[N, d_ff] the keys that the layer was solved with."""
+        return torch.stack([t.key_per_layer[layer] for t in self.targets])
+
     @property
     def record(self) -> dict:
         """The call as plain data."""
@@ -62,40 +64,28 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Filter:
-    """A change of every update before it counts: (model, layer, Δ [d_model, d_ff]) → Δ, W being the weight before it.
-
-    each_layer  each layer's update is filtered before the next one is solved; else all layers are solved first, and the
-                filter sees the weights at entry
-    """
-
-    change: Callable[[EditableModel, int, Tensor], Tensor]
-    each_layer: bool = False
-
-
-@dataclass(frozen=True)
 class Call:
     """What one `apply` works with: its arguments, checked, and the edits as token ids.
 
     requests   a Request an edit, its clean prompt first
     z          finished targets, a tensor [d_model] an edit (None: they are optimised)
-    filters    of the updates, in this order
     engine     what evaluates the loss of a target, one of `engine.ENGINES` (None: the method's own)
+    filters    the `filters.Filter`s that change each update before it is written, in this order
     """
 
     model: EditableModel
     edits: list[Edit]
     requests: list[Request]
     moments: SecondMoments | None = None
-    history: EditState | None = None
+    history: EditHistory | None = None
     projection: NullSpace | None = None
     z: list[Tensor] | None = None
     engine: str | None = None
-    filters: tuple[Filter, ...] = ()
+    filters: tuple = ()
 
     @property
     def prompts(self) -> list[Prompt]:
-        """Those of all edits in all contexts, an edit's side by side."""
+        """The prompts of all edits in all contexts, those of an edit side by side."""
         return [p for r in self.requests for p in r.prompts]
 
     @property
@@ -103,10 +93,14 @@ class Call:
         """The clean prompt of each edit."""
         return [r.prompts[0] for r in self.requests]
 
-    def part(self, begin: int, end: int) -> Call:
+    def part(self, begin: int, end: int) -> Self:
         """The same for some of the edits."""
         z = None if self.z is None else self.z[begin:end]
         return replace(self, edits=self.edits[begin:end], requests=self.requests[begin:end], z=z)
+
+    def one_by_one(self) -> list[Self]:
+        """The same for each edit alone."""
+        return [self.part(i, i + 1) for i in range(len(self.edits))]
 
 
 def matrix(model, layer: int) -> Tensor:
@@ -114,17 +108,28 @@ def matrix(model, layer: int) -> Tensor:
     return as_matrix(model, model.weight(layer).detach().to(model.math_dtype))
 
 
+def drift(model, layer: int) -> Tensor:
+    """W − W₀ [d_model, d_ff] in float64: the sum of all edits."""
+    return as_matrix(model, model.drift(layer)).double()
+
+
 def as_matrix(model, own: Tensor) -> Tensor:
     """A tensor of a weight's own layout as [d_model, d_ff]."""
     return own.T if model.layout.transposed else own
 
 
+def filtered(call: Call, layer: int, delta: Tensor, filters) -> Tensor:
+    """Δ [d_model, d_ff] after these filters."""
+    for one in filters:
+        delta = one.filtered(call, layer, delta)
+    return delta
+
+
 def write(model, layer: int, delta: Tensor, deltas: dict[str, Tensor]) -> None:
-    """Add Δ [d_model, d_ff] to layer's W in the model's own layout, and note it in `deltas`. KeditError when it is not
+    """Add Δ [d_model, d_ff] to the layer's W, and to `deltas` in the weight's own layout. KeditError when it is not
     finite, before it is written."""
     if not delta.isfinite().all():
         raise KeditError(f"layer {layer}: Δ holds NaN or inf; nothing was written, check moments and learning rate")
-    own = as_matrix(model, delta).to(model.math_dtype).contiguous()
-    name = model.weight_name(layer)
+    own, name = as_matrix(model, delta).to(model.math_dtype).contiguous(), model.weight_name(layer)
     model.add({name: own})
-    deltas[name] = own
+    deltas[name] = deltas[name] + own if name in deltas else own

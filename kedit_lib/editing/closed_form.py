@@ -10,8 +10,6 @@ B costs one factorisation for a whole stream, and an edit a product with it; the
 d_ff × d_ff system an edit and layer instead. Keys and residuals are rows here; everything is float64.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -4,8 +4,6 @@ Source: `get_context_templates` of the ROME, MEMIT and EasyEdit code, which samp
 process and keep the result in a global; here the sampling is seeded and the list is a value.
 """
 
-from __future__ import annotations
-
 import torch
 
 from ..data.edit import check_context, escaped

@@ -7,13 +7,9 @@ softens the equality in a batch, whose keys may nearly coincide. One edit has ρ
 Published for one layer.
 """
 
-from __future__ import annotations
-
 from pydantic import Field
 
-from .call import Outcome
-from .closed_form import update
-from .memit import Spread
+from .spread import Spread
 
 
 class EMMET(Spread):
@@ -28,8 +24,5 @@ class EMMET(Spread):
         """C′ = λ (C + shift·I)."""
         return self.update_norm_lambda / self.mom2_update_weight
 
-    def _solve(self, call, layer, k, r, outcome: Outcome):
-        bk = call.moments.solve(layer, k, self.shift) / self.mom2_update_weight
-        delta, g = update(k, r, bk, ridge=self.emmet_lambda if len(k) > 1 else 0.0)
-        outcome.s[layer] = self.mom2_update_weight * g
-        return delta
+    def _ridge(self, n):
+        return self.emmet_lambda if n > 1 else 0.0

@@ -10,17 +10,12 @@ authors' code then skips this layer and all above it; here the directions that t
 to P first, and the new answer takes the old one's place. as_code=True does as the code does.
 """
 
-from __future__ import annotations
-
-from typing import ClassVar
-
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from .alphaedit import InNullSpace
 from .closed_form import update
-from .method import Sequential
 
 JITTER = 1e-6
 SMALL = 1e-10  # singular values of Y that count as none
@@ -28,21 +23,22 @@ LOST = 1e-3  # ‖PK‖ below which nothing is left of a key: of ‖P₀k‖, or
 NOTHING_MISSING = 1e-2  # mean ‖r‖ below which the code skips
 
 
-class EvoEdit(Sequential, InNullSpace):
+class EvoEdit(InNullSpace):
     """The fields of its null space; L2: weight of ‖Δ‖²; as_code: the authors' rule for keys that come again."""
 
-    options: ClassVar[tuple[str, ...]] = (*InNullSpace.options, "as_code")
+    options = (*InNullSpace.options, "as_code")
+    needs_history = True
+    keys_after = False
 
     L2: float = Field(4.0, gt=0)
     as_code: bool = False
 
-    def _edit_layers(self, call, outcome, first_keys) -> None:
+    def _edit_layers(self, call, outcome, first_keys):
         call.history.cache.pop("skipping", None)
         super()._edit_layers(call, outcome, first_keys)
 
     def _solve(self, call, layer, k, r, outcome):
-        history, nothing = call.history, torch.zeros(r.shape[1], k.shape[1], dtype=torch.float64, device=k.device)
-        free = call.projection.project(layer, k)  # P₀k
+        history, free = call.history, call.projection.project(layer, k)  # P₀k
         q = history.get("Q", layer, k.device)
         q = free[:0] if q is None else q
         if not self.as_code:
@@ -50,7 +46,7 @@ class EvoEdit(Sequential, InNullSpace):
         y = free - free @ q.T @ q
         if self.as_code and ("skipping" in history.cache or _skips(r / self._share(self.layers.index(layer)), y)):
             history.cache["skipping"] = True
-            return nothing
+            return torch.zeros(r.shape[1], k.shape[1], dtype=torch.float64, device=k.device)
         delta, g = update(k, r, y, ridge=self.L2 + JITTER)
         outcome.written[layer] = g / (self.L2 + JITTER + g)
         u, s, _ = torch.linalg.svd(y.T, full_matrices=False)
@@ -58,7 +54,7 @@ class EvoEdit(Sequential, InNullSpace):
         history.put("Q", layer, torch.cat([q, u[:, keep].T]))
         return delta
 
-    def _remember(self, call, outcome) -> None:
+    def _remember(self, call, outcome, keys):
         call.history.count(call.model, len(call.edits))
 
 

@@ -12,8 +12,6 @@ loss over all edits is. Source: `ft_main.py` of kmeng01/rome and of EasyEdit. C,
 play no part.
 """
 
-from __future__ import annotations
-
 from math import nan
 from typing import Literal
 
@@ -34,6 +32,8 @@ LOSS_STOP = 0.01
 class FT(Method):
     """num_steps: epochs. lr, weight_decay: Adam's. norm_constraint: ε (None: no bound). batch_size: edits a step."""
 
+    needs_moments = False
+
     num_steps: int = Field(25, ge=1)
     lr: float = Field(5e-4, gt=0)
     weight_decay: float = Field(0.0, ge=0)
@@ -41,11 +41,7 @@ class FT(Method):
     objective_optimization: Literal["prompt_last", "target_new"] = "prompt_last"
     batch_size: int = Field(1, ge=1)
 
-    @property
-    def needs_moments(self) -> bool:
-        return False
-
-    def contexts(self, model, given=None) -> list[str]:
+    def contexts(self, model, given=None):
         return ["{}"]
 
     def _apply(self, call: Call) -> Outcome:

@@ -1,101 +1,153 @@
-"""What a sequence of edits remembers: the keys that were written, as M = Σ k kᵀ.
+"""What a sequence of edits remembers: the keys that were written, as M = Σ k kᵀ, or a method's own state.
 
-    history = kedit.EditHistory()
+    history = method.new_history(model, moments)
     method.apply(model, [first], moments=moments, history=history)
     method.apply(model, [second], moments=moments, history=history)   # leaves what `first` wrote as it is
 
-MEMIT with history puts M beside λC, AlphaEdit beside KKᵀ. M itself, d_ff × d_ff a layer, is never formed: its
-rows k say all of it. Their products with the fixed matrix B of the closed form and the Cholesky factor of their Gram
-matrix (see `solve.py`) are kept, so that an edit costs one product with B, and n² beside it for n earlier edits.
+MEMIT with history adds M to λC, AlphaEdit to KKᵀ. M, d_ff × d_ff a layer, is never formed: the keys are kept as rows,
+with their products with the fixed matrix B of the closed form and the Cholesky factor of their Gram matrix (see
+`closed_form.py`), so that an edit costs one product with B, and n² for n earlier edits. Other methods keep a
+projector, an inverse, a queue or running statistics. `run_stream` checkpoints and resumes all of it.
 """
 
-from __future__ import annotations
+import copy
+import hashlib
+import json
+from typing import Self
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
+from ..data.atomic import replacing
 from ..errors import KeditError
 from .closed_form import grown_factor
-from .state import EditState
 
 
-class EditHistory(EditState):
-    """Belongs to one model, and to the edits in its weights: after `model.restore()` start a new one.
+class EditHistory:
+    """Belongs to one model and to the edits in its weights: after `model.restore()` start a new one.
 
+    kind             methods of one kind read each other's histories
     edits            how many edits it remembers
-    keys             {layer: [edits, d_ff]} each measured on the weights after its batch
-    model_checksum   whose keys they are (None while it is empty)
+    model_checksum   of their model (None while it is empty)
+    keys             {layer: [edits, d_ff]}, for methods that keep keys
+    tensors          {"<what>.<layer>": tensor} a method's own; replaced, never changed in place
+    numbers          {name: number or plain data} likewise
+    cache            derived values; neither saved nor part of the identity
     """
 
-    kind = "keys"
-
-    def __init__(self, kind: str = ""):
-        super().__init__(kind)
+    def __init__(self, kind: str = "keys"):
+        self.kind, self.edits, self.model_checksum = kind, 0, None
         self.keys: dict[int, Tensor] = {}
-        self._b, self._products = "", {}  # BK by layer, and the name of B
-        self._ridge, self._factors = 0.0, {}  # by layer the factor of σI + KBKᵀ, of the first edits at least; and σ
+        self._b, self._products = "", {}  # the name of B, and BK by layer
+        self._ridge, self._factors = 0.0, {}  # σ, and by layer the factor of σI + KBKᵀ for the first edits at least
+        self.tensors: dict[str, Tensor] = {}
+        self.numbers: dict = {}
+        self.cache: dict = {}
+
+    def __repr__(self) -> str:
+        size = sum(t.nbytes for part in (*self._by_layer.values(), self.tensors) for t in part.values()) / 2**20
+        return f"EditHistory({self.kind}: {self.edits} edits, {size:.3g} MiB)"
+
+    @property
+    def _by_layer(self) -> dict[str, dict[int, Tensor]]:
+        return {"k": self.keys, "bk": self._products, "factor": self._factors}
 
     def check(self, model, layers) -> None:
-        """KeditError unless it is empty or belongs to `model` and to exactly these layers."""
-        super().check(model, layers)
-        if self.edits and sorted(self.keys) != sorted(layers):
+        """KeditError unless it is empty or belongs to `model` and, where it keeps keys, to exactly these layers."""
+        if self.edits and self.model_checksum != model.checksum:
             raise KeditError(
-                f"history: remembers the keys of layers {sorted(self.keys)}, asked for are {sorted(layers)}; "
-                "start a new EditHistory() for other layers"
+                f"history: belongs to another model (checksum {self.model_checksum[:12]}, {model.name} has "
+                f"{model.checksum[:12]}); start a new one for each model: method.new_history(model, moments)"
+            )
+        if self.keys and sorted(self.keys) != sorted(layers):
+            raise KeditError(
+                f"history: holds the keys of layers {sorted(self.keys)}, not of {sorted(layers)}; start a new "
+                "EditHistory() for other layers"
             )
 
     def recall(self, layer: int, b: str, times, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
         """(K, BK, L): rows [edits, d_ff] of all edits so far, and the factor of σI + KBKᵀ [edits, edits].
 
-        b names the matrix B, times(layer, k) multiplies by it, and ridge is σ. Products with another B and factors
-        with another B or σ than before are worked out anew.
+        b names the matrix B, times(layer, k) multiplies by it, ridge is σ. Only what is new, or was computed for
+        another B or σ, is computed.
         """
         if b != self._b:
             self._b, self._products, self._factors = b, {}, {}
         if ridge != self._ridge:
             self._ridge, self._factors = ridge, {}
-        k = self.keys[layer]
-        if layer not in self._products:
-            self._products[layer] = times(layer, k)
-        products = self._products[layer]
+        k, products = self.keys[layer], self._products.get(layer)
+        if products is None:
+            products = times(layer, k)
+        elif len(products) < len(k):
+            products = torch.cat([products, times(layer, k[len(products) :]).to(products)])
+        self._products[layer] = products
         self._factors[layer] = grown_factor(self._factors.get(layer), k.to(products.device), products, ridge)
         return k, products, self._factors[layer]
 
-    def remember(self, model, keys: dict[int, Tensor], b: str, times) -> None:
-        """Add the keys {layer: [N, d_ff]} of a finished batch, all or nothing; b and times as for `recall`."""
-        products = {layer: times(layer, k) for layer, k in keys.items()}
-        factors = self._factors if b == self._b else {}
-        if self.edits:
-            known = self._products if b == self._b else {}
-            past = {i: known[i] if i in known else times(i, self.keys[i]) for i in keys}
-            products = {layer: torch.cat([past[layer].to(bk.device), bk]) for layer, bk in products.items()}
-            keys = {layer: torch.cat([self.keys[layer].to(k.device), k]) for layer, k in keys.items()}
-        self.keys, self._b, self._products, self._factors = dict(keys), b, products, dict(factors)
-        self.edits, self.model_checksum = len(next(iter(keys.values()))), model.checksum
+    def remember(self, model, keys: dict[int, Tensor]) -> None:
+        """Add the keys {layer: [N, d_ff]} of a finished batch."""
+        for layer, k in keys.items():
+            self.keys[layer] = torch.cat([self.keys[layer].to(k.device), k]) if layer in self.keys else k
+        self.count(model, len(k))
 
-    def _digest(self, digest) -> None:
+    def count(self, model, edits: int) -> None:
+        """Note so many more edits of this model."""
+        self.edits, self.model_checksum = self.edits + edits, model.checksum
+
+    def get(self, what: str, layer, device=None) -> Tensor | None:
+        """The method's own tensor of that layer; None: there is none yet."""
+        found = self.tensors.get(f"{what}.{layer}")
+        return found if found is None else found.to(device)
+
+    def put(self, what: str, layer, value: Tensor) -> None:
+        self.tensors[f"{what}.{layer}"] = value.contiguous()  # as a file gives it back: products then round alike
+
+    @property
+    def identity(self) -> str:
+        """A hash that names this history in stores."""
+        digest = hashlib.sha256(f"{self.edits} {self.model_checksum}".encode())
         for layer, k in sorted(self.keys.items()):
             digest.update(f"{layer} {k.dtype}".encode() + k.cpu().contiguous().numpy().tobytes())
-        super()._digest(digest)
+        if self.numbers:
+            digest.update(json.dumps(self.numbers, sort_keys=True).encode())
+        for name, value in sorted(self.tensors.items()):
+            digest.update(f"{name} {value.dtype}".encode() + value.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:20]
 
-    def _about(self):
-        return {"b": self._b, "ridge": float(self._ridge).hex()}
+    def copy(self) -> Self:
+        """One that can be added to without changing this one."""
+        twin = copy.copy(self)
+        vars(twin).update({name: dict(v) for name, v in vars(self).items() if isinstance(v, dict)})
+        return twin
 
-    def _all_tensors(self):
-        parts = {"k": self.keys, "bk": self._products, "factor": self._factors}
-        return {f"{part}.{i}": t for part, found in parts.items() for i, t in found.items()} | self.tensors
+    def save(self, path) -> None:
+        """Write one safetensors file, atomically."""
+        about = {"kind": self.kind, "edits": str(self.edits), "model_checksum": self.model_checksum or ""}
+        about |= {"numbers": json.dumps(self.numbers), "b": self._b, "ridge": float(self._ridge).hex()}
+        tensors = {f"{part}.{i}": t for part, found in self._by_layer.items() for i, t in found.items()} | self.tensors
+        with replacing(path) as partial:
+            save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, str(partial), metadata=about)
 
-    def _take(self, tensors, about) -> None:
-        self._b, self._ridge = about["b"], float.fromhex(about["ridge"])
-        parts = {"k": self.keys, "bk": self._products, "factor": self._factors}
-        for name, tensor in tensors.items():
-            part, layer = name.split(".")
-            parts.get(part, self.tensors)[int(layer) if part in parts else name] = tensor
-
-
-def load_history(path) -> EditState:
-    """What the `save` of some method's history wrote. KeditError when the file is missing or damaged."""
-    try:
-        return EditHistory.load(path)
-    except KeditError:  # it holds no keys
-        return EditState.load(path)
+    @classmethod
+    def load(cls, path) -> Self:
+        """What `save` wrote, bit for bit. KeditError when the file is missing or damaged."""
+        try:
+            with safe_open(str(path), "pt") as file:
+                about = file.metadata()
+                # Cloned into memory that is aligned as torch's own: products round differently elsewhere.
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118, this is no dict
+            found = cls(about.get("kind", "keys"))
+            found.edits, found.model_checksum = int(about["edits"]), about["model_checksum"] or None
+            found.numbers = json.loads(about.get("numbers", "{}"))
+            found._b, found._ridge = about.get("b", ""), float.fromhex(about.get("ridge", "0"))
+            for name, tensor in tensors.items():
+                part, layer = name.split(".")
+                if part in found._by_layer:
+                    found._by_layer[part][int(layer)] = tensor
+                else:
+                    found.tensors[name] = tensor
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise KeditError(f"history file {path}: cannot be read ({error}); remove it and edit again") from error
+        return found

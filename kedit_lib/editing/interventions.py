@@ -5,27 +5,23 @@
 Each change takes one suspected cause out of a stream and leaves the rest as it is.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
-from typing import ClassVar
 
 import torch
 
 from ..errors import KeditError
 from . import MEMIT, PMET, ROME, padding_bug
-from .call import Call, Outcome
 from .engine import Suffix
 from .method import Method
 
 
 class _Superposed:
-    """Every update is worked out on the unedited model, as if it were the only one, and added: W = W₀ + Σ Δᵢ.
+    """Every update is computed on the unedited model, as if it were the only one, and added: W = W₀ + Σ Δᵢ.
 
-    What goes wrong then is the sum of single edits and nothing else: no edit answers to the ones before it.
+    What goes wrong then is the sum of single edits and nothing else: no edit responds to the ones before it.
     """
 
-    def _apply(self, call: Call) -> Outcome:
+    def _apply(self, call):
         with call.model.temporarily():
             outcome = super()._apply(call)
         call.model.add(outcome.deltas)
@@ -41,9 +37,9 @@ class _FrozenTargets:
         return _as_now(self, call, found), None
 
 
-def _as_now(method, call: Call, targets) -> list:
-    """The targets with the same z, from which δ is what is missing on the weights so far."""
-    delta = method._missing(call, [t.z for t in targets])
+def _as_now(method, call, targets) -> list:
+    """The targets with the same z, whose δ is what is missing on the weights so far."""
+    delta = torch.stack([t.z for t in targets]) - method._values(call)
     return [replace(t, delta=d) for t, d in zip(targets, delta, strict=True)]
 
 
@@ -54,21 +50,24 @@ class _HealedEngine(Suffix):
         now, *seen = super()._tails(*prompts, **where)
         with self.model.temporarily():
             unedited, *_ = super()._tails(*prompts, **where)
-        return self._mixed(now, unedited), *seen
+        return self._healed(now, unedited), *seen
 
 
 class _BehindHealed(_HealedEngine):
-    def _mixed(self, now, unedited):
+    def _healed(self, now, unedited):
         return replace(now, hidden=torch.cat([now.hidden[:, :1], unedited.hidden[:, 1:]], 1))
 
 
 class _BeforeHealed(_HealedEngine):
-    def _mixed(self, now, unedited):
+    def _healed(self, now, unedited):
         return replace(now, prefix=unedited.prefix)
 
 
-class _Healed:
-    """Targets are looked for with an engine that heals; what is written, and where, is left as it is."""
+class _HealedBehind:
+    """Targets are optimised with the tokens behind the subject healed, where the answer is read; keys and residual are
+    those of the edited model."""
+
+    engine = _BehindHealed
 
     def _check(self, call):
         if self._site(call.model).inside:
@@ -76,43 +75,36 @@ class _Healed:
         return super()._check(call)
 
 
-class _HealedBehind(_Healed):
-    """The tokens behind the subject, where the answer is read."""
+class _HealedBefore(_HealedBehind):
+    """The same for the tokens in front of the subject's last."""
 
-    engine: ClassVar[type] = _BehindHealed
-
-
-class _HealedBefore(_Healed):
-    """The tokens in front of the subject's last."""
-
-    engine: ClassVar[type] = _BeforeHealed
+    engine = _BeforeHealed
 
 
 class _CleanKeys:
     """The clean prompt is the only context: the key of the update is the key that the residual is measured at."""
 
-    def contexts(self, model, given=None) -> list[str]:
+    def contexts(self, model, given=None):
         return ["{}"]
 
 
 class _ThreeContexts:
     """The clean prompt and the first two sampled contexts."""
 
-    def contexts(self, model, given=None) -> list[str]:
+    def contexts(self, model, given=None):
         return super().contexts(model, given)[:3]
 
 
 class _TwentyOneContexts:
     """ROME's contexts: the clean prompt and twenty sampled ones, shorter and longer."""
 
-    context_style: ClassVar[str] = "rome"
+    context_style = "rome"
 
 
 class _LinearShare:
     """PMET with MEMIT's share of the residual, R/(m − i) for R/√(m − i)."""
 
-    def _share(self, i: int) -> float:
-        return MEMIT._share(self, i)
+    _share = MEMIT._share
 
 
 class _StartInTarget:
@@ -127,21 +119,21 @@ class _StartInTarget:
 
 
 class _LeftPadded:
-    """Prompts are padded in front and looked up as if padded behind, as in public code that ran PMET on Llama; for one
+    """Prompts are padded in front and indexed as if padded behind, as in public code that ran PMET on Llama; for one
     edit at a time, whose clean prompt alone has no padding when the residual is measured."""
 
-    engine: ClassVar[type] = padding_bug.PaddedInFront
+    engine = padding_bug.PaddedInFront
 
     def _optimise(self, call):
-        alone = [super(_LeftPadded, self)._optimise(call.part(i, i + 1))[0][0] for i in range(len(call.edits))]
+        alone = [super(_LeftPadded, self)._optimise(one)[0][0] for one in call.one_by_one()]
         return [replace(t, already=False) for t in _as_now(self, call, alone)], None
 
-    def _keys(self, call: Call, layers):
+    def _keys(self, call, layers):
         return {i: self._mean(k, call) for i, k in padding_bug.keys_at(call.model, call.prompts, layers).items()}
 
 
 class _AsInTheLog(_StartInTarget, _LeftPadded):
-    """Both bugs: the start token in the target, and prompts padded in front but looked up as if behind."""
+    """Both bugs: the start token in the target, and prompts padded in front but indexed as if behind."""
 
 
 CHANGES = {
@@ -162,12 +154,12 @@ CHANGES = {
 def changed(method: Method, change: str) -> Method:
     """`method` with its hyperparameters and one of CHANGES; its name says which.
 
-    KeditError for an unknown change, or one that means nothing for this method.
+    KeditError for an unknown change, or one that does not apply to this method.
     """
     if change not in CHANGES:
         raise KeditError(f"change {change!r}: is unknown; there are {', '.join(CHANGES)}")
     mixin, fits = CHANGES[change]
     if not isinstance(method, fits):
-        raise KeditError(f"change {change!r}: means nothing for {method.name}; use it with {fits[0].__name__}")
+        raise KeditError(f"change {change!r}: does not apply to {method.name}; use it with {fits[0].__name__}")
     cls = type(f"{method.name} {change}", (mixin, type(method)), {"__doc__": mixin.__doc__})
     return cls(**method.model_dump())

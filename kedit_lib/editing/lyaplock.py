@@ -15,35 +15,28 @@ q = aZ is 1 at first. With D = tr C (W−W₀)ᵀ(W−W₀), the damage to the o
 so that q grows while the damage exceeds α times that of the first batch, and never falls below 1.
 """
 
-from __future__ import annotations
-
 from math import sqrt
-from typing import ClassVar
 
 import torch
 from pydantic import Field
 
-from .call import as_matrix
+from .call import drift
 from .closed_form import grown_factor
-from .history import EditHistory
-from .memit import Spread, keys_used
-from .method import Sequential
+from .spread import Spread
 
 
-class LyapLock(Sequential, Spread):
+class LyapLock(Spread):
     """mom2_update_weight: λ. alpha: how many times the first batch's damage is allowed."""
 
-    keys_after: ClassVar[bool] = False
+    keeps_history = needs_history = True
+    keys_after = False
 
     mom2_update_weight: float = Field(1000, gt=0)
     alpha: float = Field(60.0, gt=0)
 
-    def new_history(self, model, moments=None) -> EditHistory:
-        return EditHistory(self.history_kind)
-
     def _solve(self, call, layer, k, r, outcome):
-        history, drift = call.history, self._drift(call.model, layer)
-        k, y = k.double(), r.double() + k.double() @ drift.T
+        history, changed = call.history, drift(call.model, layer)
+        k, y = k.double(), r.double() + k.double() @ changed.T
         bk, factor = call.moments.solve(layer, k), None
         sigma = self.mom2_update_weight * history.numbers.get(f"q.{layer}", 1.0)
         g = (k * bk).sum(1)
@@ -55,23 +48,16 @@ class LyapLock(Sequential, Spread):
         x = torch.cholesky_solve(y, grown_factor(factor, k, bk, sigma))
         history.cache["damage", layer] = float((x * (k @ (bk.T @ x))).sum())  # tr C (W−W₀)ᵀ(W−W₀) of W₀ + xᵀbk
         outcome.s[layer], outcome.written[layer] = g, g / (sigma + g)
-        return x.T @ bk - drift
+        return x.T @ bk - changed
 
-    def _remember(self, call, outcome) -> None:
+    def _remember(self, call, outcome, keys):
         history, numbers = call.history, call.history.numbers
-        for layer, k in keys_used(outcome, self.layers).items():
-            y, past = k.double() @ self._drift(call.model, layer).T, history.get("y", layer)
+        for layer, k in keys.items():
+            y, past = k.double() @ drift(call.model, layer).T, history.get("y", layer)
             history.put("y", layer, y if past is None else torch.cat([past.to(y), y]))
             damage = history.cache.pop(("damage", layer))
             limit = self.alpha * numbers.setdefault(f"first damage.{layer}", damage)
             z = numbers.get(f"Z.{layer}", sqrt(limit)) + (damage - limit) / sqrt(limit)
             numbers[f"Z.{layer}"] = z = max(z, sqrt(limit))
             numbers[f"q.{layer}"] = z / sqrt(limit)
-        super()._remember(call, outcome)
-
-    def _drift(self, model, layer):
-        """W − W₀ [d_model, d_ff]"""
-        return as_matrix(model, model.drift(layer)).double()
-
-    def _fixed(self, call):
-        return f"C⁻¹ of moments {call.moments.identity}", call.moments.solve
+        super()._remember(call, outcome, keys)

@@ -1,18 +1,13 @@
-"""What all methods share: typed hyperparameters, checks before anything changes, and the outcome.
+"""What all methods share: typed hyperparameters, checks before anything changes, and `apply`, all or nothing.
 
-A method is a subclass that says where it differs:
+A method overrides `_apply`, and of the rest what it differs in:
 
-    _apply(call)            the method itself
-    needs_moments, shift    whether C is used, and what is added to its diagonal before it is inverted
-    keeps_history, takes    whether it remembers earlier calls; which of targets and projection may be given
-    contexts, context_style the contexts that keys and targets are means over
-    _check(call)            what else it refuses, and what it makes of its arguments beforehand
-
-and, with a target for each edit (`Targeted`): _site, weighed, done; spread over layers (`Spread`): _solve, _share and
-_fixed.
+    needs_moments, shift           whether C is used; C + shift·I is inverted (None: nothing is)
+    keeps_history, needs_history   whether calls may share a history; whether a call without one starts its own
+    takes                          which of targets and projection may be given
+    contexts, context_style        the contexts that keys and targets are averaged over
+    _check(call)                   what else it refuses, and what it prepares of its arguments
 """
-
-from __future__ import annotations
 
 import difflib
 from abc import ABC, abstractmethod
@@ -33,20 +28,19 @@ from .contexts import check_contexts, generate_contexts
 from .engine import requests_of
 from .history import EditHistory
 from .null_space import NullSpace
-from .state import EditState
 
 CALLED = "__init__ apply contexts hyperparameters keeps_history name needs_moments new_history".split()
 
 
 class _Listed(type(BaseModel)):
-    """Classes whose dir() and help() show what a caller uses, not pydantic's names and what a subclass overrides."""
+    """Classes whose dir() and help() show what a caller uses, without pydantic's names and a subclass's overrides."""
 
     def __dir__(cls):
         return CALLED
 
 
 class Method(BaseModel, ABC, metaclass=_Listed):
-    """Hyperparameters with the field's names; `apply` edits a model in place.
+    """Hyperparameters under the field's names; `apply` edits a model in place.
 
     layers   0-based layers that are edited, ascending
     """
@@ -54,31 +48,33 @@ class Method(BaseModel, ABC, metaclass=_Listed):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
     context_style: ClassVar[str] = "memit"
     takes: ClassVar[frozenset[str]] = frozenset()
-    shift: ClassVar[float | None] = 0.0  # C + shift·I is inverted (None: nothing is)
+    needs_moments: ClassVar[bool] = True
+    shift: ClassVar[float | None] = 0.0
+    keeps_history: ClassVar[bool] = False
+    needs_history: ClassVar[bool] = False
     options: ClassVar[tuple[str, ...]] = ("use_history", "norm_anchor")  # off unless given
 
     layers: list[int] = Field(min_length=1)
 
     @classmethod
     def __pydantic_init_subclass__(cls, **options):
-        """help() gives each hyperparameter with its default; what each may be is checked where one is made."""
+        """help() shows each hyperparameter with its default; their ranges are checked when a method is made."""
         fields = {n: Parameter.empty if f.is_required() else f.get_default() for n, f in cls.model_fields.items()}
         cls.__signature__ = Signature([Parameter(n, Parameter.KEYWORD_ONLY, default=d) for n, d in fields.items()])
 
     def __init__(self, **values):
-        """KeditError for a name that does not exist and for a value out of its range."""
+        """KeditError for an unknown hyperparameter and for a value out of its range."""
         try:
             super().__init__(**values)
         except ValidationError as error:
-            # A name that is unknown comes first: the one that is missing is what was meant.
+            # An unknown name is reported first: the missing one is what was meant.
             first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
             name, value = ".".join(map(str, first["loc"])) or "?", first.get("input")
             if first["type"] == "missing":
                 problem = f"{name} is missing; give it"
             elif first["type"] == "extra_forbidden":
                 fields = [*type(self).model_fields]
-                like = difflib.get_close_matches(name, fields, 1)
-                meant = f", did you mean {like[0]}" if like else ""
+                meant = "".join(f", did you mean {like}" for like in difflib.get_close_matches(name, fields, 1))
                 problem = f"{name} = {value!r}: there is no such hyperparameter{meant}; there are {', '.join(fields)}"
             else:
                 hint = "; write it without quotes" if isinstance(value, str) else ""
@@ -93,39 +89,33 @@ class Method(BaseModel, ABC, metaclass=_Listed):
 
     @property
     def hyperparameters(self) -> dict:
-        """What decides the numbers, for stores. An option that is off is left out, so that a run from before there
-        was one is still the same run."""
-        return {n: v for n, v in self.model_dump().items() if n not in self.options or v}
-
-    @property
-    def needs_moments(self) -> bool:
-        return True
-
-    @property
-    def keeps_history(self) -> bool:
-        """Whether something lasts from call to call: `new_history`."""
-        return False
+        """What decides the numbers, for stores. An option that is off is left out, so that runs stored before the
+        option existed are found again."""
+        found = {n: v for n, v in self.model_dump().items() if n not in self.options or v}
+        if "norm_anchor" not in found:
+            found.pop("anchor_skip", None)
+        return found
 
     @property
     def history_kind(self) -> str:
         """Methods of one kind can go on with each other's histories."""
-        return EditHistory.kind
+        return type(self).__name__ if self.needs_history else "keys"
 
-    def new_history(self, model, moments=None) -> EditState | None:
+    def new_history(self, model, moments=None) -> EditHistory | None:
         """An empty history for successive calls of `apply` on `model`; None for a method that keeps none."""
         return EditHistory(self.history_kind) if self.keeps_history else None
 
     def apply(
         self, model, edits, moments=None, contexts=None, history=None, projection=None, targets=None, engine=None
     ) -> Outcome:
-        """Edit `model` in place and say what was done.
+        """Edit `model` in place; the outcome says what was done.
 
-        moments      SecondMoments of this model; None is legal where C is not used
+        moments      SecondMoments of this model; may be None where C is not used
         contexts     strings with one `{}` each; None: generated with seed 0 in this method's style
         history      of earlier calls, made by `new_history` (methods that keep one); None: no memory
         projection   NullSpace (AlphaEdit); None: made from the moments
         targets      finished z, a tensor [d_model] an edit (ROME: v*; PMET: the MLP's); None: optimised
-        engine       "plain": targets are optimised with whole passes of the model; numbers differ by rounding
+        engine       "plain": targets are optimised with full forward passes; numbers differ by rounding
 
         All or nothing: after an error weights and history are those at entry. Warns of a target already given.
         """
@@ -134,16 +124,16 @@ class Method(BaseModel, ABC, metaclass=_Listed):
     def prepare(
         self, model, edits, moments=None, contexts=None, history=None, projection=None, targets=None, engine=None
     ) -> Call:
-        """The arguments of `apply`, checked, and the edits as token ids; what `apply` refuses is refused here."""
+        """The arguments of `apply`, checked, and the edits as token ids; whatever `apply` refuses is refused here."""
         check_editable(model, self.name)
         edits = check_edits(edits, self.name)
         model.check_layers(self.layers)
-        z = None if targets is None else list(targets)
+        z, history = None if targets is None else list(targets), self._history(model, moments, history)
         call = self._check(Call(model, edits, [], moments, history, projection, z, engine))
         return replace(call, requests=requests_of(model.tokenizer, edits, self.contexts(model, contexts)))
 
     def apply_prepared(self, call: Call) -> Outcome:
-        """`apply` for what `prepare` made ready, or a part of it."""
+        """`apply` for what `prepare` returned, or a part of it."""
         warn_of_contradictions(call.edits)
         model, history, before = call.model, call.history, call.model.snapshot()
         known = None if history is None else history.copy()
@@ -167,35 +157,33 @@ class Method(BaseModel, ABC, metaclass=_Listed):
                 given = generate_contexts(model, seed=0, style=self.context_style)
         return check_contexts(given)
 
-    def _check(self, call: Call) -> Call:
-        """KeditError for what the method cannot work with; the call, with what is made ready beforehand."""
-        model, history, projection = call.model, call.history, call.projection
-        if history is not None and not self.keeps_history:
+    def _history(self, model, moments, given: EditHistory | None) -> EditHistory | None:
+        """The history given, checked; where the method needs one and none is given, an empty one."""
+        if given is None:
+            return self.new_history(model, moments) if self.needs_history else None
+        if not self.keeps_history:
             use = "; MEMIT(use_history=True) does" if "use_history" in type(self).model_fields else ""
             raise KeditError(f"{self.name}: keeps no memory of earlier edits; call it with history=None{use}")
-        if history is not None:
-            if not isinstance(history, EditState) or history.kind != self.history_kind:
-                what = f"kind {history.kind!r}" if isinstance(history, EditState) else f"type {type(history).__name__}"
-                make = (
-                    "an EditHistory()"
-                    if self.history_kind == EditHistory.kind
-                    else "method.new_history(model, moments)"
-                )
-                raise KeditError(f"{self.name}: history is of {what}; pass {make}")
-            history.check(model, self.layers)
-        if projection is not None:
+        if not isinstance(given, EditHistory) or given.kind != self.history_kind:
+            what = f"kind {given.kind!r}" if isinstance(given, EditHistory) else f"type {type(given).__name__}"
+            raise KeditError(f"{self.name}: history is of {what}; pass method.new_history(model, moments)")
+        given.check(model, self.layers)
+        return given
+
+    def _check(self, call: Call) -> Call:
+        """KeditError for arguments that the method cannot work with; the call, with what can be prepared."""
+        if call.projection is not None:
             if "projection" not in self.takes:
-                raise KeditError(f"{self.name}: has no use for a projection; call it with projection=None")
-            if not isinstance(projection, NullSpace):
-                kind = type(projection).__name__
+                raise KeditError(f"{self.name}: uses no projection; call it with projection=None")
+            if not isinstance(call.projection, NullSpace):
+                kind = type(call.projection).__name__
                 raise KeditError(f"{self.name}: projection is of type {kind}; pass NullSpace.from_moments(moments, …)")
-            projection.check(model, self.layers)
+            call.projection.check(call.model, self.layers)
         elif self.needs_moments:
             if call.moments is None:
-                raise KeditError(
-                    f"{self.name}: needs second moments; pass moments=SecondMoments.estimate(model, texts, layers=…)"
-                )
-            call.moments.check(model, self.layers, invert=self.shift)
+                make = "moments=SecondMoments.estimate(model, texts, layers=…)"
+                raise KeditError(f"{self.name}: needs second moments; pass {make}")
+            call.moments.check(call.model, self.layers, invert=self.shift)
         for name, given in (("targets", call.z), ("engine", call.engine)):
             if given is not None and "targets" not in self.takes:
                 raise KeditError(f"{self.name}: optimises no targets; call it with {name}=None")
@@ -204,22 +192,3 @@ class Method(BaseModel, ABC, metaclass=_Listed):
     @abstractmethod
     def _apply(self, call: Call) -> Outcome:
         """The method itself."""
-
-
-class Sequential(Method):
-    """A method that cannot work without its history: where none is given, each call starts an empty one."""
-
-    @property
-    def keeps_history(self) -> bool:
-        return True
-
-    @property
-    def history_kind(self) -> str:
-        return type(self).__name__
-
-    def new_history(self, model, moments=None) -> EditState:
-        return EditState(self.history_kind)
-
-    def prepare(self, model, edits, moments=None, contexts=None, history=None, *args, **given) -> Call:
-        history = self.new_history(model, moments) if history is None else history
-        return super().prepare(model, edits, moments, contexts, history, *args, **given)

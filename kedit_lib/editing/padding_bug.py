@@ -1,12 +1,10 @@
-"""Prompts padded in front and looked up as if padded behind: a bug of public code that ran PMET on Llama, rebuilt, for
+"""Prompts padded in front and indexed as if padded behind: a bug of public code that ran PMET on Llama, rebuilt, for
 PMET and, as it would be there, for MEMIT.
 
 A batch of prompts is padded to one length. With the padding in front, index l of a row is no longer the subject's last
 token: in a row with q tokens of padding it is the token q places before it, or padding. There δ is added, v₀ and keys
 are read, and the target is expected q places too early. Only the longest prompt of a batch is treated as meant.
 """
-
-from __future__ import annotations
 
 import torch
 from torch import Tensor
@@ -18,8 +16,8 @@ from .engine import Plain
 def padded_in_front(model, rows: list[tuple[int, ...]]) -> dict[str, Tensor]:
     """input_ids [n, longest] and attention_mask [n, 1, longest, longest], 0 where a token is seen.
 
-    Where nothing is to be seen, at padding, all scores are the lowest number, so that every token there is seen alike:
-    so transformers had it when the report was made. Its mask of today gives NaN at padding.
+    At padding, which sees nothing, all scores are the lowest number, so every token counts alike: as in the
+    transformers of that time. Its mask of today gives NaN there.
     """
     longest, device, dtype = max(map(len, rows)), model.device, model.dtype
     ids = torch.tensor([[FILL] * (longest - len(row)) + list(row) for row in rows], device=device)

@@ -2,10 +2,9 @@
 
 δ_mlp on the MLP's and δ_attn on the attention's output of the last edited layer are optimised
 together; only the MLP's is written. The residual is measured on that MLP output, which the lower
-layers' updates do not reduce, and falls to the layers as R/√(m − i).
+layers' updates do not reduce, and falls to the layers as R/√(m − i). While the target is the argmax everywhere its nll
+counts a tenth, and the optimisation stops there once kl_factor·KL ≤ 0.01.
 """
-
-from __future__ import annotations
 
 from math import sqrt
 
@@ -34,5 +33,5 @@ class PMET(MEMIT):
         places = model.mlp_out(z_layer), model.attn_out(z_layer)
         return Site(z_layer, self._loss_layer(model), places, model.mlp_out(self.layers[0]), inside=True)
 
-    def _share(self, i: int) -> float:
+    def _share(self, i):
         return 1 / sqrt(len(self.layers) - i)

@@ -4,32 +4,26 @@
 
 It acts once, after the last edit of a sequence, on every edited matrix (`prune`): no singular value of the total update
 may tower over the original's largest, which bounds how ill-conditioned the edited matrix gets. Smaller ones stay.
-`PRUNE` is MEMIT with that bound on W − W₀ after every batch, which can be compensated (see `compensation.py`).
+`PRUNE` is MEMIT with that bound on W − W₀ after every batch, which can be compensated (see `filters.py`).
 """
-
-from __future__ import annotations
 
 import pandas as pd
 import torch
-from pydantic import PrivateAttr
 from torch import Tensor
 
 from ..errors import KeditError
-from .call import as_matrix, matrix
-from .compensation import Filtered
+from .call import drift
+from .filters import FilteredMEMIT
 
 
-class PRUNE(Filtered):
+class PRUNE(FilteredMEMIT):
     """MEMIT's hyperparameters; compensation: whether what is lost is made up for at the next batch."""
 
-    _sigma: dict = PrivateAttr(default_factory=dict)  # largest singular value of unedited weights
-
-    def filtered(self, model, layer: int, delta: Tensor) -> Tensor:
-        drift, known = as_matrix(model, model.drift(layer)).double(), (model.checksum, layer)
-        if known not in self._sigma:
-            self._sigma[known] = torch.linalg.matrix_norm(matrix(model, layer).double() - drift, 2)
-        u, s, vt = torch.linalg.svd(drift + delta.double(), full_matrices=False)
-        return (u * restrained(s, self._sigma[known])) @ vt - drift
+    def kept(self, model, layer, delta):
+        before = drift(model, layer)
+        sigma = self._from_unedited(model, layer, lambda w: torch.linalg.matrix_norm(w, 2))
+        u, s, vt = torch.linalg.svd(before + delta.double(), full_matrices=False)
+        return (u * restrained(s, sigma)) @ vt - before
 
 
 def restrained(s: Tensor, sigma: Tensor) -> Tensor:

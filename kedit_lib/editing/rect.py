@@ -3,24 +3,22 @@
     Δ_ab stays where |Δ_ab / (W_ab + 1e-8)| is among the largest 40 %, else it becomes 0
 
 MEMIT runs to its end first: the layers above see the whole updates of those below, and W is the weight at entry. What
-is lost of the residual is not written elsewhere, unless compensation is on (see `compensation.py`).
+is lost of the residual is not written elsewhere, unless compensation is on (see `filters.py`).
 """
-
-from __future__ import annotations
 
 import torch
 from torch import Tensor
 
 from .call import matrix
-from .compensation import Filtered
+from .filters import FilteredMEMIT
 
 DROPPED = 60  # percent of the entries
 
 
-class RECT(Filtered):
+class RECT(FilteredMEMIT):
     """MEMIT's hyperparameters; compensation: whether what is lost is made up for at the next batch."""
 
-    def filtered(self, model, layer: int, delta: Tensor) -> Tensor:
+    def kept(self, model, layer, delta):
         return largest_changes(delta, matrix(model, layer))
 
 

@@ -10,16 +10,14 @@ No code is public, and the paper's abstract leaves open
     when after all layers have been solved, as RECT's, or (layer_by_layer=True) each before the next is solved
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch
-from pydantic import Field, PrivateAttr
+from pydantic import Field
 from torch import Tensor
 
-from .call import Filter, as_matrix, matrix
-from .wrapper import Filtering
+from .call import matrix
+from .filters import Filtering
 
 
 class REVIVE(Filtering):
@@ -28,24 +26,19 @@ class REVIVE(Filtering):
     tau: float = Field(0.5, gt=0, lt=1)
     weight: Literal["original", "current"] = "original"
     layer_by_layer: bool = False
-    _found: dict = PrivateAttr(default_factory=dict)  # (U_k, V_k) of unedited weights
 
-    def filter(self) -> Filter:
-        return Filter(self._filtered, self.layer_by_layer)
+    @property
+    def each_layer(self) -> bool:
+        return self.layer_by_layer
 
-    def _filtered(self, model, layer: int, delta: Tensor) -> Tensor:
-        u, v = (x.to(delta) for x in self._protected(model, layer))
+    def filtered(self, call, layer, delta):
+        if self.weight == "current":
+            protected = leading_subspaces(matrix(call.model, layer).double(), self.tau)
+        else:
+            protected = self._from_unedited(call.model, layer, lambda w: leading_subspaces(w, self.tau))
+        u, v = (x.to(delta) for x in protected)
         delta = delta - u @ (u.T @ delta)
         return delta - (delta @ v) @ v.T
-
-    def _protected(self, model, layer: int) -> tuple[Tensor, Tensor]:
-        if self.weight == "current":
-            return leading_subspaces(matrix(model, layer).double(), self.tau)
-        known = model.checksum, layer
-        if known not in self._found:
-            original = matrix(model, layer).double() - as_matrix(model, model.drift(layer)).double()
-            self._found[known] = leading_subspaces(original, self.tau)
-        return self._found[known]
 
 
 def leading_subspaces(weight: Tensor, tau: float) -> tuple[Tensor, Tensor]:

@@ -9,35 +9,34 @@ to n ≈ d_ff edits. The authors' code (as_code=True) differs: it takes K as it 
 recursion R − W K, the whole output, where the identity asks for what is missing, so that it drives W k towards r.
 """
 
-from __future__ import annotations
-
-from typing import ClassVar
-
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from .call import matrix
-from .closed_form import update
-from .memit import Spread, keys_used
-from .method import Sequential
+from .spread import Spread
 
 
-class RLSEdit(Sequential, Spread):
+class RLSEdit(Spread):
     """mom2_update_weight: λ. as_code: the recursion as the authors' program feeds it."""
 
-    options: ClassVar[tuple[str, ...]] = (*Spread.options, "as_code")
+    options = (*Spread.options, "as_code")
+    keeps_history = needs_history = True
 
     mom2_update_weight: float = Field(15000, gt=0)
     as_code: bool = False
 
+    @property
+    def keys_after(self) -> bool:
+        return not self.as_code
+
     def _solve(self, call, layer, k, r, outcome):
-        f = k.double() @ self._inverse(call, layer, k.device)
         if self.as_code:
             r = r - k @ matrix(call.model, layer).T * self._share(self.layers.index(layer))
-        delta, g = update(k, r, f)
-        outcome.written[layer] = g / (1 + g)
-        return delta
+        return super()._solve(call, layer, k, r, outcome)
+
+    def _products(self, call, layer, k, outcome):
+        return k.double() @ self._inverse(call, layer, k.device)
 
     def _inverse(self, call, layer: int, device) -> Tensor:
         kept = call.history.get("inverse", layer, device)
@@ -45,8 +44,7 @@ class RLSEdit(Sequential, Spread):
             kept = torch.cholesky_inverse(call.moments.factor(layer, device=device)) / self.mom2_update_weight
         return kept
 
-    def _remember(self, call, outcome) -> None:
-        keys = keys_used(outcome, self.layers) if self.as_code else self._keys(call, self.layers)
+    def _remember(self, call, outcome, keys):
         for layer, k in keys.items():
             call.history.put("inverse", layer, downdated(self._inverse(call, layer, k.device), k))
         call.history.count(call.model, len(call.edits))

@@ -11,12 +11,12 @@ over contexts and k₀ the key of the clean prompt,
     p-ROME     k₀     k₀
 """
 
-from __future__ import annotations
-
 from typing import ClassVar
 
+import torch
+
 from ..errors import KeditError
-from .call import Outcome, write
+from .call import Outcome, filtered, write
 from .compute_k import context_mean, keys_at, outputs_at
 from .engine import Site
 from .locate_then_edit import Targeted
@@ -25,10 +25,10 @@ from .locate_then_edit import Targeted
 class ROME(Targeted):
     """mom2_adjustment: whether u is C⁻¹k′ (the paper) or k′ (EasyEdit's Llama-2 configuration)."""
 
-    context_style: ClassVar[str] = "rome"
+    context_style = "rome"
+    skipped_beyond = 5
     mean_direction: ClassVar[bool] = True  # k′ is k̄, not k₀
     mean_value: ClassVar[bool] = False  # k is k̄, not k₀
-    skipped_beyond: ClassVar[float] = 5
 
     mom2_adjustment: bool = True
 
@@ -44,8 +44,8 @@ class ROME(Targeted):
     def _apply(self, call) -> Outcome:
         """Edits of one call are made one after another, each on the weights the one before left."""
         outcome = Outcome(self.name, call.edits, {}, [])
-        for i in range(len(call.edits)):
-            self._insert(call.part(i, i + 1), outcome)
+        for one in call.one_by_one():
+            self._insert(one, outcome)
         return outcome
 
     def _insert(self, call, outcome: Outcome) -> None:
@@ -57,20 +57,14 @@ class ROME(Targeted):
         key, residual = k_clean, target.delta  # W k₀ is v₀
         if self.mean_value:
             key, residual = k_mean, target.z - outputs_at(model, prompts, model.mlp_out(layer)).mean(0)
-        target.key_per_layer[layer] = direction.to(keys.dtype)
-        u = call.moments.solve(layer, direction[None])[0] if self.mom2_adjustment else direction
+        u = direction
         if self.mom2_adjustment:
+            u = call.moments.solve(layer, direction[None])[0]
             s = (u @ direction)[None]
-            outcome.s[layer] = s if layer not in outcome.s else s.new_tensor([*outcome.s[layer], *s])
+            outcome.s[layer] = torch.cat([outcome.s[layer], s]) if layer in outcome.s else s
         u = u / u.norm()
-        delta = residual.double().outer(u) / (u @ key)
-        for one in call.filters:
-            delta = one.change(model, layer, delta)
-
-        deltas = {}
-        write(model, layer, delta, deltas)
-        for name, tensor in deltas.items():
-            outcome.deltas[name] = outcome.deltas[name] + tensor if name in outcome.deltas else tensor
+        write(model, layer, filtered(call, layer, residual.double().outer(u) / (u @ key), call.filters), outcome.deltas)
+        target.key_per_layer[layer] = direction.to(keys.dtype)
         outcome.targets.append(target)
 
     def _site(self, model):
@@ -83,10 +77,10 @@ class ROME(Targeted):
 class RROME(ROME):
     """r-ROME: the mean key and the mean output in every place."""
 
-    mean_value: ClassVar[bool] = True
+    mean_value = True
 
 
 class PROME(ROME):
     """p-ROME: the clean prompt's key and output in every place."""
 
-    mean_direction: ClassVar[bool] = False
+    mean_direction = False

@@ -7,15 +7,13 @@ update: as edits add up its rows spread less evenly, r falls, and the filter wea
 by layer and MEMIT after all layers have been solved; β 0.5, α 0.5 and 0.8.
 """
 
-from __future__ import annotations
-
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from .alphaedit import AlphaEdit
-from .call import Filter, matrix
-from .wrapper import Filtering
+from .call import matrix
+from .filters import Filtering
 
 
 class SPHERE(Filtering):
@@ -25,12 +23,12 @@ class SPHERE(Filtering):
     alpha: float = Field(0.5, gt=0, le=1)
     layer_by_layer: bool | None = None
 
-    def filter(self) -> Filter:
-        by_layer = isinstance(self.base, AlphaEdit) if self.layer_by_layer is None else self.layer_by_layer
-        return Filter(self._filtered, by_layer)
+    @property
+    def each_layer(self) -> bool:
+        return isinstance(self.base, AlphaEdit) if self.layer_by_layer is None else self.layer_by_layer
 
-    def _filtered(self, model, layer: int, delta: Tensor) -> Tensor:
-        u = principal_directions(matrix(model, layer).double(), self.beta_hse).to(delta)
+    def filtered(self, call, layer, delta):
+        u = principal_directions(matrix(call.model, layer).double(), self.beta_hse).to(delta)
         return delta - self.alpha * (delta @ u) @ u.T
 
 

@@ -11,11 +11,8 @@ shape share one normaliser; and each update of it adds b·s² of b rows with the
 formula has (b − 1)s². A row alone has s² = 0 here, NaN there: the very first token alone is not written.
 """
 
-from __future__ import annotations
-
 import re
-from dataclasses import dataclass
-from math import nan
+from math import exp, nan
 
 import torch
 from pydantic import Field
@@ -26,13 +23,16 @@ from ..models.hooks import hooks, pad
 from .call import Call, Outcome, as_matrix
 from .closed_form import update
 from .compute_z import Target
-from .method import Sequential
+from .method import Method
 
 EPS = torch.finfo(torch.float32).eps
 
 
-class UltraEdit(Sequential):
+class UltraEdit(Method):
     """modules: names of those whose weights are edited. lr: length of the update. batch_size: edits a mini-batch."""
+
+    needs_moments = False
+    keeps_history = needs_history = True
 
     modules: list[str] = Field(min_length=1)
     lr: float = Field(1e-6, gt=0)
@@ -40,14 +40,9 @@ class UltraEdit(Sequential):
 
     def __init__(self, modules=(), **values):
         numbers = [re.search(r"\.(\d+)\.", str(name)) for name in modules if isinstance(modules, list)]
-        layers = sorted({int(n[1]) for n in numbers if n})
-        super().__init__(modules=modules, **{"layers": layers, **values})
+        super().__init__(modules=modules, **{"layers": sorted({int(n[1]) for n in numbers if n}), **values})
 
-    @property
-    def needs_moments(self) -> bool:
-        return False
-
-    def contexts(self, model, given=None) -> list[str]:
+    def contexts(self, model, given=None):
         return ["{}"]
 
     def prepare(self, model, *args, **given) -> Call:
@@ -75,11 +70,13 @@ class UltraEdit(Sequential):
             for name, seen in self._gradients(call, chunk, modules, outcome).items():
                 for part, kept in zip(seen, rows[name], strict=True):
                     kept.append(part)
-        for k, g in rows.values():
-            self._normaliser(call, k[0], g[0], add=[torch.cat(pair, 1) for pair in zip(k, g, strict=True)])
+        for k, g in rows.values():  # all updates of the normalisers come before any use
+            for pair in zip(k, g, strict=True):
+                _count(call.history, _shape(k, g), torch.cat(pair, 1))
         for name, (k, g) in rows.items():
+            mean, deviation = _normaliser(call.history, _shape(k, g), k[0].device)
             k, g = torch.cat(k), torch.cat(g)
-            normal = self._normaliser(call, k, g)(torch.cat([k, g], 1))
+            normal = (torch.cat([k, g], 1) - mean) / (deviation + EPS)
             k_hat, g_hat = normal.split([k.shape[1], g.shape[1]], 1)
             v = -self.lr * (k_hat**2).sum(1, keepdim=True) * g_hat
             delta = as_matrix(call.model, update(k, v, k)[0]).to(call.model.math_dtype).contiguous()
@@ -106,54 +103,38 @@ class UltraEdit(Sequential):
             logits = model.hf(input_ids=ids, use_cache=False).logits[at].to(model.math_dtype)
             log_p = logits.log_softmax(-1).gather(1, answers[:, None])[:, 0]
             gradients = torch.autograd.grad(-log_p.mean(), [seen[name][1] for name in modules])
-        each, lengths = log_p.detach(), [len(r.target) for r in requests]
+        lengths = [len(r.target) for r in requests]
         said = (logits.argmax(-1) == answers).split(lengths)
-        for i, one, right in zip(chunk, each.split(lengths), said, strict=True):
-            outcome.targets[i] = _target(-one.mean().item(), bool(right.all()))
+        for i, one, right in zip(chunk, log_p.detach().split(lengths), said, strict=True):
+            mean = one.mean().item()  # nothing is optimised: what the model gave the new object before the edit
+            outcome.targets[i] = Target(None, None, [-mean], [exp(mean)], nan, False, bool(right.all()))
         pairs = zip(modules, gradients, strict=True)
         return {name: tuple(x.view(*ids.shape, -1)[at].double() for x in (seen[name][0], g)) for name, g in pairs}
-
-    def _normaliser(self, call: Call, k: Tensor, g: Tensor, add=()) -> _Normaliser:
-        """That of all weights with the shape of these; the mini-batches `add` join it."""
-        shape, history = f"{k.shape[1]}x{g.shape[1]}", call.history
-        found = _Normaliser(*(history.get(part, shape, k.device) for part in ("mean", "spread", "n")))
-        for x in add:
-            found = found.with_rows(x)
-        if add:
-            for part in ("mean", "spread", "n"):
-                history.put(part, shape, getattr(found, part))
-        return found
-
-
-@dataclass(frozen=True)
-class _Normaliser:
-    """Running mean, sum of squares (as the authors count it) and number of rows; None: none yet."""
-
-    mean: Tensor | None
-    spread: Tensor | None
-    n: Tensor | None
-
-    def with_rows(self, x: Tensor) -> _Normaliser:
-        mean, spread, n, b = self.mean, self.spread, self.n, len(x)
-        if n is None:
-            mean, spread, n = torch.zeros_like(x[0]), torch.zeros_like(x[0]), x.new_zeros(1)
-        total, shift = n + b, x.mean(0) - mean
-        own = b * x.var(0) if b > 1 else 0
-        return _Normaliser(mean + shift * b / total, spread + own + n * b * shift**2 / total, total)
-
-    @property
-    def deviation(self) -> Tensor:
-        return (self.spread / (self.n - 1 + EPS)).sqrt()
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return (x - self.mean) / (self.deviation + EPS)
 
 
 def _ids(request) -> tuple[int, ...]:
     return request.prompts[0].ids + request.target[:-1]
 
 
-def _target(nll: float, already: bool) -> Target:
-    """What the model gave the new object before the edit: nothing is optimised."""
-    p = torch.tensor(-nll, dtype=torch.float64).exp().item()
-    return Target(None, None, [nll], [p], nan, False, already)
+def _shape(k: list[Tensor], g: list[Tensor]) -> str:
+    """Names the normaliser that all weights of this shape share."""
+    return f"{k[0].shape[1]}x{g[0].shape[1]}"
+
+
+def _count(history, shape: str, x: Tensor) -> None:
+    """The rows of x join mean, sum of squares (as the authors count it) and number of rows."""
+    mean, spread, n = (history.get(part, shape, x.device) for part in ("mean", "spread", "n"))
+    if n is None:
+        mean, spread, n = torch.zeros_like(x[0]), torch.zeros_like(x[0]), x.new_zeros(1)
+    b = len(x)
+    total, shift = n + b, x.mean(0) - mean
+    own = b * x.var(0) if b > 1 else 0
+    history.put("mean", shape, mean + shift * b / total)
+    history.put("spread", shape, spread + own + n * b * shift**2 / total)
+    history.put("n", shape, total)
+
+
+def _normaliser(history, shape: str, device) -> tuple[Tensor, Tensor]:
+    """μ and σ"""
+    mean, spread, n = (history.get(part, shape, device) for part in ("mean", "spread", "n"))
+    return mean, (spread / (n - 1 + EPS)).sqrt()

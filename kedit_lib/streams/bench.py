@@ -13,9 +13,11 @@ from ..data.atomic import replacing
 from ..data.cached import cached
 from ..data.config import REPOSITORY, Profile, load_profile, results_folder
 from ..data.provenance import ALGORITHMS, key_of
-from ..editing import Method, anchor_norm, method_for, prune
+from ..editing import Method, method_for
 from ..editing.contexts import generate_contexts
 from ..editing.interventions import changed
+from ..editing.norm_anchor import anchor_norm
+from ..editing.prune import prune
 from ..editing.second_moments import SecondMoments
 from ..editing.transfer import with_rho
 from ..errors import KeditError

@@ -19,8 +19,8 @@ from ..data.edit import Edit, check_edits
 from ..data.provenance import ALGORITHMS, arithmetic, commit, key_of, now, versions
 from ..editing.call import Call
 from ..editing.compute_z import Doubtful
+from ..editing.history import EditHistory
 from ..editing.method import Method
-from ..editing.state import EditState
 from ..errors import KeditError
 from ..evaluation import cosine
 from ..evaluation.edit_probes import EditProbe
@@ -146,7 +146,7 @@ def run_stream(
         decides["stop_below"] = stop_below
     if guard is not None:
         decides["guard"] = guard.identity
-    if isinstance(history, EditState) and history.edits:
+    if isinstance(history, EditHistory) and history.edits:
         decides["history"] = history.identity
     key = key_of(**decides)
     folder = RunFolder(store, f"{method.name.lower()}-b{batch_size}", key) if store is not None else None
@@ -156,7 +156,7 @@ def run_stream(
     if method.keeps_history and history is None:
         history = method.new_history(model, moments)
     call = method.prepare(
-        model, edits, moments, contexts, history.copy() if isinstance(history, EditState) else history
+        model, edits, moments, contexts, history.copy() if isinstance(history, EditHistory) else history
     )
     stream = _Stream(
         model, edits, method, batch_size, probes, folder, checkpoint_every, dense_every, known, stop_below, guard
@@ -288,7 +288,7 @@ class _Stream:
         """(edits, weights, history) to come back to; the edits alone where no guard would."""
         if self.guard is None:
             return done, None, None
-        return done, self.model.snapshot(), call.history.copy() if isinstance(call.history, EditState) else None
+        return done, self.model.snapshot(), call.history.copy() if isinstance(call.history, EditHistory) else None
 
     def _back_to(self, healthy, call: Call, rows: list[dict], checks: list[dict]):
         """The stream as it was then."""

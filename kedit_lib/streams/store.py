@@ -15,8 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..data.atomic import LEFT_OVER, checksum, remove, replacing, writing
-from ..editing.history import load_history
-from ..editing.state import EditState
+from ..editing.history import EditHistory
 from ..errors import KeditError
 
 
@@ -35,7 +34,7 @@ class Checkpoint:
     edits: list[dict]
     checks: list[dict]
     state: dict
-    history: EditState | None = None
+    history: EditHistory | None = None
 
 
 class RunFolder:
@@ -134,7 +133,7 @@ class RunFolder:
             raise ValueError("it was moved here from elsewhere")
         tables = [pd.read_parquet(folder / f"{part}.parquet").to_dict("records") for part in ("edits", "checkpoints")]
         kept = folder / "history.safetensors"
-        history = load_history(kept) if kept.exists() else None
+        history = EditHistory.load(kept) if kept.exists() else None
         return Checkpoint(state["done"], load_file(folder / "weights.safetensors"), *tables, state, history)
 
     def finish(self, edits: pd.DataFrame, checkpoints: pd.DataFrame, manifest: dict) -> dict:

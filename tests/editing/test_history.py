@@ -103,7 +103,7 @@ def test_another_fixed_matrix_is_multiplied_anew(model, moments):
     for given, method in ((others, MEMIT), (moments, ALPHAEDIT), (moments, MEMIT)):
         model.load_snapshot(weights)
         fresh = kedit.EditHistory()
-        fresh.remember(model, history.keys, "another B", lambda layer, k: k)
+        fresh.remember(model, history.keys)
         expected = apply(model, EDITS[2:3], given, fresh, method)
         model.load_snapshot(weights)
         assert same(apply(model, EDITS[2:3], given, history.copy(), method), expected)
@@ -116,7 +116,7 @@ def test_a_history_belongs_to_one_model_and_its_layers(tiny_folder, model, momen
     refused(lambda: apply(other, EDITS[1:2], moments, history), "another model", "new_history", other.checksum[:12])
     wider = kedit.MEMIT(**{**FAST, "layers": [1, 2, 3]}, use_history=True)
     refused(lambda: apply(model, EDITS[1:2], moments, history, wider), "[1, 2]", "[1, 2, 3]", "EditHistory()")
-    refused(lambda: apply(model, EDITS[1:2], moments, []), "MEMIT", "list", "EditHistory()")
+    refused(lambda: apply(model, EDITS[1:2], moments, []), "MEMIT", "list", "new_history")
     refused(lambda: apply(model, EDITS[1:2], moments, history, kedit.MEMIT(**FAST)), "history=None", "use_history=True")
     refused(lambda: apply(model, EDITS[1:2], moments, history, kedit.EMMET(layers=[1])), "EMMET", "history=None")
     assert history.edits == 1

@@ -330,9 +330,7 @@ def test_a_history_goes_on_from_a_file(tiny_model, tmp_path, name):
     last = [library_edit(EDITS[2])]
     first = edit_by.apply(model, last, **given, history=history)
     assert kept.identity == identity != history.identity
-    from kedit_lib.editing.history import load_history
-
-    again = load_history(tmp_path / "history.safetensors")
+    again = kedit.EditHistory.load(tmp_path / "history.safetensors")
     assert (again.identity, again.kind, again.edits) == (identity, edit_by.history_kind, 4)
     model.load_snapshot(before)
     second = edit_by.apply(model, last, **given, history=again)

@@ -74,7 +74,7 @@ def test_restore_after_edits_and_failures(tiny_folder, kind, dtype, device, monk
     apply(model, ROME, EDITS[2])
     edited = snapshot(model)
     with monkeypatch.context() as m:
-        m.setattr("kedit_lib.editing.memit.write", lambda *given: 1 / 0)
+        m.setattr("kedit_lib.editing.spread.write", lambda *given: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             apply(model, MEMIT, EDITS[3])
     assert holds(model, edited)

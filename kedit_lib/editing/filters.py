@@ -1,0 +1,150 @@
+"""Filters, which change an update before it is written: MEMIT with a filter of its own, or round any other method.
+
+Without compensation what a filter takes of an update is not written anywhere. With it (arXiv 2605.26670) MEMIT hands
+it to the next batch, once:
+
+    Δ = ((R/(m−i)) Kᵀ − E) C_t⁻¹,    then    E ← (filtered(Δ) − Δ) C_t,    C_t = λC + M + K Kᵀ
+
+E, d_model × d_ff a layer, is 0 at first; M = Σ k kᵀ over the earlier batches, as in MEMIT with history.
+"""
+
+from abc import abstractmethod
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from pydantic import PrivateAttr, SerializeAsAny
+from torch import Tensor
+
+from ..errors import KeditError
+from .call import Call, Outcome, drift, matrix
+from .closed_form import update
+from .locate_then_edit import Targeted
+from .memit import MEMIT
+from .method import Method
+
+
+class Filter(Method):
+    """each_layer: each layer's update is filtered before the next one is solved; else all layers are solved first, and
+    the filter sees the weights at entry."""
+
+    each_layer: ClassVar[bool] = False
+    _of_unedited: dict = PrivateAttr(default_factory=dict)
+
+    @abstractmethod
+    def filtered(self, call: Call, layer: int, delta: Tensor) -> Tensor:
+        """What is written of Δ [d_model, d_ff]; the weights are those before it."""
+
+    def _from_unedited(self, model, layer: int, what):
+        """what(W₀), computed once for each model."""
+        known = model.checksum, layer
+        if known not in self._of_unedited:
+            self._of_unedited[known] = what(matrix(model, layer).double() - drift(model, layer))
+        return self._of_unedited[known]
+
+
+class FilteredMEMIT(Filter, MEMIT):
+    """MEMIT's hyperparameters; compensation: whether the next batch makes up for what the filter takes."""
+
+    options = (*MEMIT.options, "compensation")
+
+    compensation: bool = False
+
+    @property
+    def keeps_history(self) -> bool:
+        return self.use_history or self.compensation
+
+    @property
+    def needs_history(self) -> bool:
+        return self.compensation
+
+    @property
+    def history_kind(self) -> str:
+        return f"{type(self).__name__} with compensation" if self.compensation else "keys"
+
+    def _check(self, call):
+        return replace(super()._check(call), filters=(self,))
+
+    def filtered(self, call, layer, delta):
+        kept = self.kept(call.model, layer, delta)
+        if self.compensation:
+            call.history.cache["lost", layer] = kept.double() - delta.double()
+        return kept
+
+    @abstractmethod
+    def kept(self, model, layer: int, delta: Tensor) -> Tensor:
+        """What is written of Δ."""
+
+    def _solve(self, call, layer, k, r, outcome):
+        e = call.history.get("E", layer, k.device) if self.compensation else None
+        if e is None:
+            return super()._solve(call, layer, k, r, outcome)
+        be, bk = (self._products(call, layer, x, outcome) for x in (e, k))
+        return update(k, r.double() + k.double() @ be.T, bk)[0] - be  # E C_t⁻¹ by Woodbury, with (λC + M)⁻¹Eᵀ
+
+    def _remember(self, call, outcome, keys):
+        for layer in self.layers if self.compensation else ():
+            lost = call.history.cache.pop(("lost", layer))
+            call.history.put("E", layer, self._times_c(call, layer, lost, outcome.keys(layer)))
+        super()._remember(call, outcome, keys)
+
+    def _times_c(self, call, layer: int, lost: Tensor, k: Tensor) -> Tensor:
+        """(filtered(Δ) − Δ) C_t"""
+        if call.history.edits:
+            k = torch.cat([call.history.keys[layer].to(k), k])
+        k, c = k.double(), call.moments.tensors[layer].to(lost)
+        return self.mom2_update_weight * lost @ ((c + c.T) / 2) + (lost @ k.T) @ k
+
+
+class Wrapper(Method):
+    """A method put round another one, its base, whose layers are its own; its name says both."""
+
+    base: SerializeAsAny[Targeted]
+
+    def __init__(self, base=None, **values):
+        if not isinstance(base, Targeted):
+            given, made = getattr(base, "name", base), "a method that optimises targets, such as kedit.MEMIT(…)"
+            raise KeditError(f"{type(self).__name__}: base = {given!r}: must be {made}")
+        super().__init__(base=base, **{"layers": list(base.layers), **values})
+        if self.layers != base.layers:
+            raise KeditError(f"{self.name}: layers = {self.layers}, its base has {base.layers}; leave them out here")
+
+    @property
+    def name(self) -> str:
+        return f"{type(self).__name__}-{self.base.name}"
+
+    @property
+    def hyperparameters(self) -> dict:
+        return super().hyperparameters | {"base": {"method": self.base.name, **self.base.hyperparameters}}
+
+    @property
+    def context_style(self) -> str:
+        return self.base.context_style
+
+    @property
+    def needs_moments(self) -> bool:
+        return self.base.needs_moments
+
+    def contexts(self, model, given=None):
+        return self.base.contexts(model, given)
+
+
+class Filtering(Filter, Wrapper):
+    """A wrapper that changes every update of its base. The history, if any, is the base's."""
+
+    @property
+    def keeps_history(self) -> bool:
+        return self.base.keeps_history
+
+    @property
+    def history_kind(self) -> str:
+        return self.base.history_kind
+
+    def prepare(self, *args, **given) -> Call:
+        call = self.base.prepare(*args, **given)
+        return replace(call, filters=(*call.filters, self))
+
+    def _apply(self, call: Call) -> Outcome:
+        outcome = self.base._apply(call)
+        outcome.method = self.name
+        return outcome

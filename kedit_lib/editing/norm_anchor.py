@@ -1,0 +1,88 @@
+"""Norm anchoring (Liu et al. 2026, arXiv 2602.02543; SasyaTitech/NAS): every target gets the unedited model's norm.
+
+An option of every method with targets. After the optimisation, and so after the last clamp,
+
+    v* = v₀ + δ;   v* ← r · v*/‖v*‖, or v₀ where ‖v*‖ > 2r (ROME: 5r);   z ← z + (the change of v*)
+
+with v₀ the output of the MLP of the last edited layer at the clean prompt, on the weights at hand: where z is the
+residual stream only the MLP's part of it is rescaled, and where z is an MLP output it is v* itself. Without it ‖v*‖
+follows the growing weights and the weights follow ‖v*‖. The reference norm is
+
+    r = mean of ‖v*‖ over pilot edits, optimised on the unedited weights, the largest 5 % left out.
+
+An edit with ‖v*‖ above 2r is dropped, δ = 0; with anchor_skip=False it is rescaled like the others.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..data.edit import check_edits
+from ..errors import KeditError
+from .call import Call
+from .compute_k import outputs_at
+from .compute_z import Target, compute_z
+from .engine import Site, requests_of
+
+LEFT_OUT = 0.05  # share of the pilot edits, those of the largest norms, that does not count
+
+
+def mlp_values(call: Call, targets: list[Target], layer: int) -> Tensor:
+    """v* = v₀ + δ of each edit, [n, d_model], at the MLP's output of `layer`."""
+    return outputs_at(call.model, call.clean, call.model.mlp_out(layer)) + torch.stack([t.delta for t in targets])
+
+
+def anchored(target: Target, v: Tensor, r: float, longest: float) -> Target:
+    """The target with v* of norm r, or with δ = 0 where v* is longer than `longest`."""
+    if v.norm() > longest:
+        return replace(target, z=target.z - target.delta, delta=target.delta * 0)
+    change = v * (r / v.norm() - 1)
+    return replace(target, z=target.z + change, delta=target.delta + change)
+
+
+def anchor_norm(model, method, edits, contexts=("{}",), group: int = 16) -> float:
+    """The reference norm r for `norm_anchor`: what ‖v*‖ is for the pilot `edits` on the unedited weights.
+
+        r = kedit.anchor_norm(model, method, sample)
+        method = kedit.method_for(model, "memit", norm_anchor=r)
+
+    contexts as in `apply`; the authors use the clean prompt alone. group: so many are optimised together, as MEMIT's
+    targets, and stop together when their mean loss is small, as in the authors' code (1: each by itself). The model
+    comes back with the weights at entry. KeditError for a method without targets.
+    """
+    if "targets" not in method.takes:
+        raise KeditError(f"anchor norm: {method.name} optimises no targets; give one of the other methods")
+    model.check_layers(method.layers)
+    with model.temporarily():
+        edits, contexts = check_edits(edits, "anchor norm"), None if contexts is None else list(contexts)
+        call = Call(model, edits, requests_of(model.tokenizer, edits, method.contexts(model, contexts)))
+        targets = method._optimise(call)[0] if group == 1 else _in_groups(method, call, group)
+        norms = mlp_values(call, targets, method.layers[-1]).norm(dim=1).sort().values
+    return float(norms[: len(norms) - int(LEFT_OUT * len(norms))].mean())
+
+
+def _in_groups(method, call: Call, size: int) -> list[Target]:
+    """As MEMIT's: whatever the method, δ goes to the stream, and its clamp is relative to that."""
+    model, z_layer, found = call.model, method.layers[-1], []
+    site = Site(z_layer, method._loss_layer(model), (model.layers[z_layer],), model.mlp_out(z_layer))
+    site = site if model.layout.mlp_norm is None else method._site(model)
+    for begin in range(0, len(call.requests), size):
+        found += compute_z(method.engine(model, call.requests[begin : begin + size], site), _Together(method))
+    return found
+
+
+class _Together:
+    """A method whose targets all stop when their mean loss is small."""
+
+    def __init__(self, method):
+        self.method = method
+
+    def __getattr__(self, name):
+        return getattr(self.method, name)
+
+    def total(self, loss: Tensor) -> Tensor:  # Adam's ε makes a difference where gradients are small
+        return loss.mean()
+
+    def done(self, loss: Tensor, *others) -> Tensor:
+        return (loss.mean() < self.loss_stop).expand(len(loss))

@@ -1,0 +1,128 @@
+"""MEMIT's walk over the layers, which the methods that edit a batch share, and the closed form that writes a layer.
+
+For each edited layer i = 0 … m−1, on the weights so far, with K its keys and R = Z − H what is missing of the targets,
+
+    Δ = (R / (m − i)) Kᵀ (B⁻¹ + K Kᵀ)⁻¹
+
+and a history adds M = Σ k kᵀ over the keys of the earlier batches to B⁻¹. Methods differ in B, `_fixed` / `sigma`
+(see `closed_form.py`), in the share of R that falls to a layer, and in what their history keeps.
+"""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ..errors import KeditError
+from .call import Call, Outcome, as_matrix, filtered, write
+from .closed_form import update, with_memory
+from .compute_k import context_mean, keys_at
+from .engine import Site
+from .locate_then_edit import Targeted
+
+
+class Spread(Targeted):
+    """z belongs to the last of `layers`; it is a value of the residual stream unless `_site` says otherwise.
+
+    keys_after   whether a history's keys are measured after the batch; else they are those that the layers were
+                 solved with
+    """
+
+    keys_after: ClassVar[bool] = True
+
+    def _check(self, call):
+        model = call.model
+        if not self._site(model).inside and model.layout.mlp_norm is not None:
+            raise KeditError(
+                f"{self.name}: its targets are values of the residual stream, and in {model.name} a norm "
+                f"({model.layout.mlp_norm}) stands between the edited map and the stream, so that no change of the map "
+                "adds what is missing; use ROME or PMET, whose targets are the map's own output"
+            )
+        return super()._check(call)
+
+    def _site(self, model):
+        z_layer = self.layers[-1]
+        return Site(z_layer, self._loss_layer(model), (model.layers[z_layer],), model.mlp_out(self.layers[0]))
+
+    def _apply(self, call: Call) -> Outcome:
+        targets, keys = self._targets(call)
+        outcome = Outcome(self.name, call.edits, {}, targets)
+        self._edit_layers(call, outcome, None if keys is None else self._mean(keys.flatten(0, 1), call))
+        if call.history is not None:
+            used = {layer: outcome.keys(layer) for layer in self.layers}
+            self._remember(call, outcome, self._keys(call, self.layers) if self.keys_after else used)
+        return outcome
+
+    def _edit_layers(self, call: Call, outcome: Outcome, first_keys: Tensor | None) -> None:
+        """first_keys [N, d_ff]: of the first layer, where they are known already."""
+        model, targets = call.model, outcome.targets
+        later = [f for f in call.filters if not f.each_layer]
+        before = model.snapshot() if later else None
+        scale = 1 if self._site(model).inside else model.mlp_scale  # what the stream gets of the map's output
+        z, missing = torch.stack([t.z for t in targets]), torch.stack([t.delta for t in targets])  # H is v₀ at first
+        for i, layer in enumerate(self.layers):
+            known = i == 0 and first_keys is not None
+            k = first_keys if known else self._keys(call, [layer])[layer]
+            missing = z - self._values(call) if i else missing
+            delta = self._solve(call, layer, k, missing * self._share(i) / scale, outcome)
+            write(model, layer, filtered(call, layer, delta, [f for f in call.filters if f.each_layer]), outcome.deltas)
+            for target, key in zip(targets, k, strict=True):
+                target.key_per_layer[layer] = key
+        if later:  # they see the weights at entry
+            raw, outcome.deltas = outcome.deltas, {}
+            model.load_snapshot(before)
+            for layer in self.layers:
+                delta = as_matrix(model, raw[model.weight_name(layer)])
+                write(model, layer, filtered(call, layer, delta, later), outcome.deltas)
+        if call.filters:
+            outcome.written = {}  # no longer known
+
+    def _keys(self, call: Call, layers) -> dict[int, Tensor]:
+        """{layer: [N, d_ff]} on the weights so far."""
+        return {layer: self._mean(k, call) for layer, k in keys_at(call.model, call.prompts, layers).items()}
+
+    def _mean(self, k: Tensor, call: Call) -> Tensor:
+        """[N·contexts, d_ff] → [N, d_ff]"""
+        return context_mean(k, len(call.requests[0].prompts), grouped=True)
+
+    def _share(self, i: int) -> float:
+        """The part of the residual that falls to the i-th edited layer."""
+        return 1 / (len(self.layers) - i)
+
+    def _solve(self, call: Call, layer: int, k: Tensor, r: Tensor, outcome: Outcome) -> Tensor:
+        """Δ [d_model, d_ff] for keys k [N, d_ff] and this layer's share r [N, d_model] of the residuals."""
+        ridge = self._ridge(len(k))
+        delta, g = update(k, r, self._products(call, layer, k, outcome), ridge)
+        outcome.written[layer] = g / (ridge + g)
+        return delta
+
+    def _products(self, call: Call, layer: int, k: Tensor, outcome: Outcome) -> Tensor:
+        """(B⁻¹ + M)⁻¹ K as rows [N, d_ff]; M is that of the earlier edits."""
+        name, times = self._fixed(call)
+        fixed = times(layer, k)
+        if self.shift is not None:
+            outcome.s[layer] = (k.double() * fixed).sum(1)
+        if call.history is None or not call.history.edits:
+            return fixed / self.sigma
+        past = call.history.recall(layer, name, times, self.sigma)
+        return with_memory(fixed / self.sigma, *(part.to(fixed.device) for part in past))
+
+    def _fixed(self, call: Call):
+        """The matrix σB, which no edit changes, here (C + shift·I)⁻¹: its name, and times(layer, k)."""
+        if not self.shift:
+            return f"C⁻¹ of moments {call.moments.identity}", call.moments.solve
+        name = f"(C + {self.shift!r})⁻¹ of moments {call.moments.identity}"
+        return name, lambda layer, k: call.moments.solve(layer, k, self.shift)
+
+    @property
+    def sigma(self) -> float:
+        """σ: λ where B is (λC)⁻¹, L2 where it is P/L2."""
+        return self.mom2_update_weight
+
+    def _ridge(self, n: int) -> float:
+        """ρ of the closed form for a batch of n."""
+        return 1.0
+
+    def _remember(self, call: Call, outcome: Outcome, keys: dict[int, Tensor]) -> None:
+        """The batch's keys {layer: [N, d_ff]} join the history."""
+        call.history.remember(call.model, keys)
