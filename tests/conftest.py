@@ -44,3 +44,11 @@ def tiny_model(tiny_folder):
         return SimpleNamespace(model=model, tokenizer=AutoTokenizer.from_pretrained(folder), folder=folder)
 
     return load
+
+
+@pytest.fixture
+def model(tiny_folder):
+    """A fresh tiny Llama in float64, as the library's."""
+    import kedit_lib as kedit
+
+    return kedit.load_model(tiny_folder("llama"), dtype=torch.float64)

@@ -7,6 +7,7 @@ around it, a soft cap on the logits, more embeddings than tokens, tokens added l
 import json
 from dataclasses import dataclass, field
 
+import pytest
 import torch
 import transformers
 from tiny import D_FF, D_MODEL, N_LAYERS, SENTENCES
@@ -35,6 +36,7 @@ class Family:
 
 END = ("<|endoftext|>",)
 PIECES = ("<unk>", "<s>", "</s>")
+GEMMA = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")
 FAMILIES = {
     "llama": Family("Llama", "LlamaTokenizer", PIECES, "marks", {**GROUPED}, bos=True),
     "llama3": Family(  # byte-level with a BOS, and a head that is the embeddings
@@ -51,12 +53,7 @@ FAMILIES = {
     ),
     "qwen3": Family("Qwen3", "Qwen2Tokenizer", END, config={**GROUPED, "head_dim": 12}, added=(*CHAT,)),
     "gemma": Family(
-        "Gemma",
-        "GemmaTokenizer",
-        ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>"),
-        "marks",
-        {**GROUPED, "num_key_value_heads": 1, "head_dim": 12},
-        bos=True,
+        "Gemma", "GemmaTokenizer", GEMMA, "marks", {**GROUPED, "num_key_value_heads": 1, "head_dim": 12}, bos=True
     ),
     "gpt2": Family("GPT2", "GPT2Tokenizer", END, config={"n_head": 4}),
     "gptj": Family(  # no pad token, extra tokens
@@ -70,102 +67,59 @@ FAMILIES = {
     ),
 }
 NORMED = {  # a norm stands between the MLP and the stream
-    "gemma2": Family(
-        "Gemma2",
+    name: Family(
+        model,
         "GemmaTokenizer",
-        FAMILIES["gemma"].special,
+        GEMMA,
         "marks",
-        {**GROUPED, "head_dim": 12, "final_logit_softcapping": 3.0, "query_pre_attn_scalar": 12},
+        {**GROUPED, "head_dim": 12, "query_pre_attn_scalar": 12, **config},
         bos=True,
-    ),
-    "gemma3": Family(
-        "Gemma3Text",
-        "GemmaTokenizer",
-        FAMILIES["gemma"].special,
-        "marks",
-        {**GROUPED, "head_dim": 12, "query_pre_attn_scalar": 12, "sliding_window_pattern": 2},
-        bos=True,
-    ),
+    )
+    for name, model, config in (
+        ("gemma2", "Gemma2", {"final_logit_softcapping": 3.0}),
+        ("gemma3", "Gemma3Text", {"sliding_window_pattern": 2}),
+    )
 }
-FAST = "PreTrainedTokenizerFast"
-ENDS = {"bos_token": END[0], "eos_token": END[0]}
-LIKE_GPT2 = {"tokenizer": "GPT2Tokenizer", "special": END}
-FURTHER = {  # nothing of their own but the layers: their tokenizers are of the kinds above
-    "phi3": Family("Phi3", **LIKE_GPT2, config=GROUPED),
-    "ministral3": Family("Ministral3", **LIKE_GPT2, config={**GROUPED, "head_dim": 8}),
-    "olmo": Family("Olmo", **LIKE_GPT2, config={**GROUPED, "clip_qkv": 2.0}),
-    "olmo2": Family("Olmo2", **LIKE_GPT2, config=GROUPED),
-    "olmo3": Family("Olmo3", **LIKE_GPT2, config={**GROUPED, "sliding_window": 6}),
-    "smollm3": Family("SmolLM3", **LIKE_GPT2, config={**GROUPED, "no_rope_layer_interval": 2}),
-    "stablelm": Family("StableLm", **LIKE_GPT2, config={**GROUPED, "use_qkv_bias": True}),
-    "stablelm side by side": Family(
-        "StableLm", **LIKE_GPT2, config={**GROUPED, "use_parallel_residual": True, "qk_layernorm": True}
-    ),
-    "granite": Family(
-        "Granite",
-        **LIKE_GPT2,
-        config={
-            **GROUPED,
-            "logits_scaling": 4.0,
-            "residual_multiplier": 0.5,
-            "embedding_multiplier": 3.0,
-            "attention_multiplier": 0.3,
-        },
-    ),
-    "cohere": Family("Cohere", **LIKE_GPT2, config={**GROUPED, "logit_scale": 0.25}),
-    "cohere2": Family(
-        "Cohere2", **LIKE_GPT2, config={**GROUPED, "logit_scale": 0.25, "sliding_window": 6, "head_dim": 8}
-    ),
-    "glm": Family("Glm", **LIKE_GPT2, config={**GROUPED, "head_dim": 8}),
-    "glm4": Family("Glm4", **LIKE_GPT2, config={**GROUPED, "head_dim": 8}),
-    "starcoder2": Family("Starcoder2", **LIKE_GPT2, config={**GROUPED, "sliding_window": 6}),
-    "falcon": Family("Falcon", **LIKE_GPT2, config={"num_attention_heads": 4, "ffn_hidden_size": D_FF}),
-    "falcon grouped": Family(
-        "Falcon",
-        **LIKE_GPT2,
-        config={
-            "num_attention_heads": 4,
-            "num_kv_heads": 2,
-            "new_decoder_architecture": True,
-            "ffn_hidden_size": D_FF,
-            "bias": True,
-        },
-    ),
-    "falcon alibi": Family(
-        "Falcon",
-        **LIKE_GPT2,
-        config={"num_attention_heads": 4, "alibi": True, "parallel_attn": False, "ffn_hidden_size": D_FF},
-    ),
-    "opt": Family("OPT", **LIKE_GPT2, config={"num_attention_heads": 4, "ffn_dim": D_FF, "dropout": 0.0}),
-    "bloom": Family("Bloom", **LIKE_GPT2, config={"hidden_size": D_FF // 4, "n_layer": N_LAYERS, "n_head": 4}),
-    "llama4": Family(
-        "Llama4Text",
-        **LIKE_GPT2,
-        config={
-            **GROUPED,
-            "head_dim": 8,
-            "intermediate_size_mlp": D_FF,
-            "moe_layers": [],
-            "attention_chunk_size": 6,
-            "no_rope_layer_interval": 2,
-        },
-    ),
-    "gemma4": Family(
-        "Gemma4Text",
-        **LIKE_GPT2,
-        config={
-            **GROUPED,
-            "head_dim": 8,
-            "global_head_dim": 8,
-            "hidden_size_per_layer_input": 0,
-            "sliding_window": 6,
-            "layer_types": ["sliding_attention", "full_attention"] * 2 + ["full_attention"],
-            "final_logit_softcapping": 3.0,
-        },
-    ),
+
+
+def like_gpt2(model, grouped=True, **config):
+    """Nothing of its own but the layers; the tokenizer is GPT-2's."""
+    heads = GROUPED if grouped else {"num_attention_heads": 4}
+    return Family(model, "GPT2Tokenizer", END, config={**heads, **config})
+
+
+LLAMA4 = {"head_dim": 8, "intermediate_size_mlp": D_FF, "moe_layers": []}
+GEMMA4 = {"head_dim": 8, "global_head_dim": 8, "hidden_size_per_layer_input": 0, "sliding_window": 6}
+GEMMA4["layer_types"] = ["sliding_attention", "full_attention"] * 2 + ["full_attention"]
+GRANITE = {"residual_multiplier": 0.5, "embedding_multiplier": 3.0, "attention_multiplier": 0.3}
+NEW_FALCON = {"num_kv_heads": 2, "new_decoder_architecture": True, "bias": True}
+FURTHER = {
+    "phi3": like_gpt2("Phi3"),
+    "ministral3": like_gpt2("Ministral3", head_dim=8),
+    "olmo": like_gpt2("Olmo", clip_qkv=2.0),
+    "olmo2": like_gpt2("Olmo2"),
+    "olmo3": like_gpt2("Olmo3", sliding_window=6),
+    "smollm3": like_gpt2("SmolLM3", no_rope_layer_interval=2),
+    "stablelm": like_gpt2("StableLm", use_qkv_bias=True),
+    "stablelm side by side": like_gpt2("StableLm", use_parallel_residual=True, qk_layernorm=True),
+    "granite": like_gpt2("Granite", logits_scaling=4.0, **GRANITE),
+    "cohere": like_gpt2("Cohere", logit_scale=0.25),
+    "cohere2": like_gpt2("Cohere2", logit_scale=0.25, sliding_window=6, head_dim=8),
+    "glm": like_gpt2("Glm", head_dim=8),
+    "glm4": like_gpt2("Glm4", head_dim=8),
+    "starcoder2": like_gpt2("Starcoder2", sliding_window=6),
+    "falcon": like_gpt2("Falcon", grouped=False, ffn_hidden_size=D_FF),
+    "falcon grouped": like_gpt2("Falcon", grouped=False, ffn_hidden_size=D_FF, **NEW_FALCON),
+    "falcon alibi": like_gpt2("Falcon", grouped=False, alibi=True, parallel_attn=False, ffn_hidden_size=D_FF),
+    "opt": like_gpt2("OPT", grouped=False, ffn_dim=D_FF, dropout=0.0),
+    "bloom": Family("Bloom", "GPT2Tokenizer", END, config={"hidden_size": D_FF // 4, "n_layer": N_LAYERS, "n_head": 4}),
+    "llama4": like_gpt2("Llama4Text", attention_chunk_size=6, no_rope_layer_interval=2, **LLAMA4),
+    "gemma4": like_gpt2("Gemma4Text", final_logit_softcapping=3.0, **GEMMA4),
 }
 EVERY = {**FAMILIES, **NORMED}
 ALL = {**EVERY, **FURTHER}
+SLOW_FURTHER = [pytest.param(name, marks=pytest.mark.slow) for name in FURTHER]
+FLOAT32_INSIDE = {"gptj", "gemma2", "bloom"}  # attention in float32, whatever the weights are
 
 
 def tokenizer(name):

@@ -14,6 +14,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 FOLDER = Path(os.environ["KEDIT_GOLDEN"]) if os.environ.get("KEDIT_GOLDEN") else None
+NEWER = FOLDER.parent / "golden-newer" if FOLDER and (FOLDER.parent / "golden-newer").is_dir() else None
 MISSING = "KEDIT_GOLDEN does not name the folder of golden numbers"
 
 # Relative errors that are attainable in float32, as measured by whoever recorded the numbers.
@@ -32,13 +33,14 @@ def closed_form_tolerance(case):
     return CLOSED_FORM_ALPHAEDIT if case.method == "alphaedit" else CLOSED_FORM
 
 
-def each_case(*methods):
+def each_case(*methods, newer=False):
     """Parametrise a test over the cases of these methods (all, if none is named)."""
-    names = sorted(path.parent.name for path in FOLDER.glob("*/case.json")) if FOLDER else []
+    folder, make = (NEWER, NewerCase) if newer else (FOLDER, Case)
+    names = sorted(path.parent.name for path in folder.glob("*/case.json")) if folder else []
     chosen = [name for name in names if not methods or name.split("_")[0] in methods]
-    why = f"{FOLDER.name} has no case of {methods}" if FOLDER else MISSING
+    why = f"{folder.name} has no case of {methods}" if folder else MISSING
     skipped = pytest.param(None, marks=pytest.mark.skip(reason=why), id="-")
-    return pytest.mark.parametrize("case", [pytest.param(Case(name), id=name) for name in chosen] or [skipped])
+    return pytest.mark.parametrize("case", [pytest.param(make(name), id=name) for name in chosen] or [skipped])
 
 
 def relative(value, expected):
@@ -154,3 +156,9 @@ class Case:
 
     def __repr__(self):
         return self.name
+
+
+class NewerCase(Case):
+    """A case of the newer editors: of the same model, C and contexts, in the folder `golden-newer` beside the first."""
+
+    folder = NEWER

@@ -100,23 +100,3 @@ def test_a_stream(run, tmp_path):
     assert code == 0 and evaluated.startswith("4 edits")
     last = next(line.split()[-1] for line in out.splitlines() if line.split()[:2] == ["accuracy", "edits"])
     assert next(line.split()[1] for line in evaluated.splitlines() if line.startswith("accuracy")) == last
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "part"),
-    [
-        (("check-model", "no/such/model"), 1, "no/such/model"),
-        (("edit", "lab-small", "--prompt", "no place", "--subject", "x", "--to", "y"), 1, "exactly one"),
-        (("edit", "lab-small", "--prompt", "{} is"), 2, "--subject"),
-        (("stream", "lab-small", "--edits", "missing.json"), 1, "missing.json"),
-        (("stream", "lab-small", "--edits", "lab", "--limit", "many"), 2, "--limit"),
-        (("evaluate", "lab-small"), 1, "kedit_edits.json"),
-        (("edit", "lab-small", "--prompt", "{} is", "--subject", "x", "--to", "y", "--method", "magic"), 1, "magic"),
-        (("fly",), 2, "fly"),
-    ],
-)
-def test_a_failure_is_one_line(run, arguments, code, part):
-    found, _, err = run(*arguments)
-    assert found == code and part in err and "Traceback" not in err
-    if code == 1:
-        assert err.startswith("kedit: ") and err.count("\n") == 1

@@ -92,7 +92,7 @@ def repository(tmp_path_factory):
     return root
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     value=st.sampled_from(["../../x", "/etc/x", "a/../../b", "..", "~root", "a\\..\\b", "x\ny"]) | st.text(min_size=1)
 )

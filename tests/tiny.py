@@ -7,11 +7,13 @@ prompt, or occur in a context too; targets of one and of many tokens.
 import json
 import string
 
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 KINDS = ("llama", "llama-bos", "llama-metaspace", "gpt2")
+MOST_SLOW = [pytest.param(k, marks=() if k in ("llama", "gpt2") else pytest.mark.slow) for k in KINDS]
 D_MODEL, D_FF, N_LAYERS = 32, 48, 5
 SHARPNESS = 4  # of the head: enough that an edit can succeed
 

@@ -14,6 +14,7 @@ from kedit_lib.errors import KeditError
 from kedit_lib.models.tokenization import encode_prompt
 from kedit_lib.streams.named_streams import cause_streams, every_stream, groups_of
 
+pytestmark = pytest.mark.slow
 N = 6
 SMALL = {"n_edits": N, "n_single": 2, "batch_sizes": [1, N], "mass_sizes": [1, N]}
 ONE, SEVERAL = "memit", "memit-layers"  # layers
@@ -55,7 +56,6 @@ def by_hand(bench, name):
     return whole, summed, effects, start
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", [ONE, SEVERAL])
 def test_the_four_terms_are_the_squared_shift(bench, tables, name):
     whole, summed, effects, start = by_hand(bench, name)

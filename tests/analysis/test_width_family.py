@@ -31,6 +31,7 @@ def test_members_hold_what_the_text_says():
     assert len({r.name for r in MEMBERS.values()}) == len(MEMBERS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", MEMBERS.values(), ids=list(MEMBERS))
 def test_as_many_people_share_a_name_part_at_every_width(recipe):
     world = World.make(recipe.n_people, recipe.seed, recipe.sharing)

@@ -143,9 +143,10 @@ def test_mistakes_in_model_params(folder, old, new, parts):
 
 
 ALL = [p.stem for p in sorted((SHIPPED / "models").glob("*.yaml"))]
+MANY = [pytest.param(n, marks=() if n in ("lab", "Llama-2-7b-hf") else pytest.mark.slow) for n in ALL]
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", MANY)
 def test_shipped_hyperparameters_make_every_method(name):
     """A section for each method, none for what is no method."""
     sections = load_model_params(name)

@@ -16,11 +16,6 @@ MEMIT = kedit.MEMIT(**FAST, use_history=True)
 ALPHAEDIT = kedit.AlphaEdit(layers=[1, 2], v_num_grad_steps=2, nullspace_rank=30, L2=2.0)
 
 
-@pytest.fixture
-def model(tiny_folder):
-    return kedit.load_model(tiny_folder("llama"), dtype=torch.float64)
-
-
 @pytest.fixture(scope="module")
 def moments():
     return kedit.SecondMoments.from_tensors(tiny.second_moments())
@@ -58,20 +53,6 @@ def test_keys_are_those_of_the_weights_after_the_batch(model, moments, method):
         assert relative(history.keys[layer], after) < 1e-12
     written = torch.stack([target.key_per_layer[2] for target in outcome.targets])
     assert (relative(history.keys[2], written) > 1e-6) == (method.name == "RECT")
-
-
-@pytest.mark.parametrize("method", [MEMIT, ALPHAEDIT], ids=["MEMIT", "AlphaEdit"])
-def test_what_was_written_is_protected(model, moments, method):
-    """A later edit moves the output at an earlier edit's key less than it would without the history."""
-    moved = {}
-    for name in ("with", "without"):
-        model.restore()
-        history = kedit.EditHistory() if name == "with" else None
-        first = apply(model, EDITS[:1], moments, history, method)
-        key = first.targets[0].key_per_layer[2]
-        second = apply(model, EDITS[3:4], moments, history, method)
-        moved[name] = float((second.deltas[model.weight_name(2)] @ key).norm())
-    assert moved["with"] < moved["without"]
 
 
 @pytest.mark.parametrize("method", [MEMIT, ALPHAEDIT], ids=["MEMIT", "AlphaEdit"])
@@ -136,17 +117,3 @@ def test_a_factor_grows_to_what_it_would_have_been_at_once():
     found = with_memory(other @ b / 0.5, k, bk, factor)
     expected = torch.linalg.solve(0.5 * torch.linalg.inv(b) + k.double().T @ k.double(), other.T).T
     assert relative(found, expected) < 1e-9
-
-
-def test_a_factor_belongs_to_one_ridge_and_one_matrix(model, moments):
-    """The next call with another λ is the one of a history that never saw the first λ."""
-    other = kedit.MEMIT(**{**FAST, "mom2_update_weight": 50.0}, use_history=True)
-    history, fresh = kedit.EditHistory(), kedit.EditHistory()
-    for edit in EDITS[:3]:
-        apply(model, [edit], moments, history)
-    fresh.keys, fresh.edits, fresh.model_checksum = dict(history.keys), history.edits, history.model_checksum
-    before = model.snapshot()
-    one = apply(model, EDITS[3:4], moments, history, other)
-    model.load_snapshot(before)
-    two = apply(model, EDITS[3:4], moments, fresh, other)
-    assert all(relative(one.deltas[name], two.deltas[name]) < 1e-9 for name in two.deltas)

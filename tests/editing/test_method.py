@@ -19,11 +19,6 @@ EDITS = [kedit.Edit(*each) for each in tiny.EDITS]
 LAYER, C = 2, tiny.second_moments()
 
 
-@pytest.fixture
-def model(tiny_folder):
-    return kedit.load_model(tiny_folder("llama"), dtype=torch.float64)
-
-
 def some_z(n, seed=0):
     return list(torch.randn(n, tiny.D_MODEL, generator=torch.Generator().manual_seed(seed), dtype=torch.float64))
 
@@ -92,13 +87,10 @@ def test_the_written_fractions_of_memit_and_alphaedit(model):
     assert torch.allclose(alphaedit.deltas[model.weight_name(LAYER)] @ k, r * g / (1 + g), rtol=1e-3)
 
 
-def test_fine_tuning_that_overflows_names_the_first_edit_of_the_batch(model):
+def test_fine_tuning_that_overflows_names_the_first_edit_and_what_it_taught_was_not_known_before(model):
     method = kedit.FT(layers=[LAYER], lr=1e300, batch_size=2)
     refused(lambda: method.apply(model, EDITS[:2]), repr(EDITS[0].subject), "fine-tuning gave NaN or inf", "lower lr")
     assert not model.edited
-
-
-def test_what_fine_tuning_taught_was_not_known_before(model):
     method = kedit.FT(layers=[LAYER], lr=0.1, num_steps=2, objective_optimization="target_new")
     edit = kedit.Edit("You read of {}", "Zoë", "English")  # a target of one token
     (target,) = method.apply(model, [edit]).targets
@@ -129,22 +121,13 @@ def test_an_optimisation_that_did_nothing_is_frozen(probabilities, v0_norm, froz
 
 
 def test_a_frozen_optimisation_is_told(model):
-    hyper = {"v_num_grad_steps": 5, "v_weight_decay": 0.0, "clamp_norm_factor": 100.0}
-    stuck = kedit.ROME(layers=[LAYER], mom2_adjustment=False, v_lr=1e-9, **hyper)
+    hyper = {"v_num_grad_steps": 5, "v_weight_decay": 0.0, "clamp_norm_factor": 100.0, "mom2_adjustment": False}
     with pytest.warns(Frozen, match=f"{EDITS[0].subject!r}: 5 steps left .*too short for it"):
-        stuck.apply(model, EDITS[:1], contexts=["{}"])
+        kedit.ROME(layers=[LAYER], v_lr=1e-9, **hyper).apply(model, EDITS[:1], contexts=["{}"])
     model.restore()
-    moving = kedit.ROME(layers=[LAYER], mom2_adjustment=False, v_lr=1.0, **hyper)
     with warnings.catch_warnings():
         warnings.simplefilter("error", Frozen)
-        moving.apply(model, EDITS[:1], contexts=["{}"])
-
-
-def test_hyperparameters_stay_as_they_were_given():
-    method = kedit.MEMIT(layers=[1])
-    with pytest.raises(ValidationError, match="frozen"):
-        method.mom2_update_weight = 1.0
-    assert kedit.ROME(layers=[1]).needs_moments and not kedit.ROME(layers=[1], mom2_adjustment=False).needs_moments
+        kedit.ROME(layers=[LAYER], v_lr=1.0, **hyper).apply(model, EDITS[:1], contexts=["{}"])
 
 
 def test_help_of_a_method_is_two_screens_and_tells_of_kedit_only():
@@ -153,6 +136,8 @@ def test_help_of_a_method_is_two_screens_and_tells_of_kedit_only():
         assert len(page.splitlines()) <= 60 and "pydantic_" not in page and "Annotated" not in page
         assert all(f"{name}=" in page or f" {name}," in page for name in cls.model_fields)
         assert "moments      SecondMoments of this model" in page and "hyperparameters" in page
+    with pytest.raises(ValidationError, match="frozen"):
+        kedit.MEMIT(layers=[1]).mom2_update_weight = 1.0
 
 
 def test_each_thing_that_is_made_says_in_one_line_what_it_is(model):
@@ -173,13 +158,6 @@ def test_each_thing_that_is_made_says_in_one_line_what_it_is(model):
     assert repr(model).endswith("changed by hand)")
     measured = kedit.SecondMoments.estimate(model, ["Zoë plays the violin."], [LAYER])
     assert repr(measured).endswith(f"of {measured.about['tokens']} tokens)")
-
-
-def test_contexts_that_are_not_given_are_those_of_seed_0_on_the_unedited_model(model):
-    expected = kedit.generate_contexts(model, seed=0, style="memit")
-    assert expected != kedit.generate_contexts(model, seed=1, style="memit")
-    apply(kedit.MEMIT(layers=[LAYER]), model, EDITS[:1])
-    assert kedit.MEMIT(layers=[1]).contexts(model) == expected
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,6 @@ def moments(**changes):
     return kedit.SecondMoments.from_tensors({**tiny.second_moments(), **changes.pop("tensors", {})}, **changes)
 
 
-@pytest.fixture
-def model(tiny_folder):
-    return kedit.load_model(tiny_folder("llama"), dtype=torch.float64)
-
-
 @pytest.mark.parametrize("cut", [{"rank": 20}, {"threshold": 0.5}], ids=str)
 def test_rank_and_energy(cut):
     C = {layer: c.double() for layer, c in tiny.second_moments().items()}
@@ -65,13 +60,6 @@ def test_an_edit_stays_in_it(model):
         assert float((update - update @ U @ U.T).norm()) < 1e-6 * float(update.norm())
 
 
-def test_a_cut_that_leaves_nothing_is_reported_and_not_edited_with(model):
-    """Thresholds are absolute: another model's C may lie above one. A report says so; an edit is refused."""
-    nullspace = kedit.NullSpace.from_moments(moments(), threshold=1e-9)
-    assert nullspace.report()[["rank", "energy"]].eq(0).all(axis=None)
-    refused(lambda: nullspace.check(model, [1]), "layer 1", "raise the threshold")
-
-
 def test_a_singular_C_has_a_null_space(model):
     C = tiny.second_moments()[2]
     C[:, 5] = C[5, :] = 0
@@ -81,46 +69,40 @@ def test_a_singular_C_has_a_null_space(model):
     assert float(update[:, 5].norm()) == pytest.approx(float(update.norm()), rel=1e-6)
 
 
-CUTS = {
-    "neither": ({}, ["threshold or by rank", "exactly one"]),
-    "both": ({"threshold": 0.1, "rank": 3}, ["exactly one"]),
-    "no rank": ({"rank": 0}, ["rank = 0"]),
-    "half a rank": ({"rank": 2.5}, ["rank = 2.5", "whole"]),
-    "a negative threshold": ({"threshold": -1.0}, ["threshold = -1.0"]),
-    "NaN": ({"threshold": float("nan")}, ["threshold = nan"]),
-    "text": ({"threshold": "2e-2"}, ["threshold = '2e-2'"]),
-}
+CUTS = [
+    ({}, ["threshold or by rank", "exactly one"]),
+    ({"threshold": 0.1, "rank": 3}, ["exactly one"]),
+    ({"rank": 0}, ["rank = 0"]),
+    ({"rank": 2.5}, ["rank = 2.5", "whole"]),
+    ({"threshold": -1.0}, ["threshold = -1.0"]),
+    ({"threshold": float("nan")}, ["threshold = nan"]),
+    ({"threshold": "2e-2"}, ["threshold = '2e-2'"]),
+]
 
 
-@pytest.mark.parametrize("cut, says", CUTS.values(), ids=CUTS)
+@pytest.mark.parametrize("cut, says", CUTS)
 def test_cuts(cut, says):
     refused(lambda: kedit.NullSpace.from_moments(moments(), **cut), "null space", *says)
 
 
-GIVEN = {
-    "nothing below the threshold": ({"nullspace_threshold": 1e-9}, {}, ["layer 1", "1e-09", "raise the threshold"]),
-    "more than there is": ({"nullspace_rank": 49}, {}, ["layer 1", "rank = 49", "48"]),
-    "no moments": ({}, {"moments": None}, ["AlphaEdit", "needs second moments"]),
-    "of another model": ({"nullspace_rank": 9}, {"moments": moments(model_checksum="0" * 64)}, ["another model"]),
-    "a projection of another model": (
-        {},
-        {"projection": kedit.NullSpace.from_moments(moments(model_checksum="0" * 64), rank=5)},
-        ["another model", "000000000000"],
-    ),
-    "a projection without the layers": (
-        {},
-        {
-            "projection": kedit.NullSpace.from_moments(
-                kedit.SecondMoments.from_tensors({1: tiny.second_moments()[1]}), rank=5
-            )
-        },
-        ["none for layer 2"],
-    ),
-    "a matrix for a projection": ({}, {"projection": torch.eye(48)}, ["AlphaEdit", "Tensor", "from_moments"]),
-}
+OTHERS = moments(model_checksum="0" * 64)
 
 
-@pytest.mark.parametrize("values, given, says", GIVEN.values(), ids=GIVEN)
+LAYER_1 = kedit.SecondMoments.from_tensors({1: tiny.second_moments()[1]})
+
+
+GIVEN = [
+    ({"nullspace_threshold": 1e-9}, {}, ["layer 1", "1e-09", "raise the threshold"]),
+    ({"nullspace_rank": 49}, {}, ["layer 1", "rank = 49", "48"]),
+    ({}, {"moments": None}, ["AlphaEdit", "needs second moments"]),
+    ({"nullspace_rank": 9}, {"moments": OTHERS}, ["another model"]),
+    ({}, {"projection": kedit.NullSpace.from_moments(OTHERS, rank=5)}, ["another model", "000000000000"]),
+    ({}, {"projection": kedit.NullSpace.from_moments(LAYER_1, rank=5)}, ["none for layer 2"]),
+    ({}, {"projection": torch.eye(48)}, ["AlphaEdit", "Tensor", "from_moments"]),
+]
+
+
+@pytest.mark.parametrize("values, given, says", GIVEN)
 def test_what_alphaedit_refuses(model, values, given, says):
     before, given = snapshot(model), {"moments": moments(), "contexts": ["{}"], **given}
     refused(lambda: kedit.AlphaEdit(**FAST, **values).apply(model, [EDIT], **given), *says)
@@ -128,10 +110,5 @@ def test_what_alphaedit_refuses(model, values, given, says):
 
 
 def test_a_projection_for_a_method_that_has_none(model):
-    nullspace = kedit.NullSpace.from_moments(moments(), rank=5)
-    memit = kedit.MEMIT(layers=[1])
-    refused(
-        lambda: memit.apply(model, [EDIT], moments=moments(), contexts=["{}"], projection=nullspace),
-        "MEMIT",
-        "projection=None",
-    )
+    given = {"moments": moments(), "contexts": ["{}"], "projection": kedit.NullSpace.from_moments(moments(), rank=5)}
+    refused(lambda: kedit.MEMIT(layers=[1]).apply(model, [EDIT], **given), "MEMIT", "projection=None")

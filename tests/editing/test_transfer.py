@@ -13,11 +13,6 @@ SOURCE = "Llama-2-7b-hf"
 PAIRS = [(prompt, subject) for prompt, subject, _ in EDITS[:3]]
 
 
-@pytest.fixture
-def model(tiny_folder):
-    return kedit.load_model(tiny_folder("llama"))
-
-
 def norms(model, layer, of_mlp):
     """‖v₀‖ of each pair, the slow way: one prompt at a time, at the last token of the subject."""
     found, seen = [], []

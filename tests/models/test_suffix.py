@@ -22,7 +22,6 @@ SLIDING = {
 }
 CONTEXTS = ["{}", "The town is old, and because the rain is cold, you stay at home. {}", "Therefore I read. {}"]
 EDIT = kedit.Edit("The birthplace of {}, it is said, is", "Toko Yasuda", "Bordeaux")
-FLOAT32_INSIDE = {"gptj", "gemma2", "bloom"}
 
 
 def first_step(model, inside):
@@ -46,9 +45,11 @@ def plainly(hf, tokenizer):
     return torch.stack(found).mean().item()
 
 
-@pytest.mark.parametrize("inside", [False, True], ids=["stream", "inside the layer"])
-@pytest.mark.parametrize("name", [*families.ALL, *(f"{name} beyond its window" for name in SLIDING)])
-def test_the_first_step_is_at_the_plain_models_probability(tmp_path, name, inside):
+@pytest.mark.parametrize(
+    "name", [*families.EVERY, *families.SLOW_FURTHER, *(f"{name} beyond its window" for name in SLIDING)]
+)
+def test_the_first_step_is_at_the_plain_models_probability(tmp_path, name):
+    """For targets of the stream and for those inside the layer."""
     beyond, name = "window" in name, name.removesuffix(" beyond its window")
     families.save(name, tmp_path, **(SLIDING[name] if beyond else {}))
     hf = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64).eval()
@@ -58,5 +59,6 @@ def test_the_first_step_is_at_the_plain_models_probability(tmp_path, name, insid
         wide = families.model(name, len(model.tokenizer))
         wide.load_state_dict(hf.state_dict())
         assert abs(plainly(wide, model.tokenizer) - right) > 1e-9 * right  # the window is felt
-    close = 1e-6 * right if name in FLOAT32_INSIDE else 1e-12
-    assert abs(first_step(model, inside) - right) <= close
+    close = 1e-6 * right if name in families.FLOAT32_INSIDE else 1e-12
+    for inside in (False, True):
+        assert abs(first_step(model, inside) - right) <= close

@@ -13,6 +13,7 @@ from kedit_lib.data.config import REPOSITORY
 from kedit_lib.errors import KeditError
 from kedit_lib.report import site as report
 
+pytestmark = pytest.mark.slow
 PHONE = 390  # pixels
 ATTACK = "<script>document.title = 'taken'</script><img src=x onerror=\"document.title = 'taken'\"><b>bold</b>"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -62,7 +63,6 @@ def open_page(browser):
         tab.close()
 
 
-@pytest.mark.slow
 def test_the_site_is_small_and_asks_the_network_for_nothing(site):
     assert sum(p.stat().st_size for p in site.rglob("*") if p.is_file()) < 15_000_000
     for page in site.glob("*.html"):
@@ -71,7 +71,6 @@ def test_the_site_is_small_and_asks_the_network_for_nothing(site):
         assert [address for address in loaded if re.match(r"(https?:)?//", address)] == [], page.name
 
 
-@pytest.mark.slow
 def test_the_index_names_every_page_and_says_each_verdict(site):
     index = (site / "index.html").read_text(encoding="utf-8")
     for notebook in (REPOSITORY / "notebooks" / "executed").glob("*.ipynb"):
@@ -82,7 +81,6 @@ def test_the_index_names_every_page_and_says_each_verdict(site):
         assert f'href="{page.stem}.html"' in index
 
 
-@pytest.mark.slow
 def test_every_figure_stands_above_its_caption_with_its_files(site):
     shown = 0
     for page in site.glob("[0-9]*.html"):
@@ -96,7 +94,6 @@ def test_every_figure_stands_above_its_caption_with_its_files(site):
     assert shown == len(list((REPOSITORY / "figures").glob("*.png")))
 
 
-@pytest.mark.slow
 @needs_browser
 def test_pages_are_quiet_described_linked_and_fit_a_phone(site, open_page):
     for page in sorted(site.glob("*.html")):

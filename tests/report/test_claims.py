@@ -22,42 +22,35 @@ def verdicts(*streams, memory=None):
     return table.verdict.to_dict()
 
 
-def test_ten_claims_at_most_and_each_named_once():
-    assert len(claims.CLAIMS) <= 10
-    assert len({claim.name for claim in claims.CLAIMS}) == len(claims.CLAIMS)
+LIVE, DEAD = stream("memit", 0.97), stream("memit", 1e-8)
 
 
-def test_a_collapse_is_reproduced_and_then_nothing_lifts_it():
-    found = verdicts(stream("memit", 1e-8))
-    assert found["probability-collapses", "MEMIT"] == found["nothing-lifts-it", "MEMIT"] == "reproduced"
+BATCH = stream("memit-mass", 0.98, 0.8, 0.8)
 
 
-def test_what_never_happened_is_not_testable():
-    found = verdicts(stream("memit", 0.97))
-    assert found["probability-collapses", "MEMIT"] == "not reproduced"
-    assert found["nothing-lifts-it", "MEMIT"] == "not testable"
+@pytest.mark.parametrize(
+    "streams, claim, variant, verdict",
+    [
+        ([DEAD], "probability-collapses", "MEMIT", "reproduced"),
+        ([DEAD], "nothing-lifts-it", "MEMIT", "reproduced"),
+        ([LIVE], "probability-collapses", "MEMIT", "not reproduced"),
+        ([LIVE], "nothing-lifts-it", "MEMIT", "not testable"),  # what never happened
+        ([DEAD, stream("memit", 0.97, order=1)], "probability-collapses", "MEMIT", "partly"),
+        ([DEAD, stream("memit", 0.97, order=1)], "nothing-lifts-it", "MEMIT", "reproduced"),  # in the one order
+        ([stream("rome", 0.98, edits=0.1)], "probability-hides", "ROME", "reproduced"),  # high over a dead model
+        ([stream("rome", 0.01, edits=0.0)], "probability-hides", "ROME", "not testable"),
+        ([stream("memit", 0.98, 0.3, 0.3), BATCH], "batch-leads", "MEMIT-MASS", "reproduced"),
+        ([stream("memit", 0.98, 0.9, 0.9), BATCH], "batch-leads", "MEMIT-MASS", "not testable"),
+        ([LIVE], "batch-memory", "MEMIT-MASS", None),  # judged where it was measured
+    ],
+)
+def test_a_verdict_follows_from_the_runs(streams, claim, variant, verdict):
+    assert verdicts(*streams).get((claim, variant)) == verdict
 
 
-def test_some_orders_are_partly():
-    found = verdicts(stream("memit", 1e-8), stream("memit", 0.97, order=1))
-    assert found["probability-collapses", "MEMIT"] == "partly"
-    assert found["nothing-lifts-it", "MEMIT"] == "reproduced"  # in the one order that can be tested
-
-
-def test_a_high_probability_over_a_dead_model_hides_it():
-    assert verdicts(stream("rome", 0.98, edits=0.1))["probability-hides", "ROME"] == "reproduced"
-    assert verdicts(stream("rome", 0.01, edits=0.0))["probability-hides", "ROME"] == "not testable"
-
-
-def test_one_batch_leads_only_over_a_stream_that_collapsed():
-    batch = stream("memit-mass", 0.98, 0.8, 0.8)
-    assert verdicts(stream("memit", 0.98, 0.3, 0.3), batch)["batch-leads", "MEMIT-MASS"] == "reproduced"
-    assert verdicts(stream("memit", 0.98, 0.9, 0.9), batch)["batch-leads", "MEMIT-MASS"] == "not testable"
-
-
-def test_memory_is_judged_where_it_was_measured():
+def test_ten_claims_at_most_each_named_once_and_memory_judged_where_it_was_measured():
+    assert len({claim.name for claim in claims.CLAIMS}) == len(claims.CLAIMS) <= 10
     assert verdicts(stream("memit", 0.9), memory={"toy": 1.5})["batch-memory", "MEMIT-MASS"] == "reproduced"
-    assert ("batch-memory", "MEMIT-MASS") not in verdicts(stream("memit", 0.9))
 
 
 def test_a_value_out_of_its_band_is_named():
@@ -67,10 +60,7 @@ def test_a_value_out_of_its_band_is_named():
     assert line.startswith("probability-collapses / MEMIT / toy / as printed / 0: 0.612, accepted 0.99")
     new = claims.measure(pd.concat([stream("memit", 0.97), stream("pmet", 0.97)]))
     assert all("has no accepted value" in line for line in claims.outside(new, old))
-
-
-def test_readers_see_a_row_a_claim_and_what_was_not_run():
-    table = claims.shown(claims.verdicts(claims.measure(stream("memit", 0.97))))
+    table = claims.shown(claims.verdicts(old))  # readers see a row a claim, and what was not run
     assert len(table) == len(claims.CLAIMS)
     assert table["toy, as printed"][0] == "MEMIT: not reproduced 0.99"
     assert "not run" in set(table["toy, as printed"])

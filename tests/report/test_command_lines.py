@@ -11,7 +11,6 @@ import pytest
 
 from kedit_lib.__main__ import main
 from kedit_lib.errors import KeditError, program
-from kedit_lib.models.memory import memory_for
 from kedit_lib.report import reproduce
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,6 +42,15 @@ TABLE = [
     (["cost", "nope.json", "memit", "1", "r", "o"], ["nope.json", "no profile"]),
     (["cost", "README.md", "memit", "1", "r", "o"], ["README.md", "no profile"]),
     (["cost", "README.md", "memit", "one", "r", "o"], ["'one'"]),
+    (["check-model", "no/such/model"], ["no/such/model"]),
+    (["edit", "lab-small", "--prompt", "no place", "--subject", "x", "--to", "y"], ["exactly one"]),
+    (["edit", "lab-small", "--prompt", "{} is"], ["--subject"]),
+    (["edit", "lab-small", "--prompt", "{} is", "--subject", "x", "--to", "y", "--method", "magic"], ["magic"]),
+    (["stream", "lab-small", "--edits", "missing.json"], ["missing.json"]),
+    (["stream", "lab-small", "--edits", "lab", "--limit", "many"], ["--limit"]),
+    (["evaluate", "lab-small"], ["kedit_edits.json"]),
+    (["evaluate", "lab-small", "--limit", "-1"], ["--limit -1: must be at least 1"]),
+    (["fly"], ["fly"]),
 ]
 
 
@@ -73,13 +81,6 @@ def test_a_program_ends_with_one_line_and_a_code(capsys):
     assert "the same command goes on" in capsys.readouterr().err
     with pytest.raises(ZeroDivisionError):  # a mistake of ours is not hidden
         program(raises)(ZeroDivisionError())
-
-
-def test_only_memory_is_taken_for_memory():
-    with pytest.raises(RuntimeError, match="shapes"), memory_for("x", "y"):
-        raise RuntimeError("shapes do not fit")
-    with pytest.raises(KeditError, match="x: out of memory .MemoryError.; y"), memory_for("x", "y"):
-        raise MemoryError
 
 
 def test_reproduce_that_is_interrupted_says_so(monkeypatch, capsys, tmp_path):

@@ -10,6 +10,8 @@ import kedit_lib as kedit
 from kedit_lib.editing.second_moments import SecondMoments
 from kedit_lib.report import live, widgets
 
+pytestmark = pytest.mark.slow
+
 
 def bench_of(profile, results, **overrides):
     """A bench with the moments of a few texts, which is enough for edits to take."""
@@ -63,7 +65,6 @@ def test_every_method_offered_can_be_tried(bench, name):
     assert len(desk.try_edit(bench.edits(0)[1], name).table) > 1
 
 
-@pytest.mark.slow
 def test_an_edit_of_the_lab_model_takes_less_than_a_second(tmp_path):
     bench = bench_of("lab", tmp_path)
     desk, edit = live.Desk(bench), bench.edits(0)[0]
