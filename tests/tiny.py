@@ -57,6 +57,20 @@ CONTEXTS = [
 BRACES = ["{}", "I read {{1}} and {{}}. {}", "{{A}} I read. {}"]  # doubled braces stand for single ones
 
 
+def _learn(words, size, special, alphabet):
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=special, show_progress=False, initial_alphabet=alphabet
+    )
+    words.train_from_iterator(SENTENCES.splitlines(), trainer)
+
+
+def _begins(words):
+    """Texts begin with <s>."""
+    words.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", words.token_to_id("<s>"))]
+    )
+
+
 def tokenizer(kind):
     """Byte-level BPE, with or without a begin-of-text token in front; or, as Llama-2 has it, BPE over words that
     carry their space as a ▁ of their own, the first word too."""
@@ -66,24 +80,14 @@ def tokenizer(kind):
         words.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
         words.decoder = decoders.Metaspace(prepend_scheme="always")
         alphabet = sorted({*SENTENCES, *string.ascii_letters, *"1{}"} - set(string.whitespace))
-        trainer = trainers.BpeTrainer(
-            vocab_size=260, special_tokens=[*special, "<unk>"], show_progress=False, initial_alphabet=alphabet
-        )
+        _learn(words, 260, [*special, "<unk>"], alphabet)
     else:
         words = Tokenizer(models.BPE())
         words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         words.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=450,
-            special_tokens=special,
-            show_progress=False,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        )
-    words.train_from_iterator(SENTENCES.splitlines(), trainer)
+        _learn(words, 450, special, pre_tokenizers.ByteLevel.alphabet())
     if kind in ("llama-bos", "llama-metaspace"):
-        words.post_processor = processors.TemplateProcessing(
-            single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", words.token_to_id("<s>"))]
-        )
+        _begins(words)
     return PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
 
 
@@ -105,17 +109,12 @@ def any_text(kind):
         words.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
         fall = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
         words.decoder, alphabet, special = decoders.Sequence(fall), ["▁", *string.ascii_letters], [*special, *bytes_]
-    trainer = trainers.BpeTrainer(
-        vocab_size=len(special) + 400, special_tokens=special, show_progress=False, initial_alphabet=alphabet
-    )
-    words.train_from_iterator(SENTENCES.splitlines(), trainer)
+    _learn(words, len(special) + 400, special, alphabet)
     if kind == "llama-2":  # bytes are pieces of text, not special
         state = json.loads(words.to_str())
         state["added_tokens"] = [t for t in state["added_tokens"] if t["content"] not in bytes_]
         words = Tokenizer.from_str(json.dumps(state))
-        words.post_processor = processors.TemplateProcessing(
-            single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", words.token_to_id("<s>"))]
-        )
+        _begins(words)
     return PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>")
 
 
@@ -127,18 +126,9 @@ def model(kind, vocabulary):
         config = GPT2Config(n_embd=D_MODEL, n_inner=D_FF, n_layer=N_LAYERS, n_head=4, n_positions=128, **common)
         made = GPT2LMHeadModel(config)
     else:
-        made = LlamaForCausalLM(
-            LlamaConfig(
-                hidden_size=D_MODEL,
-                intermediate_size=D_FF,
-                num_hidden_layers=N_LAYERS,
-                num_attention_heads=4,
-                num_key_value_heads=2,
-                max_position_embeddings=128,
-                tie_word_embeddings=False,
-                **common,
-            )
-        )
+        shape = {"hidden_size": D_MODEL, "intermediate_size": D_FF, "num_hidden_layers": N_LAYERS}
+        shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128}
+        made = LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=False, **common))
     made = made.double().eval()
     with torch.no_grad():
         for name, parameter in made.named_parameters():
