@@ -1,14 +1,13 @@
-"""BetaEdit (arXiv 2605.09285; lbq8942/BetaEdit): AlphaEdit that weighs its null space against C and history, and renews
-it.
+"""BetaEdit (arXiv 2605.09285; lbq8942/BetaEdit): AlphaEdit with C in its null space, which is renewed.
 
     Δᵀ = [P (K Kᵀ + M + λ₁C) + λ₂ I]⁻¹ P K Rᵀ / (m − i)
 
-M = Σ k kᵀ over the earlier batches, each key as its layer was solved with it. P starts as AlphaEdit's. Once τ edits
-have been made since it was made, it is made anew from (M/t + λ₁C)/(λ₁ + 1), t edits so far, by the same absolute
-threshold: the divisor shrinks C too, so that a renewed null space can be larger than the one before.
+M = Σ k kᵀ over the earlier batches, each key as its layer was solved with it. P starts as AlphaEdit's and is made anew
+every τ edits, from (M/t + λ₁C)/(λ₁ + 1), t edits so far, by the same absolute threshold: the divisor shrinks C too, so
+that a renewed null space can be larger than the one before.
 
 With B = U₀ [U₀ᵀ λ₁C U₀ + λ₂ I]⁻¹ U₀ᵀ, P = U₀U₀ᵀ, it is MEMIT with history (see `closed_form.py`): an N × N solve.
-An update with ‖Δ‖/√N above 20 is not written, and nothing after it.
+An update with ‖Δ‖/√N above 20 is not written, nor anything after it.
 """
 
 from math import sqrt

@@ -1,7 +1,7 @@
 """Context templates: sampled beginnings in front of the prompt, so that an edit does not depend on one wording.
 
-Source: `get_context_templates` of the ROME, MEMIT and EasyEdit code, which sample unseeded once a
-process and keep the result in a global; here the sampling is seeded and the list is a value.
+Source: `get_context_templates` of the ROME, MEMIT and EasyEdit code, which sample unseeded once a process and keep the
+result in a global; here sampling is seeded and returns a list.
 """
 
 import torch

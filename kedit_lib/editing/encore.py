@@ -1,10 +1,10 @@
-"""ENCORE (Gupta et al. 2025, arXiv 2502.01636; scalable-model-editing/knowledge-editing-regularization): MEMIT with a
-history and a bound on ‖Δ‖ itself, its targets stopped early.
+"""ENCORE (Gupta et al. 2025, arXiv 2502.01636): MEMIT with a history, a bound on ‖Δ‖, and targets stopped early.
 
     Δ = (R / (m − i)) Kᵀ (λC + λ_n I + M + K Kᵀ)⁻¹
 
 λ_n is not multiplied by λ. M = Σ k kᵀ over the earlier batches, each key as its layer was solved with it. Targets stop
-when the new object has led for a while ("most probable early stopping"): see `prob_cutoff`.
+when the new object has led for a while ("most probable early stopping"): see `prob_cutoff`. Source: the authors'
+scalable-model-editing/knowledge-editing-regularization.
 """
 
 from pydantic import Field

@@ -7,12 +7,11 @@
     FT-M   "target_new": target token j is read after the prompt and t_1 … t_{j−1}, as a language model is trained
 
 Adam on W; W₀ are the weights at the start of the call, and after every step W is clipped to the box around them. An
-epoch takes a step for each `batch_size` edits, none where their loss is below 0.01, and it is the last one when the
-loss over all edits is. Source: `ft_main.py` of kmeng01/rome and of EasyEdit. C, contexts and the place of the subject
-play no part.
+epoch takes a step for each `batch_size` edits, none where their loss is below 0.01; it is the last one when the loss
+over all edits is. C, contexts and the subject's position are not used. Source: `ft_main.py` of kmeng01/rome, EasyEdit.
 """
 
-from math import nan
+from math import inf, nan
 from typing import Literal
 
 import torch
@@ -45,55 +44,48 @@ class FT(Method):
         return ["{}"]
 
     def _apply(self, call: Call) -> Outcome:
-        model, n = call.model, len(call.edits)
+        model, bound = call.model, inf if self.norm_constraint is None else self.norm_constraint
         w0 = {layer: matrix(model, layer).clone() for layer in self.layers}
         w = {layer: start.clone().requires_grad_(True) for layer, start in w0.items()}
         adam = torch.optim.Adam(w.values(), lr=self.lr, weight_decay=self.weight_decay)
-        chunks = [range(i, min(i + self.batch_size, n)) for i in range(0, n, self.batch_size)]
-        batches = [_Batch(model, [call.requests[i] for i in chunk], self) for chunk in chunks]
-        losses, already = [[] for _ in range(n)], [False] * n
+        begins = range(0, len(call.edits), self.batch_size)
+        batches = [_Batch(model, call.requests[i : i + self.batch_size], self) for i in begins]
+        epochs = []  # (nll, said) at each, [n]
         for epoch in range(self.num_steps + 1):  # the last one only measures
-            for chunk, batch in zip(chunks, batches, strict=True):
+            seen = []
+            for batch in batches:
                 nll, said = batch.evaluate(w)
-                if not nll.isfinite().all():
-                    subject = call.edits[chunk[int((~nll.isfinite()).nonzero()[0])]].subject
-                    raise KeditError(
-                        f"edit of {subject!r}: its fine-tuning gave NaN or inf; lower lr or check the model's weights"
-                    )
-                for i, each, hit in zip(chunk, nll.tolist(), said.tolist(), strict=True):
-                    losses[i].append(each)
-                    already[i] = hit if epoch == 0 else already[i]
+                seen.append((nll.detach(), said))
                 if epoch < self.num_steps and nll.mean().item() >= LOSS_STOP:
-                    self._step(adam, nll.mean(), w, w0)
-            if sum(one[-1] for one in losses) / n < LOSS_STOP:
+                    self._step(adam, nll.mean(), w, w0, bound)
+            epochs.append([torch.cat(part) for part in zip(*seen, strict=True)])
+            if sum(epochs[-1][0].tolist()) / len(call.edits) < LOSS_STOP:
                 break
-        outcome = Outcome(self.name, call.edits, {}, [])
-        bounded = False
+        outcome, bounded = Outcome(self.name, call.edits, {}, []), False
         for layer, final in w.items():
             delta = final.detach() - w0[layer]
-            if self.norm_constraint is not None:
-                bounded |= bool((delta.abs() >= self.norm_constraint * (1 - 1e-5)).any())
+            bounded |= bool((delta.abs() >= bound * (1 - 1e-5)).any())
             write(model, layer, delta, outcome.deltas)
+        losses, already = torch.stack([nll for nll, _ in epochs], 1), epochs[0][1].tolist()
         for one, known in zip(losses, already, strict=True):
-            p = torch.tensor(one, dtype=torch.float64).neg().exp().tolist()
-            outcome.targets.append(Target(None, None, one, p, nan, bounded, known))
+            p = one.double().neg().exp().tolist()
+            outcome.targets.append(Target(None, None, one.tolist(), p, nan, bounded, known))
         return outcome
 
-    def _step(self, adam, loss, w, w0) -> None:
+    def _step(self, adam, loss, w, w0, bound: float) -> None:
         adam.zero_grad()
         loss.backward()
         adam.step()
-        if self.norm_constraint is not None:
-            with torch.no_grad():
-                for layer, each in w.items():
-                    each.clamp_(w0[layer] - self.norm_constraint, w0[layer] + self.norm_constraint)
+        with torch.no_grad():
+            for layer, each in w.items():
+                each.clamp_(w0[layer] - bound, w0[layer] + bound)
 
 
 class _Batch:
     """Prompt and target of some edits, run from the first edited layer on; below it nothing changes."""
 
     def __init__(self, model, requests, method: FT):
-        self.model, self.prompts = model, [r.prompts[0] for r in requests]
+        self.model, self.requests, self.prompts = model, requests, [r.prompts[0] for r in requests]
         ids = [p.ids + r.target[:-1] for p, r in zip(self.prompts, requests, strict=True)]
         # Nothing of a prompt is a fixed prefix here: its "tail" is all of it.
         self.tails, _, _ = Tails.of(model, ids, [0] * len(ids), [len(row) for row in ids], method.layers[0])
@@ -111,6 +103,10 @@ class _Batch:
             said.append((log_p.argmax(-1) == target).all())
             read = log_p[torch.zeros_like(j) if self.at_last else j, target]
             nll.append(-read.mean())
+            if not nll[-1].isfinite():
+                subject = self.requests[len(nll) - 1].subject
+                problem = "its fine-tuning gave NaN or inf; lower lr or check the model's weights"
+                raise KeditError(f"edit of {subject!r}: {problem}")
         return torch.stack(nll), torch.stack(said)
 
 

@@ -2,8 +2,8 @@
 
     W ← W₀ + U diag(s′) Vᵀ,      W − W₀ = U diag(s) Vᵀ,      s′ = ln s − ln σ + σ where s > σ = σ_max(W₀), else s
 
-It acts once, after the last edit of a sequence, on every edited matrix (`prune`): no singular value of the total update
-may tower over the original's largest, which bounds how ill-conditioned the edited matrix gets. Smaller ones stay.
+It acts once, after the last edit of a sequence, on every edited matrix (`prune`): singular values of the total update
+above the original's largest are lowered, which bounds how ill-conditioned the edited matrix gets.
 `PRUNE` is MEMIT with that bound on W − W₀ after every batch, which can be compensated (see `filters.py`).
 """
 

@@ -2,8 +2,8 @@
 
     Δ_ab stays where |Δ_ab / (W_ab + 1e-8)| is among the largest 40 %, else it becomes 0
 
-MEMIT runs to its end first: the layers above see the whole updates of those below, and W is the weight at entry. What
-is lost of the residual is not written elsewhere, unless compensation is on (see `filters.py`).
+All layers are solved first, each with the whole updates of those below it, and W is the weight at entry. The part of
+the residual that is lost is written nowhere else, unless compensation is on (see `filters.py`).
 """
 
 import torch

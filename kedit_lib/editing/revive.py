@@ -4,8 +4,8 @@
 
 No code is public, and the paper's abstract leaves open
 
-    W    the unedited weight (weight="original") or the one before this update ("current"). "original" here: what is to
-         be protected is what the model knew, and one decomposition serves a whole sequence
+    W    the unedited weight (weight="original") or the one before this update ("current"). Default "original": the
+         model's own knowledge is to be protected, and one decomposition serves a whole sequence
     τ    not stated; 0.5 here
     when after all layers have been solved, as RECT's, or (layer_by_layer=True) each before the next is solved
 """
