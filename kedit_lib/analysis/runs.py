@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pandas as pd
 
 from ..errors import KeditError
@@ -138,3 +139,28 @@ def window_median(runs: pd.DataFrame) -> pd.DataFrame:
     in a column `median`."""
     p = runs[runs.metric == "optimised probability"].sort_values([*LABELS, "edits"])
     return p.assign(median=p.groupby(LABELS).value.transform(lambda v: v.rolling(min(WINDOW, len(v))).median()))
+
+
+def interval(share, n):
+    """Wilson's 95 % interval of a share of n right answers: (low, high)."""
+    middle, spread = share + 1.92 / n, 1.96 * (share * (1 - share) / n + 0.96 / n**2) ** 0.5
+    return (middle - spread) / (1 + 3.84 / n), (middle + spread) / (1 + 3.84 / n)
+
+
+def over_orders(runs: pd.DataFrame, by: list[str], share: bool = True) -> pd.DataFrame:
+    """One curve for each value of `by`: the mean over orders, whose checkpoints may differ (linear between them).
+
+    Columns edits, value, n (answers of all orders), and low, high: the 95 % interval of a share of that many answers,
+    or, of what is no share, the range over orders.
+    """
+    curves = []
+    for key, one in runs.sort_values("edits").groupby(by, sort=False):
+        orders = [some for _, some in one.groupby([c for c in LABELS if c in one])]
+        edits = np.unique(one.edits[one.edits <= min(some.edits.max() for some in orders)])
+        values = np.array([np.interp(edits, some.edits, some.value) for some in orders])
+        n = sum(np.interp(edits, some.edits, some.n) for some in orders)
+        value = values.mean(0)
+        low, high = interval(value, n) if share else (values.min(0), values.max(0))
+        curves.append(pd.DataFrame({"edits": edits, "value": value, "low": low, "high": high, "n": n}))
+        curves[-1][by] = key
+    return pd.concat(curves, ignore_index=True) if curves else runs.assign(low=np.nan, high=np.nan)

@@ -137,7 +137,7 @@ CLAIMS = (
     ),
     Claim(
         "nothing-lifts-it",
-        "after that no optimisation lifts the probability",
+        "after that no optimisation raises the probability",
         "optimised probability at its last step, median of the last 25 edits",
         "02",
         "4.66e-08 at every step (the report)",

@@ -19,7 +19,7 @@ from ..data.config import REPOSITORY
 # Okabe–Ito: told apart by colour-blind readers; line styles and markers say the same again.
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 DASHES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), "-"]
-WIDTH = 9.0  # inches, of figures with several panels
+WIDTH = 7.5  # inches, of figures with several panels: at the width of a phone their text can still be read
 COLOURS = 128  # of a stored picture: a third of the size, and no difference to the eye
 MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
 
@@ -149,11 +149,35 @@ def panels_of(count: int, columns: int, height: float = 3.0, **shared):
 
 
 def facets(grid, columns: int = 4) -> None:
-    """A grid of seaborn's as the report has it: panels named by their values alone, the legend in rows under them."""
-    grid.set_titles(col_template="{col_name}", row_template="{row_name}")
+    """A grid of seaborn's as the report has it: as wide as a page, panels named by their values alone, the legend in
+    rows under them, and "not run" in a panel without data."""
+    grid.set_titles(col_template="{col_name}", row_template="{row_name}", size=10)
+    grid.figure.set_size_inches(WIDTH, grid.figure.get_figheight())
     grid.figure.set_layout_engine("constrained")
     if grid.legend is not None:
-        sns.move_legend(grid, "outside lower center", ncols=columns, title=None)
+        sns.move_legend(grid, "outside lower center", ncols=columns, title=None, fontsize=9)
+    for ax in grid.axes.flat:
+        _name_if_empty(ax)
+
+
+def _name_if_empty(ax) -> None:
+    """Say "not run" in a panel without a curve or a cloud of points; lines across all of it do not count."""
+    curves = (line for line in ax.lines if line.get_transform() == ax.transData)
+    clouds = (cloud.get_offsets() for cloud in ax.collections)
+    if all(len(set(curve.get_xdata())) < 2 for curve in curves) and all(len(cloud) < 2 for cloud in clouds):
+        ax.text(0.5, 0.5, "not run", transform=ax.transAxes, ha="center", va="center", color="dimgrey")
+        if len(ax.get_shared_x_axes().get_siblings(ax)) == 1:
+            ax.set_xticks([])
+
+
+def bands(grid, names, *by: str) -> None:
+    """The columns low and high of a grid's data as bands behind its curves, one for each value of the columns `by`; the
+    first of these has the colours, in the order of `names`."""
+    names = list(names)
+    for (row, col, _), here in grid.facet_data():
+        for (name, *_), one in here.sort_values("edits").groupby(list(by), sort=False):
+            look = {"color": PALETTE[names.index(name)], "alpha": 0.15, "linewidth": 0}
+            grid.axes[row, col].fill_between(one.edits, one.low, one.high, **look)
 
 
 def legend_below(fig, ax, columns: int = 5) -> None:

@@ -92,9 +92,9 @@ def stops_of(run: Run) -> list[int]:
 def stop_sentence(run: Run, at: int) -> str:
     """What is true of the model after `at` edits of a stream: what still works, and how far the weights have moved."""
     parts = []
-    for cohort in ("edits", "latest edits", "untouched"):
+    for cohort, name in {"edits": "all edits", "latest edits": "latest edits", "untouched": "unrelated facts"}.items():
         curve = run.curve("accuracy", cohort).loc[:at]
-        parts += [f"{cohort} {curve.iloc[-1]:.0%}"] if len(curve) else []
+        parts += [f"{name} {curve.iloc[-1]:.0%}"] if len(curve) else []
     row = run.edits.iloc[at - 1]
     norms = [c for c in run.edits if c.startswith("W_")]
     grown = ", ".join(f"‖W‖ of layer {c[2:]} × {row[c] / run.edits[c].iloc[0]:.2f}" for c in norms)

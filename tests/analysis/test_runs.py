@@ -2,9 +2,10 @@
 
 import pandas as pd
 import pytest
+from scipy.stats import binomtest
 
 import kedit_lib as kedit
-from kedit_lib.analysis.runs import at, load_runs, outcomes, setting_of, tidy, window_median
+from kedit_lib.analysis.runs import at, interval, load_runs, outcomes, over_orders, setting_of, tidy, window_median
 from kedit_lib.streams.bench import data_folder
 from kedit_lib.streams.store import read_tables
 
@@ -68,3 +69,21 @@ def test_a_stream_that_was_never_run_is_one_line():
 def test_committed_runs_of_some_models_only(runs):
     assert set(load_runs(["rome"], committed="lab").model) == {"lab"}
     assert isinstance(runs, pd.DataFrame) and not runs.cohort.str.fullmatch(r"edit \d+").any()
+
+
+@pytest.mark.parametrize(("right", "n"), [(0, 10), (7, 10), (50, 50), (31, 450)])
+def test_the_interval_of_a_share_is_wilsons(right, n):
+    expected = binomtest(right, n).proportion_ci(0.95, "wilson")
+    assert interval(right / n, n) == pytest.approx((expected.low, expected.high), abs=1e-3)
+
+
+def test_a_curve_over_orders_is_their_mean_where_all_of_them_reach():
+    labels = {"model": "lab", "stream": "memit", "setting": "as printed"}
+    one = pd.DataFrame({**labels, "order": 0, "edits": [0, 100], "value": [1.0, 0.5], "n": 50})
+    other = pd.DataFrame({**labels, "order": 1, "edits": [0, 50, 150], "value": [1.0, 0.25, 0.25], "n": 50})
+    curve = over_orders(pd.concat([one, other]), ["model", "stream"])
+    assert curve.edits.tolist() == [0, 50, 100] and curve.n.tolist() == [100] * 3
+    assert curve.value.tolist() == pytest.approx([1, 0.5, 0.375])
+    assert (curve.low[1], curve.high[1]) == pytest.approx(interval(0.5, 100))
+    spread = over_orders(pd.concat([one, other]), ["model", "stream"], share=False)
+    assert (spread.low[1], spread.high[1]) == (0.25, 0.75)

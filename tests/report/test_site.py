@@ -9,6 +9,7 @@ import pytest
 import kedit_lib as kedit
 from kedit_lib.__main__ import main
 from kedit_lib.data.config import REPOSITORY
+from kedit_lib.editing.compute_z import did_nothing
 from kedit_lib.report import readme
 
 SOURCES = sorted((REPOSITORY / "notebooks").glob("[0-9][0-9]_*.ipynb"))
@@ -108,3 +109,17 @@ def test_the_readmes_first_lines_say_what_the_runs_say():
         f"with {printed.untouched:.0%} and {rome.untouched:.0%} of the unrelated facts left".replace("%", " %"),
     ):
         assert said in text
+
+
+@pytest.mark.parametrize(
+    ("stream", "model", "share"), [("memit-rho2", "smollm2", "78 %"), ("why-pmet-left", "lab", "100 %")]
+)
+def test_the_readme_says_how_many_of_the_last_optimisations_are_frozen(stream, model, share):
+    runs = kedit.load_runs([stream], committed=model)
+    made = runs[runs.metric.isin(["first probability", "optimised probability"])]
+    pairs = made.pivot_table(index=["order", "edits"], columns="metric", values="value").groupby(level=0).tail(50)
+    frozen = [
+        did_nothing(*pair) for pair in zip(pairs["first probability"], pairs["optimised probability"], strict=True)
+    ]
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert f"{sum(frozen) / len(frozen):.0%}".replace("%", " %") == share and share in text

@@ -1,0 +1,42 @@
+"""A number in a notebook's prose is a constant: whatever was measured is computed by a cell."""
+
+import json
+import re
+
+import pytest
+
+from kedit_lib.data.config import REPOSITORY
+
+SOURCES = sorted((REPOSITORY / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+NUMBER = re.compile(r"(?<![\w.])(?:\d*\.\d+(?:e[-+]?\d+)?|\d+e[-+]?\d+)(?:\s?%)?|\d+\s?%")
+CONSTANTS = {
+    "4.66e-08",  # the report's
+    "0.09",  # its 1,000 edits over d_ff
+    "0.5",  # v_lr, as printed
+    "95%",  # the level of intervals
+    "4.0",  # a licence, CC BY
+}
+BARS = {  # of predictions, in the words in which they were made
+    "09": {".05", ".01"},
+    "12": {"0.7", "1.5", "1.55"},
+}
+
+
+def numbers(prose: str) -> set[str]:
+    """Decimals and percentages of a Markdown text, without its formulas, code and links."""
+    prose = re.sub(r"```.*?```|\$\$.*?\$\$|\$[^$]*\$|`[^`]*`|\]\([^)]*\)", " ", prose, flags=re.S)
+    return {found.replace(" ", "") for found in NUMBER.findall(prose)}
+
+
+def test_measured_numbers_are_found():
+    prose = (
+        "it fell to 0.123 (12 %, 5e-09) at $p = 0.5$ in [2405.14768](https://arxiv.org/abs/2405.14768) `0.7` after 450"
+    )
+    assert numbers(prose) == {"0.123", "12%", "5e-09", "2405.14768"}
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)
+def test_no_cell_of_prose_holds_a_measured_number(source):
+    cells = json.loads(source.read_text(encoding="utf-8"))["cells"]
+    prose = "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    assert numbers(prose) <= CONSTANTS | BARS.get(source.name[:2], set())
