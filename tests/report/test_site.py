@@ -88,6 +88,8 @@ def test_a_notebook_opens_with_its_verdict_and_is_short(source):
     said = ["".join(o["data"]["text/markdown"]) for o in outputs if "text/markdown" in o.get("data", {})]
     prose = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
     assert len(" ".join(said + prose).split()) <= 2000
+    captions = [text.removeprefix("**Figure.** ") for text in said if text.startswith("**Figure.** ")]
+    assert all(len(caption.split()) <= 40 for caption in captions)
     assert "**Answer.**" in said[0] if cells[1]["outputs"] else pytest.fail("the verdict cell printed nothing")
 
 
