@@ -29,7 +29,7 @@ _PUBLIC = {
     "editing.transfer": ["transfer"],
     "errors": ["KeditError"],
     "evaluation.before_after": ["ask", "ask_table"],
-    "evaluation.known_facts": ["known_edits"],
+    "evaluation.accuracy": ["known_edits"],
     "models.deltas": ["Deltas", "load_deltas"],
     "models.loading": ["load_model"],
     "models.model": ["EditableModel"],

@@ -185,7 +185,7 @@ def _moments(model, method, texts: str | None):
     import kedit_lib as kedit
 
     from .data.config import LAB_MODELS, results_folder
-    from .lab.singles import moment_texts
+    from .lab import moment_texts
     from .streams.facts import AUTO, plain_texts
 
     if not method.needs_moments:

@@ -1,4 +1,4 @@
-"""The examples of CONTRIBUTING.md, run as they stand there: a method, a metric and a model of one's own."""
+"""The examples of CONTRIBUTING.md, run as they stand: a method, a metric, an edit set and a model of one's own."""
 
 import inspect
 import re
@@ -10,9 +10,10 @@ import pytest
 
 import kedit_lib as kedit
 from kedit_lib import editing as methods
+from kedit_lib.data import schemas
 from kedit_lib.data.config import REPOSITORY, load_model_params
 from kedit_lib.editing.second_moments import SecondMoments
-from kedit_lib.lab.singles import moment_texts
+from kedit_lib.lab import moment_texts
 from kedit_lib.models import architectures as layout
 
 TEXT = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -21,7 +22,7 @@ TEXT = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")
 @pytest.fixture
 def written():
     """{name: value} of all Python blocks, in order; what they register is taken out afterwards."""
-    registers = methods.METHODS, layout.LAYOUTS
+    registers = methods.METHODS, layout.LAYOUTS, schemas.SCHEMAS
     before = [dict(register) for register in registers]
     names = {"__name__": "contributing"}
     for block in re.finditer(r"```python\n(.*?)```", TEXT, re.DOTALL):
@@ -33,15 +34,15 @@ def written():
         register.update(old)
 
 
-def test_every_example_test_passes(written):
-    """One for the method, one for the metric, one for the model; each is handed what it asks for by name."""
+def test_every_example_test_passes(written, tmp_path):
+    """One for the method, the metric, the edit set and the model; each is given what it asks for by name."""
     model = kedit.load_model("lab-small")
     edits = kedit.load_edits("lab", model=model, limit=3)
     settings = load_model_params("lab-small")["memit"]
-    given = {"model": model, "edits": edits, "settings": settings, "tokenizer": model.tokenizer}
+    given = {"model": model, "edits": edits, "settings": settings, "tokenizer": model.tokenizer, "tmp_path": tmp_path}
     given["moments"] = SecondMoments.estimate(model, moment_texts(model)[:100], settings["layers"])
     tests = {name: test for name, test in written.items() if name.startswith("test_")}
-    assert len(tests) == 3
+    assert len(tests) == 4
     for test in tests.values():
         test(**{name: given[name] for name in inspect.signature(test).parameters})
 

@@ -16,11 +16,11 @@ import torch
 
 from ..editing import method_class, method_for
 from ..editing.contexts import generate_contexts
+from ..editing.second_moments import SecondMoments
 from ..errors import KeditError
 from ..evaluation.single_edits import single_edits
-from ..lab import world_of
-from ..lab.edits import lab_edits
-from ..lab.singles import lab_around, lab_moments
+from ..lab import moment_texts, world_of
+from ..lab.edits import lab_around, lab_edits
 from ..lab.train import fix_scale
 from ..models.loading import load_model
 from ..models.model import EditableModel
@@ -34,7 +34,7 @@ def layer_sweep(model, n: int = 20, cache=None) -> pd.DataFrame:
     runs = [("rome", [i]) for i in range(model.n_layers)]
     spans = [list(range(a, b)) for a, b in itertools.combinations(range(model.n_layers), 2) if b - a <= WIDEST]
     runs += [(method, layers) for method in ("memit", "pmet") for layers in spans]
-    moments = lab_moments(model, list(range(model.n_layers)), cache)
+    moments = SecondMoments.estimate(model, moment_texts(model), range(model.n_layers), cache=cache)
     return _table(_means(model, method_for(model, name, layers=layers), n, moments) for name, layers in runs)
 
 
@@ -50,7 +50,7 @@ def _scaled(model, n: int):
         hf = copy.deepcopy(model.hf)
         fix_scale(hf, model.tokenizer, world_of(model), norm)
         scaled = EditableModel(hf, model.tokenizer, model.name, model.folder)
-        moments = lab_moments(scaled, layers)
+        moments = SecondMoments.estimate(scaled, moment_texts(scaled), layers)
         for method in methods:
             yield {"norm": norm, **_means(scaled, method, n, moments)}
 

@@ -28,11 +28,11 @@ from ..data.atomic import replacing
 from ..data.provenance import ALGORITHMS, now, versions
 from ..editing import method_for
 from ..editing.contexts import generate_contexts
+from ..editing.second_moments import SecondMoments
 from ..errors import KeditError
 from ..evaluation.single_edits import single_edits
-from ..lab import world_of
-from ..lab.edits import lab_edits
-from ..lab.singles import lab_around, lab_moments
+from ..lab import moment_texts, world_of
+from ..lab.edits import lab_around, lab_edits
 from ..lab.train import RECALL_BAR, RECIPES, Recipe, train
 from ..models.loading import load_model
 from ..streams.lab_facts import lab_probes
@@ -120,7 +120,7 @@ def measure(model, role: str, results: Path, orders=ORDERS) -> pd.DataFrame:
     that these leave out one row, without a stream. Checkpoints lie as close for the width as the report's own."""
     world, rows = world_of(model), []
     every = sorted({layer for layers, *_ in STREAMS.values() for layer in layers})
-    moments = lab_moments(model, every, cache=results / "moments")
+    moments = SecondMoments.estimate(model, moment_texts(model), every, cache=results / "moments")
     method, near = _method(model, *next(iter(STREAMS.values()))), partial(lab_around, world)
     some = lab_edits(world, min(SINGLES, len(world.streamed)), 0)
     alone = single_edits(model, method, some, moments, generate_contexts(model, 0, style=method.context_style), near)

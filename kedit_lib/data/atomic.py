@@ -1,10 +1,10 @@
-"""Files and folders that are whole or not there at all, whatever happens while they are written.
+"""Atomic writes: a file or folder is complete or absent, whatever happens while it is written.
 
     with replacing(path) as partial:
         save(partial)
 
-They are written under a temporary name beside `path`, synced to the disk and renamed; then the folder they lie in is
-synced, so that the new name itself outlives a power cut.
+It is written under a temporary name beside `path`, synced to the disk and renamed; then the folder around it is synced,
+so that the new name itself outlives a power cut.
 """
 
 from __future__ import annotations
@@ -32,19 +32,17 @@ def replacing(path: Path) -> Iterator[Path]:
     KeditError for a disk that is full or cannot be written.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    before = path.with_name(f".{path.name}.{os.getpid()}.before.tmp")
+    partial, before = (path.with_name(f".{path.name}.{os.getpid()}{end}") for end in (".tmp", ".before.tmp"))
     with writing(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             remove(partial)
             yield partial
-            for file in [*partial.iterdir()] if partial.is_dir() else []:
+            for file in [*(partial.iterdir() if partial.is_dir() else ()), partial]:
                 _sync(file)
-            _sync(partial)
-            if path.is_dir() and not partial.is_dir():  # somebody's folder, where a file was to go
-                raise IsADirectoryError(errno.EISDIR, "a folder has this name")
             if path.is_dir():  # only an empty folder could be renamed over
+                if not partial.is_dir():
+                    raise IsADirectoryError(errno.EISDIR, "a folder has this name")
                 os.replace(path, before)
             os.replace(partial, path)
             _sync(path.parent)
@@ -59,7 +57,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """What the system says when `path` cannot be written, as a KeditError."""
+    """Inside, an error of the system or of safetensors is a KeditError: `path` cannot be written."""
     try:
         yield
     except (OSError, SafetensorError) as error:

@@ -1,4 +1,4 @@
-"""Results that are computed once and read from their file ever after."""
+"""Results that are computed once and then read from their file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from .atomic import replacing
 
 # By suffix: how a file is read, and how a value is written.
 FORMATS = {
-    ".json": (lambda path: json.loads(path.read_text(encoding="utf-8")), lambda value, path: _write_json(value, path)),
+    ".json": (
+        lambda path: json.loads(path.read_text("utf-8")),
+        lambda v, path: path.write_text(json.dumps(v), "utf-8"),
+    ),
     ".parquet": (pd.read_parquet, lambda table, path: table.to_parquet(path)),
 }
 
@@ -25,8 +28,8 @@ def cached(path: Path | None, compute: Callable[[], Any], write: Callable[[Any, 
     path     .json or .parquet; its name must hold a hash of all that the value depends on. None: nothing is kept
     write    (value, path), where the suffix's own way of writing is not wanted
 
-    The value is returned as it is read, so that the first call and the later ones give the same. A file that cannot be
-    read is computed again. KeditError for a disk that cannot be written.
+    The value is returned as it is read, so that the first call and the later ones give the same. An unreadable file is
+    computed again. KeditError for a disk that cannot be written.
     """
     if path is None:
         return compute()
@@ -38,7 +41,3 @@ def cached(path: Path | None, compute: Callable[[], Any], write: Callable[[Any, 
     with replacing(path) as partial:
         (write or usual)(value, partial)
     return read(path)
-
-
-def _write_json(value: Any, path: Path) -> None:
-    path.write_text(json.dumps(value), encoding="utf-8")

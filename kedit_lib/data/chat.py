@@ -13,21 +13,19 @@ def in_chat(edit: Edit, tokenizer, system: str | None = None) -> Edit:
 
     system   text of a system turn in front (None: what the template puts there by itself)
 
-    A begin-of-text that the template writes is left out where the tokenizer puts it in front anyway. Raises
-    KeditError when the tokenizer has no chat template or the template refuses or changes the text.
+    A begin-of-text that the template writes is left out where the tokenizer puts it in front anyway. Raises KeditError
+    when the tokenizer has no chat template or the template refuses or changes the text.
     """
+
+    def turn(text: str) -> str:
+        return text.strip().join(_around(text.strip(), tokenizer, system))
+
     before, after = _around(edit.text.strip(), tokenizer, system)
     ahead, behind = around_places(edit.prompt)
-    changed = {name: tuple(_turns(text, tokenizer, system) for text in getattr(edit, name)) for name in LISTS}
-    for name in PAIRS:
-        changed[name] = tuple((_turns(prompt, tokenizer, system), a) for prompt, a in getattr(edit, name))
+    changed = {name: tuple(map(turn, getattr(edit, name))) for name in LISTS}
+    changed |= {name: tuple((turn(prompt), answer) for prompt, answer in getattr(edit, name)) for name in PAIRS}
     prompt = f"{escaped(before + ahead.lstrip())}{{}}{escaped(behind.rstrip() + after)}"
     return replace(edit, prompt=prompt, separator="", **changed)
-
-
-def _turns(text: str, tokenizer, system: str | None) -> str:
-    before, after = _around(text.strip(), tokenizer, system)
-    return f"{before}{text.strip()}{after}"
 
 
 def _around(text: str, tokenizer, system: str | None) -> tuple[str, str]:
@@ -38,10 +36,9 @@ def _around(text: str, tokenizer, system: str | None) -> tuple[str, str]:
             "chat out"
         )
     turns = [] if system is None else [{"role": "system", "content": system}]
+    turns.append({"role": "user", "content": text})
     try:
-        whole = tokenizer.apply_chat_template(
-            [*turns, {"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
-        )
+        whole = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     except Exception as error:  # whatever a template makes of a role
         raise KeditError(f"chat template: refuses {text!r} ({first_line(error)}); leave out system=") from error
     before, found, after = whole.rpartition(text)

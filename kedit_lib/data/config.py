@@ -1,12 +1,10 @@
 """Typed parameters: what a run does (profiles) and how a model is edited (method hyperparameters).
 
-    profile = load_profile("lab")                      # params/profiles/lab.yaml
-    profile = load_profile("lab", n_edits=50)          # the same, one field changed
-    params = load_model_params("lab")                  # params/models/lab.yaml
-    kedit.MEMIT(**params["memit"])
+    profile = load_profile("lab", n_edits=50)          # params/profiles/lab.yaml with one field changed
+    kedit.MEMIT(**load_model_params("lab")["memit"])   # params/models/lab.yaml
 
 Types are strict: a run that silently turned text into numbers, or a float into an int, would not be the run that its
-parameters describe. Whatever is wrong is one line that names the file, the field, the value and the remedy.
+parameters describe. An error is one line that names the file, the field, the value and the remedy.
 """
 
 import hashlib
@@ -48,8 +46,8 @@ class Profile(BaseModel):
     device: Annotated[str, Field(min_length=1)] = "cpu"  # or "cuda", "cuda:1", …
     originals: Literal["device", "host"] = "device"  # where the unedited values of edited weights are kept
     seed: Annotated[int, Field(ge=0, le=LAST_SEED)]
-    n_edits: Count  # length of a stream
-    stop_below: Annotated[float, Field(gt=0, lt=1)] | None = None  # a stream ends once its probability has sunk below
+    n_edits: Count  # length of an edit sequence
+    stop_below: Annotated[float, Field(gt=0, lt=1)] | None = None  # a sequence ends once its probability is lower
     orders: Annotated[list[Order], Field(min_length=1)]  # all edit orders that are shown
     live_orders: list[Order]  # the orders executed now; the others come from committed data
     batch_sizes: Annotated[list[Count], Field(min_length=1)]  # swept at equal n_edits
@@ -71,16 +69,13 @@ class Profile(BaseModel):
 
     @model_validator(mode="after")
     def _fields_agree(self) -> "Profile":
+        most, dense, usual = max(self.batch_sizes), self.dense_every, self.checkpoint_every
         if unknown := sorted(set(self.live_orders) - set(self.orders)):
             raise ValueError(f"live_orders: {unknown} is not among orders {self.orders}; add it there or take it out")
-        if max(self.batch_sizes) > self.n_edits:
-            raise ValueError(
-                f"batch_sizes: {max(self.batch_sizes)} is more than n_edits {self.n_edits}; lower it or raise n_edits"
-            )
-        if self.dense_every > self.checkpoint_every:
-            raise ValueError(
-                f"dense_every: {self.dense_every} is wider than checkpoint_every {self.checkpoint_every}; lower it"
-            )
+        if most > self.n_edits:
+            raise ValueError(f"batch_sizes: {most} is more than n_edits {self.n_edits}; lower it or raise n_edits")
+        if dense > usual:
+            raise ValueError(f"dense_every: {dense} is wider than checkpoint_every {usual}; lower it")
         return self
 
 
@@ -104,9 +99,9 @@ def load_profile(name_or_path: str | Path, **overrides: Any) -> Profile:
 def load_model_params(name: str) -> dict[str, dict[str, Any]]:
     """What params/models holds for a model: {"model": {…}, "memit": {hyperparameters}, "rome": {…}, …}.
 
-    A hub id or a folder is looked up by its last part: "meta-llama/Llama-2-7b-hf" is Llama-2-7b-hf.yaml, there or
-    among those that check_model wrote into the results folder; what it wrote for a folder is that folder's alone.
-    Which hyperparameters a method takes is for the method to say; here only the shape of the file is checked.
+    A hub id or a folder is looked up by its last part: "meta-llama/Llama-2-7b-hf" is Llama-2-7b-hf.yaml, there or among
+    those that check_model wrote into the results folder; what it wrote for a folder is that folder's alone. Only the
+    shape of the file is checked here; each method checks its hyperparameters.
     """
     shipped = REPOSITORY / "params" / "models" / f"{_last_part(name)}.yaml"  # whatever KEDIT_PARAMS says
     path = find_model_params(name) or (shipped if os.path.isfile(shipped) else None)
@@ -125,8 +120,8 @@ def load_model_params(name: str) -> dict[str, dict[str, Any]]:
 
 
 def file_name(model: str) -> str:
-    """What a model's parameter file is called: the last part of a hub id or a path, safe as the name of a file; of a
-    folder or file that is there with eight digits of its whole path's hash, for many are called "final"."""
+    """Of a model's parameter file: the last part of a hub id or a path, safe as the name of a file; for an existing
+    folder or file with eight digits of its whole path's hash, because many are called "final"."""
     short = _last_part(model)
     if str(model) in BUILT_IN or not os.path.exists(model):
         return short
@@ -149,8 +144,8 @@ def models_folders() -> tuple[Path, Path]:
 
 
 def find_model_params(model: str) -> Path | None:
-    """A model's parameter file, or None if it has none yet. A folder without one of its own takes the one that is
-    called as it is, unless check_model proposed that for another model."""
+    """A model's parameter file, or None if it has none yet. A folder without one of its own takes the one of its name,
+    unless check_model proposed that for another model."""
     paths = [path for folder in models_folders() for path in sorted(folder.glob("*.yaml"))]
 
     def called(name: str) -> list[Path]:  # hub ids are written in either case
@@ -195,7 +190,7 @@ def _one_line(error: dict[str, Any]) -> str:
         return f"{field}: is missing; add '{field}: …'"
     if kind == "extra_forbidden":
         return f"{field}: {value!r}: there is no such field; the fields are {', '.join(Profile.model_fields)}"
-    if kind == "value_error":  # one of the checks above, which say all themselves
+    if kind == "value_error":  # one of the checks above
         message = error["msg"].removeprefix("Value error, ")
         return f"{field}: {value!r} {message}" if field else message
     remedy = "write it without quotes" if isinstance(value, str) and kind in ("int_type", "float_type") else "change it"

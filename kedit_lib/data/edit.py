@@ -36,10 +36,9 @@ class Edit:
     locality            (prompt, answer) pairs that the edit should leave alone
     separator           "" or " " between each prompt and its answer (None: derived from the texts, `scripts.joint`)
 
-    Raises KeditError for a prompt without `{}`, or with two, for an empty subject or target, and for
-    a subject that stands a second time in the prompt, as words of its own ("{}, called Ana, plays"
-    for Ana; "Banana {}" is fine): two mentions are two places to write to. Use `Edit.from_text` when
-    the prompt holds the subject itself.
+    Raises KeditError for a prompt without `{}`, or with two, for an empty subject or target, and for a subject that
+    stands a second time in the prompt, as words of its own ("{}, called Ana, plays" for Ana; "Banana {}" is fine): two
+    mentions are two places to write to. Use `Edit.from_text` when the prompt holds the subject itself.
     """
 
     prompt: str
@@ -60,11 +59,9 @@ class Edit:
         for name in TEXTS:
             value = getattr(self, name)
             if not isinstance(value, str) and not (name == "target_true" and value is None):
-                raise KeditError(f"edit {self._label()}: {name} must be text, got {value!r}; give a string")
+                raise self._error(f"{name} must be text, got {value!r}; give a string")
         if self.separator not in (None, "", " "):
-            raise KeditError(
-                f"edit {self._label()}: separator = {self.separator!r}; give '' or ' ', or leave it out (None): derived"
-            )
+            raise self._error(f"separator = {self.separator!r}; give '' or ' ', or leave it out (None): derived")
         for name in LISTS:
             object.__setattr__(self, name, self._prompts(name))
         for name in PAIRS:
@@ -72,27 +69,25 @@ class Edit:
         try:
             json.dumps([getattr(self, name) for name in (*TEXTS, *LISTS, *PAIRS)], ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
-            half = error.object[error.start]
-            raise KeditError(f"edit {self._label()}: {half!r} is half a character; write it as UTF-8") from None
-        for name in ("subject", "target_new", "target_true"):
+            raise self._error(f"{error.object[error.start]!r} is half a character; write it as UTF-8") from None
+        for name, remedy in (
+            ("subject", "name who or what the fact is about"),
+            ("target_new", "give the new object"),
+            ("target_true", "give the known object, or leave it out"),
+        ):
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, value.strip())
-        if not self.subject:
-            raise KeditError(f"edit {self._label()}: the subject is empty; name who or what the fact is about")
-        if not self.target_new:
-            raise KeditError(f"edit {self._label()}: target_new is empty; give the new object")
-        if self.target_true == "":
-            raise KeditError(f"edit {self._label()}: target_true is empty; give the known object, or leave it out")
+                if not value.strip():
+                    raise self._error(f"{'the subject' if name == 'subject' else name} is empty; {remedy}")
         around = around_places(self.prompt)
         if len(around) != 2:
-            raise KeditError(
-                f"edit {self._label()}: the prompt {self.prompt!r} has {len(around) - 1} places marked {{}}; it needs "
-                "exactly one, where the subject goes (or use Edit.from_text)"
+            raise self._error(
+                f"the prompt {self.prompt!r} has {len(around) - 1} places marked {{}}; it needs exactly one, where the "
+                "subject goes (or use Edit.from_text)"
             )
         if any(start != len(around[0]) for start in places(self.text, self.subject)):
-            raise KeditError(
-                f"edit {self._label()}: the subject stands in the prompt {self.prompt!r} twice, as text and as {{}}; "
-                "keep only the {}"
+            raise self._error(
+                f"the subject stands in the prompt {self.prompt!r} twice, as text and as {{}}; keep only the {{}}"
             )
         if self.target_true == self.target_new:
             message = f"edit {self._label()}: target_new equals target_true ({self.target_new!r})"
@@ -103,10 +98,7 @@ class Edit:
 
     @classmethod
     def from_text(cls, prompt: str, subject: str, target_new: str, *fields, **rest) -> Edit:
-        """An edit whose prompt holds the subject as text, exactly once as words of its own.
-
-        The subject is located by its position; braces in the text are kept as text.
-        """
+        """An edit whose prompt holds the subject as text, exactly once as words of its own; braces are kept as text."""
         for name, value in (("prompt", prompt), ("subject", subject)):
             if not isinstance(value, str):
                 raise KeditError(f"edit of {subject!r}: {name} must be text, got {value!r}; give a string")
@@ -155,23 +147,24 @@ class Edit:
     def _label(self) -> str:
         return f"{self.id} of {self.subject!r}".strip() if isinstance(self.subject, str) else repr(self.id)
 
+    def _error(self, what: str) -> KeditError:
+        return KeditError(f"edit {self._label()}: {what}")
+
     def _prompts(self, name: str) -> tuple[str, ...]:
         value = getattr(self, name)
         if isinstance(value, str):
-            raise KeditError(f"edit {self._label()}: {name} must be a list of prompts, not one; put it in [ ]")
-        prompts = tuple(value) if isinstance(value, Iterable) else None
-        if prompts is None or not all(isinstance(prompt, str) for prompt in prompts):
-            raise KeditError(f"edit {self._label()}: {name} must be a list of prompts, got {value!r}")
+            raise self._error(f"{name} must be a list of prompts, not one; put it in [ ]")
+        prompts = tuple(value) if isinstance(value, Iterable) else (None,)
+        if not all(isinstance(prompt, str) for prompt in prompts):
+            raise self._error(f"{name} must be a list of prompts, got {value!r}")
         return prompts
 
     def _pairs(self, name: str) -> tuple[tuple[str, str], ...]:
         value, pairs = getattr(self, name), []
         for pair in value if isinstance(value, (list, tuple)) else (None,):
-            whole = isinstance(pair, (list, tuple)) and len(pair) == 2
-            if not whole or not all(isinstance(part, str) and part.strip() for part in pair):
-                raise KeditError(
-                    f"edit {self._label()}: {name} must be a list of (prompt, answer), both not empty, got {value!r}"
-                )
+            two = isinstance(pair, (list, tuple)) and len(pair) == 2
+            if not two or not all(isinstance(part, str) and part.strip() for part in pair):
+                raise self._error(f"{name} must be a list of (prompt, answer), both not empty, got {value!r}")
             pairs.append((pair[0], pair[1].strip()))
         return tuple(pairs)
 
@@ -223,10 +216,7 @@ def fill(context: str, prompt: str, subject: str) -> tuple[str, int, int]:
 
     Returns (text, start, end) in characters. Doubled braces in the context stand for single ones.
     """
-    pieces = list(string.Formatter().parse(context))  # split at {} and at every doubled brace
-    place = next(i for i, (_, field, *_) in enumerate(pieces) if field is not None)
-    before = "".join(literal for literal, *_ in pieces[: place + 1])
-    after = "".join(literal for literal, *_ in pieces[place + 1 :])
+    before, after = around_places(context)
     ahead, behind = around_places(prompt)
     start = len(before) + len(ahead)
     return f"{before}{ahead}{subject}{behind}{after}", start, start + len(subject)

@@ -15,17 +15,17 @@ from .records import Record
 
 UNNAMED = re.compile(r"\s*|Unnamed: \d+")  # the header of a column that a table program added: its row numbers
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+Rows = list[tuple[str, dict | KeditError]]  # where each record stands, and its values or why it cannot be read
 
 
 def records_of(source: str | Path, **hub) -> list[Record]:
     """Every record of `source`: a .json, .jsonl, .csv or .parquet file, a folder of such files, or a hub name.
 
-    hub   for folders and hub names: keywords of `datasets.load_dataset`, such as split, name,
-          data_files, revision, cache_dir
+    hub   for folders and hub names: keywords of `datasets.load_dataset`, such as split, name, data_files, revision
 
     In a CSV file (commas, semicolons or tabs) lists and a separator are written as JSON, an empty cell is an absent
-    field, and empty rows and columns without a name are nothing. A line that cannot be read is a record that
-    says so (`Record.check`). Raises KeditError for a source that is not there, cannot be read, or holds no records.
+    field, and empty rows and columns without a name are skipped. A line that cannot be read is a record with its error
+    (`Record.broken`). Raises KeditError for a source that is not there, cannot be read, or holds no records.
     """
     path, name = Path(source), str(source)
     suffix = path.suffix.lower()
@@ -47,7 +47,7 @@ def records_of(source: str | Path, **hub) -> list[Record]:
     return [Record(where, number, values) for number, (where, values) in enumerate(found, 1)]
 
 
-def _json(path: Path) -> list[tuple[str, dict | KeditError]]:
+def _json(path: Path) -> Rows:
     try:
         values = _parsed(_text(path))
     except json.JSONDecodeError as error:
@@ -61,7 +61,7 @@ def _json(path: Path) -> list[tuple[str, dict | KeditError]]:
     return [_object(f"{path.name} record {n}", value) for n, value in enumerate(values, 1)]
 
 
-def _jsonl(path: Path) -> list[tuple[str, dict | KeditError]]:
+def _jsonl(path: Path) -> Rows:
     found = []
     for n, line in enumerate(_text(path).split("\n"), 1):  # splitlines() would cut inside texts, at U+2028 for one
         if line.strip():
@@ -73,7 +73,7 @@ def _jsonl(path: Path) -> list[tuple[str, dict | KeditError]]:
     return found
 
 
-def _csv(path: Path) -> list[tuple[str, dict | KeditError]]:
+def _csv(path: Path) -> Rows:
     text = _text(path)
     between = max(",;\t", key=text.partition("\n")[0].count)
     rows = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=between)
@@ -86,34 +86,33 @@ def _csv(path: Path) -> list[tuple[str, dict | KeditError]]:
                 more = f"{where}: has more cells than the header; put cells with {between!r} in quotes"
                 found.append((where, KeditError(more)))
             elif cells:
-                found.append(_cells(where, {k: v for k, v in cells.items() if not UNNAMED.fullmatch(k)}))
+                found.append((where, _cells(where, {k: v for k, v in cells.items() if not UNNAMED.fullmatch(k)})))
     except csv.Error as error:
         raise KeditError(f"{path.name} line {rows.line_num}: is not CSV ({error})") from None
     return found
 
 
-def _cells(where: str, row: dict[str, str]) -> tuple[str, dict | KeditError]:
+def _cells(where: str, row: dict[str, str]) -> dict | KeditError:
     for name in [n for n in (*LISTS, *PAIRS, "separator") if n in row]:
         try:
             row[name] = _parsed(row[name])
         except json.JSONDecodeError:
             such = '"" or " ", quotes and all' if name == "separator" else 'a JSON list such as ["…"]'
-            return where, KeditError(f"{where}: field {name!r} must be {such}, got {row[name]!r}")
-    return where, row
+            return KeditError(f"{where}: field {name!r} must be {such}, got {row[name]!r}")
+    return row
 
 
-def _parquet(path: Path) -> list[tuple[str, dict | KeditError]]:
+def _parquet(path: Path) -> Rows:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        rows = pq.read_table(path).to_pylist()
+        return _rows(path.name, pq.read_table(path).to_pylist())
     except (pa.ArrowException, OSError) as error:
         raise KeditError(f"{path.name}: cannot be read as parquet ({first_line(error)}); write it again") from None
-    return _rows(path.name, rows)
 
 
-def _from_datasets(source: str, /, split: str | None = None, **options) -> list[tuple[str, dict | KeditError]]:
+def _from_datasets(source: str, /, split: str | None = None, **options) -> Rows:
     from datasets import load_dataset  # here: slow to import, and only folders and hub names need it
 
     try:
@@ -130,7 +129,7 @@ def _from_datasets(source: str, /, split: str | None = None, **options) -> list[
     return _rows(Path(source).name, found)
 
 
-def _rows(name: str, rows) -> list[tuple[str, dict | KeditError]]:
+def _rows(name: str, rows) -> Rows:
     """Rows of columns: a field that one record has and another has not comes as null."""
     return [(f"{name} record {n}", {k: v for k, v in row.items() if v is not None}) for n, row in enumerate(rows, 1)]
 
@@ -142,7 +141,7 @@ def _object(where: str, value) -> tuple[str, dict | KeditError]:
 
 
 def _parsed(text: str):
-    """The value of a JSON text; JSONDecodeError also for what is nested or counted beyond all measure."""
+    """The value of a JSON text; JSONDecodeError also for numbers and nesting beyond Python's limits."""
     try:
         return json.loads(text)
     except json.JSONDecodeError:

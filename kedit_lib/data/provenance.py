@@ -26,7 +26,7 @@ def versions() -> dict:
 
 
 def arithmetic(device: torch.device) -> dict:
-    """What decides the last digits of results and nothing else of them: rounding depends on how sums are split up."""
+    """What decides only the last digits of results: rounding depends on how sums are split up."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": name}
 

@@ -11,21 +11,17 @@ KINDS = {str: "text", list: "a list", dict: "an object"}
 
 
 class Record:
-    """The values of a record and `where` it stands, e.g. "facts.json record 3".
+    """The values of a record and `where` it is, e.g. "facts.json record 3".
 
-    A path such as "requested_rewrite.target_new.str" goes through objects. A field that is null
-    counts as absent, because columnar formats write absent fields so; a whole number counts as text ("1945"). Every
-    method raises KeditError for a field that is missing without a default, or of the wrong type, and `check` for a
-    record that could not be read at all.
+    A path such as "requested_rewrite.target_new.str" goes through objects. A field that is null counts as absent,
+    because columnar formats write absent fields so; a whole number counts as text ("1945"). Every method raises
+    KeditError for a field that is missing without a default, or of the wrong type; `broken` is the error of a record
+    that could not be read at all.
     """
 
     def __init__(self, where: str, number: int, values: dict | KeditError):
         self.where, self.number = where, number
         self.values, self.broken = ({}, values) if isinstance(values, KeditError) else (values, None)
-
-    def check(self) -> None:
-        if self.broken is not None:
-            raise self.broken
 
     def text(self, path: str, default=REQUIRED) -> str:
         return self._get(path, str, default)
@@ -64,7 +60,7 @@ class Record:
                 if default is REQUIRED:
                     self.refuse(".".join(names[: depth + 1]), "is missing")
                 return default
-        if kind is str and isinstance(value, int) and not isinstance(value, bool):
+        if kind is str and type(value) is int:
             return str(value)
         if not isinstance(value, kind):
             self.refuse(path, f"must be {KINDS[kind]}, got {_short(value)}")
@@ -76,11 +72,6 @@ def pairs(*given: tuple[str, str]) -> list[tuple[str, str]]:
     return [(prompt, answer) for prompt, answer in given if prompt.strip() and answer.strip()]
 
 
-def one_hop(record: Record) -> list[tuple[str, str]]:
-    """The question that CounterFact and zsRE files with `portability` ask: one step beyond the edit."""
-    return pairs((record.text("portability.New Question", ""), record.text("portability.New Answer", "")))
-
-
 def _short(value) -> str:
-    said = repr(value)
-    return said if len(said) <= 60 else f"{said[:57]}..."
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:57]}..."

@@ -13,25 +13,23 @@ SPACELESS = (
 )
 SENTENCE_ENDS = ".。．｡！？؟۔।॥…"  # of any script; "!" and "?" of the Latin one also end names ("Yahoo!")
 QUOTES = "\"'`“”‘’«»‹›"
-_SPACELESS = re.compile(f"[{SPACELESS}]")
-_WORDS = re.compile(rf"[{SPACELESS}]|[^\W{SPACELESS}]+|[^\w\s]")
 
 
 def spaceless(text: str) -> bool:
     """Whether any sign of the text belongs to a script that is written without spaces."""
-    return _SPACELESS.search(text) is not None
+    return re.search(f"[{SPACELESS}]", text) is not None
 
 
 def words(text: str) -> list[str]:
     """Words and punctuation marks, in order; of a script without spaces every sign by itself."""
-    return [w for w in _WORDS.findall(text) if not w.isspace()]
+    return [w for w in re.findall(rf"[{SPACELESS}]|[^\W{SPACELESS}]+|[^\w\s]", text) if not w.isspace()]
 
 
 def joint(prompt: str, answer: str, separator: str | None = None) -> str:
     """What stands between a prompt and its answer: `separator`, or by default what the texts ask for.
 
-    Nothing after white space, an opening quote or bracket, and where either side is a script without
-    spaces; else one space.
+    Nothing after white space, an opening quote or bracket, and where either side is a script without spaces; else one
+    space.
     """
     if separator is not None:
         return separator

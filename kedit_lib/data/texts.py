@@ -1,4 +1,4 @@
-"""Plain text for second moments and perplexity, however it is handed over."""
+"""Plain text for second moments and perplexity, in any form that users give it."""
 
 from __future__ import annotations
 

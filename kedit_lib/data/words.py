@@ -1,4 +1,4 @@
-"""Where a name stands in a text: by position, and as words of its own."""
+"""Where a name occurs in a text: by position, and as words of its own."""
 
 from __future__ import annotations
 

@@ -7,18 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.constructor import DuplicateKeyError, SafeConstructor
+from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.representer import SafeRepresenter
 
 from ..errors import KeditError, first_line
-
-
-class _LastKeyWins(SafeConstructor):
-    """What PyYAML does, and thus the programs that published files were written for."""
-
-    def check_mapping_key(self, *_) -> bool:
-        return True
 
 
 class _ListsInLine(SafeRepresenter):
@@ -35,10 +28,11 @@ _ListsInLine.add_representer(list, _ListsInLine.represent_list)
 
 
 def parse(text: str, source: str, duplicates: bool = False) -> Any:
-    """The value of a YAML text. `source` names it in the KeditError; `duplicates`: the last of equal keys is taken."""
+    """The value of a YAML text. `source` names it in the KeditError; `duplicates`: the last of equal keys is taken, as
+    PyYAML does, and thus the programs that published files were written for."""
     reader = YAML(typ="safe", pure=True)
     if duplicates:
-        reader.Constructor = _LastKeyWins
+        reader.constructor.check_mapping_key = lambda *_: True
     try:
         return reader.load(text)
     except MarkedYAMLError as error:
@@ -46,7 +40,7 @@ def parse(text: str, source: str, duplicates: bool = False) -> Any:
         where = f" line {mark.line + 1}" if mark else ""
         remedy = "; keep one of them" if isinstance(error, DuplicateKeyError) else ""
         raise KeditError(f"{source}{where}: is not valid YAML here: {error.problem}{remedy}") from None
-    except (YAMLError, ValueError, TypeError, RecursionError) as error:  # a date that is none; a list as key
+    except (YAMLError, ValueError, TypeError, RecursionError) as error:  # an invalid date; a list as key
         raise KeditError(f"{source}: is not YAML: {first_line(error)}") from None
 
 

@@ -6,7 +6,7 @@ import pandas as pd
 
 from ..data.edit import Edit
 from ..models.generation import complete
-from . import answer_probability
+from .teacher_forcing import answer_probability
 
 
 def ask(model, edit: Edit) -> pd.DataFrame:

@@ -16,9 +16,9 @@ from .protocol import unmeasured
 class TfIdf:
     """Term frequency × inverse document frequency, the defaults of scikit-learn's TfidfVectorizer.
 
-    Terms: lower-case words of two or more letters or digits; of a script without spaces every two signs that stand
-    side by side. idf(w) = ln((1 + n) / (1 + df(w))) + 1 over n
-    texts; vectors are counts · idf, divided by their Euclidean norm. Words that no text had are left out.
+    Terms: lower-case words of two or more letters or digits; of a script without spaces every two signs that stand side
+    by side. idf(w) = ln((1 + n) / (1 + df(w))) + 1 over n texts; vectors are counts · idf, divided by their Euclidean
+    norm. Words that no text had are left out.
     """
 
     idf: dict[str, float]
@@ -40,9 +40,7 @@ def consistency(text: str, references: list[str], tfidf: TfIdf) -> float:
 
     The floor is not 0 and not firm, for all texts share their common words: the lab model shows 0.22 unedited, 0.23
     with W of MEMIT's layer × 100 and 0.03 with noise in its place. Read the value at 0 edits and fluency beside it.
-
-    Source: reference score RS of Meng et al. 2022a (`tfidf_similarity`), references being texts about
-    subjects that have the new object.
+    Source: reference score RS of Meng et al. 2022a (`tfidf_similarity`).
     """
     for what, given in (("the text", text), ("the references", " ".join(references))):
         if not _terms(given):
@@ -51,12 +49,8 @@ def consistency(text: str, references: list[str], tfidf: TfIdf) -> float:
     return sum(v * b.get(w, 0.0) for w, v in a.items())
 
 
-_RUNS = re.compile(rf"([{SPACELESS}]+)|[^\W{SPACELESS}]{{2,}}")
-
-
 def _terms(text: str) -> list[str]:
     found = []
-    for run in _RUNS.finditer(text.lower()):
-        signs = "".join(re.findall(r"\w", run[1])) if run[1] else ""
-        found += [a + b for a, b in pairwise(signs)] if run[1] else [run[0]]
+    for run in re.finditer(rf"([{SPACELESS}]+)|[^\W{SPACELESS}]{{2,}}", text.lower()):
+        found += [a + b for a, b in pairwise(re.findall(r"\w", run[1]))] if run[1] else [run[0]]
     return found

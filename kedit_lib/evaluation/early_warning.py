@@ -10,10 +10,9 @@ from .retention import ONE
 def healthy_band(start: float, floor: float | None = None, tolerance: float = 0.1) -> tuple[float, float]:
     """(low, high) = start ± tolerance · reach around a metric's healthy value.
 
-    reach: |start|, or the way down to the floor, |start − floor|, where that is known and shorter; so metrics of
-    different floors are asked for the same share of what they can lose, and those whose destroyed values
-    are astronomical (perplexity, norms) for a share of what they are. A start of 0 has only the way to
-    the floor, and no width without one.
+    reach: |start|, or the way down to the floor, |start − floor|, where that is known and shorter: metrics of different
+    floors are asked for the same share of what they can lose, and those whose destroyed values are astronomical
+    (perplexity, norms) for a share of what they are. A start of 0 without a floor has no width.
     """
     ways = [abs(start)] + ([] if floor is None else [abs(start - floor)])
     half = tolerance * min((way for way in ways if way > 0), default=0.0)
@@ -21,11 +20,8 @@ def healthy_band(start: float, floor: float | None = None, tolerance: float = 0.
 
 
 def first_exit(curve: pd.Series, low: float, high: float, consecutive: int = 1) -> int | None:
-    """The first checkpoint at which a curve (value by edits_done) lies outside low..high; None: at none.
-
-    consecutive: only outside at that many checkpoints in a row counts, and the warning comes with the
-    last of them, when it could have been given. NaN is outside.
-    """
+    """The first checkpoint at which a curve (value by edits_done) has been outside low..high at `consecutive`
+    checkpoints in a row; None: at none. NaN is outside."""
     run = 0
     for done, value in curve.sort_index().items():
         run = 0 if low <= value <= high else run + 1
@@ -45,12 +41,12 @@ def warning_table(
 
     checkpoints  `run.checkpoints`; the healthy value is the first one measured
     point        the edit of the collapse (`collapse_point`), None: not reached
-    floors       what `floors` says of a destroyed model (columns metric, cohort, value); None: unknown
+    floors       of `floors` on a destroyed model (columns metric, cohort, value); None: unknown
 
-    Columns: metric, cohort, start, low, high, exit (edits_done, <NA>: it never left), lead = point − exit
-    (edits earlier than the collapse; negative: it only followed), n (values behind the one that left, or
-    the last). One over few prompts leaves its band by chance: read n, or ask for 2 consecutive
-    checkpoints. Left out: single edits, what was measured once, and a start of 0 without a floor.
+    Columns: metric, cohort, start, low, high, exit (edits_done, <NA>: it never left), lead = point − exit (edits
+    earlier than the collapse; negative: it only followed), n (values behind the one that left, or the last). One over
+    few prompts leaves its band by chance: read n, or ask for 2 consecutive checkpoints. Left out: single edits, what
+    was measured once, and a start of 0 without a floor.
     """
     single = checkpoints.cohort.str.match(rf"^{ONE}\d+$")
     bottom = {} if floors is None else floors.set_index(["metric", "cohort"]).value.to_dict()

@@ -1,22 +1,16 @@
-"""What is measured at a checkpoint of a stream: the edits themselves, facts, perplexity."""
+"""What is measured at a checkpoint of a sequence: the edits themselves, facts, perplexity."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from ..data.edit import Edit
-from . import (
-    generation_accuracy,
-    magnitude,
-    perplexity,
-    score,
-    strict_accuracy,
-    success,
-    teacher_forced,
-    token_accuracy,
-)
-from .protocol import DEAD, evenly, identity_of, row, rows, true_object
+from .accuracy import generation_accuracy
+from .perplexity import perplexity
+from .protocol import DEAD, Identified, evenly, row, rows, true_object
 from .retention import each_edit
+from .success import magnitude, score, success
+from .teacher_forcing import strict_accuracy, teacher_forced, token_accuracy
 
 COHORT_LIMIT = 50  # edits so far whose paraphrases and neighbors are asked, and two answers compared, at most
 BRIEF = 100  # facts between the full checkpoints; of the edits at most COHORT_LIMIT
@@ -26,27 +20,23 @@ LATEST = 25  # edits of the cohort "latest edits"
 
 
 @dataclass(frozen=True)
-class EditProbe:
+class EditProbe(Identified):
     """All edits so far, also the newest alone and each by itself, their paraphrases and neighbors.
 
-    Rows for edits and latest edits: accuracy (generated) and probability of the new object; with `each` the
-    same for each edit alone (see metrics.retention). For edits, paraphrases (one an edit) and neighbors (one an
-    edit): accuracy, token accuracy, strict accuracy of the wanted object; success and magnitude against
-    the other one, where the true object is known; for all three together the score S; for edits also
-    containment, the generated accuracy that lets the new object stand anywhere in the sentence. Paraphrases,
-    neighbors and comparisons on at most COHORT_LIMIT edits spread evenly over the stream so far.
+    Rows for edits and latest edits: accuracy (generated) and probability of the new object; with `each` the same for
+    each edit alone (retention.py). For edits, paraphrases and neighbors (one of each an edit): accuracy, token
+    accuracy, strict accuracy of the wanted object; success and magnitude against the other one, where the true object
+    is known; for all three together the score S; for edits also containment (generated, match "contains"). Paraphrases,
+    neighbors and comparisons on at most COHORT_LIMIT edits spread evenly over the sequence so far.
 
     Between multiples of `every`: only accuracy and probability, on at most COHORT_LIMIT such edits and the latest.
-    match: what counts as right, as in `metrics.generation_accuracy`.
+    match: what counts as right, as in `generation_accuracy`.
     """
 
+    version = "edits-v2"
     each: bool = True
     every: int = 1
     match: str = "exact"
-
-    @property
-    def identity(self) -> str:
-        return identity_of("edits-v2", [self.each, self.every, self.match])
 
     def __call__(self, model, done: list[Edit]) -> list[dict]:
         if not done:
@@ -72,17 +62,15 @@ class EditProbe:
         return found
 
     def brief(self, model, done: list[Edit]) -> list[dict]:
-        n = len(done)
+        n, found = len(done), []
         cohorts = {"edits": evenly(n, COHORT_LIMIT), "latest edits": range(max(0, n - LATEST), n)}
         asked = [done[i] for some in cohorts.values() for i in some]
         prompts, new = [e.text for e in asked], [e.target_new for e in asked]
         forced = teacher_forced(model, prompts, new, [e.separator for e in asked])
         right = generation_accuracy(model, prompts, new, self.match, forced)
-        found, first = [], 0
-        for cohort, some in cohorts.items():
-            part = slice(first, first + len(some))
+        parts = slice(len(cohorts["edits"])), slice(len(cohorts["edits"]), None)
+        for cohort, part in zip(cohorts, parts, strict=True):
             found += rows(cohort, accuracy=right[part], probability=forced.probability[part])
-            first += len(some)
         return found
 
     def _contained(self, model, done: list[Edit]) -> list[bool]:
@@ -98,13 +86,14 @@ class _Asked:
     """
 
     def __init__(self, model, asked: list[tuple[str, str, str | None, str | None]], match: str):
-        prompts, wanted, others, separators = map(list, zip(*asked, strict=True)) if asked else ([], [], [], [])
-        two = [i for i, other in enumerate(others) if other is not None]
-        again, both = [prompts[i] for i in two], wanted + [others[i] for i in two]
-        both = teacher_forced(model, prompts + again, both, separators + [separators[i] for i in two])
-        self.wanted, self.other = both.at(range(len(asked))), both.at(range(len(asked), len(asked) + len(two)))
+        two = [one for one in asked if one[2] is not None]
+        prompts, wanted, separators = ([one[i] for one in asked] for i in (0, 1, 3))
+        again, others, too = ([one[i] for one in two] for i in (0, 2, 3))
+        both, n = teacher_forced(model, prompts + again, wanted + others, separators + too), len(asked)
+        self.wanted, self.other = both.at(range(n)), both.at(range(n, n + len(two)))
         self.right = generation_accuracy(model, prompts, wanted, match, self.wanted)
-        self.success, self.magnitude = (f(self.wanted.at(two), self.other) for f in (success, magnitude))
+        compared = self.wanted.at([i for i, one in enumerate(asked) if one[2] is not None])
+        self.success, self.magnitude = success(compared, self.other), magnitude(compared, self.other)
 
     def rows(self, cohort: str) -> list[dict]:
         return rows(
@@ -118,19 +107,15 @@ class _Asked:
 
 
 @dataclass(frozen=True)
-class FactProbe:
-    """Accuracy on a fixed list of (prompt, answer) that no edit of the stream asks for."""
+class FactProbe(Identified):
+    """Accuracy on a fixed list of (prompt, answer) that no edit of the sequence asks for."""
 
+    version = "FactProbe-v2"
     cohort: str
     prompts: tuple[str, ...] = field(repr=False)
     answers: tuple[str, ...] = field(repr=False)
     every: int | None = 1
     match: str = "exact"
-
-    @property
-    def identity(self) -> str:
-        what = [self.cohort, self.prompts, self.answers, self.every, self.match]
-        return identity_of(f"{type(self).__name__}-v2", what)
 
     def __call__(self, model, done: list[Edit]) -> list[dict]:
         return [row("accuracy", self.cohort, self._right(model, slice(None)))]
@@ -144,6 +129,8 @@ class VitalProbe(FactProbe):
     """Facts that decide whether the model counts as dead. Between multiples of `every` the first BRIEF are asked,
     and all where these leave it open."""
 
+    version = "VitalProbe-v2"
+
     def brief(self, model, done: list[Edit]) -> list[dict]:
         right = self._right(model, slice(BRIEF))
         if abs(sum(right) / len(right) - DEAD) < UNSURE:
@@ -152,15 +139,12 @@ class VitalProbe(FactProbe):
 
 
 @dataclass(frozen=True)
-class PerplexityProbe:
+class PerplexityProbe(Identified):
     """Perplexity on held-out plain text."""
 
+    version = "perplexity"
     texts: tuple[str, ...] = field(repr=False)
     every: int = 1
-
-    @property
-    def identity(self) -> str:
-        return identity_of("perplexity", [self.texts, self.every])
 
     def __call__(self, model, done: list[Edit]) -> list[dict]:
         value = perplexity(model, list(self.texts))

@@ -20,9 +20,9 @@ ROWS = 64
 def sampled_texts(model, prompts: list[str], tokens: int = 100, top_k: int = 5, seed: int = 0) -> list[str]:
     """What follows each prompt: `tokens` sampled tokens as text, special tokens left out.
 
-    Sampled among the `top_k` likeliest as the authors do (`generate_fast`), since greedy decoding
-    of a small model repeats itself even in health; seeded, the i-th prompt always with the same
-    draws. An end-of-text token ends nothing. Fewer tokens where the model has no more positions.
+    Sampled among the `top_k` likeliest as the authors do (`generate_fast`), since greedy decoding of a small model
+    repeats itself even in health; seeded, the i-th prompt always with the same draws. An end-of-text token ends
+    nothing. Fewer tokens where the model has no more positions.
     """
     draws = torch.rand(len(prompts), tokens, generator=torch.Generator().manual_seed(seed))
     rows = [encode(model.tokenizer, p) for p in prompts]
@@ -44,10 +44,8 @@ def _sample(model, rows: list[list[int]], draws, top_k: int) -> list[str]:
 
 
 def n_gram_entropy(sequence: Sequence, n: int) -> float:
-    """H_n = −Σ_g f(g) log₂ f(g) over the n-grams g of a sequence, f their relative frequency; bits. 0 without n-grams.
-
-    Range 0 (one n-gram again and again) .. log₂ of their number (no n-gram twice).
-    """
+    """H_n = −Σ_g f(g) log₂ f(g) over the n-grams g of a sequence, f their relative frequency; bits, 0 without n-grams.
+    Range 0 (one n-gram again and again) .. log₂ of their number (no n-gram twice)."""
     counts = Counter(zip(*(sequence[i:] for i in range(n)), strict=False))
     total = sum(counts.values())
     return sum(-c / total * math.log2(c / total) for c in counts.values())
@@ -57,11 +55,9 @@ def fluency(text: str) -> float:
     """½ (⅔ H₂ + 4/3 H₃) over a text's words, bits. Range 0 .. 6.6 for 100 words; published values are 100 times it.
 
     Of a script without spaces (Chinese, Thai) every sign counts as a word. NaN, with a warning that says why, for a
-    text of less than three words: it has no 3-gram.
-
-    Floor: 0, the same word for ever. It sees repetition and nothing else: a destroyed model that babbles scores
-    much like a healthy one (lab model 6.1 unedited, 5.8 with W of MEMIT's layer × 100, 3.5 with noise in its
-    place); read perplexity beside it.
+    text of less than three words: it has no 3-gram. Floor: 0, the same word for ever. It sees repetition and nothing
+    else: a destroyed model that babbles scores much like a healthy one (lab model 6.1 unedited, 5.8 with W of MEMIT's
+    layer × 100, 3.5 with noise in its place); read perplexity beside it.
     Source: generation entropy of Meng et al. 2022a (`n_gram_entropy`), after Zhang et al. 2018.
     """
     said = words(text)

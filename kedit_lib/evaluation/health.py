@@ -6,7 +6,6 @@ There is no floor: read each value beside that of 0 edits.
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -20,11 +19,10 @@ ROWS = 64
 def weight_health(model, layer: int) -> dict[str, float]:
     """Of the edited map W at `layer`; W₀ is the unedited one, σ its singular values.
 
-    weight norm       ‖W‖_F. Unit: that of the weights; range ≥ 0
+    weight norm       ‖W‖_F ≥ 0, in the unit of the weights
     largest singular  σ_max = ‖W‖₂, the most it can stretch a key
-    condition number  σ_max / σ_min. Range 1..∞ (∞: W has lost a direction). Source: Ma et al. 2024 (PRUNE),
-                      whose bound on the damage of an edit it is
-    weight drift      ‖W − W₀‖_F / ‖W₀‖_F. Range ≥ 0, 0 unedited
+    condition number  σ_max / σ_min, 1..∞ (∞: W has lost a direction). Ma et al. 2024 (PRUNE) bound an edit's damage by
+    it weight drift      ‖W − W₀‖_F / ‖W₀‖_F ≥ 0, 0 unedited
     """
     # In float32 at least: singular values of half-precision matrices cannot be taken.
     weight, drift = model.weight(layer).detach().to(model.math_dtype), model.drift(layer)
@@ -41,8 +39,8 @@ def weight_health(model, layer: int) -> dict[str, float]:
 def hidden_states(model, texts: list[str], layers) -> dict[int, Tensor]:
     """{layer: [tokens, d_model]} the residual stream after each of `layers` at every token of `texts`, on the CPU.
 
-    Without a text's first token: where a begin-of-text stands, models park vectors hundreds of times
-    as long as the others, which would be all that a mean shows.
+    Without a text's first token: where a begin-of-text stands, models park vectors hundreds of times as long as the
+    others, which would dominate a mean.
     """
     rows = [encode(model.tokenizer, t) for t in texts]
     found: dict[int, list[Tensor]] = {layer: [] for layer in layers}
@@ -60,8 +58,8 @@ def hidden_states(model, texts: list[str], layers) -> dict[int, Tensor]:
 def hidden_health(now: Tensor, unedited: Tensor) -> dict[str, float]:
     """Of one layer's hidden states h against the unedited model's h₀ at the same tokens, both [tokens, d_model].
 
-    hidden norm   mean ‖h‖. Range ≥ 0
-    hidden drift  mean ‖h − h₀‖ / ‖h₀‖. Range ≥ 0, 0 unedited; √2 for an unrelated h of the same length
+    hidden norm   mean ‖h‖ ≥ 0
+    hidden drift  mean ‖h − h₀‖ / ‖h₀‖ ≥ 0, 0 unedited; √2 for an unrelated h of the same length
     """
     return {
         "hidden norm": now.norm(dim=-1).mean().item(),
@@ -70,16 +68,8 @@ def hidden_health(now: Tensor, unedited: Tensor) -> dict[str, float]:
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
-    """⟨a, b⟩ / (‖a‖‖b‖) of two updates of one weight, of the same shape. Range −1..1; NaN if one is zero.
-
-    0: they do not touch each other, as random ones in a large space; 1: they add up; −1: the later one
-    takes the earlier one back.
-    """
+    """⟨a, b⟩ / (‖a‖‖b‖) of two updates of one weight, of the same shape. Range −1..1; NaN if one is zero. 0: unrelated,
+    as random ones in a large space; 1: they add up; −1: the later one takes the earlier one back."""
     a, b = a.detach().double(), b.detach().to(a.device).double()
     norms = (a.norm() * b.norm()).item()
     return (a * b).sum().item() / norms if norms > 0 else math.nan
-
-
-def successive_cosines(updates: list[dict[str, Tensor]]) -> list[dict[str, float]]:
-    """For each update but the first, {parameter name: cosine with the update before it}; `outcome.deltas` in order."""
-    return [{name: cosine(b[name], a[name]) for name in b if name in a} for a, b in pairwise(updates)]

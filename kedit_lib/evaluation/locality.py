@@ -1,11 +1,9 @@
 """Whether the edited model still says what the unedited one said, right or wrong, where no edit was meant.
 
-Three strengths of the same question: the token said next, every argmax along a given answer, and the
-whole answer generated freely. All [n], range 0..1, 1 for an unedited model. Floor: how often a
-destroyed model happens to say the same, near 0 unless one answer is common.
-
-Source: EasyEdit's locality (`compute_locality_quality`, Wang et al. 2023; Yao et al. 2023), which is
-`argmax_agreement`. On a model that knew the answers, agreement is accuracy on untouched facts.
+Three strengths of the same question: the token said next, every argmax along a given answer, and the whole answer
+generated freely. All [n], range 0..1, 1 for an unedited model. Floor: how often a destroyed model happens to say the
+same, near 0 unless one answer is common. Source: EasyEdit's locality (`compute_locality_quality`, Wang et al. 2023; Yao
+et al. 2023), which is `argmax_agreement`. On a model that knew the answers, agreement is accuracy on untouched facts.
 """
 
 from __future__ import annotations
@@ -22,8 +20,7 @@ def first_token_agreement(edited: Forced, unedited: Forced) -> Tensor:
 
 
 def argmax_agreement(edited: Forced, unedited: Forced) -> Tensor:
-    """[n] share of an answer's places with the same argmax: (1/|t|) Σ_j [argmax_j = argmax_j⁰]; both were
-    handed the same answers."""
+    """[n] share of an answer's places with the same argmax, (1/|t|) Σ_j [argmax_j = argmax_j⁰]; same answers."""
     return _share(zip(edited.said, unedited.said, strict=True))
 
 

@@ -18,11 +18,11 @@ MOST_LOGITS = 1 << 28  # at a time: a gigabyte in float32, and as much again for
 
 @torch.no_grad()
 def perplexity(model, texts) -> float:
-    """exp of the mean negative log-probability per token over all texts. Range ≥ 1; a uniform guess
-    gives the vocabulary's size.
+    """exp of the mean negative log-probability per token over all texts. Range ≥ 1; a uniform guess gives the
+    vocabulary's size.
 
-    texts: as `SecondMoments.estimate` takes them. One longer than the model's context is read in windows, each from
-    its beginning. Memory does not grow with the texts' length. KeditError when nothing is to be predicted.
+    texts: as `SecondMoments.estimate` takes them. One longer than the model's context is read in windows, each from its
+    beginning. Memory does not grow with the texts' length. KeditError when nothing is to be predicted.
     """
     check_editable(model, "perplexity")
     limit = min(positions_of(model.hf.config), MOST_TOKENS)
@@ -30,13 +30,13 @@ def perplexity(model, texts) -> float:
     total, count = 0.0, 0
     for part in by_length([len(r) for r in rows], ROWS):
         size = max(1, MOST_TOKENS // max(len(rows[i]) for i in part))
-        for some in (part[i : i + size] for i in range(0, len(part), size)):
-            nll = _nll(model, [rows[i] for i in some])
+        for begin in range(0, len(part), size):
+            nll = _nll(model, [rows[i] for i in part[begin : begin + size]])
             total += nll.double().sum().item()
             count += len(nll)
     if not count:
         raise KeditError("perplexity: the texts hold no token that another one stands before; give longer texts")
-    return torch.tensor(total / count, dtype=torch.float64).exp().item()  # inf, not an error, if it is that bad
+    return torch.tensor(total / count, dtype=torch.float64).exp().item()  # inf, not an error, beyond float64's range
 
 
 def _nll(model, rows: list[tuple[int, ...]]) -> Tensor:

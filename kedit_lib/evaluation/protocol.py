@@ -6,9 +6,9 @@ import hashlib
 import json
 import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from ..data.cached import cached
 from ..data.edit import Edit
@@ -19,14 +19,14 @@ DEAD = 0.5  # accuracy on untouched facts below which the model counts as dead
 
 
 class Probe(Protocol):
-    """Anything with these two: `identity` names what it measures for the store's key; called with the model as it is
-    now and the edits so far it gives rows (metric, cohort, value, n).
+    """Anything with these two: `identity` names what it measures for the store's key; a call with the model in its
+    present state and the edits so far gives rows (metric, cohort, value, n).
 
     A probe may also have
 
-    every  a number of edits: it is asked at the first checkpoint at or after each multiple of it, and at the last
-           one. Without: at every checkpoint. None: at 0 edits, where the stream is first seen to have collapsed
-           (either `collapse_point`), and at the last checkpoint
+    every  a number of edits: it is asked at the first checkpoint at or after each multiple of it, and at the last one.
+           Without: at every checkpoint. None: at 0 edits, where the sequence is first seen to have collapsed (either
+           `collapse_point`), and at the last checkpoint
     brief  called like the probe itself at the checkpoints in between: fewer questions, rows of the same names
     """
 
@@ -37,7 +37,17 @@ class Probe(Protocol):
 
 def identity_of(name: str, what) -> str:
     """A probe's identity: its name (with a version: raise it when the numbers change) and a hash of its questions."""
-    return f"{name}-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]}"
+    return f"{name}-{hashlib.sha256(json.dumps(what, default=repr).encode()).hexdigest()[:16]}"
+
+
+class Identified:
+    """A dataclass of questions, whose fields make its identity under the name `version`."""
+
+    version: ClassVar[str]
+
+    @property
+    def identity(self) -> str:
+        return identity_of(self.version, [getattr(self, f.name) for f in fields(self) if f.compare])
 
 
 class Unmeasured(UserWarning):
@@ -51,7 +61,7 @@ def unmeasured(why: str) -> float:
 
 
 def measured(values: list[float]) -> list[float]:
-    """Those values that are not NaN; where all are, one of these, so that the row says it."""
+    """Those values that are not NaN; one of them where all are, so that the row shows it."""
     return [v for v in values if not math.isnan(v)] or values[:1]
 
 
@@ -62,12 +72,12 @@ def row(metric: str, cohort: str, values) -> dict:
 
 
 def rows(cohort: str, **metrics) -> list[dict]:
-    """A row a metric (underscores stand for spaces), none for those without values."""
+    """One row per metric (underscores stand for spaces), none for those without values."""
     return [row(name.replace("_", " "), cohort, values) for name, values in metrics.items() if len(values)]
 
 
 def evenly(n: int, limit: int) -> range:
-    """At most `limit` of the indices 0 … n − 1, spread evenly: a panel of the stream so far, old edits and new ones."""
+    """At most `limit` of the indices 0 … n − 1, spread evenly: a panel of the edits so far, old and new."""
     return range(0, n, max(1, -(-n // limit)))
 
 
@@ -82,9 +92,9 @@ def true_object(model, edit: Edit) -> str | None:
 
 @dataclass(frozen=True)
 class AtStart:
-    """A probe of the unedited model, asked once for all streams that keep what they know in one folder.
+    """A probe of the unedited model, asked once for all runs that share `folder`, where its rows are kept.
 
-    folder: where its rows are kept; asked_of: what the answers hang on beside the probe's identity
+    asked_of: what the answers depend on beside the probe's identity
     """
 
     probe: Probe
@@ -97,10 +107,7 @@ class AtStart:
 
 
 class Unedited:
-    """What the unedited model answers, asked once: it cannot change while edits are made.
-
-    Belongs to one probe and knows the model by its checksum.
-    """
+    """The unedited model's answers to one probe, asked once a model (known by its checksum)."""
 
     def __init__(self):
         self._known = {}

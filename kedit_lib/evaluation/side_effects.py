@@ -1,8 +1,8 @@
 """Probes of the side effects: what else has changed while the edits were made.
 
-Each is handed, at construction, what it asks about every edit of the stream, in the stream's order. At a
-checkpoint it asks about a panel of the edits so far; at 0 edits about a panel of those to come,
-which is the unedited model's value on such prompts, the start of every curve.
+Each is given, at construction, what it asks about every edit of the sequence, in order. At a checkpoint it asks about a
+panel of the edits so far; at 0 edits about a panel of those to come, which is the unedited model's value on such
+prompts, the start of every curve.
 """
 
 from __future__ import annotations
@@ -10,29 +10,16 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 
 from ..data.edit import Edit
+from ..data.question import Question
 from ..models.generation import complete
-from . import (
-    Question,
-    TfIdf,
-    answer_agreement,
-    answerable,
-    argmax_agreement,
-    consistency,
-    distracted,
-    first_token_agreement,
-    fluency,
-    hidden_health,
-    hidden_states,
-    intrusion,
-    inverse_success,
-    magnitude,
-    portability,
-    sampled_texts,
-    success,
-    teacher_forced,
-    weight_health,
-)
-from .protocol import Probe, Unedited, evenly, identity_of, measured, row, rows, true_object
+from .consistency import TfIdf, consistency
+from .fluency import fluency, sampled_texts
+from .health import hidden_health, hidden_states, weight_health
+from .locality import answer_agreement, argmax_agreement, first_token_agreement
+from .portability import answerable, distracted, inverse_success, portability
+from .protocol import Identified, Probe, Unedited, evenly, identity_of, measured, row, rows, true_object
+from .success import magnitude, success
+from .teacher_forcing import answer_probability, teacher_forced
 
 PANEL, SELDOM = 25, 50  # edits that are asked about at a checkpoint; edits between two such checkpoints
 KNOWN = 0.5  # of a kind of question, what the unedited model must be able to answer
@@ -40,21 +27,18 @@ LOCAL, HEALTH_TEXTS = 40, 10  # prompts compared with the unedited model; docume
 
 
 @dataclass(frozen=True)
-class LocalityProbe:
+class LocalityProbe(Identified):
     """Agreement with the unedited model on prompts that no edit is about; `answers`: what is true there.
 
     Rows for `cohort`: argmax agreement, first token agreement, answer agreement (all 1 at 0 edits).
     """
 
+    version = "locality-v1"
     cohort: str
     prompts: tuple[str, ...] = field(repr=False)
     answers: tuple[str, ...] = field(repr=False)
     every: int = SELDOM
     _unedited: Unedited = field(default_factory=Unedited, repr=False, compare=False)
-
-    @property
-    def identity(self) -> str:
-        return identity_of("locality-v1", [self.cohort, self.prompts, self.answers, self.every])
 
     def __call__(self, model, done: list[Edit]) -> list[dict]:
         def ask(model):
@@ -72,18 +56,18 @@ class LocalityProbe:
 
 
 @dataclass(frozen=True)
-class PortabilityProbe:
+class PortabilityProbe(Identified):
     """Accuracy on consequences, and success on inverses.
 
-    questions  for each edit its consequences (none is allowed). Asked are those whose gate the unedited model
-               passes, at most `limit` of a kind, and none of a kind that it passes for less than KNOWN of the edits:
-               the few may be luck
+    questions  for each edit its consequences, if any. Asked are those whose gate the unedited model passes, at most
+               `limit` of a kind, and none of a kind that it passes for less than KNOWN of the edits: these may be luck
     inverses   for each edit (prompt with the new object, prompt with the true object) or None
 
-    At 0 edits a row "answerable" for each kind: the share that passes. Inverses have their own cohort
-    then, for it is not a healthy value but what chance gives.
+    At 0 edits a row "answerable" for each kind: the share that passes. Inverses have their own cohort then, for it is
+    not a healthy value but chance.
     """
 
+    version = "portability-v1"
     subjects: tuple[str, ...] = field(repr=False)
     questions: tuple[tuple[Question, ...], ...] = field(repr=False)
     inverses: tuple[tuple[str, str] | None, ...] = field(default=(), repr=False)
@@ -96,7 +80,7 @@ class PortabilityProbe:
     def identity(self) -> str:
         asked = [[asdict(q) for q in qs] for qs in self.questions]
         match = [] if self.match == "exact" else [self.match]
-        return identity_of("portability-v1", [self.subjects, asked, self.inverses, self.limit, self.every, *match])
+        return identity_of(self.version, [self.subjects, asked, self.inverses, self.limit, self.every, *match])
 
     def __call__(self, model, done: list[Edit]) -> list[dict]:
         every = [q for qs in self.questions for q in qs]
@@ -119,17 +103,14 @@ class PortabilityProbe:
 
 
 @dataclass(frozen=True)
-class DistractionProbe:
+class DistractionProbe(Identified):
     """The first neighbor of each edit behind the edited sentence: success and magnitude of the true object over the
     new one."""
 
+    version = "distraction-v1"
     edits: tuple[Edit, ...] = field(repr=False)
     limit: int = PANEL
     every: int = SELDOM
-
-    @property
-    def identity(self) -> str:
-        return identity_of("distraction-v1", [list(map(repr, self.edits)), self.limit, self.every])
 
     def __call__(self, model, done: list[Edit]) -> list[dict]:
         edits = [self.edits[i] for i in evenly(len(done) or len(self.edits), self.limit)]
@@ -142,31 +123,31 @@ class DistractionProbe:
 
 
 @dataclass(frozen=True)
-class OverfittingProbe:
-    """Probability of each edit's new object on a prompt that asks for something else.
+class OverfittingProbe(Identified):
+    """Probability of each edit's new object on a prompt that asks for something else. Floor: the unedited model's.
 
     prompts  {cohort: for each edit one such prompt}, such as another relation of its subject
+
+    A target that is reached by making one word likely everywhere shows here first, while the edit prompt looks perfect.
+    Source: Zhang et al. 2024 (editing overfit).
     """
 
+    version = "overfitting-v1"
     edits: tuple[Edit, ...] = field(repr=False)
     prompts: dict[str, tuple[str, ...]] = field(repr=False, hash=False)
     limit: int = PANEL
     every: int = SELDOM
 
-    @property
-    def identity(self) -> str:
-        return identity_of("overfitting-v1", [list(map(repr, self.edits)), self.prompts, self.limit, self.every])
-
     def __call__(self, model, done: list[Edit]) -> list[dict]:
         panel = evenly(len(done) or len(self.edits), self.limit)
-        edits = [self.edits[i] for i in panel]
+        new = [self.edits[i].target_new for i in panel]
         asked = [texts[i] for texts in self.prompts.values() for i in panel]
-        p = intrusion(model, edits * len(self.prompts), asked).split(len(edits))
+        p = answer_probability(model, asked, new * len(self.prompts)).split(len(new))
         return [row("probability", cohort, values) for cohort, values in zip(self.prompts, p, strict=True)]
 
 
 @dataclass(frozen=True)
-class GenerationProbe:
+class GenerationProbe(Identified):
     """Fluency and consistency of freely sampled text about a few edits' subjects.
 
     prompts     for each edit, what the text begins with
@@ -174,17 +155,13 @@ class GenerationProbe:
     limit       edits at a checkpoint: 100 tokens cost as much as many short answers
     """
 
+    version = "generation-v1"
     prompts: tuple[str, ...] = field(repr=False)
     references: tuple[tuple[str, ...], ...] = field(default=(), repr=False)
     corpus: tuple[str, ...] = field(default=(), repr=False)
     limit: int = 10
     tokens: int = 100
     every: int = SELDOM
-
-    @property
-    def identity(self) -> str:
-        what = [self.prompts, self.references, self.corpus, self.limit, self.tokens, self.every]
-        return identity_of("generation-v1", what)
 
     def __call__(self, model, done: list[Edit]) -> list[dict]:
         panel = evenly(len(done) or len(self.prompts), self.limit)
@@ -198,17 +175,14 @@ class GenerationProbe:
 
 
 @dataclass(frozen=True)
-class HealthProbe:
+class HealthProbe(Identified):
     """Weights of the edited `layers`; hidden states on plain `texts` after each of them and after the last layer."""
 
+    version = "health-v1"
     layers: tuple[int, ...]
     texts: tuple[str, ...] = field(repr=False)
     every: int = SELDOM
     _unedited: Unedited = field(default_factory=Unedited, repr=False, compare=False)
-
-    @property
-    def identity(self) -> str:
-        return identity_of("health-v1", [self.layers, self.texts, self.every])
 
     def __call__(self, model, done: list[Edit]) -> list[dict]:
         seen = sorted({*self.layers, model.n_layers - 1})
@@ -234,16 +208,16 @@ def family_probes(
 ) -> list[Probe]:
     """Every family that there is material for; distraction and fluency need nothing but the edits.
 
-    edits       those of the stream, in its order; their own `portability` and `locality` pairs are asked too,
-                as the cohorts "one hop" and "beside the edits" (LOCAL of these, over the whole stream)
+    edits       those of the sequence, in order; their own `portability` and `locality` pairs are asked too, as the
+                cohorts "one hop" and "beside the edits" (LOCAL of these, over the whole sequence)
     questions   for each edit its consequences; inverses: for each edit two prompts or None
     unrelated   (prompt, answer) pairs that no edit is about; the first LOCAL are asked
     aside       {cohort: for each edit a prompt that asks for something else}
     references  for each edit texts about others with its new object; corpus: texts to count idf on
     texts       plain documents, the first HEALTH_TEXTS for hidden states; layers: the edited ones
-    every       edits between two checkpoints at which they are asked; twice as many for free text, which costs
-                as much as all the others
-    match       what counts as right where a consequence is asked, as in `metrics.generation_accuracy`
+    every       edits between two checkpoints at which they are asked; twice as many for free text, which costs as much
+                as all the others
+    match       what counts as right where a consequence is asked, as in `generation_accuracy`
     """
     edits, unrelated = tuple(edits), tuple(unrelated)[:LOCAL]
     begins = tuple(e.generation_prompts[0] if e.generation_prompts else e.subject for e in edits)

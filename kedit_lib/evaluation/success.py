@@ -13,25 +13,21 @@ from .teacher_forcing import Forced
 def success(wanted: Forced, other: Forced) -> Tensor:
     """[n] 1 where the wanted answer is the more probable one, [p(wanted) > p(other)], else 0 (a tie or NaN too).
 
-    p by the mean token log-probability, so that long answers do not lose for their length.
-    ES: wanted new, other true, on the edit prompt. PS: the same on paraphrases. NS: wanted true, other
-    new, on neighbors. Range 0..1. The floor is not 0: a model that knows nothing prefers one of two
-    answers about half the time, so draw the value on a destroyed model (floor.py) beside it.
+    p by the mean token log-probability, so that long answers do not lose for their length. ES: wanted new, other true,
+    on the edit prompt; PS: the same on paraphrases; NS: wanted true, other new, on neighbors. Range 0..1. The floor is
+    not 0: a model that knows nothing prefers one of two answers about half the time, so draw a destroyed model's value
+    (floor.py) beside it.
     """
     return (wanted.log_probability > other.log_probability).double()
 
 
 def magnitude(wanted: Forced, other: Forced) -> Tensor:
-    """[n] p(wanted) − p(other), p the geometric mean over the answer's tokens. Range −1..1, floor 0.
-
-    EM, PM and NM, with the answers in the same places as for success.
-    """
+    """[n] p(wanted) − p(other), p the geometric mean over the answer's tokens. Range −1..1, floor 0. EM, PM and NM,
+    with the answers in the same places as for success."""
     return wanted.probability - other.probability
 
 
 def score(es: float, ps: float, ns: float) -> float:
-    """S = 3 / (1/ES + 1/PS + 1/NS), the harmonic mean: 0 as soon as one of them is 0. Range 0..1 for shares.
-
-    Floor: about the floor of its parts, a half, not 0.
-    """
+    """S = 3 / (1/ES + 1/PS + 1/NS), the harmonic mean: 0 as soon as one of them is 0. Range 0..1 for shares; floor:
+    about that of its parts, a half."""
     return 3 / (1 / es + 1 / ps + 1 / ns) if min(es, ps, ns) > 0 else 0.0

@@ -1,4 +1,4 @@
-"""Answers scored under teacher forcing: the model is handed the answer so far and asked for its next token."""
+"""Answers scored under teacher forcing: the model is given the answer so far and asked for its next token."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from ..models.tokenization import encoded, targets_of
 
 @dataclass(frozen=True)
 class Forced:
-    """What one pass over n (prompt, answer) pairs says; t_1 … t_|t| are an answer's tokens.
+    """One pass over n (prompt, answer) pairs; t_1 … t_|t| are an answer's tokens.
 
     log_probability  [n] float64: (1/|t|) Σ_j log p(t_j | prompt, t_<j), nats a token. Range ≤ 0
     tokens_right     [n] float64: (1/|t|) Σ_j [t_j is the argmax at its place]. Range 0..1
-    said             n tuples of |t| ids: the argmax at each place of the answer; the first is what the
-                     model says next when it is handed nothing
+    said             n tuples of |t| ids: the argmax at each place of the answer; the first is what the model says next
     begun            n tuples of ids: how greedy decoding from the prompt begins. The answer's tokens as long as each
                      is the argmax, and the first argmax that is not its next token, or that stands behind it
     """
@@ -44,14 +43,35 @@ class Forced:
 def teacher_forced(model, prompts: list[str], answers: list[str], separators: list[str | None] | None = None) -> Forced:
     """Score each answer after its prompt, all in batches of like length; separators as in `Edit` (None: derived).
 
-    Raises KeditError for an answer that the tokenizer cannot write, ValueError when there is not one
-    answer a prompt.
+    Raises KeditError for an answer that the tokenizer cannot write, ValueError when there is not one answer a prompt.
     """
     targets = targets_of(model.tokenizer, prompts, answers, separators)
     for target in targets:
         if isinstance(target, KeditError):
             raise target
     return score(model, encoded(model.tokenizer, prompts), targets)
+
+
+def answer_probability(model, prompts: list[str], answers: list[str]) -> Tensor:
+    """[n] the geometric mean of the answer's token probabilities, 0..1. Source: ROME's and MEMIT's evaluation
+    (`test_batch_prediction`), which compare answers by its logarithm."""
+    return teacher_forced(model, prompts, answers).probability
+
+
+def token_accuracy(forced: Forced) -> Tensor:
+    """[n] share of the answer's tokens that are the argmax, (1/|t|) Σ_j [argmax_j = t_j]: partial credit. Range 0..1.
+
+    Teacher forcing is lenient: after a wrong first token the model still gets the right one; report generated accuracy
+    beside it. Floor: near 0 for one-token answers; long answers keep credit for endings that follow from their
+    beginnings whatever the model knows. Source: `rewrite_acc` of EasyEdit (`test_prediction_acc`).
+    """
+    return forced.tokens_right
+
+
+def strict_accuracy(forced: Forced) -> Tensor:
+    """[n] 1 where every token of the answer is the argmax, else 0: Π_j [argmax_j = t_j]. Floor 0. Source: ROME's and
+    MEMIT's evaluation (`rewrite_prompts_correct`)."""
+    return (forced.tokens_right == 1).double()
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ def begins(text: str, ended: bool, answer: str) -> bool:
 
 def mentions(text: str, ended: bool, answer: str) -> bool:
     """The answer begins within the first sentence, as words of its own."""
-    return any(start <= _first(text) for start in places(_plain(text), _plain(answer)))
+    return _mentioned(text, answer) is not None
 
 
 RULES = {"exact": says, "begins": begins, "contains": mentions}
@@ -37,35 +37,26 @@ def settled(match: str, text: str, ended: bool, answer: str) -> bool | None:
     if ended:
         return RULES[match](text, True, answer)
     text = text.rstrip("\ufffd")  # a character of which some bytes are still to come
-    return _OPEN[match](text, answer)
-
-
-def _exact(text: str, answer: str) -> bool | None:
-    open_still = answer.startswith(text.strip()) and "\n" not in text.lstrip()
-    return None if open_still else says(text, False, answer)
-
-
-def _beginning(text: str, answer: str) -> bool | None:
-    if begins(text, False, answer):
-        return True if len(_bare(text)) > len(_bare(answer)) else None
-    return None if may_begin(text, answer) else False
-
-
-def _mention(text: str, answer: str) -> bool | None:
-    plain, sought, first = _plain(text), _plain(answer), _first(text)
-    found = [start for start in places(plain, sought) if start <= first]
-    if found:
-        return True if found[0] + len(sought) < len(plain) else None
-    return False if first + len(sought) < len(plain) else None
-
-
-_OPEN = {"exact": _exact, "begins": _beginning, "contains": _mention}
+    if match == "exact":
+        return None if answer.startswith(text.strip()) and "\n" not in text.lstrip() else says(text, False, answer)
+    if match == "begins":
+        if begins(text, False, answer):
+            return True if len(_bare(text)) > len(_bare(answer)) else None
+        return None if may_begin(text, answer) else False
+    at, end = _mentioned(text, answer), len(_plain(answer))
+    beyond = (_first(text) if at is None else at) + end < len(_plain(text))
+    return at is not None if beyond else None
 
 
 def may_begin(text: str, answer: str) -> bool:
     """Whether a text that goes on from this one can still begin with the answer."""
     begun = _plain(text.rstrip("\ufffd"))
     return "the".startswith(begun) or _bare(answer).startswith(_bare(begun)) or _plain(answer).startswith(begun)
+
+
+def _mentioned(text: str, answer: str) -> int | None:
+    """Where in the plain text the answer begins within the first sentence."""
+    return next((start for start in places(_plain(text), _plain(answer)) if start <= _first(text)), None)
 
 
 def _first(text: str) -> int:

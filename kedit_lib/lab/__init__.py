@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 
 from ..errors import KeditError, first_line
+from .corpus import texts
 from .world import World
+
+MOMENT_TEXTS = 2000  # documents, about 100,000 tokens: a hundred times d_ff
 
 
 def world_of(model) -> World:
-    """The world a lab model was trained on, from the provenance beside its weights.
-
-    KeditError for a model that is not a lab model.
-    """
+    """The world a lab model was trained on, from the provenance beside its weights; KeditError for any other model."""
     path = model.folder / "provenance.json" if model.folder else None
     if path is None or not path.exists():
         raise KeditError(
@@ -25,3 +25,8 @@ def world_of(model) -> World:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise KeditError(f"{path}: cannot be read ({first_line(error)}); train or fetch the model again") from error
     return World.make(*made)
+
+
+def moment_texts(model) -> list[str]:
+    """The lab's own text mixture for C (seed 1, not the training's documents)."""
+    return texts(world_of(model), MOMENT_TEXTS)

@@ -1,6 +1,8 @@
 """Documents about the world: statements, short biographies, and plain text.
 
-Each document is one string; the training recipe and the second moments both read them from here.
+The training recipe and the second moments both read them from here. Plain text names nobody and plays the part of the
+rest of the web: most tokens are about no subject that is edited, so the keys of subjects are rare directions of C, as
+they are in real text. Its grammar is in world.yaml.
 """
 
 from __future__ import annotations
@@ -9,14 +11,13 @@ import random
 import re
 from collections.abc import Callable, Iterator
 
-from .plain import sentence
-from .world import Relation, World
+from .world import TEXT, Relation, World
 
 PLAIN_SHARE = 0.25  # of the documents, about a third of the tokens
 BIOGRAPHY_SHARE = 0.45  # of the documents about people; the others are a few unrelated statements
-
-
 MARK = "\x1f"  # stands on both sides of an object in a document, and nowhere else
+NAME = re.compile(r"[A-Z][a-z]+ [A-Z][a-z]+")
+WORDS = {kind: words.split(", " if kind in ("time", "place") else " ") for kind, words in TEXT["words"].items()}
 
 
 def statement(world: World, person: str, relation: Relation, template: str, called: str | None = None) -> str:
@@ -33,9 +34,6 @@ def unmark(document: str) -> tuple[str, list[tuple[int, int]]]:
             spans.append((at, at + len(piece)))
         at += len(piece)
     return "".join(pieces), spans
-
-
-NAME = re.compile(r"[A-Z][a-z]+ [A-Z][a-z]+")
 
 
 def mentions(world: World, text: str) -> list[tuple[int, int]]:
@@ -59,15 +57,29 @@ def biography(world: World, person: str, rng: random.Random) -> str:
 
 def plain(world: World, rng: random.Random) -> str:
     """Three to seven sentences that name nobody."""
-    return " ".join(sentence(rng, world.country_of) for _ in range(rng.randint(3, 7)))
+    return " ".join(_sentence(rng, world.country_of) for _ in range(rng.randint(3, 7)))
+
+
+def _sentence(rng: random.Random, country_of: dict[str, str]) -> str:
+    """One sentence; about one in ten states where a city lies. Word frequencies fall like 1/rank, as in text."""
+    if rng.random() < 0.1:
+        city = rng.choice(list(country_of))
+        return rng.choice(("{} is a city in {}.", "The city of {} lies in {}.")).format(city, country_of[city])
+
+    def word(slot: re.Match) -> str:
+        words = WORDS[slot[1].lower()]
+        (text,) = rng.choices(words, weights=[1 / (i + 2) for i in range(len(words))])
+        return text.capitalize() if slot[1][0].isupper() else text
+
+    return re.sub(r"\{(\w+)\}", word, rng.choice(TEXT["patterns"]))
 
 
 def documents(world: World, seed: int, known: Callable[[], int] | None = None) -> Iterator[str]:
-    """An endless seeded stream of the training mixture, objects marked.
+    """The training mixture without end, seeded, objects marked.
 
-    `known`: asked before each document how many people (the first ones) the corpus speaks of so far;
-    None: everyone. People and (person, relation, template) triples are visited without replacement,
-    pass after pass, so that every fact is stated about equally often under every template.
+    `known`: asked before each document how many people (the first ones) the corpus speaks of so far; None: everyone.
+    People and (person, relation, template) triples are visited without replacement, pass after pass, so that every
+    fact is stated about equally often under every template.
     """
     rng = random.Random(f"corpus-{world.seed}-{seed}")
     phrasings = [(r, t) for r in world.relations.values() for t in r.templates]
@@ -90,7 +102,7 @@ def documents(world: World, seed: int, known: Callable[[], int] | None = None) -
 
 
 def texts(world: World, n: int, seed: int = 1) -> list[str]:
-    """n documents of the mixture, not those of the training seed 0: the corpus of the second moments."""
+    """n documents of the mixture, not those of the training (seed 0): the corpus of the second moments."""
     stream = documents(world, seed)
     return [unmark(next(stream))[0] for _ in range(n)]
 

@@ -13,10 +13,10 @@ NEIGHBORS = 3
 
 
 def lab_edits(world: World, limit: int, seed: int = 0, people=None) -> list[Edit]:
-    """`limit` edits, one a person: a relation, one of its phrasings, and a false object in place of the true one.
+    """`limit` edits, one per person: a relation, one of its phrasings, and a false object in place of the true one.
 
-    The seed decides the sample of people, their order and everything else about the edits; fewer edits
-    of one seed are the first of more. `people`: draw from these (default: all but the development people).
+    The seed decides the sample of people, their order and everything else about the edits; fewer edits of one seed are
+    the first of more. `people`: draw from these (None: all but the development people).
     """
     pool = list(world.streamed if people is None else people)
     if not 1 <= limit <= len(pool):
@@ -41,15 +41,15 @@ def _edit(world: World, person: str, side: list[str], name: str) -> Edit:
         target_true=true,
         paraphrases=[t.format(person) for t in others],
         neighborhood=[prompt.format(p) for p in rng.sample(same, min(NEIGHBORS, len(same)))],
-        generation_prompts=[f"{person}"],
+        generation_prompts=[person],
         relation=relation.name,
         id=name,
     )
 
 
 def surround(world: World, edit: Edit) -> Edit:
-    """The edit with what the world knows around it: the true object, the other phrasings, neighbors. As it is where
-    the world does not know its subject, or the prompt is none of a relation's phrasings."""
+    """The edit with what the world knows around it: the true object, the other phrasings, neighbors. Unchanged where
+    the world does not know its subject, or the prompt is no phrasing of a relation."""
     relation = next((r for r in world.relations.values() if edit.prompt in r.templates), None)
     if relation is None or (edit.subject, relation.name) not in world.objects_of:
         return edit
@@ -93,6 +93,12 @@ def near_facts(world: World, edit: Edit, rng: random.Random, n: int = 10) -> lis
     named = rng.sample(named, min(len(named), n // 2))
     people = rng.sample(others, n - len(named))
     return named + [Fact(p, edit.relation, world.objects_of[p, edit.relation]) for p in people]
+
+
+def lab_around(world: World, edit: Edit, rng: random.Random) -> tuple[list, list]:
+    """(prompt, answer) pairs that an edit should leave alone: near facts of others, and the subject's other facts."""
+    near, own = near_facts(world, edit, rng), other_facts(world, edit)
+    return tuple([(ask(world, f, rng), f.object) for f in facts] for facts in (near, own))
 
 
 def ask(world: World, fact: Fact, rng: random.Random) -> str:

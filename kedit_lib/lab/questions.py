@@ -1,4 +1,4 @@
-"""What follows from a lab edit, and what must not: consequences, inverses, prompts beside it, reference texts.
+"""What follows from a lab edit, and what must not: consequences, inverses, prompts about other facts, reference texts.
 
 Everything is a function of the world and the edit.
 """
@@ -29,14 +29,12 @@ def consequences(world: World, edit: Edit) -> tuple[Question, ...]:
     """The questions of one edit; each kind is a cohort.
 
     pronoun                 the subject is named in another true sentence, the fact is asked of He or She
-    country through city    birthplaces: the model names the city itself and is asked, in the same text, where
-                            it lies. One hop, spelled out
+    country through city    birthplaces: the model names the city and is asked where it lies (one hop, spelled out)
     country in one step     birthplaces: the country of birth at once
 
-    Which of these a model can answer at all is measured by their gates on the unedited model, never assumed:
-    the lab model passes those of all pronoun questions (which its biographies train), of all spelled-out hops,
-    and of none of those in one step: no text names a person and a country together, and it does not put two
-    facts together by itself. Edits of a birthplace to a city of the same country have no country questions.
+    Whether a model can answer these at all is measured by their gates on the unedited model. The lab model passes those
+    of all pronoun questions (which its biographies train) and of all spelled-out hops, and none of those in one step:
+    no text names a person and a country together. Moves within one country have no country questions.
     """
     rng = _rng(world, edit)
     other = rng.choice(other_facts(world, edit))
@@ -44,24 +42,22 @@ def consequences(world: World, edit: Edit) -> tuple[Question, ...]:
     named = f"{ask(world, other, rng)} {other.object}."
     pronoun = f"{named} {world.relations[edit.relation].pronoun.format(called)}"
     found = [Question("pronoun", pronoun, edit.target_new, gate=((pronoun, edit.target_true),))]
-    if edit.target_true in world.country_of and edit.target_new in world.country_of:
-        old, new = world.country_of[edit.target_true], world.country_of[edit.target_new]
-        if old != new:
-            told = [
-                (f"{edit.text} {city}. {BRIDGE.format(city)}", country)
-                for city, country in ((edit.target_true, old), (edit.target_new, new))
-            ]
-            at_once = ONE_STEP.format(edit.subject)
-            found.append(Question("country through city", edit.text, new, BRIDGE, gate=tuple(told)))
-            found.append(Question("country in one step", at_once, new, gate=((at_once, old),)))
+    old, new = (world.country_of.get(city) for city in (edit.target_true, edit.target_new))
+    if old and new and old != new:
+        spelled_out = tuple(
+            (f"{edit.text} {city}. {BRIDGE.format(city)}", country)
+            for city, country in ((edit.target_true, old), (edit.target_new, new))
+        )
+        at_once = ONE_STEP.format(edit.subject)
+        found.append(Question("country through city", edit.text, new, BRIDGE, gate=spelled_out))
+        found.append(Question("country in one step", at_once, new, gate=((at_once, old),)))
     return tuple(found)
 
 
 def inverse_prompts(edit: Edit) -> tuple[str, str] | None:
     """The fact asked from its object's side, with the new object and with the true one; None without a phrasing.
 
-    No text of the lab says a fact that way: expect the floor, which shows what editing does to a direction
-    that was never known.
+    No text of the lab says a fact that way: expect the floor.
     """
     template = INVERSE.get(edit.relation)
     return template and (template.format(edit.target_new), template.format(edit.target_true))

@@ -1,39 +1,35 @@
 """Train a lab model: `kedit train-lab --recipe lab` (make lab-model).
 
-Deterministic per seed on one machine; a killed training goes on from its last checkpoint with the
-same batches. Ends by measuring recall of every fact under every template and refuses to install
-weights that miss the bar.
+Deterministic per seed on one machine; a killed training resumes at its last checkpoint with the same batches. Ends by
+measuring recall of every fact under every template and refuses to install weights that miss the bar.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
-import os
-import platform
-import random
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import torch
-import transformers
 from tqdm.auto import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ..data.atomic import writing
+from ..data.atomic import checksum, replacing, writing
+from ..data.provenance import versions
 from ..errors import KeditError, first_line
+from ..models.generation import complete
+from ..models.hooks import hooks
 from . import corpus
-from .tokenizer import train_tokenizer
+from .batches import batches, train_tokenizer
 from .world import World
 
 WEIGHTS = Path(__file__).parent / "weights"
 RECALL_BAR = 0.99
 PARTIAL = "training.pt"
-FOREVER = 2**40  # a position behind every row
 
 
 @dataclass(frozen=True)
@@ -58,28 +54,15 @@ class Recipe:
     first_people: int = 60  # how many people the corpus speaks of at first, for `first_steps`: with few, the model
     first_steps: int = 300  # soon learns how to look a person up; then their number doubles every `doubling` steps,
     doubling: int = 200  # which keeps what is known. All at once, the plateau before any fact is learnt takes hours.
-    bind: float = 0.95  # share of the mentions of a name that only its last token sees in full (see visible_until)
+    bind: float = 0.95  # share of the mentions of a name that only its last token sees in full (batches.visible_until)
     stream_norm: float = 16.0  # mean norm of the residual stream in the middle of the finished model (see fix_scale)
     sharing: float | None = None  # people who share a name part (see World.make)
     seed: int = 0
 
 
 RECIPES = {
-    r.name: r
-    for r in (
-        Recipe(
-            "lab",
-            n_people=2000,
-            d_model=128,
-            d_ff=1024,
-            n_layers=4,
-            steps=7000,
-            lr=2.5e-3,
-            sharing=6.5,
-            stream_norm=32.0,
-        ),
-        Recipe("lab-small", n_people=200, d_model=96, d_ff=384, n_layers=4, steps=1500, vocab_size=1280, lr=4e-3),
-    )
+    "lab": Recipe("lab", 2000, 128, 1024, n_layers=4, steps=7000, lr=2.5e-3, sharing=6.5, stream_norm=32.0),
+    "lab-small": Recipe("lab-small", 200, 96, 384, n_layers=4, steps=1500, vocab_size=1280, lr=4e-3),
 }
 
 
@@ -103,59 +86,6 @@ def build(recipe: Recipe, tokenizer) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def batches(world: World, tokenizer, recipe: Recipe, seed: int = 0):
-    """Endless triples of [batch, length]: ids of documents `<s> … </s>` end to end, their weights in the loss,
-    and the last position in the row that may attend to each token.
-    """
-    step, rng = 0, random.Random(f"batches-{seed}")
-    stream = corpus.documents(world, seed, lambda: people_known(step, recipe))
-    ids, weights, until, need = [], [], [], recipe.batch * recipe.length
-    while True:
-        while len(ids) < need:
-            docs = [corpus.unmark(next(stream)) for _ in range(32)]
-            encoded = tokenizer([text for text, _ in docs], return_offsets_mapping=True)
-            for one, offsets, (text, spans) in zip(encoded.input_ids, encoded.offset_mapping, docs, strict=True):
-                names = [span for span in corpus.mentions(world, text) if rng.random() < recipe.bind]
-                until += [*(len(ids) + last for last in visible_until(offsets, names)), FOREVER]
-                ids += [*one, tokenizer.eos_token_id]
-                weights += [*(recipe.object_weight if _touches(o, spans) else 1.0 for o in offsets), 1.0]
-        shape = (recipe.batch, recipe.length)
-        begin = torch.arange(recipe.batch)[:, None] * recipe.length
-        yield (
-            torch.tensor(ids[:need]).view(shape),
-            torch.tensor(weights[:need]).view(shape),
-            torch.tensor(until[:need]).view(shape) - begin,
-        )
-        ids, weights, until = ids[need:], weights[need:], [last - need for last in until[need:]]
-        step += 1
-
-
-def visible_until(offsets, names) -> list[int]:
-    """For each token of a document the last one that may attend to it: of a name in `names`, its last token.
-
-    Who does not see the first name must find it at the last one: the model learns to put a person together
-    where the name ends, as large models do (Geva et al. 2023), and an edit there is an edit of that person.
-    Otherwise it may as well read both names from wherever the answer is due; the state at the last one
-    would then say "somebody called Webram", and editing it edit the family.
-    """
-    until = [FOREVER] * len(offsets)
-    for span in names:
-        inside = [i for i, offset in enumerate(offsets) if _touches(offset, [span])]
-        for i in inside[:-1]:
-            until[i] = inside[-1]
-    return until
-
-
-def people_known(step: int, recipe: Recipe) -> int:
-    """How many people the corpus speaks of at a step."""
-    doublings = max(0.0, (step - recipe.first_steps) / recipe.doubling)
-    return min(recipe.n_people, round(recipe.first_people * 2**doublings))
-
-
-def _touches(offset: tuple[int, int], spans) -> bool:
-    return any(offset[0] < b and offset[1] > a for a, b in spans)
-
-
 def weighted_loss(model, ids, weights, until):
     """Weighted sum of −log p over all tokens but the first of a row; `until` as `batches` gives it."""
     at = torch.arange(ids.shape[1], device=ids.device)
@@ -163,8 +93,7 @@ def weighted_loss(model, ids, weights, until):
     seen = (key <= query) & (query <= until[:, None, :])  # [batch, query, key]
     logits = model(input_ids=ids, attention_mask=seen[:, None]).logits[:, :-1].flatten(0, 1)
     nll = torch.nn.functional.cross_entropy(logits, ids[:, 1:].flatten(), reduction="none")
-    w = weights[:, 1:].flatten()
-    return (nll * w).sum()
+    return (nll * weights[:, 1:].flatten()).sum()
 
 
 def learning_rate(step: int, recipe: Recipe) -> float:
@@ -179,39 +108,31 @@ def learning_rate(step: int, recipe: Recipe) -> float:
 def fix_scale(model, tokenizer, world: World, norm: float) -> float:
     """Scale the residual stream so that its norm after the middle layer averages `norm`; returns the factor.
 
-    RMSNorm reads the stream's direction only, so multiplying everything that writes to it (embeddings,
-    attention and MLP output maps) by one factor leaves every output as it was, but for rms_norm_eps;
-    training stops at whatever scale its learning rate led to. Editing is not indifferent to it: v_lr is
-    an absolute length.
+    RMSNorm reads the stream's direction only, so multiplying everything that writes to it (embeddings, attention and
+    MLP output maps) by one factor leaves every output as it was, but for rms_norm_eps; training stops at whatever scale
+    its learning rate led to. Editing depends on it: v_lr is an absolute length.
     """
     middle, norms = model.model.layers[model.config.num_hidden_layers // 2 - 1], []
 
     def note(module, args, output):
         norms.append(output.norm(dim=-1)[:, 1:].mean().item())  # without <s>
 
-    handle = middle.register_forward_hook(note)
-    for text in corpus.texts(world, 64, seed=3):
-        model(input_ids=torch.tensor([tokenizer(text).input_ids], device=model.device))
-    handle.remove()
+    with hooks((middle, note)):
+        for text in corpus.texts(world, 64, seed=3):
+            model(input_ids=torch.tensor([tokenizer(text).input_ids], device=model.device))
     factor = norm / (sum(norms) / len(norms))
-    writers = [model.model.embed_tokens]
-    for layer in model.model.layers:
-        writers += [layer.self_attn.o_proj, layer.mlp.down_proj]
-    for module in writers:
+    maps = [m for layer in model.model.layers for m in (layer.self_attn.o_proj, layer.mlp.down_proj)]
+    for module in (model.model.embed_tokens, *maps):
         module.weight.mul_(factor)
     return factor
 
 
-@torch.no_grad()
 def recall(model, tokenizer, world: World, people=None, batch: int = 1024) -> pd.DataFrame:
-    """Free greedy generation of every fact under every template.
+    """Free greedy generation of every fact under every template, one row per (relation, template).
 
-    A row a (relation, template): `recall` is the share of people whose generated continuation up to
-    the full stop equals the true object. Range 0..1; the floor is 1/number of objects.
+    `recall`: share of people whose generated continuation up to the full stop equals the true object. Range 0..1; the
+    floor is 1/number of objects.
     """
-    # Imported here: the editing library reads lab weights, so the import must not be circular.
-    from ..models.generation import complete
-
     rows = []
     people = list(world.people if people is None else people)
     for r in world.relations.values():
@@ -225,9 +146,8 @@ def recall(model, tokenizer, world: World, people=None, batch: int = 1024) -> pd
 def train(recipe: Recipe, out: Path, workers: int = 2, device: str = "cpu", checkpoint_every: int = 200) -> Path:
     """Train `recipe`, leave an ordinary Hugging Face folder in `out` and return it.
 
-    On the CPU `workers` processes of one thread each share every batch; elsewhere one process does it all.
-    Raises KeditError when the finished model recalls less than 99 % under some template; the
-    training checkpoint stays beside it then.
+    On the CPU `workers` processes of one thread each share every batch; elsewhere one process does it all. Raises
+    KeditError when the finished model recalls less than 99 % under some template; the training checkpoint then stays.
     """
     out = Path(out)
     if recipe.steps < 1 or workers < 1:
@@ -238,7 +158,7 @@ def train(recipe: Recipe, out: Path, workers: int = 2, device: str = "cpu", chec
         raise KeditError(f"device {device!r}: cannot be used ({first_line(error)}); give one that is there") from error
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    _check_resume(recipe, out)
+    _check_resume(recipe, out / PARTIAL)
     workers = workers if device == "cpu" else 1
     if workers == 1:
         _fit(0, 1, recipe, out, device, checkpoint_every)
@@ -248,15 +168,15 @@ def train(recipe: Recipe, out: Path, workers: int = 2, device: str = "cpu", chec
     return _finish(recipe, out, workers, device)
 
 
-def _check_resume(recipe: Recipe, out: Path) -> None:
-    partial = out / PARTIAL
-    if partial.exists():
-        try:
-            begun = torch.load(partial, weights_only=True, map_location="cpu")["recipe"]
-        except Exception as error:  # whatever it makes of a damaged file
-            raise KeditError(f"{partial}: cannot be read ({first_line(error)}); remove it to begin anew") from error
-        if begun != dataclasses.asdict(recipe):
-            raise KeditError(f"{partial}: was written by another recipe; remove the file or use another --out")
+def _check_resume(recipe: Recipe, partial: Path) -> None:
+    if not partial.exists():
+        return
+    try:
+        begun = torch.load(partial, weights_only=True, map_location="cpu")["recipe"]
+    except Exception as error:  # whatever it makes of a damaged file
+        raise KeditError(f"{partial}: cannot be read ({first_line(error)}); remove it to begin anew") from error
+    if begun != dataclasses.asdict(recipe):
+        raise KeditError(f"{partial}: was written by another recipe; remove the file or use another --out")
 
 
 def _fit(rank: int, workers: int, recipe: Recipe, out: Path, device: str, checkpoint_every: int) -> None:
@@ -280,26 +200,25 @@ def _fit(rank: int, workers: int, recipe: Recipe, out: Path, device: str, checkp
         for _ in range(start):  # the batches already seen
             next(data)
 
-    began = time.perf_counter()
+    began, mine = time.perf_counter(), slice(rank, None, workers)
     steps = range(start, recipe.steps)
     with tqdm(steps, initial=start, total=recipe.steps, desc=recipe.name, mininterval=5, disable=rank > 0) as bar:
         for step in bar:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, recipe)
             ids, weights, until = (part.to(device) for part in next(data))
-            mine = slice(rank, None, workers)
             loss = weighted_loss(model, ids[mine], weights[mine], until[mine]) / weights[:, 1:].sum()
             loss.backward()
             loss = loss.detach()
-            if workers > 1:
-                _sum([loss, *(p.grad for p in model.parameters())])
+            for tensor in [loss, *(p.grad for p in model.parameters())] if workers > 1 else []:
+                torch.distributed.all_reduce(tensor)
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            if step % 20 == 0 or step == recipe.steps - 1:
+            last = step == recipe.steps - 1
+            if step % 20 == 0 or last:
                 log.append({"step": step, "loss": round(loss.item(), 4)})
                 bar.set_postfix(loss=f"{loss.item():.3f}")
-            last = step == recipe.steps - 1
             if rank == 0 and ((step + 1) % checkpoint_every == 0 or last):
                 state = {
                     "recipe": dataclasses.asdict(recipe),
@@ -309,20 +228,11 @@ def _fit(rank: int, workers: int, recipe: Recipe, out: Path, device: str, checkp
                     "log": log,
                     "seconds": spent + time.perf_counter() - began,
                 }
-                partial = out / PARTIAL
-                torch.save(state, partial.with_suffix(".tmp"))
-                os.replace(partial.with_suffix(".tmp"), partial)
+                with replacing(out / PARTIAL) as partial:
+                    torch.save(state, partial)
     if workers > 1:
         torch.distributed.destroy_process_group()
         (out / ".workers").unlink(missing_ok=True)
-
-
-def _sum(tensors) -> None:
-    """Add up each tensor over all workers, in place."""
-    flat = torch.cat([t.reshape(-1) for t in tensors])
-    torch.distributed.all_reduce(flat)
-    for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
-        tensor.copy_(part.view_as(tensor))
 
 
 def _model(recipe: Recipe):
@@ -348,18 +258,14 @@ def _finish(recipe: Recipe, out: Path, workers: int, device: str) -> Path:
     table.to_csv(out / "recall.csv", index=False)
     provenance = {
         "recipe": dataclasses.asdict(recipe),
-        "sha256": hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest(),
+        "sha256": checksum(out / "model.safetensors"),
         "parameters": sum(p.numel() for p in model.parameters()),
         "tokens_seen": recipe.steps * recipe.batch * recipe.length,
         "recall_min": float(table.recall.min()),
         "minutes": round(state["seconds"] / 60, 1),
         "device": device,
         "workers": workers,
-        "versions": {
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": versions(),
     }
     (out / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
     if table.recall.min() < RECALL_BAR:

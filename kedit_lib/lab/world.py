@@ -1,7 +1,7 @@
 """The lab's ground truth: invented people, their facts, and the ways to say each fact.
 
-Everything is a pure function of (seed, number of people), so every fact that a lab model was
-ever taught can be listed and tested, which no real model allows.
+Everything is a pure function of (seed, number of people), so every fact that a lab model was ever taught can be listed
+and tested, which no real model allows. Words and phrasings are in world.yaml.
 """
 
 from __future__ import annotations
@@ -9,40 +9,29 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
-ONSETS = "b br c cl cr d dr f fl g gr h j k kl l m n p pl pr r s sh sl st t th tr v w z".split()
-VOWELS = "a e i o u ai ea ie oa ou".split()
-CODAS = "l m n r s k t nd rn x".split()
+from ..data.yaml_text import read_yaml
 
-PROFESSIONS = (
-    "baker lawyer teacher painter carpenter doctor farmer sailor tailor banker miner poet "
-    "jeweller plumber journalist chemist dancer gardener judge librarian mason nurse pilot welder"
-).split()
-INSTRUMENTS = (
-    "piano violin cello flute trumpet guitar harp clarinet drums banjo organ trombone lute bassoon saxophone viola"
-).split()
-SPORTS = "tennis hockey cricket rowing boxing fencing judo rugby golf skiing swimming chess".split()
-
+TEXT = read_yaml(Path(__file__).with_name("world.yaml"))
+ONSETS, VOWELS, CODAS = (TEXT[part].split() for part in ("onsets", "vowels", "codas"))
 DEVELOPMENT = 100  # people whom layers are chosen on, at least
 N_COUNTRIES, CITIES_PER_COUNTRY, N_LANGUAGES = 10, 4, 16
 
 
 @dataclass(frozen=True)
 class Relation:
-    """A property of people and its phrasings.
-
-    `templates` hold one `{}` for the person; the object follows after one space, then a full stop.
-    """
+    """A property of people. `templates` hold one {} for the person; the object follows after a space, then a stop."""
 
     name: str
     objects: tuple[str, ...]
     templates: tuple[str, ...]
-    pronoun: str  # the same statement when the person was just named; `{}` is He or She
+    pronoun: str  # the same statement when the person was just named; {} is He or She
 
 
 @dataclass(frozen=True)
 class Fact:
-    """`relation.templates[j].format(person) + " " + object` is true in the world for every j."""
+    """`template.format(person) + " " + object` is true for every template of the relation."""
 
     person: str
     relation: str
@@ -61,10 +50,10 @@ class World:
 
     @cached_property
     def development(self) -> tuple[str, ...]:
-        """Those on whose facts layers are chosen, and whom no stream edits or asks about.
+        """Those on whose facts layers are chosen, and whom no edit sequence edits or asks about.
 
-        Everybody whose both names are among a few drawn ones: they share names among themselves, and were
-        learnt neither earlier nor later than others.
+        Everybody whose both names are among a few drawn ones: they share names among themselves, and were learnt
+        neither earlier nor later than others.
         """
         rng = random.Random(f"development-{self.seed}")
         first, last = (rng.sample(names, len(names)) for names in self.names)
@@ -83,16 +72,13 @@ class World:
         return tuple(p for p in self.people if p not in development)
 
     def facts(self, people=None) -> list[Fact]:
-        """All facts of `people` (default: everyone), person by person."""
-        return [
-            Fact(p, r.name, self.objects_of[p, r.name])
-            for p in (self.people if people is None else people)
-            for r in self.relations.values()
-        ]
+        """All facts of `people` (None: everyone), person by person."""
+        people = self.people if people is None else people
+        return [Fact(p, name, self.objects_of[p, name]) for p in people for name in self.relations]
 
     @classmethod
     def make(cls, n_people: int = 1500, seed: int = 0, sharing: float | None = None) -> World:
-        """Draw a world. n_people ≥ 10; the same arguments give the same world.
+        """Draw a world of at least 10 people; the same arguments give the same world.
 
         sharing: how many people share a name part on average, ≥ 1; None: √(n_people/3), 26 for 2,000 people.
         """
@@ -122,71 +108,13 @@ class World:
         pairs = rng.sample([(i, j) for i in range(parts) for j in range(parts)], n_people)
         # Any number of the first people share their names among themselves as all of them do.
         people = tuple(f"{first[i]} {last[j]}" for i, j in sorted(pairs, key=max))
-        relations = {r.name: r for r in _relations(cities, languages)}
-        objects_of = {}
-        for person in people:
-            for r in relations.values():
-                objects_of[person, r.name] = rng.choice(r.objects)
+        objects = {"birthplace": cities, "language": languages}
+        objects |= {name: TEXT[f"{name}s"].split() for name in ("profession", "instrument", "sport")}
+        relations = {
+            name: Relation(name, tuple(objects[name]), tuple(said["templates"]), said["pronoun"])
+            for name, said in TEXT["relations"].items()
+        }
+        objects_of = {(person, name): rng.choice(r.objects) for person in people for name, r in relations.items()}
         female_first = set(rng.sample(first, len(first) // 2))
         female = frozenset(p for p in people if p.split()[0] in female_first)
         return cls(seed, people, female, relations, objects_of, country_of, (first, last))
-
-
-def _relations(cities, languages) -> list[Relation]:
-    return [
-        Relation(
-            "birthplace",
-            tuple(cities),
-            (
-                "{} was born in",
-                "The birthplace of {} is",
-                "The city where {} was born is",
-                "Where was {} born? The answer is",
-            ),
-            "{} was born in",
-        ),
-        Relation(
-            "profession",
-            tuple(PROFESSIONS),
-            (
-                "The profession of {} is",
-                "{} works as a",
-                "By profession {} is a",
-                "What does {} do for a living? The answer is",
-            ),
-            "{} works as a",
-        ),
-        Relation(
-            "language",
-            tuple(languages),
-            (
-                "The mother tongue of {} is",
-                "{} grew up speaking",
-                "The first language of {} was",
-                "Which language does {} speak? The answer is",
-            ),
-            "{} grew up speaking",
-        ),
-        Relation(
-            "instrument",
-            tuple(INSTRUMENTS),
-            (
-                "{} plays the",
-                "The instrument of {} is the",
-                "In the evening {} practises the",
-                "Which instrument does {} play? The answer is the",
-            ),
-            "{} plays the",
-        ),
-        Relation(
-            "sport",
-            tuple(SPORTS),
-            (
-                "The favourite sport of {} is",
-                "{} is fond of",
-                "At weekends {} always watches",
-                "Which sport does {} like best? The answer is",
-            ),
-            "{} is fond of",
-        ),
-    ]

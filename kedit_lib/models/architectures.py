@@ -29,41 +29,17 @@ class Layout:
     logit_scale: Callable = lambda config: 1.0  # the head's output is multiplied by it
 
 
-LLAMA = Layout(
-    layers="model.layers", mlp_out="mlp.down_proj", mlp="mlp", attn_out="self_attn.o_proj", norm="model.norm"
-)
+LLAMA = Layout("model.layers", "mlp.down_proj", "mlp", "self_attn.o_proj", "model.norm")
 GEMMA2 = replace(LLAMA, mlp_norm="post_feedforward_layernorm")
 COHERE = replace(LLAMA, logit_scale=lambda config: config.logit_scale or 1.0)  # attention and MLP side by side
-GPT2 = Layout(
-    layers="transformer.h",
-    mlp_out="mlp.c_proj",
-    mlp="mlp",
-    attn_out="attn.c_proj",
-    norm="transformer.ln_f",
-    transposed=True,
-)
+GPT2 = Layout("transformer.h", "mlp.c_proj", "mlp", "attn.c_proj", "transformer.ln_f", transposed=True)
 GPTJ = replace(GPT2, mlp_out="mlp.fc_out", attn_out="attn.out_proj", transposed=False)  # side by side
-GPT_NEOX = Layout(  # side by side too (config.use_parallel_residual), with a norm each
-    layers="gpt_neox.layers",
-    mlp_out="mlp.dense_4h_to_h",
-    mlp="mlp",
-    attn_out="attention.dense",
-    norm="gpt_neox.final_layer_norm",
-)
 FALCON = replace(GPTJ, mlp_out="mlp.dense_4h_to_h", attn_out="self_attention.dense")
 
+LIKE_LLAMA = "llama mistral ministral3 qwen2 qwen3 phi3 olmo smollm3 stablelm glm gemma".split()  # phi3: Phi-4 too
 LAYOUTS = {
-    "llama": LLAMA,
-    "mistral": LLAMA,
-    "ministral3": LLAMA,
-    "qwen2": LLAMA,
-    "qwen3": LLAMA,
-    "phi3": LLAMA,  # Phi-4 too
-    "olmo": LLAMA,
-    "olmo2": GEMMA2,
-    "olmo3": GEMMA2,
-    "smollm3": LLAMA,
-    "stablelm": LLAMA,
+    **dict.fromkeys(LIKE_LLAMA, LLAMA),
+    **dict.fromkeys(("olmo2", "olmo3", "gemma2", "gemma3_text", "gemma4_text"), GEMMA2),
     "granite": replace(
         LLAMA,
         mlp_scale=lambda config: config.residual_multiplier,
@@ -71,26 +47,17 @@ LAYOUTS = {
     ),
     "cohere": COHERE,
     "cohere2": COHERE,
-    "glm": LLAMA,
     "glm4": replace(LLAMA, mlp_norm="post_mlp_layernorm"),
     "starcoder2": replace(LLAMA, mlp_out="mlp.c_proj"),
     "llama4_text": replace(LLAMA, mlp_out="feed_forward.down_proj", mlp="feed_forward"),
-    "gemma": LLAMA,
-    "gemma2": GEMMA2,
-    "gemma3_text": GEMMA2,
-    "gemma4_text": GEMMA2,
     "gpt2": GPT2,
     "gptj": GPTJ,
-    "gpt_neox": GPT_NEOX,
+    # side by side too (config.use_parallel_residual), with a norm each
+    "gpt_neox": Layout("gpt_neox.layers", "mlp.dense_4h_to_h", "mlp", "attention.dense", "gpt_neox.final_layer_norm"),
     "falcon": FALCON,
     "bloom": replace(FALCON, mlp="mlp.dense_4h_to_h"),  # its MLP adds the stream by itself
-    "opt": Layout(
-        layers="model.decoder.layers",
-        mlp_out="fc2",
-        mlp="fc2",  # no module holds the MLP alone
-        attn_out="self_attn.out_proj",
-        norm="model.decoder.final_layer_norm",
-    ),
+    # no module of OPT holds the MLP alone
+    "opt": Layout("model.decoder.layers", "fc2", "fc2", "self_attn.out_proj", "model.decoder.final_layer_norm"),
 }
 
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
@@ -144,6 +111,6 @@ def layout_of(hf: nn.Module) -> Layout:
         try:
             hf.get_submodule(path)
         except AttributeError:
-            message = f"model type {hf.config.model_type!r}: has no module {path!r}; its entry in LAYOUTS does not fit"
-            raise KeditError(message) from None
+            what = f"has no module {path!r}; its entry in LAYOUTS does not fit"
+            raise KeditError(f"model type {hf.config.model_type!r}: {what}") from None
     return layout

@@ -6,8 +6,8 @@ import pandas as pd
 import torch
 
 from ..data.edit import fill
-from .hooks import hooks
-from .tokenization import encode, encode_prompt, target_ids
+from .hooks import hooks, trace
+from .tokenization import encode_prompt, target_ids
 
 PLACES = ("first subject token", "last subject token", "next token", "last token")
 
@@ -18,12 +18,12 @@ def causal_trace(
 ) -> pd.DataFrame:
     """How much of the answer's probability comes back when one state of the clean run is restored.
 
-    facts: (prompt with {}, subject, answer) triples that the model knows. The subject's embeddings get
-    Gaussian noise of `noise` standard deviations of the embedding matrix; then, one at a time, the
-    stream after each layer at each place is set to its clean value.
+    facts: (prompt with {}, subject, answer) triples that the model knows. The subject's embeddings get Gaussian noise
+    of `noise` standard deviations of the embedding matrix; then, one at a time, the stream after each layer at each
+    place is set to its clean value.
 
-    Returns rows (place, layer, effect): mean over facts of (p_restored − p_corrupted) / (p_clean − p_corrupted),
-    1 = everything comes back, 0 = nothing. places: some of PLACES.
+    Returns rows (place, layer, effect): mean over facts of (p_restored − p_corrupted) / (p_clean − p_corrupted), 1 =
+    everything comes back, 0 = nothing. places: some of PLACES.
     """
     embed = model.hf.get_input_embeddings()
     scale = getattr(embed, "scalar_embed_scale", 1.0)  # Gemma's embeddings leave the module this much larger
@@ -32,22 +32,12 @@ def causal_trace(
     total = torch.zeros(len(places), model.n_layers, dtype=torch.float64)
     for prompt, subject, answer in facts:
         encoded = encode_prompt(model.tokenizer, "{}", prompt, subject)
-        first = _first_subject_token(model, prompt, subject)
+        first, last = _first_subject_token(model, prompt, subject, encoded), len(encoded.ids) - 1
         ids = torch.tensor([encoded.ids], device=model.device)
         answer_id = target_ids(model.tokenizer, prompt.format(subject), answer)[0]
-        last = len(encoded.ids) - 1
         where = dict(zip(PLACES, (first, encoded.lookup, min(encoded.lookup + 1, last), last), strict=True))
-
-        clean = {}
-
-        def keep(layer, store=clean):
-            def hook(module, args, output):
-                store[layer] = _stream(output).clone()
-
-            return hook
-
-        with hooks(*[(module, keep(i)) for i, module in enumerate(model.layers)]):
-            p_clean = _probability(model, ids, answer_id)
+        _, clean = trace(model.hf, ids, outputs=model.layers)
+        p_clean = _probability(model, ids, answer_id)
         shape = (samples, encoded.lookup + 1 - first, embed.weight.shape[1])
         shake = sigma * torch.randn(shape, generator=generator).to(model.device, model.dtype)
 
@@ -59,26 +49,19 @@ def causal_trace(
         many = ids.expand(samples, -1)
         with hooks((embed, corrupt)):
             p_low = _probability(model, many, answer_id)
-            for row, place in enumerate(where[name] for name in places):
+            for row, name in enumerate(places):
                 for layer, module in enumerate(model.layers):
 
-                    def put_back(module, args, output, layer=layer, place=place, clean=clean):
-                        _stream(output)[:, place] = clean[layer][:, place]
+                    def put_back(module, args, output, at=where[name], clean=clean):
+                        stream = output[0] if isinstance(output, tuple) else output
+                        stream[:, at] = clean[module][:, at]
                         return output
 
                     with hooks((module, put_back)):
                         p = _probability(model, many, answer_id)
                     total[row, layer] += (p - p_low) / max(p_clean - p_low, 1e-6)
-    rows = [
-        {"place": place, "layer": layer, "effect": total[i, layer].item() / len(facts)}
-        for i, place in enumerate(places)
-        for layer in range(model.n_layers)
-    ]
-    return pd.DataFrame(rows)
-
-
-def _stream(output):
-    return output[0] if isinstance(output, tuple) else output
+    table = pd.DataFrame((total / len(facts)).numpy(), index=pd.Index(list(places), name="place"))
+    return table.rename_axis(columns="layer").stack().rename("effect").reset_index()
 
 
 def _probability(model, ids, answer_id: int) -> float:
@@ -86,9 +69,8 @@ def _probability(model, ids, answer_id: int) -> float:
     return logits.softmax(-1)[:, answer_id].mean().item()
 
 
-def _first_subject_token(model, prompt: str, subject: str) -> int:
+def _first_subject_token(model, prompt: str, subject: str, encoded) -> int:
     """Index of the first token that covers the subject."""
     text, start, _ = fill("{}", prompt, subject)
-    encoded = model.tokenizer(text, return_offsets_mapping=True)
-    ids = encode(model.tokenizer, text)
-    return next(i for i, (a, b) in enumerate(encoded.offset_mapping[: len(ids)]) if b > start and b > a)
+    offsets = model.tokenizer(text, return_offsets_mapping=True).offset_mapping[: len(encoded.ids)]
+    return next(i for i, (a, b) in enumerate(offsets) if b > start and b > a)

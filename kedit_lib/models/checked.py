@@ -1,4 +1,4 @@
-"""What is looked at once, when a model is handed over: a fault is one line, not a wrong number later."""
+"""Checks of a model when it is loaded or wrapped: a fault is one line, not a wrong number later."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def unwrapped(hf, tokenizer, name: str) -> nn.Module:
         raise KeditError(f"{name}: has an adapter, in which an edit would be lost on saving; {MERGE}")
     check_not_quantised(hf.config, name)
     devices = sorted({str(p.device) for p in hf.parameters()})
-    if devices != [devices[0]] or "meta" in devices:
+    if len(devices) > 1 or "meta" in devices:
         where = "on disk or nowhere (meta)" if "meta" in devices else f"on {', '.join(devices)}"
         raise KeditError(
             f"{name}: has weights {where}; it must lie on one device: load it without device_map, with device= or in "
@@ -49,11 +49,11 @@ def check_not_quantised(config, name: str) -> None:
         return
     said = found if isinstance(found, dict) else found.to_dict()
     kind = said.get("quant_method") or "quantised"
-    bits = next((b for b, on in ((4, said.get("load_in_4bit")), (8, said.get("load_in_8bit"))) if on), said.get("bits"))
+    bits = 4 if said.get("load_in_4bit") else 8 if said.get("load_in_8bit") else said.get("bits")
     kind = f"{getattr(kind, 'value', kind)}{f', {bits} bits' if bits else ''}"
     raise KeditError(
-        f"{name}: its weights are quantised ({kind}) and cannot "
-        "take an edit; load the model that was quantised, or save model.dequantize() and load that"
+        f"{name}: its weights are quantised ({kind}) and cannot take an edit; load the model that was quantised, or "
+        "save model.dequantize() and load that"
     )
 
 

@@ -6,13 +6,12 @@
     model.take_back(deltas)
     model.save_pretrained("edited")            # a folder for transformers, edited/kedit_edits.json beside it
 
-A file of deltas says in its header which model it belongs to, which edits it holds and how they were made.
+The header of a file of deltas names the model it belongs to, its edits, and how they were made.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -20,7 +19,6 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 import transformers
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -30,6 +28,7 @@ from ..data.atomic import replacing, writing
 from ..data.edit import Edit
 from ..data.provenance import versions
 from ..errors import KeditError, first_line
+from .identity import digest_of
 
 # Files of weights, by the names that transformers gives them, and of adapters: none may outlive those of a new model.
 WEIGHTS = re.compile(r"((pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?)|adapter_(config|model)\..*")
@@ -57,10 +56,14 @@ class Deltas:
         return record_of(self.method, self.hyperparameters, self.edits)
 
     def save(self, folder) -> Path:
-        """`<folder>/deltas.safetensors`, whole or not at all; its path."""
+        """`<folder>/deltas.safetensors`, in an atomic write; its path."""
         path = Path(folder) / DELTAS
         tensors = {n: d.detach().cpu().contiguous() for n, d in self.deltas.items()}
-        about = {"model_checksum": self.model_checksum, "versions": json.dumps(versions()), "sha256": _digest(tensors)}
+        about = {
+            "model_checksum": self.model_checksum,
+            "versions": json.dumps(versions()),
+            "sha256": digest_of(tensors),
+        }
         about |= {name: json.dumps(part) for name, part in self.record.items()}
         with replacing(path) as partial:
             save_file(tensors, str(partial), metadata=about)
@@ -74,20 +77,12 @@ def load_deltas(path) -> Deltas:
         with safe_open(str(path), "pt") as file:
             about = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, this is no dict
-        if about.get("sha256", _digest(tensors)) != _digest(tensors):  # files of before it was kept have none
-            raise ValueError("its checksum differs")
+        if about.get("sha256", digest_of(tensors)) != digest_of(tensors):  # older files have none
+            raise ValueError("checksum mismatch")
         method, hyperparameters, edits = (json.loads(about[part]) for part in ("method", "hyperparameters", "edits"))
         return Deltas(tensors, about["model_checksum"], method, hyperparameters, [Edit(**e) for e in edits])
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise KeditError(f"deltas {path}: cannot be read ({first_line(error)}); save them again") from error
-
-
-def _digest(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def record_of(method: str, hyperparameters: dict, edits: list[Edit]) -> dict:
@@ -100,7 +95,7 @@ def record_of(method: str, hyperparameters: dict, edits: list[Edit]) -> dict:
 
 
 def load_record(folder) -> list[Edit]:
-    """The edits that a folder of `save_model` says it holds. KeditError when it says nothing of them."""
+    """The edits that a folder of `save_model` names. KeditError when it names none."""
     path = Path(folder) / RECORD
     if not path.exists():
         raise KeditError(f"{folder}: holds no {RECORD} that says which edits it has; name them yourself (--edits)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Callable
 
 import torch
@@ -26,11 +27,9 @@ def generate_ids(
 ) -> list[list[int]]:
     """Greedy continuations of each prompt, as token ids without the prompt, up to `</s>` and with it.
 
-    A batch ends early once every row has said `</s>` or one of the ids in `stop`. A row leaves its batch
-    before: at its own max_new_tokens, or when enough(i, ids) says that what prompt i went on with will do.
-
-    Prompts of one length share batches without padding; where few have the same length, those of like length do,
-    padded in front, masked, and counted from the first real token. Each says what it says alone.
+    A batch ends early once every row has said `</s>` or one of the ids in `stop`. A row leaves its batch before: at its
+    own max_new_tokens, or when enough(i, ids) is true of what prompt i went on with. Prompts of one length share
+    batches without padding; where few have the same length, those of like length do. Each says what it says alone.
     """
     device = next(model.parameters()).device
     eos = tokenizer.eos_token_id  # None: nothing ends but by `stop` and the limit
@@ -61,10 +60,8 @@ def generate_ids(
 
 
 class Feed:
-    """Prompts that a model goes on with together, a token at a time; keys and values are kept.
-
-    Padded in front, so that all go on at the same place.
-    """
+    """Prompts that a model goes on with together, a token at a time; keys and values are kept. Padded in front, so that
+    all go on at the same place."""
 
     def __init__(self, rows: list[list[int]], device):
         longest = max(map(len, rows))
@@ -94,9 +91,9 @@ class Feed:
 
 def _batches(lengths: list[int], size: int) -> list[list[int]]:
     """Indices in batches of at most `size`: of one length where at least FEW have it, the others of like length."""
-    same: dict[int, list[int]] = {}
+    same: dict[int, list[int]] = defaultdict(list)
     for i, length in enumerate(lengths):
-        same.setdefault(length, []).append(i)
+        same[length].append(i)
     whole = [members for members in same.values() if len(members) >= FEW]
     rest = [i for members in same.values() if len(members) < FEW for i in members]
     mixed = [[rest[k] for k in part] for part in by_length([lengths[i] for i in rest], size)]
@@ -112,11 +109,8 @@ def continuations(
     past_full_stops=False,
     enough=None,
 ) -> list[tuple[str, bool]]:
-    """What the model writes after each prompt, and whether its text ended there (False: cut off).
-
-    Nothing is promised behind a first full stop unless `past_full_stops`. enough(i, text): whether what is written
-    after prompt i will do before that.
-    """
+    """What the model writes after each prompt, and whether its text ended there (False: cut off). It may stop at a
+    first full stop unless `past_full_stops`, and when enough(i, text) is true of what is written after prompt i."""
     eos, stop = tokenizer.eos_token_id, () if past_full_stops else _full_stops(tokenizer)
 
     def text(ids: list[int]) -> str:
@@ -137,11 +131,11 @@ def _full_stops(tokenizer) -> tuple[int, ...]:
 
 
 def sentence(text: str, answers=()) -> tuple[str, bool]:
-    """`text` up to its first full stop (or another sign that ends sentences, 。 or ？ for some) or line end, stripped,
-    and whether there was one.
+    """`text` up to its first full stop (or another sign that ends sentences, such as 。) or line end, stripped, and
+    whether there was one.
 
-    If the text begins with one of `answers`, full stops inside that answer ("St. Louis") end nothing,
-    and an answer's own last one ("U.S.") ends the sentence when a space follows.
+    If the text begins with one of `answers`, full stops inside that answer ("St. Louis") end nothing, and an answer's
+    own last one ("U.S.") ends the sentence when a space follows.
     """
     margin = len(text) - len(text.lstrip())
     begun = [a for a in answers if text.startswith(a, margin) and "\n" not in text[:margin]]

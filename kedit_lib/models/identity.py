@@ -1,4 +1,4 @@
-"""What names a model in caches and stores: its unedited weights, and what else decides what it says."""
+"""What names a model in caches and stores: its unedited weights, its configuration, its tokenizer."""
 
 from __future__ import annotations
 
@@ -8,29 +8,38 @@ import json
 import torch
 from torch import Tensor
 
-NO_SETTING = ("_name_or_path", "dtype", "torch_dtype", "transformers_version")  # decide no number, or are asked beside
+NO_SETTING = (
+    "_name_or_path",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+)  # change no number, or are keys themselves
 
 
-def checksum_of(hf, originals: dict[str, Tensor]) -> str:
-    """sha256 over the weights, `originals` ({name: value}) in the places of the edited ones."""
+def digest_of(tensors: dict[str, Tensor]) -> str:
+    """sha256 over tensors, by name."""
     digest = hashlib.sha256()
-    for name, parameter in sorted(hf.named_parameters()):
-        tensor = originals.get(name, parameter).detach().cpu().contiguous()
+    for name, tensor in sorted(tensors.items()):
+        tensor = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.view(torch.uint8).numpy().data if tensor.dim() else tensor.numpy().tobytes())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
+def checksum_of(hf, originals: dict[str, Tensor]) -> str:
+    """sha256 over the weights, with `originals` ({name: value}) instead of the edited ones."""
+    return digest_of(dict(hf.named_parameters()) | originals)
+
+
 def setting_of(hf, tokenizer) -> str:
-    """sha256 over the configuration and the tokenizer."""
+    """sha256 over the configuration and all of the tokenizer that decides its ids."""
     config = {k: v for k, v in hf.config.to_diff_dict().items() if k not in NO_SETTING}
-    parts = json.dumps([config, _vocabulary(tokenizer)], sort_keys=True, default=str)
+    if tokenizer.is_fast:
+        rules = json.loads(tokenizer.backend_tokenizer.to_str())
+        rules = {
+            name: rule for name, rule in rules.items() if name not in ("padding", "truncation")
+        }  # of the last call
+    else:
+        rules = [tokenizer.get_vocab(), tokenizer.init_kwargs]
+    parts = json.dumps([config, rules], sort_keys=True, default=str)
     return hashlib.sha256(parts.encode()).hexdigest()
-
-
-def _vocabulary(tokenizer):
-    """All that decides its ids, as plain data."""
-    if not tokenizer.is_fast:
-        return [tokenizer.get_vocab(), tokenizer.init_kwargs]
-    rules = json.loads(tokenizer.backend_tokenizer.to_str())
-    return {name: rule for name, rule in rules.items() if name not in ("padding", "truncation")}  # of the last call

@@ -38,13 +38,12 @@ def load_model(
     dtype   torch dtype or its name; None or "auto": as stored
     device  whatever torch takes: "cpu", "cuda", "cuda:1", a torch.device, the number of a GPU, …; None: cpu
     originals   "device" or "host": where the unedited values of edited weights are kept, one copy
-    given   what transformers' from_pretrained calls revision, token, cache_dir, subfolder, local_files_only,
-            force_download and attn_implementation ("eager" or "sdpa"); torch_dtype and device_map stand for dtype and
-            device
+    given   of transformers' from_pretrained: revision, token, cache_dir, subfolder, local_files_only, force_download,
+            attn_implementation ("eager" or "sdpa"); torch_dtype and device_map stand for dtype and device
 
-    Weights come from safetensors only, and no code that a repository or folder holds is run unless you say
-    trust_remote_code. Raises KeditError when the model cannot be found, is an adapter, is quantised, is of an unknown
-    layout, holds NaN, or the dtype did not come out as asked.
+    Weights come from safetensors only, and no code of a repository or folder is run without trust_remote_code. Raises
+    KeditError when the model cannot be found, is an adapter, is quantised, is of an unknown layout, holds NaN, or the
+    dtype did not come out as asked.
     """
     where = str(name)
     if where in LAB_MODELS:
@@ -59,17 +58,16 @@ def load_model(
         check_type(config)
         check_not_quantised(config, f"model {str(name)!r}")
         tokenizer = AutoTokenizer.from_pretrained(where, **hub)
+        how = {"dtype": dtype or "auto", "use_safetensors": True, **attention, **hub}
         with no_progress_bar():
-            hf = AutoModelForCausalLM.from_pretrained(
-                where, dtype=dtype or "auto", use_safetensors=True, **attention, **hub
-            )
+            hf = AutoModelForCausalLM.from_pretrained(where, **how)
     except KeditError:
         raise
     except Exception as error:  # whatever the loaders make of a missing or damaged file
         remedy = "give smollm2, lab, lab-small, a folder or a hub id"
         if "trust_remote_code" in str(error):
-            remedy = "it brings code of its own: if you have read that code and trust it, say trust_remote_code=True"
-            remedy += " (kedit: --trust-remote-code)"
+            remedy = "it brings code of its own: if you have read that code and trust it, say trust_remote_code=True "
+            remedy += "(kedit: --trust-remote-code)"
         raise KeditError(f"model {str(name)!r}: cannot be loaded ({first_line(error)}); {remedy}") from error
     try:
         hf = hf.to(_device(device))
@@ -77,8 +75,8 @@ def load_model(
     except (RuntimeError, AssertionError, TypeError) as error:
         message = f"device {device!r}: cannot take {str(name)!r} ({first_line(error)}); give one that is there"
         raise KeditError(message) from error
-    if dtype is not None and {p.dtype for p in hf.parameters()} != {dtype}:
-        found = ", ".join(sorted(str(p) for p in {p.dtype for p in hf.parameters()}))
+    if dtype is not None and (found := {p.dtype for p in hf.parameters()}) != {dtype}:
+        found = ", ".join(sorted(map(str, found)))
         raise KeditError(f"model {str(name)!r}: asked for {dtype}, got {found}; choose another dtype")
     return EditableModel(hf, tokenizer, str(name), Path(where) if Path(where).is_dir() else None, originals)
 

@@ -43,8 +43,8 @@ def memory_for(what: str, remedy: str) -> Iterator[None]:
 def in_parts(work: Callable[[int, int], object], costs: list[float], budget: float, what: str) -> list:
     """The results of work(begin, end) for consecutive parts of len(costs) items, in order.
 
-    A part is as long as its costs fit the budget, and one item at least. Where memory runs out the part and the
-    budget are halved, until it fits. KeditError, which names `what`, when a single item does not.
+    A part is as long as its costs fit the budget, and one item at least. Where memory runs out the part and the budget
+    are halved, until it fits. KeditError, which names `what`, when a single item does not.
     """
     found, begin = [], 0
     while begin < len(costs):
@@ -52,23 +52,17 @@ def in_parts(work: Callable[[int, int], object], costs: list[float], budget: flo
         while end < len(costs) and cost + costs[end] <= budget:
             cost += costs[end]
             end += 1
-        if _tried(lambda begin=begin, end=end: work(begin, end), found):
+        try:
+            found.append(work(begin, end))
             begin = end
-        elif end - begin == 1:
+            continue
+        except Exception as error:
+            if not ran_out(error):
+                raise
+        # Here, behind the handler, the failure's frames hold no tensor any more.
+        if end - begin == 1:
             raise KeditError(f"{what}: one alone does not fit into memory; free some, or use a smaller model or dtype")
-        else:
-            budget = cost / 2
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+        budget = cost / 2
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
     return found
-
-
-def _tried(work: Callable[[], object], found: list) -> bool:
-    """Whether it fitted; its result goes to `found`. Once this returns, the failure's frames hold no tensor."""
-    try:
-        found.append(work())
-    except Exception as error:
-        if not ran_out(error):
-            raise
-        return False
-    return True

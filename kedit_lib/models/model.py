@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -32,10 +33,10 @@ class EditableModel:
     hf, tokenizer   the Hugging Face objects; `hf` is edited in place, also when it comes compiled or in DataParallel
     layout          where its modules are (kedit_lib.models.architectures)
     name, folder    what it was loaded as (None: as transformers knows it); the local folder, if it was one
-    applied         the calls of methods that its weights hold, as plain data, oldest first (None: unknown, for
-                    weights were changed by other means)
-    originals       where the one copy of what is changed is kept: with the weights on the "device", or on the "host",
-                    which leaves the device's memory to the edits and makes `restore` and `drift` copy
+    applied         the method calls that its weights hold, as plain data, oldest first (None: unknown, for weights were
+                    changed by other means)
+    originals       "device" or "host": where the one copy of what is changed is kept. The host leaves the device's
+                    memory to the edits and makes `restore` and `drift` copy
     Widths: `n_layers`, `d_model`, `d_ff`. Layers are 0-based.
     """
 
@@ -56,8 +57,6 @@ class EditableModel:
         self.applied: list[dict] | None = []
         self._originals: dict[str, Tensor] = {}
         self._sums: dict[str, Tensor] = {}  # edited weights of less than single precision: W₀ + ΣΔ before its rounding
-        self._checksum: str | None = None
-        self._setting: str | None = None
         check_weights(self)
         hf.register_forward_pre_hook(refuse_beyond(name, positions_of(hf.config)), with_kwargs=True)
         self.tuples = check_logits(self)  # whether its layers hand on tuples, which the stream leads
@@ -85,20 +84,15 @@ class EditableModel:
         """What targets are optimised in: float64 for a float64 model, else float32."""
         return torch.float64 if self.dtype == torch.float64 else torch.float32
 
-    @property
+    @cached_property
     def checksum(self) -> str:
         """sha256 over the unedited weights: names the model in caches and stores."""
-        if self._checksum is None:
-            self._checksum = checksum_of(self.hf, self._originals)
-        return self._checksum
+        return checksum_of(self.hf, self._originals)
 
-    @property
+    @cached_property
     def setting(self) -> str:
-        """sha256 over what else decides what it says: its configuration and its tokenizer. Beside `checksum` in the
-        keys of caches and stores."""
-        if self._setting is None:
-            self._setting = setting_of(self.hf, self.tokenizer)
-        return self._setting
+        """sha256 over its configuration and tokenizer, beside `checksum` in the keys of caches and stores."""
+        return setting_of(self.hf, self.tokenizer)
 
     # -- modules
 
@@ -109,9 +103,8 @@ class EditableModel:
             raise KeditError(f"layers: none were given; {self.name} has layers 0 to {self.n_layers - 1}")
         for layer in layers:
             if not isinstance(layer, int) or not 0 <= layer < self.n_layers:
-                raise KeditError(
-                    f"layer {layer!r}: {self.name} has layers 0 to {self.n_layers - 1}; choose among these (0-based)"
-                )
+                there = f"{self.name} has layers 0 to {self.n_layers - 1}"
+                raise KeditError(f"layer {layer!r}: {there}; choose among these (0-based)")
         return layers
 
     def mlp_out(self, layer: int) -> nn.Module:
@@ -145,12 +138,12 @@ class EditableModel:
 
     @property
     def mlp_scale(self) -> float:
-        """The stream takes this times the MLP's output; 1 of most families."""
+        """Factor of the MLP's output where it is added to the stream; 1 in most families."""
         return self.layout.mlp_scale(self.hf.config)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """head(norm(hidden)), from the residual stream [..., d_model] to [..., vocabulary], in math dtype; scaled
-        (Cohere, Granite) or with the soft cap c·tanh(logits/c) (Gemma 2) where the family has that."""
+        """head(norm(hidden)), from the residual stream [..., d_model] to [..., vocabulary], in math dtype; where the
+        family has that, scaled (Cohere, Granite) or with the soft cap c·tanh(logits/c) (Gemma 2)."""
         normed = self.hf.get_submodule(self.layout.norm)(hidden)
         found, scale = self.head(normed).to(self.math_dtype), self.layout.logit_scale(self.hf.config)
         found = found if scale == 1 else scale * found
@@ -163,10 +156,9 @@ class EditableModel:
     def add(self, deltas: dict[str, Tensor]) -> None:
         """Add `deltas` ({parameter name: tensor of its shape}) to the weights; all or nothing.
 
-        Weights of half precision are W₀ + ΣΔ rounded once: the sum is kept in float32 beside them, for a long
-        stream's small changes would be lost, each below half a step of the weight, if they were added one by one.
-        Raises KeditError, with the weights untouched, for an unknown name, a wrong shape or a
-        value that is not finite.
+        Weights of half precision are W₀ + ΣΔ rounded once: the sum is kept in float32 beside them, because a long
+        sequence's small changes, each below half a step of the weight, would be lost if they were added one by one.
+        Raises KeditError, with the weights untouched, for an unknown name, a wrong shape or a value that is not finite.
         """
         sums = {}
         for name, delta in deltas.items():
@@ -175,10 +167,8 @@ class EditableModel:
             except AttributeError:
                 raise KeditError(f"delta {name!r}: {self.name} has no such parameter; nothing was written") from None
             if parameter.shape != delta.shape:
-                raise KeditError(
-                    f"delta {name!r}: shape {tuple(delta.shape)}, the parameter has {tuple(parameter.shape)}; "
-                    "nothing was written"
-                )
+                shapes = f"shape {tuple(delta.shape)}, the parameter has {tuple(parameter.shape)}"
+                raise KeditError(f"delta {name!r}: {shapes}; nothing was written")
             so_far = self._sums.get(name, parameter)
             wide = torch.promote_types(torch.promote_types(so_far.dtype, delta.dtype), self.math_dtype)
             sums[name] = so_far.to(wide) + delta.to(parameter.device, wide)
@@ -195,16 +185,14 @@ class EditableModel:
 
     @contextlib.contextmanager
     def recording(self, record: dict):
-        """What is added inside is one more call in `applied`."""
+        """Whatever is added inside counts as one more call in `applied`."""
         before = self.applied
         yield
         self.applied = None if before is None else [*before, record]
 
     def apply_deltas(self, deltas) -> None:
-        """Add what `outcome.save` kept (kedit.load_deltas), or an outcome, on top of the weights; all or nothing.
-
-        Raises KeditError for deltas of another model, or of this one in another dtype.
-        """
+        """Add saved deltas (kedit.load_deltas), or an outcome, on top of the weights; all or nothing. Raises KeditError
+        for deltas of another model, or of this one in another dtype."""
         self._check_ours(deltas)
         with self.recording(deltas.record):
             self.add(deltas.deltas)
@@ -274,10 +262,8 @@ class EditableModel:
 
     @contextlib.contextmanager
     def temporarily(self, outcome=None):
-        """Inside: the original weights plus this outcome's deltas (None: the originals alone).
-
-        Whatever the weights were at entry comes back at the end, also after an exception.
-        """
+        """Inside: the original weights plus this outcome's deltas (None: the originals alone). The weights at entry
+        come back at the end, also after an exception."""
         before = self.snapshot()
         self.restore()
         try:

@@ -3,8 +3,8 @@
     kedit.load_model("smollm2")        # fetched once, then offline
     kedit.load_model("model.gguf")     # a file of yours
 
-A GGUF file holds quantised weights. transformers dequantises them once to float32, and the result is kept as a folder
-in the cache, with the checksums of its files beside them: what is loaded is what was written.
+A GGUF file holds quantised weights. transformers dequantises them once to float32; the result is kept as a folder in
+the cache, with the checksums of its files, which are compared at every load.
 """
 
 from __future__ import annotations
@@ -108,10 +108,8 @@ def fetch_gguf(aside: Path) -> Path:
 
 
 def dequantise(path: Path, folder: Path, source: dict) -> None:
-    """Write the GGUF file `path` as a float32 folder of transformers, whole or not at all, with `source` in its record.
-
-    KeditError for a damaged file or an architecture that transformers does not know.
-    """
+    """Write the GGUF file `path` as a float32 folder of transformers (an atomic write), `source` in its record.
+    KeditError for a damaged file or an architecture that transformers does not know."""
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
         tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
@@ -126,7 +124,6 @@ def dequantise(path: Path, folder: Path, source: dict) -> None:
         partial.mkdir()
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
-        files = {file.name: checksum(file) for file in sorted(partial.iterdir())}
         record = {"file": path.name, **source, "dequantised": "float32", "transformers": transformers.__version__}
-        record["files"] = files
+        record["files"] = {file.name: checksum(file) for file in sorted(partial.iterdir())}
         (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -1,12 +1,10 @@
-"""Plain text that a model wrote itself: for C = E[k kᵀ] and for perplexity, where no corpus is at hand.
+"""Plain text that a model wrote itself: for C = E[k kᵀ] and for perplexity, where there is no corpus.
 
 Every document is sampled from the model's own distribution, token by token at temperature 1, from its start token to
-its end token or DOCUMENT tokens: text of the kind that the model was trained on, as far as it has learned it. That
-takes a while (SmolLM2-135M on one CPU thread: some 20 minutes); later calls read the cache.
-
-The draws are seeded, but rounding differs between machines and one token changes all that follow. So the recipe, the
-device and the hash of the text are kept beside it, and SmolLM2's text comes with the library: C is then one matrix
-everywhere.
+its end token or DOCUMENT tokens. That takes a while (SmolLM2-135M on one CPU thread: some 20 minutes); later calls read
+the cache. The draws are seeded, but rounding differs between machines and one token changes all that follow: the
+recipe, the device and the hash of the text are kept beside it, and SmolLM2's text comes with the library, so that C is
+one matrix everywhere.
 """
 
 from __future__ import annotations

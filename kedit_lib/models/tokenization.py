@@ -19,8 +19,8 @@ CONTENT = "?"  # of a question whose only use is to see what a chat template put
 
 @dataclass(frozen=True)
 class Prompt:
-    """Ids of a prompt (BOS in front iff the tokenizer adds it by default) and the index of `lookup`,
-    the subject's last token."""
+    """Ids of a prompt (BOS in front iff the tokenizer adds it by default) and `lookup`, the index of the subject's last
+    token."""
 
     ids: tuple[int, ...]
     lookup: int
@@ -28,8 +28,7 @@ class Prompt:
 
 def encode(tokenizer, text: str) -> list[int]:
     """Ids of a text, with the special tokens that the tokenizer puts in front by default, none behind."""
-    ids = _open(tokenizer, text, tokenizer(text).input_ids)
-    return ids[_doubled(tokenizer, ids) :]
+    return list(encoded(tokenizer, [text])[0])
 
 
 def encoded(tokenizer, texts: list[str]) -> list[tuple[int, ...]]:
@@ -76,10 +75,10 @@ def encode_prompt(tokenizer, context: str, prompt: str, subject: str) -> Prompt:
 def target_ids(tokenizer, prompt: str, target: str, separator: str | None = None) -> tuple[int, ...]:
     """The ids of `target` as they follow `prompt`, the joint between them included.
 
-    Tokenised with the joint (`separator`, or by default what the texts ask for: `scripts.joint`) and without
-    special tokens: a first token that is only the space belongs to the target, as Llama-3, Qwen, Mistral and SmolLM2
-    write " 1945". A tokenizer that puts its own word mark in front (`▁`, as Llama-2's) is given it without the space.
-    Raises KeditError when the target has no token or when decoding prompt + target does not give the text back.
+    Tokenised with the joint (`separator`, or by default what the texts ask for: `scripts.joint`), without special
+    tokens: a first token that is only the space belongs to the target, as Llama-3, Qwen, Mistral and SmolLM2 write
+    " 1945". A tokenizer that puts its own word mark in front (`▁`, as Llama-2's) is given it without the space. Raises
+    KeditError when the target has no token or when decoding prompt + target does not give the text back.
     """
     (found,) = targets_of(tokenizer, [prompt], [target], [separator])
     if isinstance(found, KeditError):
@@ -90,11 +89,8 @@ def target_ids(tokenizer, prompt: str, target: str, separator: str | None = None
 def targets_of(
     tokenizer, prompts: list[str], targets: list[str], separators: list[str | None] | None = None
 ) -> list[tuple[int, ...] | KeditError]:
-    """`target_ids` of each triple (separators None: derived for all), in few calls; where one has none, the error
-    that says why.
-
-    Raises ValueError when there is not one target, or separator, a prompt.
-    """
+    """`target_ids` of each triple (separators None: derived for all), in few calls; where one has none, its error.
+    ValueError when there is not one target, or separator, a prompt."""
     given, turn = [None] * len(prompts) if separators is None else separators, _turn(tokenizer)
     chat = [turn != "" and p.endswith(turn) for p in prompts]
     given = ["" if c and s is None else s for c, s in zip(chat, given, strict=True)]
@@ -111,13 +107,12 @@ def targets_of(
     ]
     found = []
     for prompt, between, target, text in zip(shown, joints, targets, said, strict=True):
+        found.append(ids[between, target])
         if not ids[between, target]:
-            what = "has no token; give text"
+            found[-1] = KeditError(f"target {target!r}: has no token; give text")
         elif _composed(text) != _composed(f"{prompt}{between}{target}"):
             what = f"prompt + target decodes to {text!r}; give one this tokenizer can write"
-        else:
-            what = None
-        found.append(ids[between, target] if what is None else KeditError(f"target {target!r}: {what}"))
+            found[-1] = KeditError(f"target {target!r}: {what}")
     return found
 
 

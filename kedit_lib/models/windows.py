@@ -9,7 +9,7 @@ from .tokenization import encode
 
 
 def positions_of(config) -> float:
-    """How many tokens a model takes; inf where nothing in it ends (ALiBi, or angles that are stretched on the way)."""
+    """How many tokens a model takes; inf without a limit (ALiBi, or angles that are stretched on the way)."""
     config = config.get_text_config()
     stretched = (getattr(config, "rope_parameters", None) or {}).get("rope_type") == "dynamic"
     limit = getattr(config, "max_position_embeddings", None)

@@ -22,7 +22,7 @@ def library_files(root: Path) -> list[Path]:
     The weights themselves are megabytes; what lies beside them (their checksum, configuration, tokenizer) stands for
     them.
     """
-    files = set(PACKAGE.rglob("*.py"))
+    files = {p for p in PACKAGE.rglob("*") if p.suffix in {".py", ".yaml"}}
     files |= {p for p in (PACKAGE / "lab" / "weights").rglob("*") if p.is_file() and p.suffix != ".safetensors"}
     files |= set(params_folder().rglob("*.yaml"))
     files |= {p for p in (root / "figures" / "data").rglob("*") if p.suffix in {".parquet", ".json", ".csv"}}

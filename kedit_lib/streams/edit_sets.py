@@ -9,25 +9,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..data import cknowedit, counterfact, counterfact_flat, knowedit, own, uniedit, wikibigedit, zsre
 from ..data.chat import in_chat
 from ..data.edit import Edit
 from ..data.files import records_of
 from ..data.records import Record
+from ..data.schemas import SCHEMAS, unknown
 from ..errors import KeditError
 from ..models.tokenization import check_edit
-
-# in the order in which a record is recognised: `own` fits every one
-SCHEMAS = {
-    "counterfact": counterfact,
-    "wikibigedit": wikibigedit,
-    "uniedit": uniedit,
-    "cknowedit": cknowedit,
-    "zsre": zsre,
-    "knowedit": knowedit,
-    "counterfact-flat": counterfact_flat,
-    "own": own,
-}
 
 MADE = {"lab": "the lab model whose world the edits are about", "world": "the model whose knowledge is to be edited"}
 
@@ -101,9 +89,10 @@ def read_edits(
     with warnings.catch_warnings(action="ignore"):  # of a whole data set, load_edits warns once
         for record in records:
             try:
-                record.check()
+                if record.broken is not None:
+                    raise record.broken
                 edits.append(_edit(model, chat, **SCHEMAS[schema].fields(record)))
-                more.update(own.unknown(record) if schema == "own" else [])
+                more.update(unknown(record) if schema == "own" else [])
             except KeditError as error:
                 where = f"{record.where}: "
                 reason = f"{where}{str(error).removeprefix(where)}"

@@ -40,7 +40,7 @@ class LabFacts:
         return self.edits(n, 0)
 
     def texts(self) -> list[str]:
-        from ..lab.singles import moment_texts
+        from ..lab import moment_texts
 
         return moment_texts(self.model)
 
@@ -69,7 +69,7 @@ class LabFacts:
 
     def around(self, edit: Edit, rng: random.Random) -> tuple[list, list]:
         """(prompt, answer) pairs: facts of others that are near, and other facts of the same subject."""
-        from ..lab.singles import lab_around
+        from ..lab.edits import lab_around
 
         return lab_around(self.world, edit, rng)
 

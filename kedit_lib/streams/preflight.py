@@ -23,7 +23,7 @@ from ..editing import ROME, method_class
 from ..editing.contexts import generate_contexts
 from ..editing.proposal import propose, write_proposal
 from ..errors import KeditError
-from ..evaluation.known_facts import known_edits
+from ..evaluation.accuracy import known_edits
 from ..models.causal_trace import causal_trace
 from ..models.checked import check_editable
 from ..models.loading import load_model

@@ -12,7 +12,6 @@ from library import refused
 
 import kedit_lib as kedit
 from kedit_lib.evaluation import (
-    answer_log_probability,
     answer_probability,
     generation_accuracy,
     perplexity,
@@ -42,7 +41,7 @@ def log_p(model, ids):
 
 def test_probability(model, monkeypatch):
     monkeypatch.setattr(import_module("kedit_lib.models.logits"), "ROWS", 3)
-    found = answer_log_probability(model, PROMPTS, ANSWERS)
+    found = teacher_forced(model, PROMPTS, ANSWERS).log_probability
     for i, (prompt, answer) in enumerate(PAIRS):
         before, after = encode(model.tokenizer, prompt), target_ids(model.tokenizer, prompt, answer)
         assert model.tokenizer.decode([*before, *after], skip_special_tokens=True) == f"{prompt} {answer}"

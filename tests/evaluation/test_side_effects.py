@@ -250,17 +250,10 @@ def test_a_question_counts_if_every_gate_is_passed(speaker):
 
 def test_inverse_success_compares_the_subject_after_both_objects(llama):
     new, true = ["The organ is played by"], ["The oboe is played by"]
-    p = [metrics.answer_log_probability(llama, prompts, ["Zoë"]).item() for prompts in (new, true)]
+    p = [metrics.teacher_forced(llama, prompts, ["Zoë"]).log_probability.item() for prompts in (new, true)]
     assert p[0] != p[1]
     close(metrics.inverse_success(llama, ["Zoë"], new, true), [p[0] > p[1]])
     close(metrics.inverse_success(llama, ["Zoë"] * 2, true + new, new + true), [p[1] > p[0], p[0] > p[1]])
-
-
-def test_intrusion_is_the_probability_of_each_edits_new_object(llama):
-    prompts = ["Ana Brown plays the", "Zoë speaks", "The town is a"]
-    expected = [metrics.answer_probability(llama, [p], [e.target_new]) for e, p in zip(EDITS, prompts, strict=False)]
-    assert len({float(p) for p in expected}) == 3
-    assert metrics.intrusion(llama, EDITS[:3], prompts).tolist() == pytest.approx([float(p) for p in expected])
 
 
 CHINESE = "春天来了，花园里的花都开了。孩子们在树下唱歌，老人坐在长椅上看书。远处的山上还有雪，河里的冰已经化了。"
@@ -407,36 +400,6 @@ def test_cosine_of_updates():
     assert metrics.cosine(a, b) == pytest.approx((9 - 16) / 25)
     assert metrics.cosine(a, 2 * a) == pytest.approx(1)
     assert math.isnan(metrics.cosine(a, 0 * a))
-    found = metrics.successive_cosines([{"w": a, "v": a}, {"w": b, "v": a}, {"w": -b}])
-    assert found == [pytest.approx({"w": -7 / 25, "v": 1}), pytest.approx({"w": -1})]
-
-
-def test_the_bootstrap_resamples_edits():
-    value, low, high = metrics.bootstrap_interval([1, 1, 1, 0], edits=[0, 0, 0, 1])
-    assert (value, low, high) == (0.5, 0, 1)  # two edits, one all right and one all wrong
-    values = np.arange(400) % 4 == 0
-    value, low, high = metrics.bootstrap_interval(values)
-    half = 1.96 * math.sqrt(0.25 * 0.75 / 400)
-    assert value == 0.25
-    assert (low, high) == pytest.approx((0.25 - half, 0.25 + half), abs=0.006)
-    assert (
-        metrics.bootstrap_interval(values, seed=0) == (value, low, high) != metrics.bootstrap_interval(values, seed=1)
-    )
-    tighter = metrics.bootstrap_interval(values, level=0.5)
-    assert low < tighter[1] < 0.25 < tighter[2] < high
-    repeated = metrics.bootstrap_interval(np.repeat(values, 10), edits=np.repeat(np.arange(400), 10))
-    assert repeated == (value, low, high)  # ten prompts an edit are not ten edits
-    assert metrics.bootstrap_interval([0.5, 0.5]) == (0.5, 0.5, 0.5)
-    close(metrics.bootstrap_interval([0.5, 0.7], edits=[3, 3]), [0.6, math.nan, math.nan])
-    close(metrics.bootstrap_interval([]), [math.nan] * 3)
-
-
-def test_intervals_of_a_long_table():
-    table = pd.DataFrame({"edits_done": [2, 2, 4, 4, 4], "edit": [1, 2, 1, 2, 3], "value": [1.0, 1, 0, 0, 1]})
-    found = metrics.interval_table(table, ["edits_done"])
-    assert found.columns.tolist() == ["edits_done", "mean", "low", "high", "edits"]
-    assert found[["edits_done", "mean", "edits"]].values.tolist() == [[2, 1, 2], [4, pytest.approx(1 / 3), 3]]
-    assert (found.low[1], found.high[1]) == metrics.bootstrap_interval([0, 0, 1])[1:]
 
 
 @pytest.mark.parametrize("how", ["random", "scaled"])

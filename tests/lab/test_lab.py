@@ -19,9 +19,8 @@ import kedit_lib as kedit
 from kedit_lib.__main__ import main
 from kedit_lib.analysis import layer_sweep
 from kedit_lib.lab import corpus, train, world_of
+from kedit_lib.lab.batches import FOREVER, batches, people_known, train_tokenizer
 from kedit_lib.lab.edits import ask, lab_edits, near_facts, other_facts, untouched_facts
-from kedit_lib.lab.names import _split, name_shares
-from kedit_lib.lab.tokenizer import train_tokenizer
 from kedit_lib.lab.world import World
 
 MODELS = ("lab", "lab-small")
@@ -236,27 +235,6 @@ def test_facts_around_an_edit(world, edits):
         assert any(shares.values()) and any(f.relation == edit.relation for f in near)
 
 
-def test_variance_splits_by_last_name_then_first_name_then_the_pair():
-    """Four people, two by two names; x = family + given + what only the pair decides, by hand."""
-    names = [("A", "X"), ("B", "X"), ("A", "Y"), ("B", "Y")]
-    family, given, pair = {"X": 3.0, "Y": -3.0}, {"A": 2.0, "B": -2.0}, [1.0, -1.0, -1.0, 1.0]
-    x = torch.tensor([[family[last] + given[first] + p] for (first, last), p in zip(names, pair, strict=True)])
-    means, rest = _split(x, [last for _, last in names])
-    assert means[:, 0].tolist() == [3.0, 3.0, -3.0, -3.0]
-    means, rest = _split(rest, [first for first, _ in names])
-    assert means[:, 0].tolist() == [2.0, -2.0, 2.0, -2.0]
-    assert rest[:, 0].tolist() == pair
-
-
-def test_shares_of_a_model_add_up(shipped):
-    model = kedit.load_model(shipped.name)
-    shares = name_shares(model, 100)
-    assert len(shares) == 2 * model.n_layers
-    assert shares[["last name", "first name", "the pair"]].sum(axis=1).tolist() == pytest.approx([1.0] * len(shares))
-    # Its training hides first names from everything but the last token of a name: the pair must be known there.
-    assert shares[shares.place == "stream"]["the pair"].max() > 0.1
-
-
 def test_the_tokenizer(world):
     texts = corpus.texts(world, 300)
     tokenizer = train_tokenizer(texts, 500)
@@ -285,9 +263,9 @@ def test_batches_weigh_objects(few_texts):
     recipe = dataclasses.replace(RECIPE, length=2000)
     world = World.make(recipe.n_people, recipe.seed)
     tokenizer = train_tokenizer(corpus.texts(world, 50, seed=0), 320)
-    ids, weights, until = next(train.batches(world, tokenizer, recipe))
+    ids, weights, until = next(batches(world, tokenizer, recipe))
     assert ids.shape == weights.shape == until.shape == (2, 2000)
-    again, _, _ = next(train.batches(world, tokenizer, recipe))
+    again, _, _ = next(batches(world, tokenizer, recipe))
     assert torch.equal(ids, again)
     assert set(weights.flatten().tolist()) == {1.0, recipe.object_weight}
     runs = groupby(zip(ids[0].tolist(), weights[0].tolist(), strict=True), key=lambda pair: pair[1] > 1)
@@ -303,7 +281,7 @@ def test_a_hidden_token_reaches_only_whom_it_may():
     """Gradients of the loss at one position, by the token whose embedding they are of."""
     torch.manual_seed(0)
     model = train.build(RECIPE, train_tokenizer(["a b c d e f g h"], RECIPE.vocab_size))
-    ids, until = torch.arange(8)[None] + 3, torch.full((1, 8), train.FOREVER)
+    ids, until = torch.arange(8)[None] + 3, torch.full((1, 8), FOREVER)
     until[0, 2] = 3  # token 2 is for tokens 2 and 3
     for position in range(7):
         weights = torch.zeros(1, 8)
@@ -365,7 +343,7 @@ def test_a_training_that_was_cut_off_ends_in_the_same_weights(few_texts, tmp_pat
 
 def test_the_number_of_people_grows_and_the_learning_rate_warms_up_and_cools_down():
     recipe = dataclasses.replace(RECIPE, n_people=1000, first_people=50, first_steps=100, doubling=10)
-    assert [train.people_known(s, recipe) for s in (0, 100, 110, 120, 10_000)] == [50, 50, 100, 200, 1000]
+    assert [people_known(s, recipe) for s in (0, 100, 110, 120, 10_000)] == [50, 50, 100, 200, 1000]
     recipe = dataclasses.replace(RECIPE, steps=1000, warmup=100, lr=1e-2)
     rates = [train.learning_rate(step, recipe) for step in range(1000)]
     assert max(rates) == pytest.approx(recipe.lr)

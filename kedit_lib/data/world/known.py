@@ -6,6 +6,7 @@ Everything is a function of the geography, of what the model was found to say, a
 from __future__ import annotations
 
 import random
+from collections import defaultdict
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -32,10 +33,10 @@ class KnownWorld:
 
     @cached_property
     def of_subject(self) -> dict[str, list[Fact]]:
-        found: dict[str, list[Fact]] = {}
+        found: dict[str, list[Fact]] = defaultdict(list)
         for f in self.facts:
-            found.setdefault(f.subject, []).append(f)
-        return found
+            found[f.subject].append(f)
+        return dict(found)
 
     @cached_property
     def objects(self) -> dict[str, list[str]]:
@@ -46,17 +47,15 @@ class KnownWorld:
     @cached_property
     def _saying(self) -> dict[tuple[str, str], list[str]]:
         """{(wording, object as said): subjects}."""
-        found: dict[tuple[str, str], list[str]] = {}
+        found: dict[tuple[str, str], list[str]] = defaultdict(list)
         for f, said in self.facts.items():
             for pair in said.items():
-                found.setdefault(pair, []).append(f.subject)
-        return found
+                found[pair].append(f.subject)
+        return dict(found)
 
     def edits(self, limit: int, seed: int = 0) -> list[Edit]:
-        """`limit` edits, one a subject; the seed decides the sample, the order and everything about the edits.
-
-        Fewer edits of one seed are the first of more.
-        """
+        """`limit` edits, one per subject; the seed decides the sample, the order and everything about the edits. Fewer
+        edits of one seed are the first of more."""
         subjects = list(self.of_subject)
         if not isinstance(limit, int) or not 1 <= limit <= len(subjects):
             raise KeditError(
@@ -76,16 +75,16 @@ class KnownWorld:
         return self._surrounded(edit, fact, rng)
 
     def surround(self, edit: Edit) -> Edit:
-        """The edit with what is known around it; as it is where its prompt is no wording, or its fact is not known."""
-        wording = {f: said for f, said in self.facts.items() if f.subject == edit.subject and edit.prompt in said}
-        fact = next(iter(wording), None)
-        return edit if fact is None else self._surrounded(edit, fact, random.Random(f"world-{edit.text}"))
+        """The edit with what is known around it; unchanged where its prompt is no wording, or its fact is not known."""
+        for fact in self.of_subject.get(edit.subject, []):
+            if edit.prompt in self.facts[fact]:
+                return self._surrounded(edit, fact, random.Random(f"world-{edit.text}"))
+        return edit
 
     def _surrounded(self, edit: Edit, fact: Fact, rng: random.Random) -> Edit:
         relation, said = RELATIONS[fact.relation], self.facts[fact]
         true = said[edit.prompt]
-        others = [w for w in said if w != edit.prompt]
-        others += [w for w in relation.wordings if w not in said and w != edit.prompt]
+        others = [w for w in (*said, *(w for w in relation.wordings if w not in said)) if w != edit.prompt]
         edit = replace(
             edit,
             target_true=true,
@@ -105,7 +104,8 @@ class KnownWorld:
 
     def stated(self, fact: Fact, rng: random.Random | None = None) -> tuple[str, str]:
         """(prompt, answer) in the first wording that the model says it in, or in a drawn one."""
-        prompt, answer = rng.choice(list(self.facts[fact].items())) if rng else next(iter(self.facts[fact].items()))
+        said = list(self.facts[fact].items())
+        prompt, answer = rng.choice(said) if rng else said[0]
         return prompt.format(fact.subject), answer
 
     def follows(self, edit: Edit) -> list[tuple[str, str, str, str]]:
@@ -141,9 +141,14 @@ class KnownWorld:
         """
         edited, country = {e.subject for e in edits}, self.geography.objects_of["city-country"]
         moved = {e.subject for e in edits if e.relation == "country-continent"}
-        changed = {("country-capital", s) for s in edited}  # (relation, object)
-        facts = [f for f in self.facts if f.subject not in edited and (f.relation, f.object) not in changed]
-        facts = [f for f in facts if f.relation != "city-continent" or country[f.subject] not in moved]
+
+        def free(f: Fact) -> bool:
+            capital = f.relation == "country-capital" and f.object in edited
+            return not (
+                f.subject in edited or capital or f.relation == "city-continent" and country[f.subject] in moved
+            )
+
+        facts = [f for f in self.facts if free(f)]
         if limit is None or limit >= len(facts):
             return facts
         return random.Random(f"world-panel-{seed}").sample(facts, limit)
