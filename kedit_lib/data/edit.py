@@ -1,4 +1,4 @@
-"""What an edit is: a prompt with a place for the subject, the subject, and the new object."""
+"""An edit: a prompt with a place for the subject, the subject, and the new object."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is measured at a checkpoint of a sequence: the edits themselves, facts, perplexity."""
+"""Probes at a checkpoint of an edit sequence: the edits themselves, facts, perplexity."""
 
 from __future__ import annotations
 

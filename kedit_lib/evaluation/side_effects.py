@@ -1,4 +1,4 @@
-"""Probes of the side effects: what else has changed while the edits were made.
+"""Probes of side effects: what else has changed while the edits were made.
 
 Each is given, at construction, what it asks about every edit of the sequence, in order. At a checkpoint it asks about a
 panel of the edits so far; at 0 edits about a panel of those to come, which is the unedited model's value on such

@@ -1,4 +1,4 @@
-"""The lab's ground truth: invented people, their facts, and the ways to say each fact.
+"""The lab's ground truth: invented people, their facts, and the phrasings of each fact.
 
 Everything is a pure function of (seed, number of people), so every fact that a lab model was ever taught can be listed
 and tested, which no real model allows. Words and phrasings are in world.yaml.

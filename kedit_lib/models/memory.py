@@ -1,4 +1,4 @@
-"""Work in parts that fit into the memory that is free."""
+"""Work in parts that fit into free memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from ..errors import KeditError, first_line
 
-# What torch's CPU allocator says; there is no exception class for it.
+# Messages of torch's CPU allocator; there is no exception class for it.
 CPU_SAYS = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory", "std::bad_alloc")
 
 
@@ -23,7 +23,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out, on an accelerator or on the host."""
+    """Whether an exception means that memory ran out, on an accelerator or on the host."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(said in str(error) for said in CPU_SAYS)

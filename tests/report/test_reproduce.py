@@ -362,7 +362,7 @@ def test_what_an_output_depends_on(project, monkeypatch):
         return stamps.hash_files(stamps.library_files(project.root)) != before
 
     root = project.root
-    for path in (package / "lab" / "code.py", weights / "checksum", root / "constraints.txt"):
+    for path in (package / "lab" / "code.py", package / "words.yaml", weights / "checksum", root / "constraints.txt"):
         assert changes(path), path
     for path in (root / "params" / "profiles" / "lab.yaml", root / "figures" / "data" / "order1.parquet"):
         assert changes(path), path

