@@ -38,7 +38,8 @@ _PUBLIC = {
     "streams.guard": ["CollapseGuard"],
     "streams.lab_facts": ["lab_probes"],
     "streams.preflight": ["check_model"],
-    "streams.runner": ["Run", "collapse_point", "run_stream"],
+    "streams.run": ["Run", "collapse_point"],
+    "streams.runner": ["run_stream"],
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}
 __all__ = sorted(_MODULE_OF)

@@ -18,7 +18,7 @@ from typing import Annotated, Literal
 
 import typer
 from pydantic import ValidationError
-from typer import Argument, Option
+from typer import Option
 
 from . import model_commands
 from .errors import program
@@ -174,20 +174,6 @@ def layer_sweep(
     from .analysis import layer_sweep
 
     layer_sweep.run(model, n, only, out)
-
-
-@app.command(hidden=True)
-def cost(
-    profile: Annotated[Path, Argument(help="a profile in JSON")],
-    stream: str,
-    size: Annotated[int, Argument(help="edits of one batch; 0: the memory of the stream")],
-    results: Path,
-    out: Path,
-) -> None:
-    """Measure one batch, or one method's memory, in this process (kedit_lib.streams.cost starts it)."""
-    from .streams import cost
-
-    cost.measure(profile, stream, size, results, out)
 
 
 @program

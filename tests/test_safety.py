@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import shutil
-from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -15,7 +14,6 @@ from library import refused
 from nbconvert.filters import markdown2html
 
 import kedit_lib as kedit
-from kedit_lib import evaluation
 from kedit_lib.data.files import records_of
 from kedit_lib.report import figures, reproduce
 
@@ -135,16 +133,3 @@ def test_html_in_texts_is_shown_as_text_in_tables_and_sentences(monkeypatch):
     page = markdown2html(markdown.data)
     assert "<script" not in page and "<img" not in page
     assert "&lt;script&gt;" in page and "1 &lt; 2" in page and "<em>" in page
-
-
-def test_samples_keep_texts_out_of_the_headers(monkeypatch):
-    """Headers of a styled table are HTML as they stand."""
-    text = "<script>x</script>"
-    edit = kedit.Edit("{} plays the", text, "violin")
-    monkeypatch.setattr(evaluation, "sampled_texts", lambda model, prompts, tokens: [text for _ in prompts])
-    bench = SimpleNamespace(edits=lambda order: [edit] * 2, model=None, profile=SimpleNamespace(live_orders=[]))
-    with pd.option_context("styler.format.escape", None):
-        figures.style()
-        shown = kedit.Bench.samples(bench, {}, n=2).style.to_html()
-    assert "<script>" not in shown
-    assert shown.count("&lt;script&gt;") == 4  # two edits, and what is said of them

@@ -36,6 +36,7 @@ STREAMS = ("memit", "memit-rho2", "memit-layers-steps")  # that a sweep decompos
 TERMS = ("side_effects", "alignment", "layers", "response")
 CHECKPOINTS = 9
 EDITS, FACTS = 100, 100  # of each stream in a sweep
+MADE = 2 * EDITS  # edits in all that `measure` makes of a stream
 
 
 def decompose(model, method, edits, facts, moments=None, contexts=None, match="exact", progress=True) -> pd.DataFrame:
@@ -108,8 +109,7 @@ def measure(bench: Bench, name: str, order: int = 0, edits: int = EDITS, facts: 
         method,
         all_edits[:edits],
         bench.facts.strangers(all_edits, facts, order),
-        moments=bench.moments if method.needs_moments else None,
-        contexts=bench.contexts(method, order),
+        **bench.inputs(method, order),
         match=bench.facts.match,
         progress=bench.progress,
     )

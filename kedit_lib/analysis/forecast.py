@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -31,6 +31,7 @@ from ..streams.named_streams import COLLAPSING
 from .measured import committed, keep, stored
 
 SAMPLE, STRANGERS = 30, 100  # edits made apart, and facts asked, to foretell a stream
+MADE = SAMPLE  # edits in all that `measure` makes of a stream
 WHAT = f"foretold-{SAMPLE}x{STRANGERS}.json"
 STREAMS = (  # that a sweep foretells
     *(f"{name}{rho}" for name in ("memit", "pmet", "rome") for rho in ("", "-rho2")),
@@ -103,23 +104,12 @@ def _walk(pool: np.ndarray, theta: float, seed: int) -> float:
     return math.inf
 
 
-def keep_foretold(bench: Bench, name: str, order: int, folder: Path | None = None) -> dict[str, float]:
-    """`foretell` a stream from its first edits, into results/ and a folder; found again in results/."""
-    return keep(bench, name, order, WHAT, lambda: _foretell(bench, name, order), folder)
-
-
-def _foretell(bench: Bench, name: str, order: int) -> dict[str, float]:
+def measure(bench: Bench, name: str, order: int) -> dict[str, float]:
+    """`foretell` a stream from its first edits."""
     method, edits = bench.method(name), bench.edits_of(name, order)
-    return foretell(
-        bench.model,
-        method,
-        edits[:SAMPLE],
-        bench.facts.strangers(edits, STRANGERS, order),
-        moments=bench.moments if method.needs_moments else None,
-        contexts=bench.contexts(method, order),
-        seed=order,
-        match=bench.facts.match,
-    )
+    strangers = bench.facts.strangers(edits, STRANGERS, order)
+    inputs = bench.inputs(method, order)
+    return foretell(bench.model, method, edits[:SAMPLE], strangers, **inputs, seed=order, match=bench.facts.match)
 
 
 def foretold(bench: Bench | None = None, models=(), live=("memit",)) -> pd.DataFrame:
@@ -131,7 +121,7 @@ def foretold(bench: Bench | None = None, models=(), live=("memit",)) -> pd.DataF
         for order in bench.profile.orders if name in bench.streams else ():
             one = stored(bench, name, order, WHAT)
             if one is None and name in live and order in bench.profile.live_orders:
-                one = keep_foretold(bench, name, order)
+                one = keep(bench, name, order, WHAT, partial(measure, bench, name, order))
             found += [] if one is None else [(bench.label, name, order, one)]
     rows = [{"model": m, "stream": s, "order": o, **one} for m, s, o, one in found]
     return pd.DataFrame(rows, columns=["model", "stream", "order", "N", "theta", "spill"])

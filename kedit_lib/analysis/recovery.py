@@ -24,7 +24,7 @@ from ..editing.interventions import changed
 from ..evaluation import generation_accuracy
 from ..streams.bench import Bench
 from ..streams.named_streams import COLLAPSING, Stream
-from ..streams.runner import WINDOW, Run
+from ..streams.run import WINDOW, Run
 from .measured import stored
 
 STREAMS = (COLLAPSING, "why-pmet-left")  # where the optimised probability falls: as it may, and by the padding bug
@@ -35,6 +35,7 @@ STEPS = 10  # times as many as in the stream
 AS_IS, MORE_STEPS = "as in the stream", f"{STEPS} times as many steps"
 LONGER_STEPS, UNBUGGED = "steps longer as the state has grown", "prompts padded behind"
 HEALED = {"tokens before the subject unedited": "healed before", "tokens behind it unedited": "healed behind"}
+MADE = max(AT) + len(AT) * SAMPLE * (3 + len(HEALED))  # edits in all that `measure` makes of a stream
 BUGGED = ("left padded", "both bugs")  # changes that look prompts up at the wrong places
 ELSEWHERE = ("superposed", "frozen z")  # changes that optimise on the unedited model, whose ‖v₀‖ no edit moves
 
@@ -106,7 +107,7 @@ def measure(bench: Bench, name: str, order: int = 0, at=AT, sample: int = SAMPLE
     model, method, rows, n = bench.model, bench.method(name), [], max(at)
     everyone = bench.edits(order, n + sample)
     edits, others = everyone[:n], everyone[n:]
-    given = {"moments": bench.moments if method.needs_moments else None, "contexts": bench.contexts(method, order)}
+    given = bench.inputs(method, order)
     with model.temporarily(), warnings.catch_warnings():
         warnings.simplefilter("ignore", Doubtful)
         model.restore()

@@ -14,7 +14,7 @@ import pandas as pd
 
 from ..errors import KeditError
 from ..streams.bench import committed_runs, data_folder
-from ..streams.runner import WINDOW, Run, collapse_point
+from ..streams.run import WINDOW, Run, collapse_point
 from ..streams.store import read_tables
 
 LABELS = ["model", "stream", "setting", "order"]

@@ -15,14 +15,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import pandas as pd
-import torch
 
 from ..data.atomic import replacing
 from ..data.provenance import ALGORITHMS, now, versions
@@ -37,7 +33,8 @@ from ..lab.train import RECALL_BAR, RECIPES, Recipe, train
 from ..models.loading import load_model
 from ..streams.lab_facts import lab_probes
 from ..streams.named_streams import LONG_STEPS
-from ..streams.runner import Run, collapse_point, run_stream
+from ..streams.run import Run, collapse_point
+from ..streams.runner import run_stream
 from ..streams.store import write_parquet
 
 BARS = {"edit": 0.95, "templates": 0.80, "near": 0.98}  # of single edits: below, a model is left out
@@ -170,36 +167,15 @@ def _stream(model, method, edits, moments, order: int, results: Path) -> Run:
     )
 
 
-def sweep(results: Path, folder: Path, workers: int, threads: int) -> pd.DataFrame:
-    """Train and measure every member, `workers` side by side, and keep the table with its manifest in `folder`."""
-    # The widest first, so that the last worker does not run alone.
-    asked = sorted(family().items(), key=lambda item: -item[1].d_ff)
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        parts = list(pool.map(partial(_measured, results=results, threads=threads), asked))
-    if not (there := [part for part in parts if part is not None]):
+def keep(tables: list[pd.DataFrame], folder: Path) -> None:
+    """The members' tables as one, with a manifest. KeditError when no member recalls what it was taught."""
+    if not (there := [table for table in tables if len(table)]):
         raise KeditError("scaling: no member of the family recalls what it was taught")
-    table = pd.concat(there, ignore_index=True)
     recipes = {role: dataclasses.asdict(recipe) for role, recipe in family().items()}
     manifest = {"finished": now(), "algorithms": ALGORITHMS, "versions": versions(), "recipes": recipes}
-    write_parquet(table, folder / "scaling.parquet")
+    write_parquet(pd.concat(there, ignore_index=True), folder / "scaling.parquet")
     with replacing(folder / "scaling.manifest.json") as part:
         part.write_text(json.dumps(manifest, indent=1) + "\n")
-    return table
-
-
-def _measured(asked: tuple[str, Recipe], results: Path, threads: int) -> pd.DataFrame | None:
-    """None for a member below the bar of recall: what it cannot recall it cannot forget."""
-    torch.set_num_threads(threads)
-    role, recipe = asked
-    try:
-        model = member(recipe, results)
-    except KeditError as error:
-        print(f"{role} is left out: {error}", flush=True)
-        return None
-    found = measure(model, role, results)
-    print(found.drop(columns=["checksum", "parameters"]).to_string(index=False), flush=True)
-    return found
 
 
 def committed(folder: Path) -> pd.DataFrame | None:

@@ -26,7 +26,7 @@ from ..editing.compute_z import Doubtful
 from ..evaluation import retention_matrix, retention_table, sampled_texts
 from ..evaluation.before_after import ask, ask_table
 from ..models.hooks import no_bar
-from ..streams.runner import Run
+from ..streams.run import Run
 
 OTHERS = 3  # subjects that a typed prompt is also asked about
 FRAMES = 9  # moments of a stream whose weights a film keeps

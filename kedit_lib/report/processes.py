@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any
+
+
+@contextlib.contextmanager
+def cancelling(pool: Executor, stop: Callable[[], None] = lambda: None) -> Iterator[Executor]:
+    """A pool that begins no further task once the block has failed, on Ctrl-C for example; `stop` ends running ones."""
+    with pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            stop()
+            raise
 
 
 class Processes:

@@ -37,7 +37,6 @@ class DatasetFacts:
     """
 
     match = "begins"  # a model that was not trained on these sentences writes on behind an answer
-    guess = 0.0  # nobody counts the objects that a relation of a real data set allows
 
     def __init__(self, model, edits: str, texts: str, cache: Path | None = None, chat: bool = False):
         self.model, self.source, self.corpus, self.cache, self.chat = model, edits, texts, cache, chat

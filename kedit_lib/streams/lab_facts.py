@@ -24,12 +24,6 @@ class LabFacts:
 
         self.model, self.world = model, world_of(model)
 
-    @property
-    def guess(self) -> float:
-        """Right answers of a model that knows the relations and nothing of the person."""
-        relations = self.world.relations.values()
-        return sum(1 / len(r.objects) for r in relations) / len(relations)
-
     def edits(self, n: int, seed: int) -> list[Edit]:
         from ..lab.edits import lab_edits
 

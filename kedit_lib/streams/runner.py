@@ -1,81 +1,36 @@
-"""A stream of edits through a method, the weights never put back: what every later edit has to live with."""
+"""A stream of edits through a method, without restoring weights: what every later edit has to live with."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
-import math
 import statistics
 import time
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
 from tqdm.auto import tqdm
 
-from ..data.edit import Edit, check_edits
+from ..data.edit import check_edits
 from ..data.provenance import ALGORITHMS, arithmetic, commit, key_of, now, versions
 from ..editing.call import Call
 from ..editing.compute_z import Doubtful
 from ..editing.history import EditHistory
 from ..editing.method import Method
 from ..errors import KeditError
-from ..evaluation import cosine
 from ..evaluation.edit_probes import EditProbe
-from ..evaluation.protocol import DEAD, AtStart, Probe
+from ..evaluation.protocol import AtStart, Probe
 from ..models.hooks import no_bar
 from ..models.memory import memory_for
 from ..models.model import EditableModel
 from .guard import CollapseGuard
 from .interrupts import postponed
-from .store import Checkpoint, RunFolder
+from .rows import edit_rows, is_dead, measured_rows
+from .run import WINDOW, Run
+from .store import Checkpoint, RunFolder, Unstored
 
-WINDOW = 25  # edits in the medians that define N_optimisation
 AFTERMATH = 50  # edits that are still made once the optimised probability has sunk below `stop_below`
-
-
-@dataclass
-class Run:
-    """A finished stream.
-
-    edits        a row an edit: probability_first/_last, steps, delta_ratio = ‖δ‖/‖v₀‖ (FT: NaN), s_<layer> and
-                 written_<layer> where the method has them (see Outcome), dW_<layer> = ‖ΔW‖_F of its batch,
-                 W_<layer> = ‖W‖_F after it, along_<layer> = cosine of ΔW with all that the batches before it
-                 wrote there (NaN: nothing yet), seconds, …
-    checkpoints  long form: edits_done, metric, cohort, value, n
-    manifest     everything that decided the numbers, and where and when they came about
-    path         its folder (None: not stored)
-    """
-
-    edits: pd.DataFrame
-    checkpoints: pd.DataFrame
-    manifest: dict
-    path: Path | None = None
-
-    def __repr__(self) -> str:
-        batches = f"{len(self.edits)} edits in batches of {self.manifest['batch_size']}"
-        looks = f"{self.checkpoints['edits_done'].nunique()} checkpoints"
-        return f"Run({self.manifest['method']}: {batches}, {looks}, {self.path or 'not stored'})"
-
-    def final_weights(self) -> dict:
-        """{parameter name: tensor} of everything edited, at the end. KeditError for a run that stored no weights."""
-        if self.path is None:
-            raise KeditError("run: its weights were not stored; hand run_stream a store")
-        return RunFolder.at(self.path).final_weights()
-
-    def curve(self, metric: str, cohort: str) -> pd.Series:
-        """value by edits_done of one metric on one cohort."""
-        c = self.checkpoints
-        picked = c[(c.metric == metric) & (c.cohort == cohort)]
-        return picked.set_index("edits_done")["value"].sort_index()
-
-    @property
-    def evaluation_share(self) -> float:
-        """Seconds in probes over seconds in probes and edits, 0..1; saving and progress are in neither."""
-        probes = self.curve("seconds", "probes").sum()
-        return float(probes / (probes + self.edits["seconds"].sum()))
 
 
 def run_stream(
@@ -103,11 +58,11 @@ def run_stream(
                       None: nothing is written
     checkpoint_every  edits between checkpoints (a batch is never cut)
     dense_every       spacing until the model is dead (untouched accuracy below 0.5); None: 10 or less
-    known             a folder for what the probes say of the unedited model: streams that share it ask once.
+    known             a folder for the probes' answers on the unedited model: streams that share it ask once.
                       None: each stream asks
     stop_below        ends the stream AFTERMATH edits after the median optimised probability of the last WINDOW edits
                       has sunk below this. None: every edit is made
-    guard             looks at known facts between edits and acts when too many are lost (guard.py). None: nobody looks
+    guard             asks known facts between edits and acts when too many are lost (guard.py)
 
     The model comes back with the weights it had before the call. Ctrl-C finishes the edit at hand and writes a
     checkpoint before it is raised. A second process with the same call waits for the first, and says so.
@@ -149,32 +104,32 @@ def run_stream(
     if isinstance(history, EditHistory) and history.edits:
         decides["history"] = history.identity
     key = key_of(**decides)
-    folder = RunFolder(store, f"{method.name.lower()}-b{batch_size}", key) if store is not None else None
-    if folder is not None and folder.finished():
+    folder = Unstored() if store is None else RunFolder(store, f"{method.name.lower()}-b{batch_size}", key)
+    if folder.finished():
         return Run(*folder.load(), folder.path)
 
     if method.keeps_history and history is None:
         history = method.new_history(model, moments)
-    call = method.prepare(
-        model, edits, moments, contexts, history.copy() if isinstance(history, EditHistory) else history
-    )
+    history = history.copy() if isinstance(history, EditHistory) else history
+    call = method.prepare(model, edits, moments, contexts, history)
+    asked_of = [model.checksum, model.setting, str(model.dtype), model.device.type, ALGORITHMS]
+    at_start = probes if known is None else [AtStart(probe, Path(known), asked_of) for probe in probes]
     stream = _Stream(
-        model, edits, method, batch_size, probes, folder, checkpoint_every, dense_every, known, stop_below, guard
+        model, method, call, batch_size, probes, at_start, folder, checkpoint_every, dense_every, stop_below, guard
     )
-    with folder.held() if folder is not None else contextlib.nullcontext():
-        if folder is not None and folder.finished():  # by the process that was waited for
+    with folder.held():
+        if folder.finished():  # by the process that was waited for
             return Run(*folder.load(), folder.path)
         before = model.snapshot()
         model.restore()
         try:
-            rows, checks, started = stream.run(call, progress)
+            stream.run(progress)
         finally:
             model.load_snapshot(before)
-        manifest = {**decides, "key": key, "started": started, "finished": now()}
+        manifest = {**decides, "key": key, "started": stream.started, "finished": now()}
         manifest |= {"versions": versions(), "arithmetic": arithmetic(model.device), "commit": commit()}
-        edits, checks = pd.DataFrame(rows), pd.DataFrame(checks)
-        manifest = folder.finish(edits, checks, manifest) if folder is not None else json.loads(json.dumps(manifest))
-        return Run(edits, checks, manifest, folder.path if folder is not None else None)
+        rows, checks = pd.DataFrame(stream.rows), pd.DataFrame(stream.checks)
+        return Run(rows, checks, folder.finish(rows, checks, manifest), folder.path)
 
 
 def measured_after(model, run: Run, edits, probes, change) -> Run:
@@ -183,10 +138,10 @@ def measured_after(model, run: Run, edits, probes, change) -> Run:
     run: a finished stream that stored its weights; edits: its edits. The weights are the ones at entry afterwards.
     """
     with model.temporarily():
-        checks = _measure(model, probes, [], [], [], last=False)
+        checks = measured_rows(model, probes, [], [], [], last=False)
         model.load_snapshot(run.final_weights())
         change(model)
-        checks += _measure(model, probes, list(edits), [], checks, last=True)
+        checks += measured_rows(model, probes, list(edits), [], checks, last=True)
     return Run(run.edits, pd.DataFrame(checks), {**run.manifest, "after": change.__name__})
 
 
@@ -195,120 +150,93 @@ def edits_hash(edits) -> str:
     return hashlib.sha256("\n".join(map(repr, edits)).encode()).hexdigest()
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Stream:
-    """What does not change while a stream runs."""
+    """A stream while it runs: what it is made of, and where it stands.
+
+    call      all edits, prepared; its history takes on the state of the edits made
+    at_start  the probes as they are asked of the unedited model
+    due       edits at the next checkpoint
+    """
 
     model: EditableModel
-    edits: list[Edit]
     method: Method
+    call: Call
     batch_size: int
     probes: list[Probe]
-    folder: RunFolder | None
+    at_start: list[Probe]
+    folder: RunFolder
     checkpoint_every: int
     dense_every: int
-    known: Path | None
     stop_below: float | None
     guard: CollapseGuard | None
+    rows: list[dict] = field(default_factory=list)
+    checks: list[dict] = field(default_factory=list)
+    started: str = field(default_factory=now)
+    due: int = 0
+    dead: bool = False
 
-    def run(self, call: Call, progress: bool):
-        """(edit rows, checkpoint rows, when it was begun), from the last checkpoint on if there is one.
+    @property
+    def done(self) -> int:
+        return len(self.rows)
 
-        call: all edits, made ready; its history takes on the checkpoint's state.
-        """
-        model, n = self.model, len(self.edits)  # n: edits until the end
-        done, due, dead, rows, checks, started = 0, 0, False, [], [], now()  # due: edits at the next checkpoint
-        saved = self.folder.resume() if self.folder is not None else None
-        if saved is not None:
-            done, rows, checks, state = saved.done, saved.edits, saved.checks, saved.state
-            due, dead, started = state["due"], state["dead"], state["started"]
-            if saved.history is not None:
-                vars(call.history).update(vars(saved.history))
-            model.load_snapshot({name: w.to(model.device) for name, w in saved.weights.items()})
-            self._say_if_elsewhere(state["arithmetic"])
-            if self.guard is not None:
-                self.guard.resume(state["guard"])
+    @property
+    def edits(self) -> list:
+        return self.call.edits
+
+    def run(self, progress: bool) -> None:
+        """Make the edits, from the last checkpoint on if there is one."""
+        if saved := self.folder.resume():
+            self._resume(saved)
         elif self.guard is not None:
-            self.guard.check(model, 0)
-        healthy, size = self._now(done, call), self.batch_size  # healthy: at the last look without an alarm
-
-        bar = tqdm(
-            total=n,
-            initial=done,
-            desc=f"{self.method.name} b{self.batch_size}",
-            unit="edit",
-            disable=no_bar(progress),
-            mininterval=2,
-        )
-        with bar, postponed() as interrupt:
+            self.guard.check(self.model, 0)
+        healthy = self._state()
+        name = f"{self.method.name} b{self.batch_size}"
+        options = {"total": len(self.edits), "initial": self.done, "unit": "edit", "mininterval": 2}
+        with tqdm(desc=name, disable=no_bar(progress), **options) as bar, postponed() as interrupt:
             while True:
-                n = self._length(rows)
-                measured = bool(checks) and checks[-1]["edits_done"] == done
-                at_checkpoint = (done >= due or done == n) and not measured and not interrupt.asked
-                if at_checkpoint:
-                    with memory_for(f"probes after {done} edits", "measure less at once or take a larger device"):
-                        asked = self.probes if done else self._at_start()
-                        checks += _measure(model, asked, self.edits[:done], rows, checks, last=done == n)
-                    dead = dead or (done > 0 and _is_dead(checks))
-                    due = done + (self.checkpoint_every if dead else self.dense_every)
-                if self.folder is not None and done and (at_checkpoint or interrupt.asked):
-                    state = {"due": due, "dead": dead, "started": started, "arithmetic": arithmetic(model.device)}
-                    if self.guard is not None:
-                        state["guard"] = self.guard.state()
-                    weights = model.snapshot()
-                    self.folder.save_checkpoint(Checkpoint(done, weights, rows, checks, state, call.history))
+                n = self._length()
+                looked = not interrupt.asked and self._look(n)
+                if self.done and (looked or interrupt.asked):
+                    self._save()
                 if interrupt.asked:
-                    raise KeyboardInterrupt(f"stopped after {done} of {n} edits")
-                if done == n:
-                    return rows, checks, started
-                rows += self._apply(done, call.part(done, done + size))
-                done = len(rows)
-                if self.guard is not None and not self.guard.alarm and done - healthy[0] >= self.guard.every:
-                    if not self.guard.check(model, done).alarm:
-                        healthy = self._now(done, call)
-                    elif self.guard.action in ("roll back", "batch"):
-                        done, rows, checks = self._back_to(healthy, call, rows, checks)
-                        size = len(self.edits) if self.guard.action == "batch" else size
-                bar.update(done - bar.n)
-                if rows:
-                    bar.set_postfix(p=f"{rows[-1]['probability_last']:.3g}")
+                    raise KeyboardInterrupt(f"stopped after {self.done} of {n} edits")
+                if self.done == n:
+                    return
+                self.rows += self._apply()
+                healthy = self._guarded(healthy)
+                bar.update(self.done - bar.n)
+                if self.rows:
+                    bar.set_postfix(p=f"{self.rows[-1]['probability_last']:.3g}")
 
-    def _length(self, rows: list[dict]) -> int:
-        """How many edits the stream will make: all, or those so far when it ends early (`stop_below`)."""
+    def _length(self) -> int:
+        """How many edits the stream will make: all, or those so far when it ends early (`stop_below`, the guard)."""
         if self.guard is not None and self.guard.alarm and self.guard.action in ("stop", "roll back"):
-            return len(rows)
+            return self.done
         if self.stop_below is not None:
-            p = [row["probability_last"] for row in rows]
+            p = [row["probability_last"] for row in self.rows]
             ends = range(WINDOW, len(p) - AFTERMATH + 1)
             if any(statistics.median(p[n - WINDOW : n]) < self.stop_below for n in ends):
-                return len(rows)
+                return self.done
         return len(self.edits)
 
-    def _now(self, done: int, call: Call):
-        """(edits, weights, history) to come back to; the edits alone where no guard would."""
-        if self.guard is None:
-            return done, None, None
-        return done, self.model.snapshot(), call.history.copy() if isinstance(call.history, EditHistory) else None
+    def _look(self, n: int) -> bool:
+        """Ask the probes if a checkpoint is due; whether it was."""
+        done, checks = self.done, self.checks
+        if not (done >= self.due or done == n) or (checks and checks[-1]["edits_done"] == done):
+            return False
+        with memory_for(f"probes after {done} edits", "measure less at once or take a larger device"):
+            probes = self.probes if done else self.at_start
+            checks += measured_rows(self.model, probes, self.edits[:done], self.rows, checks, last=done == n)
+        self.dead = self.dead or (done > 0 and is_dead(checks))
+        self.due = done + (self.checkpoint_every if self.dead else self.dense_every)
+        return True
 
-    def _back_to(self, healthy, call: Call, rows: list[dict], checks: list[dict]):
-        """The stream as it was then."""
-        done, weights, history = healthy
-        self.model.load_snapshot(weights)
-        if history is not None:
-            vars(call.history).update(vars(history))
-        return done, rows[:done], [row for row in checks if row["edits_done"] <= done]
-
-    def _at_start(self) -> list[Probe]:
-        """The probes; where there is a folder for it, they answer from what this model was asked before."""
-        if self.known is None:
-            return self.probes
-        model = self.model
-        asked_of = [model.checksum, model.setting, str(model.dtype), model.device.type, ALGORITHMS]
-        return [AtStart(probe, Path(self.known), asked_of) for probe in self.probes]
-
-    def _apply(self, done: int, call: Call) -> list[dict]:
-        """The next batch; its rows. KeditError that says where the stream stands when it cannot be made."""
-        batch = call.edits
+    def _apply(self) -> list[dict]:
+        """Make the next batch; its rows. KeditError that says where the stream stands when it cannot be made."""
+        done, guard = self.done, self.guard
+        rest = guard is not None and guard.alarm and guard.action == "batch"
+        call = self.call.part(done, len(self.edits) if rest else done + self.batch_size)
         drift = {layer: self.model.drift(layer) for layer in self.method.layers}
         begin = time.perf_counter()
         try:
@@ -316,100 +244,52 @@ class _Stream:
                 warnings.simplefilter("ignore", Doubtful)  # noted in the edit's row instead
                 outcome = self.method.apply_prepared(call)
         except KeditError as error:
-            which = f"edit {done + 1}" if len(batch) == 1 else f"edits {done + 1} to {done + len(batch)}"
-            which += f" of {len(self.edits)} ({batch[0].subject!r}, layers {', '.join(map(str, self.method.layers))})"
-            kept = self.folder.last_checkpoint() if self.folder is not None else "no store was given to go on from"
-            raise KeditError(f"stream stopped at {which}: {error}; {kept}") from error
-        return _rows(self.model, outcome, drift, done, time.perf_counter() - begin)
+            last = f" to {done + len(call.edits)}" if len(call.edits) > 1 else ""
+            which = f"edit{'s' * bool(last)} {done + 1}{last} of {len(self.edits)}"
+            which += f" ({call.edits[0].subject!r}, layers {', '.join(map(str, self.method.layers))})"
+            raise KeditError(f"stream stopped at {which}: {error}; {self.folder.last_checkpoint()}") from error
+        return edit_rows(self.model, outcome, drift, done, time.perf_counter() - begin)
 
-    def _say_if_elsewhere(self, begun: dict) -> None:
-        here = arithmetic(self.model.device)
+    def _state(self):
+        """(edits, weights, history) to roll back to; the edits alone where there is no guard."""
+        if self.guard is None:
+            return self.done, None, None
+        history = self.call.history
+        return self.done, self.model.snapshot(), history.copy() if isinstance(history, EditHistory) else None
+
+    def _guarded(self, healthy):
+        """Let the guard look if it is time, and roll back where its action says so. The last state without an alarm."""
+        guard = self.guard
+        if guard is None or guard.alarm or self.done - healthy[0] < guard.every:
+            return healthy
+        if not guard.check(self.model, self.done).alarm:
+            return self._state()
+        if guard.action in ("roll back", "batch"):
+            done, weights, history = healthy
+            self.model.load_snapshot(weights)
+            if history is not None:
+                vars(self.call.history).update(vars(history))
+            self.rows = self.rows[:done]
+            self.checks = [row for row in self.checks if row["edits_done"] <= done]
+        return healthy
+
+    def _save(self) -> None:
+        state = {"due": self.due, "dead": self.dead, "started": self.started}
+        state["arithmetic"] = arithmetic(self.model.device)
+        if self.guard is not None:
+            state["guard"] = self.guard.state()
+        weights = self.model.snapshot()
+        self.folder.save_checkpoint(Checkpoint(self.done, weights, self.rows, self.checks, state, self.call.history))
+
+    def _resume(self, saved: Checkpoint) -> None:
+        self.rows, self.checks = saved.edits, saved.checks
+        self.due, self.dead, self.started = (saved.state[name] for name in ("due", "dead", "started"))
+        if saved.history is not None:
+            vars(self.call.history).update(vars(saved.history))
+        self.model.load_snapshot({name: w.to(self.model.device) for name, w in saved.weights.items()})
+        if self.guard is not None:
+            self.guard.resume(saved.state["guard"])
+        begun, here = saved.state["arithmetic"], arithmetic(self.model.device)
         if changed := [f"{name} {begun.get(name)}, now {here[name]}" for name in here if begun.get(name) != here[name]]:
             begun_with = f"{self.folder.path}: was begun with {'; '.join(changed)}"
             warnings.warn(f"{begun_with}; the last digits may differ from there on", stacklevel=4)
-
-
-def _measure(model, probes, done_edits, rows, checks, last: bool) -> list[dict]:
-    """What the probes that are due say (see probing.Probe); rows, checks: all of the stream so far."""
-    begin, done = time.perf_counter(), len(done_edits)
-    before = checks[-1]["edits_done"] if checks else -1
-    often = [(probe, getattr(probe, "every", 1)) for probe in probes]
-    found = []
-    for probe, every in often:
-        if every is not None:
-            due = last or done // every > before // every
-            ask = probe if due else getattr(probe, "brief", None)
-            found += ask(model, done_edits) if ask else []
-    seldom = [probe for probe, every in often if every is None]
-    if seldom and (not done or last or _collapses(rows, checks, found, done, before)):
-        found += [row for probe in seldom for row in probe(model, done_edits)]
-    found.append({"metric": "seconds", "cohort": "probes", "value": time.perf_counter() - begin, "n": 1})
-    return [{"edits_done": done, **row} for row in found]
-
-
-def _collapses(rows, checks, found, done: int, before: int) -> bool:
-    """Whether either collapse point lies behind the checkpoint `before`."""
-    checks = checks + [{"edits_done": done, **row} for row in found]
-    so_far = Run(pd.DataFrame(rows), pd.DataFrame(checks), {})
-    points = (collapse_point(so_far, kind) for kind in ("optimisation", "model"))
-    return any(point is not None and point > before for point in points)
-
-
-def _is_dead(checks: list[dict]) -> bool:
-    latest = [c for c in checks if c["edits_done"] == checks[-1]["edits_done"]]
-    return any(c["value"] < DEAD for c in latest if (c["metric"], c["cohort"]) == ("accuracy", "untouched"))
-
-
-def _rows(model, outcome, drift: dict, done: int, seconds: float) -> list[dict]:
-    """A row for each edit of the batch just applied; drift: {layer: W − W₀ before it}."""
-    shared = {"seconds": seconds / len(outcome.edits), "batch": len(outcome.edits)}
-    for layer in outcome.layers(model):
-        delta = outcome.deltas[model.weight_name(layer)]
-        shared[f"dW_{layer}"] = delta.double().norm().item()
-        shared[f"along_{layer}"] = cosine(delta, drift[layer])
-        shared[f"W_{layer}"] = model.weight(layer).detach().double().norm().item()
-    rows = []
-    for i, (edit, target) in enumerate(zip(outcome.edits, outcome.targets, strict=True)):
-        row = {
-            "edit": done + i + 1,
-            "id": edit.id,
-            "subject": edit.subject,
-            "relation": edit.relation,
-            "target_new": edit.target_new,
-            "probability_first": target.probabilities[0],
-            "probability_last": target.probabilities[-1],
-            "loss_last": target.losses[-1],
-            "steps": target.steps,
-            "delta_ratio": math.nan if target.delta is None else target.delta.norm().item() / target.v0_norm,
-            "v0_norm": target.v0_norm,
-            "clamped": target.clamped,
-            "already": target.already,
-            **shared,
-        }
-        for layer in {**outcome.s, **outcome.written}:
-            for name, found in (("s", outcome.s), ("written", outcome.written)):
-                if layer in found:
-                    row[f"{name}_{layer}"] = found[layer][i].item()
-        rows.append(row)
-    return rows
-
-
-def collapse_point(run, kind: str = "optimisation") -> int | None:
-    """The edit at which a stream has collapsed; None: it has not.
-
-    optimisation  the first edit at which the median of the final optimised probability over the last
-                  25 edits is below half its value over the first 25
-    model         the first checkpoint at which accuracy on untouched facts is below 0.5
-    """
-    if kind == "optimisation":
-        p = run.edits["probability_last"].tolist()
-        bar = statistics.median(p[:WINDOW]) / 2
-        for n in range(WINDOW + 1, len(p) + 1):
-            if statistics.median(p[n - WINDOW : n]) < bar:
-                return n
-        return None
-    if kind == "model":
-        c = run.checkpoints
-        below = c[(c.metric == "accuracy") & (c.cohort == "untouched") & (c.value < DEAD)]
-        return None if below.empty else int(below.edits_done.min())
-    raise KeditError(f"collapse_point: kind = {kind!r}; use 'optimisation' or 'model'")

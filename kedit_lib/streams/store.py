@@ -40,8 +40,8 @@ class Checkpoint:
 class RunFolder:
     """`<root>/<name>-<key>/`: checkpoints while it runs, then edits.parquet, checkpoints.parquet, manifest.json.
 
-    A checkpoint is a folder `at-<edits done>` that is there whole or not at all (durable.py), with a checksum of each
-    of its files; the newest two are kept.
+    A checkpoint is a folder `at-<edits done>`, written atomically, with a checksum of each of its files; the newest
+    two are kept.
     """
 
     def __init__(self, root, name: str, key: str):
@@ -153,6 +153,33 @@ class RunFolder:
         if newest is None or newest.done != manifest["n_edits"]:
             raise KeditError(f"{self.path}: holds no weights of its end; remove the folder and run the stream again")
         return newest.weights
+
+
+class Unstored(RunFolder):
+    """In place of a folder, for a run that is not stored."""
+
+    path = None
+
+    def __init__(self):
+        pass
+
+    def finished(self) -> bool:
+        return False
+
+    def held(self):
+        return contextlib.nullcontext()
+
+    def resume(self) -> None:
+        return None
+
+    def save_checkpoint(self, checkpoint: Checkpoint) -> None:
+        pass
+
+    def last_checkpoint(self) -> str:
+        return "no store was given to go on from"
+
+    def finish(self, edits: pd.DataFrame, checkpoints: pd.DataFrame, manifest: dict) -> dict:
+        return json.loads(json.dumps(manifest))
 
 
 def write_parquet(table: pd.DataFrame, path: Path) -> None:

@@ -74,12 +74,6 @@ class WorldFacts(DatasetFacts):
     def known(self) -> KnownWorld:
         return known_world(self.model, self.cache)
 
-    @property
-    def guess(self) -> float:
-        """Right answers of a model that knows the relations and nothing of the subject."""
-        objects = {name: len({f.object for f in self.known.facts if f.relation == name}) for name in RELATIONS}
-        return sum(1 / objects[f.relation] for f in self.known.facts) / len(self.known.facts)
-
     def edits(self, n: int, seed: int) -> list[Edit]:
         return self.known.edits(n, seed)
 

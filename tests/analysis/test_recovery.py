@@ -10,7 +10,7 @@ import torch
 import kedit_lib as kedit
 from kedit_lib.analysis import recovery as lifting
 from kedit_lib.streams.named_streams import COLLAPSING, Stream
-from kedit_lib.streams.runner import Run
+from kedit_lib.streams.run import Run
 
 METHOD = kedit.MEMIT(layers=[1], v_lr=0.5, v_num_grad_steps=25, clamp_norm_factor=4.0)
 

@@ -17,7 +17,7 @@ def bench_of(profile, results, **overrides):
     """A bench with the moments of a few texts, which is enough for edits to take."""
     bench = kedit.Bench(profile, results=results, progress=False, **overrides)
     layers = sorted({layer for name in bench.streams for layer in bench.method(name).layers})
-    bench._moments = SecondMoments.estimate(bench.model, bench.facts.texts()[:100], layers)
+    bench.moments = SecondMoments.estimate(bench.model, bench.facts.texts()[:100], layers)
     return bench
 
 

@@ -184,7 +184,7 @@ def test_a_bench_of_the_world_asks_all_probes(world, tmp_path):
     asked = next(p for p in probes if type(p).__name__ == "PortabilityProbe")
     assert len(asked.questions) == len(asked.inverses) == 40
     assert {q.kind for qs in asked.questions for q in qs} == {"its continent", "its language", "its currency"}
-    assert material.some(3) == edits[:3] and 0 < material.guess < 0.3
+    assert material.some(3) == edits[:3]
     near, own = material.around(edits[0], random.Random(0))
     assert len(near) == 10 and not any(places(p, edits[0].subject) for p, _ in near)
     assert f"{material.unknown} by itself" in material.selection
