@@ -1,9 +1,10 @@
 """Stamps: what an output was made from, so that only what is stale is made again.
 
-A stamp is a small file in an ignored folder. It holds a hash of the *content* of everything that the output depends
-on, and the hash of the output itself. Time stamps of files are not used: in a fresh clone they say nothing, and there
-are no stamps there either, so a fresh clone always executes.
+A stamp is a small file in an ignored folder: a hash of the *content* of everything that the output depends on, and the
+hash of the output itself. A fresh clone has no stamps, and always executes.
 """
+
+from __future__ import annotations
 
 import hashlib
 import json
@@ -11,7 +12,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from kedit_lib.data.config import params_folder
+from ..data import provenance
+from ..data.atomic import checksum
+from ..data.config import params_folder
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -19,8 +22,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 def library_files(root: Path) -> list[Path]:
     """Every file that all notebooks depend on: code, parameters, lab weights, pins, committed data of other orders.
 
-    The weights themselves are megabytes; what lies beside them (their checksum, configuration, tokenizer) stands for
-    them.
+    The weights' checksum, configuration and tokenizer stand for the megabytes of the weights themselves.
     """
     files = {p for p in PACKAGE.rglob("*") if p.suffix in {".py", ".yaml"}}
     files |= {p for p in (PACKAGE / "lab" / "weights").rglob("*") if p.is_file() and p.suffix != ".safetensors"}
@@ -31,17 +33,14 @@ def library_files(root: Path) -> list[Path]:
 
 
 def hash_files(files: Iterable[Path]) -> str:
-    """One hash of many files' names and content."""
-    digest = hashlib.sha256()
-    for path in files:
-        name = "/".join(path.parts[-3:])  # enough to tell files apart, nothing of where the clone lies
-        digest.update(f"{name}\0{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
-    return digest.hexdigest()
+    """One hash of many files' names and content; of where they lie only the last two folders count."""
+    lines = (f"{'/'.join(path.parts[-3:])}\0{checksum(path)}\n" for path in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def hash_values(*values: Any) -> str:
-    """One hash of plain values."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+def key_of(files: Iterable[Path], *values: Any) -> str:
+    """What an output depends on: files and plain values."""
+    return provenance.key_of(files=hash_files(files), values=values)
 
 
 def is_current(stamp: Path, key: str, output: Path) -> bool:
@@ -53,7 +52,7 @@ def is_current(stamp: Path, key: str, output: Path) -> bool:
         return False
 
 
-def write(stamp: Path, key: str, output: Path, seconds: float = 0) -> None:
-    """Remember that `output` was made from `key`, and how long that took."""
+def write(stamp: Path, key: str, output: Path) -> None:
+    """Remember that `output` was made from `key`."""
     stamp.parent.mkdir(parents=True, exist_ok=True)
-    stamp.write_text(json.dumps({"key": key, "output": hash_files([output]), "seconds": round(seconds, 1)}))
+    stamp.write_text(json.dumps({"key": key, "output": hash_files([output])}))

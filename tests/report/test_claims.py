@@ -49,7 +49,7 @@ def test_a_verdict_follows_from_the_runs(streams, claim, variant, verdict):
 
 
 def test_ten_claims_at_most_each_named_once_and_memory_judged_where_it_was_measured():
-    assert len({claim.name for claim in claims.CLAIMS}) == len(claims.CLAIMS) <= 10
+    assert len({claim["name"] for claim in claims.CLAIMS}) == len(claims.CLAIMS) <= 10
     assert verdicts(stream("memit", 0.9), memory={"toy": 1.5})["batch-memory", "MEMIT-MASS"] == "reproduced"
 
 
