@@ -6,29 +6,23 @@
 
 What two halves of the reference text differ by is the scale for all three.
 
-    python -m kedit_lib.analysis.moments_choice smollm2 --reference wikitext-2.txt --edits counterfact.json \\
-        --out figures/data/smollm2.moments_choice.csv
+    edits = kedit.load_edits("counterfact.json", model=model, limit=5)
+    own_text_cost(model, "wikitext-2.txt", edits).to_csv("figures/data/smollm2.moments_choice.csv")
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 from pathlib import Path
 
 import pandas as pd
 from torch import Tensor
 
-from ..data.atomic import replacing
 from ..editing import Method, method_for
 from ..editing.second_moments import SecondMoments
-from ..errors import program
-from ..models.loading import load_model
-from ..streams.edit_sets import load_edits
 from ..streams.facts import HELD_OUT, plain_texts, read_texts
 
 METHODS = ("memit", "rome")
-TOKENS, EDITS = 60_000, 5  # of each text; edits, each by itself
+TOKENS = 60_000  # of each text
 
 
 def choice_cost(
@@ -71,35 +65,12 @@ def _error(one: Tensor, reference: Tensor) -> float:
     return float((one - reference).norm() / reference.norm())
 
 
-def halves(texts: list[str]) -> tuple[list[str], list[str]]:
-    """Every other document: two samples of one text."""
-    return texts[::2], texts[1::2]
-
-
-@program
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m kedit_lib.analysis.moments_choice", description=__doc__)
-    parser.add_argument("model")
-    parser.add_argument("--reference", required=True, help="plain text to compare with: a file or a hub name")
-    parser.add_argument("--edits", required=True, help="a file or a hub name of edits")
-    parser.add_argument("--n", type=int, default=EDITS, help="how many edits, each by itself")
-    parser.add_argument("--tokens", type=int, default=TOKENS, help="of each text")
-    parser.add_argument("--out", required=True, help="the table, .csv")
-    args = parser.parse_args(arguments)
-    model = load_model(args.model)
-    edits = load_edits(args.edits, model=model, limit=args.n)
-    first, second = halves(read_texts(args.reference))
+def own_text_cost(model, reference: str, edits, tokens: int = TOKENS) -> pd.DataFrame:
+    """`choice_cost` of text that the model writes itself against half of a reference text (a file or a hub name); the
+    other half of it gives the scale."""
+    texts = read_texts(reference)
+    name = Path(reference).stem
     own = plain_texts(model, "self")[HELD_OUT:]
-    name = Path(args.reference).stem
-    corpora = {name: first, f"{name}, other half": second, "written by the model": own}
-    methods = [method_for(model, method) for method in METHODS]
-    table = choice_cost(model, corpora, edits, methods, args.tokens, progress=sys.stderr.isatty())
-    table = table.assign(model=args.model, tokens=args.tokens, edits=args.n)
-    with replacing(Path(args.out)) as partial:
-        table.to_csv(partial, index=False, float_format="%.4g")
-    print(table.to_string(index=False))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    corpora = {name: texts[::2], f"{name}, other half": texts[1::2], "written by the model": own}
+    table = choice_cost(model, corpora, edits, [method_for(model, method) for method in METHODS], tokens)
+    return table.assign(model=model.name, tokens=tokens, edits=len(edits))

@@ -1,12 +1,10 @@
-"""What the live cells do, as plain functions: an edit that somebody typed, and a stream at any of its moments.
+"""What the live cells of `report.widgets` do: try a typed edit, and look at a stream at any of its checkpoints.
 
-`kedit_lib.report.widgets` puts knobs on them. No weights are left changed.
+No weights are left changed.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 import warnings
 from dataclasses import dataclass, replace
@@ -18,6 +16,7 @@ import seaborn as sns
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
+from ..data.atomic import replacing
 from ..data.config import load_model_params
 from ..data.edit import Edit, around_places
 from ..data.provenance import key_of
@@ -35,7 +34,7 @@ TOKENS = 30  # of a sample
 
 @dataclass(frozen=True)
 class Tried:
-    """One edit, made and taken back. table: as of `kedit.ask_table`; said: one sentence about it."""
+    """One edit, made and taken back. table: as of `kedit.ask_table`; said: how the edit went, a sentence."""
 
     table: pd.DataFrame
     said: str
@@ -69,13 +68,13 @@ class Desk:
     def try_edit(self, edit: Edit, name: str) -> Tried:
         """Make the edit by the method of that name on the unedited model, ask before and after, take it back."""
         model, method = self.bench.model, method_for(self.bench.model, name)
-        moments = self.bench.moments if method.needs_moments else None
         with model.temporarily(), warnings.catch_warnings():
             warnings.simplefilter("ignore", Doubtful)  # the table shows it
-            if method.context_style not in self._contexts:
-                self._contexts[method.context_style] = self.bench.contexts(method)
+            if (style := method.context_style) not in self._contexts:
+                self._contexts[style] = self.bench.contexts(method)
+            moments = self.bench.moments if method.needs_moments else None
             before, begin = ask(model, edit), time.perf_counter()
-            outcome = method.apply(model, [edit], moments=moments, contexts=self._contexts[method.context_style])
+            outcome = method.apply(model, [edit], moments=moments, contexts=self._contexts[style])
             seconds, after = time.perf_counter() - begin, ask(model, edit)
         p, steps = outcome.targets[0].probabilities[-1], outcome.targets[0].steps
         said = f"{method.name}: optimised probability {p:.3f} after {steps} steps, {seconds:.2f} s. It is taken back."
@@ -90,7 +89,7 @@ def stops_of(run: Run) -> list[int]:
 
 
 def stop_sentence(run: Run, at: int) -> str:
-    """What is true of the model after `at` edits of a stream: what still works, and how far the weights have moved."""
+    """Accuracies after `at` edits of a stream, and how far ‖W‖ has grown."""
     parts = []
     for cohort, name in {"edits": "all edits", "latest edits": "latest edits", "untouched": "unrelated facts"}.items():
         curve = run.curve("accuracy", cohort).loc[:at]
@@ -118,33 +117,28 @@ def film_folder(bench, run: Run) -> Path:
 
 
 def make_film(bench, name: str, order: int, run: Run) -> Path:
-    """The edits of a finished stream made again, without its questions; the weights kept at `frames_of`.
+    """The edits of a finished stream made again, without its probes; the weights kept at `frames_of`.
 
-    It takes the stream's seconds of editing, once: the folder is kept, and returned at once the next time.
+    It takes the stream's seconds of editing, once: the folder is kept.
     """
     folder = film_folder(bench, run)
     if folder.exists():
         return folder
     model, method, edits = bench.model, bench.method(name), bench.edits(order)[: len(run.edits)]
     size, frames = bench.streams[name].batch_size or len(edits), set(frames_of(bench, name, run))
-    given = {"contexts": bench.contexts(method, order), "moments": bench.moments if method.needs_moments else None}
-    given["history"] = method.new_history(model, given["moments"])
-    partial = folder.with_name(f".{folder.name}-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    bar = tqdm(
-        total=len(edits), desc=f"{method.name} again", unit="edit", disable=no_bar(bench.progress), mininterval=1
-    )
-    with model.temporarily(), bar, warnings.catch_warnings():
+    inputs = bench.inputs(method, order)
+    inputs["history"] = method.new_history(model, inputs["moments"])
+    bar = tqdm(total=len(edits), desc=f"{method.name} again", unit="edit", disable=no_bar(bench.progress))
+    with model.temporarily(), bar, replacing(folder) as partial, warnings.catch_warnings():
         warnings.simplefilter("ignore", Doubtful)
+        partial.mkdir()
         for begin in range(0, len(edits), size):
             batch = edits[begin : begin + size]
-            method.apply(model, batch, **given)
+            method.apply(model, batch, **inputs)
             bar.update(len(batch))
             if (done := begin + len(batch)) in frames:
                 weights = {n: w.contiguous().cpu() for n, w in model.snapshot().items()}
                 save_file(weights, str(partial / f"{done:06d}.safetensors"))
-    partial.rename(folder)
     return folder
 
 

@@ -1,12 +1,18 @@
-"""The streams that the report is about, by name: which method, how many edits at once, with what changed."""
+"""The streams that the report is about, by name: which method, how many edits at once, with what changed.
+
+params/streams.yaml holds those that do not depend on a profile.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cache
 
-from ..data.config import Profile
+from ..data.config import REPOSITORY, Profile
+from ..data.yaml_text import parse
 from ..editing.transfer import SETTINGS
 
+PATH = REPOSITORY / "params" / "streams.yaml"
 ANCHOR_SAMPLE = 20  # edits that the reference norm of an anchored stream is measured on, unedited
 
 
@@ -53,13 +59,18 @@ ROME_VARIANTS = {
     "rrome": ("rrome", True),
     "rrome-noC": ("rrome", False),
 }
-OTHER_METHODS = ("prome", "emmet", "alphaedit", "rect", "ft-l")
-TARGET = {"v_lr": 0.5, "v_weight_decay": 1e-3, "clamp_norm_factor": 4.0}  # of MEMIT on Llama-2-7B; AlphaEdit has none
-LONG_STEPS = {"v_lr": 2.0}  # four times the published one; see `regime_streams`
-LONG = 1000 / 450  # the report follows ROME for 1,000 edits, and MEMIT for 450
-COLLAPSING = "memit-layers-steps"  # the stream of them whose optimised probability collapses
-CLAMP = {"clamp_norm_factor": 0.75}  # published with MEMIT for GPT-J, GPT2-XL and Llama-3; 4 with Llama-2
-IN_ONE_BATCH = ("pmet", "emmet", "alphaedit", "rect")
+LONG_STEPS = {"v_lr": 2.0}  # four times the published one
+COLLAPSING = "memit-layers-steps"  # the lab's stream whose optimised probability collapses
+
+
+@cache
+def _written() -> dict[str, dict[str, Stream]]:
+    """The groups of params/streams.yaml."""
+    groups = parse(PATH.read_text(encoding="utf-8"), PATH.name)
+    return {
+        group: {name: Stream(name, **{"method": name, **fields}) for name, fields in streams.items()}
+        for group, streams in groups.items()
+    }
 
 
 def with_steps(stream: Stream, rho: float = SETTINGS["as scaled"]) -> Stream:
@@ -90,96 +101,14 @@ def scaled_streams(profile: Profile) -> dict[str, Stream]:
     )
 
 
-def regime_streams() -> dict[str, Stream]:
-    """Where to look for a collapse that the published setting does not show: more edits, more layers, longer steps;
-    and what larger batches change where it is found.
-
-    A step of the optimisation is v_lr in every coordinate, v_lr·√d_model long: at the lab's width much shorter against
-    the states of the model than at d_model 4096.
-    """
-    found = [Stream(f"{name}-long", name, length=LONG, brief=True) for name in ("memit", "pmet", "rome")]
-    found += [Stream(f"{name}-steps", name, overrides=LONG_STEPS) for name in ("memit", "pmet", "rome")]
-    found += [
-        Stream("memit-layers", "memit", at="pmet"),
-        Stream(COLLAPSING, "memit", at="pmet", overrides=LONG_STEPS),
-        Stream(f"{COLLAPSING}-b100", "memit", 100, at="pmet", overrides=LONG_STEPS),
-        Stream(f"{COLLAPSING}-mass", "memit", None, at="pmet", overrides=LONG_STEPS),
-    ]
-    return _by_name(found)
-
-
-AS_REPORTED = 1000 / 11008  # edits of the report's one batch for each unit of d_ff
-
-
 def setting_streams(profile: Profile) -> dict[str, Stream]:
     """The streams of `streams_of` and some others as scaled (ρ = 2), such as "memit-rho2"; on the way there and beyond
-    it "memit-rho1", "memit-rho4" and for ROME "rome-rho8".
-
-    "memit-share" is one batch of as many edits for each unit of d_ff as in the report, "memit-sum" the sum of edits
-    made apart on the unedited model.
-    """
-    plain, others = streams_of(profile), other_streams()
-    batch = Stream("memit-share", "memit", None, per_d_ff=AS_REPORTED)
-    apart = Stream("memit-sum", "memit", change="superposed", brief=True)
-    printed = [*(s for name, s in plain.items() if name != "ft"), batch, apart]
+    it "memit-rho1", "memit-rho4" and for ROME "rome-rho8"."""
+    plain, own, others = streams_of(profile), _written()["settings"], _written()["others"]
+    printed = [stream for name, stream in (plain | own).items() if name != "ft"]
     printed += [others[name] for name in ("memit-history", "alphaedit", "memit-anchored")]
     ranges = [(name, rho) for name in ("memit", "pmet", "rome") for rho in (1.0, 4.0)] + [("rome", 8.0)]
-    return _by_name([batch, apart, *map(with_steps, printed), *(with_steps(plain[n], rho) for n, rho in ranges)])
-
-
-def other_streams() -> dict[str, Stream]:
-    """What else the field offers, one edit at a time and ("-mass") in one batch."""
-    found = [Stream(method, method) for method in OTHER_METHODS]
-    found += [
-        Stream("alphaedit-rank", "alphaedit", null_share=7 / 8),
-        Stream("alphaedit-target", "alphaedit", overrides=TARGET),
-        Stream("memit-history", "memit", overrides={"use_history": True}),
-        Stream("memit-anchored", "memit", anchored=True),
-        Stream("memit-pruned", "memit", pruned=True),
-        Stream("memit-clamp", "memit", overrides=CLAMP),
-        Stream("memit-clamp-history", "memit", overrides={**CLAMP, "use_history": True}),
-        Stream("memit-clamp-mass", "memit", None, overrides=CLAMP),
-    ]
-    found += [Stream(f"{method}-mass", method, None) for method in IN_ONE_BATCH]
-    return _by_name(found)
-
-
-NEWER = ("encore", "evoedit", "betaedit", "lyaplock", "sphere", "sphere-memit", "revive", "ultraedit", "prune")
-
-
-def editor_streams() -> dict[str, Stream]:
-    """The editors of 2025 and 2026, one edit at a time and ("-b100") in batches of 100."""
-    found = [Stream(name, name) for name in (*NEWER, "rlsedit", "simie", "simie-rome")]
-    found += [Stream(f"{name}-nas", name, nas=True) for name in ("memit", "alphaedit", "rome")]
-    found += [Stream("memit-argmax", "memit", overrides={"stop": "argmax"})]
-    found += [Stream("memit-history-anchored", "memit", overrides={"use_history": True}, anchored=True)]
-    found += [Stream(f"{name}-compensated", name, overrides={"compensation": True}) for name in ("rect", "prune")]
-    found += [Stream(f"{name}-b100", name, 100) for name in NEWER]
-    return _by_name(found)
-
-
-def _varied(name: str, overrides: dict | None = None, **changes) -> Stream:
-    """The collapsing stream with something changed."""
-    return Stream(name, "memit", at="pmet", overrides={**LONG_STEPS, **(overrides or {})}, brief=True, **changes)
-
-
-def cause_streams() -> dict[str, Stream]:
-    """MEMIT where its optimised probability collapses on the lab (COLLAPSING: PMET's layers, long steps) with one
-    suspected cause taken out of each; and PMET with what the public logs show."""
-    found = [
-        _varied("why-history", {"use_history": True}),
-        _varied("why-anchored", anchored=True),
-        _varied("why-superposed", change="superposed"),
-        _varied("why-frozen-z", change="frozen z"),
-        _varied("why-clean-keys", change="clean keys"),
-        _varied("why-clamp", CLAMP),
-        _varied("why-frozen-history", {"use_history": True}, change="frozen z"),
-        Stream("why-pmet-linear", "pmet", change="linear share", brief=True),
-        Stream("why-pmet-start", "pmet", change="start in target", brief=True),
-        Stream("why-pmet-left", "pmet", change="left padded", brief=True),
-        Stream("why-pmet-bugs", "pmet", change="both bugs", brief=True),
-    ]
-    return _by_name(found)
+    return own | _by_name([*map(with_steps, printed), *(with_steps(plain[n], rho) for n, rho in ranges)])
 
 
 SENSITIVITY = {  # one at a time; the collapsing stream's own value lies between, or is the last
@@ -195,16 +124,17 @@ CONTEXTS = {3: "three contexts", 21: "twenty-one contexts"}  # how many, and the
 
 def sensitivity_streams() -> dict[str, Stream]:
     """The collapsing MEMIT with one hyperparameter moved, such as "vary-v_lr=1"."""
+    base = replace(_written()["regimes"][COLLAPSING], brief=True)
     known = {("v_lr", 0.5), ("clamp_norm_factor", 0.75)}  # "memit-layers" and "why-clamp"
     found = [
-        _varied(f"vary-{field}={value:g}", {field: value})
+        replace(base, name=f"vary-{field}={value:g}", overrides=base.overrides | {field: value})
         for field, values in SENSITIVITY.items()
         for value in values
         if (field, value) not in known
     ]
-    found += [_varied(f"vary-scale={scale:g}", scale=scale) for scale in FACTORS]
-    found += [_varied(f"vary-layers={n}", last=n) for n in DEPTHS]
-    found += [_varied(f"vary-contexts={n}", change=change) for n, change in CONTEXTS.items()]
+    found += [replace(base, name=f"vary-scale={scale:g}", scale=scale) for scale in FACTORS]
+    found += [replace(base, name=f"vary-layers={n}", last=n) for n in DEPTHS]
+    found += [replace(base, name=f"vary-contexts={n}", change=change) for n, change in CONTEXTS.items()]
     return _by_name(found)
 
 
@@ -214,16 +144,8 @@ def every_stream(profile: Profile) -> dict[str, Stream]:
 
 def groups_of(profile: Profile) -> dict[str, dict[str, Stream]]:
     """The streams by what they are there for."""
-    return {
-        "main": streams_of(profile),
-        "scaled": scaled_streams(profile),
-        "settings": setting_streams(profile),
-        "regimes": regime_streams(),
-        "others": other_streams(),
-        "editors": editor_streams(),
-        "causes": cause_streams(),
-        "sensitivity": sensitivity_streams(),
-    }
+    groups = {"main": streams_of(profile), "scaled": scaled_streams(profile), **_written()}
+    return groups | {"settings": setting_streams(profile), "sensitivity": sensitivity_streams()}
 
 
 def _by_name(streams) -> dict[str, Stream]:

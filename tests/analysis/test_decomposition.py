@@ -12,7 +12,7 @@ from kedit_lib.analysis import decomposition, forecast, measured
 from kedit_lib.editing.compute_k import keys_at, outputs_at
 from kedit_lib.errors import KeditError
 from kedit_lib.models.tokenization import encode_prompt
-from kedit_lib.streams.named_streams import cause_streams, every_stream, groups_of
+from kedit_lib.streams.named_streams import every_stream, groups_of
 
 pytestmark = pytest.mark.slow
 N = 6
@@ -166,7 +166,7 @@ def test_every_stream_of_the_catalogue_makes_a_method(bench):
     assert bench.method("alphaedit-rank").nullspace_rank == round(7 / 8 * bench.model.d_ff)
     every = every_stream(bench.profile)
     assert all(every[name] == stream for group in groups_of(bench.profile).values() for name, stream in group.items())
-    assert all(s.brief for s in cause_streams().values())
+    assert all(s.brief for s in groups_of(bench.profile)["causes"].values())
 
 
 def test_a_pruned_stream_is_the_stream_with_its_end_measured_again(bench):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import kedit_lib as kedit
-from kedit_lib.analysis.moments_choice import choice_cost, main
+from kedit_lib.analysis.moments_choice import choice_cost, own_text_cost
 from kedit_lib.lab import world_of
 from kedit_lib.lab.corpus import texts
 
@@ -26,10 +26,7 @@ def test_the_same_text_costs_nothing_and_another_what_it_does(tmp_path):
     assert not model.edited
 
 
-def test_a_missing_text_is_one_line(tmp_path, capsys):
-    out = tmp_path / "table.csv"
-    records = tmp_path / "edits.json"
-    records.write_text('[{"prompt": "{} is", "subject": "a", "target_new": "b"}]')
-    asked = ["lab-small", "--reference", str(tmp_path / "missing.txt"), "--edits", str(records), "--n", "1"]
-    assert main([*asked, "--out", str(out)]) == 1
-    assert "missing.txt" in capsys.readouterr().err and not out.exists()
+def test_a_missing_text_is_one_line(tmp_path):
+    model = kedit.load_model("lab-small")
+    with pytest.raises(kedit.KeditError, match="missing.txt"):
+        own_text_cost(model, str(tmp_path / "missing.txt"), kedit.load_edits("lab", model=model, limit=1))
