@@ -94,7 +94,8 @@ def decompose(model, method, edits, facts, moments=None, contexts=None, match="e
 def decomposition(bench: Bench, name: str, order: int = 0, edits: int = 20, facts: int = FACTS) -> pd.DataFrame | None:
     """`decompose` of the first `edits` of a stream and `facts` untouched facts: the committed table, whatever its size,
     or one from results/. A live order that is in neither is measured; another one is None."""
-    if (found := stored(bench, name, order, WHAT)) is None and order in bench.profile.live_orders:
+    found = stored(bench, name, order, WHAT)
+    if found is None and order in bench.profile.live_orders:
         found = keep(bench, name, order, WHAT, lambda: measure(bench, name, order, edits, facts))
     return found
 

@@ -1,7 +1,7 @@
-"""How many single edits a model will bear, told before the first one: from a few edits made apart.
+"""How many single edits a model will bear, forecast before the first one from a few edits made apart.
 
-Until bystanders are lost, edits of a stream answer little to each other; what they do to another subject adds up like
-a random walk (`decomposition`). So N_model can be foretold without a stream:
+Until bystanders are lost, edits of a stream interact little; what they do to another subject adds up like a random walk
+(`decomposition`). So N_model can be forecast without a stream:
 
     spills   n edits, each made on the unedited model: how far does each move the state h of each of some strangers?
              a_ju = ‖h_j(u) − h(u)‖² / ‖h(u)‖²,  h after the last edited layer, at the subject's last token
@@ -113,10 +113,10 @@ def measure(bench: Bench, name: str, order: int) -> dict[str, float]:
 
 
 def foretold(bench: Bench | None = None, models=(), live=("memit",)) -> pd.DataFrame:
-    """A row a model, stream and order that was foretold: N (inf: beyond FURTHEST), theta, spill. Of committed data: the
-    models with these labels; of the bench: what was measured of its streams, its live orders of `live` now if need be.
+    """A row a model, stream and order with a forecast: N (inf: beyond FURTHEST), theta, spill. From committed data, for
+    the models with these labels; and from the bench, whose live orders of the streams `live` are measured if need be.
     """
-    found = [(model, name, order, one) for model, name, order, one in committed(WHAT, models)]
+    found = committed(WHAT, models)
     for name in STREAMS if bench is not None and bench.label not in models else ():
         for order in bench.profile.orders if name in bench.streams else ():
             one = stored(bench, name, order, WHAT)

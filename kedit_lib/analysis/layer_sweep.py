@@ -1,7 +1,7 @@
 """Which layers to edit, and the scale of the residual stream: single edits of the development people.
 
-`kedit layer-sweep --model lab` writes layers.csv and scales.csv beside the weights. No
-stream edits these people or asks about them. Every row is measured with the published hyperparameters.
+`kedit layer-sweep --model lab` writes layers.csv and scales.csv beside the weights, measured with the published
+hyperparameters. No stream edits these people or asks about them.
 """
 
 from __future__ import annotations

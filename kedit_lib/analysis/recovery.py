@@ -1,14 +1,14 @@
 """Why the optimised probability falls, and whether an optimisation can lift it again.
 
-δ is made of Adam's steps, each about v_lr long in every coordinate whatever the model is like, and the norms of the
-layers above read the direction of v₀ + δ alone. So what an optimisation can do may hang on how far its steps reach
-against the state that they are added to, within the clamp:
+δ is a sum of Adam's steps, each about v_lr long in every coordinate on any model, and the norms of the layers above
+see only the direction of v₀ + δ. So an optimisation may depend on how far its steps reach against the state that they
+are added to, within the clamp:
 
     reach = min(v_lr · √d_model · (v_num_grad_steps − 1) / ‖v₀‖,  clamp_norm_factor)
 
-`reaches` reads from finished streams that optimisations do nothing where the reach has become small; `measure` asks
-whether it is the reach: it goes along a stream and looks for targets of other people with a larger budget, or with part
-of the prompt as it was.
+`reaches` shows from finished streams that optimisations do nothing where the reach has become small. `measure` tests
+whether the reach is the cause: along a stream it optimises targets of other people with a larger budget, or with part
+of the prompt unedited.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ def reaches(bench: Bench, streams: dict[str, Stream], orders=(0,)) -> pd.DataFra
 
 
 def _windows(run: Run, method, d_model: int) -> list[dict]:
-    edits = run.edits[["edit", "probability_first", "probability_last", "v0_norm"]].astype(float)
+    edits = run.edits[["edit", "probability_first", "probability_last", "v0_norm"]]
+    edits = edits[: len(edits) // WINDOW * WINDOW].astype({"v0_norm": float})
     if edits.v0_norm.isna().any():
         return []
     edits = edits.assign(
@@ -78,18 +79,10 @@ def _windows(run: Run, method, d_model: int) -> list[dict]:
         lifted=edits.probability_last / edits.probability_first,
         frozen=frozen(edits.probability_first, edits.probability_last),
     )
-    parts = [edits.iloc[i : i + WINDOW] for i in range(0, len(edits) - WINDOW + 1, WINDOW)]
-    return [
-        {
-            "edit": int(part.edit.max()),
-            "reach": part.reach.median(),
-            "lifted": part.lifted.median(),
-            "frozen": part.frozen.mean(),
-            "p": part.probability_last.median(),
-            "v0": part.v0_norm.median(),
-        }
-        for part in parts
-    ]
+    windows = edits.groupby(np.arange(len(edits)) // WINDOW)
+    middle = {"reach": "reach", "lifted": "lifted", "p": "probability_last", "v0": "v0_norm"}
+    medians = {name: (column, "median") for name, column in middle.items()}
+    return windows.agg(edit=("edit", "max"), frozen=("frozen", "mean"), **medians).to_dict("records")
 
 
 def lift(bench: Bench, name: str, order: int = 0) -> pd.DataFrame | None:
@@ -139,9 +132,10 @@ def _look(model, method, edits, given: dict) -> pd.DataFrame:
 
 
 def budgets(bench: Bench, name: str, grown: float) -> dict:
-    """{what it is: the stream's method with it} of what is tried beside the stream's own; grown: how many times as long
-    as unedited the states v₀ are. Larger budgets; of a stream that looks prompts up at the wrong places the method
-    itself, of others part of the prompt as it is on the unedited model."""
+    """{budget: the stream's method with it} beside the stream's own; grown: ‖v₀‖ over its unedited value.
+
+    Larger budgets; and for a stream that reads keys at the wrong places the method without that bug, for others part of
+    the prompt as it is on the unedited model."""
     stream, method = bench.streams[name], bench.method(name)
     own = method.model_dump()
     found = {
@@ -156,11 +150,10 @@ def budgets(bench: Bench, name: str, grown: float) -> dict:
 def lifting_table(found: dict[tuple[str, int], pd.DataFrame]) -> pd.DataFrame:
     """A row a stream, order, number of edits and budget: medians of p_first, p_last, v0 and reach, and the shares of
     frozen optimisations and of edits that the model says. found: {(stream, order): `measure`}."""
-    rows = []
-    for (stream, order), table in found.items():
-        for (done, budget), part in table.groupby(["edits_done", "budget"], sort=False):
-            middle = part[["p_first", "p_last", "v0", "reach"]].median()
-            stuck = frozen(part.p_first, part.p_last).mean()
-            named = {"stream": stream, "order": order, "edits_done": done, "budget": budget}
-            rows.append({**named, **middle, "frozen": stuck, "said": part.said.mean()})
-    return pd.DataFrame(rows)
+    tables = [
+        table.assign(stream=stream, order=order, frozen=frozen(table.p_first, table.p_last))
+        for (stream, order), table in found.items()
+    ]
+    of = pd.concat(tables).groupby(["stream", "order", "edits_done", "budget"], sort=False)
+    medians = of[["p_first", "p_last", "v0", "reach"]].median()
+    return medians.join(of[["frozen", "said"]].mean()).reset_index()

@@ -16,7 +16,7 @@ from PIL import Image as Picture
 
 from ..data.config import REPOSITORY
 
-# Okabe–Ito: told apart by colour-blind readers; line styles and markers say the same again.
+# Okabe–Ito, for colour-blind readers; line styles and markers repeat the distinction.
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 DASHES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), "-"]
 WIDTH = 7.5  # inches, of figures with several panels: at the width of a phone their text can still be read
@@ -99,7 +99,7 @@ def keep(table: pd.DataFrame, name: str) -> pd.DataFrame:
 
 
 def say(text: str, name: str | None = None) -> None:
-    """A paragraph whose numbers come from data; with a name also saved, as figures/<name>.md."""
+    """Show a paragraph; with a name also save it as figures/<name>.md."""
     if name is not None:
         folder().mkdir(parents=True, exist_ok=True)
         (folder() / f"{name}.md").write_text(text + "\n", encoding="utf-8")
@@ -107,13 +107,12 @@ def say(text: str, name: str | None = None) -> None:
 
 
 def without_tags(text: str) -> str:
-    """Markdown in which nothing is HTML: what a model wrote is quoted in sentences, too."""
+    """Markdown in which nothing is HTML: paragraphs also quote what a model wrote."""
     return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)
 
 
 def verdict(claim: str, answer: str, number: str, where: str, figure: str | None = None) -> None:
-    """The box a notebook opens with: the report's claim, the answer in one sentence, the number that decides it, the
-    models and settings it was measured on; figure: the name of the figure that shows it."""
+    """The box a notebook opens with. claim: the report's; where: models and settings; figure: the one that shows it."""
     rows = {"The report says": claim, "Answer": answer, "Number": number, "Measured on": where}
     if figure is not None:
         rows["Figure"] = f"[{figure}](../../figures/{figure}.png)"
@@ -121,7 +120,7 @@ def verdict(claim: str, answer: str, number: str, where: str, figure: str | None
 
 
 def floor(ax, value: float, text: str) -> None:
-    """The value of a model that knows nothing, named beside the panel, where no curve is."""
+    """A line at the value of a model that knows nothing, named beside the panel."""
     ax.axhline(value, color="grey", linewidth=1, linestyle=(0, (2, 3)))
     ax.annotate(
         text, (1.01, value), xycoords=("axes fraction", "data"), ha="left", va="center", fontsize=8, color="dimgrey"
@@ -133,9 +132,6 @@ def tick_at(axis, values) -> None:
     axis.set_major_locator(FixedLocator(sorted(set(values))))
     axis.set_major_formatter(FormatStrFormatter("%g"))
     axis.set_minor_locator(NullLocator())
-
-
-# ---- whole figures -----------------------------------------------------------------------------------
 
 
 def panels_of(count: int, columns: int, height: float = 3.0, **shared):
@@ -184,6 +180,3 @@ def legend_below(fig, ax, columns: int = 5) -> None:
     """One legend for all panels, in rows under them, from the curves of one of them."""
     handles, labels = ax.get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), columns), fontsize=9)
-
-
-# ---- the data behind figures -------------------------------------------------------------------------

@@ -1,11 +1,10 @@
-"""One notebook: its parameters, what its source may hold, the clean form of its output, what went wrong in it.
+"""One notebook: its parameters, the rules for its source, the clean form of its output, what went wrong in it.
 
-A source holds no outputs, exactly one cell tagged `parameters`, short cells and no function definitions
-(`faults_of_source`). An executed notebook that goes into version control must be the same file for the same numbers,
-so `tidy` takes out what changes from run to run (times, random ids, process numbers) and what belongs to one machine
-(absolute paths).
+A source holds no outputs, exactly one cell tagged `parameters`, and short cells (`faults_of_source`). An executed
+notebook must be the same file for the same numbers, so `tidy` takes out what changes from run to run (times, random
+ids, process numbers) and what belongs to one machine (absolute paths).
 
-Notebooks are read as the JSON that they are: importing nbformat takes longer than everything else here.
+Notebooks are read as JSON: importing nbformat takes longer than everything else here.
 """
 
 import ast
@@ -15,8 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from kedit_lib.data.config import load_profile
-from kedit_lib.errors import KeditError
+from ..data.config import load_profile
+from ..errors import KeditError
 
 MAX_LINES = 25
 VERDICT = "verdict"  # tag of the cell that makes the box a notebook opens with
@@ -37,23 +36,19 @@ def write(notebook: dict[str, Any], path: Path) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def _source(cell: dict[str, Any]) -> str:
+def source_of(cell: dict[str, Any]) -> str:
     return "".join(cell["source"])  # stored as one text or as lines
 
 
-def _tags(cell: dict[str, Any]) -> set[str]:
+def tags_of(cell: dict[str, Any]) -> set[str]:
     return set(cell["metadata"].get("tags", []))
 
 
 def parameters_of(path: Path) -> dict[str, Any]:
-    """What the notebook's one `parameters` cell assigns: {name: default}.
-
-    The cell is read, not run: it may only assign plain values to names, so that what is injected after it is all that
-    a run depends on.
-    """
+    """What the notebook's one `parameters` cell assigns: {name: default}. It may only assign plain values to names."""
     try:
-        cells = [cell for cell in read(path)["cells"] if "parameters" in _tags(cell)]
-        texts = [_source(cell) for cell in cells]
+        cells = [cell for cell in read(path)["cells"] if "parameters" in tags_of(cell)]
+        texts = [source_of(cell) for cell in cells]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise KeditError(f"{path.name}: is no notebook; save it again with JupyterLab") from None
     if len(cells) != 1:
@@ -71,10 +66,10 @@ def parameters_of(path: Path) -> dict[str, Any]:
 
 
 def faults_of_source(path: Path) -> list[str]:
-    """Everything about a notebook's source that breaks a house rule, one line each; empty if it is clean."""
+    """The rules that a notebook's source breaks, one line each."""
     faults = []
     for number, cell in enumerate(read(path)["cells"], start=1):
-        text, where = _source(cell), f"{path.name}: cell {number}"
+        text, where = source_of(cell), f"{path.name}: cell {number}"
         if "id" not in cell:
             faults.append(f"{where}: has no id; save the notebook once with JupyterLab (notebook format 4.5)")
         if cell["cell_type"] != "code":
@@ -93,18 +88,18 @@ def faults_of_source(path: Path) -> list[str]:
 
 
 def tidy(notebook: dict[str, Any], root: Path) -> None:
-    """Take out of an executed notebook whatever is not its author's text or its numbers."""
+    """Reduce an executed notebook to its author's text and its numbers."""
     notebook["metadata"].pop("papermill", None)
     notebook["metadata"].get("language_info", {}).pop("version", None)
     cells = notebook["cells"]
-    for cell in [cell for cell in cells if VERDICT in _tags(cell)]:  # the answer first: behind the title
+    for cell in [cell for cell in cells if VERDICT in tags_of(cell)]:  # the answer first: behind the title
         cells.remove(cell)
         cells.insert(1, cell)
         cell["metadata"]["jupyter"] = {"source_hidden": True}
     for cell in notebook["cells"]:
         for key in ("papermill", "execution"):  # times, and papermill's own absolute paths
             cell["metadata"].pop(key, None)
-        if INJECTED in _tags(cell):
+        if INJECTED in tags_of(cell):
             cell["id"] = INJECTED  # papermill draws a random one
         _map_text(cell.get("outputs", []), lambda text: _without_paths(text, root))
     _name_widgets_by_order(notebook)
@@ -131,7 +126,7 @@ def _without_paths(text: str, root: Path) -> str:
 
 
 def _name_widgets_by_order(notebook: dict[str, Any]) -> None:
-    """Number the widgets' random ids as they are met, from the outputs that show them down to what they consist of."""
+    """Number the widgets' random ids in the order of the outputs that show them; parts after their whole."""
     widgets = notebook["metadata"].get("widgets", {}).get("application/vnd.jupyter.widget-state+json", {})
     state, order = widgets.get("state", {}), []
 
@@ -156,7 +151,7 @@ def was_started(notebook: dict[str, Any]) -> bool:
 
 def failure_of(notebook: dict[str, Any]) -> str:
     """Where and why papermill stopped, in one line; cells are counted as in the source."""
-    cells = [cell for cell in notebook["cells"] if not {MARKER, INJECTED} & _tags(cell)]
+    cells = [cell for cell in notebook["cells"] if not {MARKER, INJECTED} & tags_of(cell)]
     last = 0  # the last cell that was started
     for number, cell in enumerate(cells, start=1):
         run = cell["metadata"].get("papermill", {})

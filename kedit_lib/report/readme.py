@@ -1,5 +1,4 @@
-"""The README's table of claims and the speeds in docs/speed.md, written from figures/ by `kedit readme`; a test holds
-them together."""
+"""The README's table of claims and the speeds in docs/speed.md, written from figures/ by `kedit readme`."""
 
 from __future__ import annotations
 

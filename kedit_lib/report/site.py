@@ -1,10 +1,10 @@
-"""The report as a web site: `kedit report` writes report/index.html, read from a folder, without a network.
+"""The report as a web site: `kedit report` writes report/index.html, which needs no server and no network.
 
 Sphinx makes it from the executed notebooks and docs/*.md: MyST reads the Markdown, Furo has the contents column, the
-search and the dark mode, sphinx-copybutton copies code, `mathml` writes formulas, sort.js sorts tables. index.html is
-the summary to forward: the README's first lines and the verdict of each notebook.
+search and the dark mode, sphinx-copybutton copies code, `mathml` writes formulas, sort.js sorts tables. index.html
+holds the README's first lines and the verdict of each notebook.
 
-Whatever a model wrote is shown as text: outputs are rendered here, cleaned, and handed to Sphinx as finished HTML.
+Whatever a model wrote is shown as text: outputs are rendered and cleaned here, and reach Sphinx as finished HTML.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from kedit_lib.data.atomic import replacing
-from kedit_lib.data.config import REPOSITORY
-from kedit_lib.errors import KeditError
-from kedit_lib.report import notebooks
-from kedit_lib.report.html_tables import boxed, cleaned, tidied
+from ..data.atomic import replacing
+from ..data.config import REPOSITORY
+from ..errors import KeditError
+from . import notebooks
+from .html_tables import boxed, cleaned, tidied
+from .notebooks import VERDICT, source_of, tags_of
 
 PAGES = Path(__file__).resolve().parent / "pages"
 FORMS = (".svg", ".pdf", ".csv")  # of a figure, for download
@@ -83,10 +84,8 @@ class Site:
 
 
 def write_report(executed: Path, figures: Path, report: Path, root: Path = REPOSITORY) -> Path:
-    """The site of these executed notebooks, and of README.md and docs/ in `root`; where its index is.
-
-    `report` is written anew, and takes the old one's place when it is whole.
-    """
+    """The site of these executed notebooks and of README.md and docs/ in `root`, written atomically to `report`; the
+    path of its index."""
     paths = [path for path in sorted(executed.glob("*.ipynb")) if not path.stem.endswith(".running")]
     if not paths:
         raise KeditError(f"{executed}: holds no executed notebook; run 'make reproduce' first")
@@ -122,12 +121,8 @@ def _title(text: str, stem: str) -> str:
     return next((line.lstrip("# ") for line in text.splitlines() if line.startswith("# ")), stem)
 
 
-def _source(cell: dict) -> str:
-    return "".join(cell["source"])
-
-
 def _markdown(notebook: dict) -> str:
-    return "\n\n".join(_source(cell) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
+    return "\n\n".join(source_of(cell) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
 
 
 def _index(root: Path, sources: dict, docs: dict, site: Site, files: Path) -> str:
@@ -145,7 +140,7 @@ def _index(root: Path, sources: dict, docs: dict, site: Site, files: Path) -> st
     first = site.linked(re.sub(r"!\[([^]]*)\]\(([^)]+)\)", picture, first), ".md")
     parts = [first, "## What each notebook answers"]
     for stem, notebook in sources.items():
-        said = [_outputs(cell, site) for cell in notebook["cells"] if notebooks.VERDICT in _tags(cell)]
+        said = [_outputs(cell, site) for cell in notebook["cells"] if VERDICT in tags_of(cell)]
         parts += [f"### [{site.named(stem)}]({stem}.md)", *said]
     for caption, stems in (("Notebooks", sources), ("Pages", docs)):
         names = [f"{site.named(stem)} <{stem}>" for stem in stems]
@@ -153,22 +148,18 @@ def _index(root: Path, sources: dict, docs: dict, site: Site, files: Path) -> st
     return "\n\n".join(parts)
 
 
-def _tags(cell: dict) -> set[str]:
-    return set(cell["metadata"].get("tags", []))
-
-
 def _page(notebook: dict, site: Site, files: Path) -> str:
     """A notebook as MyST: its prose, its code folded, its outputs as HTML; its figures are copied to `files`."""
     parts = []
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":
-            parts.append(site.linked(_source(cell), ".md"))
-        elif cell["cell_type"] == "code" and (code := _source(cell).strip()):
+            parts.append(site.linked(source_of(cell), ".md"))
+        elif cell["cell_type"] == "code" and (code := source_of(cell).strip()):
             lines = len(code.splitlines())
             top = f'<details class="code"><summary>code, {lines} line{"s" if lines > 1 else ""}</summary>'
             folded = [top, f"{FENCE}python\n{code}\n{FENCE}", "</details>"]
             shown = [_outputs(cell, site, files)]
-            parts += shown + folded if notebooks.VERDICT in _tags(cell) else folded + shown
+            parts += shown + folded if VERDICT in tags_of(cell) else folded + shown
     return "\n\n".join(parts)
 
 
@@ -187,7 +178,7 @@ def _outputs(cell: dict, site: Site, files: Path | None = None) -> str:
             shown.append(boxed(cleaned(tidied(data["text/html"]))))
         elif text := data.get("text/plain") or "".join(output.get("text", "")):
             shown.append(f'<pre class="said">{html.escape(text)}</pre>')
-    kind = "verdict" if notebooks.VERDICT in _tags(cell) else "output"
+    kind = "verdict" if VERDICT in tags_of(cell) else "output"
     whole = re.sub(r"\n\s*\n", "\n", "\n".join(shown)).replace(FENCE, "")
     return f'{FENCE}{{raw}} html\n<div class="{kind}">\n{whole}\n</div>\n{FENCE}' if shown else ""
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..data.chat import in_chat
+from ..data.config import results_folder
 from ..data.edit import Edit
 from ..data.files import records_of
 from ..data.records import Record
@@ -117,7 +118,6 @@ def _made(source: str, model, limit: int, seed: int) -> list[Edit]:
         from ..lab.edits import lab_edits
 
         return lab_edits(world_of(model), limit, seed)
-    from ..data.config import results_folder
     from .world_facts import known_world
 
     return known_world(model, results_folder() / "known").edits(limit, seed)
@@ -140,8 +140,8 @@ def _edit(model, chat: bool, text: str | None = None, **fields) -> Edit:
 def _warn(name: str, edits: list[Edit], rejected: pd.DataFrame) -> None:
     said, total = [], len(edits) + len(rejected)
     if len(rejected):
-        said.append(f"{len(rejected)} of {total} records cannot be edits and are left out, the first: ")
-        said[-1] += f"{rejected.reason[0]} (read_edits lists them all)"
+        left_out = f"{len(rejected)} of {total} records cannot be edits and are left out"
+        said.append(f"{left_out}, the first: {rejected.reason[0]} (read_edits lists them all)")
     if same := sum(e.target_new == e.target_true for e in edits):
         said.append(f"in {same} of {len(edits)} edits target_new equals target_true")
     if spaces := sum(e.ends_in_space for e in edits):

@@ -19,9 +19,9 @@ class Interrupt:
 
 @contextlib.contextmanager
 def postponed() -> Iterator[Interrupt]:
-    """Inside, the first Ctrl-C is only noted, for the caller to stop where it is safe; a second one acts at once.
+    """Inside, the first Ctrl-C is only noted, so that the caller can stop where it is safe; a second one acts at once.
 
-    Only the main thread is told of signals, and a process that ignores them goes on doing so: nothing changes there.
+    Nothing changes outside the main thread, which alone gets signals, or in a process that ignores Ctrl-C.
     """
     interrupt, before = Interrupt(), signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(before):

@@ -1,4 +1,4 @@
-"""What the unedited model was found to say, kept in a folder so that no question is asked twice."""
+"""The unedited model's answers, kept in a folder so that no question is asked twice."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ class KnownAnswers:
     """Called with (prompt, answer) pairs: for each whether the unedited model says the answer by greedy decoding.
 
     match   as in `generation_accuracy`
-    folder  where the answers are kept, one file for a model's weights and setting; None: they are asked again by
-            the next process. Of two processes that ask at once the last keeps its answers, the other asks again
+    folder  where the answers are kept, one file for a model's weights and setting; None: the next process asks again
     """
 
     def __init__(self, model, match: str, folder: Path | None = None):

@@ -83,14 +83,13 @@ def lab_probes(
 ) -> list[Probe]:
     """The standard probes of a lab stream.
 
-    edits; `untouched` facts of people no edit names, and all such facts where a stream turns; a fifth as
-    many of the other facts of edited people; perplexity on `texts` documents of plain text. `families`: also
-    each edit by itself, locality, portability, distraction, overfitting, fluency and consistency, and the health
-    of `layers` (the edited ones; none: without). `every`: edits between two checkpoints at which all this is
-    asked; in between only whether the model is dead, and whether edits hold.
+    edits; `untouched` facts of people whom no edit names, and all such facts at the collapse points; a fifth as many of
+    the other facts of edited people; perplexity on `texts` documents of plain text. `families`: also each edit by
+    itself, locality, portability, distraction, overfitting, fluency and consistency, and the health of `layers` (the
+    edited ones; none: without). `every`: edits between two checkpoints at which all this is asked; in between only
+    whether the model is dead, and whether edits hold.
     """
-    from ..lab import world_of
-    from ..lab.corpus import plain_texts
+    from ..lab import corpus, questions, world_of
     from ..lab.edits import ask, other_facts, untouched_facts
 
     world, rng = world_of(model), random.Random(f"probes-{seed}")
@@ -101,30 +100,23 @@ def lab_probes(
     own = [f for e in edits for f in other_facts(world, e)]
     own = rng.sample(own, min(len(own), max(1, untouched // 5)))
     strangers = asked("untouched", untouched_facts(world, edits, untouched, seed), every, VitalProbe)
-    plain = PerplexityProbe(tuple(plain_texts(world, texts)), every)
+    plain = PerplexityProbe(tuple(corpus.plain_texts(world, texts)), every)
     found = [EditProbe(families, every), strangers, asked("same subjects", own, every), plain]
     if families:
         found.append(asked("all untouched", untouched_facts(world, edits), None))
-        found += _lab_families(world, edits, strangers, plain, layers, every)
+        found += family_probes(
+            edits,
+            questions=[questions.consequences(world, e) for e in edits],
+            inverses=[questions.inverse_prompts(e) for e in edits],
+            unrelated=zip(strangers.prompts, strangers.answers, strict=True),
+            aside={
+                "new on same subjects": tuple(questions.own_prompt(world, e) for e in edits),
+                "new on strangers": other_prompts(edits, strangers.prompts, strangers.answers),
+            },
+            references=[questions.references(world, e) for e in edits],
+            corpus=corpus.texts(world, IDF_TEXTS),
+            texts=plain.texts,
+            layers=layers,
+            every=every,
+        )
     return found
-
-
-def _lab_families(world, edits, strangers: FactProbe, plain: PerplexityProbe, layers, every: int) -> list[Probe]:
-    from ..lab import questions
-    from ..lab.corpus import texts
-
-    return family_probes(
-        edits,
-        questions=[questions.consequences(world, e) for e in edits],
-        inverses=[questions.inverse_prompts(e) for e in edits],
-        unrelated=zip(strangers.prompts, strangers.answers, strict=True),
-        aside={
-            "new on same subjects": tuple(questions.own_prompt(world, e) for e in edits),
-            "new on strangers": other_prompts(edits, strangers.prompts, strangers.answers),
-        },
-        references=[questions.references(world, e) for e in edits],
-        corpus=texts(world, IDF_TEXTS),
-        texts=plain.texts,
-        layers=layers,
-        every=every,
-    )

@@ -1,13 +1,14 @@
-"""Whether a model can be edited here, and what that will cost: `kedit.check_model(model)`.
+"""Whether a model can be edited on this machine, and what that will cost.
 
     kedit.check_model("Qwen/Qwen2.5-0.5B", profile="gpu")
 
-gives a table: what was recognised, what one edit did before it was taken back, which layers and λ are proposed, and the
-minutes that the notebooks would take here.
+gives a table: what was recognised, what one edit did before it was taken back, the proposed layers and λ, and the
+minutes that the notebooks would take.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from dataclasses import dataclass
@@ -23,12 +24,14 @@ from ..editing import ROME, method_class
 from ..editing.contexts import generate_contexts
 from ..editing.proposal import propose, write_proposal
 from ..errors import KeditError
+from ..evaluation import answer_probability
 from ..evaluation.accuracy import known_edits
 from ..models.causal_trace import causal_trace
 from ..models.checked import check_editable
 from ..models.loading import load_model
 from ..models.model import EditableModel
 from ..models.tokenization import check_edit, encode, target_ids
+from .edit_sets import load_edits
 from .named_streams import streams_of
 
 TRACED, SAMPLES = 5, 3  # known facts that are traced, and noises for each
@@ -73,22 +76,22 @@ class Trial:
 
 def common_edits() -> list[Edit]:
     """Facts that many models know, each with the next one's object as the new one."""
-    found = []
-    for prompt, facts in COMMON:
-        for i, (subject, true) in enumerate(facts):
-            found.append(Edit(prompt, subject, facts[(i + 1) % len(facts)][1], target_true=true))
-    return found
+    return [
+        Edit(prompt, subject, facts[(i + 1) % len(facts)][1], target_true=true)
+        for prompt, facts in COMMON
+        for i, (subject, true) in enumerate(facts)
+    ]
 
 
 @dataclass(frozen=True)
 class Check:
-    """What was found out about a model.
+    """What `check` found.
 
     table      index: what; column: value
     effect     of `causal_trace`, at the subject's last token (empty: it knows no fact that was asked)
     traced     how many facts were traced
     rome, memit    proposed layers
-    path       the file with the model's parameters (None: none was written)
+    path       the model's parameter file (None: none was written)
     """
 
     table: pd.DataFrame
@@ -110,7 +113,7 @@ class Check:
 
 
 def check_model(model, edits=None, profile: str | Profile | None = None, write: bool = True) -> pd.DataFrame:
-    """A table (index: what; column: value) of what a model is, what one edit of it does and costs, and where to edit.
+    """A table (index: what; column: value): what a model is, what one edit of it does and costs, and where to edit.
 
     model    an EditableModel, or what `load_model` takes
     edits    Edits with target_true, of facts that the model may know: they are traced, the first known one is tried.
@@ -170,9 +173,8 @@ def check(model, edits=None, profile: str | Profile | None = None, write: bool =
 
 def try_edit(model, edit: Edit, layers: list[int]) -> Trial:
     """One edit by ROME without C, over as many contexts as MEMIT has, and taken back."""
-    from ..evaluation import answer_probability
-
-    method, was = ROME(layers=layers, mom2_adjustment=False), _weights(model, layers)
+    method = ROME(layers=layers, mom2_adjustment=False)
+    was = [model.weight(layer).detach().clone() for layer in layers]
     contexts = generate_contexts(model, style=method_class("memit").context_style)
     before = answer_probability(model, [edit.text], [edit.target_new]).item()
     held = model.snapshot()
@@ -181,7 +183,7 @@ def try_edit(model, edit: Edit, layers: list[int]) -> Trial:
     seconds = time.perf_counter() - begin
     after = answer_probability(model, [edit.text], [edit.target_new]).item()
     model.load_snapshot(held)
-    restored = all(map(torch.equal, was, _weights(model, layers)))
+    restored = all(torch.equal(w, model.weight(layer)) for w, layer in zip(was, layers, strict=True))
     return Trial(edit, seconds, before, after, restored)
 
 
@@ -192,13 +194,8 @@ def notebook_minutes(profile: Profile, seconds_an_edit: float, seconds_a_questio
     stream = len(profile.live_orders) * (profile.n_edits * seconds_an_edit + asked)
     names = {notebook: _fitting(streams_of(profile), patterns) for notebook, patterns in NEEDS.items()}
     found = {notebook: len(needed) * stream for notebook, needed in names.items()}
-    alone = {
-        "00": 1,
-        "01": 2 * profile.n_single,
-        "04": sum(profile.mass_sizes),
-        "08": LAYER_EDITS,
-        "11": profile.n_single,
-    }
+    single = profile.n_single
+    alone = {"00": 1, "01": 2 * single, "04": sum(profile.mass_sizes), "08": LAYER_EDITS, "11": single}
     for notebook, edits in alone.items():
         found[notebook] += edits * seconds_an_edit
     every = len(set().union(*names.values())) * stream + sum(alone.values()) * seconds_an_edit
@@ -210,8 +207,8 @@ def _fitting(names, patterns: str) -> set[str]:
 
 
 def roughly(value: float, least: float) -> str:
-    """ "about" the nearest of 1, 2 and 5 times a power of ten: a time hangs on what else the machine does, and a
-    table that is kept should not change with it."""
+    """ "about" the nearest of 1, 2 and 5 times a power of ten: times vary from run to run, and a committed table should
+    not."""
     if value < least:
         return f"< {least:g}"
     unit = 10.0 ** math.floor(math.log10(value))
@@ -220,26 +217,16 @@ def roughly(value: float, least: float) -> str:
 
 def _own_edits(model) -> list[Edit]:
     """The lab's own, or of the common ones those that this tokenizer can write."""
-    if model.name not in LAB_MODELS:
-        if writable := [e for e in common_edits() if _can_write(model.tokenizer, e)]:
-            return writable
+    if model.name in LAB_MODELS:
+        return load_edits("lab", model=model, limit=2 * TRACED)
+    writable = []
+    for edit in common_edits():
+        with contextlib.suppress(KeditError):
+            check_edit(model.tokenizer, edit)
+            writable.append(edit)
+    if not writable:
         raise KeditError(f"check_model: {model.name} can write none of the well-known facts; pass edits it may know")
-    from .edit_sets import load_edits
-
-    return load_edits("lab", model=model, limit=2 * TRACED)
-
-
-def _can_write(tokenizer, edit: Edit) -> bool:
-    try:
-        check_edit(tokenizer, edit)
-    except KeditError:
-        return False
-    return True
-
-
-def _weights(model, layers: list[int]) -> list[torch.Tensor]:
-    """Copies of the edited maps."""
-    return [model.weight(layer).detach().clone() for layer in layers]
+    return writable
 
 
 def _listed(layers: list[int]) -> str:

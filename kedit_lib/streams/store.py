@@ -1,4 +1,4 @@
-"""Results on disk: one folder a run, found by a key over everything that changes its numbers."""
+"""Runs on disk: a folder each, named by a hash of everything that decides its numbers."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """For one process at a time: another one says so and waits. The lock goes with the process, however it ends.
+        """Lock the folder for this process; another one warns and waits. The lock ends with the process.
 
         KeditError for a folder that cannot be written.
         """
@@ -94,7 +94,7 @@ class RunFolder:
             remove(old)
 
     def newest_checkpoint(self) -> Checkpoint | None:
-        """The newest that is undamaged, with a warning for each that is not."""
+        """The newest undamaged checkpoint, with a warning for each damaged one."""
         there = self._checkpoints()
         for i, folder in enumerate(there):
             try:
@@ -105,7 +105,7 @@ class RunFolder:
         return None
 
     def resume(self) -> Checkpoint | None:
-        """The checkpoint to go on from; later ones, which are damaged, are removed. The folder must be held."""
+        """The checkpoint to resume from; later ones, which are damaged, are removed. The folder must be held."""
         found = self.newest_checkpoint()
         for folder in self._checkpoints():
             if found is None or folder.name > f"at-{found.done:06d}":
@@ -113,7 +113,7 @@ class RunFolder:
         return found
 
     def last_checkpoint(self) -> str:
-        """For messages: where the newest one lies."""
+        """For messages: where the newest checkpoint lies."""
         there = self._checkpoints()
         return f"last healthy checkpoint: {there[0]}" if there else "there is no checkpoint yet"
 
@@ -137,8 +137,7 @@ class RunFolder:
         return Checkpoint(state["done"], load_file(folder / "weights.safetensors"), *tables, state, history)
 
     def finish(self, edits: pd.DataFrame, checkpoints: pd.DataFrame, manifest: dict) -> dict:
-        """The final tables; the manifest last, because its presence says that the run is whole. Returns it as it is
-        stored."""
+        """Write the final tables, the manifest last: a folder with a manifest is complete. The manifest as stored."""
         for old in self._checkpoints()[1:]:
             remove(old)
         return write_tables(self.path, "", edits, checkpoints, manifest)
@@ -183,7 +182,7 @@ class Unstored(RunFolder):
 
 
 def write_parquet(table: pd.DataFrame, path: Path) -> None:
-    """A table as a small Parquet file: numbers byte by byte, hard compressed, without statistics."""
+    """A table as a small Parquet file: bytes of numbers split, strongly compressed, without statistics."""
     numbers = [name for name, kind in table.dtypes.items() if kind.kind == "f"]
     words = [name for name in table if name not in numbers]
     with replacing(path) as partial:
@@ -199,8 +198,8 @@ def write_parquet(table: pd.DataFrame, path: Path) -> None:
 
 
 def write_tables(folder, prefix: str, edits: pd.DataFrame, checkpoints: pd.DataFrame, manifest: dict) -> dict:
-    """`<prefix>edits.parquet`, `<prefix>checkpoints.parquet`, `<prefix>manifest.json` in `folder`, the last with
-    checksums of the others. Returns it as it is stored."""
+    """Write `<prefix>edits.parquet`, `<prefix>checkpoints.parquet` and, with their checksums, `<prefix>manifest.json`.
+    The manifest as stored."""
     folder, sums = Path(folder), {}
     for name, table in (("edits", edits), ("checkpoints", checkpoints)):
         path = folder / f"{prefix}{name}.parquet"

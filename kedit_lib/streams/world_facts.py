@@ -21,10 +21,9 @@ STEPS = ((lambda r: r.statements[0], 0), (lambda r: r.questions[0], 1), (lambda 
 def known_world(model, cache: Path | None = None) -> KnownWorld:
     """The facts of `geography` that the unedited model says by greedy decoding, and in which wordings.
 
-    All are asked in the first statement of their relation, those said there in the first question, and those said
-    there not in the second statement: to ask each in every wording would take three times as long. The text must begin
-    with the answer, "the" or not. cache: a folder where the answers are kept; they hang on the model's weights and on
-    every word that is asked.
+    All are asked in the first statement of their relation; known ones then in the first question, the others in the
+    second statement, for asking each in every wording would take three times as long. The text must begin with the
+    answer, "the" or not. cache: a folder where the answers are kept, by the model's weights and every word asked.
     """
     world = geography()
     asked = [[f.relation, f.subject, f.object] for f in world.asked]
