@@ -49,6 +49,8 @@ Data = Annotated[str | None, Option(help="other edits for this run: a file, a fo
 Texts = Annotated[str | None, Option(help="other plain text for second moments: a file or a hub name")]
 LiveOrders = Annotated[str | None, Option("--orders", help="edit orders to execute now: all, or numbers such as 0,2")]
 Fields = Annotated[list[str] | None, Option("-p", metavar="NAME=VALUE", help="change a field of the profile")]
+Only = Annotated[str | None, Option(metavar="NB", help="only notebooks whose names begin with this, such as 03")]
+Out = Annotated[Path | None, Option(help="folder for layers.csv and scales.csv (default: beside the weights)")]
 
 
 @app.command()
@@ -59,17 +61,14 @@ def reproduce(
     texts: Texts = None,
     orders: LiveOrders = None,
     fields: Fields = None,
-    only: Annotated[
-        str | None, Option(metavar="NB", help="only notebooks whose names begin with this, such as 03")
-    ] = None,
+    only: Only = None,
     force: Annotated[bool, Option("--force", help="run them even if they are current")] = False,
     check: Annotated[bool, Option("--check", help="run nothing; check the notebooks' sources")] = False,
 ) -> int:
-    """Execute the notebooks that are stale.
+    """Execute the notebooks that are stale: source, parameters, library or data changed since their last run.
 
-    Stale are those whose source, parameters, library or data have changed since they were last executed. The lab
-    profile writes notebooks/executed and figures, every other run results/executed-<run> and results/figures-<run>.
-    A notebook that failed is kept in results/failed.
+    The lab profile writes notebooks/executed and figures, every other run results/executed-<run> and
+    results/figures-<run>. A notebook that failed is kept in results/failed.
     """
     from .report import reproduce
 
@@ -102,9 +101,8 @@ def sweep(
     streams: Annotated[
         str,
         Option(
-            help="main, scaled (λ/d_ff × 0.1 and × 10), regimes (more edits, more layers, longer steps), others (the "
-            "other methods), causes, sensitivity, or names with commas; decomposition, foretold, lifting, memory and "
-            "scaling (which trains five lab models first) are what else the notebooks read"
+            help="a group (main, scaled, settings, regimes, others, editors, causes, sensitivity) or names with "
+            "commas; or what else the notebooks read: decomposition, foretold, lifting, memory, scaling (long)"
         ),
     ] = "main",
     plan: Annotated[bool, Option("--plan", help="only say what would run")] = False,
@@ -127,8 +125,7 @@ def claims(
 
 @app.command()
 def readme() -> None:
-    """Rewrite the README's tables of claims and speed. They are made of what reproduce and `make bench` left in
-    figures/."""
+    """Rewrite the README's table of claims and the speeds in docs/speed.md, from figures/."""
     from .report import readme
 
     readme.rewrite()
@@ -166,11 +163,9 @@ def layer_sweep(
     model: Annotated[str, Option(help="lab or lab-small")] = "lab",
     n: Annotated[int, Option(help="edits for each setting")] = 20,
     only: Annotated[Literal["layers", "scales"] | None, Option(help="one of the two sweeps")] = None,
-    out: Annotated[
-        Path | None, Option(help="folder for layers.csv and scales.csv (default: beside the weights)")
-    ] = None,
+    out: Out = None,
 ) -> None:
-    """Sweep the edited layers and the stream's scale. Edits people that are kept for it."""
+    """Sweep the edited layers and the stream's scale, with edits of people who are kept for it."""
     from .analysis import layer_sweep
 
     layer_sweep.run(model, n, only, out)

@@ -10,19 +10,25 @@ from typer import Argument, Option
 
 from .errors import KeditError
 
-EDIT_SETS = "lab, world, or a file, folder or hub name of edits: CounterFact, zsRE, yours"
 Model = Annotated[str, Argument(help="lab, lab-small, a folder with a model, or a hub id such as Qwen/Qwen2.5-0.5B")]
 Dtype = Annotated[str | None, Option(help="float32, bfloat16, float16 or float64 (default: as it is stored)")]
 Device = Annotated[str, Option(help="cpu, cuda, …, or the number of a GPU")]
 Trust = Annotated[bool, Option("--trust-remote-code", help="run the code that the model brings; read it first")]
 MethodName = Annotated[str, Option("--method", help="rome, r-rome, memit, pmet, alphaedit, ft-m, …")]
-Texts = Annotated[
-    str | None, Option(help="plain text for second moments: a file, a hub name, or self, what the model writes")
+Texts = Annotated[str | None, Option(help="plain text for second moments: a file, a hub name, or self (model-written)")]
+EDIT_SET = Option(help="lab, world, or a file, folder or hub name of edits: CounterFact, zsRE, yours")
+Facts = Annotated[str | None, Option(help="facts to ask, as edits with their true objects (default: well-known ones)")]
+For = Annotated[
+    str | None, Option(help="the run that minutes are estimated for (default: lab for a lab model, else gpu)")
 ]
-Save = Annotated[str | None, Option(metavar="FOLDER", help="put the edited model there, for transformers to load")]
+Ask = Annotated[list[str] | None, Option(metavar="PROMPT", help="another prompt to show (may be repeated)")]
 Limit = Annotated[int | None, Option(help="at most so many of them (default: all; 100 of the lab's)")]
 Chat = Annotated[bool, Option("--chat", help="prompts are questions to a chat model: put them into its chat template")]
 Seed = Annotated[int, Option(help="decides the sample and the order")]
+Save = Annotated[str | None, Option(metavar="FOLDER", help="save the edited model there, for transformers to load")]
+Deltas = Annotated[str | None, Option(metavar="FOLDER", help="save the updates alone there (kedit.load_deltas)")]
+Store = Annotated[str | None, Option(metavar="FOLDER", help="keep rows and checkpoints there; rerun to resume")]
+Rows = Annotated[Path | None, Option(metavar="FILE", help="write every row there, as .csv")]
 
 
 def check_model(
@@ -30,12 +36,8 @@ def check_model(
     dtype: Dtype = None,
     device: Device = "cpu",
     trust_remote_code: Trust = False,
-    edits: Annotated[
-        str | None, Option(help="facts to ask it about, as edits with their true objects (default: well-known ones)")
-    ] = None,
-    profile: Annotated[
-        str | None, Option(help="the run that minutes are estimated for (default: lab for a lab model, else gpu)")
-    ] = None,
+    edits: Facts = None,
+    profile: For = None,
     dry: Annotated[bool, Option("--dry", help="write no results/models/<name>.yaml")] = False,
 ) -> None:
     """Check a model and propose its parameters. Tries one edit, takes it back, and proposes layers and λ."""
@@ -54,14 +56,12 @@ def edit(
     prompt: Annotated[str, Option(help="the question, with {} where the subject goes, in quotes")],
     subject: Annotated[str, Option(help="who or what the fact is about")],
     to: Annotated[str, Option(help="the new object")],
-    ask: Annotated[list[str] | None, Option(metavar="PROMPT", help="another prompt to show (again and again)")] = None,
+    ask: Ask = None,
     method: MethodName = "memit",
     chat: Chat = False,
     texts: Texts = None,
     save: Save = None,
-    deltas: Annotated[
-        str | None, Option(metavar="FOLDER", help="put the change of the weights alone there (kedit.load_deltas)")
-    ] = None,
+    deltas: Deltas = None,
     dtype: Dtype = None,
     device: Device = "cpu",
     trust_remote_code: Trust = False,
@@ -88,7 +88,7 @@ def edit(
 
 def stream(
     model: Model,
-    edits: Annotated[str, Option(help=EDIT_SETS)],
+    edits: Annotated[str, EDIT_SET],
     limit: Limit = None,
     seed: Seed = 0,
     chat: Chat = False,
@@ -96,10 +96,7 @@ def stream(
     texts: Texts = None,
     batch: Annotated[int, Option(help="edits written at a time; 0: all at once")] = 1,
     every: Annotated[int, Option(help="edits between measurements")] = 25,
-    out: Annotated[
-        str | None,
-        Option(metavar="FOLDER", help="keep rows and checkpoints there; the same call again goes on from them"),
-    ] = None,
+    out: Store = None,
     save: Save = None,
     dtype: Dtype = None,
     device: Device = "cpu",
@@ -136,18 +133,16 @@ def stream(
 
 def evaluate(
     model: Model,
-    edits: Annotated[
-        str | None, Option(help=f"{EDIT_SETS} (default: those that the model's folder says it holds)")
-    ] = None,
+    edits: Annotated[str | None, EDIT_SET] = None,
     limit: Limit = None,
     seed: Seed = 0,
     chat: Chat = False,
-    out: Annotated[Path | None, Option(metavar="FILE", help="write every row there, as .csv")] = None,
+    out: Rows = None,
     dtype: Dtype = None,
     device: Device = "cpu",
     trust_remote_code: Trust = False,
 ) -> None:
-    """Measure how edits hold in a model: success, paraphrases, neighbors."""
+    """Measure how edits hold in a model: success, paraphrases, neighbors. Default: the edits recorded in its folder."""
     import pandas as pd
 
     import kedit_lib as kedit
@@ -170,7 +165,7 @@ def evaluate(
 
 
 def _method(model, name: str):
-    """With the model's parameters; for a model that has none the error names check-model."""
+    """The method with the model's parameters. KeditError that names check-model where it has none."""
     import kedit_lib as kedit
 
     from .data.config import find_model_params
@@ -197,7 +192,7 @@ def _moments(model, method, texts: str | None):
 
 
 def _known(model, name: str, limit: int | None, seed: int, chat: bool):
-    """The edits whose true object the model says by itself; how many were left out is printed."""
+    """The edits whose true object the model says by itself; prints how many were left out."""
     import kedit_lib as kedit
 
     edits = kedit.load_edits(name, model=model, limit=limit, seed=seed, chat=chat)

@@ -139,7 +139,7 @@ def measure(model, role: str, results: Path, orders=ORDERS) -> pd.DataFrame:
         alone = single_edits(model, method, some[:OWN], moments, contexts, near)
         about |= {f"own {bar}": alone[bar].mean() for bar in BARS}
         for order in orders:
-            run = _stream(model, method, lab_edits(world, n, order), moments, order, results)
+            run = _run(model, method, lab_edits(world, n, order), moments, order, results)
             points = dict(zip(POINTS, (collapse_point(run), collapse_point(run, "model")), strict=True))
             rows.append({**about, "stream": name, "edits": n, "order": order, **points})
     rows = rows or [{**about, "stream": "", "edits": 0, "order": 0, **dict.fromkeys(POINTS)}]
@@ -150,7 +150,7 @@ def _method(model, layers, changed, length):
     return method_for("lab", "memit", layers=layers, mom2_update_weight=LAMBDA * model.d_ff, **changed)
 
 
-def _stream(model, method, edits, moments, order: int, results: Path) -> Run:
+def _run(model, method, edits, moments, order: int, results: Path) -> Run:
     spacing = max(1, round(10 * model.d_ff / LAB.d_ff))
     return run_stream(
         model,
