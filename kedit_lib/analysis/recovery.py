@@ -6,9 +6,8 @@ are added to, within the clamp:
 
     reach = min(v_lr · √d_model · (v_num_grad_steps − 1) / ‖v₀‖,  clamp_norm_factor)
 
-`reaches` shows from finished streams that optimisations do nothing where the reach has become small. `measure` tests
-whether the reach is the cause: along a stream it optimises targets of other people with a larger budget, or with part
-of the prompt unedited.
+`measure` tests whether the reach is the cause: along a stream it optimises targets of other people with a larger
+budget, or with part of the prompt unedited.
 """
 
 from __future__ import annotations
@@ -23,8 +22,7 @@ from ..editing.compute_z import Doubtful, did_nothing
 from ..editing.interventions import changed
 from ..evaluation import generation_accuracy
 from ..streams.bench import Bench
-from ..streams.named_streams import COLLAPSING, Stream
-from ..streams.run import WINDOW, Run
+from ..streams.named_streams import COLLAPSING
 from .measured import stored
 
 STREAMS = (COLLAPSING, "why-pmet-left")  # where the optimised probability falls: as it may, and by the padding bug
@@ -37,7 +35,6 @@ LONGER_STEPS, UNBUGGED = "steps longer as the state has grown", "prompts padded 
 HEALED = {"tokens before the subject unedited": "healed before", "tokens behind it unedited": "healed behind"}
 MADE = max(AT) + len(AT) * SAMPLE * (3 + len(HEALED))  # edits in all that `measure` makes of a stream
 BUGGED = ("left padded", "both bugs")  # changes that look prompts up at the wrong places
-ELSEWHERE = ("superposed", "frozen z")  # changes that optimise on the unedited model, whose ‖v₀‖ no edit moves
 
 
 def reach(method, d_model: int, v0_norm):
@@ -49,40 +46,6 @@ def reach(method, d_model: int, v0_norm):
 def frozen(first: pd.Series, last: pd.Series) -> pd.Series:
     """`targets.did_nothing` of each optimisation; first, last: their probabilities."""
     return pd.Series([did_nothing(*pair) for pair in zip(first, last, strict=True)], first.index, dtype=bool)
-
-
-def reaches(bench: Bench, streams: dict[str, Stream], orders=(0,)) -> pd.DataFrame:
-    """A row a stream of single edits, order and WINDOW of edits: edit (the window's last), reach and lifted =
-    p_last/p_first (medians), frozen (share of the edits), p (median of p_last), v0 (median ‖v₀‖), padding ("right", or
-    "wrong" for the streams with that bug). Methods without targets, and streams that optimise elsewhere, are left out.
-    """
-    rows = []
-    for name, stream in streams.items():
-        method = bench.method(name)
-        if stream.batch_size != 1 or stream.pruned or stream.change in ELSEWHERE or not hasattr(method, "v_lr"):
-            continue
-        padding = "wrong" if stream.change in BUGGED else "right"
-        for order, run in bench.runs(name).items():
-            if order in orders:
-                found = _windows(run, method, bench.model.d_model)
-                rows += [{"stream": name, "order": order, "padding": padding, **row} for row in found]
-    return pd.DataFrame(rows)
-
-
-def _windows(run: Run, method, d_model: int) -> list[dict]:
-    edits = run.edits[["edit", "probability_first", "probability_last", "v0_norm"]]
-    edits = edits[: len(edits) // WINDOW * WINDOW].astype({"v0_norm": float})
-    if edits.v0_norm.isna().any():
-        return []
-    edits = edits.assign(
-        reach=reach(method, d_model, edits.v0_norm),
-        lifted=edits.probability_last / edits.probability_first,
-        frozen=frozen(edits.probability_first, edits.probability_last),
-    )
-    windows = edits.groupby(np.arange(len(edits)) // WINDOW)
-    middle = {"reach": "reach", "lifted": "lifted", "p": "probability_last", "v0": "v0_norm"}
-    medians = {name: (column, "median") for name, column in middle.items()}
-    return windows.agg(edit=("edit", "max"), frozen=("frozen", "mean"), **medians).to_dict("records")
 
 
 def lift(bench: Bench, name: str, order: int = 0) -> pd.DataFrame | None:

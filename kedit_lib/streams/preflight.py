@@ -102,15 +102,6 @@ class Check:
     memit: list[int]
     path: Path | None
 
-    @property
-    def sentence(self) -> str:
-        """The edit that was tried, in words."""
-        t, back = self.trial, "came back bit for bit" if self.trial.restored else "did NOT come back bit for bit"
-        return (
-            f"“{t.edit.text} {t.edit.target_new}”, written by ROME (C off) at its proposed layer, took that object's "
-            f"probability from {t.before:.2g} to {t.success:.2g}; after it the weights {back}."
-        )
-
 
 def check_model(model, edits=None, profile: str | Profile | None = None, write: bool = True) -> pd.DataFrame:
     """A table (index: what; column: value): what a model is, what one edit of it does and costs, and where to edit.

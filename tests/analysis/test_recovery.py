@@ -1,16 +1,12 @@
 """How far an optimisation's steps reach, by hand; and what is tried along a stream, on the small lab model."""
 
-from types import SimpleNamespace
-
-import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 import kedit_lib as kedit
 from kedit_lib.analysis import recovery as lifting
-from kedit_lib.streams.named_streams import COLLAPSING, Stream
-from kedit_lib.streams.run import Run
+from kedit_lib.streams.named_streams import COLLAPSING
 
 METHOD = kedit.MEMIT(layers=[1], v_lr=0.5, v_num_grad_steps=25, clamp_norm_factor=4.0)
 
@@ -38,38 +34,6 @@ def test_an_optimisation_that_ends_where_it_began_is_frozen():
     first = pd.Series([0.4, 1e-8, 1e-8, 0.9, 0.93, 0.0])
     last = pd.Series([0.42, 1.05e-8, 1e-7, 0.5, 0.97, 0.0])
     assert lifting.frozen(first, last).tolist() == [True, True, False, False, False, True]
-
-
-def run(first, last, v0):
-    n = len(first)
-    edits = {"edit": range(1, n + 1), "probability_first": first, "probability_last": last, "v0_norm": v0}
-    return Run(pd.DataFrame(edits), pd.DataFrame(), {})
-
-
-def bench(runs: dict, methods: dict):
-    return SimpleNamespace(runs=runs.__getitem__, method=methods.__getitem__, model=SimpleNamespace(d_model=64))
-
-
-def test_reaches_of_finished_streams_by_windows():
-    n = lifting.WINDOW
-    first, last = [1e-4] * (2 * n + 3), [0.9] * n + [1.02e-4] * (n + 3)
-    streams = {
-        "a": Stream("a", "memit"),
-        "bug": Stream("bug", "pmet", change="left padded"),
-        "batch": Stream("batch", "memit", 10),
-        "elsewhere": Stream("elsewhere", "memit", change="frozen z"),
-        "ft": Stream("ft", "ft-m"),
-    }
-    one = run(first, last, [96.0] * n + [9600.0] * (n + 3))
-    runs = dict.fromkeys(streams, {0: one, 1: one}) | {"ft": {0: run(first, last, [np.nan] * len(first))}}
-    found = lifting.reaches(bench(runs, dict.fromkeys(streams, METHOD)), streams, orders=[0])
-    assert list(found.stream) == ["a", "a", "bug", "bug"]
-    assert list(found.padding) == ["right", "right", "wrong", "wrong"]
-    assert list(found.edit[:2]) == [n, 2 * n]
-    assert found.reach[:2].tolist() == pytest.approx([1.0, 0.01])
-    assert found.frozen[:2].tolist() == [0.0, 1.0]
-    assert found.lifted[:2].tolist() == pytest.approx([9000, 1.02])
-    assert found.v0[:2].tolist() == [96.0, 9600.0]
 
 
 @pytest.fixture(scope="module")
