@@ -36,7 +36,6 @@ STREAMS = ("memit", "memit-rho2", "memit-layers-steps")  # that a sweep decompos
 TERMS = ("side_effects", "alignment", "layers", "response")
 CHECKPOINTS = 9
 EDITS, FACTS = 100, 100  # of each stream in a sweep
-MADE = 2 * EDITS  # edits in all that `measure` makes of a stream
 
 
 def decompose(model, method, edits, facts, moments=None, contexts=None, match="exact", progress=True) -> pd.DataFrame:

@@ -31,7 +31,6 @@ from ..streams.named_streams import COLLAPSING
 from .measured import committed, keep, stored
 
 SAMPLE, STRANGERS = 30, 100  # edits made apart, and facts asked, to foretell a stream
-MADE = SAMPLE  # edits in all that `measure` makes of a stream
 WHAT = f"foretold-{SAMPLE}x{STRANGERS}.json"
 STREAMS = (  # that a sweep foretells
     *(f"{name}{rho}" for name in ("memit", "pmet", "rome") for rho in ("", "-rho2")),

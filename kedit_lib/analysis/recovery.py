@@ -33,7 +33,6 @@ STEPS = 10  # times as many as in the stream
 AS_IS, MORE_STEPS = "as in the stream", f"{STEPS} times as many steps"
 LONGER_STEPS, UNBUGGED = "steps longer as the state has grown", "prompts padded behind"
 HEALED = {"tokens before the subject unedited": "healed before", "tokens behind it unedited": "healed behind"}
-MADE = max(AT) + len(AT) * SAMPLE * (3 + len(HEALED))  # edits in all that `measure` makes of a stream
 BUGGED = ("left padded", "both bugs")  # changes that look prompts up at the wrong places
 
 

@@ -106,19 +106,14 @@ def _trained(recipe: Recipe, folder: Path) -> bool:
         return False
 
 
-def planned(recipe: Recipe, orders: int) -> int:
-    """Edits that `measure` makes of this member at most."""
-    lengths = [min(round(length * recipe.d_ff), int(EDITED * recipe.n_people)) for *_, length in STREAMS.values()]
-    return min(SINGLES, recipe.n_people) + OWN * len(STREAMS) + orders * sum(lengths)
-
-
 def measure(model, role: str, results: Path, orders=ORDERS) -> pd.DataFrame:
     """A row a stream and order: both collapse points, and the means of single edits by MEMIT as published. For a model
     that these leave out one row, without a stream. Checkpoints lie as close for the width as the report's own."""
     world, rows = world_of(model), []
     every = sorted({layer for layers, *_ in STREAMS.values() for layer in layers})
     moments = SecondMoments.estimate(model, moment_texts(model), every, cache=results / "moments")
-    method, near = _method(model, *next(iter(STREAMS.values()))), partial(lab_around, world)
+    (layers, changed, _), *_ = STREAMS.values()
+    method, near = _method(model, layers, changed), partial(lab_around, world)
     some = lab_edits(world, min(SINGLES, len(world.streamed)), 0)
     alone = single_edits(model, method, some, moments, generate_contexts(model, 0, style=method.context_style), near)
     about = {
@@ -134,7 +129,7 @@ def measure(model, role: str, results: Path, orders=ORDERS) -> pd.DataFrame:
     streams = STREAMS if all(about[f"single {bar}"] >= value for bar, value in BARS.items()) else {}
     for name, (layers, changed, length) in streams.items():
         n = min(round(length * model.d_ff), int(EDITED * len(world.streamed)))
-        method = _method(model, layers, changed, length)
+        method = _method(model, layers, changed)
         contexts = generate_contexts(model, 0, style=method.context_style)
         alone = single_edits(model, method, some[:OWN], moments, contexts, near)
         about |= {f"own {bar}": alone[bar].mean() for bar in BARS}
@@ -146,7 +141,7 @@ def measure(model, role: str, results: Path, orders=ORDERS) -> pd.DataFrame:
     return pd.DataFrame(rows).astype(dict.fromkeys(POINTS, "Float64"))
 
 
-def _method(model, layers, changed, length):
+def _method(model, layers, changed):
     return method_for("lab", "memit", layers=layers, mom2_update_weight=LAMBDA * model.d_ff, **changed)
 
 

@@ -236,18 +236,6 @@ def budget(bench: Bench, names, orders) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["stream", "order", "edits", "s/edit", "minutes"]).round(2)
 
 
-def planned(orders, which: str) -> str:
-    """What `run_measurements` would make, in edits."""
-    if which == "scaling":
-        family = width_family.family()
-        edits = sum(width_family.planned(recipe, len(width_family.ORDERS)) for recipe in family.values())
-        return f"{edits} edits at most, on {len(family)} models; all but the lab model are trained first"
-    if which == "memory":
-        return "a few edits of each method, each in a process of its own"
-    module = OF_STREAMS[which]
-    return f"{module.MADE * len(module.STREAMS) * len(orders)} edits at most in {len(orders)} orders"
-
-
 def run(profile_name: str, which_orders: str, which: str, plan_only: bool = False) -> None:
     """`kedit sweep`: the streams or measurements `which` of a profile for orders such as "1,2", or what that costs."""
     profile = load_profile(profile_name)
@@ -260,7 +248,8 @@ def run(profile_name: str, which_orders: str, which: str, plan_only: bool = Fals
     if orders[-1] > LAST_ORDER:
         raise KeditError(f"--orders {which_orders}: the last order is {LAST_ORDER}")
     if which in MEASUREMENTS:
-        print(f"{which}: {planned(orders, which)}", flush=True)
+        streams = f" of {len(OF_STREAMS[which].STREAMS)} streams in {len(orders)} orders" if which in OF_STREAMS else ""
+        print(f"{which}{streams}", flush=True)
         if not plan_only:
             run_measurements(profile, orders, which)
         return
