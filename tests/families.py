@@ -118,7 +118,13 @@ FURTHER = {
 }
 EVERY = {**FAMILIES, **NORMED}
 ALL = {**EVERY, **FURTHER}
-SLOW_FURTHER = [pytest.param(name, marks=pytest.mark.slow) for name in FURTHER]
+FAST = {"llama3", "qwen2", "gptj", "gemma2"}  # one of each kind; the others are marked slow
+
+
+def marked(names):
+    return [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in names]
+
+
 FLOAT32_INSIDE = {"gptj", "gemma2", "bloom"}  # attention in float32, whatever the weights are
 
 

@@ -39,7 +39,9 @@ def test_one_row_against_its_own_model_setting_and_order(found):
 
 
 def test_one_notebooks_predictions_alone(found):
+    """What came of an experiment that is no longer shown stays."""
     assert set(predictions.scored(found, "04").notebook) == {"04"}
+    assert predictions.scored(found, "06").set_index("name").verdict["lab-keys-near"].startswith("failed")
 
 
 def test_a_prediction_may_speak_of_a_notebooks_table(found, tmp_path):
@@ -49,7 +51,3 @@ def test_a_prediction_may_speak_of_a_notebooks_table(found, tmp_path):
     pd.DataFrame(rows, columns=["model", "foretold", "observed"]).to_csv(tmp_path / "11_foretold.csv", index=False)
     scored = predictions.scored(found, "11", tmp_path).set_index("name")
     assert scored.verdict.to_dict() == {"lab-foretold": "in 1 of 2", "real-foretold": "not testable"}
-
-
-def test_what_came_of_an_experiment_that_is_no_longer_shown(found):
-    assert predictions.scored(found, "06").set_index("name").verdict["lab-keys-near"].startswith("failed")

@@ -1,8 +1,5 @@
 """The family of widths: what its members hold, and that they are measured."""
 
-import dataclasses
-import json
-
 import pandas as pd
 import pytest
 
@@ -11,7 +8,6 @@ from kedit_lib.analysis import width_family as scaling
 from kedit_lib.lab import world_of
 from kedit_lib.lab.train import RECIPES
 from kedit_lib.lab.world import World
-from kedit_lib.streams.bench import data_folder
 
 MEMBERS = scaling.family()
 
@@ -60,12 +56,3 @@ def test_a_member_is_measured(tmp_path, monkeypatch):
     assert (row["stream"], row["edits"]) == ("", 0)
     assert pd.isna(row["N_model"])
     assert not (tmp_path / "elsewhere" / "streams").exists()
-
-
-def test_the_committed_table_is_of_this_family():
-    if (kept := scaling.committed(data_folder())) is None:
-        pytest.skip("no table of the family is committed: make sweep STREAMS=scaling")
-    manifest = json.loads((data_folder() / "scaling.manifest.json").read_text())
-    assert set(kept.role) <= set(manifest["recipes"])
-    for role, recipe in MEMBERS.items():
-        assert manifest["recipes"][role] == dataclasses.asdict(recipe)

@@ -21,6 +21,8 @@ def test_a_table_is_the_same_the_first_time_and_later(tmp_path):
     first = cached(tmp_path / "t.parquet", lambda: table)
     pd.testing.assert_frame_equal(first, cached(tmp_path / "t.parquet", lambda: 1 / 0))
     pd.testing.assert_frame_equal(first, table, check_dtype=False)
+    cached(tmp_path / "own.parquet", lambda: table, lambda t, path: t.assign(y=2).to_parquet(path))  # written its way
+    assert list(cached(tmp_path / "own.parquet", lambda: None).columns) == ["x", "name", "y"]
 
 
 @pytest.mark.parametrize("name", ["value.json", "value.parquet"])
@@ -39,8 +41,3 @@ def test_nothing_is_kept_without_a_path_or_after_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(KeditError, match="cannot be written"):
         cached(tmp_path / "file" / "a.json", lambda: 1)
-
-
-def test_a_table_can_be_written_in_a_way_of_its_own(tmp_path):
-    cached(tmp_path / "t.parquet", lambda: pd.DataFrame({"x": [1]}), lambda t, path: t.assign(y=2).to_parquet(path))
-    assert list(cached(tmp_path / "t.parquet", lambda: None).columns) == ["x", "y"]

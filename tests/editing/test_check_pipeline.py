@@ -67,22 +67,15 @@ def test_a_start_token_in_the_target_is_told_and_where_it_came_to_stand(tokenize
     assert all("between prompt and target" in line for line in said[1:])
 
 
-def test_another_token_and_another_subject_are_told(tokenizer):
+def test_another_token_and_another_subject_are_told_and_a_negative_index_counts_from_the_end(tokenizer):
     given = pipeline(tokenizer, tiny.EDITS[0])
-    given["lookup"] = [at + 1 for at in given["lookup"]]
+    right = given["lookup"]
+    given["lookup"] = [at - given["input_ids"].shape[1] for at in right]
+    assert kedit.check_pipeline(tokenizer, **given) == []
+    given["lookup"] = [at + 1 for at in right]
     said = kedit.check_pipeline(tokenizer, **given)
     assert len(said) == 3 and all("last token is" in line and "padding_side" not in line for line in said)
     given["subject"] = "Nobody"
     assert "'Nobody' is not in it" in kedit.check_pipeline(tokenizer, **given)[0]
-
-
-def test_a_negative_index_counts_from_the_end(tokenizer):
-    given = pipeline(tokenizer, tiny.EDITS[0])
-    given["lookup"] = [at - given["input_ids"].shape[1] for at in given["lookup"]]
-    assert kedit.check_pipeline(tokenizer, **given) == []
-
-
-def test_rows_and_lookups_that_do_not_fit_are_refused(tokenizer):
-    given = pipeline(tokenizer, tiny.EDITS[0])
-    given["lookup"] = given["lookup"][:2]
+    given["lookup"] = right[:2]
     refused(lambda: kedit.check_pipeline(tokenizer, **given), "3 rows", "2 lookups", "one index a row")

@@ -200,15 +200,6 @@ def test_what_a_file_does_not_give_is_named(tmp_path):
     assert len(caught) == 1 and "v_lr" not in str(caught[0].message)
 
 
-def test_one_file_for_every_method_of_its_authors(tmp_path):
-    """unified-model-editing keeps EMMET's fields in MEMIT's files, where they are not read."""
-    content, expected = AUTHORS["MEMIT"]
-    path = tmp_path / "MEMIT" / "gpt2-xl.json"
-    write(path, "\ufeff" + json.dumps({**content, "update_norm_lambda": 0, "emmet_lambda": 0.1}))
-    with pytest.warns(UserWarning, match="emmet_lambda"):
-        assert kedit.method_from_file(path) == expected
-
-
 BAD = [
     (MEMIT.replace("subject_last", "last"), ["fact_token = 'last'", "only 'subject_last'"]),
     (MEMIT.replace('"all"', '"random"'), ["layer_selection = 'random'", "'all'"]),

@@ -15,6 +15,7 @@ from library import method, parameters, snapshot
 import kedit_lib as kedit
 
 SAME = 1e-8
+KINDS = ["llama", pytest.param("gpt2", marks=pytest.mark.slow)]
 EDITS = [SimpleNamespace(prompt=prompt, subject=subject, target_new=target) for prompt, subject, target in tiny.EDITS]
 # Every awkward edit comes up in some method: the last one succeeds within the steps, the others do not.
 SINGLE, BATCH = [EDITS[1]], [EDITS[0], EDITS[4], EDITS[3]]
@@ -93,7 +94,7 @@ def test_contexts(tiny_model, name, contexts):
 
 
 @pytest.mark.parametrize("name", ["memit", "pmet"])
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("loss_layer", [None, tiny.N_LAYERS - 2, 0])
 def test_loss_layer(tiny_model, kind, name, loss_layer):
     """None is the last; one further down changes the likelihood but not the KL, which stays with the model's own
@@ -133,13 +134,13 @@ def test_tight_clamp_and_strong_decay(tiny_model, name):
     assert ratios == pytest.approx([0.2] * len(BATCH), rel=1e-9)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("batch", [SINGLE, BATCH], ids=["single", "batch"])
 def test_emmet(tiny_model, kind, batch):
     both(tiny_model, kind, "emmet", hyper(layers=[2], emmet_lambda=0.1, update_norm_lambda=0.5), batch)
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("layers", [[2], [1, 3]], ids=str)
 def test_emmet_weighs_the_norm_and_needs_no_invertible_C_then(tiny_model, kind, layers):
     """η > 0: what is inverted is λC + ηI; two layers share the residual."""
@@ -152,7 +153,7 @@ def test_emmet_weighs_the_norm_and_needs_no_invertible_C_then(tiny_model, kind, 
     assert method("emmet", {**hyperparameters, "layers": [2]}).apply(model, [library_edit(EDITS[0])], **given).deltas
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["memit", "pmet", "rect"])
 def test_history(tiny_model, kind, name):
     """Three batches in a row: each knows the keys of those before it, measured on the weights after them."""
@@ -225,7 +226,7 @@ def test_given_targets_are_written_as_optimised_ones_are(tiny_model, name):
         assert ours.steps == 0
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_rect(tiny_model, kind):
     """Single and batch: the entries that stay, and how many these are."""
     for edits in (SINGLE, BATCH):
@@ -234,7 +235,7 @@ def test_rect(tiny_model, kind):
             assert int((update != 0).sum()) == update.numel() - int(0.6 * update.numel()) + 1
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_prune(tiny_model, kind):
     """After a sequence of edits; a second time there is nothing left to lower beyond what the logarithm left."""
     plain, C, values = tiny_model(kind), tiny.second_moments(), hyper(mom2_update_weight=0.5)
@@ -260,7 +261,7 @@ def test_prune(tiny_model, kind):
     assert all(torch.equal(value, originals[name]) for name, value in parameters(model).items())
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["rome", "memit", "pmet"])
 def test_norm_anchoring(tiny_model, kind, name):
     """Every v* gets the reference norm, measured on the unedited weights, whatever the weights are by then."""
@@ -307,7 +308,7 @@ FT_KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", ["llama-bos", "gpt2"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("values", FT_KINDS.values(), ids=FT_KINDS)
 def test_fine_tuning(tiny_model, kind, values):
     """An edit alone, then a batch on top of it. Its bound is a bound, and around the weights at the start of a call."""
@@ -337,7 +338,7 @@ def test_fine_tuning_stops_when_the_loss_is_small(tiny_model):
         assert sum(target.losses[-1] for target in outcome.targets) / len(batch) < 0.01
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype, same", [(torch.float32, 1e-5), (torch.float64, SAME)], ids=["single", "double"])
 def test_alphaedit(tiny_model, kind, monkeypatch, dtype, same):
     """Two batches in a row. The threshold lies in a wide gap of the spectrum, so that the cut is well conditioned and

@@ -323,15 +323,6 @@ def test_sampled_texts_are_those_of_each_prompt_alone(model, monkeypatch):
     assert metrics.sampled_texts(model, prompts, 12, top_k=1) == greedy != expected
 
 
-def test_sampling_ends_where_the_positions_do(llama):
-    room = llama.hf.config.max_position_embeddings
-    long = metrics.sampled_texts(llama, ["Zoë"], room + 50)
-    length = len(encode(llama.tokenizer, "Zoë"))
-    assert long == metrics.sampled_texts(llama, ["Zoë"], room + 50)
-    draws = torch.rand(1, room + 50, generator=torch.Generator().manual_seed(0))[0, : room - length]
-    assert long == [sampled_slowly(llama, "Zoë", draws, 5)]
-
-
 def test_tf_idf_and_its_cosine():
     tfidf = metrics.TfIdf.fit(["The cat", "the cat sat", "a DOG sat sat"])
     idf = {"the": math.log(4 / 3) + 1, "cat": math.log(4 / 3) + 1, "sat": math.log(4 / 3) + 1, "dog": math.log(2) + 1}

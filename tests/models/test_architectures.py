@@ -27,7 +27,7 @@ from kedit_lib.models.generation import generate_ids
 from kedit_lib.models.hooks import trace
 from kedit_lib.models.tokenization import encode, encode_prompt, target_ids
 
-EVERY, ADDITIVE = list(families.EVERY), list(families.FAMILIES)
+EVERY, ADDITIVE, FURTHER = map(families.marked, (families.EVERY, families.FAMILIES, families.FURTHER))
 NORMED = {"olmo2", "olmo3", "glm4", "gemma4"}  # of the further ones
 EDITS = test_reference.EDITS
 HYPER = {**tiny.HYPER, "v_num_grad_steps": 3, "L2": 2.0, "nullspace_threshold": 0.02, "mom2_adjustment": True}
@@ -133,19 +133,19 @@ def test_moments(plain, name):
     assert torch.allclose(found.tensors[layer], k.T @ k / len(k), rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", EVERY + families.SLOW_FURTHER)
+@pytest.mark.parametrize("name", EVERY + FURTHER)
 def test_rome(plain, same, name):
     same(name)
     test_reference.both(plain, name, "rome", {**HYPER, "layers": [2]}, [EDITS[0]])
 
 
-@pytest.mark.parametrize("name", ADDITIVE + [each for each in families.SLOW_FURTHER if each.values[0] not in NORMED])
+@pytest.mark.parametrize("name", ADDITIVE + [each for each in FURTHER if each.values[0] not in NORMED])
 def test_memit(plain, same, name):
     same(name)
     test_reference.both(plain, name, "memit", HYPER, [EDITS[0], EDITS[4]])
 
 
-@pytest.mark.parametrize("name", EVERY + families.SLOW_FURTHER)
+@pytest.mark.parametrize("name", EVERY + FURTHER)
 def test_pmet(plain, same, name):
     """Its two places, the MLP's output and the attention's, stand side by side in GPT-J and GPT-NeoX."""
     same(name)
@@ -198,7 +198,7 @@ def test_prompts_in_a_batch_say_what_each_says_alone(folder, name):
     assert said(model, prompts) == [said(model, [prompt])[0] for prompt in prompts]
 
 
-@pytest.mark.parametrize("name", EVERY + families.SLOW_FURTHER)
+@pytest.mark.parametrize("name", EVERY + FURTHER)
 def test_the_last_logits_are_the_models_own(folder, name):
     """head(norm(stream)), soft cap included."""
     model = kedit.load_model(folder(name))

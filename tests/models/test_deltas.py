@@ -73,8 +73,14 @@ def test_deltas_of_another_model_are_refused(tiny_folder, tmp_path):
         assert same(snapshot(other), before) and other.applied == []
 
 
-def test_a_damaged_file_is_one_line(tiny_folder, tmp_path):
-    path = apply(load(tiny_folder), ROME, EDITS[0]).save(tmp_path)
+def test_files_that_are_damaged_or_cannot_be_written_are_one_line(tiny_folder, tmp_path):
+    model, taken = load(tiny_folder), tmp_path / "file"
+    taken.write_text("not a folder")
+    outcome = apply(model, ROME, EDITS[0])
+    refused(lambda: outcome.save(taken), "cannot be written")
+    refused(lambda: model.save_pretrained(taken), "cannot be written")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    path = outcome.save(tmp_path)
     refused(lambda: kedit.load_deltas(tmp_path / "no"), "cannot be read")
     path.write_bytes(path.read_bytes()[:-9])
     refused(lambda: kedit.load_deltas(tmp_path), "deltas.safetensors", "save them again")
@@ -119,12 +125,3 @@ def test_the_record_goes_with_the_weights(tiny_folder):
     assert model.applied == []
     model.add(one.deltas)
     assert model.applied is None
-
-
-def test_a_folder_that_cannot_be_written_is_one_line(tiny_folder, tmp_path):
-    model, taken = load(tiny_folder), tmp_path / "file"
-    taken.write_text("not a folder")
-    outcome = apply(model, ROME, EDITS[0])
-    refused(lambda: outcome.save(taken), "cannot be written")
-    refused(lambda: model.save_pretrained(taken), "cannot be written")
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]

@@ -68,12 +68,6 @@ def test_a_stopped_run_goes_on_with_the_same_text(model, tmp_path, monkeypatch):
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
-def test_an_edited_model_writes_what_the_unedited_one_does(model):
-    before = write_part(model, seed=0, part=0)
-    model.add({model.weight_name(1): torch.full_like(model.weight(1), 0.5)})
-    assert write_part(model, seed=0, part=0) == before
-
-
 def test_changed_text_is_refused(model, tmp_path):
     self_texts(model, 100, progress=False)
     (path,) = kept(tmp_path)

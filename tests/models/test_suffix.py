@@ -45,9 +45,7 @@ def plainly(hf, tokenizer):
     return torch.stack(found).mean().item()
 
 
-@pytest.mark.parametrize(
-    "name", [*families.EVERY, *families.SLOW_FURTHER, *(f"{name} beyond its window" for name in SLIDING)]
-)
+@pytest.mark.parametrize("name", [*families.marked(families.ALL), *(f"{name} beyond its window" for name in SLIDING)])
 def test_the_first_step_is_at_the_plain_models_probability(tmp_path, name):
     """For targets of the stream and for those inside the layer."""
     beyond, name = "window" in name, name.removesuffix(" beyond its window")

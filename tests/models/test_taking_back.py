@@ -85,8 +85,9 @@ def models(tiny_folder):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("kind", tiny.MOST_SLOW)
+@pytest.mark.parametrize("kind", tiny.KINDS)
 @settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(sequence=st.lists(steps, min_size=2, max_size=6))
 def test_restore_after_anything(models, kind, dtype, sequence):
@@ -142,6 +143,7 @@ def holds(model, weights):
     return all(torch.equal(value, weights[name]) for name, value in parameters(model).items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_half_precision_weights_are_the_sum_of_all_deltas_rounded_once(tiny_folder, kind, dtype):

@@ -57,23 +57,15 @@ def test_prompt_and_target_are_the_text(tokenizer, prompt, answer, between):
 
 
 def test_the_space_token_belongs_to_the_target():
-    tokenizer = tiny.any_text("digits")
+    tokenizer, marked = tiny.any_text("digits"), tiny.any_text("llama-2")
     ids = target_ids(tokenizer, "The year is", "1945")
     assert tokenizer.convert_ids_to_tokens(ids) == ["Ġ", "1", "9", "4", "5"]
-    marked = tiny.any_text("llama-2")
     assert marked.convert_ids_to_tokens(target_ids(marked, "The town is", "Graz"))[0].startswith("▁")
     assert not marked.convert_ids_to_tokens(target_ids(marked, "The town (", "Graz"))[0].startswith("▁")
-
-
-def test_targets_that_cannot_be_written():
-    tokenizer = tiny.tokenizer("llama-metaspace")
-    refused(lambda: target_ids(tokenizer, "Ana plays the", "№ 1"), "'№ 1'", "<unk>", "can write")
-    refused(lambda: target_ids(tiny.any_text("digits"), "Ana plays the", "", ""), "target ''", "no token")
-
-
-def test_a_begin_of_text_is_not_put_twice():
-    tokenizer = tiny.any_text("llama-2")
-    assert encode(tokenizer, "<s>Ana plays")[:2] == [tokenizer.bos_token_id, encode(tokenizer, "Ana plays")[1]]
+    assert encode(marked, "<s>Ana plays")[:2] == [marked.bos_token_id, encode(marked, "Ana plays")[1]]  # <s> once
+    unwritable = tiny.tokenizer("llama-metaspace")
+    refused(lambda: target_ids(unwritable, "Ana plays the", "№ 1"), "'№ 1'", "<unk>", "can write")
+    refused(lambda: target_ids(tokenizer, "Ana plays the", "", ""), "target ''", "no token")
 
 
 def test_a_separator_reaches_the_edit(tiny_folder):

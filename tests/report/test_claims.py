@@ -75,9 +75,3 @@ def test_the_committed_claims_of_the_lab_come_out_again():
     both = new.merge(accepted, on=key, suffixes=("", "_accepted")).dropna(subset=["value", "value_accepted"])
     assert len(both) > 20
     assert (both.value - both.value_accepted).abs().max() < 1e-5
-
-
-def test_a_damaged_table_is_one_line(tmp_path):
-    (tmp_path / "claims.csv").write_text("no,table\n1,2\n")
-    with pytest.raises(kedit.KeditError, match="claims.csv: cannot be read"):
-        claims.read(tmp_path / "claims.csv")

@@ -40,16 +40,6 @@ def test_the_name_of_an_index_stands_beside_the_other_headers():
     assert rows == [["what", "value"]]
 
 
-def test_headers_of_two_rows_stay_two():
-    table = pd.DataFrame({("first name", "key"): [1], ("first name", "stream"): [2]})
-    soup = parsed(table.to_html())
-    assert [[c.text for c in row.find_all("th")] for row in soup.select("thead tr")] == [
-        ["", "first name"],
-        ["", "key", "stream"],
-    ]
-    assert soup.find("th", colspan="2").text == "first name"
-
-
 @pytest.mark.parametrize("html", ["<p>no table</p>", "<table></table>", "<table><tbody></tbody></table>"])
 def test_what_is_no_table_of_pandas_stays(html):
     assert tidied(html) == html

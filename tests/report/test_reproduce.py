@@ -370,27 +370,6 @@ def test_what_an_output_depends_on(project, monkeypatch):
         assert not changes(path), path
 
 
-def test_a_stamp_holds_for_one_key_and_one_output(tmp_path):
-    stamp, output = tmp_path / "stamps" / "a.json", tmp_path / "a.ipynb"
-    assert not stamps.is_current(stamp, "key", output)
-    output.write_text("one")
-    stamps.write(stamp, "key", output)
-    assert stamps.is_current(stamp, "key", output)
-    assert not stamps.is_current(stamp, "other", output)
-    output.write_text("two")
-    assert not stamps.is_current(stamp, "key", output)
-    stamp.write_text("{")
-    assert not stamps.is_current(stamp, "key", output)
-
-
-def test_check_passes_clean_sources_and_runs_nothing(project, capsys):
-    write_notebook(project.source("00_ok"), "print(1)", parameters="profile = 'lab'\nn_edits: int = 2")
-    before = project.files()
-    assert main(["--check"], project.root) == 0
-    assert "0 faults" in capsys.readouterr().out
-    assert project.files() == before
-
-
 @pytest.mark.parametrize(
     ("code", "parameters", "changed", "fault"),
     [

@@ -47,10 +47,14 @@ def elsewhere(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def stranger(elsewhere):
+    return kedit.load_model(elsewhere / "stranger")
+
+
 @pytest.fixture
-def material(elsewhere):
-    model = kedit.load_model(elsewhere / "stranger")
-    return DatasetFacts(model, str(elsewhere / "edits.jsonl"), str(elsewhere / "texts.txt"))
+def material(elsewhere, stranger):
+    return DatasetFacts(stranger, str(elsewhere / "edits.jsonl"), str(elsewhere / "texts.txt"))
 
 
 def test_one_edit_a_subject_and_another_order_by_another_seed(material):

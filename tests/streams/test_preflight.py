@@ -71,6 +71,7 @@ def test_what_is_recognised(made, name, says):
     assert ("grouped" in found["attention heads, key-value heads"]) is (name != "gptj")
 
 
+@pytest.mark.slow
 def test_edits_that_the_model_held_are_still_there(made):
     """The check itself is made on the unedited weights."""
     model = made("llama")

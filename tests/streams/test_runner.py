@@ -255,14 +255,6 @@ def test_where_a_stream_turns(model, tmp_path, monkeypatch):
     assert turns.asked == [4, 8, 13]
 
 
-def test_probes_see_the_weights_so_far(model, tmp_path):
-    run = stream(model, store=tmp_path, dense_every=5)
-    seen, start = run.curve("weight", "all"), model.weight(1).double().sum().item()
-    assert seen[0] == start
-    assert seen[5] == final_weights(run)[model.weight_name(1)].double().sum().item()
-    assert seen[5] != start
-
-
 def test_streams_that_keep_what_is_known_ask_the_unedited_model_once(model, tiny_folder, tmp_path):
     first, second, elsewhere, damaged = Panel(), Panel(), Panel(), Panel()
     known = tmp_path / "known"
@@ -381,6 +373,7 @@ def test_other_algorithms_or_another_kind_of_device_do_not_find_a_run(model, tmp
     assert key_of(**{**asked[0], "device": "cuda"}) != first.manifest["key"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_a_run_is_not_found_when_anything_changes(tiny_folder, tmp_path, change):
     change = {"kind": "llama", "dtype": torch.float32, **change}
