@@ -12,35 +12,75 @@ from torch import Tensor
 
 from ..models.hooks import pad, trace
 from ..models.memory import in_parts
+from ..models.suffix import run_layer
+from ..models.told import told
 
 ROWS = 256  # prompts a forward pass, bounds memory
 
 
-@torch.no_grad()
 def keys_at(model, prompts, layers) -> dict[int, Tensor]:
     """{layer: [n, d_ff]} inputs of the edited map at each prompt's lookup token; one forward for all layers."""
-    return _at_lookup(model, prompts, inputs={i: model.mlp_out(i) for i in layers}, last=model.mlp_out(max(layers)))
+    return Reading(model, prompts).keys(layers)
 
 
-@torch.no_grad()
-def outputs_at(model, prompts, module, last=None) -> Tensor:
+def outputs_at(model, prompts, module) -> Tensor:
     """[n, d_model] outputs of `module` at each prompt's lookup token."""
-    return _at_lookup(model, prompts, outputs={0: module}, last=last or module)[0]
+    return Reading(model, prompts).outputs(module)
 
 
-def _at_lookup(model, prompts, inputs=(), outputs=(), last=None) -> dict[int, Tensor]:
-    inputs, outputs = dict(inputs), dict(outputs)
+class Reading:
+    """Prompts, each cut at its lookup token, that are read there on the weights at hand.
 
-    def some(begin: int, end: int) -> dict[int, Tensor]:
-        rows = prompts[begin:end]
-        ids = pad([p.ids for p in rows], model.device)
-        seen_in, seen_out = trace(model.hf, ids, inputs.values(), outputs.values(), last)
-        at = (torch.arange(len(rows), device=ids.device), torch.tensor([p.lookup for p in rows], device=ids.device))
-        found = {name: seen_in[module][at] for name, module in inputs.items()}
-        return found | {name: seen_out[module][at] for name, module in outputs.items()}
+    Where layers are edited from below, `settled` names the layer below which nothing changes any more: the stream that
+    enters it is kept, and the next reading starts there.
+    """
 
-    parts = in_parts(some, [1.0] * len(prompts), ROWS, "reading a prompt")
-    return {name: torch.cat([part[name] for part in parts]).to(model.math_dtype) for name in (*inputs, *outputs)}
+    def __init__(self, model, prompts):
+        self.model, self.first, self.hidden = model, 0, None
+        self.ids = pad([p.ids[: p.lookup + 1] for p in prompts], model.device)
+        self.lookup = torch.tensor([p.lookup for p in prompts], device=model.device)
+
+    def keys(self, layers, settled: int = 0) -> dict[int, Tensor]:
+        """As `keys_at`."""
+        modules = {i: self.model.mlp_out(i) for i in layers}
+        found = self._read(modules.values(), (), self.model.mlp_out(max(layers)), settled)
+        return dict(zip(modules, found, strict=True))
+
+    def outputs(self, module, settled: int = 0) -> Tensor:
+        """As `outputs_at`."""
+        return self._read((), [module], module, settled)[0]
+
+    @torch.no_grad()
+    def _read(self, inputs, outputs, last, settled: int) -> list[Tensor]:
+        below = [self.model.layers[settled - 1]] if settled > self.first else []
+
+        def some(begin: int, end: int) -> list[Tensor]:
+            ids, lookup = self.ids[begin:end], self.lookup[begin:end]
+            seen_in, seen_out = trace(self._run(begin, end), ids, inputs, [*outputs, *below], last)
+            at = torch.arange(len(ids), device=ids.device), lookup
+            found = [seen_in[module][at] for module in inputs] + [seen_out[module][at] for module in outputs]
+            for stream in (seen_out[module] for module in below):
+                if self.hidden is None:
+                    self.hidden = stream.new_empty(*self.ids.shape, stream.shape[-1])
+                self.hidden[begin:end] = stream
+            return found
+
+        parts = in_parts(some, [1.0] * len(self.ids), ROWS, "reading a prompt")
+        self.first = max(self.first, settled)
+        return [torch.cat(part).to(self.model.math_dtype) for part in zip(*parts, strict=True)]
+
+    def _run(self, begin: int, end: int):
+        """The model, or its layers from `first` on, on some of the prompts."""
+        if not self.first:
+            return self.model.hf
+        said = told(self.model, self.ids[begin:end])
+
+        def layers(**_):
+            hidden = self.hidden[begin:end]
+            for i in range(self.first, self.model.n_layers):
+                hidden = run_layer(self.model, i, hidden, said[i])
+
+        return layers
 
 
 def context_mean(values: Tensor, n_contexts: int, grouped: bool) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 
 from ..errors import KeditError
 from . import MEMIT, PMET, ROME, padding_bug
+from .compute_k import Reading
 from .engine import Suffix
 from .method import Method
 
@@ -39,7 +40,7 @@ class _FrozenTargets:
 
 def _as_now(method, call, targets) -> list:
     """The targets with the same z, whose δ is what is missing on the weights so far."""
-    delta = torch.stack([t.z for t in targets]) - method._values(call)
+    delta = torch.stack([t.z for t in targets]) - method._values(Reading(call.model, call.clean))
     return [replace(t, delta=d) for t, d in zip(targets, delta, strict=True)]
 
 
@@ -128,7 +129,7 @@ class _LeftPadded:
         alone = [super(_LeftPadded, self)._optimise(one)[0][0] for one in call.one_by_one()]
         return [replace(t, already=False) for t in _as_now(self, call, alone)], None
 
-    def _keys(self, call, layers):
+    def _keys(self, call, prompts, layers, settled=0):
         return {i: self._mean(k, call) for i, k in padding_bug.keys_at(call.model, call.prompts, layers).items()}
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import KeditError
 from .call import Call
-from .compute_k import outputs_at
+from .compute_k import Reading
 from .compute_z import Target, optimise
 from .engine import ENGINES, Engine, Site, Suffix
 from .method import Method
@@ -103,7 +103,7 @@ class Targeted(Method):
         """The targets that are written: those given, else optimised and, if asked for, anchored; and the keys
         [n, contexts, d_ff] of the first layer where the optimisation has measured them."""
         if call.z is not None:
-            pairs = zip(call.z, self._values(call), strict=True)
+            pairs = zip(call.z, self._values(Reading(call.model, call.clean)), strict=True)
             return [Target(z, z - v, [], [], v.norm().item(), False, False) for z, v in pairs], None
         targets, keys = self._optimise(call)
         if (r := self.norm_anchor) is not None:
@@ -112,9 +112,9 @@ class Targeted(Method):
             targets = [anchored(target, v, r, longest) for target, v in pairs]
         return targets, keys
 
-    def _values(self, call: Call) -> Tensor:
+    def _values(self, clean: Reading, settled: int = 0) -> Tensor:
         """[n, d_model] what z is a value of, at the clean prompts on the weights so far."""
-        return outputs_at(call.model, call.clean, self._site(call.model).values[0])
+        return clean.outputs(self._site(clean.model).values[0], settled)
 
 
 def _finite(value, shape: tuple[int, ...]) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import KeditError
 from .call import Call, Outcome, as_matrix, filtered, write
 from .closed_form import update, with_memory
-from .compute_k import context_mean, keys_at
+from .compute_k import Reading, context_mean
 from .engine import Site
 from .locate_then_edit import Targeted
 
@@ -24,8 +24,9 @@ from .locate_then_edit import Targeted
 class Spread(Targeted):
     """z belongs to the last of `layers`; it is a value of the residual stream unless `_site` says otherwise.
 
-    keys_after   whether a history's keys are measured after the batch; else they are those that the layers were
-                 solved with
+    keys_after   whether a history's keys are those after the batch; else they are those that the layers were solved
+                 with. What is written in a layer or above it does not reach its keys, so that the two are the same
+                 unless a filter has written all layers again
     """
 
     keys_after: ClassVar[bool] = True
@@ -49,8 +50,10 @@ class Spread(Targeted):
         outcome = Outcome(self.name, call.edits, {}, targets)
         self._edit_layers(call, outcome, None if keys is None else self._mean(keys.flatten(0, 1), call))
         if call.history is not None:
+            again = self.keys_after and not all(f.each_layer for f in call.filters)
             used = {layer: outcome.keys(layer) for layer in self.layers}
-            self._remember(call, outcome, self._keys(call, self.layers) if self.keys_after else used)
+            prompts = Reading(call.model, call.prompts)
+            self._remember(call, outcome, self._keys(call, prompts, self.layers) if again else used)
         return outcome
 
     def _edit_layers(self, call: Call, outcome: Outcome, first_keys: Tensor | None) -> None:
@@ -60,10 +63,11 @@ class Spread(Targeted):
         before = model.snapshot() if later else None
         scale = 1 if self._site(model).inside else model.mlp_scale  # what the stream gets of the map's output
         z, missing = torch.stack([t.z for t in targets]), torch.stack([t.delta for t in targets])  # H is v₀ at first
-        for i, layer in enumerate(self.layers):
+        prompts, clean = Reading(model, call.prompts), Reading(model, call.clean)
+        for i, layer in enumerate(self.layers):  # below `layer` nothing changes any more
             known = i == 0 and first_keys is not None
-            k = first_keys if known else self._keys(call, [layer])[layer]
-            missing = z - self._values(call) if i else missing
+            k = first_keys if known else self._keys(call, prompts, [layer], layer)[layer]
+            missing = z - self._values(clean, layer) if i else missing
             delta = self._solve(call, layer, k, missing * self._share(i) / scale, outcome)
             write(model, layer, filtered(call, layer, delta, [f for f in call.filters if f.each_layer]), outcome.deltas)
             for target, key in zip(targets, k, strict=True):
@@ -77,9 +81,9 @@ class Spread(Targeted):
         if call.filters:
             outcome.written = {}  # no longer known
 
-    def _keys(self, call: Call, layers) -> dict[int, Tensor]:
-        """{layer: [N, d_ff]} on the weights so far."""
-        return {layer: self._mean(k, call) for layer, k in keys_at(call.model, call.prompts, layers).items()}
+    def _keys(self, call: Call, prompts: Reading, layers, settled: int = 0) -> dict[int, Tensor]:
+        """{layer: [N, d_ff]} on the weights so far; prompts: the call's."""
+        return {layer: self._mean(k, call) for layer, k in prompts.keys(layers, settled).items()}
 
     def _mean(self, k: Tensor, call: Call) -> Tensor:
         """[N·contexts, d_ff] → [N, d_ff]"""

@@ -140,11 +140,12 @@ class Tails:
 
     def _layer(self, i: int, hidden: Tensor) -> Tensor:
         """Layer i on the first tokens of the tails, as many as `hidden` has."""
-        return _run_layer(self.model, i, hidden, self.told, self.prefix)
+        return run_layer(self.model, i, hidden, self.told.layer(i, hidden.shape[1], self.prefix))
 
 
-def _run_layer(model, i: int, hidden: Tensor, told: Told, cache) -> Tensor:
-    out = model.layers[i](hidden, **told.layer(i, hidden.shape[1], cache))
+def run_layer(model, i: int, hidden: Tensor, said: dict) -> Tensor:
+    """Layer i on the stream [n, T, d_model]; said: what it is handed beside that."""
+    out = model.layers[i](hidden, **said)
     return out[0] if isinstance(out, tuple) else out
 
 
@@ -158,7 +159,7 @@ def _prefix(model, entry: Tensor, first: int, calls: list[dict], ids: list[tuple
         hidden, layers = entry, range(first, model.n_layers)
         with contextlib.suppress(Done), Alike(ids, length, entry.device).together([model.mlp(i) for i in layers]):
             for i in layers:
-                hidden = _run_layer(model, i, hidden, told, cache)
+                hidden = run_layer(model, i, hidden, told.layer(i, length, cache))
     return _Cache(cache.keys, cache.values)
 
 
