@@ -1,6 +1,7 @@
 """How much faster the library edits than the plain path (`reference.py`), and that it does the same.
 
     python tests/bench.py                       # the lab model on the CPU → figures/benchmarks.csv
+    python tests/bench.py --profile smollm2     # the pretrained model → figures/benchmarks_smollm2.csv
     python tests/bench.py --profile gpu         # a model of Llama-2-7B's shape on a GPU → figures/benchmarks_gpu.csv
 
 Both paths are timed in one process, edit by edit in turn, on the same edits and contexts; each edit is taken back
@@ -41,12 +42,7 @@ FIGURES = Path(__file__).resolve().parents[1] / "figures"
 PHASES = {
     "steps": [(methods.locate_then_edit, "optimise")] + [(methods.ft._Batch, "evaluate"), (methods.FT, "_step")],
     "first pass": [(Tails, "of")],
-    "keys": [
-        (module, name)
-        for module in (methods.spread, methods.rome, methods.locate_then_edit)
-        for name in ("keys_at", "outputs_at")
-        if hasattr(module, name)
-    ],
+    "keys": [(methods.compute_k.Reading, "_read")],
     "solve": [(kedit.SecondMoments, "solve"), (kedit.NullSpace, "project"), (methods.spread, "with_memory")]
     + [(methods.spread, "update")]
     + [(methods.rect, "largest_changes")],
@@ -293,6 +289,23 @@ def lab(edits_each, batch, stream, model="lab", progress=True):
     return pd.DataFrame(rows), streams, costs, precision(*conditioning(bench, edits[:batch]))
 
 
+def pretrained(name="smollm2", edits_each=5, batch=8):
+    """The table for a pretrained model. C is made up: what an edit costs does not depend on it."""
+    from bench_gpu import made_up_contexts, made_up_edits, made_up_moments
+
+    model, rows, edits = kedit.load_model(name), [], made_up_edits(max(edits_each + 1, batch))
+    peak, words = peaks(model.device, torch.float32), [word for e in edits for word in e.text.split()]
+    for section, size, bar in (("memit", 1, 8), ("pmet", 1, 8), ("rome", 1, 10), ("memit", batch, 12)):
+        method = kedit.method_for(model, section)
+        contexts = made_up_contexts(20 if method.context_style == "rome" else 5, words)
+        paths = Paths(model, method, made_up_moments(model, method.layers), contexts)
+        batches = [edits[:size]] if size > 1 else [[e] for e in edits[1 : edits_each + 1]]
+        title = method.name if size == 1 else f"{method.name}, batch of {size}"
+        rows.append(compared(paths, batches, len(batches), peak, title, bar))
+        print(line(rows[-1]), flush=True)
+    return pd.DataFrame(rows)
+
+
 def conditioning(bench, edits):
     """What `precision` is asked about: the bench's C, the keys of these edits at every layer of it, MEMIT's λ."""
     prompts = [encode_prompt(bench.model.tokenizer, "{}", e.prompt, e.subject) for e in edits]
@@ -384,7 +397,7 @@ def save(table, name, folder=FIGURES):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--profile", default="lab", choices=["lab", "smoke", "gpu"])
+    parser.add_argument("--profile", default="lab", choices=["lab", "smoke", "smollm2", "gpu"])
     parser.add_argument("--shape", default=None, help="gpu: llama-2-7b, or tiny to try the command without one")
     parser.add_argument("--out", type=Path, default=FIGURES, help="folder of the tables")
     args = parser.parse_args(argv)
@@ -396,6 +409,9 @@ def main(argv=None):
             save(large(args.shape or "llama-2-7b"), "benchmarks_gpu.csv", args.out)
             return 0
         torch.set_num_threads(1)
+        if args.profile == "smollm2":
+            save(pretrained(), "benchmarks_smollm2.csv", args.out)
+            return 0
         small = args.profile == "smoke"
         sizes = {"edits_each": 2, "batch": 4, "stream": 20, "model": "smoke"} if small else {}
         paths, streams, costs, digits = lab(**({"edits_each": 8, "batch": 100, "stream": 1000} | sizes))

@@ -156,6 +156,12 @@ def test_gpu_profile_at_a_tiny_shape(tmp_path, capsys):
     assert "GiB on" in capsys.readouterr().out
 
 
+def test_a_pretrained_model():
+    table = bench.pretrained("lab-small", edits_each=1, batch=2)
+    assert list(table["path"]) == ["MEMIT", "PMET", "ROME", "MEMIT, batch of 2"]
+    assert (table["times faster"] > 1).all() and (table["largest difference"] < 1e-2).all()
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what is said where there is none")
 def test_gpu_profile_without_a_gpu(tmp_path, capsys):
     assert bench.main(["--profile", "gpu", "--out", str(tmp_path)]) == 1

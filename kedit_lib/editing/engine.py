@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..data.edit import Edit
 from ..models.hooks import adding, hooks, pad, trace
+from ..models.llama import LlamaTails, written_out
 from ..models.suffix import Tails, at_lookup
 from ..models.tokenization import Prompt, encode_prompt, target_ids
 
@@ -195,7 +196,9 @@ class Suffix(Engine):
         return prompt.lookup
 
     def _first_pass(self, ids, lookup):
-        site, run = self.site, self._run.flatten().tolist()
+        site, run, top = self.site, self._run.flatten().tolist(), self.model.n_layers - 1
+        self._above, above = None, site.layer + 1
+        self._written_out = above <= top == site.loss_layer and written_out(self.model, above)
         where = {"alone": site.inside, "inputs": [site.keys], "outputs": site.values}
         self.tails, inputs, outputs = self._tails(ids, lookup, run, site.layer + (not site.inside), **where)
         self.width = self.tails.hidden.shape[1]
@@ -205,7 +208,7 @@ class Suffix(Engine):
         return Tails.of(self.model, *prompts, **where)
 
     def _keep(self, rows):
-        self.tails = self.tails.select(rows)
+        self.tails, self._above = self.tails.select(rows), None
 
     def _streams(self, vectors):
         site, tails, top = self.site, self.tails, self.model.n_layers - 1
@@ -213,7 +216,12 @@ class Suffix(Engine):
         behind, stops = {tails.first - 1: hidden}, {i for i in (site.loss_layer, top) if i >= tails.first}
         if stops:  # else δ is added above the last layer, and nothing is left to run
             added = zip(site.values, vectors, strict=True) if site.inside else ()
-            behind |= tails.run(hidden, stops, added, self._only(top))
+            if self._written_out:
+                hidden = tails.run(hidden, {site.layer}, added)[site.layer] if site.inside else hidden
+                self._above = self._above or LlamaTails(tails, site.layer + 1, self._real, self._both)
+                behind[top] = self._above(hidden)
+            else:
+                behind |= tails.run(hidden, stops, added, self._only(top))
         return behind[site.loss_layer], behind[top]
 
     def _only(self, top: int) -> dict[int, Tensor]:

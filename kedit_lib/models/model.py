@@ -14,6 +14,7 @@ from .architectures import layout_of
 from .checked import check_logits, check_weights, unwrapped
 from .deltas import save_model
 from .identity import checksum_of, setting_of
+from .logits import through
 from .windows import positions_of, refuse_beyond
 
 ORIGINALS = ("device", "host")
@@ -145,7 +146,7 @@ class EditableModel:
         """head(norm(hidden)), from the residual stream [..., d_model] to [..., vocabulary], in math dtype; where the
         family has that, scaled (Cohere, Granite) or with the soft cap c·tanh(logits/c) (Gemma 2)."""
         normed = self.hf.get_submodule(self.layout.norm)(hidden)
-        found, scale = self.head(normed).to(self.math_dtype), self.layout.logit_scale(self.hf.config)
+        found, scale = through(self.head, normed).to(self.math_dtype), self.layout.logit_scale(self.hf.config)
         found = found if scale == 1 else scale * found
         cap = getattr(self.hf.config, "final_logit_softcapping", None)
         return found if cap is None else cap * (found / cap).tanh()

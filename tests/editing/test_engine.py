@@ -12,14 +12,15 @@ from kedit_lib.editing.engine import ENGINES, Plain, requests_of
 EDITS = [kedit.Edit(*each) for each in tiny.EDITS]
 # GPT-J and Gemma 2 compute their attention in float32 whatever the weights are.
 SAME = {"gptj": 1e-5, "gemma2": 1e-5}
-EVERY = [*tiny.KINDS, *families.EVERY]
+SINGLE = ("llama-bos", "mistral")  # in single precision their layers are written out
+EVERY = [*tiny.KINDS, *families.EVERY, *((name, torch.float32) for name in SINGLE)]
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory, request):
-    name = request.param
-    made = tiny if name in tiny.KINDS else families
-    return kedit.load_model(made.save(name, tmp_path_factory.mktemp(name)), dtype=torch.float64), SAME.get(name, 1e-9)
+    name, dtype = (request.param, torch.float64) if isinstance(request.param, str) else request.param
+    made, same = tiny if name in tiny.KINDS else families, 1e-5 if dtype == torch.float32 else SAME.get(name, 1e-9)
+    return kedit.load_model(made.save(name, tmp_path_factory.mktemp(name)), dtype=dtype), same
 
 
 def methods(model):
