@@ -59,7 +59,7 @@ reproduce: $(ENV)  ## run what is stale into notebooks/executed and figures (at 
 report: $(ENV)  ## turn what reproduce executed into report/index.html and its pages, read without a network (half a minute)
 	$(KEDIT) report $(WHICH)
 
-bench: $(ENV)  ## time every path against the plain one into figures/benchmarks*.csv (some minutes; PROFILE=gpu: Llama-2-7B's shape)
+bench: $(ENV)  ## time every path against the plain one into figures/benchmarks*.csv (some minutes; PROFILE=smollm2: the pretrained model; PROFILE=gpu: Llama-2-7B's shape)
 	OMP_NUM_THREADS=$(if $(filter gpu,$(PROFILE)),8,1) $(PY) tests/bench.py --profile $(PROFILE) $(if $(SHAPE),--shape "$(SHAPE)")
 
 gpu: $(ENV)  ## what needs a GPU, part by part, into figures/gpu.* (8 minutes on one H100-class card; SHAPE=tiny rehearses it)

@@ -289,14 +289,15 @@ def lab(edits_each, batch, stream, model="lab", progress=True):
     return pd.DataFrame(rows), streams, costs, precision(*conditioning(bench, edits[:batch]))
 
 
-def pretrained(name="smollm2", edits_each=5, batch=8):
-    """The table for a pretrained model. C is made up: what an edit costs does not depend on it."""
+def pretrained(name="smollm2", edits_each=5, batch=8, **options):
+    """The table for a pretrained model; options of the methods. C is made up: what an edit costs does not depend on
+    it."""
     from bench_gpu import made_up_contexts, made_up_edits, made_up_moments
 
     model, rows, edits = kedit.load_model(name), [], made_up_edits(max(edits_each + 1, batch))
     peak, words = peaks(model.device, torch.float32), [word for e in edits for word in e.text.split()]
     for section, size, bar in (("memit", 1, 8), ("pmet", 1, 8), ("rome", 1, 10), ("memit", batch, 12)):
-        method = kedit.method_for(model, section)
+        method = kedit.method_for(model, section, **options)
         contexts = made_up_contexts(20 if method.context_style == "rome" else 5, words)
         paths = Paths(model, method, made_up_moments(model, method.layers), contexts)
         batches = [edits[:size]] if size > 1 else [[e] for e in edits[1 : edits_each + 1]]

@@ -93,3 +93,19 @@ def test_whole_passes_in_half_precision_add_in_single(model):
     ]
     assert all(t.dtype == torch.float32 for t in terms[1][:2])
     assert torch.allclose(terms[0][0], terms[1][0], rtol=0.05)
+
+
+@pytest.mark.parametrize("model", [("llama-bos", torch.float32)], indirect=True)
+def test_weights_kept_transposed_follow_an_edit_above_z(model):
+    model, requests = model[0], requests_of(model[0].tokenizer, EDITS[:2], ["{}"])
+    site, nll = kedit.MEMIT(layers=[1])._site(model), []
+    for _ in range(2):
+        delta = torch.zeros(2, 1, tiny.D_MODEL)
+        engines = [engine(model, requests, site) for engine in ENGINES.values()]
+        assert engines[0]._written_out
+        suffix, plain = (engine.loss_terms(delta, torch.arange(2))[0] for engine in engines)
+        assert torch.allclose(suffix, plain, rtol=1e-5)
+        nll.append(plain)
+        model.add({model.weight_name(3): torch.ones_like(model.weight(3))})
+    model.restore()
+    assert not torch.allclose(*nll, rtol=1e-2)
