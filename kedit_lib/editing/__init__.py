@@ -15,6 +15,7 @@ from .method import Method
 from .pmet import PMET
 from .prune import PRUNE
 from .rect import RECT
+from .retrieval import Retrieval
 from .revive import REVIVE
 from .rlsedit import RLSEdit
 from .rome import PROME, ROME, RROME
@@ -29,6 +30,7 @@ METHODS: dict[str, type[Method]] = {
         *(ENCORE, EvoEdit, BetaEdit, LyapLock, RLSEdit, SimIE, SPHERE, REVIVE, UltraEdit),
     )
 }
+BASELINES: dict[str, type[Method]] = {"Retrieval": Retrieval}  # outside the family: they write no weights
 # One class under several names: they differ in how it is called or in its hyperparameters.
 ALSO_CALLED = {"MEMITMASS": "MEMIT", "FTL": "FT", "FTM": "FT"}
 
@@ -40,14 +42,14 @@ def _plain(name: str) -> str:
 def method_class(name: str) -> type[Method]:
     """The method of that name, in any case: "r-rome" is RROME, "memit-mass" MEMIT, "ft-l" and "ft-m" FT, "simie-rome"
     SimIE, which is put round ROME. KeditError for an unknown one."""
-    classes = {_plain(known): cls for known, cls in METHODS.items()}
+    classes = {_plain(known): cls for known, cls in (METHODS | BASELINES).items()}
     plain = ALSO_CALLED.get(_plain(name), _plain(name))
     around, _, base = name.partition("-")
     if plain not in classes and base and issubclass(classes.get(_plain(around), Method), Wrapper):
         method_class(base)
         return classes[_plain(around)]
     if plain not in classes:
-        raise KeditError(f"method {name!r}: is unknown; use one of {', '.join(METHODS)}")
+        raise KeditError(f"method {name!r}: is unknown; use one of {', '.join(METHODS | BASELINES)}")
     return classes[plain]
 
 
@@ -58,6 +60,8 @@ def method_for(model, name: str, **overrides) -> Method:
     base of a wrapper may be given by name. KeditError for an unknown method and where there are no hyperparameters.
     """
     cls, model_name = method_class(name), getattr(model, "name", model)
+    if cls in BASELINES.values():
+        return cls(**overrides)
     found = load_model_params(str(model_name))
     published, own = found["model"].get("d_ff"), getattr(model, "d_ff", None)
     if None not in (published, own) and published != own:

@@ -21,11 +21,11 @@ ORIGINALS = ("device", "host")
 
 
 class Snapshot(dict):
-    """{parameter name: value} of everything changed, and `applied`, the calls that led to it (None: unknown)."""
+    """{parameter name: value} of everything changed; `applied`, the calls that led to it (None: unknown); `memory`."""
 
-    def __init__(self, weights, applied):
+    def __init__(self, weights, applied, memory):
         super().__init__(weights)
-        self.applied = applied
+        self.applied, self.memory = applied, memory
 
 
 class EditableModel:
@@ -36,6 +36,7 @@ class EditableModel:
     name, folder    what it was loaded as (None: as transformers knows it); the local folder, if it was one
     applied         the method calls that its weights hold, as plain data, oldest first (None: unknown, for weights were
                     changed by other means)
+    memory          what a baseline remembers in place of weights (editing/retrieval.py); empty for all others
     originals       "device" or "host": where the one copy of what is changed is kept. The host leaves the device's
                     memory to the edits and makes `restore` and `drift` copy
     Widths: `n_layers`, `d_model`, `d_ff`. Layers are 0-based.
@@ -56,6 +57,7 @@ class EditableModel:
         out, inner = self.weight(0).shape
         self.d_model, self.d_ff = (inner, out) if self.layout.transposed else (out, inner)
         self.applied: list[dict] | None = []
+        self.memory: tuple = ()
         self._originals: dict[str, Tensor] = {}
         self._sums: dict[str, Tensor] = {}  # edited weights of less than single precision: W₀ + ΣΔ before its rounding
         check_weights(self)
@@ -233,7 +235,7 @@ class EditableModel:
     def snapshot(self) -> dict[str, Tensor]:
         """Copies of every parameter changed so far; in float32 where the model's own are of half precision."""
         weights = {n: self._sums.get(n, self.hf.get_parameter(n)).detach().clone() for n in self._originals}
-        return Snapshot(weights, self.applied)
+        return Snapshot(weights, self.applied, self.memory)
 
     @torch.no_grad()
     def load_snapshot(self, snapshot: dict[str, Tensor]) -> None:
@@ -246,6 +248,7 @@ class EditableModel:
         for name, value in snapshot.items():
             self._set(name, value)
         self.applied = getattr(snapshot, "applied", None) if snapshot else []
+        self.memory = getattr(snapshot, "memory", ())
 
     def _keep_originals(self, names) -> None:
         """Before any of them is written, so that memory which runs out here finds all weights as they were."""

@@ -1,0 +1,118 @@
+"""Retrieval in the prompt, a baseline outside the family: no weight is changed. Edits are kept as sentences, and the
+nearest one is put before every text that names its subject (as in IKE, Zheng et al. 2023, arXiv 2305.12740, without its
+demonstrations).
+
+    nearest: of the sentences whose subject stands in the text, the one whose prompt shares most of its words with it;
+    of several the one of the longest subject, then the newest
+
+It is what a practitioner weighs weight edits against: all else stays as it was, and what it costs is a longer prompt
+and a model that believes its prompt. All that asks the model through its tokenizer, every probe among it, is reminded;
+methods that edit the same model are not. The sentences belong to the model's snapshots, and to the history of a
+sequence; a model saved with save_pretrained has none.
+"""
+
+import re
+from math import log, nan
+
+import torch
+from pydantic import Field
+
+from ..data.edit import Edit
+from ..data.scripts import joint
+from ..data.words import places
+from ..models.tokenization import encode
+from .call import Call, Outcome
+from .compute_z import Target
+from .method import Method
+
+
+class Retrieval(Method):
+    """overlap: share of the words of an edit's prompt, without its subject, that a text to be reminded has, 0..1."""
+
+    needs_moments = False
+    keeps_history = needs_history = True
+
+    overlap: float = Field(0.0, ge=0, le=1)
+
+    def __init__(self, **values):
+        super().__init__(**{"layers": [0], **values})  # none is edited; every method names one
+
+    def contexts(self, model, given=None):
+        return ["{}"]
+
+    def _apply(self, call: Call) -> Outcome:
+        model = call.model
+        if not isinstance(model.tokenizer, Reminding):
+            model.tokenizer = Reminding(model)
+        before = [_probability(model, r.prompts[0].ids, r.target) for r in call.requests]
+        known = call.history.numbers.get("facts") or [list(fact[:3]) for fact in model.memory]
+        facts = [*known, *map(_fact, call.edits)]
+        call.history.numbers = {"facts": facts}
+        model.memory = tuple((*fact, self.overlap) for fact in facts)
+        after = [
+            _probability(model, encode(model.tokenizer, edit.text), request.target)
+            for edit, request in zip(call.edits, call.requests, strict=True)
+        ]
+        call.history.count(model, len(call.edits))
+        pairs = [(p, q) for (p, _), (q, _) in zip(before, after, strict=True)]
+        losses = [[-log(max(p, 1e-300)) for p in pair] for pair in pairs]
+        targets = [
+            Target(None, None, loss, [*pair], nan, False, said)
+            for loss, pair, (_, said) in zip(losses, pairs, before, strict=True)
+        ]
+        return Outcome(self.name, call.edits, {}, targets)
+
+
+class Reminding:
+    """A model's tokenizer that puts the nearest sentence of `model.memory` before a text that is to be asked: one that
+    it gives its special tokens. In all else it is the tokenizer that it is made from."""
+
+    def __init__(self, model):
+        self.model, self.plain = model, model.tokenizer
+
+    def __getattr__(self, name):
+        return getattr(self.plain, name)
+
+    def __call__(self, text, *args, add_special_tokens: bool = True, return_offsets_mapping: bool = False, **options):
+        if add_special_tokens and not return_offsets_mapping and self.model.memory:
+            remind = self._reminded
+            text = remind(text) if isinstance(text, str) else [remind(one) for one in text]
+        options |= {"add_special_tokens": add_special_tokens, "return_offsets_mapping": return_offsets_mapping}
+        return self.plain(text, *args, **options)
+
+    def _reminded(self, text: str) -> str:
+        sentence = nearest(self.model.memory, text)
+        return text if sentence is None else f"{sentence} {text}"
+
+
+def nearest(memory, text: str) -> str | None:
+    """The sentence to put before `text`; None: there is none. memory: (prompt, subject, sentence, overlap), the oldest
+    first."""
+    words, found = _words(text), []
+    for age, (prompt, subject, sentence, overlap) in enumerate(memory):
+        if subject in text and places(text, subject):
+            asked = _words(prompt)
+            share = len(asked & words) / len(asked) if asked else 1.0
+            if share >= overlap:
+                found.append((share, len(subject), age, sentence))
+    return max(found)[-1] if found else None
+
+
+def _words(text: str) -> set[str]:
+    return {word.lower() for word in re.findall(r"\w+", text)}
+
+
+def _fact(edit: Edit) -> list[str]:
+    """[prompt without its subject, subject, sentence]"""
+    sentence = edit.text + joint(edit.text, edit.target_new, edit.separator) + edit.target_new
+    return [edit.prompt.replace("{}", " "), edit.subject, sentence if sentence.endswith(".") else f"{sentence}."]
+
+
+@torch.no_grad()
+def _probability(model, prompt, target) -> tuple[float, bool]:
+    """(the geometric mean of the target's token probabilities, whether each is the model's own choice)"""
+    ids = torch.tensor([[*prompt, *target]], device=model.device)
+    logits = model.hf(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].to(model.math_dtype)
+    answer = torch.tensor(target, device=ids.device)
+    each = logits.log_softmax(-1).gather(1, answer[:, None])
+    return each.mean().exp().item(), bool((logits.argmax(-1) == answer).all())

@@ -1,0 +1,86 @@
+"""Retrieval in the prompt: no weight changes, every question is reminded, and the memory comes and goes with
+snapshots."""
+
+import pytest
+import tiny
+import torch
+from library import parameters
+
+import kedit_lib as kedit
+from kedit_lib.editing.retrieval import nearest
+from kedit_lib.evaluation.teacher_forcing import teacher_forced
+from kedit_lib.models.tokenization import encode
+
+EDITS = [kedit.Edit(p, s, t) for p, s, t in tiny.EDITS]
+
+
+@pytest.fixture
+def model(tiny_folder):
+    return kedit.load_model(tiny_folder("llama"), dtype=torch.float32)
+
+
+def says(model, text: str) -> str:
+    return model.tokenizer.decode(encode(model.tokenizer, text), skip_special_tokens=True)
+
+
+def test_questions_are_reminded_and_no_weight_changes(model):
+    before = {name: w.clone() for name, w in parameters(model).items()}
+    edit, unrelated = EDITS[0], "The sea is"
+    outcome = kedit.method_for(model, "retrieval").apply(model, [edit])
+    assert edit.target_new in says(model, edit.text) and says(model, edit.text).endswith(edit.text)
+    assert says(model, unrelated) == unrelated
+    assert outcome.deltas == {} and all(torch.equal(w, before[n]) for n, w in parameters(model).items())
+    asked = teacher_forced(model, [edit.text], [edit.target_new]).probability.item()
+    assert outcome.targets[0].probabilities[-1] == pytest.approx(asked, rel=1e-5)
+    model.restore()
+    plain = teacher_forced(model, [edit.text], [edit.target_new]).probability.item()
+    assert says(model, edit.text) == edit.text
+    assert outcome.targets[0].probabilities[0] == pytest.approx(plain, rel=1e-5)
+
+
+def test_the_memory_belongs_to_snapshots_and_to_the_history(model):
+    method = kedit.Retrieval()
+    history = method.new_history(model)
+    method.apply(model, EDITS[:1], history=history)
+    one = model.snapshot()
+    method.apply(model, EDITS[1:2], history=history)
+    assert EDITS[1].target_new in says(model, EDITS[1].text)
+    model.load_snapshot(one)
+    assert says(model, EDITS[1].text) == EDITS[1].text and EDITS[0].target_new in says(model, EDITS[0].text)
+    with model.temporarily():
+        assert says(model, EDITS[0].text) == EDITS[0].text
+    model.restore()
+    method.apply(model, EDITS[2:3], history=history)  # as a resumed sequence does
+    assert len(model.memory) == 3
+    method.apply(model, EDITS[3:4])
+    assert len(model.memory) == 4
+
+
+def test_the_nearest_sentence():
+    memory = [
+        ("The mother tongue of  is", "Ana Bell", "old", 0.0),
+        ("The mother tongue of  is", "Ana Bell", "new", 0.0),
+        (" works as a", "Ana Bell", "work", 0.0),
+        ("The mother tongue of  is", "Ana", "other", 0.6),
+    ]
+    assert nearest(memory, "The mother tongue of Ana Bell is") == "new"
+    assert nearest(memory, "Ana Bell works as") == "work"
+    assert nearest(memory, "The mother tongue of Ana Bells is") == "other"  # "Ana" alone stands there
+    assert nearest(memory, "Ana laughs") is None  # too few words of the prompt
+    assert nearest(memory, "The mother tongue of Bob is") is None
+
+
+def test_a_sequence_is_measured_as_any_other(model, tmp_path):
+    options = {"probes": None, "progress": False, "checkpoint_every": 2, "dense_every": 2}
+    run = kedit.run_stream(model, EDITS[:4], kedit.Retrieval(), store=tmp_path, **options)
+    p = run.curve("probability", "edits")
+    with model.temporarily():
+        kedit.Retrieval().apply(model, EDITS[:4])
+        asked = teacher_forced(model, [e.text for e in EDITS[:4]], [e.target_new for e in EDITS[:4]])
+    assert p[4] == pytest.approx(asked.probability.mean().item(), rel=1e-4)
+    assert model.memory == ()  # the model comes back as it was
+
+
+def test_bad_settings_are_one_line():
+    with pytest.raises(kedit.KeditError, match="overlap"):
+        kedit.Retrieval(overlap=2.0)
