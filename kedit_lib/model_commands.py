@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from typer import Argument, Option
 
 from .errors import KeditError
 
+CANARIES = 160  # facts that a guard may ask, four looks' worth
 Model = Annotated[str, Argument(help="lab, lab-small, a folder with a model, or a hub id such as Qwen/Qwen2.5-0.5B")]
 Dtype = Annotated[str | None, Option(help="float32, bfloat16, float16 or float64 (default: as it is stored)")]
 Device = Annotated[str, Option(help="cpu, cuda, …, or the number of a GPU")]
@@ -97,6 +98,10 @@ def stream(
     batch: Annotated[int, Option(help="edits written at a time; 0: all at once")] = 1,
     every: Annotated[int, Option(help="edits between measurements")] = 25,
     out: Store = None,
+    guard: Annotated[
+        Literal["warn", "stop"] | None,
+        Option(help="ask the model other things it knows between edits; when it is losing them: say so, or stop"),
+    ] = None,
     save: Save = None,
     dtype: Dtype = None,
     device: Device = "cpu",
@@ -111,6 +116,7 @@ def stream(
     loaded = kedit.load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     editor = _method(loaded, method)
     known = _known(loaded, edits, limit, seed, chat)
+    watch = kedit.CollapseGuard(_canaries(loaded, known, edits, seed, chat), action=guard, seed=seed) if guard else None
     run = kedit.run_stream(
         loaded,
         known,
@@ -121,13 +127,16 @@ def stream(
         store=out or (Path(save) / "stream" if save else None),
         checkpoint_every=every,
         progress=sys.stderr.isatty(),
+        guard=watch,
     )
     table = run.checkpoints.query("metric != 'seconds'")
     table = table.pivot(index=["metric", "cohort"], columns="edits_done", values="value")
     print(table.round(3).to_string(na_rep=""))
+    if watch:
+        print(f"guard: {watch}")
     if save:
         loaded.load_snapshot(run.final_weights())
-        loaded.applied = [record_of(editor.name, editor.hyperparameters, known)]
+        loaded.applied = [record_of(editor.name, editor.hyperparameters, known[: len(run.edits)])]
         _save(loaded, save)
 
 
@@ -201,6 +210,17 @@ def _known(model, name: str, limit: int | None, seed: int, chat: bool):
         raise KeditError(f"edits {name!r}: the model knows none of the {len(edits)} facts; give others")
     print(f"{len(known)} edits; {unknown} left out, because the model does not know the fact")
     return known
+
+
+def _canaries(model, edited, name: str, seed: int, chat: bool):
+    """Facts of the same source that the model knows and no edit touches; None where there are few."""
+    import kedit_lib as kedit
+
+    subjects = {edit.subject for edit in edited}
+    others = kedit.load_edits(name, model=model, seed=seed, chat=chat)
+    others = [e for e in others if e.subject not in subjects and e.target_true is not None]
+    known, _ = kedit.known_edits(model, others[:CANARIES])
+    return known if len(known) >= CANARIES / 4 else None
 
 
 def _save(model, folder: str | None) -> None:

@@ -1,6 +1,8 @@
 """`kedit`, or `python -m kedit_lib`: what each command prints and leaves, and that a failure is one line."""
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 
@@ -100,3 +102,18 @@ def test_a_stream(run, tmp_path):
     assert code == 0 and evaluated.startswith("4 edits")
     last = next(line.split()[-1] for line in out.splitlines() if line.split()[:2] == ["accuracy", "edits"])
     assert next(line.split()[1] for line in evaluated.splitlines() if line.startswith("accuracy")) == last
+
+
+def test_a_guarded_stream_stops(run, tmp_path, monkeypatch):
+    """A learning rate that ruins the model at once: no edit after the first look is made or recorded."""
+    params = shutil.copytree(REPOSITORY / "params", tmp_path / "params")
+    own = params / "models" / "lab-small.yaml"
+    own.write_text(re.sub(r"(ft-m:.*?lr:) \S+", r"\1 0.5", own.read_text(), count=1, flags=re.DOTALL))
+    monkeypatch.setenv("KEDIT_PARAMS", str(params))
+    arguments = ("stream", "lab-small", "--edits", "lab", "--limit", 12, "--method", "ft-m", "--every", 12)
+    arguments += ("--guard", "stop", "--save", tmp_path / "edited")
+    code, out, err = run(*arguments)
+    assert code == 0 and "guard: alarm: " in out and "right after 5 edits" in out, err
+    (record,) = json.loads((tmp_path / "edited" / "kedit_edits.json").read_text())["applied"]
+    assert len(record["edits"]) == 5
+    assert "guard: alarm: " in run(*arguments)[1]  # found finished, with what its guard read

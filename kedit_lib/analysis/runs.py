@@ -27,6 +27,7 @@ OF_EDITS = {
     "v0_norm": "‖v₀‖",
     "seconds": "seconds",
 }
+OF_LAYERS = {"along_": "cosine with earlier updates", "W_": "‖W‖"}
 
 
 def setting_of(name: str) -> tuple[str, str]:
@@ -42,10 +43,12 @@ def tidy(run: Run, **labels) -> pd.DataFrame:
     edits = run.edits.rename(columns={"edit": "edits"})
     made = edits.melt("edits", columns, "metric")
     made = made.assign(metric=made.metric.map(OF_EDITS), cohort=EDIT, n=1)
-    against = edits.filter(regex="^edits$|^along_").melt("edits", var_name="cohort")
-    against = against.assign(metric="cosine with earlier updates", cohort="layer " + against.cohort.str[6:], n=1)
+    written = []
+    for prefix, metric in OF_LAYERS.items():
+        each = edits.filter(regex=f"^edits$|^{prefix}").melt("edits", var_name="cohort")
+        written.append(each.assign(metric=metric, cohort="layer " + each.cohort.str.removeprefix(prefix), n=1))
     asked = run.checkpoints.rename(columns={"edits_done": "edits"})
-    table = pd.concat([made, against, asked], ignore_index=True).assign(**labels)
+    table = pd.concat([made, *written, asked], ignore_index=True).assign(**labels)
     return table[[*labels, "edits", "metric", "cohort", "value", "n"]]
 
 

@@ -18,6 +18,7 @@ from ..data.schemas import SCHEMAS, unknown
 from ..errors import KeditError
 from ..models.tokenization import check_edit
 
+MADE_BY_DEFAULT = 100  # edits
 MADE = {"lab": "the lab model whose world the edits are about", "world": "the model whose knowledge is to be edited"}
 
 
@@ -33,7 +34,7 @@ def load_edits(
     """Edits from "lab" or "world", from a file (.json, .jsonl, .csv, .parquet), a folder, or a hub name "owner/name".
 
     lab     `model` must be a lab model; the seed decides the sample, the order and the edits;
-            limit None: 100
+            limit None: 100, or as many as there are people
     world   cities and countries (GeoNames, CC BY 4.0), only facts that `model` says by itself in two wordings or
             more, which is asked once and kept in results/known; seed and limit as for the lab
     others  the seed decides the order when `limit` is given: a sample of that size, else all as they
@@ -53,7 +54,7 @@ def load_edits(
             raise KeditError(f"load_edits({source!r}): {named} goes with data sets only; leave it out")
         if model is None:
             raise KeditError(f"load_edits({source!r}): pass model=, {MADE[source]}")
-        return _made(source, model, 100 if limit is None else limit, seed)
+        return _made(source, model, limit, seed)
     edits, rejected = read_edits(source, model, schema, chat, **hub)
     name = Path(source).name
     if not edits:
@@ -112,15 +113,16 @@ def _named(record: Record, *names: str) -> str:
     return str(found[0]) if found else "" if names == ("subject",) else str(record.number)
 
 
-def _made(source: str, model, limit: int, seed: int) -> list[Edit]:
+def _made(source: str, model, limit: int | None, seed: int) -> list[Edit]:
     if source == "lab":
         from ..lab import world_of  # here, and below: files of edits need neither
         from ..lab.edits import lab_edits
 
-        return lab_edits(world_of(model), limit, seed)
+        world = world_of(model)
+        return lab_edits(world, min(MADE_BY_DEFAULT, len(world.streamed)) if limit is None else limit, seed)
     from .world_facts import known_world
 
-    return known_world(model, results_folder() / "known").edits(limit, seed)
+    return known_world(model, results_folder() / "known").edits(MADE_BY_DEFAULT if limit is None else limit, seed)
 
 
 def _schema_of(record: Record) -> str:

@@ -13,14 +13,23 @@ is lost. While the share of lost facts is at most `tolerated` (τ), the product 
 over the looks from any start on is a supermartingale, and so is the mixture Σⱼ Πᵢ≥ⱼ Lᵢ / j(j + 1) over all starts j. By
 Ville's inequality it ever exceeds 1/α with probability at most α: the false-alarm rate holds over all looks together,
 however many there are (Shin, Ramdas and Rinaldo 2022, arXiv 2203.03532; Ramdas et al. 2023, arXiv 2210.01948).
+
+**The forecast.** With the evidence the alarm waits until a straight line through the looks since half of the edits
+reaches one half lost within the next `within` edits. It is raised no earlier than the test's, so the rate holds.
+
+**What comes free.** A model can die within ten edits, too fast for questions. ‖v₀‖, the state that each edit starts
+from, then swells first: where the median of the last SPAN edits is `swelling` times that of the first, there is an
+alarm at once. No rate is known for it; the factor lies above that of every stored sequence that outlived its edits.
 """
 
 from __future__ import annotations
 
+import math
 import random
+import time
 import warnings
-from dataclasses import asdict, dataclass, field
-from math import log10
+from dataclasses import asdict, dataclass, field, replace
+from statistics import linear_regression, median
 
 import torch
 
@@ -28,6 +37,9 @@ from ..errors import KeditError
 from ..models.tokenization import encode, target_ids
 
 ACTIONS = ("warn", "stop", "roll back", "batch")
+DEAD = 0.5  # share of lost facts at which a model counts as dead
+KEPT = ("readings", "_known", "_mixture", "_norms")  # what a guard has seen, beside what it was given
+SPAN = 5  # edits in the medians of ‖v₀‖
 SURE = 0.5  # least probability of a continuation that the model itself supplies as a canary
 
 
@@ -37,21 +49,22 @@ class Collapsing(UserWarning):
 
 @dataclass(frozen=True)
 class Reading:
-    """One look. evidence: log10 of the e-value; alarm: it has exceeded 1/α, now or before."""
+    """One look. evidence: log10 of the e-value; alarm: raised now or before; seconds: that the look took."""
 
     edits: int
     right: int
     asked: int
     evidence: float
     alarm: bool
+    seconds: float = field(default=0.0, compare=False)
 
     def __str__(self) -> str:
         seen = f"{self.right} of {self.asked} known facts still right after {self.edits} edits"
         return f"{seen}, evidence 10^{self.evidence:.1f}"
 
-    @classmethod
-    def of(cls, edits: int, right: int, asked: int, e_value: float, alarm: bool) -> Reading:
-        return cls(edits, right, asked, log10(max(e_value, 1e-300)), alarm)
+    @property
+    def lost(self) -> float:
+        return 1 - self.right / self.asked
 
 
 @dataclass
@@ -62,7 +75,9 @@ class CollapseGuard:
                None: continuations that the model itself is sure of, of its own sampled text
     every      edits between two looks in `run_stream`;  looks_at: canaries a look
     tolerated  τ, share of lost facts that is no alarm;  noticed: q, a share that is to be noticed soon
-    alpha      the chance of ever raising an alarm while no more than τ is lost
+    alpha      the chance of ever raising an alarm on the canaries while no more than τ is lost
+    within     edits: no alarm before half of the facts will be lost so soon; None: an alarm on the evidence alone
+    swelling   growth of ‖v₀‖ that is an alarm by itself (run_stream, or `due` in another loop); None: none is
     action     of run_stream at the alarm: "warn", "stop", "roll back" to the last look without evidence, or the rest in
                one "batch" from there
     """
@@ -70,26 +85,53 @@ class CollapseGuard:
     canaries: list | None = None
     every: int = 5
     looks_at: int = 40
-    tolerated: float = 0.15
-    noticed: float = 0.35
+    tolerated: float = 0.1
+    noticed: float = 0.2
     alpha: float = 0.05
+    within: int | None = 80
+    swelling: float | None = 2.5
     action: str = "warn"
     seed: int = 0
     readings: list[Reading] = field(default_factory=list)
     _known: list | None = None
     _mixture: float = 0.0
+    _norms: list[float] = field(default_factory=list)
 
     def __post_init__(self):
         if not 0 < self.tolerated < self.noticed < 1 or not 0 < self.alpha < 1:
             raise KeditError("guard: needs 0 < tolerated < noticed < 1 and 0 < alpha < 1")
         if self.action not in ACTIONS:
             raise KeditError(f"guard: action = {self.action!r}; use one of {', '.join(ACTIONS)}")
-        if self.every < 1 or self.looks_at < 1:
-            raise KeditError("guard: every and looks_at must be at least 1")
+        if min(self.every, self.looks_at, 1 if self.within is None else self.within) < 1:
+            raise KeditError("guard: every, looks_at and within must be at least 1")
+        if self.swelling is not None and not self.swelling > 1:
+            raise KeditError(f"guard: swelling = {self.swelling!r}; must be more than 1, or None")
+
+    def __str__(self) -> str:
+        """The alarm or the last look, and what all looks took."""
+        told = next((r for r in self.readings if r.alarm), None)
+        last = f"alarm: {told}" if told else f"no alarm: {self.readings[-1]}" if self.readings else "has not looked yet"
+        return f"{last} ({len(self.readings)} looks, {sum(r.seconds for r in self.readings):.1f} s)"
 
     @property
     def alarm(self) -> bool:
         return bool(self.readings) and self.readings[-1].alarm
+
+    @property
+    def doubts(self) -> bool:
+        """Whether the evidence of the last look is enough for an alarm, or ‖v₀‖ has swollen."""
+        return self.swollen or (bool(self.readings) and self.readings[-1].evidence >= -math.log10(self.alpha))
+
+    @property
+    def swollen(self) -> bool:
+        if self.swelling is None or len(self._norms) <= SPAN:
+            return False
+        return median(self._norms[-SPAN:]) >= self.swelling * median(self._norms[:SPAN])
+
+    def due(self, edits: int, norms=()) -> bool:
+        """Whether to look after so many edits. norms: ‖v₀‖ of each of them (NaN: not known)."""
+        self._norms = [n for n in norms if n == n]
+        return self.swollen or not self.readings or edits - self.readings[-1].edits >= self.every
 
     def start(self, model, tokenizer=None) -> int:
         """Keep the canaries that this model, still unedited, says; how many. KeditError when there are too few."""
@@ -104,18 +146,25 @@ class CollapseGuard:
     def check(self, model, edits: int | None = None, tokenizer=None) -> Reading:
         """Look once. model: an EditableModel, or a transformers model with its tokenizer; edits: made so far (None: one
         more than at the last look). The first look of an unstarted guard takes the model as the unedited one."""
+        begin = time.perf_counter()
         if self._known is None:
             self.start(model, tokenizer)
-        look = len(self.readings) + 1
         edits = (self.readings[-1].edits if self.readings else -1) + 1 if edits is None else edits
-        asked = random.Random(f"{self.seed}-{look}").sample(self._known, min(self.looks_at, len(self._known)))
-        right = sum(_says(model, asked))
-        e_value = self.weigh(len(asked) - right, len(asked))
-        reading = Reading.of(edits, right, len(asked), e_value, self.alarm or e_value >= 1 / self.alpha)
-        if reading.alarm and not self.alarm:
+        asked = random.Random(f"{self.seed}-{len(self.readings) + 1}")
+        asked = asked.sample(self._known, min(self.looks_at, len(self._known)))
+        lost, before = len(asked) - sum(_says(model, asked)), self.alarm
+        reading = self.judge(edits, lost, len(asked), time.perf_counter() - begin)
+        if reading.alarm and not before:
             warnings.warn(f"guard: {reading}; the model is losing what no edit names", Collapsing, stacklevel=2)
-        self.readings.append(reading)
         return reading
+
+    def judge(self, edits: int, lost: int, asked: int, seconds: float = 0.0) -> Reading:
+        """Take note of a further look, at which so many facts were lost."""
+        evidence = math.log10(max(self.weigh(lost, asked), 1e-300))
+        self.readings.append(Reading(edits, asked - lost, asked, evidence, self.alarm, seconds))
+        if self.swollen or self.doubts and (self.within is None or self.edits_left() <= self.within):
+            self.readings[-1] = replace(self.readings[-1], alarm=True)
+        return self.readings[-1]
 
     def weigh(self, lost: int, asked: int) -> float:
         """The e-value after a further look that lost so many: the mixture over all starts, Σⱼ Πᵢ≥ⱼ Lᵢ / j(j + 1)."""
@@ -125,15 +174,29 @@ class CollapseGuard:
         self._mixture = min((self._mixture + 1 / (look * (look + 1))) * ratio, 1e300)
         return self._mixture
 
+    def edits_left(self) -> float:
+        """Edits until half of the facts are lost, by a line through the looks since half of the edits; inf: never."""
+        now = self.readings[-1].edits
+        recent = [r for r in self.readings if r.edits >= now / 2]
+        recent = recent if len(recent) > 1 else self.readings[-2:]
+        if recent[0].edits == now:  # one look has no slope
+            slope, lost = 0.0, recent[-1].lost
+        else:
+            slope, lost = linear_regression([r.edits - now for r in recent], [r.lost for r in recent])
+        if lost >= DEAD:
+            return 0.0
+        return (DEAD - lost) / slope if slope > 0 else math.inf
+
     @property
     def identity(self) -> list:
         """What decides the numbers of a guarded stream."""
-        settings = {k: v for k, v in asdict(self).items() if k not in ("readings", "canaries", "_known", "_mixture")}
+        settings = {k: v for k, v in asdict(self).items() if k != "canaries" and k not in KEPT}
         return [settings, None if self.canaries is None else list(map(repr, self.canaries))]
 
     def state(self) -> dict:
         """Plain data for a checkpoint."""
-        return {"readings": [asdict(r) for r in self.readings], "mixture": self._mixture, "known": self._known}
+        readings = [asdict(r) for r in self.readings]
+        return {"readings": readings, "mixture": self._mixture, "known": self._known}
 
     def resume(self, state: dict) -> None:
         self.readings = [Reading(**r) for r in state["readings"]]
@@ -141,13 +204,14 @@ class CollapseGuard:
         self._known = state["known"] and [tuple(map(tuple, row)) for row in state["known"]]
 
 
-def alarms_at(lost: list[tuple[int, int, int]], **settings) -> int | None:
-    """The edit at which a guard would have raised its alarm over looks (edits, lost, asked); None: at none."""
-    guard = CollapseGuard([], **settings)
-    for edits, some, asked in lost:
-        e_value = guard.weigh(some, asked)
-        guard.readings.append(Reading.of(edits, asked - some, asked, e_value, e_value >= 1 / guard.alpha))
-        if guard.alarm:
+def alarms_at(looks, norms=(), batch: int = 1, **settings) -> int | None:
+    """The edit at which a guard would have raised its alarm over looks (edits, lost, asked), given ‖v₀‖ of each edit
+    and how many are made at a time; None: at none."""
+    guard, norms = CollapseGuard([], **settings), list(norms)
+    looks = {edits: counts for edits, *counts in looks}
+    for edits in sorted({*looks, *range(0, len(norms) + 1, batch)}):
+        guard._norms = norms[:edits]
+        if guard.swollen or edits in looks and guard.judge(edits, *looks[edits]).alarm:
             return edits
     return None
 

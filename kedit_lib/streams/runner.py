@@ -24,7 +24,7 @@ from ..evaluation.protocol import AtStart, Probe
 from ..models.hooks import no_bar
 from ..models.memory import memory_for
 from ..models.model import EditableModel
-from .guard import CollapseGuard
+from .guard import CollapseGuard, Reading
 from .interrupts import postponed
 from .rows import edit_rows, is_dead, measured_rows
 from .run import WINDOW, Run
@@ -106,7 +106,7 @@ def run_stream(
     key = key_of(**decides)
     folder = Unstored() if store is None else RunFolder(store, f"{method.name.lower()}-b{batch_size}", key)
     if folder.finished():
-        return Run(*folder.load(), folder.path)
+        return _found(folder, guard)
 
     if method.keeps_history and history is None:
         history = method.new_history(model, moments)
@@ -119,7 +119,7 @@ def run_stream(
     )
     with folder.held():
         if folder.finished():  # by the process that was waited for
-            return Run(*folder.load(), folder.path)
+            return _found(folder, guard)
         before = model.snapshot()
         model.restore()
         try:
@@ -128,8 +128,18 @@ def run_stream(
             model.load_snapshot(before)
         manifest = {**decides, "key": key, "started": stream.started, "finished": now()}
         manifest |= {"versions": versions(), "arithmetic": arithmetic(model.device), "commit": commit()}
+        if guard is not None:
+            manifest["readings"] = guard.state()["readings"]
         rows, checks = pd.DataFrame(stream.rows), pd.DataFrame(stream.checks)
         return Run(rows, checks, folder.finish(rows, checks, manifest), folder.path)
+
+
+def _found(folder: RunFolder, guard: CollapseGuard | None) -> Run:
+    """A finished run; its guard knows again what it read."""
+    run = Run(*folder.load(), folder.path)
+    if guard is not None:
+        guard.readings = [Reading(**r) for r in run.manifest["readings"]]
+    return run
 
 
 def measured_after(model, run: Run, edits, probes, change) -> Run:
@@ -258,13 +268,14 @@ class _Stream:
         return self.done, self.model.snapshot(), history.copy() if isinstance(history, EditHistory) else None
 
     def _guarded(self, healthy):
-        """Let the guard look if it is time, and roll back where its action says so. The last state without an alarm."""
+        """Let the guard look if it is time, and roll back where its action says so. The last state without doubts."""
         guard = self.guard
-        if guard is None or guard.alarm or self.done - healthy[0] < guard.every:
+        if guard is None or guard.alarm or not guard.due(self.done, [row["v0_norm"] for row in self.rows]):
             return healthy
-        if not guard.check(self.model, self.done).alarm:
+        alarm = guard.check(self.model, self.done).alarm
+        if not guard.doubts:
             return self._state()
-        if guard.action in ("roll back", "batch"):
+        if alarm and guard.action in ("roll back", "batch"):
             done, weights, history = healthy
             self.model.load_snapshot(weights)
             if history is not None:

@@ -147,9 +147,9 @@ class RunFolder:
 
     def final_weights(self) -> dict:
         """The edited weights at the end of the run. KeditError when its last checkpoint is damaged."""
-        *_, manifest = self.load()
+        edits, *_ = self.load()
         newest = self.newest_checkpoint()
-        if newest is None or newest.done != manifest["n_edits"]:
+        if newest is None or newest.done != len(edits):
             raise KeditError(f"{self.path}: holds no weights of its end; remove the folder and run the stream again")
         return newest.weights
 

@@ -44,7 +44,7 @@ def test_an_edit_has_a_row_for_each_of_its_numbers():
     p = table[table.metric == "optimised probability"].set_index("edits").value
     assert p.tolist() == run.edits.probability_last.tolist()
     assert (table[table.metric == "cosine with earlier updates"].cohort == "layer 1").all()
-    assert len(table) == len(run.checkpoints) + 7 * len(run.edits)
+    assert len(table) == len(run.checkpoints) + 8 * len(run.edits)
 
 
 def test_at_is_the_last_checkpoint_before(runs):

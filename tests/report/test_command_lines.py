@@ -45,6 +45,7 @@ TABLE = [
     (["edit", "lab-small", "--prompt", "{} is", "--subject", "x", "--to", "y", "--method", "magic"], ["magic"]),
     (["stream", "lab-small", "--edits", "missing.json"], ["missing.json"]),
     (["stream", "lab-small", "--edits", "lab", "--limit", "many"], ["--limit"]),
+    (["stream", "lab-small", "--edits", "lab", "--guard", "hope"], ["--guard"]),
     (["evaluate", "lab-small"], ["kedit_edits.json"]),
     (["evaluate", "lab-small", "--limit", "-1"], ["--limit -1: must be at least 1"]),
     (["fly"], ["fly"]),

@@ -41,7 +41,7 @@ def looks(share_lost, n=40, times=60, seed=0):
 
 def test_false_alarms_are_as_rare_as_stated_over_all_looks():
     """600 sequences of 60 looks in which exactly the tolerated share is lost: at most alpha raise an alarm, ever."""
-    false = sum(alarms_at(looks(lambda i: 0.15, seed=s)) is not None for s in range(600))
+    false = sum(alarms_at(looks(lambda i: 0.1, seed=s), within=None) is not None for s in range(600))
     assert false / 600 <= 0.05
 
 
@@ -55,17 +55,47 @@ def test_a_slow_decline_is_seen_before_half_is_lost():
     assert all(n is not None and n / 5 / 60 < 0.5 for n in at)
 
 
+def test_the_alarm_waits_until_half_will_soon_be_lost():
+    """A tenth lost in 100 edits: evidence comes with a fifth lost, half will be lost at edit 500."""
+    slow = [(i, round(0.001 * i * 200), 200) for i in range(0, 600, 10)]
+    assert alarms_at(slow, within=None) < 250
+    assert alarms_at(slow, within=85) == 420 and alarms_at(slow, within=45) == 460
+    assert alarms_at([(i, 60, 200) for i in range(0, 600, 10)]) is None  # three tenths lost, and no more
+
+
+def test_swollen_states_are_an_alarm_at_once():
+    """Of the last five edits three start from states that are 2.5 times as long as the first ones did."""
+    looks = [(0, 0, 40), (10, 0, 40), (20, 0, 40)]
+    norms = [20.0] * 10 + [60.0] * 10
+    assert alarms_at(looks, norms) == 13 and alarms_at(looks, norms, batch=10) == 20
+    assert alarms_at(looks, norms, swelling=None) is None and alarms_at(looks, [20.0, 22.0] * 10) is None
+
+
+def test_edits_left_of_few_looks():
+    guard = CollapseGuard([])
+    guard.judge(0, 5, 40)
+    assert guard.edits_left() == float("inf")
+    guard.judge(10, 15, 40)
+    assert guard.edits_left() == pytest.approx(5)
+    guard.judge(20, 5, 40)
+    assert guard.edits_left() == float("inf")
+    guard.judge(21, 40, 40)
+    assert guard.edits_left() == 0
+
+
 def test_the_mixture_is_the_sum_over_all_starts():
     guard, ratios = CollapseGuard([], looks_at=10), []
     for look, lost in enumerate([0, 3, 6, 2], 1):
-        ratios.append((0.35 / 0.15) ** lost * (0.65 / 0.85) ** (10 - lost))
+        ratios.append((0.2 / 0.1) ** lost * (0.8 / 0.9) ** (10 - lost))
         e_value = guard.weigh(lost, 10)
         guard.readings.append(None)
         by_hand = sum(torch.tensor(ratios[j - 1 :]).double().prod().item() / (j * (j + 1)) for j in range(1, look + 1))
         assert e_value == pytest.approx(by_hand)
 
 
-@pytest.mark.parametrize("given", [{"tolerated": 0.4}, {"alpha": 0}, {"action": "hope"}, {"every": 0}])
+@pytest.mark.parametrize(
+    "given", [{"tolerated": 0.4}, {"alpha": 0}, {"action": "hope"}, {"every": 0}, {"within": 0}, {"swelling": 1}]
+)
 def test_bad_settings_are_one_line(given):
     with pytest.raises(kedit.KeditError, match="guard: "):
         CollapseGuard([], **given)
