@@ -94,12 +94,14 @@ def test_a_notebook_opens_with_its_verdict_and_is_short(source):
 
 
 def test_the_readmes_first_lines_say_what_the_runs_say():
-    runs = kedit.load_runs(["memit", "memit-rho2", "rome"], committed="smollm2").query("order == 0")
+    names = ["memit", "memit-rho2", "rome", "memit-share", "memit-share-rho2"]
+    runs = kedit.load_runs(names, committed="smollm2").query("order == 0")
     found = kedit.outcomes(runs).set_index(["stream", "setting"])
     scaled, printed, rome = (
         found.loc[key] for key in (("memit", "as scaled"), ("memit", "as printed"), ("rome", "as printed"))
     )
-    right = runs[(runs.metric == "accuracy") & (runs.cohort == "untouched") & (runs.setting == "as scaled")]
+    batch, batch_printed = found.loc["memit-share", "as scaled"], found.loc["memit-share", "as printed"]
+    right = runs.query("metric == 'accuracy' and cohort == 'untouched' and setting == 'as scaled' and stream == 'memit'")
     lost = 1 - right.set_index("edits").value[scaled.N_model]
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     for said in (
@@ -109,6 +111,10 @@ def test_the_readmes_first_lines_say_what_the_runs_say():
         f"MEMIT reports {printed.p_last:.2f} after {printed.edits_made} edits",
         f"and ROME {rome.p_last:.2f} after {rome.edits_made}",
         f"with {printed.untouched:.0%} and {rome.untouched:.0%} of the unrelated facts left".replace("%", " %"),
+        f"a batch of {batch.edits_made} edits",
+        f"keeps {batch.edits:.0%} of its edits and {batch.untouched:.0%} of the unrelated facts".replace("%", " %"),
+        f"as scaled, where the sequence keeps {scaled.edits:.0%} and {scaled.untouched:.0%}".replace("%", " %"),
+        f"and {batch_printed.edits:.0%} and {batch_printed.untouched:.0%} as printed".replace("%", " %"),
     ):
         assert said in text
 
