@@ -11,6 +11,7 @@ import pytest
 
 import kedit_lib as kedit
 from kedit_lib.__main__ import main
+from kedit_lib.data.config import file_name
 from kedit_lib.data.yaml_text import dump, read_yaml
 from kedit_lib.editing.transfer import v0_norm
 from kedit_lib.errors import KeditError
@@ -169,7 +170,7 @@ def test_the_notebooks_run_on_it(elsewhere, monkeypatch):
     out = reproduce.REPOSITORY / "results" / "executed-own-elsewhere"
     shutil.rmtree(out, ignore_errors=True)  # of an earlier test run
     assert main(["reproduce", "--profile", str(elsewhere / "elsewhere.yaml")]) == 0
-    assert (elsewhere / "params" / "models" / "stranger.yaml").is_file()
+    assert (reproduce.REPOSITORY / "results" / "models" / f"{file_name(str(elsewhere / 'stranger'))}.yaml").is_file()
     there = {p.stem for p in out.glob("*.ipynb")}
     assert there == {p.stem for p in some}
     assert f"does not know {UNKNOWN}; these were left out" in (out / "01_models.ipynb").read_text()
