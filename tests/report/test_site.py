@@ -94,12 +94,13 @@ def test_a_notebook_opens_with_its_verdict_and_is_short(source):
 
 
 def test_the_readmes_first_lines_say_what_the_runs_say():
-    names = ["memit", "memit-rho2", "rome", "memit-share", "memit-share-rho2"]
+    names = ["memit", "memit-rho2", "rome", "rome-rho2", "memit-share", "memit-share-rho2"]
     runs = kedit.load_runs(names, committed="smollm2").query("order == 0")
     found = kedit.outcomes(runs).set_index(["stream", "setting"])
     scaled, printed, rome = (
         found.loc[key] for key in (("memit", "as scaled"), ("memit", "as printed"), ("rome", "as printed"))
     )
+    high = found.loc["rome", "as scaled"]
     batch, batch_printed = found.loc["memit-share", "as scaled"], found.loc["memit-share", "as printed"]
     right = runs.query("stream == 'memit' and setting == 'as scaled'")
     right = right.query("metric == 'accuracy' and cohort == 'untouched'")
@@ -109,6 +110,8 @@ def test_the_readmes_first_lines_say_what_the_runs_say():
         f"falls from {scaled.p_first:.3f} to {scaled.p_last:.0e} within {scaled.edits_made} edits",
         f"halved at edit {scaled.N_optimisation:.0f}",
         f"lost {lost:.0%} of its unrelated facts at edit {scaled.N_model:.0f}".replace("%", " %"),
+        f"ROME still reports {high.p_last:.3f} after {high.edits_made} such edits, in a model that was dead at edit "
+        f"{high.N_model:.0f} and has {high.edits:.0%} of its edits and {high.untouched:.0%} of".replace("%", " %"),
         f"MEMIT reports {printed.p_last:.2f} after {printed.edits_made} edits",
         f"and ROME {rome.p_last:.2f} after {rome.edits_made}",
         f"with {printed.untouched:.0%} and {rome.untouched:.0%} of the unrelated facts left".replace("%", " %"),
