@@ -26,8 +26,9 @@ from ..errors import KeditError
 from ..models.loading import load_model
 from .facts import facts_of
 from .named_streams import ANCHOR_SAMPLE, Stream, every_stream, streams_of
+from .rows import measured_after
 from .run import Run
-from .runner import edits_hash, measured_after, run_stream
+from .runner import edits_hash, run_stream
 from .store import read_tables, write_tables
 
 RUN = re.compile(r"([^.]+)\.(.+)\.order(\d+)\.manifest\.json")  # <label>.<stream>.order<n>.…

@@ -142,19 +142,6 @@ def _found(folder: RunFolder, guard: CollapseGuard | None) -> Run:
     return run
 
 
-def measured_after(model, run: Run, edits, probes, change) -> Run:
-    """The same edits with `change(model)` made once after the last: a Run whose checkpoints are the start and the end.
-
-    run: a finished stream that stored its weights; edits: its edits. The weights are the ones at entry afterwards.
-    """
-    with model.temporarily():
-        checks = measured_rows(model, probes, [], [], [], last=False)
-        model.load_snapshot(run.final_weights())
-        change(model)
-        checks += measured_rows(model, probes, list(edits), [], checks, last=True)
-    return Run(run.edits, pd.DataFrame(checks), {**run.manifest, "after": change.__name__})
-
-
 def edits_hash(edits) -> str:
     """What manifests name a list of edits by."""
     return hashlib.sha256("\n".join(map(repr, edits)).encode()).hexdigest()
