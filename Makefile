@@ -53,7 +53,7 @@ sweep: $(ENV)  ## run further orders into figures/data (an hour; STREAMS=main, s
 smoke: $(ENV)  ## run every notebook at toy size into results/executed-smoke (some minutes)
 	$(KEDIT) reproduce --profile smoke
 
-reproduce: $(ENV)  ## run what is stale into notebooks/executed and figures (about an hour from nothing, seconds if current)
+reproduce: $(ENV)  ## run what is stale into notebooks/executed and figures (under 45 minutes from nothing, seconds if current)
 	$(RUN)
 
 report: $(ENV)  ## turn what reproduce executed into report/index.html and its pages, read without a network (half a minute)
