@@ -57,8 +57,12 @@ def method_for(model, name: str, **overrides) -> Method:
     """The method with the hyperparameters of params/models/<model>.yaml, some of them overridden.
 
     model: an EditableModel or its name. A section of that very name ("ft-m") is preferred to the method's ("ft"). The
-    base of a wrapper may be given by name. KeditError for an unknown method and where there are no hyperparameters.
+    base of a wrapper may be given by name. name "stream": for one edit after the other, MEMIT with a history, which is
+    to begin with facts that must stay: method.new_history(model, moments, keep=facts). KeditError for an unknown method
+    and where there are no hyperparameters.
     """
+    if name == "stream":
+        name, overrides = "memit", {"use_history": True, **overrides}
     cls, model_name = method_class(name), getattr(model, "name", model)
     if cls in BASELINES.values():
         return cls(**overrides)

@@ -22,7 +22,9 @@ from ..errors import KeditError
 from ..models.checked import check_editable
 from ..models.deltas import record_of
 from ..models.memory import memory_for
+from ..models.tokenization import encode_prompt
 from .call import Call, Outcome
+from .compute_k import keys_at
 from .compute_z import warn_if_doubtful
 from .contexts import check_contexts, generate_contexts
 from .engine import requests_of
@@ -101,9 +103,22 @@ class Method(BaseModel, ABC, metaclass=_Listed):
         """Methods of one kind can go on with each other's histories."""
         return type(self).__name__ if self.needs_history else "keys"
 
-    def new_history(self, model, moments=None) -> EditHistory | None:
-        """An empty history for successive calls of `apply` on `model`; None for a method that keeps none."""
-        return EditHistory(self.history_kind) if self.keeps_history else None
+    def new_history(self, model, moments=None, keep=()) -> EditHistory | None:
+        """A history for successive calls of `apply` on `model`; None for a method that keeps none.
+
+        keep   facts that no edit is to change: edits (their targets play no part) or (prompt with {}, subject) pairs.
+               Their keys on the unedited model count as those of earlier edits; methods whose histories are keys only
+        """
+        history = EditHistory(self.history_kind) if self.keeps_history else None
+        if keep:
+            if history is None or history.kind != "keys":
+                use = "MEMIT(use_history=True) and AlphaEdit have one"
+                raise KeditError(f"{self.name}: keep needs a history of keys; {use}")
+            pairs = [fact if isinstance(fact, tuple) else (fact.prompt, fact.subject) for fact in keep]
+            prompts = [encode_prompt(model.tokenizer, "{}", prompt, subject) for prompt, subject in pairs]
+            with model.temporarily():
+                history.remember(model, keys_at(model, prompts, model.check_layers(self.layers)))
+        return history
 
     def apply(
         self, model, edits, moments=None, contexts=None, history=None, projection=None, targets=None, engine=None

@@ -24,7 +24,7 @@ from ..editing.second_moments import SecondMoments
 from ..editing.transfer import with_rho
 from ..errors import KeditError
 from ..models.loading import load_model
-from .facts import facts_of
+from .facts import facts_of, kept_facts
 from .named_streams import ANCHOR_SAMPLE, Stream, every_stream, streams_of
 from .rows import measured_after
 from .run import Run
@@ -136,6 +136,10 @@ class Bench:
         edits = self.edits_of(name, order)
         probes = self.probes(edits, order, method.layers, families=not stream.brief and n_edits is None)
         edits = edits[:n_edits]
+        inputs = self.inputs(method, order)
+        if stream.keep:
+            kept = kept_facts(self.facts, self.edits_of(name, order), stream.keep, p.untouched, order)
+            inputs["history"] = method.new_history(self.model, inputs["moments"], kept)
         if stream.pruned:
             return measured_after(self.model, self.run(stream.method, order, n_edits), edits, probes, prune)
         return run_stream(
@@ -143,7 +147,7 @@ class Bench:
             edits,
             method,
             batch_size=stream.batch_size or len(edits),
-            **self.inputs(method, order),
+            **inputs,
             probes=probes,
             store=self.results / "streams",
             checkpoint_every=p.checkpoint_every,

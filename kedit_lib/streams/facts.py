@@ -208,6 +208,15 @@ def facts_of(model, edits: str, texts: str, cache: Path | None = None, chat: boo
     return DatasetFacts(model, edits, texts, cache, chat)
 
 
+def kept_facts(facts: LabFacts | DatasetFacts, edits, n: int, untouched: int, seed: int) -> list[tuple[str, str]]:
+    """(prompt, subject) of at most n known facts whose subjects neither `edits` nor the panel of untouched facts
+    names."""
+    asked = {subject for _, subject, _ in facts.strangers(edits, untouched, seed)}
+    others = facts.strangers(edits, untouched + 4 * n, seed)
+    free = list({(prompt, subject): None for prompt, subject, _ in others if subject not in asked})
+    return random.Random(f"kept-{seed}").sample(free, min(n, len(free)))
+
+
 def _place(source: str) -> tuple[str, dict]:
     """A source and its keywords for the hub: "owner/name:configuration" names both."""
     name, colon, configuration = source.partition(":")

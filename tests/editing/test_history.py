@@ -117,3 +117,25 @@ def test_a_factor_grows_to_what_it_would_have_been_at_once():
     found = with_memory(other @ b / 0.5, k, bk, factor)
     expected = torch.linalg.solve(0.5 * torch.linalg.inv(b) + k.double().T @ k.double(), other.T).T
     assert relative(found, expected) < 1e-9
+
+
+def test_facts_that_are_kept_weigh_as_edits_made_before(model, moments):
+    """Δ = R Kᵀ (λC + K₀K₀ᵀ + KKᵀ)⁻¹ in the only layer, with K₀ the keys of the facts; they answer less to the edit."""
+    method, facts = kedit.MEMIT(**FAST | {"layers": [2]}, use_history=True), EDITS[2:5]
+    history = method.new_history(model, moments, keep=[facts[0], *((e.prompt, e.subject) for e in facts[1:])])
+    assert history.edits == 3
+    kept = reference.keys(model.hf, model.tokenizer, facts, ["{}"], 2)  # [d_ff, 3]
+    assert relative(history.keys[2].T, kept) < 1e-12
+    outcome = apply(model, EDITS[:1], moments, history, method)
+    k, r = outcome.keys(2), outcome.targets[0].delta[None]
+    b = 5.0 * moments.tensors[2].double() + kept @ kept.T + k.T @ k
+    (delta,) = outcome.deltas.values()
+    assert relative(delta, r.T @ k @ torch.linalg.inv(b)) < 1e-8
+    model.restore()
+    (free,) = apply(model, EDITS[:1], moments, None, method).deltas.values()
+    assert (delta.double() @ kept).norm() < (free.double() @ kept).norm()
+
+
+def test_only_a_history_of_keys_keeps_facts(model, moments):
+    refused(lambda: kedit.MEMIT(**FAST).new_history(model, moments, keep=EDITS), "keep needs a history of keys")
+    assert kedit.method_for("lab", "stream").use_history
