@@ -9,6 +9,7 @@ from .encore import ENCORE
 from .evoedit import EvoEdit
 from .filters import Wrapper
 from .ft import FT
+from .grace import GRACE
 from .lyaplock import LyapLock
 from .memit import MEMIT
 from .method import Method
@@ -30,7 +31,8 @@ METHODS: dict[str, type[Method]] = {
         *(ENCORE, EvoEdit, BetaEdit, LyapLock, RLSEdit, SimIE, SPHERE, REVIVE, UltraEdit),
     )
 }
-BASELINES: dict[str, type[Method]] = {"Retrieval": Retrieval}  # outside the family: they write no weights
+# Outside the family: they write no weights.
+BASELINES: dict[str, type[Method]] = {"Retrieval": Retrieval, "GRACE": GRACE}
 # One class under several names: they differ in how it is called or in its hyperparameters.
 ALSO_CALLED = {"MEMITMASS": "MEMIT", "FTL": "FT", "FTM": "FT"}
 
@@ -64,7 +66,7 @@ def method_for(model, name: str, **overrides) -> Method:
     if name == "stream":
         name, overrides = "memit", {"use_history": True, **overrides}
     cls, model_name = method_class(name), getattr(model, "name", model)
-    if cls in BASELINES.values():
+    if cls is Retrieval:  # nothing about it depends on the model
         return cls(**overrides)
     found = load_model_params(str(model_name))
     published, own = found["model"].get("d_ff"), getattr(model, "d_ff", None)

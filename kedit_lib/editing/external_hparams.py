@@ -28,7 +28,7 @@ ELSEWHERE = {
     "the batch that apply is given": "batch_size bs n_edits",
     "nothing that this method reads": "mom2_adjustment mom2_update_weight kl_factor calculate_objective_value "
     "dynamic_multiplier emmet_lambda grad_desc_lr grad_desc_steps gd_lambda spectral_norm condition_num "
-    "calculate_norms weight_reg apply_woodbury solver fast silent editor_batch_size results_dir",
+    "calculate_norms weight_reg apply_woodbury solver fast silent editor_batch_size results_dir val_reg reg num_pert",
 }
 UNREAD = {"RLSEdit": "L2 nullspace_threshold"}  # in the file of that method, which does not read them
 # Switches of which one position is supported, for methods without such a field.
@@ -36,7 +36,8 @@ ONLY = {
     **{"fact_token": "subject_last", "layer_selection": "all", "bias_update": False, "dynamic": False},
     **{"norm_control": 0, "prob_cutoff": 0, "update_norm_lambda": 0, "lambda_reg": 0, "mu_reg": 1, "dropout": 0},
     **{"use_gd": False, "random_vector_preservation": False, "add_prev_edits": True, "sequential": True},
-    **{"token": "ans", "no_grad_layers": None},
+    **{"token": "ans", "no_grad_layers": None, "replacement": "replace_last", "eps_expand": "coverage"},
+    **{"dist_fn": "euc", "val_init": "cold", "val_train": "sgd"},
 }
 # What a field is called here, for methods that have it under that name; later ones overrule earlier ones.
 RENAMED = {
@@ -78,11 +79,14 @@ def _made(path: Path, cls: type[Method], values: dict[str, Any]) -> Method:
     for field, value in ONLY.items():
         if field not in cls.model_fields and (found := values.pop(field, value)) != value:
             raise KeditError(f"{path.name}: {field} = {found!r}: is not supported here; only {value!r} is")
-    for field in ("rewrite_module_tmp", "rewrite_module_tmps"):
+    for field in ("rewrite_module_tmp", "rewrite_module_tmps", "inner_params"):
         modules = values.get(field, [])
         for module in modules if isinstance(modules, list) else [modules]:
             if not MLP_OUTPUT.fullmatch(str(module)):
                 raise KeditError(f"{path.name}: {field} = {module!r}: here methods edit the map that leaves the MLP")
+    if isinstance(named := values.get("inner_params"), list):  # GRACE's, which has no other word for its layer
+        values = {f: v for f, v in values.items() if f != "inner_params"}
+        values["layers"] = [int(number) for name in named for number in re.findall(r"\d+", name)[:1]]
     left_out = []
     for place, fields in {**ELSEWHERE, "nothing that its program reads": UNREAD.get(cls.__name__, "")}.items():
         if found := [f for f in fields.split() if f in values and f not in cls.model_fields]:

@@ -41,12 +41,13 @@ def propose_layers(n_layers: int, effect: pd.DataFrame | None = None) -> tuple[l
 def propose(model, effect: pd.DataFrame | None = None) -> dict[str, dict]:
     """Sections of a params/models file for `model` (see `propose_layers` for `effect`)."""
     one, several = propose_layers(model.n_layers, effect)
-    tuned, *deep = (min(model.n_layers - 1, round(i / N_LAYERS * model.n_layers)) for i in (21, 29, 30))
+    tuned, late, *deep = (min(model.n_layers - 1, round(i / N_LAYERS * model.n_layers)) for i in (21, 27, 29, 30))
+    at = dict.fromkeys(ONE_LAYER, one) | {"ft": [tuned], "ft-m": [tuned], "grace": [late]}
     sections = read_yaml(REPOSITORY / "params" / "models" / f"{LIKE}.yaml")
     sections["model"] = {"d_ff": model.d_ff}
     for name, values in sections.items():
         if "layers" in values:
-            values["layers"] = one if name in ONE_LAYER else [tuned] if name in ("ft", "ft-m") else several
+            values["layers"] = at.get(name, several)
         if "modules" in values:
             values["modules"] = [f"{model.layout.layers}.{i}.{model.layout.mlp_out}" for i in sorted({*deep})]
             values["lr"] = rounded(values["lr"] * D_FF / model.d_ff)

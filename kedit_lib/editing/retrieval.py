@@ -8,7 +8,7 @@ demonstrations).
 It is what a practitioner weighs weight edits against: all else stays as it was, and what it costs is a longer prompt
 and a model that believes its prompt. All that asks the model through its tokenizer, every probe among it, is reminded;
 methods that edit the same model are not. The sentences belong to the model's snapshots, and to the history of a
-sequence; a model saved with save_pretrained has none.
+sequence; save_pretrained refuses a model that has some.
 """
 
 import re
@@ -45,10 +45,10 @@ class Retrieval(Method):
         if not isinstance(model.tokenizer, Reminding):
             model.tokenizer = Reminding(model)
         before = [_probability(model, r.prompts[0].ids, r.target) for r in call.requests]
-        known = call.history.numbers.get("facts") or [list(fact[:3]) for fact in model.memory]
+        known = call.history.numbers.get("facts") or [list(fact[:3]) for fact in model.memory.get(self.name, ())]
         facts = [*known, *map(_fact, call.edits)]
         call.history.numbers = {"facts": facts}
-        model.memory = tuple((*fact, self.overlap) for fact in facts)
+        model.memory = {**model.memory, self.name: tuple((*fact, self.overlap) for fact in facts)}
         after = [
             _probability(model, encode(model.tokenizer, edit.text), request.target)
             for edit, request in zip(call.edits, call.requests, strict=True)
@@ -64,8 +64,8 @@ class Retrieval(Method):
 
 
 class Reminding:
-    """A model's tokenizer that puts the nearest sentence of `model.memory` before a text that is to be asked: one that
-    it gives its special tokens. In all else it is the tokenizer that it is made from."""
+    """A model's tokenizer that puts the nearest sentence of its memory before a text that is to be asked: one that it
+    gives its special tokens. In all else it is the tokenizer that it is made from."""
 
     def __init__(self, model):
         self.model, self.plain = model, model.tokenizer
@@ -74,14 +74,14 @@ class Reminding:
         return getattr(self.plain, name)
 
     def __call__(self, text, *args, add_special_tokens: bool = True, return_offsets_mapping: bool = False, **options):
-        if add_special_tokens and not return_offsets_mapping and self.model.memory:
+        if add_special_tokens and not return_offsets_mapping and "Retrieval" in self.model.memory:
             remind = self._reminded
             text = remind(text) if isinstance(text, str) else [remind(one) for one in text]
         options |= {"add_special_tokens": add_special_tokens, "return_offsets_mapping": return_offsets_mapping}
         return self.plain(text, *args, **options)
 
     def _reminded(self, text: str) -> str:
-        sentence = nearest(self.model.memory, text)
+        sentence = nearest(self.model.memory["Retrieval"], text)
         return text if sentence is None else f"{sentence} {text}"
 
 

@@ -113,8 +113,13 @@ def save_model(model, folder) -> None:
     """`model` as it is now, as a folder that transformers loads, and its edits in kedit_edits.json.
 
     All files are written aside first and then put in their places; weights that lay there before are removed, other
-    files stay.
+    files stay. KeditError for edits that are in no weight.
     """
+    if model.memory:
+        by = ", ".join(model.memory)
+        raise KeditError(
+            f"{model.name}: its edits by {by} are in no weight and would be lost; restore() it before saving"
+        )
     folder = Path(folder)
     partial = folder.with_name(f".{folder.resolve().name}.{os.getpid()}.tmp")
     about = {

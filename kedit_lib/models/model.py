@@ -36,7 +36,8 @@ class EditableModel:
     name, folder    what it was loaded as (None: as transformers knows it); the local folder, if it was one
     applied         the method calls that its weights hold, as plain data, oldest first (None: unknown, for weights were
                     changed by other means)
-    memory          what a baseline remembers in place of weights (editing/retrieval.py); empty for all others
+    memory          {baseline: what it remembers in place of weights} (editing/retrieval.py, grace.py), never changed in
+                    place
     originals       "device" or "host": where the one copy of what is changed is kept. The host leaves the device's
                     memory to the edits and makes `restore` and `drift` copy
     Widths: `n_layers`, `d_model`, `d_ff`. Layers are 0-based.
@@ -57,7 +58,7 @@ class EditableModel:
         out, inner = self.weight(0).shape
         self.d_model, self.d_ff = (inner, out) if self.layout.transposed else (out, inner)
         self.applied: list[dict] | None = []
-        self.memory: tuple = ()
+        self.memory: dict = {}
         self._originals: dict[str, Tensor] = {}
         self._sums: dict[str, Tensor] = {}  # edited weights of less than single precision: W₀ + ΣΔ before its rounding
         check_weights(self)
@@ -248,7 +249,7 @@ class EditableModel:
         for name, value in snapshot.items():
             self._set(name, value)
         self.applied = getattr(snapshot, "applied", None) if snapshot else []
-        self.memory = getattr(snapshot, "memory", ())
+        self.memory = getattr(snapshot, "memory", {})
 
     def _keep_originals(self, names) -> None:
         """Before any of them is written, so that memory which runs out here finds all weights as they were."""

@@ -173,6 +173,19 @@ def test_ultraedit(tmp_path):
     refused(lambda: kedit.method_from_file(path), "token = 'mask'", "only 'ans'")
 
 
+def test_grace(tmp_path):
+    """Its layer is in the name of its module."""
+    values = "alg_name: GRACE\nmodel_name: x\ninner_params:\n- model.layers[27].mlp.down_proj.weight\nedit_lr: 1.0\n"
+    values += "n_iter: 50\neps: 1.0\ndist_fn: euc\nval_init: cold\nval_train: sgd\nval_reg: None\nreg: early_stop\n"
+    values += "replacement: replace_last\neps_expand: coverage\nnum_pert: 8\ndropout: 0.0\n"
+    with pytest.warns(UserWarning, match="left out"):
+        made = kedit.method_from_file(write(tmp_path / "llama-7b.yaml", values))
+    assert made == kedit.method_for("Llama-2-7b-hf", "grace")
+    for old, new in (("replace_last", "replace_prompt"), ("down_proj", "gate_proj")):
+        path = write(tmp_path / "other.yaml", values.replace(old, new))
+        refused(lambda path=path: kedit.method_from_file(path), new)
+
+
 def test_simie_finds_its_base_where_easyedit_keeps_it_and_rect_takes_memits_file(tmp_path):
     values = 'alg_name: "SimIE"\nbase_method: "MEMIT"\nlamHyper: 10000.0\ninit_model: true\nsolver: "LU"\nfast: false\n'
     path = write(tmp_path / "SimIE" / "llama-7b.yaml", values)

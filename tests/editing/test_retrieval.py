@@ -51,9 +51,9 @@ def test_the_memory_belongs_to_snapshots_and_to_the_history(model):
         assert says(model, EDITS[0].text) == EDITS[0].text
     model.restore()
     method.apply(model, EDITS[2:3], history=history)  # as a resumed sequence does
-    assert len(model.memory) == 3
+    assert len(model.memory["Retrieval"]) == 3
     method.apply(model, EDITS[3:4])
-    assert len(model.memory) == 4
+    assert len(model.memory["Retrieval"]) == 4
 
 
 def test_the_nearest_sentence():
@@ -78,7 +78,13 @@ def test_a_sequence_is_measured_as_any_other(model, tmp_path):
         kedit.Retrieval().apply(model, EDITS[:4])
         asked = teacher_forced(model, [e.text for e in EDITS[:4]], [e.target_new for e in EDITS[:4]])
     assert p[4] == pytest.approx(asked.probability.mean().item(), rel=1e-4)
-    assert model.memory == ()  # the model comes back as it was
+    assert model.memory == {}  # the model comes back as it was
+
+
+def test_its_edits_cannot_be_saved_as_weights(model, tmp_path):
+    kedit.Retrieval().apply(model, EDITS[:1])
+    with pytest.raises(kedit.KeditError, match="Retrieval are in no weight"):
+        model.save_pretrained(tmp_path)
 
 
 def test_bad_settings_are_one_line():

@@ -1,0 +1,195 @@
+"""GRACE: no weight changes, a codebook answers what is near an edit, and it comes and goes with snapshots."""
+
+import pytest
+import tiny
+import torch
+from library import parameters, refused
+
+import kedit_lib as kedit
+from kedit_lib.editing.grace import Codebook
+from kedit_lib.evaluation.teacher_forcing import teacher_forced
+from kedit_lib.models.generation import Feed, generate_ids
+from kedit_lib.models.hooks import trace
+from kedit_lib.models.tokenization import encode
+
+# A value at one token can make the tiny models say one token.
+EDITS = [
+    kedit.Edit(p, s, t) for (p, s, _), t in zip(tiny.EDITS, ["English", "old", "French", "old", "French"], strict=True)
+]
+METHOD = kedit.GRACE(layers=[2], n_iter=20, eps=0.05)
+KEY = "GRACE at layer 2"  # in model.memory
+UNRELATED = ["The organ is", "Ana Brown was born in", "The town is a"]
+
+
+@pytest.fixture(params=["llama", "gpt2"])
+def model(tiny_folder, request):
+    return kedit.load_model(tiny_folder(request.param), dtype=torch.float32)
+
+
+@pytest.fixture
+def llama(tiny_folder):
+    return kedit.load_model(tiny_folder("llama"), dtype=torch.float32)
+
+
+def probability(model, edits):
+    return teacher_forced(model, [e.text for e in edits], [e.target_new for e in edits]).probability
+
+
+def logits(model, text):
+    return model.hf(torch.tensor([encode(model.tokenizer, text)])).logits
+
+
+def key(model, text, layer=2):
+    module = model.mlp_out(layer)
+    return trace(model.hf, torch.tensor([encode(model.tokenizer, text)]), [module])[0][module][0, -1].double()
+
+
+def test_the_target_is_said_and_all_else_stays_bit_for_bit(model):
+    before = {name: w.clone() for name, w in parameters(model).items()}
+    plain, first = [logits(model, text) for text in UNRELATED], probability(model, EDITS)
+    outcome = METHOD.apply(model, EDITS)
+    assert outcome.deltas == {} and all(torch.equal(w, before[n]) for n, w in parameters(model).items())
+    assert all(torch.equal(logits(model, text), old) for text, old in zip(UNRELATED, plain, strict=True))
+    found = [[t.probabilities[i] for t in outcome.targets] for i in (0, -1)]
+    torch.testing.assert_close(torch.tensor(found[0]).double(), first, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(torch.tensor(found[1]).double(), probability(model, EDITS), rtol=1e-3, atol=1e-6)
+    assert min(found[1]) > 0.9
+    model.restore()
+    torch.testing.assert_close(probability(model, EDITS), first, rtol=0, atol=0)
+
+
+def test_it_answers_with_kept_keys_and_values_and_beside_other_prompts(model):
+    """Alone, in a batch of all lengths (padded in front), token by token, and padded behind."""
+    METHOD.apply(model, EDITS)
+    target = [kedit.models.tokenization.target_ids(model.tokenizer, e.text, e.target_new) for e in EDITS]
+    prompts, longest = [e.text for e in EDITS] + UNRELATED, max(map(len, target))
+    together = generate_ids(model.hf, model.tokenizer, prompts, longest)
+    alone = [generate_ids(model.hf, model.tokenizer, [p], longest)[0] for p in prompts]
+    for i, ids in enumerate(target):
+        assert tuple(together[i][: len(ids)]) == tuple(alone[i][: len(ids)]) == ids
+    ids = encode(model.tokenizer, EDITS[0].text)
+    with torch.no_grad():
+        behind = model.hf(torch.tensor([ids + [0] * 7])).logits[:, len(ids) - 1]
+        in_front = Feed([ids, ids + ids], model.device).logits(model.hf)[:1]
+    for found in (behind, in_front):
+        torch.testing.assert_close(found, logits(model, EDITS[0].text)[:, -1], rtol=1e-4, atol=1e-4)
+
+
+def test_an_entry_is_added_expanded_split_or_taken_over():
+    one = Codebook(*(torch.tensor(x).double() for x in ([[10.0, 0.0]], [1.0], [[7.0]])), ((5,),))
+
+    def place(x, target):
+        book, i = one.placed(torch.tensor([x, 0.0]), target, 1.0)
+        assert book.values[0] == 7.0 and book.keys[i, 0] == (x if i else 10.0)
+        return i, book.radii.tolist(), book.targets
+
+    assert place(12.5, (5,)) == (1, [1.0, 1.0], ((5,), (5,)))  # beyond both radii
+    assert place(11.5, (5,)) == (0, [1.5], ((5,),))
+    assert place(10.5, (5,)) == (0, [1.0], ((5,),))
+    assert place(11.5, (6,)) == (1, [0.75 - 1e-5, 0.75], ((5,), (6,)))
+    assert place(10.0, (6,)) == (0, [1.0], ((6,),))
+
+
+def test_edits_that_are_near_share_or_divide_the_space(llama):
+    """Of one target: a radius that holds both prompts. Of two: each keeps its own. Asked again: the newer target."""
+    first, second = EDITS[4], kedit.Edit("Ana Brown plays with {}", "Léon Blum", "French")
+    apart = torch.dist(key(llama, first.text), key(llama, second.text)).item()
+    method = kedit.GRACE(layers=[2], n_iter=20, eps=0.6 * apart)
+    history = method.new_history(llama)
+    for edit in (first, second):
+        method.apply(llama, [edit], history=history)
+    assert llama.memory[KEY].radii.tolist() == pytest.approx([apart], rel=1e-4)
+    assert probability(llama, [second]) > 0.9
+    llama.restore()
+    other = kedit.Edit(second.prompt, second.subject, "English")
+    method.apply(llama, [first])
+    method.apply(llama, [other])
+    assert llama.memory[KEY].radii.tolist() == pytest.approx([apart / 2] * 2, rel=1e-3)
+    assert probability(llama, [first, other]).min() > 0.9
+    method.apply(llama, [second])
+    assert len(llama.memory[KEY].radii) == 2 and probability(llama, [first, second]).min() > 0.9
+
+
+def test_the_codebook_belongs_to_snapshots_and_to_the_history(llama):
+    history = METHOD.new_history(llama)
+    METHOD.apply(llama, EDITS[:1], history=history)
+    one = llama.snapshot()
+    METHOD.apply(llama, EDITS[1:2], history=history)
+    llama.load_snapshot(one)
+    assert probability(llama, EDITS[:1]) > 0.9 > probability(llama, EDITS[1:2])
+    with llama.temporarily():
+        assert probability(llama, EDITS[:1]) < 0.9
+    llama.restore()
+    assert llama.memory == {}
+    METHOD.apply(llama, EDITS[2:3], history=history)  # as a resumed sequence does
+    assert probability(llama, EDITS[:3]).min() > 0.9
+    METHOD.apply(llama, EDITS[3:4])
+    assert len(llama.memory[KEY].targets) == 4
+    refused(lambda: kedit.GRACE(layers=[1]).apply(llama, EDITS[:1], history=history), "GRACE at layer 2", "new_history")
+
+
+class Stopping(Exception):
+    pass
+
+
+class Probabilities:
+    """p of all edits of a stream; may stop it once so many are made."""
+
+    identity = "p"
+
+    def __init__(self, stop=None):
+        self.stop = stop
+
+    def __call__(self, model, done):
+        if len(done) == self.stop:
+            raise Stopping
+        p = probability(model, EDITS).tolist()
+        return [{"metric": "p", "cohort": str(i), "value": value, "n": 1} for i, value in enumerate(p)]
+
+
+def test_a_resumed_sequence_has_the_same_numbers(llama, tmp_path):
+    options = {"progress": False, "checkpoint_every": 2, "dense_every": 2}
+    whole = kedit.run_stream(llama, EDITS, METHOD, probes=[Probabilities()], store=tmp_path / "whole", **options)
+    with pytest.raises(Stopping):
+        kedit.run_stream(llama, EDITS, METHOD, probes=[Probabilities(4)], store=tmp_path / "cut", **options)
+    resumed = kedit.run_stream(llama, EDITS, METHOD, probes=[Probabilities()], store=tmp_path / "cut", **options)
+    for a, b in ((whole.edits, resumed.edits), (whole.checkpoints, resumed.checkpoints)):
+        same = [c for c in a if c != "seconds"]
+        a, b = a[same], b[same]
+        timed = a.get("metric", "") == "seconds"
+        assert a[~timed].equals(b[~timed]) if "metric" in a else a.equals(b)
+    assert whole.checkpoints.query("edits_done == 5 and metric == 'p'").value.min() > 0.9
+    assert llama.memory == {}  # the model comes back as it was
+
+
+def test_a_batch_is_made_one_edit_at_a_time(llama):
+    METHOD.apply(llama, EDITS)
+    batch = llama.memory[KEY]
+    llama.restore()
+    for edit in EDITS:
+        METHOD.apply(llama, [edit])
+    one_by_one = llama.memory[KEY]
+    assert torch.equal(batch.values, one_by_one.values) and torch.equal(batch.radii, one_by_one.radii)
+
+
+def test_two_baselines_in_one_model(llama):
+    METHOD.apply(llama, EDITS[4:])
+    kedit.Retrieval().apply(llama, EDITS[:1])
+    assert set(llama.memory) == {KEY, "Retrieval"} and probability(llama, EDITS[4:]) > 0.9
+
+
+def test_its_edits_cannot_be_saved_as_weights(llama, tmp_path):
+    METHOD.apply(llama, EDITS[:1])
+    refused(lambda: llama.save_pretrained(tmp_path / "out"), KEY, "in no weight", "restore()")
+    assert not (tmp_path / "out").exists()
+
+
+def test_published_settings_and_their_transfer(llama):
+    published = kedit.method_for("Llama-2-7b-hf", "grace")
+    assert published == kedit.GRACE(layers=[27], edit_lr=1.0, n_iter=50, eps=1.0)
+    assert kedit.transfer("grace", "Llama-2-7b-hf", llama).method == kedit.GRACE(layers=[4])
+
+
+def test_bad_settings_are_one_line():
+    refused(lambda: kedit.GRACE(layers=[1, 2]), "GRACE", "layers")
+    refused(lambda: kedit.GRACE(layers=[1], eps=0.0), "eps")
