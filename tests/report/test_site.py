@@ -1,6 +1,7 @@
 """The committed report: sources and executed copies agree, figures are whole, README says what the tables say."""
 
 import json
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -78,6 +79,14 @@ def test_readme_and_docs_are_short():
     assert len(text.replace(table, "").split()) <= 1500
     for page in (REPOSITORY / "docs").glob("*.md"):
         assert len(page.read_text(encoding="utf-8").split()) <= 1200, page.name
+
+
+def test_each_yes_of_the_table_of_features_links_to_a_test_that_is_there():
+    page = REPOSITORY / "docs" / "features.md"
+    text = page.read_text(encoding="utf-8")
+    rows = [line.split(" | ")[1] for line in text.splitlines() if line.startswith("| ") and "https://" not in line]
+    links = [re.findall(r"\]\((\.\./tests/[a-z_/]+\.py)\)", row) for row in rows]
+    assert rows and all(links) and all((page.parent / link).exists() for row in links for link in row)
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)
