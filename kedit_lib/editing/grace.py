@@ -79,20 +79,24 @@ class GRACE(Method):
     def contexts(self, model, given=None):
         return ["{}"]
 
-    def _apply(self, call: Call) -> Outcome:
-        model, history, layer, key, targets = call.model, call.history, self.layers[0], self.history_kind, []
-        module = model.mlp_out(layer)
+    def recall(self, model, history):
+        layer, module = self.layers[0], model.mlp_out(self.layers[0])
         if not any(getattr(hook, "func", None) is _looked_up for hook in module._forward_hooks.values()):
-            module.register_forward_hook(partial(_looked_up, model, key))
-        if history.edits:  # a resumed sequence finds the model without them
+            module.register_forward_hook(partial(_looked_up, model, self.history_kind))
+        if history.edits:
             parts = (history.get(part, layer, model.device) for part in PARTS)
-            model.memory = {**model.memory, key: Codebook(*parts, tuple(map(tuple, history.numbers["targets"])))}
+            book = Codebook(*parts, tuple(map(tuple, history.numbers["targets"])))
+            model.memory = {**model.memory, self.history_kind: book}
+
+    def _apply(self, call: Call) -> Outcome:
+        model, history, targets = call.model, call.history, []
+        self.recall(model, history)
         for request in call.requests:
             book, target = self._edited(model, request)
-            model.memory = {**model.memory, key: book}
+            model.memory = {**model.memory, self.history_kind: book}
             targets.append(target)
         for part in PARTS:
-            history.put(part, layer, getattr(book, part))
+            history.put(part, self.layers[0], getattr(book, part))
         history.numbers = {"targets": [[*ids] for ids in book.targets]}
         history.count(model, len(call.edits))
         return Outcome(self.name, call.edits, {}, targets)

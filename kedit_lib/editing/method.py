@@ -7,6 +7,7 @@ A method overrides `_apply`, and of the rest what it differs in:
     takes                          which of targets and projection may be given
     contexts, context_style        the contexts that keys and targets are averaged over
     _check(call)                   what else it refuses, and what it prepares of its arguments
+    recall(model, history)         how the model gets back edits that are in no weight
 """
 
 import difflib
@@ -203,6 +204,9 @@ class Method(BaseModel, ABC, metaclass=_Listed):
             if given is not None and "targets" not in self.takes:
                 raise KeditError(f"{self.name}: optimises no targets; call it with {name}=None")
         return call
+
+    def recall(self, model, history) -> None:
+        """Where its edits are in no weight: the model has those of the history again, as a resumed stream needs."""
 
     @abstractmethod
     def _apply(self, call: Call) -> Outcome:

@@ -40,20 +40,25 @@ class Retrieval(Method):
     def contexts(self, model, given=None):
         return ["{}"]
 
-    def _apply(self, call: Call) -> Outcome:
-        model = call.model
+    def recall(self, model, history):
         if not isinstance(model.tokenizer, Reminding):
             model.tokenizer = Reminding(model)
+        if history.edits:
+            facts = tuple((*fact, self.overlap) for fact in history.numbers["facts"])
+            model.memory = {**model.memory, self.name: facts}
+
+    def _apply(self, call: Call) -> Outcome:
+        model = call.model
+        self.recall(model, call.history)
         before = [_probability(model, r.prompts[0].ids, r.target) for r in call.requests]
-        known = call.history.numbers.get("facts") or [list(fact[:3]) for fact in model.memory.get(self.name, ())]
-        facts = [*known, *map(_fact, call.edits)]
-        call.history.numbers = {"facts": facts}
-        model.memory = {**model.memory, self.name: tuple((*fact, self.overlap) for fact in facts)}
+        known = [list(fact[:3]) for fact in model.memory.get(self.name, ())]
+        call.history.numbers = {"facts": [*known, *map(_fact, call.edits)]}
+        call.history.count(model, len(call.edits))
+        self.recall(model, call.history)
         after = [
             _probability(model, encode(model.tokenizer, edit.text), request.target)
             for edit, request in zip(call.edits, call.requests, strict=True)
         ]
-        call.history.count(model, len(call.edits))
         pairs = [(p, q) for (p, _), (q, _) in zip(before, after, strict=True)]
         losses = [[-log(max(p, 1e-300)) for p in pair] for pair in pairs]
         targets = [

@@ -285,6 +285,7 @@ class _Stream:
         if saved.history is not None:
             vars(self.call.history).update(vars(saved.history))
         self.model.load_snapshot({name: w.to(self.model.device) for name, w in saved.weights.items()})
+        self.method.recall(self.model, self.call.history)
         if self.guard is not None:
             self.guard.resume(saved.state["guard"])
         begun, here = saved.state["arithmetic"], arithmetic(self.model.device)

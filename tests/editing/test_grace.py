@@ -121,7 +121,10 @@ def test_the_codebook_belongs_to_snapshots_and_to_the_history(llama):
         assert probability(llama, EDITS[:1]) < 0.9
     llama.restore()
     assert llama.memory == {}
-    METHOD.apply(llama, EDITS[2:3], history=history)  # as a resumed sequence does
+    METHOD.recall(llama, history)  # as a resumed sequence does
+    assert probability(llama, EDITS[:2]).min() > 0.9
+    llama.restore()
+    METHOD.apply(llama, EDITS[2:3], history=history)
     assert probability(llama, EDITS[:3]).min() > 0.9
     METHOD.apply(llama, EDITS[3:4])
     assert len(llama.memory[KEY].targets) == 4

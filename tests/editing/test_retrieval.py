@@ -50,7 +50,10 @@ def test_the_memory_belongs_to_snapshots_and_to_the_history(model):
     with model.temporarily():
         assert says(model, EDITS[0].text) == EDITS[0].text
     model.restore()
-    method.apply(model, EDITS[2:3], history=history)  # as a resumed sequence does
+    method.recall(model, history)  # as a resumed sequence does
+    assert EDITS[1].target_new in says(model, EDITS[1].text)
+    model.restore()
+    method.apply(model, EDITS[2:3], history=history)
     assert len(model.memory["Retrieval"]) == 3
     method.apply(model, EDITS[3:4])
     assert len(model.memory["Retrieval"]) == 4
