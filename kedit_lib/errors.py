@@ -14,7 +14,7 @@ class KeditError(ValueError):
 
 
 def first_line(error: Exception) -> str:
-    """What a library's own exception says, for a message of ours."""
+    """The first line of another library's exception, for an error message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 

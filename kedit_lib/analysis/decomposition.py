@@ -1,7 +1,7 @@
 """What moves a fact that no edit touches: side effects of single edits, how far they agree, and what edits do to each
 other.
 
-h(W) [d_model] is the state of such a fact behind the last edited layer, at its subject's last token; Δ⁰_j is the update
+h(W) [d_model] is the state of such a fact after the last edited layer, at its subject's last token; Δ⁰_j is the update
 of edit j made alone, on the unedited weights W₀, and s_j = h(W₀ + Δ⁰_j) − h(W₀) its side effect. The shift of the edit
 sequence, D = h(W₀ + Σ_j Δ_j) − h(W₀), is then
 
@@ -44,7 +44,7 @@ def decompose(model, method, edits, facts, moments=None, contexts=None, match="e
     facts   (prompt with {}, subject, answer): no edit touches them, and the unedited model knows them
     match   as in `generation_accuracy`
 
-    A row a checkpoint and fact: edits (made so far), fact, the four TERMS (their sum is the squared shift), right
+    One row per checkpoint and fact: edits (made so far), fact, the four TERMS (their sum is the squared shift), right
     (whether the fact is still said), right_sum (whether it is under W₀ + Σ Δ⁰_j). The weights are the ones at entry
     afterwards.
 
@@ -100,7 +100,7 @@ def decomposition(bench: Bench, name: str, order: int = 0, edits: int = 20, fact
 
 
 def measure(bench: Bench, name: str, order: int = 0, edits: int = EDITS, facts: int = FACTS) -> pd.DataFrame:
-    """KeditError for a stream of batches, or of a method whose edits are not layers' updates alone."""
+    """`decompose` a named stream; KeditError for one of batches, or of a method that does more than update layers."""
     method, all_edits = bench.method(name), bench.edits(order)
     if bench.streams[name].batch_size != 1 or bench.streams[name].pruned:
         raise KeditError(f"decomposition of {name}: is not a stream of single edits; take one, such as memit")
@@ -116,8 +116,8 @@ def measure(bench: Bench, name: str, order: int = 0, edits: int = EDITS, facts: 
 
 
 def shares(table: pd.DataFrame) -> pd.DataFrame:
-    """Of `decompose`: a row a checkpoint with the mean squared shift, each of TERMS as its share, and the share of the
-    facts that are right, in the sequence and under the sum of the edits made alone."""
+    """Each of TERMS as a share of the mean squared shift: one row per checkpoint of `decompose`, with the shift and the
+    share of the facts that are right, in the sequence and under the sum of the edits made alone."""
     mean = table.groupby("edits")[[*TERMS, "right", "right_sum"]].mean()
     shift = mean[list(TERMS)].sum(axis=1)
     return mean.assign(shift=shift, **{term: mean[term] / shift for term in TERMS}).reset_index()

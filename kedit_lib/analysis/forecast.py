@@ -44,7 +44,7 @@ WALKERS, FURTHEST = 1000, 3000  # simulated strangers; edits beyond which nothin
 def foretell(
     model, method, edits, strangers, moments=None, contexts=None, seed: int = 0, match: str = "exact"
 ) -> dict[str, float]:
-    """{"N": foretold N_model (inf: beyond FURTHEST edits), "theta": θ, "spill": mean a of one edit}.
+    """Forecast N_model from a few edits made apart: {"N" (inf: beyond FURTHEST edits), "theta": θ, "spill": mean a}.
 
     edits      a sample, each made on the unedited weights
     strangers  (prompt with {}, subject, answer): facts that no edit touches and the unedited model knows
@@ -112,8 +112,10 @@ def measure(bench: Bench, name: str, order: int) -> dict[str, float]:
 
 
 def foretold(bench: Bench | None = None, models=(), live=("memit",)) -> pd.DataFrame:
-    """A row a model, stream and order with a forecast: N (inf: beyond FURTHEST), theta, spill. From committed data, for
-    the models with these labels; and from the bench, whose live orders of the streams `live` are measured if need be.
+    """The forecasts there are, one row per model, stream and order: N (inf: beyond FURTHEST), theta, spill.
+
+    From committed data, for the models with these labels; and from the bench, whose live orders of the streams `live`
+    are measured if need be.
     """
     found = committed(WHAT, models)
     for name in STREAMS if bench is not None and bench.label not in models else ():

@@ -35,7 +35,7 @@ SIGNALS = {  # metric, cohort, the direction of damage, whether it comes with ev
 
 
 def half(stream: str) -> int:
-    """0 or 1, by the stream's name, so that its settings and orders, and its longer run, are on one side."""
+    """0 or 1: thresholds are chosen on half 0 and judged on half 1; all runs of one stream are in the same half."""
     return hashlib.sha256(stream.removesuffix("-long").encode()).digest()[0] % 2
 
 
@@ -102,7 +102,7 @@ def judged(sequences: pd.DataFrame, alarm: pd.Series) -> pd.Series:
 
 
 def grid(sequences: pd.DataFrame, looks, settings: list[dict]) -> pd.DataFrame:
-    """A row for each of the settings and each half."""
+    """`judged` for each of the settings and each half, one row each."""
     rows = []
     for one in settings:
         alarm = alarms(sequences, looks, **one)

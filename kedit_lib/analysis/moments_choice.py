@@ -30,7 +30,7 @@ def choice_cost(
 ) -> pd.DataFrame:
     """What the second and further texts of `corpora` ({name: documents}) cost against the first, the reference.
 
-    A row a text, quantity ("error of C", "error of Δ", "size of Δ"), method (of Δ) and layer: the median over edits.
+    One row per text, quantity ("error of C", "error of Δ", "size of Δ"), method (of Δ) and layer: medians over edits.
     """
     layers = sorted({layer for method in methods for layer in method.layers})
     found = {

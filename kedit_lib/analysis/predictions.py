@@ -22,7 +22,7 @@ POINTS = ["N_optimisation", "N_model"]
 
 
 def scored(found: pd.DataFrame, notebook: str | None = None, figures: Path | None = None) -> pd.DataFrame:
-    """A row a prediction (of one notebook: "02"; None: of all): name, notebook, prediction, held, runs, verdict.
+    """One row per prediction (of one notebook: "02"; None: of all): name, notebook, prediction, held, runs, verdict.
 
     found: `runs.outcomes` of every stream there is. A prediction is about `runs` streams and orders and holds in `held`
     of them; verdict: held (in all), failed (in none), "in 1 of 3", or not testable (there is no such run).
@@ -41,7 +41,7 @@ def scored(found: pd.DataFrame, notebook: str | None = None, figures: Path | Non
 
 
 def _asked(one: dict, found: pd.DataFrame, folder: Path) -> pd.DataFrame:
-    """The rows that a prediction is about."""
+    """The rows of outcomes that a prediction is about."""
     path = folder / f"{one.get('table')}.csv"
     if "verdict" in one or ("table" in one and not path.exists()):
         return found[:0]

@@ -56,8 +56,8 @@ def measure(bench: Bench, name: str, order: int = 0, at=AT, sample: int = SAMPLE
     """Go along a stream and, after each of `at` edits (0 first), look for the targets of `sample` people whom it does
     not edit, as the stream does and as `budgets` says; nothing of these is left in the model.
 
-    A row a number of edits, budget and person: p_first, p_last, v0 (‖v₀‖), reach, said (whether the model says the new
-    object once that edit alone has been written, 0 or 1).
+    One row per number of edits, budget and person: p_first, p_last, v0 (‖v₀‖), reach, said (1 if the model says the
+    new object once that edit alone has been written, else 0).
     """
     model, method, rows, n = bench.model, bench.method(name), [], max(at)
     everyone = bench.edits(order, n + sample)
@@ -81,7 +81,7 @@ def measure(bench: Bench, name: str, order: int = 0, at=AT, sample: int = SAMPLE
 
 
 def _look(model, method, edits, given: dict) -> pd.DataFrame:
-    """Each edit alone on the model as it is now."""
+    """The rows of `measure` for the model as it is now: each edit alone, taken back."""
     rows, now = [], model.snapshot()
     for edit in edits:
         target = method.apply(model, [edit], **given).targets[0]
@@ -110,8 +110,8 @@ def budgets(bench: Bench, name: str, grown: float) -> dict:
 
 
 def lifting_table(found: dict[tuple[str, int], pd.DataFrame]) -> pd.DataFrame:
-    """A row a stream, order, number of edits and budget: medians of p_first, p_last, v0 and reach, and the shares of
-    frozen optimisations and of edits that the model says. found: {(stream, order): `measure`}."""
+    """Medians of p_first, p_last, v0 and reach, and the shares of frozen optimisations and of edits that the model
+    says: one row per stream, order, number of edits and budget. found: {(stream, order): `measure`}."""
     tables = [
         table.assign(stream=stream, order=order, frozen=frozen(table.p_first, table.p_last))
         for (stream, order), table in found.items()

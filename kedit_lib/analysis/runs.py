@@ -1,4 +1,4 @@
-"""Runs as one tidy table, and what each stream came to.
+"""Runs as one tidy table, and the outcome of each stream: collapse points and final values.
 
 runs = kedit.load_runs(["memit", "memit-rho2"], bench)      # or without a bench: everything in figures/data
 sns.lineplot(runs.query("metric == 'accuracy' and cohort == 'untouched'"), x="edits", y="value", hue="setting")

@@ -1,8 +1,8 @@
 """Does the collapse wait longer in a wider model? The same streams on a family of lab models, width by width.
 
-The table has a row a model, stream and order: role ("d_ff 512" for a member of the family that differs from the others
-in width alone), d_ff, both collapse points (NA: not reached), and the means of the model's single edits, "single edit"
-and so on. A model that misses a bar with these has one row and no stream.
+The table has one row per model, stream and order: role ("d_ff 512" for a member of the family that differs from the
+others in width alone), d_ff, both collapse points (NA: not reached), and the means of the model's single edits, "single
+edit" and so on. A model that misses a bar with these has one row and no stream.
 
 Held: d_model : d_ff (1 : 8), four layers of which the lab's are edited, λ/d_ff, facts for each parameter of the layers,
 how many people share a name part, for that is what most spills come from, and how long a step of the optimisation is
@@ -107,8 +107,8 @@ def _trained(recipe: Recipe, folder: Path) -> bool:
 
 
 def measure(model, role: str, results: Path, orders=ORDERS) -> pd.DataFrame:
-    """A row a stream and order: both collapse points, and the means of single edits by MEMIT as published. For a model
-    that these leave out one row, without a stream. Checkpoints lie as close for the width as the report's own."""
+    """Both collapse points, and the means of single edits by MEMIT as published: one row per stream and order. A model
+    that misses a bar gets one row, without a stream. Checkpoints lie as close for the width as the report's own."""
     world, rows = world_of(model), []
     every = sorted({layer for layers, *_ in STREAMS.values() for layer in layers})
     moments = SecondMoments.estimate(model, moment_texts(model), every, cache=results / "moments")

@@ -23,7 +23,7 @@ FORMATS = {
 
 
 def cached(path: Path | None, compute: Callable[[], Any], write: Callable[[Any, Path], None] | None = None) -> Any:
-    """What the file holds, or what `compute()` returns, written there for the next call.
+    """The value stored in `path`; on the first call `compute()`, whose value is stored there.
 
     path     .json or .parquet; its name must hold a hash of all that the value depends on. None: nothing is kept
     write    (value, path), where the suffix's own way of writing is not wanted

@@ -1,4 +1,4 @@
-"""An edit of a chat model: every prompt stands in the model's own chat template, as what a user asks."""
+"""Edits of chat models: every prompt is put into the model's chat template as a user's turn."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def in_chat(edit: Edit, tokenizer, system: str | None = None) -> Edit:
 
 
 def _around(text: str, tokenizer, system: str | None) -> tuple[str, str]:
-    """What stands before and behind a user's text in the template."""
+    """What stands before and after a user's text in the template."""
     if not getattr(tokenizer, "chat_template", None):
         raise KeditError(
             f"tokenizer {type(tokenizer).__name__}: has no chat template; give an instruct or chat model, or leave "

@@ -30,7 +30,7 @@ Scale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Profile(BaseModel):
-    """What an execution of the notebooks runs: on which model, how much of it, how often it looks."""
+    """What a run of the notebooks does: the model, the number of edits, and how often they are evaluated."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -120,7 +120,7 @@ def load_model_params(name: str) -> dict[str, dict[str, Any]]:
 
 
 def file_name(model: str) -> str:
-    """Of a model's parameter file: the last part of a hub id or a path, safe as the name of a file; for an existing
+    """The name of a model's parameter file: the last part of a hub id or a path, safe for a file; for an existing
     folder or file with eight digits of its whole path's hash, because many are called "final"."""
     short = _last_part(model)
     if str(model) in BUILT_IN or not os.path.exists(model):

@@ -52,7 +52,7 @@ def _json(path: Path) -> Rows:
         values = _parsed(_text(path))
     except json.JSONDecodeError as error:
         raise KeditError(
-            f"{path.name}: is not JSON ({error.msg} in line {error.lineno}); a file with an object a line is .jsonl"
+            f"{path.name}: is not JSON ({error.msg} in line {error.lineno}); a file with one object per line is .jsonl"
         ) from None
     if isinstance(values, dict) and values and all(isinstance(value, dict) for value in values.values()):
         values = [{"index": name, **value} for name, value in values.items()]  # records by name

@@ -11,7 +11,7 @@ class Question:
 
     kind    what sort of consequence; a cohort in tables
     bridge  "" or a sentence with one `{}` for what the model says to `prompt`: both follow in the same text, and the
-            answer comes behind. One hop spelled out: the model names the new object itself and is asked about it
+            answer comes after. One hop spelled out: the model names the new object itself and is asked about it
     gate    (prompt, answer) pairs: the question counts only where the unedited model gives all of these, because what a
             model never could infer no edit can break
     """

@@ -68,7 +68,7 @@ class Record:
 
 
 def pairs(*given: tuple[str, str]) -> list[tuple[str, str]]:
-    """Those of the (prompt, answer) pairs that have both."""
+    """The (prompt, answer) pairs in which neither is empty."""
     return [(prompt, answer) for prompt, answer in given if prompt.strip() and answer.strip()]
 
 

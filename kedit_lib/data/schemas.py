@@ -90,7 +90,7 @@ def cknowedit(record: Record) -> dict:
     the whole question is taken for it. Source: Fang et al., arXiv 2409.05806."""
 
     def asked(name: str) -> list[tuple[str, str]]:
-        """From a list of {prompt, answer}, or two lists `name_prompt` and `name_answer`."""
+        """(prompt, answer) pairs from a list of {prompt, answer}, or from two lists `name_prompt` and `name_answer`."""
         found = list(zip(record.texts(f"{name}_prompt"), record.texts(f"{name}_answer"), strict=False))
         for i, item in enumerate(record.items(name)):
             if not isinstance(item, dict):

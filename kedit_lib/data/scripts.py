@@ -45,7 +45,7 @@ def full_stop(text: str) -> str:
 
 
 def _opens(text: str) -> bool:
-    """Whether a text ends in an opening quote or bracket. One sign may open or close: it closes behind a word."""
+    """Whether a text ends in an opening quote or bracket. One sign may open or close: it closes after a word."""
     if text[-1] not in QUOTES:
         return unicodedata.category(text[-1]) == "Ps"
     before = text[-2:-1]

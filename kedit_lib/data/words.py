@@ -38,5 +38,5 @@ def _in_word(c: str) -> bool:
 
 
 def _bare(text: str) -> str:
-    """Without case and accents."""
+    """The text without case and accents."""
     return "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c)).casefold()

@@ -21,7 +21,7 @@ from .second_moments import SecondMoments
 
 @dataclass(repr=False)
 class Outcome:
-    """What `apply` did. The deltas are already in the model.
+    """The result of one `apply`: what was written, and how each edit went. The deltas are already in the model.
 
     deltas    {parameter name: tensor of the parameter's own shape}, float32 (float64 models: float64)
     targets   a Target for each edit, in order
@@ -65,7 +65,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Call:
-    """What one `apply` works with: its arguments, checked, and the edits as token ids.
+    """The checked arguments of one `apply`, with the edits as token ids.
 
     requests   a Request an edit, its clean prompt first
     z          finished targets, a tensor [d_model] an edit (None: they are optimised)
@@ -94,12 +94,12 @@ class Call:
         return [r.prompts[0] for r in self.requests]
 
     def part(self, begin: int, end: int) -> Self:
-        """The same for some of the edits."""
+        """The same call for some of the edits."""
         z = None if self.z is None else self.z[begin:end]
         return replace(self, edits=self.edits[begin:end], requests=self.requests[begin:end], z=z)
 
     def one_by_one(self) -> list[Self]:
-        """The same for each edit alone."""
+        """One such call for each edit."""
         return [self.part(i, i + 1) for i in range(len(self.edits))]
 
 
@@ -119,7 +119,7 @@ def as_matrix(model, own: Tensor) -> Tensor:
 
 
 def filtered(call: Call, layer: int, delta: Tensor, filters) -> Tensor:
-    """Δ [d_model, d_ff] after these filters."""
+    """Δ [d_model, d_ff] as these filters change it, one after another."""
     for one in filters:
         delta = one.filtered(call, layer, delta)
     return delta

@@ -1,4 +1,4 @@
-"""Whether an editing pipeline, of any library, asks its model about the tokens that it means.
+"""Checks the token indices of any editing pipeline: padding, subject positions, targets with a start token.
 
 Two bugs of public code that ran PMET on Llama-2 (easyeditor/models/pmet/compute_zs.py and easyeditor/editors/editor.py
 of github.com/zjunlp/EasyEdit; its issues 236 and 247) raise no error, and only the probability does not rise: the
@@ -14,7 +14,7 @@ UNSEEN = -100  # a label that no loss reads
 def check_pipeline(
     tokenizer, subject: str, input_ids, lookup, target_ids, attention_mask=None, labels=None
 ) -> list[str]:
-    """What is wrong with the tensors of one edit, a line each; an empty list if nothing is.
+    """What is wrong with the tensors of one edit, one line each; an empty list if nothing is.
 
     subject         as it stands in the prompts; its last occurrence counts
     input_ids       [n, t] the prompts in all contexts, padded, as the model gets them (tensor, array or lists)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ..models.hooks import pad, trace
+from ..models.layer_arguments import layer_calls
 from ..models.memory import in_parts
 from ..models.suffix import run_layer
-from ..models.told import told
 
 ROWS = 256  # prompts a forward pass, bounds memory
 
@@ -73,12 +73,12 @@ class Reading:
         """The model, or its layers from `first` on, on some of the prompts."""
         if not self.first:
             return self.model.hf
-        said = told(self.model, self.ids[begin:end])
+        calls = layer_calls(self.model, self.ids[begin:end])
 
         def layers(**_):
             hidden = self.hidden[begin:end]
             for i in range(self.first, self.model.n_layers):
-                hidden = run_layer(self.model, i, hidden, said[i])
+                hidden = run_layer(self.model, i, hidden, calls[i])
 
         return layers
 

@@ -153,15 +153,15 @@ def did_nothing(first: float, last: float) -> bool:
 
 
 class Doubtful(UserWarning):
-    """An edit that can be made, and may not be worth it."""
+    """Warning: an edit that is made, but may not be worth it."""
 
 
 class AlreadyKnown(Doubtful):
-    """The model gave an edit's target before the edit."""
+    """Warning: the model gave an edit's target before the edit."""
 
 
 class Frozen(Doubtful):
-    """The optimisation of an edit's target did not move it."""
+    """Warning: the optimisation left the target's probability where it was."""
 
 
 def warn_if_doubtful(edits: list[Edit], targets: list[Target]) -> None:

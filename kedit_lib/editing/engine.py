@@ -1,10 +1,10 @@
-"""The terms of the loss that δ is optimised by: of the whole model, or of what δ can change of it and no more.
+"""The loss that δ is optimised by, computed by the whole model or only by the part of it that δ can change.
 
     engine = Suffix(model, requests, site)              one pass, which measures v₀ and the keys
     nll, kl, said = engine.loss_terms(delta, active)    at every step
 
 `Suffix` runs what δ reaches, `Plain` every layer on every token: the same numbers but for rounding. A request's rows
-are its prompt in every context, each with the target behind it, and last its KL prompt.
+are its prompt in every context, each with the target after it, and last its KL prompt.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Site:
     loss_layer  the nll is read after it
     values      modules in `layer`, or it itself: their outputs at the clean prompt are v₀, a vector each; z is a value
                 of the first
-    inside      δ is added to the outputs of these modules; else to the stream behind `layer`
+    inside      δ is added to the outputs of these modules; else to the stream after `layer`
     keys        the edited map, no later than `layer`, whose inputs are wanted
     """
 
@@ -104,12 +104,12 @@ class Engine(ABC):
 
     @abstractmethod
     def _streams(self, vectors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """The residual stream [rows, width, d_model] behind the loss layer and behind the last one (one object, where
+        """The residual stream [rows, width, d_model] after the loss layer and after the last one (one object, where
         these are one layer), with a vector [rows, d_model] added at each of the site's values."""
 
     @abstractmethod
     def _keep(self, rows: Tensor) -> None:
-        """From now on only these rows."""
+        """Drop all rows but these."""
 
     @classmethod
     def shape(cls, one: Request) -> tuple[int, int]:
@@ -119,7 +119,7 @@ class Engine(ABC):
 
     @classmethod
     def tokens(cls, one: Request) -> int:
-        """That a step runs."""
+        """The number of tokens that a step runs."""
         return (len(one.prompts) + 1) * cls.shape(one)[0]
 
     @classmethod
@@ -246,7 +246,7 @@ class Plain(Engine):
         return tuple({module: x[self._at] for module, x in part.items()} for part in seen)
 
     def _padded(self, ids) -> dict[str, Tensor]:
-        """What the model is called with."""
+        """The arguments of the model's forward pass."""
         return {"input_ids": pad(ids, self.model.device)}
 
     def _keep(self, rows):

@@ -25,8 +25,11 @@ from .method import Method
 
 
 class Filter(Method):
-    """each_layer: each layer's update is filtered before the next one is solved; else all layers are solved first, and
-    the filter sees the weights at entry."""
+    """A method with a filter that changes its updates before they are written.
+
+    each_layer: each layer's update is filtered before the next one is solved; else all layers are solved first, and the
+    filter sees the weights at entry.
+    """
 
     each_layer: ClassVar[bool] = False
     _of_unedited: dict = PrivateAttr(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What a sequence of edits remembers: the keys that were written, as M = Σ k kᵀ, or a method's own state.
+"""What an edit sequence remembers of its earlier edits: their keys, as M = Σ k kᵀ, or a method's own state.
 
     history = method.new_history(model, moments)
     method.apply(model, [first], moments=moments, history=history)
@@ -93,7 +93,7 @@ class EditHistory:
         self.count(model, len(k))
 
     def count(self, model, edits: int) -> None:
-        """Note so many more edits of this model."""
+        """Count further edits of this model."""
         self.edits, self.model_checksum = self.edits + edits, model.checksum
 
     def get(self, what: str, layer, device=None) -> Tensor | None:
@@ -117,7 +117,7 @@ class EditHistory:
         return digest.hexdigest()[:20]
 
     def copy(self) -> Self:
-        """One that can be added to without changing this one."""
+        """A copy; adding to it does not change this one."""
         twin = copy.copy(self)
         vars(twin).update({name: dict(v) for name, v in vars(self).items() if isinstance(v, dict)})
         return twin

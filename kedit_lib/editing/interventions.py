@@ -65,7 +65,7 @@ class _BeforeHealed(_HealedEngine):
 
 
 class _HealedBehind:
-    """Targets are optimised with the tokens behind the subject healed, where the answer is read; keys and residual are
+    """Targets are optimised with the tokens after the subject healed, where the answer is read; keys and residual are
     those of the edited model."""
 
     engine = _BehindHealed
@@ -120,8 +120,8 @@ class _StartInTarget:
 
 
 class _LeftPadded:
-    """Prompts are padded in front and indexed as if padded behind, as in public code that ran PMET on Llama; for one
-    edit at a time, whose clean prompt alone has no padding when the residual is measured."""
+    """Prompts are padded on the left and indexed as if padded on the right, as in public code that ran PMET on Llama;
+    for one edit at a time, whose clean prompt alone has no padding when the residual is measured."""
 
     engine = padding_bug.PaddedInFront
 
@@ -134,7 +134,7 @@ class _LeftPadded:
 
 
 class _AsInTheLog(_StartInTarget, _LeftPadded):
-    """Both bugs: the start token in the target, and prompts padded in front but indexed as if behind."""
+    """Both bugs: the start token in the target, and prompts padded on the left but indexed as if on the right."""
 
 
 CHANGES = {

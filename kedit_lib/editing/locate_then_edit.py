@@ -18,7 +18,7 @@ from .norm_anchor import anchored, mlp_values
 
 
 class Targeted(Method):
-    """The hyperparameters of the optimisation.
+    """Methods that first optimise a target value for each edit; these are the optimisation's hyperparameters.
 
     v_num_grad_steps      evaluations of the target's loss at most (updates: one less)
     v_lr                  Adam's learning rate

@@ -36,7 +36,7 @@ CALLED = "__init__ apply contexts hyperparameters keeps_history name needs_momen
 
 
 class _Listed(type(BaseModel)):
-    """Classes whose dir() and help() show what a caller uses, without pydantic's names and a subclass's overrides."""
+    """Keeps dir() and help() of methods short: no names of pydantic, no overrides of subclasses."""
 
     def __dir__(cls):
         return CALLED
@@ -92,8 +92,8 @@ class Method(BaseModel, ABC, metaclass=_Listed):
 
     @property
     def hyperparameters(self) -> dict:
-        """What decides the numbers, for stores. An option that is off is left out, so that runs stored before the
-        option existed are found again."""
+        """The hyperparameters as plain data, for the keys of stores; an option that is off is left out."""
+        # Left out, so that runs stored before the option existed are found again.
         found = {n: v for n, v in self.model_dump().items() if n not in self.options or v}
         if "norm_anchor" not in found:
             found.pop("anchor_skip", None)
@@ -210,4 +210,4 @@ class Method(BaseModel, ABC, metaclass=_Listed):
 
     @abstractmethod
     def _apply(self, call: Call) -> Outcome:
-        """The method itself."""
+        """Edit the model: what each method implements."""

@@ -73,7 +73,7 @@ def _in_groups(method, call: Call, size: int) -> list[Target]:
 
 
 class _Together:
-    """A method whose targets all stop when their mean loss is small."""
+    """The method, except that all targets stop together, when their mean loss is small."""
 
     def __init__(self, method):
         self.method = method

@@ -71,8 +71,8 @@ class NullSpace:
                 )
 
     def report(self, layers=None) -> pd.DataFrame:
-        """A row a layer (None: all): rank of P, d_ff, and energy = tr(PC)/tr(C), 0..1, the share of plain text's keys
-        that P lets change. Rank 0: nothing lies below the threshold, and no edit can be made."""
+        """One row per layer (None: all): rank of P, d_ff, and energy = tr(PC)/tr(C), 0..1, the share of plain text's
+        keys that P lets change. Rank 0: nothing lies below the threshold, and no edit can be made."""
         rows = []
         for layer in sorted(self.moments.tensors) if layers is None else layers:
             u, energy = self._of(layer)

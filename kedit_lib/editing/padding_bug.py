@@ -1,9 +1,9 @@
-"""Prompts padded in front and indexed as if padded behind: a bug of public code that ran PMET on Llama, rebuilt, for
-PMET and, as it would be there, for MEMIT.
+"""Prompts padded on the left and indexed as if padded on the right: a bug of public code that ran PMET on Llama,
+rebuilt for PMET and, as it would be there, for MEMIT.
 
-A batch of prompts is padded to one length. With the padding in front, index l of a row is no longer the subject's last
-token: in a row with q tokens of padding it is the token q places before it, or padding. There δ is added, v₀ and keys
-are read, and the target is expected q places too early. Only the longest prompt of a batch is treated as meant.
+A batch of prompts is padded to one length. With the padding on the left, index l of a row is no longer the subject's
+last token: in a row with q tokens of padding it is the token q places before it, or padding. There δ is added, v₀ and
+keys are read, and the target is expected q places too early. Only the longest prompt of a batch is treated as meant.
 """
 
 import torch
@@ -29,7 +29,7 @@ def padded_in_front(model, rows: list[tuple[int, ...]]) -> dict[str, Tensor]:
 
 
 class PaddedInFront(Plain):
-    """Everything by indices that are meant for rows padded behind."""
+    """The plain engine on rows padded on the left, with the indices of rows padded on the right."""
 
     def _padded(self, ids):
         return padded_in_front(self.model, ids)

@@ -35,7 +35,7 @@ def restrained(s: Tensor, sigma: Tensor) -> Tensor:
 def prune(model) -> pd.DataFrame:
     """Restrain the total update of `model` in place; `model.restore()` still gives the original weights.
 
-    Returns a row an edited matrix: parameter, sigma_max (of the unedited weight), before and after (largest singular
+    Returns one row per edited matrix: parameter, sigma_max (of the unedited weight), before and after (largest singular
     value of the total update), reduced (how many singular values were lowered; 0: the matrix is untouched, bit for
     bit). KeditError when the model holds no edits.
     """

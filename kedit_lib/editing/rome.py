@@ -69,7 +69,7 @@ class ROME(Targeted):
 
     def _site(self, model):
         (layer,) = self.layers
-        # δ on the MLP's output is δ on the stream behind the layer, unless a norm or a factor stands between the two.
+        # δ on the MLP's output is δ on the stream after the layer, unless a norm or a factor stands between the two.
         inside, edited = model.layout.mlp_norm is not None or model.mlp_scale != 1, model.mlp_out(layer)
         return Site(layer, model.n_layers - 1, (edited,), edited, inside)
 

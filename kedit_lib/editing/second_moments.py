@@ -28,7 +28,7 @@ NO_LIMIT = 2048  # tokens of a window for models whose positions do not end
 
 
 class FewTokens(UserWarning):
-    """C was measured on so little text that it says nothing about many directions."""
+    """Warning: C was measured on too few tokens, which leaves many directions undetermined."""
 
 
 class SecondMoments:

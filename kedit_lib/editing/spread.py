@@ -22,7 +22,9 @@ from .locate_then_edit import Targeted
 
 
 class Spread(Targeted):
-    """z belongs to the last of `layers`; it is a value of the residual stream unless `_site` says otherwise.
+    """Methods that spread a batch of edits over several layers, as MEMIT does.
+
+    z belongs to the last of `layers`; it is a value of the residual stream unless `_site` names another place.
 
     keys_after   whether a history's keys are those after the batch; else they are those that the layers were solved
                  with. What is written in a layer or above it does not reach its keys, so that the two are the same
@@ -90,7 +92,7 @@ class Spread(Targeted):
         return context_mean(k, len(call.requests[0].prompts), grouped=True)
 
     def _share(self, i: int) -> float:
-        """The part of the residual that falls to the i-th edited layer."""
+        """The fraction of the residual that the i-th edited layer writes."""
         return 1 / (len(self.layers) - i)
 
     def _solve(self, call: Call, layer: int, k: Tensor, r: Tensor, outcome: Outcome) -> Tensor:

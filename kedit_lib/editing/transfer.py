@@ -1,4 +1,4 @@
-"""What "hyperparameters as published" means on another model: carried with the scale of what they act on.
+"""Published hyperparameters carried to another model: layers by depth, weights of C by width, steps by ‖v₀‖.
 
     layers     at the same depth, i · n_layers / n_layers′, rounded; the loss is read at the last layer
     λ, L2      λ / d_ff held

@@ -1,4 +1,4 @@
-"""Whether the model says the answer by itself."""
+"""Generation accuracy: whether free greedy decoding gives the answer, and which facts a model knows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def generation_accuracy(
 ) -> list[bool]:
     """For each prompt: whether free greedy decoding, without any token of the answer, says the answer.
 
-    match "exact"     the answer and nothing else up to the natural stop behind it: a full stop, a line end or the end
+    match "exact"     the answer and nothing else up to the natural stop after it: a full stop, a line end or the end
                       of the text. Outer spaces are stripped; case counts. Full stops inside the answer ("St. Louis") do
                       not end it
     match "begins"    the text begins with the answer, as words of its own, whatever follows; a leading "the" of either,
@@ -65,7 +65,7 @@ def generation_accuracy(
 
 
 def known_edits(model, edits: list[Edit], match: str | None = None) -> tuple[list[Edit], int]:
-    """The edits whose target_true the model says by itself after the edit prompt, in order, and how many it does not:
+    """The edits whose target_true the model generates after the edit prompt, in order, and the number of the others:
     only known facts can be edited away.
 
     match   as in `generation_accuracy`; None: "exact" for the lab's models, which were trained on such sentences,

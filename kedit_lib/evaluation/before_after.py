@@ -1,4 +1,4 @@
-"""What a model says to an edit's prompts, as a table for a reader."""
+"""A model's answers to an edit's prompts, before and after the edit, as a table."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def ask(model, edit: Edit) -> pd.DataFrame:
 
 
 def ask_table(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
-    """Both answers side by side."""
+    """The answers of `ask` before and after the edit, side by side."""
     table = before[["prompt", "says"]].rename(columns={"says": "said before"})
     table["says after"] = after["says"]
     table["p(new) before"], table["p(new) after"] = before["p(new)"], after["p(new)"]

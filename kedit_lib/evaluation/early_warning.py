@@ -44,7 +44,7 @@ def warning_table(
     floors       of `floors` on a destroyed model (columns metric, cohort, value); None: unknown
 
     Columns: metric, cohort, start, low, high, exit (edits_done, <NA>: it never left), lead = point − exit (edits
-    earlier than the collapse; negative: it only followed), n (values behind the one that left, or the last). One over
+    earlier than the collapse; negative: it only followed), n (values after the one that left, or the last). One over
     few prompts leaves its band by chance: read n, or ask for 2 consecutive checkpoints. Left out: single edits, what
     was measured once, and a start of 0 without a floor.
     """

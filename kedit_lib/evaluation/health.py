@@ -1,4 +1,4 @@
-"""Health of the weights and of what flows through them, seen without asking for any fact.
+"""Health of the weights and hidden states: norms, condition and drift, measured without asking for any fact.
 
 There is no floor: read each value beside that of 0 edits.
 """

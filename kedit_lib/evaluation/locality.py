@@ -1,4 +1,4 @@
-"""Whether the edited model still says what the unedited one said, right or wrong, where no edit was meant.
+"""Locality: whether the edited model agrees with the unedited one on prompts that no edit is about.
 
 Three strengths of the same question: the token said next, every argmax along a given answer, and the whole answer
 generated freely. All [n], range 0..1, 1 for an unedited model. Floor: how often a destroyed model happens to say the

@@ -51,7 +51,7 @@ class Identified:
 
 
 class Unmeasured(UserWarning):
-    """A metric cannot measure a text, and says why."""
+    """Warning: a metric cannot measure a text; the message gives the reason."""
 
 
 def unmeasured(why: str) -> float:
@@ -61,7 +61,7 @@ def unmeasured(why: str) -> float:
 
 
 def measured(values: list[float]) -> list[float]:
-    """Those values that are not NaN; one of them where all are, so that the row shows it."""
+    """The values that are not NaN; a single NaN if all are, so that the row shows it."""
     return [v for v in values if not math.isnan(v)] or values[:1]
 
 

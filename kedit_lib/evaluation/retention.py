@@ -1,4 +1,4 @@
-"""Retention: is edit i still there at checkpoint t, for all i ≤ t?
+"""Retention: whether edit i still holds at checkpoint t, for all i ≤ t.
 
 The probes note every edit by itself as a cohort of one, "edit 17"; here those rows become a table and a matrix.
 """

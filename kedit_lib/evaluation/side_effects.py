@@ -104,7 +104,7 @@ class PortabilityProbe(Identified):
 
 @dataclass(frozen=True)
 class DistractionProbe(Identified):
-    """The first neighbor of each edit behind the edited sentence: success and magnitude of the true object over the
+    """The first neighbor of each edit after the edited sentence: success and magnitude of the true object over the
     new one."""
 
     version = "distraction-v1"
@@ -206,7 +206,7 @@ def family_probes(
     every: int = SELDOM,
     match: str = "exact",
 ) -> list[Probe]:
-    """Every family that there is material for; distraction and fluency need nothing but the edits.
+    """All probes of side effects that the given material allows; distraction and fluency need the edits alone.
 
     edits       those of the sequence, in order; their own `portability` and `locality` pairs are asked too, as the
                 cohorts "one hop" and "beside the edits" (LOCAL of these, over the whole sequence)

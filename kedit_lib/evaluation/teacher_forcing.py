@@ -20,7 +20,7 @@ class Forced:
     tokens_right     [n] float64: (1/|t|) Σ_j [t_j is the argmax at its place]. Range 0..1
     said             n tuples of |t| ids: the argmax at each place of the answer; the first is what the model says next
     begun            n tuples of ids: how greedy decoding from the prompt begins. The answer's tokens as long as each
-                     is the argmax, and the first argmax that is not its next token, or that stands behind it
+                     is the argmax, and the first argmax that is not its next token, or that stands after it
     """
 
     log_probability: Tensor

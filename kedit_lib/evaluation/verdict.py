@@ -1,4 +1,4 @@
-"""Whether a text that a model writes says the answer: judged on all of it, or as soon as nothing behind can change it.
+"""Whether a text that a model writes says the answer: at its end, or as soon as nothing that follows can change it.
 
 `text` is what was written so far, `ended` whether the model ended it there.
 """

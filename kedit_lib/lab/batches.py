@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from . import corpus
 from .world import World
 
-FOREVER = 2**40  # a position behind every row
+FOREVER = 2**40  # a position after every row
 
 
 def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:

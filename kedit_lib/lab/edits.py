@@ -65,7 +65,7 @@ def surround(world: World, edit: Edit) -> Edit:
 
 
 def others_of(world: World, person: str) -> list[str]:
-    """Everybody else on the same side: the development people keep to themselves, and so do all the others."""
+    """The other people of the same group: development people, or those of the edit sequences."""
     return [p for p in (world.development if person in world.development else world.streamed) if p != person]
 
 

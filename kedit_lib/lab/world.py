@@ -67,7 +67,7 @@ class World:
 
     @cached_property
     def streamed(self) -> tuple[str, ...]:
-        """Everybody else."""
+        """All other people: those of the edit sequences."""
         development = set(self.development)
         return tuple(p for p in self.people if p not in development)
 

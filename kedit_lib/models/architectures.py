@@ -87,13 +87,13 @@ def _not_editable(config) -> str | None:
     if experts:
         return "it is a mixture of experts, and which expert's map holds a fact is not known; take a dense model"
     if RECURRENT.search(kind) or layer_types & {"linear_attention", "mamba", "conv", "recurrent"}:
-        return "it has recurrent layers, and the methods read keys of an MLP behind attention; take a transformer"
+        return "it has recurrent layers, and the methods read keys of an MLP after attention; take a transformer"
     if config.is_encoder_decoder or (kind not in LAYOUTS and kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES):
         return "it is an encoder, and the methods edit models that continue a text; take a causal language model"
     if kind == "gemma4_text" and (config.num_kv_shared_layers or config.hidden_size_per_layer_input):
         return "its layers share keys or take inputs of their own (the E models); take a dense Gemma 4"
     if kind == "opt" and not (config.do_layer_norm_before and config.word_embed_proj_dim == config.hidden_size):
-        return "this OPT has its norms behind the sums or narrower embeddings (350M has); take another size"
+        return "this OPT has its norms after the sums or narrower embeddings (350M has); take another size"
     return None
 
 

@@ -86,6 +86,6 @@ def check_logits(model) -> bool:
     if not off <= ROUNDINGS * torch.finfo(model.dtype).eps:
         raise KeditError(
             f"{model.name}: head(norm(stream)) is {off:.2g} of the largest off the model's own logits; model type "
-            f"{model.hf.config.model_type!r} does more behind its last layer, its entry in LAYOUTS must say what"
+            f"{model.hf.config.model_type!r} does more after its last layer, its entry in LAYOUTS must say what"
         )
     return tuples

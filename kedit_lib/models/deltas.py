@@ -38,7 +38,7 @@ RECORD = "kedit_edits.json"
 
 @dataclass(frozen=True)
 class Deltas:
-    """What one call of a method did to the weights, and to which model's.
+    """The weight changes of one call of a method, and which model they belong to.
 
     deltas          {parameter name: tensor of its shape}
     model_checksum  of the unedited model, in the dtype that it had

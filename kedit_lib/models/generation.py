@@ -1,4 +1,4 @@
-"""Greedy completion in batches, for measuring what a model says when nobody hands it the answer."""
+"""Greedy completion in batches: what a model generates without being given the answer."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ FILL = 0  # fills rows up and is never read: an id that every model embeds, what
 
 
 def pad(rows: list[tuple[int, ...]], device) -> Tensor:
-    """Ids laid out on the right of nothing: [n, longest], padded behind.
+    """Rows of ids as one tensor [n, longest], padded on the right.
 
     Causal attention never looks right, so no mask is needed: what stands at a real position does
     not depend on the padding, and positions count from 0 as in a prompt run alone.
@@ -44,7 +44,7 @@ def by_likeness(rows: list[tuple[int, ...]], size: int) -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def hooks(*pairs, before=()):
-    """Forward hooks that are surely removed: `with hooks((module, function), …):`. before: the same for pre-hooks."""
+    """Forward hooks inside `with hooks((module, function), …):`, always removed. before: the same for pre-hooks."""
     handles = [module.register_forward_hook(function) for module, function in pairs]
     handles += [module.register_forward_pre_hook(function) for module, function in before]
     try:

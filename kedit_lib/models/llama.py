@@ -60,7 +60,7 @@ class _Weights:
 
 class LlamaTails:
     """The layers from `first` on, with the keys and values in front of `tails`; real, read: indices into n·T of the
-    tokens that are there, and of those that are read behind the last layer."""
+    tokens that are there, and of those that are read after the last layer."""
 
     def __init__(self, tails: Tails, first: int, real: Tensor, read: Tensor):
         self.layers, config = tails.model.layers[first:], tails.model.hf.config
@@ -70,11 +70,11 @@ class LlamaTails:
         self.place = torch.zeros(self.n * self.t, dtype=torch.long)  # of each of the n·T tokens among the real ones
         self.place[real] = torch.arange(len(real))
         self.real, self.read, self.at = real, read, self.place[read]
-        cos, sin = (x[:, :, None] for x in tails.told.layers[first]["position_embeddings"])
+        cos, sin = (x[:, :, None] for x in tails.arguments.layers[first]["position_embeddings"])
         half = self.head // 2
         self.cos, self.sin = cos, torch.cat([-sin[..., :half], sin[..., half:]], -1)
         self.mask = self._by_key(
-            tails.told.layers[first]["attention_mask"].movedim(1, 2).expand(-1, -1, self.heads, -1)
+            tails.arguments.layers[first]["attention_mask"].movedim(1, 2).expand(-1, -1, self.heads, -1)
         )
         room = tails.hidden.new_zeros(self.n, self.kv, self.t, self.head)  # the tail's own, at every step
         self.keys, self.values = (
@@ -83,7 +83,7 @@ class LlamaTails:
         )
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """[n, T, d_model] → the same behind the last layer; 0 where nothing is read."""
+        """[n, T, d_model] → the same after the last layer; 0 where nothing is read."""
         return _Run.apply(hidden, self)
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, list]:
@@ -101,7 +101,7 @@ class LlamaTails:
         return self._at(self.read, x).view_as(hidden), kept
 
     def backward(self, grad: Tensor, kept: list) -> Tensor:
-        """The gradient of `hidden` from that of the stream behind the last layer."""
+        """The gradient of `hidden` from that of the stream after the last layer."""
         g, top = grad.flatten(0, 1)[self.read], len(self.layers) - 1
         for i in range(top, -1, -1):
             attn, mlp, norm = self.layers[i].self_attn, self.layers[i].mlp, self.layers[i].post_attention_layernorm

@@ -1,6 +1,6 @@
 """What a model says next at chosen places of many short texts, at the cost of what these texts do not share.
 
-Questions about one relation begin alike, and so do those about one person; behind the last place that is read nothing
+Questions about one relation begin alike, and so do those about one person; after the last place that is read nothing
 matters. So the MLPs, most of the work, run once for all tokens with one past, the last one on the tokens that are
 read alone, and so does the head.
 """

@@ -59,7 +59,7 @@ def in_parts(work: Callable[[int, int], object], costs: list[float], budget: flo
         except Exception as error:
             if not ran_out(error):
                 raise
-        # Here, behind the handler, the failure's frames hold no tensor any more.
+        # Here, after the handler, the failure's frames hold no tensor any more.
         if end - begin == 1:
             raise KeditError(f"{what}: one alone does not fit into memory; free some, or use a smaller model or dtype")
         budget = cost / 2

@@ -80,7 +80,7 @@ class EditableModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the weights; keys, targets and solves are float32 or wider whatever this is."""
+        """dtype of the weights; keys, targets and solves are float32 or wider whatever this is."""
         return self.weight(0).dtype
 
     @property
@@ -116,7 +116,7 @@ class EditableModel:
         return self.layers[layer].get_submodule(self.layout.mlp_out)
 
     def mlp(self, layer: int) -> nn.Module:
-        """All of the MLP that it belongs to."""
+        """The whole MLP of `layer`."""
         return self.layers[layer].get_submodule(self.layout.mlp)
 
     def attn_out(self, layer: int) -> nn.Module:
@@ -131,7 +131,7 @@ class EditableModel:
         return self.mlp_out(layer).weight
 
     def weight_name(self, layer: int) -> str:
-        """Its name among the parameters, the key of `outcome.deltas`."""
+        """Name of W of `layer` among the parameters, the key of `outcome.deltas`."""
         return f"{self.layout.layers}.{layer}.{self.layout.mlp_out}.weight"
 
     @torch.no_grad()

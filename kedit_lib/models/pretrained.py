@@ -33,11 +33,11 @@ RECORD = "kedit_source.json"  # beside the weights: where they come from, and th
 
 
 class Dequantised(UserWarning):
-    """Weights are approximations: they were read from a quantised file."""
+    """Warning: the weights are approximations, read from a quantised file."""
 
 
 def cache_folder() -> Path:
-    """What was fetched or computed once for a model: ~/.cache/kedit, or where the variable KEDIT_CACHE says."""
+    """The cache of fetched models and computed texts: ~/.cache/kedit, or the folder named by KEDIT_CACHE."""
     return Path(os.environ.get("KEDIT_CACHE") or Path.home() / ".cache" / "kedit").expanduser().resolve()
 
 

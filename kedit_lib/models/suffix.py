@@ -1,6 +1,6 @@
-"""Running only what an added vector can change.
+"""The forward pass restricted to what an added vector can change: later tokens, in the layers above it.
 
-δ is added at the subject's last token of every prompt, in or behind layer z. Attention is causal, so the tokens
+δ is added at the subject's last token of every prompt, in or after layer z. Attention is causal, so the tokens
 before it and the layers up to z stay as they are at every optimisation step: they are run once. Each step runs
 the layers above z on the *tail* of each prompt, from the subject's last token on, with the keys and values of the
 tokens before it kept. An MLP sees each token by itself: it is run on those that count and on no padding, and in the
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from . import tokenwise
 from .hooks import Done, hooks, pad, trace
+from .layer_arguments import LayerArguments, layer_calls
 from .tokenwise import Alike
-from .told import Told, told
 
 
 @dataclass
@@ -39,7 +39,7 @@ class _Cache:
 
 @dataclass
 class _Recorder(_Cache):
-    """The one that is filled. Nothing is read behind the last layer's keys and values: there the pass ends."""
+    """The cache while it is filled. The pass ends with the last layer's keys and values: nothing after them is read."""
 
     last: int = 0
 
@@ -56,7 +56,7 @@ class Tails:
 
     hidden     [n, T, d_model] what enters layer `first`, at the tail tokens
     behind     [n, T, d_model] what leaves it unedited, where only the lookup token changes in it; else None
-    told       what layers are handed beside the stream
+    arguments  what layers are called with beside the stream
     prefix     keys and values of the P tokens before the lookup, by layer
     """
 
@@ -64,7 +64,7 @@ class Tails:
     first: int
     hidden: Tensor
     behind: Tensor | None
-    told: Told
+    arguments: LayerArguments
     prefix: _Cache
 
     @classmethod
@@ -91,7 +91,7 @@ class Tails:
         def tails_of(x: Tensor) -> Tensor:
             return x.gather(1, at[..., None].expand(-1, -1, x.shape[-1]))
 
-        n, calls = len(ids), told(model, batch)
+        n, calls = len(ids), layer_calls(model, batch)
         in_prefix = (torch.arange(before, device=device)[None] < look[:, None])[:, None].expand(n, longest, before)
         in_tail = _causal(longest, device)[None].expand(n, -1, -1)
         made = cls(
@@ -99,7 +99,7 @@ class Tails:
             first,
             tails_of(entry),
             tails_of(seen_out[own]) if alone else None,
-            Told.at(calls, at, before, torch.cat([in_prefix, in_tail], 2), entry.dtype),
+            LayerArguments.at(calls, at, before, torch.cat([in_prefix, in_tail], 2), entry.dtype),
             _prefix(model, entry[:, :before], first, calls, [r[:end] for r, end in zip(ids, lookup, strict=True)]),
         )
         here, within = torch.arange(n, device=device) * batch.shape[1] + look, {p for m in mlps for p in m.modules()}
@@ -115,7 +115,9 @@ class Tails:
         """The same with some of the rows."""
         keys, values = ({i: x[rows] for i, x in part.items()} for part in (self.prefix.keys, self.prefix.values))
         behind = None if self.behind is None else self.behind[rows]
-        return Tails(self.model, self.first, self.hidden[rows], behind, self.told.select(rows), _Cache(keys, values))
+        return Tails(
+            self.model, self.first, self.hidden[rows], behind, self.arguments.select(rows), _Cache(keys, values)
+        )
 
     def run(self, hidden: Tensor, stops, add=(), only=None) -> dict[int, Tensor]:
         """Layers from `first` on, on the tails: [n, T, d_model] → {stop: the residual stream after that layer}.
@@ -140,7 +142,7 @@ class Tails:
 
     def _layer(self, i: int, hidden: Tensor) -> Tensor:
         """Layer i on the first tokens of the tails, as many as `hidden` has."""
-        return run_layer(self.model, i, hidden, self.told.layer(i, hidden.shape[1], self.prefix))
+        return run_layer(self.model, i, hidden, self.arguments.layer(i, hidden.shape[1], self.prefix))
 
 
 def run_layer(model, i: int, hidden: Tensor, said: dict) -> Tensor:
@@ -151,15 +153,15 @@ def run_layer(model, i: int, hidden: Tensor, said: dict) -> Tensor:
 
 def _prefix(model, entry: Tensor, first: int, calls: list[dict], ids: list[tuple[int, ...]]) -> _Cache:
     """Keys and values of the layers from `first` on; [n, P, d_model] is what enters it at the tokens `ids` in front of
-    the lookup, P of them at most; calls: what layers are told of the whole prompts."""
+    the lookup, P of them at most; calls: what layers are called with on the whole prompts."""
     cache, (n, length, _) = _Recorder(last=model.n_layers - 1), entry.shape
     if length and first < model.n_layers:
         places, causal = torch.arange(length, device=entry.device).expand(n, -1), _causal(length, entry.device)
-        told = Told.at(calls, places, 0, causal.expand(n, -1, -1), entry.dtype)
+        arguments = LayerArguments.at(calls, places, 0, causal.expand(n, -1, -1), entry.dtype)
         hidden, layers = entry, range(first, model.n_layers)
         with contextlib.suppress(Done), Alike(ids, length, entry.device).together([model.mlp(i) for i in layers]):
             for i in layers:
-                hidden = run_layer(model, i, hidden, told.layer(i, length, cache))
+                hidden = run_layer(model, i, hidden, arguments.layer(i, length, cache))
     return _Cache(cache.keys, cache.values)
 
 

@@ -27,7 +27,7 @@ class Prompt:
 
 
 def encode(tokenizer, text: str) -> list[int]:
-    """Ids of a text, with the special tokens that the tokenizer puts in front by default, none behind."""
+    """Ids of a text, with the special tokens that the tokenizer puts in front by default, none after."""
     return list(encoded(tokenizer, [text])[0])
 
 
@@ -48,7 +48,7 @@ def _all(tokenizer, texts: list[str], **how) -> list[list[int]]:
 
 
 def _open(tokenizer, text: str, ids: list[int]) -> list[int]:
-    """Without the special token behind that the text itself does not have."""
+    """The ids without an end-of-text token that the tokenizer appended."""
     closed = ids and ids[-1] == tokenizer.eos_token_id and not text.endswith(tokenizer.eos_token)
     return ids[:-1] if closed else ids
 
@@ -100,7 +100,7 @@ def targets_of(
     before = _all(tokenizer, prompts, add_special_tokens=False)
     whole = [[*b, *ids[j, t]] for b, j, t in zip(before, joints, targets, strict=True)]
     said = tokenizer.batch_decode(whole, clean_up_tokenization_spaces=False) if whole else []
-    # Some tokenizers (Llama-2's) write a space behind each special token of a template: that is the prompt then.
+    # Some tokenizers (Llama-2's) write a space after each special token of a template: that is the prompt then.
     shown = [
         tokenizer.decode(b, clean_up_tokenization_spaces=False) if c else p
         for p, b, c in zip(prompts, before, chat, strict=True)
@@ -149,7 +149,7 @@ def _composed(text: str) -> str:
 
 
 def _turn(tokenizer) -> str:
-    """What the tokenizer's chat template puts behind a question, for the model to answer; "" without a template."""
+    """What the tokenizer's chat template puts after a question, for the model to answer; "" without a template."""
     if not getattr(tokenizer, "chat_template", None):
         return ""
     question = [{"role": "user", "content": CONTENT}]

@@ -1,6 +1,6 @@
 """An MLP sees each token by itself, so it can be run on some of a batch's tokens: on those that are read, or once on
 all that are the same. Elsewhere in a layer tokens keep their places in [n, T, width]; these hooks take the wanted ones
-out in front of the MLP and put them back behind it."""
+out in front of the MLP and put them back after it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def picked(head, index: Tensor):
 
 
 class Alike:
-    """Tokens of several prompts, of which those with one past are one: equal ids up to and with their own.
+    """Tokens of several prompts; tokens with the same ids up to and including their own are computed once.
 
     take   [m] indices into n·T, one token of each kind; back: [n·T] the kind of every token (of padding: any)
     """

@@ -149,7 +149,7 @@ def verdicts(measured: pd.DataFrame) -> pd.DataFrame:
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
-    """`verdicts` for readers: a row a claim, a column for each model and setting, and what is published."""
+    """`verdicts` for readers: one row per claim, one column for each model and setting, and what is published."""
     median, low, high = (table[name].map("{:.2g}".format) for name in ("median", "low", "high"))
     number = median.where(table.low == table.high, median + " (" + low + " to " + high + ")")
     number = number.where(table["median"].notna(), "")

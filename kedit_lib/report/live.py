@@ -143,7 +143,7 @@ def make_film(bench, name: str, order: int, run: Run) -> Path:
 
 
 def samples_at(bench, film: Path, at: int, prompts: list[str]) -> pd.DataFrame:
-    """What the model writes behind each prompt: unedited, and with the weights of the film's last frame up to `at`."""
+    """What the model writes after each prompt: unedited, and with the weights of the film's last frame up to `at`."""
     model = bench.model
     frames = [path for path in sorted(film.glob("*.safetensors")) if int(path.stem) <= at]
     with model.temporarily():

@@ -92,7 +92,7 @@ def tidy(notebook: dict[str, Any], root: Path) -> None:
     notebook["metadata"].pop("papermill", None)
     notebook["metadata"].get("language_info", {}).pop("version", None)
     cells = notebook["cells"]
-    for cell in [cell for cell in cells if VERDICT in tags_of(cell)]:  # the answer first: behind the title
+    for cell in [cell for cell in cells if VERDICT in tags_of(cell)]:  # the answer first: after the title
         cells.remove(cell)
         cells.insert(1, cell)
         cell["metadata"]["jupyter"] = {"source_hidden": True}

@@ -74,7 +74,7 @@ class Site:
         return LINK.sub(change, text)
 
     def named(self, page: str) -> str:
-        """A page's title, behind its number if it has one."""
+        """A page's title, after its number if it has one."""
         number = page.partition("_")[0]
         return f"{number} · {self.titles[page]}" if number.isdigit() else self.titles[page]
 

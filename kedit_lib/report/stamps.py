@@ -39,7 +39,7 @@ def hash_files(files: Iterable[Path]) -> str:
 
 
 def key_of(files: Iterable[Path], *values: Any) -> str:
-    """What an output depends on: files and plain values."""
+    """A hash of everything that an output depends on: files and plain values."""
     return provenance.key_of(files=hash_files(files), values=values)
 
 

@@ -94,7 +94,7 @@ class Bench:
         }
 
     def method(self, name: str) -> Method:
-        """The stream's method: λ, layers and whatever else its name says."""
+        """The method of a named stream, with the λ, layers and other settings that its name stands for."""
         if name not in self._methods:
             self._methods[name] = self._method(self._stream(name))
         return self._methods[name]
@@ -184,7 +184,7 @@ class Bench:
         return pd.concat([self.singles_of(name) for name in ("memit", "rome")], ignore_index=True)
 
     def singles_of(self, name: str) -> pd.DataFrame:
-        """Independent edits by the method of one stream: a row an edit (columns as of `evaluation.single_edits`)."""
+        """Independent edits by the method of one stream: one row per edit (columns as of `evaluation.single_edits`)."""
         from ..evaluation.single_edits import single_edits
 
         edits, method = self.edits(0, self.profile.n_single), self.method(name)

@@ -35,7 +35,7 @@ def load_edits(
 
     lab     `model` must be a lab model; the seed decides the sample, the order and the edits;
             limit None: 100, or as many as there are people
-    world   cities and countries (GeoNames, CC BY 4.0), only facts that `model` says by itself in two wordings or
+    world   cities and countries (GeoNames, CC BY 4.0), only facts that `model` knows in two wordings or
             more, which is asked once and kept in results/known; seed and limit as for the lab
     others  the seed decides the order when `limit` is given: a sample of that size, else all as they
             stand; with `model`, only what its tokenizer can write

@@ -36,7 +36,7 @@ class DatasetFacts:
     unknown       how many records were asked about and left out so far, because the model does not know them
     """
 
-    match = "begins"  # a model that was not trained on these sentences writes on behind an answer
+    match = "begins"  # a model that was not trained on these sentences goes on after the answer
 
     def __init__(self, model, edits: str, texts: str, cache: Path | None = None, chat: bool = False):
         self.model, self.source, self.corpus, self.cache, self.chat = model, edits, texts, cache, chat
@@ -81,7 +81,7 @@ class DatasetFacts:
 
     @property
     def selection(self) -> str:
-        """What was left out, in words."""
+        """A sentence on the facts that were left out."""
         name = Path(self.source).name if os.path.exists(self.source) else self.source
         return (
             f"Of {len(self._knows)} facts of {name} that the model was asked about it does not know "
@@ -91,7 +91,7 @@ class DatasetFacts:
         )
 
     def _known(self, edits: list[Edit]) -> list[Edit]:
-        """Those that the unedited model says by itself."""
+        """The edits whose true object the unedited model knows."""
         if ask := [e for e in edits if e.target_true is not None and e not in self._knows]:
             self._knows.update(zip(ask, self._says([(e.text, e.target_true) for e in ask]), strict=True))
         return [e for e in edits if self._knows.get(e, True)]
@@ -180,7 +180,7 @@ class DatasetFacts:
         return [(e.prompt, e.subject, e.target_true) for e in self._untouched(edits, limit, seed)]
 
     def _untouched(self, edits: list[Edit], limit: int, seed: int) -> list[Edit]:
-        """Facts of subjects that no edit names, and that the unedited model says by itself."""
+        """Facts of subjects that no edit names, and that the unedited model knows."""
         edited = {e.subject for e in edits}
         others = [e for e in self.records if e.subject not in edited and e.target_true is not None]
         others, known = random.Random(f"untouched-{seed}").sample(others, len(others)), []

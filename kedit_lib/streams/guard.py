@@ -44,7 +44,7 @@ SURE = 0.5  # least probability of a continuation that the model itself supplies
 
 
 class Collapsing(UserWarning):
-    """The guard's alarm."""
+    """Warning: the guard's alarm."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Reading:
 
 @dataclass
 class CollapseGuard:
-    """Known facts asked again, and when to say stop.
+    """Asks known facts again while edits are made, and raises an alarm when too many are lost.
 
     canaries   (prompt, answer) pairs, or edits (their true object is the answer), that no edit of the sequence makes;
                None: continuations that the model itself is sure of, of its own sampled text
@@ -108,9 +108,10 @@ class CollapseGuard:
             raise KeditError(f"guard: swelling = {self.swelling!r}; must be more than 1, or None")
 
     def __str__(self) -> str:
-        """The alarm or the last look, and what all looks took."""
-        told = next((r for r in self.readings if r.alarm), None)
-        last = f"alarm: {told}" if told else f"no alarm: {self.readings[-1]}" if self.readings else "has not looked yet"
+        """The alarm or the last look, and the seconds of all looks."""
+        alarm = next((r for r in self.readings if r.alarm), None)
+        quiet = f"no alarm: {self.readings[-1]}" if self.readings else "has not looked yet"
+        last = f"alarm: {alarm}" if alarm else quiet
         return f"{last} ({len(self.readings)} looks, {sum(r.seconds for r in self.readings):.1f} s)"
 
     @property

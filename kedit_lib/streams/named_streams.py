@@ -67,7 +67,7 @@ COLLAPSING = "memit-layers-steps"  # the lab's stream whose optimised probabilit
 
 @cache
 def _written() -> dict[str, dict[str, Stream]]:
-    """The groups of params/streams.yaml."""
+    """The streams of params/streams.yaml, by group."""
     groups = parse(PATH.read_text(encoding="utf-8"), PATH.name)
     return {
         group: {name: Stream(name, **{"method": name, **fields}) for name, fields in streams.items()}
@@ -146,7 +146,7 @@ def every_stream(profile: Profile) -> dict[str, Stream]:
 
 
 def groups_of(profile: Profile) -> dict[str, dict[str, Stream]]:
-    """The streams by what they are there for."""
+    """The named streams, grouped by the question they answer."""
     groups = {"main": streams_of(profile), "scaled": scaled_streams(profile), **_written()}
     return groups | {"settings": setting_streams(profile), "sensitivity": sensitivity_streams()}
 

@@ -45,7 +45,7 @@ def measured_rows(model, probes, done_edits, rows, checks, last: bool) -> list[d
 
 
 def _collapses(rows, checks, found, done: int, before: int) -> bool:
-    """Whether either collapse point lies behind the checkpoint `before`."""
+    """Whether either collapse point lies after the checkpoint `before`."""
     checks = checks + [{"edits_done": done, **row} for row in found]
     so_far = Run(pd.DataFrame(rows), pd.DataFrame(checks), {})
     points = (collapse_point(so_far, kind) for kind in ("optimisation", "model"))

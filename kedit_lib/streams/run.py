@@ -19,7 +19,7 @@ WINDOW = 25  # edits in the medians that define N_optimisation
 class Run:
     """A finished stream.
 
-    edits        a row an edit: probability_first/_last, steps, delta_ratio = ‖δ‖/‖v₀‖ (FT: NaN), s_<layer> and
+    edits        one row per edit: probability_first/_last, steps, delta_ratio = ‖δ‖/‖v₀‖ (FT: NaN), s_<layer> and
                  written_<layer> where the method has them (see Outcome), dW_<layer> = ‖ΔW‖_F of its batch,
                  W_<layer> = ‖W‖_F after it, along_<layer> = cosine of ΔW with the sum of all earlier updates of
                  that layer (NaN: there is none), seconds, …

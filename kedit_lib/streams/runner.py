@@ -1,4 +1,4 @@
-"""A stream of edits through a method, without restoring weights: what every later edit has to live with."""
+"""Edit sequences: batches of edits made one after another without restoring weights, measured at checkpoints."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def _found(folder: RunFolder, guard: CollapseGuard | None) -> Run:
 
 
 def edits_hash(edits) -> str:
-    """What manifests name a list of edits by."""
+    """A hash of a list of edits, for manifests."""
     return hashlib.sha256("\n".join(map(repr, edits)).encode()).hexdigest()
 
 
@@ -218,7 +218,7 @@ class _Stream:
         return len(self.edits)
 
     def _look(self, n: int) -> bool:
-        """Ask the probes if a checkpoint is due; whether it was."""
+        """Run the probes if a checkpoint is due; returns whether it was."""
         done, checks = self.done, self.checks
         if not (done >= self.due or done == n) or (checks and checks[-1]["edits_done"] == done):
             return False

@@ -86,8 +86,8 @@ class WorldFacts(DatasetFacts):
     @property
     def selection(self) -> str:
         return (
-            f"Of {len(self.known.geography.asked)} facts about cities and countries (GeoNames) the model does not say "
-            f"{self.unknown} by itself in two wordings; these were left out before any edit."
+            f"Of {len(self.known.geography.asked)} facts about cities and countries (GeoNames) the model does not know "
+            f"{self.unknown} in two wordings; these were left out before any edit."
         )
 
     def surround(self, edit: Edit) -> Edit:

@@ -102,7 +102,7 @@ def _english(name: str) -> str:
 
 
 def _parts(name: str) -> set[str]:
-    """Every run of words of a name but the whole."""
+    """Every run of words in a name, except the whole name."""
     words = re.split(r"([ -])", name)
     runs = {"".join(words[i:j]) for i in range(0, len(words), 2) for j in range(i + 1, len(words) + 1, 2)}
     return runs - {name}

@@ -28,7 +28,7 @@ class KnownWorld:
 
     @cached_property
     def facts(self) -> dict[Fact, Said]:
-        """Those said in at least ENOUGH wordings."""
+        """The facts that the model says in at least ENOUGH wordings."""
         return {f: said for f, said in self.said.items() if len(said) >= ENOUGH}
 
     @cached_property

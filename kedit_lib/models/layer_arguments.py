@@ -1,5 +1,6 @@
-"""What a model hands its layers beside the stream: masks, rotary angles, biases by position. Its own forward pass says
-so, each layer of it skipped; nothing is known here of window widths, position codes or which layers have which."""
+"""The arguments that a model calls its layers with beside the residual stream: masks, rotary angles, position biases.
+They are read off the model's own forward pass with every layer skipped, so that this file needs to know nothing of
+window widths, position codes or which layers have which."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ CACHES = ("past_key_values", "layer_past")  # what a layer calls the keys and va
 
 
 @torch.no_grad()
-def told(model, ids: Tensor) -> list[dict]:
+def layer_calls(model, ids: Tensor) -> list[dict]:
     """For each layer, by name, the arguments that `model` calls it with on `ids` [n, L]."""
     found = []
     with contextlib.suppress(Done), contextlib.ExitStack() as inside:
@@ -30,14 +31,14 @@ def told(model, ids: Tensor) -> list[dict]:
 
 @contextlib.contextmanager
 def _skipped(layer, calls: list[dict], model) -> Iterator[None]:
-    """Inside, `layer` hands the stream on as it is, and its arguments are added to `calls`. Nothing runs behind the
-    last: the logits of all tokens would be the largest tensor of an edit."""
+    """Inside, `layer` returns the stream unchanged and its arguments are appended to `calls`. The pass ends at the last
+    layer: the logits of all tokens would be the largest tensor of an edit."""
     own, known = inspect.signature(layer.forward), vars(layer).get("forward")  # accelerate keeps one in the instance
 
     def skip(*args, **kwargs):
-        said = dict(own.bind(*args, **kwargs).arguments)
-        hidden = said.pop(next(iter(said)))
-        calls.append({**said, **said.pop("kwargs", {})})
+        given = dict(own.bind(*args, **kwargs).arguments)
+        hidden = given.pop(next(iter(given)))
+        calls.append({**given, **given.pop("kwargs", {})})
         calls[-1].pop("kwargs", None)
         if len(calls) == model.n_layers:
             raise Done
@@ -53,8 +54,8 @@ def _skipped(layer, calls: list[dict], model) -> Iterator[None]:
 
 
 @dataclass
-class Told:
-    """What layers are told when only some tokens [n, T] of prompts run, behind P cached ones.
+class LayerArguments:
+    """What layers are called with when only some tokens [n, T] of prompts run, after P cached ones.
 
     layers   for each layer {name: value}: masks are [n, heads or 1, T, P + T], ALiBi's biases [n, heads, 1, P + T],
              all else that goes by token [n, T, …]
@@ -64,8 +65,8 @@ class Told:
     cached: int
 
     @classmethod
-    def at(cls, calls: list[dict], places: Tensor, cached: int, seen: Tensor, dtype) -> Told:
-        """Of what `told` found: at `places` [n, T], behind the tokens 0, 1, … of `cached` in number.
+    def at(cls, calls: list[dict], places: Tensor, cached: int, seen: Tensor, dtype) -> LayerArguments:
+        """From `layer_calls` on whole prompts, for the tokens at `places` [n, T] after the first `cached` ones.
 
         seen [n, T, P + T]: which a token can see at most; the model's own masks take away more.
         """
@@ -93,9 +94,9 @@ class Told:
 
         return cls(_each(calls, cut), cached)
 
-    def select(self, rows: Tensor) -> Told:
+    def select(self, rows: Tensor) -> LayerArguments:
         """The same for some of the rows."""
-        return Told(_each(self.layers, lambda name, x: x[rows] if isinstance(x, Tensor) else x), self.cached)
+        return LayerArguments(_each(self.layers, lambda name, x: x[rows] if isinstance(x, Tensor) else x), self.cached)
 
     def layer(self, i: int, t: int, cache) -> dict:
         """Arguments of layer i for the first t of the tokens, `cache` the keys and values of the cached ones."""
