@@ -60,10 +60,10 @@ report: $(ENV)  ## turn what reproduce executed into report/index.html and its p
 	$(KEDIT) report $(WHICH)
 
 bench: $(ENV)  ## time every path against the plain one into figures/benchmarks*.csv (some minutes; PROFILE=smollm2: the pretrained model; PROFILE=gpu: Llama-2-7B's shape)
-	OMP_NUM_THREADS=$(if $(filter gpu,$(PROFILE)),8,1) $(PY) tests/bench.py --profile $(PROFILE) $(if $(SHAPE),--shape "$(SHAPE)")
+	PYTHONPATH=tests OMP_NUM_THREADS=$(if $(filter gpu,$(PROFILE)),8,1) $(PY) bench/speed.py --profile $(PROFILE) $(if $(SHAPE),--shape "$(SHAPE)")
 
 gpu: $(ENV)  ## what needs a GPU, part by part, into figures/gpu.* (8 minutes on one H100-class card; SHAPE=tiny rehearses it)
-	$(PY) tests/gpu.py $(if $(SHAPE),--shape "$(SHAPE)")
+	PYTHONPATH=tests $(PY) bench/gpu.py $(if $(SHAPE),--shape "$(SHAPE)")
 
 test: $(ENV)  ## every test, the smoke run of the notebooks included (about a quarter of an hour)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS)
@@ -83,4 +83,4 @@ lab: $(ENV)  ## open the notebooks in JupyterLab, live cells included (until you
 clean:  ## remove results, stamps, report and failed notebooks; nothing committed (the next reproduce starts from nothing)
 	rm -rf results report .report.*.tmp .stamps .pytest_cache .ruff_cache .hypothesis build mutants *.egg-info
 	rm -f notebooks/executed/*.running.ipynb
-	find kedit_lib tests notebooks \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
+	find kedit_lib tests bench notebooks \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +

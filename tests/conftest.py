@@ -1,5 +1,6 @@
 """What all tests share: one thread, and tiny random models in local folders."""
 
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -46,9 +47,24 @@ def tiny_model(tiny_folder):
     return load
 
 
+@pytest.fixture(scope="session")
+def moments():
+    """Second moments for the tiny models."""
+    from library import moments
+
+    return moments()
+
+
 @pytest.fixture
-def model(tiny_folder):
-    """A fresh tiny Llama in float64, as the library's."""
+def copied(tiny_folder, tmp_path):
+    """A tiny model's folder to be spoiled."""
+    return shutil.copytree(tiny_folder("llama"), tmp_path / "model")
+
+
+@pytest.fixture
+def model(tiny_folder, request):
+    """A fresh tiny model as the library's: a Llama in float64, or what the test file names as MODEL = kind, dtype."""
     import kedit_lib as kedit
 
-    return kedit.load_model(tiny_folder("llama"), dtype=torch.float64)
+    kind, dtype = getattr(request.module, "MODEL", ("llama", torch.float64))
+    return kedit.load_model(tiny_folder(kind), dtype=dtype)

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 import transformers
-from tiny import D_FF, D_MODEL, N_LAYERS, SENTENCES
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tiny import D_FF, D_MODEL, LINES, N_LAYERS, byte_level, randomised
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoModelForCausalLM
 
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]  # what a sentencepiece model falls back to
@@ -133,7 +133,8 @@ def tokenizer(name):
     vocabulary, merges = _learned(family)
     begins = {"add_bos_token": True} if family.bos else {}
     if family.tokenizer == "PreTrainedTokenizerFast":
-        backend = _byte_level(models.BPE(vocab=vocabulary, merges=merges))
+        backend = byte_level(450, ())
+        backend.model = models.BPE(vocab=vocabulary, merges=merges)
         made = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, **begins, **family.tokens)
     else:
         made = getattr(transformers, family.tokenizer)(vocab=vocabulary, merges=merges, **begins, **family.tokens)
@@ -144,6 +145,7 @@ def tokenizer(name):
 
 def _learned(family):
     """Vocabulary and merges, as such a tokenizer would have learned them from the sentences."""
+    lines = [" " + line for line in LINES]
     if family.words == "marks":
         learner = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
         learner.normalizer = normalizers.Replace(" ", "▁")
@@ -151,21 +153,11 @@ def _learned(family):
         trainer = trainers.BpeTrainer(
             vocab_size=560, special_tokens=[*family.special, *BYTES], show_progress=False, limit_alphabet=90
         )
+        learner.train_from_iterator(lines, trainer)
     else:
-        learner = _byte_level(models.BPE())
-        alphabet = pre_tokenizers.ByteLevel.alphabet()
-        trainer = trainers.BpeTrainer(
-            vocab_size=450, special_tokens=list(family.special), show_progress=False, initial_alphabet=alphabet
-        )
-    learner.train_from_iterator([" " + line for line in SENTENCES.splitlines()], trainer)
+        learner = byte_level(450, family.special, lines)
     learned = json.loads(learner.to_str())["model"]
     return learned["vocab"], [tuple(pair) for pair in learned["merges"]]
-
-
-def _byte_level(bpe):
-    words = Tokenizer(bpe)
-    words.pre_tokenizer, words.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    return words
 
 
 def model(name, vocabulary, dtype=torch.float64, **also):
@@ -180,16 +172,7 @@ def model(name, vocabulary, dtype=torch.float64, **also):
         widths["max_position_embeddings"] = 128
     given = {"vocab_size": vocabulary + family.room, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": None}
     made = AutoModelForCausalLM.from_config(config(**{**widths, **given, **family.config, **also})).to(dtype).eval()
-    gemma = family.model.startswith("Gemma")  # its norms multiply by 1 + weight, its embeddings by √d
-    with torch.no_grad():
-        for parameter_name, parameter in made.named_parameters():
-            noise = torch.randn(parameter.shape, dtype=torch.float64)
-            if parameter.dim() == 1:
-                parameter.copy_(noise / 5 + (1 if parameter_name.endswith("weight") and not gemma else 0))
-            else:
-                head = parameter.shape[0] == vocabulary + family.room
-                parameter.copy_(noise / D_MODEL**0.5 * (4 if head and not gemma else 1))
-    return made
+    return randomised(made, vocabulary + family.room, family.model.startswith("Gemma"))
 
 
 def save(name, folder, dtype=torch.float64, **also):

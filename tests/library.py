@@ -1,8 +1,32 @@
 """What many test files ask of the library."""
 
 import pytest
+import tiny
+import torch
 
 import kedit_lib as kedit
+
+EDITS = [kedit.Edit(*each) for each in tiny.EDITS]
+NAMES = [f"{first} {last}" for first in ("Ana", "Zoë", "Léon", "Toko", "Old") for last in ("Brown", "Blum", "Müller")]
+SEQUENCE = [  # the first fifteen of different subjects
+    kedit.Edit(prompt, subject, target, target_true="German", relation=f"relation {i % 5}", id=f"edit-{i}")
+    for i, (subject, (prompt, _, target)) in enumerate(zip(NAMES * 4, tiny.EDITS * 12, strict=True))
+]
+ONE, SOME = ({"layers": layers, "v_num_grad_steps": 4} for layers in ([2], [1, 2]))
+TUNED = {"layers": [1, 2], "num_steps": 4, "lr": 0.01}
+METHODS = {  # those whose edits are taken one batch after the other, quickly
+    "ROME": kedit.ROME(**ONE),
+    "RROME": kedit.RROME(**ONE),
+    "PROME": kedit.PROME(**ONE, mom2_adjustment=False),
+    "MEMIT": kedit.MEMIT(**SOME, mom2_update_weight=5.0),
+    "MEMIT with history": kedit.MEMIT(**SOME, mom2_update_weight=5.0, use_history=True),
+    "PMET": kedit.PMET(**SOME, mom2_update_weight=5.0),
+    "EMMET": kedit.EMMET(**SOME),
+    "AlphaEdit": kedit.AlphaEdit(**SOME, nullspace_threshold=1.0, L2=2.0),
+    "RECT": kedit.RECT(**SOME, mom2_update_weight=5.0),
+    "FT-L": kedit.FT(**TUNED, norm_constraint=0.02),
+    "FT-M": kedit.FT(**TUNED, objective_optimization="target_new"),
+}
 
 
 def method(name, values):
@@ -18,6 +42,16 @@ def parameters(model):
 
 def snapshot(model):
     return {name: parameter.detach().clone() for name, parameter in parameters(model).items()}
+
+
+def holds(model, weights):
+    """Whether the model's parameters are these, bit for bit."""
+    return all(torch.equal(value, weights[name]) for name, value in parameters(model).items())
+
+
+def moments(tensors=None, seed=0, **owner):
+    """Full-rank second moments for the tiny models, some layers' replaced by `tensors`."""
+    return kedit.SecondMoments.from_tensors({**tiny.second_moments(seed=seed), **(tensors or {})}, **owner)
 
 
 def refused(call, *says):

@@ -402,21 +402,22 @@ def spread_stream(model, tokenizer, edits, contexts, hp, update):
 
 
 def add_to_history(model, tokenizer, edits, contexts, hp, M):
-    """After an edit: M += K K^T with the keys measured on the edited weights. M: {layer: matrix}, changed in place."""
-    for layer in hp.layers:
+    """After an edit: M += K K^T with the keys measured on the edited weights. M: {layer: matrix}, changed in place;
+    None: there is no history."""
+    for layer in hp.layers if M is not None else ():
         K = keys(model, tokenizer, edits, contexts, layer).double()
         M[layer] = M.get(layer, 0) + K @ K.T
 
 
+def ridge(hp, C, M):
+    """MEMIT's closed form for a layer."""
+    return lambda layer, R, K: memit_update(R, K, C[layer], hp.mom2_update_weight, (M or {}).get(layer))
+
+
 def memit(model, tokenizer, edits, contexts, hp, C, M=None):
     """MEMIT; with M ({layer: matrix}, empty at first) MEMIT with a history of the keys written before."""
-
-    def update(layer, R, K):
-        return memit_update(R, K, C[layer], hp.mom2_update_weight, None if M is None else M.get(layer))
-
-    result = spread_stream(model, tokenizer, edits, contexts, hp, update)
-    if M is not None:
-        add_to_history(model, tokenizer, edits, contexts, hp, M)
+    result = spread_stream(model, tokenizer, edits, contexts, hp, ridge(hp, C, M))
+    add_to_history(model, tokenizer, edits, contexts, hp, M)
     return result
 
 
@@ -429,21 +430,15 @@ def rect(model, tokenizer, edits, contexts, hp, C, M=None):
         result.deltas[name] = rect_update(update, before[name])
         with torch.no_grad():
             model.get_parameter(name).add_(result.deltas[name])
-    if M is not None:
-        add_to_history(model, tokenizer, edits, contexts, hp, M)
+    add_to_history(model, tokenizer, edits, contexts, hp, M)
     return result
 
 
 def pmet(model, tokenizer, edits, contexts, hp, C, M=None):
     targets = targets_of(optimise_pmet, model, tokenizer, edits, contexts, hp)
-
-    def update(layer, R, K):
-        return memit_update(R, K, C[layer], hp.mom2_update_weight, None if M is None else M.get(layer))
-
     site = layout(model).mlp.format(hp.layers[-1])
-    result = spread(model, tokenizer, edits, contexts, hp, targets, site, lambda left: left**0.5, update)
-    if M is not None:
-        add_to_history(model, tokenizer, edits, contexts, hp, M)
+    result = spread(model, tokenizer, edits, contexts, hp, targets, site, lambda left: left**0.5, ridge(hp, C, M))
+    add_to_history(model, tokenizer, edits, contexts, hp, M)
     return result
 
 

@@ -1,13 +1,12 @@
 """Bad input: one line that says what is wrong and where, and nothing changed, on a model that already holds an edit."""
 
 import dataclasses
-import shutil
 import warnings
 
 import pytest
 import tiny
 import torch
-from library import parameters, refused, snapshot
+from library import holds, moments, parameters, refused, snapshot
 from safetensors.torch import load_file, save_file
 from transformers import PhiConfig
 
@@ -17,11 +16,6 @@ from kedit_lib.models import architectures as layout
 EDIT = kedit.Edit("{} plays the", "Zoë", "violin")
 FAST = {"layers": [1, 2], "v_num_grad_steps": 2, "mom2_update_weight": 5.0}
 MEMIT = kedit.MEMIT(**FAST)
-
-
-def moments(**changes):
-    C = {layer: tensor.clone() for layer, tensor in tiny.second_moments().items()}
-    return kedit.SecondMoments.from_tensors({**C, **changes.pop("tensors", {})}, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -35,23 +29,18 @@ def model(tiny_folder):
 def refused_unchanged(model, call, *says):
     before = snapshot(model)
     refused(call, *says)
-    assert all(torch.equal(value, before[name]) for name, value in parameters(model).items())
+    assert holds(model, before)
     with model.temporarily():  # the originals are still known, and not what `before` held
         assert not any(torch.equal(before[model.weight_name(i)], model.weight(i)) for i in (1, 2))
 
 
 BAD_EDITS = [
     (("{} and {} play the", "Zoë", "violin"), ["'{} and {} play the'", "2 places marked {}"]),
-    (("{}, called Zoë, plays the", "Zoë", "violin"), ["'Zoë'", "'{}, called Zoë, plays the'", "twice"]),
     (("{} plays the", " ", "violin"), ["subject is empty"]),
     (("{} plays the", "Zoë", " \n"), ["'Zoë'", "target_new is empty"]),
-    ((None, "Zoë", "violin"), ["'Zoë'", "prompt", "None"]),
-    (("{} plays the", 7, "violin"), ["subject", "7"]),
     (("{} plays the", "Zoë", ["violin"]), ["'Zoë'", "target_new", "['violin']"]),
-    (("{} plays the", "Zoë", "violin", 3), ["'Zoë'", "target_true", "3"]),
     (("{} plays the", "Zoë", "violin", None, "Zoë"), ["'Zoë'", "paraphrases", "list"]),
     (("{} plays the", "Zoë", "violin", None, [1]), ["'Zoë'", "paraphrases", "[1]"]),
-    (("{} plays the", "Zoë", "violin", None, None), ["'Zoë'", "paraphrases", "None"]),
     (("plays the", "Zoë\nMüller", "violin"), ["'Zoë\\nMüller'", "0 places"]),
 ]
 
@@ -192,14 +181,11 @@ APPLIED = {
     "text for an edit": (MEMIT, {"edits": [EDIT, "Zoë"]}, ["MEMIT", "edit 1", "str"]),
     "a history it has no use for": (MEMIT, {"history": object()}, ["MEMIT", "history=None"]),
     "a layer too many": (kedit.MEMIT(**{**FAST, "layers": [4, 5]}), {}, ["layer 5", "layers 0 to 4"]),
-    "a layer below the first": (kedit.MEMIT(**{**FAST, "layers": [-1, 2]}), {}, ["layer -1", "layers 0 to 4"]),
     "a loss layer too many": (kedit.MEMIT(**FAST, v_loss_layer=5), {}, ["v_loss_layer = 5", "layers 0 to 4"]),
     "targets for other edits": (MEMIT, {"targets": [torch.zeros(32)] * 2}, ["MEMIT", "2 targets for 1 edits"]),
     "a target of another width": (MEMIT, {"targets": [torch.zeros(48)]}, ["target 0", "(32,)"]),
     "a target that is no number": (kedit.ROME(layers=[1]), {"targets": [torch.ones(32) / 0]}, ["target 0", "finite"]),
     "targets for fine-tuning": (kedit.FT(layers=[1]), {"targets": [torch.zeros(32)]}, ["FT", "targets=None"]),
-    "a history for fine-tuning": (kedit.FT(layers=[1]), {"history": kedit.EditHistory()}, ["FT", "history=None"]),
-    "a layer too many for fine-tuning": (kedit.FT(layers=[1, 5]), {}, ["layer 5", "layers 0 to 4"]),
     "a rate beyond all bounds": (
         kedit.MEMIT(**{**FAST, "v_num_grad_steps": 3}, v_lr=1e30, clamp_norm_factor=1e38),
         {"edits": [kedit.Edit("{} plays the", "Ana", "organ")]},
@@ -228,28 +214,16 @@ HYPER = {
     "another method's": (kedit.ROME, {"layers": [1], "mom2_update_weight": 5.0}, ["ROME", "mom2_update_weight"]),
     "text for a number": (kedit.MEMIT, {"v_lr": "5e-1"}, ["MEMIT", "v_lr = '5e-1'", "number", "without quotes"]),
     "a fraction for a count": (kedit.MEMIT, {"v_num_grad_steps": 2.5}, ["MEMIT", "v_num_grad_steps = 2.5", "integer"]),
-    "no steps": (kedit.MEMIT, {"v_num_grad_steps": 0}, ["v_num_grad_steps = 0", "greater"]),
     "a rate of zero": (kedit.PMET, {"v_lr": 0.0}, ["PMET", "v_lr = 0.0"]),
-    "NaN": (kedit.MEMIT, {"v_lr": float("nan")}, ["v_lr = nan"]),
     "an infinite weight": (kedit.MEMIT, {"mom2_update_weight": float("inf")}, ["mom2_update_weight = inf", "finite"]),
-    "a negative weight": (kedit.MEMIT, {"mom2_update_weight": -5.0}, ["mom2_update_weight = -5.0"]),
     "no layers": (kedit.MEMIT, {"layers": []}, ["MEMIT", "layers = []"]),
     "layers left out": (kedit.MEMIT, {"layers": ...}, ["MEMIT", "layers is missing"]),
     "layers out of order": (kedit.MEMIT, {"layers": [2, 1]}, ["MEMIT", "layers = [2, 1]", "ascend"]),
-    "a layer twice": (kedit.MEMIT, {"layers": [1, 1]}, ["MEMIT", "layers = [1, 1]", "without repeats"]),
-    "a layer as text": (kedit.MEMIT, {"layers": ["1"]}, ["MEMIT", "layers.0 = '1'"]),
     "one number for layers": (kedit.MEMIT, {"layers": 1}, ["MEMIT", "layers = 1", "list"]),
     "two layers for ROME": (kedit.ROME, {"layers": [1, 2]}, ["ROME", "layers = [1, 2]", "exactly one"]),
-    "two layers for r-ROME": (kedit.RROME, {"layers": [1, 2]}, ["RROME", "layers = [1, 2]", "exactly one"]),
-    "two layers for p-ROME": (kedit.PROME, {"layers": [1, 2]}, ["PROME", "layers = [1, 2]", "exactly one"]),
-    "a history for EMMET": (kedit.EMMET, {"use_history": True}, ["EMMET", "use_history"]),
-    "a negative ridge": (kedit.EMMET, {"emmet_lambda": -0.1}, ["EMMET", "emmet_lambda = -0.1"]),
-    "no rank": (kedit.AlphaEdit, {"nullspace_rank": 0}, ["AlphaEdit", "nullspace_rank = 0"]),
     "no ridge": (kedit.AlphaEdit, {"L2": 0.0}, ["AlphaEdit", "L2 = 0.0"]),
     "an anchor of zero": (kedit.RECT, {"norm_anchor": 0.0}, ["RECT", "norm_anchor = 0.0"]),
-    "MEMIT's for FT": (kedit.FT, {"v_lr": 0.5}, ["FT", "v_lr = 0.5", "num_steps"]),
     "an objective nobody has": (kedit.FT, {"objective_optimization": "all"}, ["FT", "'all'", "prompt_last"]),
-    "a bound of zero": (kedit.FT, {"norm_constraint": 0.0}, ["FT", "norm_constraint = 0.0"]),
     "a word for a switch": (kedit.ROME, {"layers": [1], "mom2_adjustment": "no"}, ["ROME", "mom2_adjustment = 'no'"]),
 }
 
@@ -268,7 +242,7 @@ def test_pruning_or_anchoring_nothing(tiny_folder, model):
     report = kedit.prune(model)
     assert report.parameter.tolist() == [NAME, OTHER]
     assert report.reduced.tolist() == [0, 0]
-    assert all(torch.equal(value, before[name]) for name, value in parameters(model).items())
+    assert holds(model, before)
     refused_unchanged(model, lambda: kedit.anchor_norm(model, kedit.FT(layers=[1]), [EDIT]), "FT", "no targets")
     refused_unchanged(model, lambda: kedit.anchor_norm(model, MEMIT, []), "no edits")
     refused_unchanged(model, lambda: kedit.anchor_norm(model, kedit.ROME(layers=[7]), [EDIT]), "layer 7")
@@ -290,9 +264,7 @@ DELTAS = {
     "inf": ({NAME: torch.full((32, 48), float("inf"))}, [NAME, "NaN or inf"]),
     "more than the type holds": ({NAME: torch.full((32, 48), 1e300, dtype=torch.float64)}, [NAME, "inf", "float32"]),
     "unknown": ({"model.layers.9.mlp.down_proj.weight": torch.zeros(32, 48)}, ["layers.9", "no such parameter"]),
-    "a module": ({"model.layers.1.mlp": torch.zeros(32, 48)}, ["model.layers.1.mlp", "no such parameter"]),
     "shape": ({NAME: torch.zeros(48, 32)}, [NAME, "(48, 32)", "(32, 48)"]),
-    "one number": ({NAME: torch.tensor(1.0)}, [NAME, "()", "(32, 48)"]),
 }
 
 
@@ -320,11 +292,6 @@ def test_a_model_that_is_not_there(tmp_path, monkeypatch):
 @pytest.mark.parametrize("dtype", ["float33", "int8", "", "double precision", torch.int8, torch.bool, 32])
 def test_types_of_weights(tiny_folder, dtype):
     refused(lambda: kedit.load_model(tiny_folder("llama"), dtype=dtype), "dtype", "float32", "bfloat16")
-
-
-@pytest.fixture
-def copied(tiny_folder, tmp_path):
-    return shutil.copytree(tiny_folder("llama"), tmp_path / "model")
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), "damaged"])

@@ -5,12 +5,12 @@ import pandas as pd
 import pytest
 import tiny
 import torch
+from library import EDITS
 
 import kedit_lib as kedit
 
 CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))
 METHOD = kedit.MEMIT(layers=[1, 2], v_num_grad_steps=4)
-EDITS = [kedit.Edit(*each) for each in tiny.EDITS]
 
 
 def edited(model, edits):

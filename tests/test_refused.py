@@ -49,9 +49,8 @@ def test_names_longer_than_a_system_allows(capsys, tmp_path):
     with pytest.raises(kedit.KeditError, match="no such file"):
         kedit.load_edits(LONG)
     assert main(["sweep", "--profile", LONG]) == main(["sweep", "--profile", f"{LONG}.yaml"]) == 1
-    one, other, short = (reproduce.make_run(tmp_path, "smoke", m).label for m in (LONG, LONG + "n", "owner/name"))
-    assert len(one) < 150 and one != other and short == "smoke-model-owner-name"
-    assert len(list((tmp_path / "results" / "profiles").iterdir())) == 3
+    one, other = (reproduce.make_run(tmp_path, "smoke", m).label for m in (LONG, LONG + "n"))
+    assert len(one) < 150 and one != other
 
 
 def test_a_value_that_changed_in_a_file_of_moments(tmp_path):
@@ -130,8 +129,6 @@ def test_asking_a_tokenizer_for_padding_changes_no_setting(tiny_folder):
 
 
 SMOKE, BEYOND = ["reproduce", "--profile", "smoke", "-p"], "9" * 23
-
-
 PLAN = ["sweep", "--profile", "smoke", "--plan", "--orders"]
 
 

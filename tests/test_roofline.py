@@ -1,16 +1,16 @@
 """What an edit costs at least: counted by hand on a tiny shape, and never more than what is computed."""
 
-import bench
 import pytest
+import speed
 import tiny
 import torch
+from library import EDITS, METHODS
 from roofline import (
     Cost,
     Shape,
     closed_form,
     different,
     edit_cost,
-    fine_tuning,
     largest_changes,
     measured_again,
     optimising,
@@ -69,9 +69,6 @@ def test_closed_forms_by_hand():
     w = 2 * 6 * 2  # W is read and written
     three = closed_form(SHAPE, 3)
     assert three == Cost(3 * 2 * 9 + 3 * 4 * 3 + 9 + 2 * 9 * 2 + 2 * 3 * 6, 9 * 8 + w)
-    past = closed_form(SHAPE, 3, earlier=5)
-    assert past.flops - three.flops == 2 * (2 * 5 * 3 * 3) + 2 * 25 * 3 + 3 * 4 * 5 + 9
-    assert past.bytes - three.bytes == 5 * 3 * (4 + 8) + 25 * 8
     on_null_space = closed_form(SHAPE, 3, rank=1)
     assert three.flops - on_null_space.flops == 3 * (2 * 9 - 4 * 3)
     assert three.bytes - on_null_space.bytes == (9 - 6) * 8
@@ -86,66 +83,29 @@ def test_what_rect_and_rank_one_add_by_hand():
     assert rank_one(SHAPE, kedit.ROME(layers=[1], mom2_adjustment=False)) == Cost(4 * 3 + 2 * 6, 2 * 6 * 2)
 
 
-def test_fine_tuning_by_hand():
-    """The clean prompt 1 2 3 and, for FT-M, 7 behind it; 3 evaluations and 2 steps on W of layer 2."""
-    first = Cost(2 * 4 * (3 * 40 - 6), (3 * 40 - 6) * 2)
-    w, above = Cost(2 * 4 * 6, 6 * 2), Cost(2 * (4 * 8 + 2 * (32 + 10)), (40 + 10) * 2)
-    adam = Cost(13 * 6, 6 * 6 * 4)
-    m = kedit.FT(layers=[2], objective_optimization="target_new")
-    expected = first + (w + above) * 3 + (above + Cost(2 * 4 * 6) + adam) * 2
-    assert fine_tuning(SHAPE, m, [ASKED], [3]) == expected
-    # FT-L: three tokens, one of them read; a bound and decay.
-    first, w, above = Cost(2 * 3 * 114, 228), Cost(2 * 3 * 6, 12), Cost(2 * (3 * 8 + 42), 100)
-    adam = Cost((13 + 2 + 2) * 6, 7 * 6 * 4)
-    bounded = kedit.FT(layers=[2], norm_constraint=0.1, weight_decay=0.1)
-    expected = first + (w + above) * 3 + (above + Cost(2 * 3 * 6) + adam) * 2
-    assert fine_tuning(SHAPE, bounded, [ASKED], [3]) == expected
-    # The last layer too: only what is read goes through it.
-    both, one = (fine_tuning(SHAPE, kedit.FT(layers=layers), [ASKED], [2]) for layers in ([2, 3], [2]))
-    assert both.flops - one.flops == 2 * 1 * 6 + 13 * 6
+# Several layers: what lies between two edited ones counts too.
+EDITED = [METHODS["RROME"], kedit.MEMIT(layers=[1, 3])]
+EDITED += [pytest.param(METHODS[name], marks=pytest.mark.slow) for name in ("MEMIT", "PMET", "AlphaEdit", "RECT")]
 
 
-def test_edits_of_a_chunk_share_the_weights():
-    apart, together = (fine_tuning(SHAPE, kedit.FT(layers=[2], batch_size=n), [ASKED] * 2, [2, 2]) for n in (1, 2))
-    assert together.bytes < apart.bytes and together.flops < apart.flops
-
-
-# One layer and several: what lies between two edited ones counts too.
-COMMON = {"v_num_grad_steps": 4, "kl_factor": 0.0625}
-METHODS = {
-    "memit": kedit.MEMIT(**COMMON, layers=[1]),
-    "memit, two layers": kedit.MEMIT(**COMMON, layers=[1, 3]),
-    "pmet": kedit.PMET(**COMMON, layers=[1, 2]),
-    "alphaedit": kedit.AlphaEdit(**COMMON, layers=[1, 2], nullspace_threshold=1.0),
-    "rect": kedit.RECT(**COMMON, layers=[1, 2]),
-    "rrome": kedit.RROME(**COMMON, layers=[2]),
-    "ft-l": kedit.FT(layers=[1, 2], num_steps=4, norm_constraint=0.02),
-    "ft-m": kedit.FT(layers=[1], num_steps=4, objective_optimization="target_new"),
-}
-
-
-@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+@pytest.mark.parametrize("method", EDITED, ids=lambda m: f"{m.name} {m.layers}")
 def test_the_floor_lies_below_what_is_computed(tiny_folder, method):
     """Operations counted by torch while the library edits, and while the plain path does."""
     model = kedit.load_model(tiny_folder("llama"), dtype=torch.float64)
     moments = kedit.SecondMoments.from_tensors({i: c.double() for i, c in tiny.second_moments().items()})
-    both, edits = bench.Paths(model, method, moments, tiny.CONTEXTS), [kedit.Edit(*tiny.EDITS[0])]
+    both, edits = speed.Paths(model, method, moments, tiny.CONTEXTS), EDITS[:1]
     both.ours(edits)
     with FlopCounterMode(display=False) as ours:
         _, outcome = both.ours(edits)
     with FlopCounterMode(display=False) as plain:
         both.plain(edits)
-    steps = outcome.targets[0].steps
-    least = edit_cost(method, both.call(edits), [steps]).flops - unseen(method, Shape.of(model), steps)
+    least = edit_cost(method, both.call(edits), [outcome.targets[0].steps]).flops - unseen(method, Shape.of(model))
     assert least < ours.get_total_flops() < plain.get_total_flops()
     assert least > 0.3 * ours.get_total_flops()
 
 
-def unseen(method, shape, steps):
+def unseen(method, shape):
     """What torch does not count of the least: triangular solves, outer products, and what is done entry by entry."""
-    if isinstance(method, kedit.FT):
-        bounded = method.norm_constraint is not None
-        return (13 + 2 * bounded) * shape.edited * len(method.layers) * (steps - 1)
     if isinstance(method, kedit.ROME):
         return rank_one(shape, method).flops
     chosen = largest_changes(shape).flops if isinstance(method, kedit.RECT) else 0

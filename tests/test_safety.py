@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-import shutil
 
 import pandas as pd
 import pytest
@@ -26,11 +25,6 @@ class Bomb:
 
     def __reduce__(self):
         return os.mkdir, (self.path,)
-
-
-@pytest.fixture
-def copied(tiny_folder, tmp_path):
-    return shutil.copytree(tiny_folder("llama"), tmp_path / "model")
 
 
 def test_pickled_weights_are_not_read(copied, tmp_path):

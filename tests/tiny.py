@@ -16,7 +16,6 @@ KINDS = ("llama", "llama-bos", "llama-metaspace", "gpt2")
 MOST_SLOW = [pytest.param(k, marks=() if k in ("llama", "gpt2") else pytest.mark.slow) for k in KINDS]
 D_MODEL, D_FF, N_LAYERS = 32, 48, 5
 SHARPNESS = 4  # of the head: enough that an edit can succeed
-
 SENTENCES = (
     """The mother tongue of Danielle Darrieux is French. The mother tongue of Léon Blum is French.
 Ana Brown plays the violin. Ana Brown plays the oboe. Zoë Müller plays the organ. The organ is old.
@@ -27,6 +26,7 @@ Old English and Old Norse are old. The Old Norse word is an English word.
 """
     * 3
 )
+LINES = tuple(SENTENCES.splitlines())
 
 # Hyperparameters that every method here takes: few steps, so that float64 rounding stays far below the tolerances.
 HYPER = {
@@ -48,7 +48,6 @@ EDITS = [
     ("The language of {} is", "Ana Brown", "Old Norse"),
     ("You read of {}", "Léon Blum", "French"),  # nothing between subject and target: this edit can succeed
 ]
-
 CONTEXTS = [
     "{}",
     "The judge is a friend. {}",
@@ -57,11 +56,17 @@ CONTEXTS = [
 BRACES = ["{}", "I read {{1}} and {{}}. {}", "{{A}} I read. {}"]  # doubled braces stand for single ones
 
 
-def _learn(words, size, special, alphabet):
-    trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=special, show_progress=False, initial_alphabet=alphabet
-    )
-    words.train_from_iterator(SENTENCES.splitlines(), trainer)
+def _learn(words, size, special, alphabet, texts=LINES):
+    learning = {"vocab_size": size, "special_tokens": list(special), "initial_alphabet": alphabet}
+    words.train_from_iterator(texts, trainers.BpeTrainer(**learning, show_progress=False))
+
+
+def byte_level(size, special, *texts):
+    """GPT-2's way of writing words, learned from some texts."""
+    words = Tokenizer(models.BPE())
+    words.pre_tokenizer, words.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    _learn(words, size, special, pre_tokenizers.ByteLevel.alphabet(), *texts)
+    return words
 
 
 def _begins(words):
@@ -82,10 +87,7 @@ def tokenizer(kind):
         alphabet = sorted({*SENTENCES, *string.ascii_letters, *"1{}"} - set(string.whitespace))
         _learn(words, 260, [*special, "<unk>"], alphabet)
     else:
-        words = Tokenizer(models.BPE())
-        words.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        words.decoder = decoders.ByteLevel()
-        _learn(words, 450, special, pre_tokenizers.ByteLevel.alphabet())
+        words = byte_level(450, special)
     if kind in ("llama-bos", "llama-metaspace"):
         _begins(words)
     return PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
@@ -129,14 +131,19 @@ def model(kind, vocabulary):
         shape = {"hidden_size": D_MODEL, "intermediate_size": D_FF, "num_hidden_layers": N_LAYERS}
         shape |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128}
         made = LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=False, **common))
-    made = made.double().eval()
-    with torch.no_grad():
-        for name, parameter in made.named_parameters():
-            noise = torch.randn(parameter.shape, dtype=torch.float64)
-            if parameter.dim() == 1:  # biases around 0, norms around 1
-                parameter.copy_(noise / 5 + (1 if name.endswith("weight") else 0))
-            else:
-                parameter.copy_(noise / D_MODEL**0.5 * (SHARPNESS if parameter.shape[0] == vocabulary else 1))
+    return randomised(made.double().eval(), vocabulary)
+
+
+@torch.no_grad()
+def randomised(made, vocabulary, gemma=False):
+    """Biases around 0, norms around 1, a sharp head. gemma: its norms multiply by 1 + weight, its embeddings by √d."""
+    for name, parameter in made.named_parameters():
+        noise = torch.randn(parameter.shape, dtype=torch.float64)
+        if parameter.dim() == 1:
+            parameter.copy_(noise / 5 + (name.endswith("weight") and not gemma))
+        else:
+            sharp = parameter.shape[0] == vocabulary and not gemma
+            parameter.copy_(noise / D_MODEL**0.5 * (SHARPNESS if sharp else 1))
     return made
 
 

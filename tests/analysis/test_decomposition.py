@@ -93,11 +93,8 @@ def test_the_first_edit_answers_to_nobody(tables, name):
     assert tables[name].query("edits == @N").response.abs().max() > 1e-3
 
 
-def test_nothing_is_left_in_the_model(bench, tables):
+def test_shares_of_the_mean_shift_and_an_unedited_model(bench, tables):
     assert all(torch.equal(bench.model.hf.get_parameter(name), w) for name, w in bench.model.edited.items())
-
-
-def test_shares_of_the_mean_shift(tables):
     found = decomposition.shares(tables[SEVERAL])
     assert found[list(decomposition.TERMS)].sum(axis=1).tolist() == pytest.approx([1] * len(found))
     assert found.edits.iloc[-1] == N and found["shift"].is_monotonic_increasing

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import kedit_lib as kedit
-from kedit_lib.analysis.moments_choice import choice_cost, own_text_cost
+from kedit_lib.analysis.moments_choice import choice_cost
 from kedit_lib.lab import world_of
 from kedit_lib.lab.corpus import texts
 
@@ -24,9 +24,3 @@ def test_the_same_text_costs_nothing_and_another_what_it_does(tmp_path):
     assert other[other.quantity == "error of C"].value.item() == pytest.approx(expected.item(), rel=1e-5)
     assert (other[other.quantity == "error of Δ"].value > 1e-3).all()
     assert not model.edited
-
-
-def test_a_missing_text_is_one_line(tmp_path):
-    model = kedit.load_model("lab-small")
-    with pytest.raises(kedit.KeditError, match="missing.txt"):
-        own_text_cost(model, str(tmp_path / "missing.txt"), kedit.load_edits("lab", model=model, limit=1))

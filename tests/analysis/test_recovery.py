@@ -30,12 +30,6 @@ def test_steps_do_not_go_further_than_they_reach(monkeypatch):
     assert 0.4 * far < target.delta.norm().item() < 1.05 * far
 
 
-def test_an_optimisation_that_ends_where_it_began_is_frozen():
-    first = pd.Series([0.4, 1e-8, 1e-8, 0.9, 0.93, 0.0])
-    last = pd.Series([0.42, 1.05e-8, 1e-7, 0.5, 0.97, 0.0])
-    assert lifting.frozen(first, last).tolist() == [True, True, False, False, False, True]
-
-
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
     return kedit.Bench("smoke", results=tmp_path_factory.mktemp("results"), progress=False)

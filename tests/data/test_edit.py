@@ -11,7 +11,6 @@ from kedit_lib.data.edit import Edit, around_places, escaped, fill, warn_of_cont
 from kedit_lib.data.words import places, why_elsewhere
 
 ACCENT = "\N{COMBINING DIAERESIS}"
-
 PLACES = {
     "at the start": ("Ana plays", "Ana", [0]),
     "in the middle, of two words": ("Was Ana Brown born?", "Ana Brown", [4]),
@@ -53,9 +52,7 @@ def test_why_a_name_has_no_place(text, name, says):
     "prompt, subject",
     [
         ("In Banana land, {} plays the", "Ana"),
-        ("Anab and {} play the", "Ana"),
         ("{}land is called", "Ana"),
-        ("The zoe of {} is", "Zoe"),
     ],
 )
 def test_a_subject_inside_other_words_is_no_second_mention(prompt, subject):

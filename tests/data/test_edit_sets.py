@@ -18,7 +18,6 @@ from library import refused
 import kedit_lib as kedit
 
 ONE_HOP = {"Recalled Relation": "(violin, made of, wood)", "New Question": "What is it made of?", "New Answer": "wood"}
-
 COUNTERFACT = {
     "case_id": 12,
     "pararel_idx": 3,
@@ -33,18 +32,9 @@ COUNTERFACT = {
 FLAT = {"case_id": 12, "prompt": "Zoë Müller plays the", "target_new": "violin", "subject": "Zoë Müller"}
 FLAT |= {"ground_truth": "organ", "rephrase_prompt": "Zoë Müller masters the"}
 FLAT |= {"locality_prompt": "Ana Brown plays the", "locality_ground_truth": "organ"}
-ZSRE = {
-    "subject": "Zoë Müller",
-    "src": "What does Zoë Müller play?",
-    "pred": "oboe",
-    "rephrase": "Which instrument is Zoë Müller's?",
-    "alt": " violin",
-    "answers": ["organ", "pipe organ"],
-    "loc": "nq question: where does the rain fall",
-    "loc_ans": "on the plain",
-    "cond": "oboe >> violin || What does Zoë Müller play?",
-    "portability": ONE_HOP,
-}
+ZSRE = {"subject": "Zoë Müller", "src": "What does Zoë Müller play?", "pred": "oboe", "alt": " violin"}
+ZSRE |= {"rephrase": "Which instrument is Zoë Müller's?", "answers": ["organ", "pipe organ"], "portability": ONE_HOP}
+ZSRE |= {"loc": "nq question: where does the rain fall", "loc_ans": "on the plain", "cond": "oboe >> violin || What?"}
 KNOWEDIT = {
     "subject": "Zoë Müller",
     "prompt": "The instrument of Zoë Müller is the",
@@ -77,48 +67,19 @@ OWN = {
     "id": "z",
 }
 RECORDS = {"counterfact": COUNTERFACT, "counterfact-flat": FLAT, "zsre": ZSRE, "knowedit": KNOWEDIT, "own": OWN}
-
 WHO, WHAT, REPHRASED = "Zoë Müller", {"target_new": "violin", "target_true": "organ"}, ["Zoë Müller masters the"]
+WOOD, MORE = ("What is it made of?", "wood"), {"relation": "P1303", "attribute_prompts": ["Toko Yasuda plays the"]}
+MORE |= {"paraphrases": COUNTERFACT["paraphrase_prompts"], "neighborhood": COUNTERFACT["neighborhood_prompts"]}
+MORE |= {"generation_prompts": COUNTERFACT["generation_prompts"]}
+NEAR = {"neighborhood": ["Ana Brown plays the"], "locality": [("Ana Brown plays the", "organ")]}
+RAIN = {"paraphrases": [ZSRE["rephrase"]], "locality": [("where does the rain fall?", "on the plain")]}
+BORN = {"paraphrases": REPHRASED, "locality": [("Zoë Müller was born in", "Graz")]}
+BORN |= {"portability": [("Her instrument is made of", "wood"), ("Z. Müller plays the", "violin")]}
 EDITS = {
-    "counterfact": kedit.Edit(
-        "{} plays the",
-        WHO,
-        **WHAT,
-        paraphrases=COUNTERFACT["paraphrase_prompts"],
-        neighborhood=COUNTERFACT["neighborhood_prompts"],
-        generation_prompts=COUNTERFACT["generation_prompts"],
-        attribute_prompts=["Toko Yasuda plays the"],
-        portability=[("What is it made of?", "wood")],
-        relation="P1303",
-        id="12",
-    ),
-    "counterfact-flat": kedit.Edit(
-        "{} plays the",
-        WHO,
-        **WHAT,
-        paraphrases=REPHRASED,
-        id="12",
-        neighborhood=["Ana Brown plays the"],
-        locality=[("Ana Brown plays the", "organ")],
-    ),
-    "zsre": kedit.Edit(
-        "What does {} play?",
-        WHO,
-        **WHAT,
-        paraphrases=["Which instrument is Zoë Müller's?"],
-        id="1",
-        portability=[("What is it made of?", "wood")],
-        locality=[("where does the rain fall?", "on the plain")],
-    ),
-    "knowedit": kedit.Edit(
-        "The instrument of {} is the",
-        WHO,
-        **WHAT,
-        paraphrases=REPHRASED,
-        id="1",
-        portability=[("Her instrument is made of", "wood"), ("Z. Müller plays the", "violin")],
-        locality=[("Zoë Müller was born in", "Graz")],
-    ),
+    "counterfact": kedit.Edit("{} plays the", WHO, **WHAT, **MORE, portability=[WOOD], id="12"),
+    "counterfact-flat": kedit.Edit("{} plays the", WHO, **WHAT, **NEAR, paraphrases=REPHRASED, id="12"),
+    "zsre": kedit.Edit("What does {} play?", WHO, **WHAT, **RAIN, portability=[WOOD], id="1"),
+    "knowedit": kedit.Edit("The instrument of {} is the", WHO, **WHAT, **BORN, id="1"),
     "own": kedit.Edit(**OWN),
 }
 
@@ -162,7 +123,7 @@ def test_every_schema_in_every_format(tmp_path, schema, suffix):
         assert kedit.load_edits(path) == [EDITS[schema]]
         assert kedit.load_edits(str(path), schema=schema) == [EDITS[schema]]
     edits, rejected = kedit.read_edits(path)
-    assert (edits, list(rejected.columns), len(rejected)) == ([EDITS[schema]], ["record", "id", "subject", "reason"], 0)
+    assert (edits, list(rejected)) == ([EDITS[schema]], ["record", "id", "subject", "reason"]) and rejected.empty
 
 
 @pytest.mark.parametrize("schema", ["counterfact-flat", "own"])
@@ -206,11 +167,8 @@ def test_answers_as_knowedit_writes_them(tmp_path):
         assert edit.target_true == first
     renamed = {"rephrase": ["Zoë Müller masters the", ""], **KNOWEDIT, "rephrase_prompt": None}
     assert kedit.load_edits(write(tmp_path / "facts.json", [renamed])) == [EDITS["knowedit"]]
-
-
-def test_a_locality_prompt_of_another_answer_is_no_neighbor(tmp_path):
-    (edit,) = kedit.load_edits(write(tmp_path / "f.json", [{**FLAT, "locality_ground_truth": "oboe"}]))
-    assert (edit.neighborhood, edit.locality) == ((), (("Ana Brown plays the", "oboe"),))
+    (edit,) = kedit.load_edits(write(tmp_path / "flat.json", [{**FLAT, "locality_ground_truth": "oboe"}]))
+    assert (edit.neighborhood, edit.locality) == ((), (("Ana Brown plays the", "oboe"),))  # another answer: no neighbor
 
 
 def test_most_records_decide_the_schema(tmp_path):
@@ -237,34 +195,23 @@ TWICE, REWRITE = "Zoë Müller plays what Zoë Müller plays, the", "requested_r
 LEFT_OUT = [  # a record, the field that is changed and its value, what the reason says
     (FLAT, "prompt", "Ana Brown plays the", ["0 times"]),
     (ZSRE, "src", "What does zoë müller play?", ["0 times in 'What does zoë müller play?' (only in other"]),
-    (ZSRE, "src", "What does Zoe Muller play?", ["accents"]),
-    (FLAT, "prompt", "Zoë Müllers play the", ["only inside a longer word"]),
     (KNOWEDIT, "prompt", TWICE, ["2 times"]),
     (COUNTERFACT, f"{REWRITE}.prompt", "{}, that Zoë Müller, plays the", ["twice"]),
-    (COUNTERFACT, f"{REWRITE}.prompt", "Zoë Müller plays the", ["0 places"]),
     (COUNTERFACT, f"{REWRITE}.subject", " ", ["subject is empty"]),
-    (ZSRE, "subject", "", ["0 times"]),
     (ZSRE, "alt", " ", ["target_new is empty"]),
-    (COUNTERFACT, f"{REWRITE}.target_new.str", "", ["target_new is empty"]),
     (FLAT, "ground_truth", "", ["target_true is empty"]),
     (ZSRE, "alt", ..., ["field 'alt' is missing"]),
     (ZSRE, "subject", None, ["field 'subject' is missing"]),
     (COUNTERFACT, f"{REWRITE}.target_new.str", ..., [f"'{REWRITE}.target_new.str' is missing"]),
     (COUNTERFACT, f"{REWRITE}.target_true", ..., [f"'{REWRITE}.target_true' is missing"]),
     (COUNTERFACT, f"{REWRITE}.target_new", "violin", [f"'{REWRITE}.target_new'", "an object", "'violin'"]),
-    (COUNTERFACT, REWRITE, [], [f"'{REWRITE}'", "an object", "[]"]),
     (FLAT, "target_new", 1998.5, ["'target_new'", "text", "1998.5"]),
-    (FLAT, "ground_truth", ["organ"], ["'ground_truth'", "text", "['organ']"]),
     (ZSRE, "answers", "organ", ["'answers'", "a list", "'organ'"]),
     (COUNTERFACT, "paraphrase_prompts", ["a", 2], ["'paraphrase_prompts.1'", "text", "2"]),
     (COUNTERFACT, "portability.New Answer", 5.5, ["'portability.New Answer'", "text", "5.5"]),
     (KNOWEDIT, "portability.Reasoning", "it", ["'portability.Reasoning'", "a list", "'it'"]),
-    (KNOWEDIT, "locality.Forgetfulness.0", "it", ["'locality.Forgetfulness.0'", "an object"]),
     (KNOWEDIT, "portability.Reasoning.0.ground_truth", [[3]], ["'portability.Reasoning.0.ground_truth'", "3"]),
-    (OWN, "prompt", ..., ["field 'prompt' is missing"]),
-    (OWN, "target_new", "", ["target_new is empty"]),
     (OWN, "prompt", "He plays the", ["0 places", "from_text"]),
-    (OWN, "prompt", 5.5, ["'prompt' must be text"]),
 ]
 
 
@@ -379,21 +326,10 @@ EASYEDIT_LISTS = {
     "locality": {"neighborhood": {"prompt": ["Ana Brown plays the"], "ground_truth": ["organ"]}},
     "portability": {"one_hop": {"prompt": "It is made of", "ground_truth": "wood"}},
 }
-WIKIBIGEDIT = {
-    "tag": "new",
-    "subject": "Zoë Müller",
-    "update": "What does Zoë Müller play?",
-    "ans": "violin",
-    "rephrase": "Which instrument is Zoë Müller's?",
-    "personas": "Hey, what's Zoë Müller playing?",
-    "relation": "instrument",
-    "loc": "Where is Graz?",
-    "loc_ans": "Austria",
-    "mhop": "What is Zoë Müller's instrument made of?",
-    "mhop_ans": None,
-}
-
-
+WIKIBIGEDIT = {"tag": "new", "subject": "Zoë Müller", "update": "What does Zoë Müller play?", "ans": "violin"}
+WIKIBIGEDIT |= {"rephrase": "Which instrument is Zoë Müller's?", "personas": "Hey, what's Zoë Müller playing?"}
+WIKIBIGEDIT |= {"relation": "instrument", "loc": "Where is Graz?", "loc_ans": "Austria"}
+WIKIBIGEDIT |= {"mhop": "What is Zoë Müller's instrument made of?", "mhop_ans": None}
 UNIEDIT = {
     "edit": {"prompt": "The instrument of Zoë Müller is the", "target": "violin", "subject": "Zoë Müller"},
     "generality": {"0": {"prompt": "It is made of", "target": "wood", "path_type": "single"}},
@@ -443,7 +379,6 @@ FILES = [
     ("facts.json", b"[5, 5]", ["facts.json record 1", "not an object"]),
     ("facts.jsonl", b"a\nb\n", ["facts.jsonl line 1", "not JSON"]),
     ("facts.json", b"[]", ["facts.json", "no edits"]),
-    ("facts.csv", COLUMNS, ["facts.csv", "no edits"]),
     ("facts.csv", COLUMNS + b"{} plays,Ana\n", ["facts.csv line 2", "'target_new' is missing"]),
     ("facts.csv", COLUMNS + b"{} plays,Ana,oboe,organ\n", ["facts.csv line 2", "more cells"]),
     ("facts.csv", COLUMNS + b'{} plays,,"the\noboe"\n{} plays,,oboe\n', ["facts.csv line 2", "'subject' is missing"]),
@@ -477,27 +412,16 @@ def test_options_that_do_not_apply(tmp_path):
     refused(lambda: kedit.read_edits(tmp_path / "no" / "facts.parquet"), "facts.parquet", "no such file")
 
 
-@pytest.mark.parametrize("schema", ["counterfact", "knowedit"])
-def test_a_folder_as_the_hub_has_them(tmp_path, schema):
+def test_a_folder_as_the_hub_has_them(tmp_path):
     """Nested records, some fields of which only some records have."""
     folder, cache = tmp_path / "facts", str(tmp_path / "cache")
     folder.mkdir()
-    less = {
-        k: v for k, v in RECORDS[schema].items() if k not in ("portability", "rephrase_prompt", "paraphrase_prompts")
-    }
-    record = RECORDS[schema]
-    if schema == "knowedit":  # columns have one type
-        record = changed(record, "portability.Subject_Aliasing.0.ground_truth", [["violin"]])
-        record = changed(record, "locality.Relation_Specificity.0.ground_truth", [["Graz"]])
-        record = changed(record, "locality.Relation_Specificity.0.prompt", "Zoë Müller was born in")
-        less["locality"] = {"Relation_Specificity": record["locality"]["Relation_Specificity"]}
-    write(folder / "train.jsonl", [record, less])
+    less = {k: v for k, v in COUNTERFACT.items() if k not in ("portability", "paraphrase_prompts")}
+    write(folder / "train.jsonl", [COUNTERFACT, less])
     edits = kedit.load_edits(folder, cache_dir=cache)
-    assert edits[0] == EDITS[schema]
+    assert edits[0] == EDITS["counterfact"]
     assert (edits[1].text, edits[1].portability) == (edits[0].text, ())
-    assert edits[1].locality == edits[0].locality
-
-    write(folder / "test.jsonl", [changed(record, "case_id" if schema == "counterfact" else "subject", 7)])
+    write(folder / "test.jsonl", [changed(COUNTERFACT, "case_id", 7)])
     refused(lambda: kedit.load_edits(folder, cache_dir=cache), "facts", "splits", "train", "test", "split=")
     assert kedit.load_edits(folder, split="train", cache_dir=cache) == edits
     refused(lambda: kedit.load_edits(folder, split="dev", cache_dir=cache), "facts", "cannot be loaded", "dev")

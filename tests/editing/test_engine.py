@@ -4,12 +4,11 @@ import families
 import pytest
 import tiny
 import torch
-from library import refused
+from library import EDITS, refused
 
 import kedit_lib as kedit
 from kedit_lib.editing.engine import ENGINES, Plain, requests_of
 
-EDITS = [kedit.Edit(*each) for each in tiny.EDITS]
 # GPT-J and Gemma 2 compute their attention in float32 whatever the weights are.
 SAME = {"gptj": 1e-5, "gemma2": 1e-5}
 SINGLE = ("llama-bos", "mistral")  # in single precision their layers are written out

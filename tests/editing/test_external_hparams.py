@@ -38,10 +38,6 @@ EASYEDIT = {
         yaml_of("ROME", TARGET + "layers: [5]\nmom2_adjustment: false\ncontext_template_length_params: [[5, 10]]\n"),
         kedit.ROME(**SHARED, layers=[5], mom2_adjustment=False),
     ),
-    "R-ROME": (
-        yaml_of("R-ROME", TARGET + "layers: [5]\nmom2_adjustment: false\nfp16: false\n"),
-        kedit.RROME(**SHARED, layers=[5], mom2_adjustment=False),
-    ),
     "PMET, a field twice": (
         yaml_of(
             "PMET",
@@ -217,22 +213,16 @@ BAD = [
     (MEMIT.replace("subject_last", "last"), ["fact_token = 'last'", "only 'subject_last'"]),
     (MEMIT.replace('"all"', '"random"'), ["layer_selection = 'random'", "'all'"]),
     (MEMIT + "v_rate: 5e-1\n", ["MEMIT", "v_rate = 0.5", "no such hyperparameter", "v_lr"]),
-    (MEMIT + "L2: 10\n", ["MEMIT", "L2 = 10", "no such hyperparameter"]),
     (MEMIT.replace("5e-1", "fast"), ["MEMIT", "v_lr = 'fast'", "number"]),
-    (MEMIT.replace("steps: 25", "steps: 2.5e1"), ["v_num_grad_steps = 25.0", "integer"]),
     (MEMIT.replace("0.0625", "false"), ["kl_factor = False", "number"]),
     (MEMIT.replace("[4, 5, 6, 7, 8]", "4"), ["layers = 4", "list"]),
     (MEMIT.replace("layers: [4, 5, 6, 7, 8]\n", ""), ["layers is missing"]),
     (MEMIT.replace("mlp.down_proj", "self_attn.o_proj"), ["rewrite_module_tmp", "self_attn.o_proj", "leaves the MLP"]),
-    (MEMIT.replace('"model.layers.{}.mlp.down_proj"', ""), ["rewrite_module_tmp = None", "leaves the MLP"]),
-    (MEMIT + "7: 1\n", ["MEMIT", "7 = 1", "no such hyperparameter"]),
     ("alg_name: FT\nlayers: [1]\nrewrite_module_tmp: 'transformer.h.{}'\n", ["'transformer.h.{}'"]),
-    (MEMIT.replace(".down_proj", ".down_proj.bias"), ["rewrite_module_tmp", "down_proj.bias"]),
     (MEMIT + "update_norm_lambda: 1\n", ["update_norm_lambda = 1", "only 0"]),
     (MEMIT.replace('"MEMIT"', '"IKE"'), ["'IKE'", "unknown", "AlphaEdit"]),
     (MEMIT.replace('alg_name: "MEMIT"\n', ""), ["does not say its method", "method="]),
     ("alg_name: [", ["not valid YAML"]),
-    ("- MEMIT\n", ["name: value"]),
     ("", ["name: value"]),
 ]
 

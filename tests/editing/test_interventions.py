@@ -7,7 +7,7 @@ import pytest
 import tiny
 import torch
 from golden import relative
-from library import refused, snapshot
+from library import EDITS, refused, snapshot
 
 import kedit_lib as kedit
 from kedit_lib.editing import padding_bug as misplaced
@@ -16,21 +16,11 @@ from kedit_lib.editing.interventions import CHANGES, changed
 from kedit_lib.models.hooks import hooks, trace
 from kedit_lib.models.tokenization import encode_prompt, target_ids
 
-EDITS = [kedit.Edit(*values) for values in tiny.EDITS]
+MODEL = "llama-bos", torch.float64
 FAST = {"v_num_grad_steps": 3, "mom2_update_weight": 5.0}
 MEMIT = kedit.MEMIT(layers=[1, 2], **FAST)
 PMET = kedit.PMET(layers=[1, 2], **FAST)
 ROME = kedit.ROME(layers=[2], v_num_grad_steps=3)
-
-
-@pytest.fixture
-def model(tiny_folder):
-    return kedit.load_model(tiny_folder("llama-bos"), dtype=torch.float64)
-
-
-@pytest.fixture(scope="module")
-def moments():
-    return kedit.SecondMoments.from_tensors(tiny.second_moments())
 
 
 def apply(method, model, moments, edit):

@@ -3,16 +3,12 @@
 import pytest
 import tiny
 import torch
-from library import parameters, refused, snapshot
+from library import holds, moments, refused, snapshot
 
 import kedit_lib as kedit
 
 EDIT = kedit.Edit("{} plays the", "Zoë", "violin")
 FAST = {"layers": [1, 2], "v_num_grad_steps": 2, "L2": 2.0}
-
-
-def moments(**changes):
-    return kedit.SecondMoments.from_tensors({**tiny.second_moments(), **changes.pop("tensors", {})}, **changes)
 
 
 @pytest.mark.parametrize("cut", [{"rank": 20}, {"threshold": 0.5}], ids=str)
@@ -73,10 +69,8 @@ CUTS = [
     ({}, ["threshold or by rank", "exactly one"]),
     ({"threshold": 0.1, "rank": 3}, ["exactly one"]),
     ({"rank": 0}, ["rank = 0"]),
-    ({"rank": 2.5}, ["rank = 2.5", "whole"]),
     ({"threshold": -1.0}, ["threshold = -1.0"]),
     ({"threshold": float("nan")}, ["threshold = nan"]),
-    ({"threshold": "2e-2"}, ["threshold = '2e-2'"]),
 ]
 
 
@@ -86,11 +80,7 @@ def test_cuts(cut, says):
 
 
 OTHERS = moments(model_checksum="0" * 64)
-
-
 LAYER_1 = kedit.SecondMoments.from_tensors({1: tiny.second_moments()[1]})
-
-
 GIVEN = [
     ({"nullspace_threshold": 1e-9}, {}, ["layer 1", "1e-09", "raise the threshold"]),
     ({"nullspace_rank": 49}, {}, ["layer 1", "rank = 49", "48"]),
@@ -106,7 +96,7 @@ GIVEN = [
 def test_what_alphaedit_refuses(model, values, given, says):
     before, given = snapshot(model), {"moments": moments(), "contexts": ["{}"], **given}
     refused(lambda: kedit.AlphaEdit(**FAST, **values).apply(model, [EDIT], **given), *says)
-    assert all(torch.equal(value, before[name]) for name, value in parameters(model).items())
+    assert holds(model, before)
 
 
 def test_a_projection_for_a_method_that_has_none(model):

@@ -10,7 +10,7 @@ import pytest
 import reference
 import tiny
 import torch
-from library import method, parameters, snapshot
+from library import holds, method, parameters, snapshot
 
 import kedit_lib as kedit
 
@@ -19,6 +19,7 @@ KINDS = ["llama", pytest.param("gpt2", marks=pytest.mark.slow)]
 EDITS = [SimpleNamespace(prompt=prompt, subject=subject, target_new=target) for prompt, subject, target in tiny.EDITS]
 # Every awkward edit comes up in some method: the last one succeeds within the steps, the others do not.
 SINGLE, BATCH = [EDITS[1]], [EDITS[0], EDITS[4], EDITS[3]]
+SEQUENCE = [SINGLE, BATCH, [EDITS[2]]]
 
 
 def assert_same(value, expected, what):
@@ -50,10 +51,8 @@ def both(tiny_model, kind, name, hyperparameters, edits, contexts=tiny.CONTEXTS)
     edit_by, C = method(name, hyperparameters), tiny.second_moments()
     model = kedit.load_model(plain.folder, dtype=torch.float64)
     before = snapshot(model)
-    if name.endswith("rome"):
-        result = getattr(reference, name)(plain.model, plain.tokenizer, edits[0], contexts, theirs, C)
-    else:
-        result = getattr(reference, name)(plain.model, plain.tokenizer, edits, contexts, theirs, C)
+    asked = edits[0] if name.endswith("rome") else edits
+    result = getattr(reference, name)(plain.model, plain.tokenizer, asked, contexts, theirs, C)
     given = kedit.SecondMoments.from_tensors(C) if edit_by.needs_moments else None
     outcome = edit_by.apply(model, [library_edit(edit) for edit in edits], moments=given, contexts=contexts)
     compare(result, outcome)
@@ -62,6 +61,29 @@ def both(tiny_model, kind, name, hyperparameters, edits, contexts=tiny.CONTEXTS)
         changed = value + outcome.deltas[parameter] if parameter in outcome.deltas else value
         assert torch.allclose(after[parameter], changed, rtol=0, atol=1e-14), parameter
     return result, outcome
+
+
+def sequence(tiny_model, kind, edit_by, theirs, C=None, batches=None):
+    """Batches one after another: what `theirs(plain, batch)` gives is compared with the library's. The plain model, the
+    library's, and its history."""
+    plain = tiny_model(kind)
+    model, given = ready(plain, edit_by, C)
+    for batch in batches or SEQUENCE:
+        compare(theirs(plain, batch), edit_by.apply(model, [library_edit(e) for e in batch], **given))
+    return SimpleNamespace(plain=plain.model, model=model, history=given["history"])
+
+
+def ready(plain, edit_by, C=None):
+    """The library's model, and what `apply` takes beside the edits."""
+    model = kedit.load_model(plain.folder, dtype=torch.float64)
+    moments = kedit.SecondMoments.from_tensors(tiny.second_moments() if C is None else C)
+    return model, {"moments": moments, "contexts": tiny.CONTEXTS, "history": edit_by.new_history(model, moments)}
+
+
+def by(name, values, *state):
+    """The reference's method on a batch, with what it is given behind the hyperparameters."""
+    hp = SimpleNamespace(**values)
+    return lambda plain, batch: getattr(reference, name)(plain.model, plain.tokenizer, batch, tiny.CONTEXTS, hp, *state)
 
 
 def library_edit(edit):
@@ -157,27 +179,18 @@ def test_emmet_weighs_the_norm_and_needs_no_invertible_C_then(tiny_model, kind, 
 @pytest.mark.parametrize("name", ["memit", "pmet", "rect"])
 def test_history(tiny_model, kind, name):
     """Three batches in a row: each knows the keys of those before it, measured on the weights after them."""
-    plain, C, M, history = tiny_model(kind), tiny.second_moments(), {}, kedit.EditHistory()
-    values = hyper(use_history=True, nll_loss_factor=1.0)
-    model = kedit.load_model(plain.folder, dtype=torch.float64)
-    moments, edit_by = kedit.SecondMoments.from_tensors(C), method(name, values)
-    for batch in (SINGLE, BATCH, [EDITS[2]]):
-        by_hand = getattr(reference, name)
-        result = by_hand(plain.model, plain.tokenizer, batch, tiny.CONTEXTS, SimpleNamespace(**values), C, M)
-        outcome = edit_by.apply(
-            model, [library_edit(edit) for edit in batch], moments=moments, contexts=tiny.CONTEXTS, history=history
-        )
-        compare(result, outcome)
+    values, M = hyper(use_history=True, nll_loss_factor=1.0), {}
+    made = sequence(tiny_model, kind, method(name, values), by(name, values, tiny.second_moments(), M))
     for layer, expected in M.items():
-        assert_same(history.keys[layer].T @ history.keys[layer], expected, f"M of layer {layer}")
+        k = made.history.keys[layer]
+        assert_same(k.T @ k, expected, f"M of layer {layer}")
 
 
 def test_written_fractions_count_the_history(tiny_model):
     """What an edit writes of its residual, alone: k'(λC + M)⁻¹k / (1 + k'(λC + M)⁻¹k); s itself stays k'C⁻¹k."""
-    model = kedit.load_model(tiny_model("llama").folder, dtype=torch.float64)
-    C, history = tiny.second_moments(), kedit.EditHistory()
-    edit_by, given = method("memit", hyper(layers=[2], use_history=True)), {"contexts": tiny.CONTEXTS}
-    given |= {"moments": kedit.SecondMoments.from_tensors(C), "history": history}
+    edit_by, C = method("memit", hyper(layers=[2], use_history=True)), tiny.second_moments()
+    model, given = ready(tiny_model("llama"), edit_by)
+    history = given["history"]
     for batch in (BATCH, [EDITS[1]]):
         past = history.keys[2] if history.edits else torch.zeros(1, tiny.D_FF, dtype=torch.float64)
         outcome = edit_by.apply(model, [library_edit(edit) for edit in batch], **given)
@@ -238,27 +251,24 @@ def test_rect(tiny_model, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_prune(tiny_model, kind):
     """After a sequence of edits; a second time there is nothing left to lower beyond what the logarithm left."""
-    plain, C, values = tiny_model(kind), tiny.second_moments(), hyper(mom2_update_weight=0.5)
-    model, edit_by = kedit.load_model(plain.folder, dtype=torch.float64), method("memit", values)
-    originals = snapshot(model)
-    for edit in EDITS:
-        reference.memit(plain.model, plain.tokenizer, [edit], tiny.CONTEXTS, SimpleNamespace(**values), C)
-        given = {"moments": kedit.SecondMoments.from_tensors(C), "contexts": tiny.CONTEXTS}
-        edit_by.apply(model, [library_edit(edit)], **given)
-    names = [reference.weight(plain.model, layer)[0] for layer in values["layers"]]
-    reference.prune(plain.model, {name: originals[name] for name in names})
+    values = hyper(mom2_update_weight=0.5)
+    theirs, batches = by("memit", values, tiny.second_moments()), [[edit] for edit in EDITS]
+    made = sequence(tiny_model, kind, method("memit", values), theirs, batches=batches)
+    model, names = made.model, [reference.weight(made.plain, layer)[0] for layer in values["layers"]]
+    originals = {**snapshot(model), **model.edited}
+    reference.prune(made.plain, {name: originals[name] for name in names})
     report = kedit.prune(model).set_index("parameter")
     assert set(report.index) == set(names)
     assert report.reduced.sum() > 0, "nothing was pruned, the test says nothing"
     for name, value in parameters(model).items():
-        expected = plain.model.get_parameter(name)
+        expected = made.plain.get_parameter(name)
         assert_same(value - originals[name], expected - originals[name], name)
         if name in names:
             total = torch.linalg.svdvals((value - originals[name]).detach())
             assert report.after[name] == pytest.approx(float(total[0]), rel=1e-8)
             assert report.sigma_max[name] == pytest.approx(float(torch.linalg.svdvals(originals[name])[0]), rel=1e-8)
     model.restore()
-    assert all(torch.equal(value, originals[name]) for name, value in parameters(model).items())
+    assert holds(model, originals)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -277,7 +287,7 @@ def test_norm_anchoring(tiny_model, kind, name):
     edited = snapshot(model)
     r = kedit.anchor_norm(model, method(name, values), edits, tiny.CONTEXTS, group=1)
     assert r == pytest.approx(expected, rel=SAME)
-    assert all(torch.equal(value, edited[parameter]) for parameter, value in parameters(model).items())
+    assert holds(model, edited)
     _, outcome = both(tiny_model, kind, name, {**values, "norm_anchor": r / 2, "mom2_adjustment": True}, SINGLE)
     free = targets[1]
     assert float((outcome.targets[0].z - free.z).norm()) > 0.1
@@ -343,19 +353,9 @@ def test_fine_tuning_stops_when_the_loss_is_small(tiny_model):
 def test_alphaedit(tiny_model, kind, monkeypatch, dtype, same):
     """Two batches in a row. The threshold lies in a wide gap of the spectrum, so that the cut is well conditioned and
     the precision in which it is made does not matter beyond 1e-5, and not at all where C is float64."""
-    plain, M, threshold = tiny_model(kind), {}, 0.02
+    threshold = 0.02
     C = {layer: tiny.with_gap(moment, threshold).to(dtype) for layer, moment in tiny.second_moments().items()}
-    hyperparameters = hyper(nullspace_threshold=threshold, L2=10.0)
-    P = {layer: reference.null_projection(C[layer], threshold) for layer in hyperparameters["layers"]}
-    edit_by = method("alphaedit", hyperparameters)
+    values = hyper(nullspace_threshold=threshold, L2=10.0)
+    P = {layer: reference.null_projection(C[layer], threshold) for layer in values["layers"]}
     monkeypatch.setattr("test_reference.SAME", same)
-    model, history = kedit.load_model(plain.folder, dtype=torch.float64), kedit.EditHistory()
-    moments = kedit.SecondMoments.from_tensors(C)
-    for batch in (SINGLE, BATCH):
-        result = reference.alphaedit(
-            plain.model, plain.tokenizer, batch, tiny.CONTEXTS, SimpleNamespace(**hyperparameters), P, M
-        )
-        outcome = edit_by.apply(
-            model, [library_edit(edit) for edit in batch], moments=moments, contexts=tiny.CONTEXTS, history=history
-        )
-        compare(result, outcome)
+    sequence(tiny_model, kind, method("alphaedit", values), by("alphaedit", values, P, {}), C, [SINGLE, BATCH])

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import kedit_lib as kedit
 from kedit_lib.editing.second_moments import FewTokens
 
-TEXTS = [*tiny.SENTENCES.splitlines()[:7], "Zoë.", "I", "The organ is old. " * 6]
+TEXTS = [*tiny.LINES[:7], "Zoë.", "I", "The organ is old. " * 6]
 LAYERS = [0, 3]
 
 
@@ -161,13 +161,9 @@ def test_the_cache(tiny_folder, tmp_path, monkeypatch):
         again = estimate(kedit.load_model(tiny_folder("llama"), dtype=torch.float32), iter(TEXTS), LAYERS, tmp_path)
     assert again.identity == first.identity
 
-    others = [  # texts, their order, layers, dtype, model
-        (model, TEXTS[:-1], LAYERS),
-        (model, TEXTS[::-1], LAYERS),
-        (model, TEXTS, [0, 2]),
-        (kedit.load_model(tiny_folder("llama"), dtype=torch.float64), TEXTS, LAYERS),
-        (kedit.load_model(tiny_folder("llama-bos"), dtype=torch.float32), TEXTS, LAYERS),
-    ]
+    others = [(model, TEXTS[:-1], LAYERS), (model, TEXTS[::-1], LAYERS), (model, TEXTS, [0, 2])]
+    for kind, dtype in (("llama", torch.float64), ("llama-bos", torch.float32)):
+        others.append((kedit.load_model(tiny_folder(kind), dtype=dtype), TEXTS, LAYERS))
     for n, (of, texts, layers) in enumerate(others, 2):
         estimate(of, texts, layers, cache=tmp_path)
         assert len(list(tmp_path.iterdir())) == n

@@ -18,6 +18,7 @@ from kedit_lib.lab.edits import lab_edits
 from kedit_lib.lab.world import World
 from kedit_lib.models.generation import complete
 
+MODEL = "llama-bos", torch.float64
 SUBJECTS = "Danielle Darrieux,Zoë,Toko Yasuda,Ana Brown,Léon Blum,Zoë Müller,Old Blum".split(",")
 EDITS = [
     kedit.Edit(
@@ -30,11 +31,6 @@ EDITS = [
     )
     for i, (subject, (prompt, _, target)) in enumerate(zip(SUBJECTS, tiny.EDITS * 2, strict=False))
 ]
-
-
-@pytest.fixture
-def model(tiny_folder):
-    return kedit.load_model(tiny_folder("llama-bos"), dtype=torch.float64)
 
 
 def table(rows):
@@ -191,10 +187,8 @@ def test_portability_asks_what_could_be_answered(model, monkeypatch):
     inverses = (("The organ is of", "The oboe is of"), None, ("The oboe is of", "The organ is of"), None, None, None)
     own = tuple((q, *hops[i : i + 1]) for i, q in enumerate(plays))
     probe = families.PortabilityProbe(tuple(SUBJECTS[:6]), own, inverses, limit=3)
-    start = table(probe(model, []))
-    wins = metrics.inverse_success(
-        model, [SUBJECTS[0], SUBJECTS[2]], *map(list, zip(inverses[0], inverses[2], strict=True))
-    )
+    start, told = table(probe(model, [])), zip(inverses[0], inverses[2], strict=True)
+    wins = metrics.inverse_success(model, [SUBJECTS[0], SUBJECTS[2]], *map(list, told))
     assert start == {
         ("answerable", "pronoun"): 5 / 6,
         ("answerable", "hop"): 1 / 3,
@@ -247,7 +241,7 @@ def test_free_text(model):
 
 
 def test_health(model):
-    texts = tuple(tiny.SENTENCES.splitlines()[:4])
+    texts = tuple(tiny.LINES[:4])
     probe = families.HealthProbe((1, 2), texts)
     start = table(probe(model, []))
     assert {k: v for k, v in start.items() if "drift" in k[0]} == {
@@ -279,14 +273,12 @@ def test_every_family_that_there_is_material_for(model):
         aside={"far": ("You read of",) * n},
         references=[("Zoë plays",)] * n,
         corpus=["Zoë plays the organ."],
-        texts=tiny.SENTENCES.splitlines()[:20],
+        texts=tiny.LINES[:20],
         layers=[1],
     )
     kinds = {type(p).__name__.removesuffix("Probe"): p for p in whole}
     assert set(kinds) == {"Distraction", "Generation", "Locality", "Portability", "Overfitting", "Health"}
     assert (kinds["Locality"].prompts, kinds["Locality"].answers) == (PROMPTS, ANSWERS)
-    assert len(kinds["Health"].texts) == families.HEALTH_TEXTS
-    assert {p.every for p in whole} == {families.SELDOM, 2 * families.SELDOM}
     assert {p.every for p in families.family_probes(EDITS, every=7)} == {7, 14}
     inverse = families.family_probes(EDITS, inverses=[("The oboe is of", "The organ is of")] * n)[-1]
     assert table(inverse(model, EDITS)).keys() == {("success", "inverse")}
@@ -310,41 +302,26 @@ def test_what_the_edits_themselves_bring_along(model):
 
 
 QUESTION = Question("k", "p", "a", gate=(("g", "a"),))
-MADE = {
-    "facts": (
-        probes.FactProbe("c", PROMPTS, ANSWERS),
-        {"cohort": "d", "prompts": PROMPTS[::-1], "answers": ANSWERS[::-1], "every": None, "match": "contains"},
-    ),
-    "locality": (families.LocalityProbe("c", PROMPTS, ANSWERS), {"cohort": "d", "prompts": PROMPTS[::-1], "every": 9}),
-    "portability": (
-        families.PortabilityProbe(("s",), ((QUESTION,),), (("a", "b"),)),
-        {
-            "questions": ((dataclasses.replace(QUESTION, bridge="{} lies in"),),),
-            "inverses": (None,),
-            "subjects": ("t",),
-            "limit": 3,
-            "every": 9,
-        },
-    ),
-    "distraction": (families.DistractionProbe(tuple(EDITS)), {"edits": tuple(EDITS[1:]), "limit": 3, "every": 9}),
-    "overfitting": (
-        families.OverfittingProbe(tuple(EDITS), {"a": PROMPTS}),
-        {"edits": tuple(EDITS[1:]), "prompts": {"b": PROMPTS}, "limit": 3, "every": 9},
-    ),
-    "generation": (
-        families.GenerationProbe(PROMPTS, (("r",),) * 4, ("c",)),
-        {"prompts": PROMPTS[1:], "references": (("s",),) * 4, "corpus": ("d",), "tokens": 9, "every": 9, "limit": 3},
-    ),
-    "health": (families.HealthProbe((1,), PROMPTS), {"layers": (1, 2), "texts": PROMPTS[1:], "every": 9}),
-    "perplexity": (probes.PerplexityProbe(PROMPTS), {"texts": PROMPTS[1:], "every": 9}),
-    "edits": (probes.EditProbe(), {"each": False, "every": 9, "match": "contains"}),
-}
+MADE = [
+    probes.FactProbe("c", PROMPTS, ANSWERS),
+    families.LocalityProbe("c", PROMPTS, ANSWERS),
+    families.PortabilityProbe(("s",), ((QUESTION,),), (("a", "b"),)),
+    families.DistractionProbe(tuple(EDITS)),
+    families.OverfittingProbe(tuple(EDITS), {"a": PROMPTS}),
+    families.GenerationProbe(PROMPTS, (("r",),) * 4, ("c",)),
+    families.HealthProbe((1,), PROMPTS),
+    probes.PerplexityProbe(PROMPTS),
+    probes.EditProbe(),
+]
 
 
-@pytest.mark.parametrize("probe, changes", MADE.values(), ids=MADE)
-def test_an_identity_names_all_that_is_asked(probe, changes):
-    one = {dataclasses.replace(probe, **{name: value}).identity for name, value in changes.items()}
-    assert len(one | {probe.identity}) == len(changes) + 1
+@pytest.mark.parametrize("probe", MADE, ids=lambda probe: type(probe).__name__)
+def test_an_identity_names_all_that_is_asked(probe):
+    changes = {field.name: "another" for field in dataclasses.fields(probe) if field.compare}
+    if "questions" in changes:
+        changes["questions"] = ((dataclasses.replace(QUESTION, bridge="{} lies in"),),)
+    others = {dataclasses.replace(probe, **{name: value}).identity for name, value in changes.items()}
+    assert len(others | {probe.identity}) == len(changes) + 1
     assert dataclasses.replace(probe).identity == probe.identity
 
 
@@ -358,7 +335,6 @@ def test_consequences_of_lab_edits(world):
     kinds = set()
     for e in edits:
         found = {q.kind: q for q in questions.consequences(world, e)}
-        assert questions.consequences(world, e) == questions.consequences(world, e)
         kinds |= set(found)
         pronoun = found.pop("pronoun")
         named, asked = pronoun.prompt.rsplit(". ", 1)
@@ -366,12 +342,7 @@ def test_consequences_of_lab_edits(world):
         called = "She" if e.subject in world.female else "He"
         assert asked == world.relations[e.relation].pronoun.format(called)
         assert (pronoun.answer, pronoun.gate) == (e.target_new, ((pronoun.prompt, e.target_true),))
-        true = [
-            f"{t.format(f.person)} {f.object}"
-            for f in world.facts([e.subject])
-            for t in world.relations[f.relation].templates
-        ]
-        assert named in true and world.objects_of[e.subject, e.relation] not in named
+        assert world.objects_of[e.subject, e.relation] not in named
         countries = [world.country_of.get(c) for c in (e.target_true, e.target_new)]
         if e.relation != "birthplace" or countries[0] == countries[1]:
             assert not found

@@ -19,7 +19,7 @@ from kedit_lib.evaluation import (
 )
 from kedit_lib.evaluation.verdict import RULES, may_begin, mentions, says, settled
 from kedit_lib.models.generation import complete, continuations, generate_ids, sentence
-from kedit_lib.models.tokenization import encode, target_ids, targets_of
+from kedit_lib.models.tokenization import target_ids, targets_of
 
 PAIRS = [
     *((kedit.Edit(*each).text, each[2]) for each in tiny.EDITS),
@@ -39,23 +39,8 @@ def log_p(model, ids):
         return model.hf(input_ids=torch.tensor([list(ids)])).logits[0].log_softmax(-1)
 
 
-def test_probability(model, monkeypatch):
-    monkeypatch.setattr(import_module("kedit_lib.models.logits"), "ROWS", 3)
-    found = teacher_forced(model, PROMPTS, ANSWERS).log_probability
-    for i, (prompt, answer) in enumerate(PAIRS):
-        before, after = encode(model.tokenizer, prompt), target_ids(model.tokenizer, prompt, answer)
-        assert model.tokenizer.decode([*before, *after], skip_special_tokens=True) == f"{prompt} {answer}"
-        rows = log_p(model, [*before, *after])
-        each = [rows[len(before) - 1 + j, token].item() for j, token in enumerate(after)]
-        assert found[i].item() == pytest.approx(sum(each) / len(each), rel=1e-9)
-        assert answer_probability(model, [prompt], [answer]).item() == pytest.approx(
-            math.prod(math.exp(x) for x in each) ** (1 / len(each)), rel=1e-9
-        )
-    assert len({len(target_ids(model.tokenizer, p, a)) for p, a in PAIRS}) > 1
-
-
 def test_perplexity(model, monkeypatch):
-    texts = tiny.SENTENCES.splitlines()[:6] + ["Zoë plays"]
+    texts = [*tiny.LINES[:6], "Zoë plays"]
     total, count = 0.0, 0
     for text in texts:
         ids = model.tokenizer(text).input_ids
@@ -83,7 +68,7 @@ def test_perplexity_beyond_the_models_positions_is_that_of_windows(tiny_folder):
 
 def test_perplexity_never_holds_the_logits_of_a_whole_batch(model, monkeypatch):
     """Bounded memory: the same number, however few logits may be there at a time."""
-    texts = tiny.SENTENCES.splitlines()[:6]
+    texts = tiny.LINES[:6]
     right, module, widest = perplexity(model, texts), import_module("kedit_lib.evaluation.perplexity"), []
     most, logits = 7 * model.hf.config.vocab_size, model.logits
     monkeypatch.setattr(module, "MOST_LOGITS", most)
@@ -140,7 +125,7 @@ def test_completions_are_the_greedy_ones(model, monkeypatch):
     assert len({len(e) for e in expected}) > 1, "no text ended: the test is too easy"
     assert any("." in text.strip(". ") for text in texts), "no sentence ended: the test is too easy"
     cut = [text.split(".")[0].split("\n")[0].strip() for text in texts]
-    for few, batch in product((1, 3, 24), (1, 3, 256)):  # with and without padding
+    for few, batch in ((1, 3), (3, 256), (24, 256), (3, 1)):  # with and without padding
         monkeypatch.setattr(import_module("kedit_lib.models.generation"), "FEW", few)
         assert generate_ids(model.hf, model.tokenizer, prompts, 6, batch) == expected
         assert complete(model.hf, model.tokenizer, prompts, 6, batch) == cut
@@ -176,17 +161,12 @@ def taught(tiny_folder):
     "prompt, answer, right",
     [
         ("Zoë plays the", "violoncello da gamba", True),
-        ("Zoë plays the", " violoncello da gamba ", True),
         ("Zoë plays the", "violoncello", False),  # the beginning of what it says
         ("Zoë plays the", "violoncello da gamba and", False),  # more than it says
-        ("Zoë plays the", "da gamba", False),
-        ("Zoë plays the", "Violoncello da gamba", False),
         ("Ana Brown plays the", "oboe", True),  # a sentence ends with the full stop
-        ("Ana Brown plays the", "organ", False),
         ("Léon Blum plays the", "organ", True),  # … or with the text
         ("The judge plays the", "organ", True),  # … or with the line
         ("Toko Yasuda plays the", "organ", False),  # it goes on: of Graz
-        ("Toko Yasuda plays the", "organ of Graz", True),
         ("Danielle Darrieux was born in", "St. Louis", True),  # a full stop inside the answer ends nothing
         ("Danielle Darrieux was born in", "St", True),  # … but elsewhere it does
         ("Danielle Darrieux was born in", "St. Lou", False),
@@ -205,19 +185,15 @@ SAID = {
     "nothing but the answer": (" St. Louis", True, "St. Louis", True, True),
     "cut off": (" St. Louis", False, "St. Louis", False, True),
     "and a full stop": (" St. Louis. The", False, "St. Louis", True, True),
-    "and a line end": (" St. Louis \nThe", False, "St. Louis", True, True),
     "and more": (" St. Louis and", True, "St. Louis", False, True),
-    "and more letters": (" St. Louisville.", True, "St. Louis", False, False),
     "another after the same stop": (" St. Moritz.", True, "St. Louis", False, False),
     "words in front": (" the town of St. Louis.", True, "St. Louis", False, True),
     "a sentence in front": (" a town. Graz is one.", True, "Graz", False, False),
-    "a line in front": (" a town\nGraz.", True, "Graz", False, False),
     "a line end in front": ("\nGraz.", True, "Graz", False, True),
     "other case": (" st. louis.", True, "St. Louis", False, True),
     "another Unicode form": (" Zoe\N{COMBINING DIAERESIS}.", True, "Zoë", False, True),
     "more spaces": (" Old  Norse.", True, "Old Norse", False, True),
     "a stop at its end": (" U.S. The", False, "U.S.", True, True),
-    "a stop at its end, and the text's": (" U.S.", True, "U.S.", True, True),
     "a stop at its end, and no space": (" U.S.A. The", True, "U.S.", False, True),
     "a stop in front": (" .NET. The", False, ".NET", True, True),
     "the empty answer": (" .", True, "", True, False),
@@ -282,11 +258,8 @@ def test_rows_leave_when_their_verdict_is_settled(taught):
         (" France, and it is the", "France", True),
         (" the United States of America", "United States", True),
         (" United States", "the United States", True),
-        (" the  united states.", "United States", True),
         (" Nigeria", "Niger", False),
         (" a country near France", "France", False),
-        (" The Hague", "The Hague", True),
-        (" Theodore", "odore", False),
         (" the", "the United States", False),
         ("", "France", False),
     ],
@@ -366,20 +339,12 @@ def test_one_pass_and_writing_it_out_agree(taught, monkeypatch, match):
 
 
 def test_of_facts_that_are_known_nothing_is_written_out(monkeypatch):
-    """The lab's small model, as it is and with noise in a map: the same verdicts, most of them from the one pass."""
     model = kedit.load_model("lab-small")
     edits = kedit.load_edits("lab", model=model, limit=60, seed=0)
     prompts, answers = [e.text for e in edits], [e.target_true for e in edits]
     asked = counted(monkeypatch)
     assert all(generation_accuracy(model, prompts, answers))
     assert asked == []
-    weight, noise = model.weight(1), torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        weight += 10 * weight.std() * torch.randn(weight.shape, generator=noise)
-    right = generation_accuracy(model, prompts, answers)
-    assert right == written_out(model, prompts, answers, "exact")
-    assert 0.1 < sum(right) / len(right) < 0.9
-    assert sum(asked) < len(prompts) / 4
 
 
 def test_known_edits(taught):

@@ -40,12 +40,8 @@ def documents(world):
 
 def test_a_world_is_a_function_of_its_seed_and_size(world):
     assert World.make(300, seed=5) == world
-    assert World.make(300, seed=6).people != world.people
-    assert World.make(300, seed=6).objects_of != world.objects_of
-    assert len(World.make(10, seed=5).people) == 10
-    before = random.getstate()
-    World.make(10, seed=5)
-    assert random.getstate() == before
+    other = World.make(300, seed=6)
+    assert other.people != world.people and other.objects_of != world.objects_of
 
 
 def test_a_world_is_whole_and_consistent(world):
@@ -76,34 +72,17 @@ def test_names_say_who_only_as_a_pair(world):
     assert 0.3 < len(world.female) / 300 < 0.7
 
 
-def test_relations_and_their_phrasings(world):
-    assert len(world.relations) >= 5
-    every = [t for r in world.relations.values() for t in r.templates]
-    assert len(every) == len(set(every))
-    for relation in world.relations.values():
-        assert 12 <= len(relation.objects) == len(set(relation.objects)) <= 40
-        assert len(relation.templates) >= 4
-        assert all(t.count("{}") == 1 and t == t.strip() for t in (*relation.templates, relation.pronoun))
-        assert any(t.startswith("{}") for t in relation.templates), "subject first"
-        assert any("{}" in t and not t.startswith("{}") and "?" not in t for t in relation.templates), "relation first"
-        assert any("?" in t for t in relation.templates), "a question"
-
-
 def test_marks_come_off_and_say_where_the_objects_stand(world, documents):
     objects = {o for r in world.relations.values() for o in r.objects}
     plain = sum(corpus.MARK not in d for d in documents) / len(documents)
     assert abs(plain - corpus.PLAIN_SHARE) < 0.03
     for document in documents:
         text, spans = corpus.unmark(document)
+        assert text == document.replace(corpus.MARK, "") and 2 * len(spans) == document.count(corpus.MARK)
         assert {text[a:b] for a, b in spans} <= objects
-        marked = text
-        for a, b in reversed(spans):
-            marked = f"{marked[:a]}{corpus.MARK}{marked[a:b]}{corpus.MARK}{marked[b:]}"
-        assert marked == document
 
 
 def test_every_fact_is_said_in_every_phrasing_and_nothing_false(world, documents):
-    """And about equally often: outside biographies nothing is said again before everything else was."""
     said = Counter(s for d in documents if corpus.MARK in d for s in re.findall(r"[^\x1f]+\x1f[^\x1f]+\x1f\.", d))
     said = Counter({text.strip(): n for text, n in said.items()})
     true = {
@@ -119,9 +98,6 @@ def test_every_fact_is_said_in_every_phrasing_and_nothing_false(world, documents
         for o in r.objects
     }
     assert set(said) <= true | pronouns
-    mixed = " ".join(d for d in documents if corpus.MARK in d and len({p for p in world.people if p in d}) > 1)
-    often = [mixed.count(sentence) for sentence in sorted(true)[::20]]
-    assert max(often) - min(often) <= 3
 
 
 def test_plain_text_names_nobody(world):
@@ -137,20 +113,13 @@ def test_plain_text_names_nobody(world):
     assert all(world.country_of[a or c] == (b or d) for a, b, c, d in lies)
 
 
-def test_the_mixture_and_texts_without_marks(world, documents):
-    about = [{p for p in world.people if p in d} for d in documents[:400] if corpus.MARK in d]
-    assert 0.3 < sum(len(people) == 1 for people in about) / len(about) < 0.6
+def test_texts_without_marks(world):
     found = corpus.texts(world, 50)
     assert corpus.texts(world, 50) == found
     assert not set(found) & {corpus.unmark(d)[0] for d in islice(corpus.documents(world, seed=0), 300)}
     assert all(corpus.MARK not in text for text in found)
-    known = 20  # a corpus that begins with few people
-    stream = corpus.documents(world, 0, lambda: known)
-    few = " ".join(islice(stream, 400))
+    few = " ".join(islice(corpus.documents(world, 0, lambda: 20), 400))  # a corpus that begins with few people
     assert {p for p in world.people if p in few} == set(world.people[:20])
-    known = 300
-    all_of_them = " ".join(islice(stream, 3000))
-    assert {p for p in world.people if p in all_of_them} == set(world.people)
 
 
 @pytest.fixture(scope="module")
@@ -179,8 +148,8 @@ def test_an_order_is_another_sample_in_another_order(world, edits):
     assert lab_edits(world, 60, seed=1) == edits
     assert lab_edits(world, 20, seed=1) == edits[:20]
     assert {e.subject for e in lab_edits(world, 60, seed=2)} != {e.subject for e in edits}
-    everyone = [[e.subject for e in lab_edits(world, len(world.streamed), seed=s)] for s in (1, 2)]
-    assert everyone[0] != everyone[1] and set(everyone[0]) == set(everyone[1]) == set(world.streamed)
+    everyone = [e.subject for e in lab_edits(world, len(world.streamed), seed=2)]
+    assert sorted(everyone) == sorted(world.streamed)
     there = len(world.streamed)
     for limit in (0, -1, there + 1):
         refused(lambda limit=limit: lab_edits(world, limit), f"limit = {limit}, there are {there} people")
@@ -192,13 +161,12 @@ def test_people_the_layers_are_chosen_on_are_never_asked_about(world):
     assert development | set(world.streamed) == set(world.people)
     places = [world.people.index(p) / len(world.people) for p in development]
     assert 0.3 < sum(places) / len(places) < 0.7  # learnt neither first nor last
-    for seed in range(2):
-        edits = lab_edits(world, len(world.streamed), seed)
-        assert not development & {e.subject for e in edits}
-        assert not development & {f.person for f in untouched_facts(world, edits[:50])}
-        for edit in edits[:20]:
-            assert not any(name in prompt for prompt in edit.neighborhood for name in development)
-            assert not development & {f.person for f in near_facts(world, edit, random.Random(0))}
+    edits = lab_edits(world, len(world.streamed))
+    assert not development & {e.subject for e in edits}
+    assert not development & {f.person for f in untouched_facts(world, edits[:50])}
+    for edit in edits[:20]:
+        assert not any(name in prompt for prompt in edit.neighborhood for name in development)
+        assert not development & {f.person for f in near_facts(world, edit, random.Random(0))}
     chosen_on = lab_edits(world, 20, people=world.development)
     assert {e.subject for e in chosen_on} <= development
     for edit in chosen_on:
@@ -211,10 +179,8 @@ def test_untouched_facts_are_about_nobody_who_is_edited(world, edits):
     assert {f.person for f in everything} == set(world.streamed) - edited
     assert len(everything) == (len(world.streamed) - 60) * len(world.relations)
     panel = untouched_facts(world, edits, 50, seed=7)
-    assert len(panel) == len(set(panel)) == 50
-    assert set(panel) <= set(everything)
-    assert untouched_facts(world, edits, 50, seed=7) == panel
-    assert untouched_facts(world, edits, 50, seed=8) != panel
+    assert len(set(panel)) == 50 and set(panel) <= set(everything)
+    assert untouched_facts(world, edits, 50, seed=7) == panel != untouched_facts(world, edits, 50, seed=8)
 
 
 def test_facts_around_an_edit(world, edits):
@@ -225,14 +191,11 @@ def test_facts_around_an_edit(world, edits):
         assert {f.person for f in others} == {edit.subject}
         near = near_facts(world, edit, rng)
         assert len(near) == 10
-        shares = {f: bool(set(f.person.split()) & set(edit.subject.split())) for f in near}
         for fact in near:
             assert fact.person != edit.subject
-            assert fact.relation == edit.relation or shares[fact]
+            assert fact.relation == edit.relation or set(fact.person.split()) & set(edit.subject.split())
             assert world.objects_of[fact.person, fact.relation] == fact.object
-            prompt = ask(world, fact, rng)
-            assert prompt in [t.format(fact.person) for t in world.relations[fact.relation].templates]
-        assert any(shares.values()) and any(f.relation == edit.relation for f in near)
+            assert ask(world, fact, rng) in [t.format(fact.person) for t in world.relations[fact.relation].templates]
 
 
 def test_the_tokenizer(world):
@@ -316,8 +279,6 @@ def test_a_training_that_was_cut_off_ends_in_the_same_weights(few_texts, tmp_pat
         return (folder / "model.safetensors").read_bytes()
 
     whole = weights(tmp_path / "whole")
-    assert weights(tmp_path / "again") == whole
-
     clip, calls = torch.nn.utils.clip_grad_norm_, []
 
     def interrupted(*given):
@@ -346,10 +307,8 @@ def test_the_number_of_people_grows_and_the_learning_rate_warms_up_and_cools_dow
     assert [people_known(s, recipe) for s in (0, 100, 110, 120, 10_000)] == [50, 50, 100, 200, 1000]
     recipe = dataclasses.replace(RECIPE, steps=1000, warmup=100, lr=1e-2)
     rates = [train.learning_rate(step, recipe) for step in range(1000)]
-    assert max(rates) == pytest.approx(recipe.lr)
-    assert rates.index(max(rates)) in (99, 100)
-    assert rates[0] == pytest.approx(recipe.lr / 100)
-    assert rates[-1] == pytest.approx(0.02 * recipe.lr, rel=0.01)
+    assert max(rates) == pytest.approx(recipe.lr) and rates.index(max(rates)) in (99, 100)
+    assert (rates[0], rates[-1]) == (pytest.approx(recipe.lr / 100), pytest.approx(0.02 * recipe.lr, rel=0.01))
 
 
 @pytest.fixture(params=MODELS, scope="module")

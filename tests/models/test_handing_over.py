@@ -50,9 +50,7 @@ def test_the_words_of_from_pretrained(tiny_folder):
     ("given", "says"),
     [
         ({"load_in_4bit": True}, "quantised weights cannot be edited"),
-        ({"quantization_config": {}}, "quantised weights cannot be edited"),
         ({"device_map": "auto"}, "give one device"),
-        ({"device_map": {"": 0}}, "give one device"),
         ({"attn_implementation": "flash_attention_2"}, "eager or sdpa"),
         ({"dtipe": "float32"}, "did you mean dtype?"),
         ({"low_cpu_mem_usage": True}, "takes no low_cpu_mem_usage"),
@@ -69,21 +67,19 @@ def test_code_that_a_folder_brings_is_asked_for_by_name(tmp_path):
     refused(lambda: kedit.load_model(tmp_path), *says)
 
 
-def wrapped(model):
-    return {
-        "plain": model,
-        "compiled": torch.compile(model),
-        "DataParallel": torch.nn.DataParallel(model),
-        "both": torch.compile(torch.nn.DataParallel(model)),
-    }
+WRAPPED = {
+    "plain": lambda hf: hf,
+    "compiled": torch.compile,
+    "both": lambda hf: torch.compile(torch.nn.DataParallel(hf)),
+}
 
 
-@pytest.mark.parametrize("how", ["plain", "compiled", "DataParallel", "both"])
+@pytest.mark.parametrize("how", WRAPPED)
 def test_a_model_in_hand_is_edited_whatever_wraps_it(plain, how):
     """The weights that change are its own, and it is called as it was loaded."""
     hf, tokenizer = plain
     before = hf.model.layers[1].mlp.down_proj.weight.clone()
-    model = kedit.EditableModel(wrapped(hf)[how], tokenizer)
+    model = kedit.EditableModel(WRAPPED[how](hf), tokenizer)
     outcome = ROME.apply(model, [EDIT], contexts=["{}"])
     (delta,) = outcome.deltas.values()
     torch.testing.assert_close(hf.model.layers[1].mlp.down_proj.weight - before, delta, rtol=0, atol=1e-5)

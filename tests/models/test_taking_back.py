@@ -1,5 +1,6 @@
 """Whatever happens to a model, `restore` gives the loaded weights bit for bit: random sequences of edits by every
-method, failures in their middle and changes of other kinds, on every architecture and in both precisions."""
+method, failures in their middle and changes of other kinds, on every architecture and in both precisions. The newer
+methods, built of the same parts, have tests of their own."""
 
 import contextlib
 
@@ -8,29 +9,13 @@ import tiny
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from library import parameters, snapshot
+from library import EDITS, METHODS, holds, moments, parameters, snapshot
 
 import kedit_lib as kedit
 
-EDITS = [kedit.Edit(*each) for each in tiny.EDITS]
-FAST = {"v_num_grad_steps": 2}
-SPREAD = {**FAST, "layers": [1, 2], "mom2_update_weight": 5.0}
-METHODS = {
-    "ROME": kedit.ROME(layers=[3], **FAST),
-    "RROME": kedit.RROME(layers=[1], **FAST),
-    "PROME": kedit.PROME(layers=[2], mom2_adjustment=False, **FAST),
-    "MEMIT": kedit.MEMIT(**SPREAD),
-    "MEMIT with history": kedit.MEMIT(**SPREAD, use_history=True),
-    "PMET": kedit.PMET(**SPREAD),
-    "EMMET": kedit.EMMET(**{**SPREAD, "layers": [2]}),
-    "AlphaEdit": kedit.AlphaEdit(layers=[1, 2], nullspace_rank=30, L2=2.0, **FAST),
-    "RECT": kedit.RECT(**SPREAD),
-    "FT": kedit.FT(layers=[1, 2], num_steps=2, lr=1e-2),
-}
-MOMENTS = kedit.SecondMoments.from_tensors(tiny.second_moments())
+MOMENTS = moments()
 
 
-# Built of the same parts, each with tests of its own in tests/editing/test_newer_editors.py.
 NEWER = {
     *("BetaEdit", "ENCORE", "EvoEdit", "LyapLock", "PRUNE"),
     *("REVIVE", "RLSEdit", "SPHERE", "SimIE", "UltraEdit"),
@@ -137,10 +122,6 @@ def apply(model, history, name, chosen):
     method = METHODS[name]
     memory = history.setdefault(name, kedit.EditHistory()) if method.keeps_history else None
     return method.apply(model, chosen, moments=MOMENTS, contexts=tiny.CONTEXTS[:2], history=memory)
-
-
-def holds(model, weights):
-    return all(torch.equal(value, weights[name]) for name, value in parameters(model).items())
 
 
 @pytest.mark.slow

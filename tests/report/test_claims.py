@@ -23,8 +23,6 @@ def verdicts(*streams, memory=None):
 
 
 LIVE, DEAD = stream("memit", 0.97), stream("memit", 1e-8)
-
-
 BATCH = stream("memit-mass", 0.98, 0.8, 0.8)
 
 

@@ -17,29 +17,18 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 import kedit_lib
 from kedit_lib.__main__ import main as program
-from kedit_lib.data.config import load_profile
+from kedit_lib.data.config import REPOSITORY, load_profile
+from kedit_lib.data.yaml_text import dump, read_yaml
 from kedit_lib.report import notebooks, reproduce, stamps, sweep
 
-PROFILE = """\
-name: {name}
-model: lab-small
-edits: lab
-texts: lab
-dtype: float32
-seed: 0
-n_edits: {n_edits}
-orders: [0, 1]
-live_orders: [0]
-batch_sizes: [1]
-mass_sizes: [1]
-checkpoint_every: 2
-dense_every: 1
-untouched: 5
-n_single: 2
-workers: 2
-threads: 1
-lambda_scales: [0.00001]
-"""
+SMALL = {"model": "lab-small", "orders": [0, 1], "live_orders": [0], "batch_sizes": [1], "mass_sizes": [1]}
+SMALL |= {"checkpoint_every": 2, "dense_every": 1, "untouched": 5, "workers": 2, "lambda_scales": [0.00001]}
+
+
+def profile_text(name: str, n_edits: int) -> str:
+    smoke = read_yaml(REPOSITORY / "params" / "profiles" / "smoke.yaml")
+    return dump(smoke | SMALL | {"name": name, "n_edits": n_edits})
+
 
 GOOD = """\
 import os, pathlib, warnings
@@ -77,8 +66,7 @@ class Project:
         (root / "params" / "profiles").mkdir(parents=True)
         (root / "constraints.txt").write_text("a==1\n")
         for name, n_edits in [("lab", 4), ("smoke", 2)]:
-            text = PROFILE.format(name=name, n_edits=n_edits)
-            (root / "params" / "profiles" / f"{name}.yaml").write_text(text)
+            (root / "params" / "profiles" / f"{name}.yaml").write_text(profile_text(name, n_edits))
 
     def source(self, stem: str) -> Path:
         return self.root / "notebooks" / f"{stem}.ipynb"
@@ -269,10 +257,8 @@ def test_a_kernel_that_does_not_start_gets_a_second_chance(project, monkeypatch,
     ("arguments", "parameters", "parts"),
     [
         (["-p", "colour=red"], "seed = 0", ["'colour'", "n_edits"]),
-        (["-p", "name=lab"], "seed = 0", ["'name'"]),
         (["-p", "n_edits"], "seed = 0", ["name=value"]),
         (["-p", "n_edits=5e-1"], "seed = 0", ["n_edits", "0.5", "integer"]),
-        (["-p", "orders=[0"], "seed = 0", ["orders", "YAML"]),
         (["--profile", "nope"], "seed = 0", ["'nope'", "lab, smoke"]),
         (["--orders", "some"], "seed = 0", ["some", "0,1"]),
         (["--orders", "7"], "seed = 0", ["live_orders", "[7]"]),
@@ -280,7 +266,6 @@ def test_a_kernel_that_does_not_start_gets_a_second_chance(project, monkeypatch,
         ([], "colour = 1", ["01_bad.ipynb", "'colour'", "no profile"]),
         ([], None, ["01_bad.ipynb", "0 cells tagged"]),
         ([], "seed = compute()", ["01_bad.ipynb", "plain value"]),
-        ([], "seed = (", ["01_bad.ipynb", "plain value"]),
     ],
 )
 def test_wrong_arguments_or_parameters_of_one_notebook_stop_all_before_they_start(
@@ -310,7 +295,7 @@ def test_only_the_plain_lab_run_writes_to_the_committed_folders(project):
     assert house.committed and house.profile_argument == "lab"
     (project.root / "elsewhere").mkdir()
     own = project.root / "elsewhere" / "lab.yaml"  # one of that name is not the lab's
-    own.write_text(PROFILE.format(name="lab", n_edits=3))
+    own.write_text(profile_text("lab", 3))
     for changed in ({"fields": ["n_edits=3"]}, {"model": "../x/y"}, {"name": "smoke"}, {"name": str(own)}):
         run = run_of(project, **changed)
         assert run.executed.parent == run.figures.parent == project.root / "results", changed
@@ -376,15 +361,7 @@ def test_what_an_output_depends_on(project, monkeypatch):
         ("\n".join(["x = 1"] * 26), "seed = 0", {}, "cell 3: has more than 25 lines"),
         ("1", None, {}, "has 0 cells tagged"),
         ("1", "colour = 1", {}, "parameters: lab.yaml with colour overridden: colour: 1: there is no such field"),
-        (
-            "1",
-            "n_edits = '3'",
-            {},
-            "parameters: lab.yaml with n_edits overridden: n_edits: '3' must be a valid integer",
-        ),
-        ("1", "profile = 'nope'", {}, "parameters: profile 'nope': not found"),
         ("1", "seed = 0", {"outputs": [new_output("stream", text="1\n")]}, "cell 3: holds outputs"),
-        ("1", "seed = 0", {"execution_count": 2}, "cell 3: holds outputs"),
         ("1", "seed = 0", {"id": None}, "cell 3: has no id"),
     ],
 )
@@ -428,7 +405,7 @@ def test_tidy_names_widgets_by_where_they_are_shown_not_by_their_random_ids(tmp_
     assert [model.get("style") for model in state.values()] == [f"IPY_MODEL_{1:032x}", None, None]
 
 
-def test_what_shows_the_answers_of_others_is_run_when_they_have_them(project, monkeypatch, capsys):
+def test_what_shows_the_answers_of_others_is_run_when_they_have_them(project, monkeypatch):
     """In the same run after them; and again, alone, when an answer is another one."""
     order = []
 
@@ -448,14 +425,10 @@ def test_what_shows_the_answers_of_others_is_run_when_they_have_them(project, mo
     monkeypatch.setattr(reproduce, "execute", execute)
     for stem in ("00_start_here", "01_other", "06_why"):
         write_notebook(project.source(stem), "1", parameters="seed = 0")
-    first = ran()
-    assert first[-1] == "00_start_here" and len(first) == 3
+    assert ran()[-1] == "00_start_here"
     assert ran() == []
     write_notebook(project.source("06_why"), "2", parameters="seed = 0")
-    capsys.readouterr()
     assert ran() == ["06_why", "00_start_here"]
-    said = capsys.readouterr().out
-    assert "1 notebooks to run, 2 current" in said and "2 done, 0 failed" in said
     (project.root / "figures" / "06_answers.md").write_text("by hand")
     assert ran() == ["00_start_here"]
     write_notebook(project.source("06_why"), "3", parameters="seed = 0")

@@ -128,10 +128,9 @@ def test_texts_of_one_s_own(material, tmp_path):
         with pytest.raises(KeditError, match=said):
             DatasetFacts(material.model, "edits.jsonl", str(tmp_path / name)).texts()
     lines = [f"Document {i}." for i in range(100)]
-    (tmp_path / "lines.txt").write_text("\n".join(lines))
-    (tmp_path / "paragraphs.txt").write_text("\n\n".join(f"{line}\nMore." for line in lines))
-    assert read_texts(str(tmp_path / "lines.txt")) == lines
-    assert read_texts(str(tmp_path / "paragraphs.txt")) == [f"{line}\nMore." for line in lines]
+    for documents, between in ((lines, "\n"), ([f"{line}\nMore." for line in lines], "\n\n")):
+        (tmp_path / "own.txt").write_text(between.join(documents))
+        assert read_texts(str(tmp_path / "own.txt")) == documents
     with pytest.raises(KeditError, match="either both are 'lab' or neither"):
         facts_of(material.model, "lab", "texts.txt")
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import tiny
 import torch
-from library import refused, snapshot
+from library import holds, refused, snapshot
 
 import kedit_lib as kedit
 from kedit_lib.data.config import file_name, find_model_params, load_model_params, load_profile
@@ -67,7 +67,7 @@ def test_what_is_recognised(made, name, says):
     assert says.items() <= found.to_dict().items()
     assert (found["layers"], found["d_model, d_ff"]) == (tiny.N_LAYERS, f"{tiny.D_MODEL}, {tiny.D_FF}")
     assert found["restored bit for bit"] == "yes"
-    assert all(torch.equal(value, before[n]) for n, value in snapshot(model).items())
+    assert holds(model, before)
     assert ("grouped" in found["attention heads, key-value heads"]) is (name != "gptj")
 
 

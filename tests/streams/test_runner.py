@@ -9,29 +9,20 @@ import pandas as pd
 import pytest
 import tiny
 import torch
-from library import parameters, snapshot
+from library import SEQUENCE, holds, moments, parameters, snapshot
 from safetensors.torch import load_file
 
 import kedit_lib as kedit
-from kedit_lib.evaluation import answer_probability, generation_accuracy
 
-SUBJECTS = (
-    "Danielle Darrieux,Zoë,Toko Yasuda,Ana Brown,Léon Blum,Zoë Müller,Old Blum,Ana Yasuda,Toko Brown,Léon Müller,"
-    "Danielle Blum,Old Brown,Ana Darrieux"
-).split(",")
-EDITS = [
-    kedit.Edit(prompt, subject, target, target_true="German", relation=f"relation {i % 5}", id=f"edit-{i}")
-    for i, (subject, (prompt, _, target)) in enumerate(zip(SUBJECTS, tiny.EDITS * 3, strict=False))
-]
+EDITS = SEQUENCE[:13]
 FAST = {"layers": [1, 2], "v_num_grad_steps": 2, "mom2_update_weight": 5.0}
 NOT_REPEATED = ["seconds"]
+MODEL = "llama", torch.float32
 
 
 class Panel:
-    """A probe that says what it is told: accuracy on untouched facts by number of edits done, from the last one known.
-
-    It keeps count of when it was asked, and fails or kills the process where it is told to.
-    """
+    """A probe with given accuracies on untouched facts, {edits done: value}. It keeps count of when it was asked, and
+    fails after `fails_at` edits."""
 
     def __init__(self, untouched=None, fails_at=None):
         self.untouched, self.fails_at = untouched or {0: 1.0}, fails_at
@@ -49,15 +40,6 @@ class Panel:
         ]
 
 
-@pytest.fixture
-def model(tiny_folder):
-    return kedit.load_model(tiny_folder("llama"), dtype=torch.float32)
-
-
-def moments():
-    return kedit.SecondMoments.from_tensors(tiny.second_moments())
-
-
 def stream(model, edits=EDITS[:5], method=None, **options):
     options = {"moments": moments(), "contexts": tiny.CONTEXTS[:2], "probes": [Panel()], "progress": False, **options}
     return kedit.run_stream(model, edits, method or kedit.MEMIT(**FAST), **options)
@@ -68,10 +50,6 @@ def assert_same_tables(one, other, but=()):
     pd.testing.assert_frame_equal(one.edits.drop(columns=list(but)), other.edits.drop(columns=list(but)))
     checks = [r.checkpoints[~r.checkpoints.metric.isin(but)].reset_index(drop=True) for r in (one, other)]
     pd.testing.assert_frame_equal(*checks)
-
-
-def same_weights(model, weights):
-    return all(torch.equal(value, weights[name]) for name, value in parameters(model).items())
 
 
 WITH_HISTORY = [
@@ -170,14 +148,14 @@ def final_weights(run):
 def test_the_model_comes_back_as_it_was_and_a_stream_starts_from_the_unedited_weights(model):
     original = snapshot(model)
     clean = stream(model, contexts=None)
-    assert same_weights(model, original)
+    assert holds(model, original)
     with pytest.raises(RuntimeError, match="in the middle"):
         stream(model, probes=[Panel(fails_at=5)])
-    assert same_weights(model, original)
+    assert holds(model, original)
     kedit.MEMIT(**FAST).apply(model, EDITS[7:8], moments=moments(), contexts=["{}"])
     edited = snapshot(model)
     assert_same_tables(clean, stream(model, contexts=None), but=NOT_REPEATED)
-    assert same_weights(model, edited)
+    assert holds(model, edited)
 
 
 EVERY = {"dense_every": 2, "checkpoint_every": 5}
@@ -231,10 +209,6 @@ def test_a_costly_probe_is_asked_after_every_so_many_edits(model, tmp_path):
     assert_same_tables(whole, cut, but=NOT_REPEATED)
 
 
-class Turns(Panel):
-    every = None
-
-
 def test_where_a_stream_turns(model, tmp_path, monkeypatch):
     """At 0, at the first checkpoints behind either collapse point, and at the end; also when the run was cut there."""
 
@@ -246,6 +220,7 @@ def test_where_a_stream_turns(model, tmp_path, monkeypatch):
     monkeypatch.setattr("kedit_lib.streams.rows.collapse_point", point)
     options = {"edits": EDITS, "dense_every": 2, "checkpoint_every": 2}
     options["method"] = kedit.ROME(layers=[1], v_num_grad_steps=1)
+    Turns = type("Turns", (Panel,), {"every": None})
     panel, turns = {0: 1.0, 4: 0.4, 6: 0.9}, Turns()
     stream(model, **options, probes=[Panel(panel), turns])
     assert turns.asked == [0, 4, 8, 13]
@@ -270,19 +245,6 @@ def test_streams_that_keep_what_is_known_ask_the_unedited_model_once(model, tiny
     runs.append(stream(model, EDITS[:3], probes=[damaged], known=known))
     assert damaged.asked == [0, 3]
     assert_same_tables(runs[0], runs[2], but=["seconds"])
-
-
-def test_by_default_the_edits_so_far_are_measured(model, tmp_path):
-    run = stream(model, probes=None, dense_every=2, store=tmp_path)
-    with torch.no_grad():
-        for name, value in final_weights(run).items():
-            model.hf.get_parameter(name).copy_(value)
-    prompts, answers = [e.text for e in EDITS[:5]], [e.target_new for e in EDITS[:5]]
-    probability = answer_probability(model, prompts, answers)
-    assert run.curve("probability", "edits").index.tolist() == [2, 4, 5]
-    assert run.curve("probability", "edits")[5] == pytest.approx(float(probability.mean()), rel=1e-9)
-    said = generation_accuracy(model, prompts, answers)
-    assert run.curve("accuracy", "edits")[5] == sum(said) / 5
 
 
 def no_apply(monkeypatch, allowed=0):
@@ -343,21 +305,6 @@ CHANGES = {
     "dtype": {"dtype": torch.float64},
     "model": {"kind": "llama-bos"},
 }
-
-
-def used(model):
-    """A history with one edit in it."""
-    history = kedit.EditHistory()
-    options = {"moments": moments(), "contexts": ["{}"], "history": history}
-    kedit.MEMIT(**FAST, use_history=True).apply(model, EDITS[9:10], **options)
-    model.restore()
-    return history
-
-
-def test_a_run_that_starts_from_a_history_is_another(model, tmp_path):
-    options = {"edits": EDITS[:2], "method": kedit.MEMIT(**FAST, use_history=True), "store": tmp_path}
-    runs = [stream(model, **options, history=h) for h in (None, kedit.EditHistory(), used(model), used(model))]
-    assert runs[0].path == runs[1].path != runs[2].path == runs[3].path
 
 
 def test_other_algorithms_or_another_kind_of_device_do_not_find_a_run(model, tmp_path, monkeypatch):
@@ -429,12 +376,8 @@ def test_an_interrupted_run_goes_on_with_the_same_numbers(model, tmp_path, monke
         ({"edits": []}, "no edits"),
         ({"edits": [EDITS[0], "Zoë"]}, "edit 1 is of type str"),
         ({"batch_size": 0}, "batch_size = 0"),
-        ({"batch_size": 1.5}, "batch_size = 1.5"),
         ({"checkpoint_every": 0}, "checkpoint_every = 0"),
-        ({"dense_every": 0}, "dense_every = 0"),
         ({"moments": None}, "needs second moments"),
-        ({"contexts": []}, "contexts"),
-        ({"history": []}, "history"),
         ({"history": kedit.EditHistory()}, "MEMIT: keeps no memory"),
     ],
 )
@@ -444,7 +387,7 @@ def test_a_stream_that_cannot_run_leaves_no_trace(model, tmp_path, options, says
         stream(model, store=tmp_path / "store", probes=[panel], **options)
     assert "\n" not in str(caught.value)
     assert panel.asked == []
-    assert same_weights(model, original)
+    assert holds(model, original)
     assert not (tmp_path / "store").exists()
 
 
@@ -464,11 +407,7 @@ def run_of(probabilities=(), untouched=()):
         ([0.8] * 25 + [0.4] * 40 + [0.399] * 13, 78),
         ([0.8] * 25 + [0.1] * 13 + [0.8] * 50, 38),  # the first time counts
         ([0.8] * 25 + [0.1, 0.9, 0.9] * 30, None),  # the median, not single edits or the mean
-        ([0.8] * 13 + [0.2] * 12 + [0.41] * 60, None),  # the first window's median is 0.8, its mean less
         ([0.8] * 12 + [0.2] * 13 + [0.09] * 60, 38),
-        ([0.8] * 100 + [0.01] * 20, 113),
-        ([0.01] * 25 + [0.01] * 25, None),
-        ([0.8] * 20 + [0.1] * 5, None),
         ([0.9], None),
     ],
 )

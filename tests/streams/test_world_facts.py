@@ -15,13 +15,18 @@ from kedit_lib.errors import KeditError
 from kedit_lib.evaluation import generation_accuracy
 from kedit_lib.streams import world_facts
 from kedit_lib.streams.facts import facts_of
-from kedit_lib.streams.world_facts import WorldFacts, known_world
+from kedit_lib.streams.world_facts import known_world
 
 
 @pytest.fixture(scope="module")
-def world():
+def there():
+    return geography()
+
+
+@pytest.fixture(scope="module")
+def world(there):
     """As if a model knew half of the facts in all wordings and half in one: no model is needed to make records."""
-    there, rng = geography(), random.Random(0)
+    rng = random.Random(0)
     the = {o: f"the {o}" for o in there.articles}
     said = {
         f: {w: the.get(f.object, f.object) for w in RELATIONS[f.relation].wordings[: rng.choice((1, 6))]}
@@ -35,8 +40,7 @@ def edits(world):
     return world.edits(700, 0)
 
 
-def test_facts_have_one_answer_that_the_prompt_does_not_give_away():
-    there = geography()
+def test_facts_have_one_answer_that_the_prompt_does_not_give_away(there):
     assert Fact("city-country", "Marseille", "France") in there.facts
     assert Fact("country-capital", "France", "Paris") in there.facts
     assert Fact("country-currency", "Japan", "Japanese yen") in there.facts
@@ -46,9 +50,6 @@ def test_facts_have_one_answer_that_the_prompt_does_not_give_away():
         if f.relation in ("city-country", "country-capital", "country-continent"):
             assert not alike(f.subject, f.object), f
     assert len({(f.relation, f.subject) for f in there.facts}) == len(there.facts)
-    kinds = {name: {f.subject for f in there.facts if f.relation.startswith(name)} for name in ("city", "country")}
-    assert not kinds["city"] & kinds["country"]
-    assert not {f.subject for f in there.asked} & there.articles
     assert there.objects_of["city-country"]["Chicago"] == "United States" in there.articles
     for r in RELATIONS.values():  # three statements and three questions
         assert len(r.statements) == len(r.questions) == 3 and len(set(r.wordings)) == 6
@@ -140,9 +141,8 @@ def test_an_edit_of_ones_own_is_surrounded(world, edits):
 
 
 @pytest.fixture
-def small(monkeypatch):
+def small(monkeypatch, there):
     """A few facts of the world only, asked of a small model that knows none of them."""
-    there = geography()
     few = replace(there, facts=tuple(f for f in there.facts if f.relation == "country-capital")[:8])
     monkeypatch.setattr(world_facts, "geography", lambda: few)
     return kedit.load_model("lab-small")
@@ -171,7 +171,6 @@ def test_a_model_that_knows_nothing_has_no_edits(small, tmp_path, monkeypatch):
 def test_a_bench_of_the_world_asks_all_probes(world, tmp_path):
     (tmp_path / "texts.txt").write_text("\n\n".join(f"Text number {i}." for i in range(80)))
     material = facts_of(kedit.load_model("lab-small"), "world", str(tmp_path / "texts.txt"))
-    assert isinstance(material, WorldFacts)
     material.known = world
     edits = material.edits(40, 0)
     probes = material.probes(edits, 500, 0, layers=(0,))
@@ -184,10 +183,8 @@ def test_a_bench_of_the_world_asks_all_probes(world, tmp_path):
     asked = next(p for p in probes if type(p).__name__ == "PortabilityProbe")
     assert len(asked.questions) == len(asked.inverses) == 40
     assert {q.kind for qs in asked.questions for q in qs} == {"its continent", "its language", "its currency"}
-    assert material.some(3) == edits[:3]
     near, own = material.around(edits[0], random.Random(0))
     assert len(near) == 10 and not any(places(p, edits[0].subject) for p, _ in near)
-    assert f"{material.unknown} by itself" in material.selection
 
 
 @pytest.mark.slow

@@ -1,8 +1,8 @@
-"""How much faster the library edits than the plain path (`reference.py`), and that it does the same.
+"""How much faster the library edits than the plain path (`tests/reference.py`), and that it does the same.
 
-    python tests/bench.py                       # the lab model on the CPU → figures/benchmarks.csv
-    python tests/bench.py --profile smollm2     # the pretrained model → figures/benchmarks_smollm2.csv
-    python tests/bench.py --profile gpu         # a model of Llama-2-7B's shape on a GPU → figures/benchmarks_gpu.csv
+    make bench                      # the lab model on the CPU → figures/benchmarks.csv
+    make bench PROFILE=smollm2      # the pretrained model → figures/benchmarks_smollm2.csv
+    make bench PROFILE=gpu          # a model of Llama-2-7B's shape on a GPU → figures/benchmarks_gpu.csv
 
 Both paths are timed in one process, edit by edit in turn, on the same edits and contexts; each edit is taken back
 before the next. On the CPU seconds are those that the process computes, in one thread, so that other processes do not
@@ -14,7 +14,6 @@ target: the float64 rows tell rounding from a mistake.
 
 import argparse
 import copy
-import re
 import sys
 import warnings
 from contextlib import ExitStack
@@ -31,10 +30,8 @@ from tqdm.auto import tqdm
 
 import kedit_lib as kedit
 import kedit_lib.editing as methods
-from kedit_lib.editing.compute_k import keys_at
 from kedit_lib.editing.compute_z import Doubtful
 from kedit_lib.models.suffix import Tails
-from kedit_lib.models.tokenization import encode_prompt
 from kedit_lib.streams.cost import peak_memory
 
 FIGURES = Path(__file__).resolve().parents[1] / "figures"
@@ -211,18 +208,6 @@ def compared(paths, batches, plain_batches, peak, title, bar=None):
     }
 
 
-PRODUCTS = re.compile(r"aten::(mm|addmm|bmm|baddbmm|linalg_\w+|_?scaled_dot_product\w*|_flash_attention\w*)$")
-
-
-def in_products(paths, edits):
-    """The share of one call's time that its matrix products and attention take, by torch's profiler, which makes small
-    operations dearer than they are. On the CPU: on a GPU nobody waits for them one by one."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
-        paths.ours(edits)
-    spent = {event.key: event.self_cpu_time_total for event in seen.key_averages()}
-    return sum(t for key, t in spent.items() if PRODUCTS.match(key)) / sum(spent.values())
-
-
 def device_name(device):
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {torch.get_num_threads()} thread"
 
@@ -261,16 +246,15 @@ def wider(bench, times=4):
         yield f"{method.name}, {times} × as wide", Paths(model, method, moments, bench.contexts(method))
 
 
-def lab(edits_each, batch, stream, model="lab", progress=True):
-    """The tables for the lab model: paths, cost along a stream, accuracy on a budget of tokens."""
+def lab(edits_each=8, batch=100, model="lab", progress=True):
+    """The table for the lab model."""
     bench = kedit.Bench(model, progress=progress)
-    edits = bench.edits(0, max(stream, batch + 1, edits_each + 2))
+    edits = bench.edits(0, max(batch + 1, edits_each + 2))
     peak, rows, found = peaks(bench.model.device, torch.float32), [], alone(bench, bench.moments)
 
-    def add(title, paths, batches, plain_batches, bar=None, profiled=True):
-        row = compared(paths, batches, plain_batches, peak, title, bar)
-        rows.append(row | {"in matrix products": in_products(paths, batches[0]) if profiled else nan})
-        print(line(row), flush=True)
+    def add(title, paths, batches, plain_batches, bar=None):
+        rows.append(compared(paths, batches, plain_batches, peak, title, bar))
+        print(line(rows[-1]), flush=True)
 
     for title, paths in found.items():
         add(title, paths, [[e] for e in edits[1 : edits_each + 1]], edits_each, ALONE[title][-1])
@@ -278,103 +262,28 @@ def lab(edits_each, batch, stream, model="lab", progress=True):
         add(f"{title}, batch of {batch}", found[title], [edits[:batch]], 1, 8)
     for title, paths in found.items():
         exact = double(paths, bench.model.folder)
-        add(f"{title}, float64", exact, [[e] for e in edits[1:3]], 2, profiled=False)
+        add(f"{title}, float64", exact, [[e] for e in edits[1:3]], 2)
         if title in ("MEMIT", "PMET", "EMMET"):
-            add(f"{title}, batch of 5, float64", exact, [edits[:5]], 1, profiled=False)
+            add(f"{title}, batch of 5, float64", exact, [edits[:5]], 1)
     for title, paths in wider(bench):
         add(title, paths, [[e] for e in edits[1:3]], 2)
-    costs = budgets(found["MEMIT"], bench.facts.texts(), edits[:5])
-    kept = ("MEMIT", "MEMIT with history")
-    streams = pd.concat([along(found[title], edits[:stream], title, peak) for title in kept])
-    return pd.DataFrame(rows), streams, costs, precision(*conditioning(bench, edits[:batch]))
+    return pd.DataFrame(rows)
 
 
 def pretrained(name="smollm2", edits_each=5, batch=8, **options):
     """The table for a pretrained model; options of the methods. C is made up: what an edit costs does not depend on
     it."""
-    from bench_gpu import made_up_contexts, made_up_edits, made_up_moments
+    from llama_shape import made_up_edits, made_up_rows
 
-    model, rows, edits = kedit.load_model(name), [], made_up_edits(max(edits_each + 1, batch))
-    peak, words = peaks(model.device, torch.float32), [word for e in edits for word in e.text.split()]
-    for section, size, bar in (("memit", 1, 8), ("pmet", 1, 8), ("rome", 1, 10), ("memit", batch, 12)):
-        method = kedit.method_for(model, section, **options)
-        contexts = made_up_contexts(20 if method.context_style == "rome" else 5, words)
-        paths = Paths(model, method, made_up_moments(model, method.layers), contexts)
-        batches = [edits[:size]] if size > 1 else [[e] for e in edits[1 : edits_each + 1]]
-        title = method.name if size == 1 else f"{method.name}, batch of {size}"
-        rows.append(compared(paths, batches, len(batches), peak, title, bar))
-        print(line(rows[-1]), flush=True)
-    return pd.DataFrame(rows)
-
-
-def conditioning(bench, edits):
-    """What `precision` is asked about: the bench's C, the keys of these edits at every layer of it, MEMIT's λ."""
-    prompts = [encode_prompt(bench.model.tokenizer, "{}", e.prompt, e.subject) for e in edits]
-    keys = keys_at(bench.model, prompts, sorted(bench.moments.tensors))
-    return bench.moments, keys, bench.method("memit").mom2_update_weight
-
-
-def along(paths, edits, title, peak, steps=4):
-    """Seconds an edit and memory for every hundred edits of a stream, all kept in the weights. Few steps, so that every
-    edit takes as many: how soon one is learned changes along a stream, and is not the question here."""
-    method = paths.method.model_copy(update={"v_num_grad_steps": steps})
-    history = kedit.EditHistory() if method.keeps_history else None
-    given = {"moments": paths.moments, "contexts": paths.contexts, "history": history}
-    rows, hundred = [], max(1, len(edits) // 10)
-    method.apply(paths.model, edits[:1], **{**given, "history": None})
-    paths.model.restore()
-    for begin in tqdm(range(0, len(edits), hundred), desc=f"{title}, a stream", leave=False):
-        taken, part = [], edits[begin : begin + hundred]
-        with Peak(paths.model.device) as memory:
-            for edit in part:
-                earlier = history.edits if method.keeps_history else 0
-                seconds, outcome = timed(lambda e=edit: method.apply(paths.model, [e], **given), paths.model.device)
-                (n,) = (t.steps for t in outcome.targets)
-                taken.append((seconds, n, edit_cost(method, paths.call([edit]), [n], earlier).seconds(peak)))
-        seconds, steps_taken, least = (sum(x) / len(part) for x in zip(*taken, strict=True))
-        rows.append((title, begin + len(part), seconds, steps_taken, memory.mb, least))
-    paths.model.restore()
-    columns = ["path", "edits so far", "s/edit", "steps", "peak MB", "least s/edit (roofline)"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def budgets(paths, texts, edits, factors=(3, 10, 30, 100)):
-    """What second moments on a budget of tokens, in multiples of d_ff, cost in accuracy: relative errors against all
-    texts, of C and of the updates of single edits."""
-    model, layers = paths.model, paths.method.layers
-    every = kedit.SecondMoments.estimate(model, texts, layers)
-    updates = [_update(paths, every, edit) for edit in edits]
-    rows = []
-    for factor in factors:
-        some = kedit.SecondMoments.estimate(model, texts, layers, tokens=factor * model.d_ff)
-        of_c = max(relative(some.tensors[i], every.tensors[i]) for i in layers)
-        of_update = [relative(_update(paths, some, e), u) for e, u in zip(edits, updates, strict=True)]
-        rows.append((factor, some.about["tokens"], every.about["tokens"], of_c, sum(of_update) / len(of_update)))
-    columns = ["tokens / d_ff asked", "tokens", "tokens of all texts", "error of C", "error of an update (mean)"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def precision(moments, keys, ridge):
-    """What single precision would cost the closed forms: a row a layer with the condition number of C, and relative
-    errors of C⁻¹k (ROME's direction) and of (λC + KKᵀ)⁻¹K (MEMIT's update but for the residual) when they are solved in
-    float32, against float64. keys: {layer: [n, d_ff]}; ridge: λ."""
-    rows = []
-    for layer, k in keys.items():
-        C, K = moments.tensors[layer].double(), k.double().T
-        alone, together = torch.linalg.solve(C, K), torch.linalg.solve(ridge * C + K @ K.T, K)
-        narrow = C.float(), K.float()
-        found = torch.linalg.solve(*narrow), torch.linalg.solve(ridge * narrow[0] + narrow[1] @ narrow[1].T, narrow[1])
-        errors = [relative(a.double(), b) for a, b in zip(found, (alone, together), strict=True)]
-        rows.append((layer, K.shape[1], float(torch.linalg.cond(C)), *errors))
-    columns = ["layer", "keys", "condition of C", "error of C⁻¹k in float32", "error of (λC + KKᵀ)⁻¹K in float32"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def _update(paths, moments, edit):
-    """Δ of one edit, taken back; the same z would be found with any moments."""
-    outcome = paths.method.apply(paths.model, [edit], moments=moments, contexts=paths.contexts)
-    paths.model.restore()
-    return torch.cat([delta.flatten() for delta in outcome.deltas.values()])
+    model, edits = kedit.load_model(name), made_up_edits(max(edits_each + 1, batch))
+    plan = [
+        ("memit", 1, edits_each, 8),
+        ("pmet", 1, edits_each, 8),
+        ("rome", 1, edits_each, 10),
+        ("memit", batch, 1, 12),
+    ]
+    plan = [(kedit.method_for(model, section, **options), *how) for section, *how in plan]
+    return pd.DataFrame(made_up_rows(model, edits, peaks(model.device, torch.float32), plan, edits_each))
 
 
 def relative(value, expected):
@@ -405,7 +314,7 @@ def main(argv=None):
     warnings.simplefilter("ignore", Doubtful)
     try:
         if args.profile == "gpu":
-            from bench_gpu import large
+            from llama_shape import large
 
             save(large(args.shape or "llama-2-7b"), "benchmarks_gpu.csv", args.out)
             return 0
@@ -413,13 +322,8 @@ def main(argv=None):
         if args.profile == "smollm2":
             save(pretrained(), "benchmarks_smollm2.csv", args.out)
             return 0
-        small = args.profile == "smoke"
-        sizes = {"edits_each": 2, "batch": 4, "stream": 20, "model": "smoke"} if small else {}
-        paths, streams, costs, digits = lab(**({"edits_each": 8, "batch": 100, "stream": 1000} | sizes))
-        save(paths, "benchmarks.csv", args.out)
-        save(streams, "benchmarks_stream.csv", args.out)
-        save(costs, "benchmarks_moments.csv", args.out)
-        save(digits, "benchmarks_precision.csv", args.out)
+        small = {"edits_each": 1, "batch": 2, "model": "smoke"}
+        save(lab(**small if args.profile == "smoke" else {}), "benchmarks.csv", args.out)
     except kedit.KeditError as error:
         print(f"kedit: {error}")
         return 1

@@ -4,7 +4,7 @@
     make gpu SHAPE=tiny     # the same parts at toy size, on a CPU too
 
 A part is a process with a time limit of its own, so that one which fails or runs out of time loses only itself. Where
-torch and transformers are installed but kedit is not: `PYTHONPATH=. python3 tests/gpu.py`.
+torch and transformers are installed but kedit is not: `PYTHONPATH=.:tests python3 bench/gpu.py`.
 """
 
 import argparse
@@ -16,9 +16,9 @@ import warnings
 from itertools import product
 from pathlib import Path
 
-import bench
-import bench_gpu
+import llama_shape
 import pandas as pd
+import speed
 import torch
 
 import kedit_lib as kedit
@@ -27,7 +27,7 @@ from kedit_lib.data.config import load_model_params
 
 SECONDS = {"tests": 60, "shape": 150, "repeats": 45, "streams": 220}  # on one H100-class card
 STREAMS = [f"{name}{rho}" for rho in ("-rho2", "") for name in ("memit", "rome", "memit-share", "pmet", "memit-mass")]
-CARD = re.sub(r"[^A-Za-z0-9]+", "-", bench.device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu")))
+CARD = re.sub(r"[^A-Za-z0-9]+", "-", speed.device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu")))
 
 
 def tests(shape: str, out: Path, until: float) -> None:
@@ -40,30 +40,26 @@ def tests(shape: str, out: Path, until: float) -> None:
 
 def shape(shape: str, out: Path, until: float) -> None:
     """Seconds per edit, peak memory and roofline at Llama-2-7B's shape."""
-    save(bench_gpu.large(shape), "shape", out)
+    save(llama_shape.large(shape), "shape", out)
 
 
 def repeats(shape: str, out: Path, until: float) -> None:
     """How far apart three runs of the same edit are on this device: atomic additions take sums in no fixed order."""
-    edits = bench_gpu.made_up_edits(20)
-    tokenizer = bench_gpu.made_up_tokenizer([f"{e.text} {e.target_new}" for e in edits])
+    edits = llama_shape.made_up_edits(20)
+    tokenizer = llama_shape.made_up_tokenizer([f"{e.text} {e.target_new}" for e in edits])
     cuda = torch.cuda.is_available()
     device, dtype = torch.device("cuda" if cuda else "cpu"), torch.bfloat16 if cuda else torch.float32
-    model, hyper, rows = (
-        bench_gpu.made_up_model(shape, tokenizer, device, dtype),
-        load_model_params("Llama-2-7b-hf"),
-        [],
-    )
+    model, rows = llama_shape.made_up_model(shape, tokenizer, device, dtype), []
+    hyper = load_model_params("Llama-2-7b-hf")
     for name in ("memit", "rome"):
         method = kedit.method_class(name)(**hyper[name])
-        moments, found = bench_gpu.made_up_moments(model, method.layers), []
+        moments, found = llama_shape.made_up_moments(model, method.layers), []
         for _ in range(3):
-            outcome = method.apply(model, edits[:1], moments=moments, contexts=bench_gpu.made_up_contexts(5, ["and"]))
+            outcome = method.apply(model, edits[:1], moments=moments, contexts=llama_shape.made_up_contexts(5, ["and"]))
             found.append(torch.cat([delta.flatten().double().cpu() for delta in outcome.deltas.values()]))
             model.restore()
-        rows += [
-            {"method": name, "run": i, "relative difference": bench.relative(x, found[0])} for i, x in enumerate(found)
-        ]
+        far = [speed.relative(x, found[0]) for x in found]
+        rows += [{"method": name, "run": i, "relative difference": x} for i, x in enumerate(far)]
     save(rows, "repeats", out)
 
 
@@ -85,7 +81,7 @@ def streams(shape: str, out: Path, until: float) -> None:
 
 
 def save(rows, part: str, out: Path) -> None:
-    bench.save(pd.DataFrame(rows).assign(card=CARD), f"gpu.{CARD}.{part}.csv", out)
+    speed.save(pd.DataFrame(rows).assign(card=CARD), f"gpu.{CARD}.{part}.csv", out)
 
 
 PARTS = {"tests": tests, "shape": shape, "repeats": repeats, "streams": streams}
@@ -93,9 +89,9 @@ PARTS = {"tests": tests, "shape": shape, "repeats": repeats, "streams": streams}
 
 def main(argv=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shape", default="llama-2-7b", choices=bench_gpu.SHAPES)
+    parser.add_argument("--shape", default="llama-2-7b", choices=llama_shape.SHAPES)
     parser.add_argument("--part", choices=PARTS, help="this part alone, in this process")
-    parser.add_argument("--out", type=Path, default=bench.FIGURES, help="folder of the tables")
+    parser.add_argument("--out", type=Path, default=speed.FIGURES, help="folder of the tables")
     args = parser.parse_args(argv)
     if args.part:
         warnings.simplefilter("ignore")

@@ -2,17 +2,19 @@
 
 Counted is what has to be computed, exactly and with nothing twice, as one matrix product after another; a multiply-add
 counts two operations. Left out are scores of attention, as prompts are short, and what is done entry by entry, except
-where that is all the work (RECT's choice, Adam on a weight). Weights that are used are read once in every pass and once
+where that is all the work (RECT's choice). Weights that are used are read once in every pass and once
 for its gradient, by all edits of a batch together; activations count no bytes. Closed forms are in float64.
 
     targets      the first pass, then the steps: `optimising`
     closed form  on every edited layer `closed_form`, between two of them `measured_again`; ROME: `rank_one`
-    FT           `fine_tuning` and nothing else
+
+Fine-tuning, the baseline, is not counted.
 """
 
 import time
 from dataclasses import dataclass
 from itertools import pairwise
+from math import nan
 
 import torch
 
@@ -130,19 +132,18 @@ def up_to_lookup(prompts) -> set:
 # ------------------------------------------------------------------------------------------------------- an edit
 
 
-def edit_cost(method, call, steps, earlier=0) -> Cost:
-    """Of the call that `method.prepare` made ready, where edit i took steps[i] evaluations. earlier: edits that the
-    history held before it."""
+def edit_cost(method, call, steps) -> Cost:
+    """Of the call that `method.prepare` made ready, where edit i took steps[i] evaluations; without earlier edits."""
     shape, requests = Shape.of(call.model), call.requests
     if isinstance(method, FT):
-        return fine_tuning(shape, method, requests, steps)
+        return Cost(nan, nan)
     if isinstance(method, ROME):  # one after another, each on the weights that the one before left
         alone = (optimising(shape, method, [one], [n]) for one, n in zip(requests, steps, strict=True))
         return sum(alone, Cost()) + rank_one(shape, method) * len(requests)
     cost = optimising(shape, method, requests, steps) + measured_again(shape, method.layers, requests)
     for layer in method.layers:
         rank = call.projection.basis(layer).shape[1] if isinstance(method, AlphaEdit) else None
-        cost += closed_form(shape, len(requests), earlier, rank)
+        cost += closed_form(shape, len(requests), rank)
         cost += largest_changes(shape) if isinstance(method, RECT) else Cost()
     return cost
 
@@ -183,28 +184,21 @@ def measured_again(shape, layers, requests) -> Cost:
     return cost
 
 
-def closed_form(shape, n, earlier=0, rank=None) -> Cost:
+def closed_form(shape, n, rank=None) -> Cost:
     """Δ = R (ρI + KᵀBK)⁻¹ (BK)ᵀ of one layer for n keys (`closed_form.py`), and W + Δ. rank: of P, where B is P/L2.
 
     BK         two triangular solves with the factor of C, d² each a key; with P = U₀U₀ᵀ 2·d·rank twice, or with I − P
     KᵀBK       n(n + 1)/2 products of length d, as it is symmetric
     solve      n³/3 for its Cholesky factor, and 2n² for every row of R
     W + Δ      n multiply-adds an entry; W is read and written
-    history    `with_memory`, `grown_factor` with m earlier keys: their products with BK, 2dnm; two triangular solves
-               with their factor, m² each a key, the first of which is the row that the factor then grows by; what they
-               take from BK, 2dnm; and the new corner, n(n + 1)m + n³/3
     """
-    d, w, m = shape.d_ff, shape.d_model, earlier
+    d, w = shape.d_ff, shape.d_model
     if rank is None:
         cost = Cost(2 * d * d * n, d * d * DOUBLE)  # half of the factor in each solve
     else:
         small = min(rank, d - rank)
         cost = Cost(4 * d * small * n, 2 * d * small * DOUBLE)
-    cost += Cost(n * (n + 1) * d + n**3 / 3 + 2 * n * n * w + 2 * n * d * w, 2 * shape.edited * shape.size)
-    if not m:
-        return cost
-    grown = n * (n + 1) * m + n**3 / 3
-    return cost + Cost(4 * d * n * m + 2 * m * m * n + grown, m * d * (shape.math_size + DOUBLE) + m * m * DOUBLE)
+    return cost + Cost(n * (n + 1) * d + n**3 / 3 + 2 * n * n * w + 2 * n * d * w, 2 * shape.edited * shape.size)
 
 
 def largest_changes(shape) -> Cost:
@@ -220,27 +214,3 @@ def rank_one(shape, method) -> Cost:
     cost = Cost(2 * d * d, d * d * DOUBLE) if method.mom2_adjustment else Cost()
     cost += Cost(4 * d + 2 * entries, 2 * entries * shape.size)
     return cost + Cost(2 * entries) if isinstance(method, RROME) else cost
-
-
-def fine_tuning(shape, method, requests, steps) -> Cost:
-    """FT, a chunk of `batch_size` edits a step; FT-L reads at the prompt's last token alone, and needs none behind it.
-
-    first pass   every token that differs up to the input of the first edited W, which no step changes
-    evaluation   all tokens of the chunk through W and the layers above, and the head where the target is read
-    gradient     back through the layers above as much again, and 2 operations a token for each entry of every W
-    Adam         13 operations an entry: 3 for the mean, 4 for the squares, 3 for the scale, 3 for W; 2 more for weight
-                 decay and 2 for the bound; W and the two averages are read and written, and W₀ is read for the bound
-    """
-    first, at_last = method.layers[0], method.objective_optimization == "prompt_last"
-    rows = [r.prompts[0].ids + (() if at_last else r.target[:-1]) for r in requests]
-    cost = shape.product((first + 1) * shape.layer - shape.edited, different(rows))
-    decays, bounded = bool(method.weight_decay), method.norm_constraint is not None
-    adam = Cost(13 + 2 * decays + 2 * bounded, (6 + bounded) * shape.math_size) * (shape.edited * len(method.layers))
-    for begin in range(0, len(requests), method.batch_size):
-        chunk = slice(begin, begin + method.batch_size)
-        tokens, read = different(rows[chunk]), sum(1 if at_last else len(r.target) for r in requests[chunk])
-        at = [read if layer == shape.n_layers - 1 else tokens for layer in method.layers]
-        above, evaluations = shape.behind(first, tokens, read), max(steps[chunk])
-        cost += (shape.product(shape.edited, at[0]) + above) * evaluations
-        cost += (above + Cost(2 * sum(at) * shape.edited) + adam) * (evaluations - 1)
-    return cost

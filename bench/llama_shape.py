@@ -7,11 +7,12 @@ other precision than the model's: its seconds count here, its numbers do not.
 """
 
 import random
+from itertools import product
 
 import pandas as pd
 import torch
-from bench import Paths, compared, device_name, line
 from roofline import peaks
+from speed import Paths, compared, device_name, line
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -29,19 +30,11 @@ OBJECTS = ["French", "German", "Old Norse", "English", "Japanese", "Latin"]
 PROMPTS = ["The mother tongue of {} is", "{} was born and raised in a town where people speak", "{} writes in"]
 
 
-def names(n, chance):
-    """n different people."""
-    found = {}
-    while len(found) < n:
-        found[
-            "".join(chance.choices(SYLLABLES, k=3)).title() + " " + "".join(chance.choices(SYLLABLES, k=4)).title()
-        ] = 0
-    return list(found)
-
-
 def made_up_edits(n, seed=0):
-    chance = random.Random(seed)
-    return [kedit.Edit(chance.choice(PROMPTS), name, chance.choice(OBJECTS)) for name in names(n, chance)]
+    """Of n different people."""
+    chance, names = random.Random(seed), list(product(SYLLABLES, repeat=3))
+    people = ["".join(parts).title() for parts in chance.sample(names, n)]
+    return [kedit.Edit(chance.choice(PROMPTS), name, chance.choice(OBJECTS)) for name in people]
 
 
 def made_up_contexts(n, words, seed=0):
@@ -51,14 +44,10 @@ def made_up_contexts(n, words, seed=0):
 
 
 def made_up_tokenizer(texts):
-    words = Tokenizer(models.BPE())
+    words, special = Tokenizer(models.BPE()), ["<s>", "</s>", "<pad>"]
     words.pre_tokenizer, words.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    special = ["<s>", "</s>", "<pad>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=2000, special_tokens=special, show_progress=False, initial_alphabet=alphabet
-    )
-    words.train_from_iterator(texts, trainer)
+    learning = {"vocab_size": 2000, "initial_alphabet": pre_tokenizers.ByteLevel.alphabet(), "show_progress": False}
+    words.train_from_iterator(texts, trainers.BpeTrainer(special_tokens=special, **learning))
     return PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
 
 
@@ -87,6 +76,19 @@ def made_up_moments(model, layers, seed=0, rank=64):
     return kedit.SecondMoments.from_tensors(found)
 
 
+def made_up_rows(model, edits, peak, plan, singles):
+    """A row for each (method, edits at a time, how often by the plain path too, bar); `singles` edits one at a time."""
+    rows, words = [], [word for e in edits[:50] for word in e.text.split()]
+    moments = made_up_moments(model, sorted({layer for method, *_ in plan for layer in method.layers}))
+    for method, size, plain, bar in plan:
+        contexts = made_up_contexts(20 if method.context_style == "rome" else 5, words)
+        batches = [edits[:size]] if size > 1 else [[e] for e in edits[1 : singles + 1]]
+        title = method.name if size == 1 else f"{method.name}, batch of {size}"
+        rows.append(compared(Paths(model, method, moments, contexts), batches, plain, peak, title, bar))
+        print(line(rows[-1]), flush=True)
+    return rows
+
+
 def large(shape):
     """The table. KeditError where there is no GPU for a large shape."""
     cuda = torch.cuda.is_available()
@@ -101,19 +103,11 @@ def large(shape):
     model = made_up_model(shape, tokenizer, device, dtype)
     weights = sum(p.numel() * p.element_size() for p in model.hf.parameters()) / 2**30
     print(f"{model.name} in {dtype}: {weights:.2f} GiB on {device_name(device)}", flush=True)
-    hyper, rows = load_model_params("Llama-2-7b-hf"), []
-    words = [w for e in edits[:50] for w in e.text.split()]
+    hyper = load_model_params("Llama-2-7b-hf")
     made = {name: kedit.method_class(name)(**hyper[name]) for name in ("memit", "pmet", "rome")}
-    moments = made_up_moments(model, sorted({layer for method in made.values() for layer in method.layers}))
-    peak = peaks(device, dtype, size=8192 if cuda else 256)
-    for method in made.values():
-        contexts = made_up_contexts(20 if method.context_style == "rome" else 5, words)
-        paths = Paths(model, method, moments, contexts)
-        rows.append(compared(paths, [[e] for e in edits[1 : singles + 1]], plain, peak, method.name, SECONDS_ALONE))
-        print(line(rows[-1]), flush=True)
-    paths = Paths(model, made["memit"], moments, made_up_contexts(5, words))
-    rows.append(compared(paths, [edits[:together]], 0, peak, f"MEMIT, batch of {together}", SECONDS_TOGETHER))
-    print(line(rows[-1]), flush=True)
+    plan = [(method, 1, plain, SECONDS_ALONE) for method in made.values()]
+    plan.append((made["memit"], together, 0, SECONDS_TOGETHER))
+    rows = made_up_rows(model, edits, peaks(device, dtype, size=8192 if cuda else 256), plan, singles)
     table = pd.DataFrame(rows).drop(columns=["largest difference", "same number of steps"])
     table["bar"] = [f"{bar} s/edit, weights + {GIB_OVER_WEIGHTS} GiB" for bar in table["bar"]]
     table["peak over weights, GiB"] = table["peak MB"] / 1024 - weights if cuda else float("nan")
