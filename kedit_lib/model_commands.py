@@ -102,6 +102,9 @@ def stream(
         Literal["warn", "stop"] | None,
         Option(help="ask the model other things it knows between edits; when it is losing them: say so, or stop"),
     ] = None,
+    keep: Annotated[
+        int, Option(min=0, help="begin the history with so many known facts of the source that no edit touches")
+    ] = 0,
     save: Save = None,
     dtype: Dtype = None,
     device: Device = "cpu",
@@ -116,13 +119,17 @@ def stream(
     loaded = kedit.load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     editor = _method(loaded, method)
     known = _known(loaded, edits, limit, seed, chat)
-    watch = kedit.CollapseGuard(_canaries(loaded, known, edits, seed, chat), action=guard, seed=seed) if guard else None
+    moments = _moments(loaded, editor, texts)
+    canaries = _canaries(loaded, known, edits, seed, chat) if guard else None
+    watch = kedit.CollapseGuard(canaries, action=guard, seed=seed) if guard else None
+    kept = _kept(loaded, known, canaries or [], edits, texts, seed, chat, keep) if keep else []
     run = kedit.run_stream(
         loaded,
         known,
         editor,
         batch_size=batch or len(known),
-        moments=_moments(loaded, editor, texts),
+        moments=moments,
+        history=editor.new_history(loaded, moments, keep=kept) if keep else None,
         probes=[EditProbe(each=False, match="contains")],
         store=out or (Path(save) / "stream" if save else None),
         checkpoint_every=every,
@@ -221,6 +228,20 @@ def _canaries(model, edited, name: str, seed: int, chat: bool):
     others = [e for e in others if e.subject not in subjects and e.target_true is not None]
     known, _ = kedit.known_edits(model, others[:CANARIES])
     return known if len(known) >= CANARIES / 4 else None
+
+
+def _kept(model, edited, canaries, name: str, texts: str | None, seed: int, chat: bool, n: int) -> list:
+    """(prompt, subject) of n known facts of the source, whose subjects neither edits nor canaries name; says how many
+    there are."""
+    from .data.config import results_folder
+    from .streams.facts import AUTO, LAB, facts_of, kept_facts
+
+    source = facts_of(model, name, LAB if name == LAB else texts or AUTO, results_folder() / "known", chat)
+    watched = {fact.subject for fact in canaries}
+    found = kept_facts(source, edited, n + len(canaries), 0, seed)
+    kept = [(prompt, subject) for prompt, subject in found if subject not in watched][:n]
+    print(f"{len(kept)} facts kept")
+    return kept
 
 
 def _save(model, folder: str | None) -> None:

@@ -104,6 +104,14 @@ def test_a_stream(run, tmp_path):
     assert next(line.split()[1] for line in evaluated.splitlines() if line.startswith("accuracy")) == last
 
 
+def test_a_stream_that_keeps_facts(run):
+    arguments = ("stream", "lab-small", "--edits", "lab", "--limit", 1, "--keep", 20)
+    code, out, err = run(*arguments, "--method", "stream")
+    assert code == 0 and "20 facts kept" in out, err
+    code, _, err = run(*arguments, "--method", "rome")
+    assert code == 1 and "keep needs a history of keys" in err
+
+
 def test_a_guarded_stream_stops(run, tmp_path, monkeypatch):
     """A learning rate that ruins the model at once: no edit after the first look is made or recorded."""
     params = shutil.copytree(REPOSITORY / "params", tmp_path / "params")
