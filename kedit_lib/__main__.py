@@ -11,6 +11,7 @@ What a command needs is imported when it runs, so that --help is fast.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -106,10 +107,12 @@ def sweep(
         ),
     ] = "main",
     plan: Annotated[bool, Option("--plan", help="only say what would run")] = False,
+    scheduler: Annotated[str, Option(envvar="SCHEDULER", help="a Dask scheduler, such as tcp://host:8786")] = "",
 ) -> None:
     """Run streams of a profile into figures/data."""
     from .report import sweep
 
+    os.environ["SCHEDULER"] = scheduler
     sweep.run(profile, orders, streams, plan)
 
 

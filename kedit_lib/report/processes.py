@@ -5,22 +5,10 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-
-
-@contextlib.contextmanager
-def cancelling(pool: Executor, stop: Callable[[], None] = lambda: None) -> Iterator[Executor]:
-    """A pool that begins no further task once the block has failed, on Ctrl-C for example; `stop` ends running ones."""
-    with pool:
-        try:
-            yield pool
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            stop()
-            raise
 
 
 class Processes:
@@ -30,6 +18,20 @@ class Processes:
         self._running: set[subprocess.Popen] = set()
         self._stopped = False
         self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def pool(self, workers: int) -> Iterator[ThreadPoolExecutor]:
+        """Threads that begin no further task once the block has failed (on Ctrl-C, say); running processes end."""
+        with ThreadPoolExecutor(workers) as pool:
+            try:
+                yield pool
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                with self._lock:
+                    self._stopped = True
+                    for process in list(self._running):
+                        process.terminate()  # its kernel notices by itself that it is alone
+                raise
 
     def call(self, command: list[str], log: Path, **options: Any) -> int:
         """Run a command to its end, what it prints into `log` (a pipe would wait for its children too)."""
@@ -41,9 +43,3 @@ class Processes:
         code = process.wait()
         self._running.discard(process)
         return code
-
-    def stop(self) -> None:
-        with self._lock:
-            self._stopped = True
-            for process in list(self._running):
-                process.terminate()  # its kernel notices by itself that it is alone

@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from ..data.config import LAB_MODELS, REPOSITORY, find_model_params, params_fold
 from ..errors import KeditError
 from . import notebooks, stamps
 from .execution import HOW_ONLY, Run, make_run, parameters_for
-from .processes import Processes, cancelling
+from .processes import Processes
 
 CHECKED = 40  # facts that a model without parameters is asked about
 LAST = {"00_start_here"}  # shows what the others found, and is run when they have
@@ -78,7 +78,7 @@ def run_streams(run: Run, only: str | None) -> None:
         from . import sweep
 
         os.environ["KEDIT_RESULTS"] = str(run.results)
-        sweep.run_streams(run.profile, orders=run.profile.live_orders, workers=run.profile.workers)
+        sweep.run_streams(run.profile, orders=run.profile.live_orders)
 
 
 def judge(run: Run, only: str | None) -> None:
@@ -178,9 +178,8 @@ def reproduce(run: Run, parameters: dict[Path, dict[str, Any]], only: str | None
         return error, time.monotonic() - start
 
     def side_by_side(sources: list[Path]) -> int:
-        failures, pool = 0, ThreadPoolExecutor(run.profile.workers)
-        bar = tqdm(total=len(sources), unit="notebook", disable=None)  # shown on a terminal only
-        with bar, cancelling(pool, processes.stop):
+        failures, bar = 0, tqdm(total=len(sources), unit="notebook", disable=None)  # shown on a terminal only
+        with bar, processes.pool(run.profile.workers) as pool:
             futures = {pool.submit(work, source): source for source in sources}
             for future in as_completed(futures):
                 error, seconds = future.result()

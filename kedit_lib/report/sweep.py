@@ -1,4 +1,4 @@
-"""Run the streams of a profile in worker processes: `kedit sweep --help` (make sweep).
+"""Run the streams of a profile side by side: `kedit sweep --help` (make sweep).
 
 `make reproduce` runs the live orders through here. Further orders and other λ run once in a while, and their tables are
 committed in figures/data.
@@ -8,16 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import signal
-import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
-from typing import Any
 
 import pandas as pd
-import torch
 
 from ..analysis import decomposition, forecast, measured, recovery, width_family
 from ..data.atomic import replacing
@@ -27,8 +20,10 @@ from ..errors import KeditError
 from ..streams.bench import Bench, committed_runs, data_folder
 from ..streams.cost import batch_cost, keep_memory
 from ..streams.named_streams import every_stream, groups_of, streams_of
-from .processes import cancelling
+from ..streams.run import Run
+from ..streams.store import RunFolder, write_tables
 from .stamps import PACKAGE, hash_files
+from .workers import in_workers
 
 OF_STREAMS = {"decomposition": decomposition, "foretold": forecast, "lifting": recovery}
 MEASUREMENTS = (*OF_STREAMS, "memory", "scaling")
@@ -38,12 +33,11 @@ CHECK_MARGIN = 0.05  # largest accepted median difference of the optimised proba
 SLICE, SLICE_EDITS = ("memit", "rome"), 40  # streams of the model beside, and how many of their edits, run each time
 
 
-def run_streams(profile: Profile, orders, workers: int, names=None, commit: bool = False) -> None:
-    """Run `names` (default: the profile's live streams) for each order, `workers` processes side by side, into
-    results/; with the live streams also the single edits and the single batches.
+def run_streams(profile: Profile, orders, names=None, commit: bool = False) -> None:
+    """Run `names` (default: the profile's live streams) for each order on the workers, into results/; with the live
+    streams also the single edits and the single batches.
 
-    KeditError when one fails, after the others have finished. After Ctrl-C the running streams finish their edit and
-    write a checkpoint, and no other is begun.
+    Errors and Ctrl-C as in `in_workers`.
     """
     live = names is None
     names = list(streams_of(profile)) if live else names
@@ -51,8 +45,10 @@ def run_streams(profile: Profile, orders, workers: int, names=None, commit: bool
     streams = sorted(((name, order) for name in names for order in orders), key=lambda task: _weight(profile, task[0]))
     if not streams:
         return
-    Bench(profile, progress=False).moments  # measured once, before the workers want it  # noqa: B018
-    tasks = {f"{name} order {order}": (_work, profile, name, order, commit) for name, order in streams}
+    bench = Bench(profile, progress=False)
+    bench.moments  # measured once, before the workers want it  # noqa: B018
+    asked = {f"{name} order {order}": (name, order) for name, order in streams}
+    tasks = {task: (_stream, profile, *which) for task, which in asked.items()}
     if live:
         if profile.beside:
             first = {f"{profile.beside}, first edits again": (_slice, load_profile(profile.beside))}
@@ -63,7 +59,11 @@ def run_streams(profile: Profile, orders, workers: int, names=None, commit: bool
             tasks[f"{profile.n_single} single edits, {name}"] = (_singles, profile, name)
         for size in sorted(profile.mass_sizes, reverse=True):
             tasks[f"one batch of {size}"] = (_batch, profile, size)
-    in_workers(tasks, workers, profile.threads)
+
+    def took(task: str, result) -> str:
+        return _store(bench, *asked[task], result, commit) if task in asked else result
+
+    in_workers(tasks, profile, took)
 
 
 def run_measurements(profile: Profile, orders, which: str) -> None:
@@ -76,77 +76,39 @@ def run_measurements(profile: Profile, orders, which: str) -> None:
         # The widest first, so that the last worker does not run alone.
         family = sorted(width_family.family().items(), key=lambda item: -item[1].d_ff)
         tasks = {role: (_member, profile, role, recipe) for role, recipe in family}
-        width_family.keep(in_workers(tasks, profile.workers, profile.threads), data_folder())
+        width_family.keep(in_workers(tasks, profile), data_folder())
         return
     bench = Bench(profile, progress=False)
     bench.moments  # measured once, before the workers want it  # noqa: B018
-    streams = OF_STREAMS[which].STREAMS
-    tasks = {f"{which} of {n} order {o}": (_measurement, profile, which, n, o) for n in streams for o in orders}
-    in_workers(tasks, profile.workers, profile.threads)
+    module, streams = OF_STREAMS[which], OF_STREAMS[which].STREAMS
+    asked = {f"{which} of {n} order {o}": (n, o) for n in streams for o in orders}
+
+    def took(task: str, result) -> str:
+        measured.keep(bench, *asked[task], module.WHAT, lambda: result, data_folder())
+        return "kept in figures/data"
+
+    in_workers({task: (_measurement, profile, which, *about) for task, about in asked.items()}, profile, took)
     about = {"streams": list(streams), "orders": orders, "finished": now(), "algorithms": ALGORITHMS}
     with replacing(data_folder() / f"{bench.label}.{which}.manifest.json") as part:
         part.write_text(json.dumps({**about, "versions": versions(), "commit": commit()}, indent=1) + "\n")
 
 
-# ---- worker processes ------------------------------------------------------------------------------------------------
-
-
-def in_workers(tasks: dict[str, tuple], workers: int, threads: int) -> list[Any]:
-    """Call work(bench of the profile, *arguments) for each {name: (work, profile, *arguments)} in `workers` processes.
-
-    The results, in the order in which they come; each is printed. KeditError when a task fails, after the others have
-    finished. After Ctrl-C no task is begun.
-    """
-    begun, found, failures = time.monotonic(), [], []
-    os.environ.setdefault("OMP_NUM_THREADS", str(threads))
-    spawned = get_context("spawn")
-    with cancelling(ProcessPoolExecutor(workers, spawned, initializer=_begin, initargs=(threads,))) as pool:
-        futures = {pool.submit(_task, *task): name for name, task in tasks.items()}
-        for n, future in enumerate(as_completed(futures), 1):
-            name, at = futures[future], f"[{n}/{len(futures)}, {time.monotonic() - begun:.0f} s]"
-            try:
-                found.append(future.result())
-                print(f"{at} {name}: {found[-1]}", flush=True)
-            except Exception as error:  # one task's failure must not lose the others
-                failures.append(f"{name}: {error}")
-                print(f"{at} FAILED {failures[-1]}", flush=True)
-    if failures:
-        raise KeditError(f"{len(failures)} of {len(futures)} tasks failed, first: {failures[0]}")
-    return found
-
-
-def _begin(threads: int) -> None:
-    torch.set_num_threads(threads)
-    signal.signal(signal.SIGINT, _stop)
-
-
-def _stop(*_) -> None:
-    """Ctrl-C between two tasks: the worker begins no other, and does not die while others wait for its answer."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _task(work, profile: Profile, *arguments):
-    """`work` in a worker. Ctrl-C ends it, and keeps this worker from beginning another."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        raise KeyboardInterrupt
-    after = _stop
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        return work(Bench(profile, progress=False), *arguments)
-    except KeyboardInterrupt:
-        after = signal.SIG_IGN
-        raise
-    finally:
-        signal.signal(signal.SIGINT, after)
-
-
-def _work(bench: Bench, name: str, order: int, commit: bool) -> str:
-    run = bench.run(name, order)
+def _store(bench: Bench, name: str, order: int, run: Run, commit: bool) -> str:
+    """Store the tables of a finished run here, in case its worker has a results folder of its own; a line about it."""
+    if run.path is not None and not (ours := RunFolder.at(bench.results / "streams" / run.path.name)).finished():
+        write_tables(ours.path, "", run.edits, run.checkpoints, run.manifest)
     if commit:
-        bench.commit(name, order)
+        bench.commit(name, order, run=run)
     seconds, last = run.edits.seconds.mean(), run.edits.probability_last.iloc[-25:].median()
     probes = run.curve("seconds", "probes").sum()
     return f"{len(run.edits)} edits, {seconds:.2f} s/edit, probes {probes:.0f} s, median p of the last 25 {last:.3g}"
+
+
+# ---- on a worker -----------------------------------------------------------------------------------------------------
+
+
+def _stream(bench: Bench, name: str, order: int) -> Run:
+    return bench.run(name, order)
 
 
 def _singles(bench: Bench, name: str) -> str:
@@ -158,10 +120,9 @@ def _batch(bench: Bench, size: int) -> str:
     return f"{row['seconds_per_edit']:.2f} s/edit, at most {row['peak_mb']:.0f} MB"
 
 
-def _measurement(bench: Bench, which: str, name: str, order: int) -> str:
+def _measurement(bench: Bench, which: str, name: str, order: int):
     module = OF_STREAMS[which]
-    measured.keep(bench, name, order, module.WHAT, lambda: module.measure(bench, name, order), data_folder())
-    return "kept in figures/data"
+    return measured.keep(bench, name, order, module.WHAT, lambda: module.measure(bench, name, order))
 
 
 def _member(bench: Bench, role: str, recipe) -> pd.DataFrame:
@@ -260,4 +221,4 @@ def run(profile_name: str, which_orders: str, which: str, plan_only: bool = Fals
         f"streams took before; {plan.minutes.isna().sum()} of {len(plan)} never ran and are not counted"
     )
     if not plan_only:
-        run_streams(profile, orders, profile.workers, names, commit=True)
+        run_streams(profile, orders, names, commit=True)

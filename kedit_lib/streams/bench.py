@@ -218,10 +218,10 @@ class Bench:
         asked = json.loads(json.dumps(self.method(name).hyperparameters))
         return run if same and same_settings(run.manifest["hyperparameters"], asked) else None
 
-    def commit(self, name: str, order: int, folder: Path | None = None) -> None:
+    def commit(self, name: str, order: int, folder: Path | None = None, run: Run | None = None) -> None:
         """Put a finished run into figures/data (or `folder`), the numbers of its edits in single precision: half the
         bytes, and far within the margin that a committed stream is compared by."""
-        run = self.run(name, order)
+        run = run or self.run(name, order)
         edits = run.edits.astype(dict.fromkeys(run.edits.select_dtypes("float64"), "float32"))
         write_tables(folder or data_folder(), self._prefix(name, order), edits, run.checkpoints, run.manifest)
 

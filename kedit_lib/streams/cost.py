@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import pandas as pd
@@ -58,14 +60,20 @@ def _apart(measure, profile: Profile, name: str, size: int, results: Path, what:
     key = key_of(profile=asked, name=name, size=size, algorithms=ALGORITHMS, versions=versions())
 
     def measured() -> dict:
-        threads = {"initializer": torch.set_num_threads, "initargs": (profile.threads,)}
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn"), **threads) as process:
+        begin = {"initializer": _begin, "initargs": (profile.threads,)}
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn"), **begin) as process:
             try:
                 return process.submit(measure, profile, name, size, results).result()
             except (BrokenProcessPool, KeditError) as error:
                 raise KeditError(f"{what} of {name}{f', {size} edits' if size else ''}: {error}") from error
 
     return cached(Path(results) / what / f"{name}{size or ''}-{key}.json", measured)
+
+
+def _begin(threads: int) -> None:
+    """In the process apart, which ends with the one that began it, however that one ends."""
+    torch.set_num_threads(threads)
+    threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
 
 
 def peak_memory() -> float:

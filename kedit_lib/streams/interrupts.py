@@ -1,4 +1,4 @@
-"""Ctrl-C in the middle of an edit: the edit is finished first."""
+"""A stop in the middle of an edit, by Ctrl-C or by whoever runs the stream: the edit is finished first."""
 
 from __future__ import annotations
 
@@ -6,35 +6,46 @@ import contextlib
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 from tqdm.auto import tqdm
 
+# For a stream in a thread, which gets no signals: whether it shall stop.
+unwanted: ContextVar[Callable[[], bool]] = ContextVar("unwanted", default=lambda: False)
+under_way: list[Interrupt] = []  # of this process
+
 
 @dataclass
 class Interrupt:
-    asked: bool = False
+    noted: bool = False
+
+    @property
+    def asked(self) -> bool:
+        return self.noted or unwanted.get()()
 
 
 @contextlib.contextmanager
 def postponed() -> Iterator[Interrupt]:
     """Inside, the first Ctrl-C is only noted, so that the caller can stop where it is safe; a second one acts at once.
 
-    Nothing changes outside the main thread, which alone gets signals, or in a process that ignores Ctrl-C.
+    Signals are left alone outside the main thread, which alone gets them, and in a process that ignores Ctrl-C.
     """
     interrupt, before = Interrupt(), signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
-        yield interrupt
-        return
+    heeded = threading.current_thread() is threading.main_thread() and callable(before)
 
     def note(*_) -> None:
-        interrupt.asked = True
+        interrupt.noted = True
         signal.signal(signal.SIGINT, before)
         tqdm.write("stopping after this edit; Ctrl-C again stops at once", file=sys.stderr)
 
-    signal.signal(signal.SIGINT, note)
+    under_way.append(interrupt)
+    if heeded:
+        signal.signal(signal.SIGINT, note)
     try:
         yield interrupt
     finally:
-        signal.signal(signal.SIGINT, before)
+        under_way.remove(interrupt)
+        if heeded:
+            signal.signal(signal.SIGINT, before)

@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from kedit_lib.__main__ import main
@@ -85,23 +86,28 @@ SLOW = """
 import signal, sys, time
 from kedit_lib.__main__ import main
 from kedit_lib.report import sweep
+from kedit_lib.streams.interrupts import postponed
 
-def work(bench, name, order, commit):
-    open(f"begun-{order}", "w").close()
-    try:
-        time.sleep(60)
-    except KeyboardInterrupt:
+def work(bench, name, order):
+    with postponed() as interrupt:
+        open(f"begun-{order}", "w").close()
+        end = time.monotonic() + 60
+        while not interrupt.asked and time.monotonic() < end:
+            time.sleep(0.1)
+        time.sleep(10)
         open(f"saved-{order}", "w").close()
-        raise
+    raise KeyboardInterrupt
 
-sweep._work = work
+sweep._stream = work
 """
 
 
 @pytest.mark.slow
 @pytest.mark.crash
-def test_a_sweep_that_is_interrupted_begins_nothing_more(tmp_path):
-    """Ctrl-C reaches the program and its workers, as it does from a terminal."""
+@pytest.mark.parametrize("to", [os.killpg, os.kill])
+def test_a_sweep_that_is_interrupted_begins_nothing_more(tmp_path, to):
+    """Ctrl-C reaches the program and its workers, as it does from a terminal, or the program alone. Workers finish
+    their edits and end."""
     program = SLOW + (
         "if __name__ == '__main__':\n"
         "    signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which a background process lacks
@@ -113,13 +119,16 @@ def test_a_sweep_that_is_interrupted_begins_nothing_more(tmp_path):
         [sys.executable, "slow.py"], cwd=tmp_path, env=environment, start_new_session=True, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    end = time.monotonic() + 120
+    end = time.monotonic() + 240
     while len(list(tmp_path.glob("begun-*"))) < 2 and time.monotonic() < end:
         time.sleep(0.1)
-    os.killpg(process.pid, signal.SIGINT)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    to(process.pid, signal.SIGINT)
     _, printed = process.communicate(timeout=60)
     assert process.returncode == 130, printed
-    assert "kedit: stopped" in printed and "Traceback" not in printed
+    assert "kedit: stopped" in printed and "stopping after this edit" in printed and "Traceback" not in printed
+    _, alive = psutil.wait_procs(workers, timeout=5)
+    assert not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
     begun = {p.name.split("-")[1] for p in tmp_path.glob("begun-*")}
     assert {p.name.split("-")[1] for p in tmp_path.glob("saved-*")} == begun
     assert len(begun) == 2

@@ -325,7 +325,7 @@ def test_streams_are_run_for_the_live_orders_unless_one_notebook_is_wanted(tmp_p
         lambda profile, **options: calls.append((profile.name, options, os.environ["KEDIT_RESULTS"])),
     )
     reproduce.run_streams(run_of(project, orders="all"), only=None)
-    assert calls == [("lab", {"orders": [0, 1], "workers": 2}, str(tmp_path / "results"))]
+    assert calls == [("lab", {"orders": [0, 1]}, str(tmp_path / "results"))]
     reproduce.run_streams(run_of(project), only="03")
     assert len(calls) == 1
 
