@@ -7,7 +7,6 @@ other precision than the model's: its seconds count here, its numbers do not.
 """
 
 import random
-from itertools import product
 
 import pandas as pd
 import torch
@@ -32,8 +31,10 @@ PROMPTS = ["The mother tongue of {} is", "{} was born and raised in a town where
 
 def made_up_edits(n, seed=0):
     """Of n different people."""
-    chance, names = random.Random(seed), list(product(SYLLABLES, repeat=3))
-    people = ["".join(parts).title() for parts in chance.sample(names, n)]
+    chance, people = random.Random(seed), {}
+    while len(people) < n:
+        first, last = ("".join(chance.choices(SYLLABLES, k=k)).title() for k in (3, 4))
+        people[f"{first} {last}"] = True
     return [kedit.Edit(chance.choice(PROMPTS), name, chance.choice(OBJECTS)) for name in people]
 
 
