@@ -208,7 +208,7 @@ def _moments(model, method, texts: str | None):
 
 
 def _known(model, name: str, limit: int | None, seed: int, chat: bool):
-    """The edits whose true object the model says by itself; prints how many were left out."""
+    """The edits whose true object the model knows; prints how many were left out."""
     import kedit_lib as kedit
 
     edits = kedit.load_edits(name, model=model, limit=limit, seed=seed, chat=chat)

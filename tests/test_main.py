@@ -74,7 +74,7 @@ def test_a_strangers_path(run, tmp_path, monkeypatch):
         len(list((tmp_path / "results" / "models").glob("stranger*.yaml"))) == 1 and not (tmp_path / "params").exists()
     )
 
-    (tmp_path / "texts.txt").write_text("\n\n".join(tiny.SENTENCES.splitlines()))
+    (tmp_path / "texts.txt").write_text("\n\n".join(tiny.LINES))
     places = ("--save", tmp_path / "edited", "--deltas", tmp_path / "deltas")
     code, out, _ = run("edit", folder, *words, "--method", "rome", "--texts", tmp_path / "texts.txt", *places)
     assert code == 0 and f"edit: {tiny.EDITS[4][0].format(tiny.EDITS[4][1])}\n  before  p(new) 0." in out

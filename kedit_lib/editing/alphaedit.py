@@ -1,4 +1,4 @@
-"""AlphaEdit (Fang et al. 2024; jianghoucheng/AlphaEdit): an update that cannot touch what plain text uses.
+"""AlphaEdit (Fang et al. 2024; jianghoucheng/AlphaEdit): an update in directions that plain text hardly uses.
 
     Δᵀ = [P (K Kᵀ + M) + L2·I]⁻¹ P K Rᵀ / (m − i)
        = U₀ [U₀ᵀ (K Kᵀ + M) U₀ + L2·I]⁻¹ U₀ᵀ K Rᵀ / (m − i),      P = U₀U₀ᵀ

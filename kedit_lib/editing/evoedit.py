@@ -1,4 +1,4 @@
-"""EvoEdit (arXiv 2510.13851; the copy in Euphoria040201/RLSEdit): AlphaEdit whose null space gives way to every edit.
+"""EvoEdit (arXiv 2510.13851; the copy in Euphoria040201/RLSEdit): AlphaEdit whose null space loses each edit's keys.
 
     Y = P K,    Δ = (R / (m − i)) (KᵀY + (L2 + 1e-6) I)⁻¹ Yᵀ,    then at once    P ← P − Q Qᵀ,
 

@@ -1,4 +1,4 @@
-"""Measurements of a model, one idea a file."""
+"""Metrics and probes, one idea per file."""
 
 from .accuracy import generation_accuracy
 from .consistency import TfIdf, consistency

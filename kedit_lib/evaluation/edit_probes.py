@@ -21,7 +21,7 @@ LATEST = 25  # edits of the cohort "latest edits"
 
 @dataclass(frozen=True)
 class EditProbe(Identified):
-    """All edits so far, also the newest alone and each by itself, their paraphrases and neighbors.
+    """Measures all edits so far, the newest alone, each edit alone, and their paraphrases and neighbors.
 
     Rows for edits and latest edits: accuracy (generated) and probability of the new object; with `each` the same for
     each edit alone (retention.py). For edits, paraphrases and neighbors (one of each an edit): accuracy, token

@@ -36,7 +36,7 @@ def by_length(lengths: list[int], size: int) -> Iterator[list[int]]:
 
 
 def by_likeness(rows: list[tuple[int, ...]], size: int) -> Iterator[list[int]]:
-    """The same by the ids of rows: among those of one length, rows that begin alike share a batch."""
+    """As `by_length`; among rows of one length, those that begin alike share a batch."""
     order = sorted(range(len(rows)), key=rows.__getitem__)
     for part in by_length([len(rows[i]) for i in order], size):
         yield [order[k] for k in part]

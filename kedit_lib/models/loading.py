@@ -82,7 +82,7 @@ def load_model(
 
 
 def _understood(name: str, given: dict, dtype, device) -> tuple:
-    """Arguments for the hub, the attention's, dtype and device."""
+    """The arguments of `load_model` as those for the hub and for attention, dtype and device."""
     if packed := [key for key in given if key.startswith("load_in_") or key == "quantization_config"]:
         raise KeditError(f"model {name!r}: {packed[0]}: quantised weights cannot be edited; leave it out")
     if unknown := [key for key in given if key not in OTHERS]:

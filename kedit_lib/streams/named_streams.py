@@ -76,12 +76,12 @@ def _written() -> dict[str, dict[str, Stream]]:
 
 
 def with_steps(stream: Stream, rho: float = SETTINGS["as scaled"]) -> Stream:
-    """The same as scaled: with optimisation steps ρ‖v₀‖ long, such as "memit-rho2"."""
+    """The stream as scaled: with optimisation steps ρ‖v₀‖ long, such as "memit-rho2"."""
     return replace(stream, name=f"{stream.name}-rho{rho:g}", rho=rho)
 
 
 def streams_of(profile: Profile) -> dict[str, Stream]:
-    """λ as published (per d_ff): the ones that are executed live."""
+    """The streams that are executed live: λ as published (per d_ff)."""
     found = [Stream("memit", "memit"), Stream("pmet", "pmet")]
     found += [Stream(name, m, overrides={"mom2_adjustment": c}) for name, (m, c) in ROME_VARIANTS.items()]
     found.append(Stream("ft", "ft-m"))
@@ -92,7 +92,7 @@ def streams_of(profile: Profile) -> dict[str, Stream]:
 
 
 def scaled_streams(profile: Profile) -> dict[str, Stream]:
-    """λ/d_ff a tenth or ten times the published one, such as "memit@0.1"."""
+    """Streams with λ/d_ff a tenth or ten times the published one, such as "memit@0.1"."""
     base = streams_of(profile)
     return _by_name(
         Stream(f"{name}@{scale:g}", s.method, s.batch_size, s.overrides, scale)

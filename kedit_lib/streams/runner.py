@@ -135,7 +135,7 @@ def run_stream(
 
 
 def _found(folder: RunFolder, guard: CollapseGuard | None) -> Run:
-    """A finished run; its guard knows again what it read."""
+    """The finished run, with its guard's readings restored."""
     run = Run(*folder.load(), folder.path)
     if guard is not None:
         guard.readings = [Reading(**r) for r in run.manifest["readings"]]
