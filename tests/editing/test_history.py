@@ -8,7 +8,7 @@ from golden import relative
 from library import EDITS, holds, refused, snapshot
 
 import kedit_lib as kedit
-from kedit_lib.editing.closed_form import grown_factor, with_memory
+from kedit_lib.editing.closed_form import grown_factor, update, with_memory
 
 FAST = {"layers": [1, 2], "v_num_grad_steps": 2, "mom2_update_weight": 5.0}
 MEMIT = kedit.MEMIT(**FAST, use_history=True)
@@ -98,18 +98,31 @@ def test_a_history_belongs_to_one_model_and_its_layers(tiny_folder, model, momen
     assert holds(model, before)
 
 
+@pytest.mark.parametrize("ridge", [None, 0.3])
+def test_the_closed_form_of_a_layer_is_the_dense_one(ridge):
+    """R Kᵀ (ρB⁻¹ + KKᵀ)⁻¹, with ρ = 1 unless another is given."""
+    torch.manual_seed(0)
+    k, r, b = torch.randn(3, 12), torch.randn(3, 5), torch.randn(12, 12, dtype=torch.float64)
+    b = 0.01 * (b @ b.T + torch.eye(12))
+    found, g = update(k, r, k.double() @ b, **({} if ridge is None else {"ridge": ridge}))
+    K, R = k.double().T, r.double().T
+    assert relative(found, R @ K.T @ torch.linalg.inv((ridge or 1) * torch.linalg.inv(b) + K @ K.T)) < 1e-11
+    assert relative(g, (K.T @ b @ K).diagonal()) < 1e-12
+
+
 def test_a_factor_grows_to_what_it_would_have_been_at_once():
     torch.manual_seed(0)
     k, b = torch.randn(7, 12), torch.randn(12, 12, dtype=torch.float64)
     b = b @ b.T
     bk, factor = k.double() @ b, None
     for n in (1, 3, 3, 7):
-        factor = grown_factor(factor, k[:n], bk[:n], 0.5)
-        gram = 0.5 * torch.eye(n, dtype=torch.float64) + k[:n].double() @ b @ k[:n].double().T
+        before, factor = factor, grown_factor(factor, k[:n], bk[:n], 0.3)
+        assert (factor is before) == (before is not None and len(before) == n)  # nothing new: nothing is computed
+        gram = 0.3 * torch.eye(n, dtype=torch.float64) + k[:n].double() @ b @ k[:n].double().T
         assert relative(factor, torch.linalg.cholesky(gram)) < 1e-12
     other = torch.randn(2, 12, dtype=torch.float64)
-    found = with_memory(other @ b / 0.5, k, bk, factor)
-    expected = torch.linalg.solve(0.5 * torch.linalg.inv(b) + k.double().T @ k.double(), other.T).T
+    found = with_memory(other @ b / 0.3, k, bk, factor)
+    expected = torch.linalg.solve(0.3 * torch.linalg.inv(b) + k.double().T @ k.double(), other.T).T
     assert relative(found, expected) < 1e-9
 
 

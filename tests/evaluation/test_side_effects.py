@@ -421,8 +421,8 @@ def test_success_magnitude_and_score():
     close(metrics.success(wanted, other), [1, 0, 0, 0])  # a tie and NaN are no success
     expected = [math.exp(-1) - math.exp(-2), 0, math.exp(-3) - math.exp(-1), math.nan]
     close(metrics.magnitude(wanted, other), expected)
-    assert metrics.score(1, 0.5, 0.25) == pytest.approx(3 / 7)  # the harmonic mean
-    assert metrics.score(1, 1, 0) == 0
+    assert metrics.score(0.8, 0.5, 0.25) == pytest.approx(3 / (1.25 + 2 + 4))  # the harmonic mean
+    assert metrics.score(0, 1, 1) == metrics.score(1, 0, 1) == metrics.score(1, 1, 0) == 0
 
 
 def test_n_gram_entropy_and_fluency():
