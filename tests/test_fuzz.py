@@ -17,7 +17,7 @@ from kedit_lib.data.edit import LISTS, PAIRS, TEXTS
 from kedit_lib.report import notebooks
 from kedit_lib.streams.store import Checkpoint, RunFolder
 
-quick = settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+quick = settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 RECORDS = [
     {"prompt": "{} plays the", "subject": "Zoë", "target_new": "violin", "paraphrases": ["Zoë plays"]},
     {"prompt": "{} speaks", "subject": "Ana", "target_new": "Dutch", "portability": [["Ana lives in", "Graz"]]},

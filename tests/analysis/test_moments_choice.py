@@ -9,6 +9,7 @@ from kedit_lib.lab import world_of
 from kedit_lib.lab.corpus import texts
 
 
+@pytest.mark.slow
 def test_the_same_text_costs_nothing_and_another_what_it_does(tmp_path):
     model = kedit.load_model("lab-small")
     documents, edits = texts(world_of(model), 1200), kedit.load_edits("lab", model=model, limit=1)

@@ -176,7 +176,7 @@ def test_emmet_weighs_the_norm_and_needs_no_invertible_C_then(tiny_model, kind, 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["memit", "pmet", "rect"])
+@pytest.mark.parametrize("name", ["memit", *(pytest.param(n, marks=pytest.mark.slow) for n in ("pmet", "rect"))])
 def test_history(tiny_model, kind, name):
     """Three batches in a row: each knows the keys of those before it, measured on the weights after them."""
     values, M = hyper(use_history=True, nll_loss_factor=1.0), {}
@@ -272,7 +272,7 @@ def test_prune(tiny_model, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["rome", "memit", "pmet"])
+@pytest.mark.parametrize("name", ["rome", "memit", pytest.param("pmet", marks=pytest.mark.slow)])
 def test_norm_anchoring(tiny_model, kind, name):
     """Every v* gets the reference norm, measured on the unedited weights, whatever the weights are by then."""
     values = hyper(v_num_grad_steps=4, **({"layers": [2]} if name == "rome" else {}))

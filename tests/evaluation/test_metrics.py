@@ -125,7 +125,7 @@ def test_completions_are_the_greedy_ones(model, monkeypatch):
     assert len({len(e) for e in expected}) > 1, "no text ended: the test is too easy"
     assert any("." in text.strip(". ") for text in texts), "no sentence ended: the test is too easy"
     cut = [text.split(".")[0].split("\n")[0].strip() for text in texts]
-    for few, batch in ((1, 3), (3, 256), (24, 256), (3, 1)):  # with and without padding
+    for few, batch in ((1, 3), (24, 256)):  # with and without padding
         monkeypatch.setattr(import_module("kedit_lib.models.generation"), "FEW", few)
         assert generate_ids(model.hf, model.tokenizer, prompts, 6, batch) == expected
         assert complete(model.hf, model.tokenizer, prompts, 6, batch) == cut

@@ -50,7 +50,9 @@ def assert_same(outcome, expected):
         assert sorted(ours.key_per_layer) == sorted(theirs.key_per_layer)
 
 
-@pytest.mark.parametrize("kind, method", [("llama-bos", kedit.PMET), ("gpt2", kedit.MEMIT)])
+@pytest.mark.parametrize(
+    "kind, method", [pytest.param("llama-bos", kedit.PMET, marks=pytest.mark.slow), ("gpt2", kedit.MEMIT)]
+)
 def test_the_same_numbers_whatever_the_micro_batch(tiny_folder, monkeypatch, kind, method):
     made = []
     for tokens in (1, 70, 10**6):  # one edit at a time, a few, all
@@ -71,7 +73,7 @@ def test_little_free_memory_makes_small_batches(tiny_folder, monkeypatch):
     assert_same(apart, all_together)
 
 
-@pytest.mark.parametrize("method", [kedit.MEMIT, kedit.PMET])
+@pytest.mark.parametrize("method", [kedit.MEMIT, pytest.param(kedit.PMET, marks=pytest.mark.slow)])
 def test_a_batch_that_does_not_fit_is_halved(tiny_folder, method):
     expected, allocator = edited(tiny_folder("llama"), method(**HYPER)), NoTensorAbove(40_000)
     outcome = edited(tiny_folder("llama"), method(**HYPER), limit=allocator)

@@ -189,7 +189,7 @@ def test_means_over_contexts():
     assert context_mean(values, 1, grouped=True).tolist() == values.tolist()
 
 
-@pytest.mark.parametrize("style, count", [("memit", 6), ("rome", 16 - 5 + 10)])
+@pytest.mark.parametrize("style, count", [("memit", 6), pytest.param("rome", 16 - 5 + 10, marks=pytest.mark.slow)])
 def test_contexts_are_a_function_of_weights_and_seed(tiny_folder, style, count):
     model = load(tiny_folder, "llama-bos")
     found = kedit.generate_contexts(model, seed=3, style=style)

@@ -48,15 +48,20 @@ def load_profile_of_smoke():
     ("name", "says"),
     [
         ("llama", {"spaces as": "▁ (sentencepiece)", "begin of text": "<s>, put in front", "head": "its own"}),
-        (
+        pytest.param(
             "llama3",
             {"spaces as": "Ġ (byte-level BPE)", "head": "tied to the embeddings", "padding": "none (not needed)"},
+            marks=pytest.mark.slow,
         ),
         (
             "qwen2",
             {"begin of text": "none in front", "padding": "<|endoftext|> = eos", "tokens, embeddings": "452, 459"},
         ),
-        ("gptj", {"attention": "beside the MLP", "norm behind the MLP": "none", "family": "gptj"}),
+        pytest.param(
+            "gptj",
+            {"attention": "beside the MLP", "norm behind the MLP": "none", "family": "gptj"},
+            marks=pytest.mark.slow,
+        ),
         ("gemma3", {"norm behind the MLP": "post_feedforward_layernorm: ROME, PMET and FT only"}),
     ],
 )

@@ -206,6 +206,10 @@ DAMAGED = [(cut_off, part) for part in (*PARTS, "checksums.json")]
 DAMAGED += [(flipped, PARTS[0]), (flipped, PARTS[2]), (Path.unlink, PARTS[1]), (Path.unlink, "checksums.json")]
 
 
+QUICK = [(cut_off, PARTS[0]), (flipped, PARTS[2]), (Path.unlink, PARTS[1])]
+DAMAGED = [pytest.param(*how, marks=() if how in QUICK else pytest.mark.slow) for how in DAMAGED]
+
+
 @pytest.mark.parametrize("damage, part", [*DAMAGED, (moved, PARTS[0])])
 def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(model, halfway, tmp_path, damage, part):
     whole, store = halfway(tmp_path)
@@ -450,6 +454,7 @@ def test_a_long_stream_takes_flat_memory_and_bounded_disk(model, tmp_path):
     assert disk.max() < 2 * (model.weight(1).numel() * 4 + 60 * 1000)
 
 
+@pytest.mark.slow
 def test_the_same_stream_in_another_process_gives_the_same_bits(model, tiny_folder, tmp_path):
     """Same seed, same machine: loaded, sampled contexts and all, a second time."""
     code = (

@@ -348,9 +348,9 @@ def test_what_does_not_change_the_numbers_does_not_change_the_key(model, tmp_pat
     "method, batch_size, untouched",
     [
         (kedit.MEMIT(**FAST), 1, {0: 1.0}),
-        (kedit.MEMIT(**FAST), 2, {0: 1.0, 2: 0.1}),
+        pytest.param(kedit.MEMIT(**FAST), 2, {0: 1.0, 2: 0.1}, marks=pytest.mark.slow),
         (WITH_HISTORY[0], 2, {0: 1.0}),
-        (WITH_HISTORY[1], 1, {0: 1.0, 2: 0.1}),
+        pytest.param(WITH_HISTORY[1], 1, {0: 1.0, 2: 0.1}, marks=pytest.mark.slow),
     ],
     ids=["MEMIT", "MEMIT in batches, dead", "with history, in batches", "AlphaEdit, dead"],
 )
