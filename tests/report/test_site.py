@@ -128,6 +128,18 @@ def test_the_readmes_first_lines_say_what_the_runs_say():
         assert said in text
 
 
+def test_the_readme_says_what_kept_facts_leave():
+    runs = kedit.load_runs(["memit-kept", "memit", "rome", "alphaedit"], committed="smollm2-60").query("order == 0")
+    left = kedit.outcomes(runs).query("setting == 'as printed'").set_index("stream")[["edits", "untouched"]]
+    kept, memit, rome, alphaedit = (
+        f"{left.edits[name]:.0%} {{}} {left.untouched[name]:.0%}".replace("%", " %")
+        for name in ("memit-kept", "memit", "rome", "alphaedit")
+    )
+    said = f"leave {kept.format('of the edits and')} of other unrelated facts right, where MEMIT leaves "
+    said += f"{memit.format('and')}, ROME {rome.format('and')}, AlphaEdit {alphaedit.format('and')}"
+    assert said in (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("stream", "model", "share"), [("memit-rho2", "smollm2", "78 %"), ("why-pmet-left", "lab", "100 %")]
 )
