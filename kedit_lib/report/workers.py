@@ -29,6 +29,8 @@ from ..streams.bench import Bench
 LOCAL = {
     "distributed.scheduler.worker-saturation": 1.0,  # tasks wait for a free worker, the first one first
     "distributed.worker.profile.enabled": False,
+    # Dask's own setting makes glibc ask the system for each larger tensor anew: half as fast, or less.
+    "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None,
     # A worker beyond its memory is ended and its task goes on elsewhere; it could not spill what torch holds.
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
