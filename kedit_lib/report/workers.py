@@ -89,9 +89,9 @@ def _client(profile: Profile) -> Iterator[Client]:
         else:
             stack.enter_context(dask.config.set(LOCAL))
             options = {"silence_logs": logging.CRITICAL, "env": {"OMP_NUM_THREADS": profile.threads}}
-            address = "127.0.0.1:0"
+            options |= {"n_workers": profile.workers, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
             with _deaf():
-                cluster = LocalCluster(profile.workers, threads_per_worker=1, dashboard_address=address, **options)
+                cluster = LocalCluster(**options)
                 client = stack.enter_context(Client(stack.enter_context(cluster)))
         workers = len(client.scheduler_info(n_workers=-1)["workers"])
         shown = client.dashboard_link if find_spec("bokeh") else client.scheduler.address

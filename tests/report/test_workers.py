@@ -19,7 +19,7 @@ from kedit_lib.report import sweep
 from kedit_lib.report.workers import in_workers
 
 pytestmark = [pytest.mark.slow, pytest.mark.crash]
-PROFILE = load_profile("smoke")
+PROFILE = load_profile("smoke", workers=3)
 EDITS = 30
 
 
@@ -88,7 +88,7 @@ def test_a_stream_whose_worker_is_killed_goes_on_on_another(tmp_path, capfd):
     assert_resumed(tmp_path / "store", started, tmp_path)
     assert not children()
     printed = capfd.readouterr()
-    assert "2 workers: tcp://127.0.0.1:" in printed.out and "[1/1, " in printed.out
+    assert "3 workers: tcp://127.0.0.1:" in printed.out and "[1/1, " in printed.out
     assert "Traceback" not in printed.err and "distributed" not in printed.err
 
 
