@@ -22,12 +22,11 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from ..editing.compute_k import outputs_at
+from ..editing.compute_k import outputs_at, prompts_of
 from ..editing.compute_z import Doubtful
 from ..errors import KeditError
 from ..evaluation import generation_accuracy
 from ..models.hooks import no_bar
-from ..models.tokenization import encode_prompt
 from ..streams.bench import Bench
 from .measured import keep, stored
 
@@ -53,7 +52,7 @@ def decompose(model, method, edits, facts, moments=None, contexts=None, match="e
     """
     if not edits or not facts:
         raise KeditError("decompose: needs at least one edit and one fact that no edit touches; give both")
-    prompts = [encode_prompt(model.tokenizer, "{}", prompt, subject) for prompt, subject, _ in facts]
+    prompts = prompts_of(model, facts)
     asked, answers = [p.replace("{}", s) for p, s, _ in facts], [answer for *_, answer in facts]
     above, given = model.layers[max(method.layers)], {"moments": moments, "contexts": contexts}
     history, step = method.new_history(model, moments), -(-len(edits) // CHECKPOINTS)

@@ -21,11 +21,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..editing.compute_k import outputs_at
+from ..editing.compute_k import outputs_at, prompts_of
 from ..editing.compute_z import Doubtful
 from ..errors import KeditError
 from ..evaluation import generation_accuracy
-from ..models.tokenization import encode_prompt
 from ..streams.bench import Bench
 from ..streams.named_streams import COLLAPSING
 from .measured import committed, keep, stored
@@ -54,7 +53,7 @@ def foretell(
     """
     if not edits or not strangers:
         raise KeditError("foretell: needs at least one edit and one fact of a stranger; give both")
-    prompts = [encode_prompt(model.tokenizer, "{}", prompt, subject) for prompt, subject, _ in strangers]
+    prompts = prompts_of(model, strangers)
     asked, answers = [p.replace("{}", s) for p, s, _ in strangers], [answer for *_, answer in strangers]
     above, total, spills = model.layers[max(method.layers)], {}, []
     with model.temporarily(), warnings.catch_warnings():

@@ -14,8 +14,15 @@ from ..models.hooks import pad, trace
 from ..models.layer_arguments import layer_calls
 from ..models.memory import in_parts
 from ..models.suffix import run_layer
+from ..models.tokenization import Prompt, encode_prompt
 
 ROWS = 256  # prompts a forward pass, bounds memory
+
+
+def prompts_of(model, facts) -> list[Prompt]:
+    """Clean prompts to read: of edits, whose targets play no part, or of (prompt with {}, subject, …) tuples."""
+    pairs = [fact[:2] if isinstance(fact, tuple) else (fact.prompt, fact.subject) for fact in facts]
+    return [encode_prompt(model.tokenizer, "{}", prompt, subject) for prompt, subject in pairs]
 
 
 def keys_at(model, prompts, layers) -> dict[int, Tensor]:

@@ -23,9 +23,8 @@ from ..errors import KeditError
 from ..models.checked import check_editable
 from ..models.deltas import record_of
 from ..models.memory import memory_for
-from ..models.tokenization import encode_prompt
 from .call import Call, Outcome
-from .compute_k import keys_at
+from .compute_k import keys_at, prompts_of
 from .compute_z import warn_if_doubtful
 from .contexts import check_contexts, generate_contexts
 from .engine import requests_of
@@ -115,10 +114,8 @@ class Method(BaseModel, ABC, metaclass=_Listed):
             if history is None or history.kind != "keys":
                 use = "MEMIT(use_history=True) and AlphaEdit have one"
                 raise KeditError(f"{self.name}: keep needs a history of keys; {use}")
-            pairs = [fact if isinstance(fact, tuple) else (fact.prompt, fact.subject) for fact in keep]
-            prompts = [encode_prompt(model.tokenizer, "{}", prompt, subject) for prompt, subject in pairs]
             with model.temporarily():
-                history.remember(model, keys_at(model, prompts, model.check_layers(self.layers)))
+                history.remember(model, keys_at(model, prompts_of(model, keep), model.check_layers(self.layers)))
         return history
 
     def apply(

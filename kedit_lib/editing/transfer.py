@@ -33,9 +33,8 @@ import torch
 
 from ..data.config import LAB_MODELS, load_model_params
 from ..errors import KeditError
-from ..models.tokenization import encode_prompt
 from . import Method, UltraEdit, Wrapper, method_for
-from .compute_k import outputs_at
+from .compute_k import outputs_at, prompts_of
 
 SETTINGS = {"as printed": None, "as scaled": 2.0}  # ρ of the two settings that streams are reported in
 # hyperparameters that weigh an edit against C, whose scale is d_ff
@@ -165,9 +164,8 @@ def v0_norm(model, method: Method, facts=None) -> float:
             f"facts: {model.name} knows its own world only; give some of it, such as facts=kedit.load_edits('lab', "
             "model=model, limit=25, seed=1)"
         )
-    pairs = [fact if isinstance(fact, tuple) else (fact.prompt, fact.subject) for fact in facts or FACTS]
     model.check_layers(method.layers)
-    prompts = [encode_prompt(model.tokenizer, "{}", prompt, subject) for prompt, subject in pairs]
+    prompts = prompts_of(model, facts or FACTS)
     with model.temporarily():
         return median(outputs_at(model, prompts, method._site(model).values[0]).norm(dim=1).tolist())
 
