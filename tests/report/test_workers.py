@@ -2,10 +2,12 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -20,14 +22,32 @@ from kedit_lib.report.workers import in_workers
 
 pytestmark = [pytest.mark.slow, pytest.mark.crash]
 PROFILE = load_profile("smoke", workers=3)
-EDITS = 30
+EDITS, HELD_AT = 12, 6
+
+
+@dataclass
+class Held:
+    """A probe that measures nothing: after HELD_AT edits, where `folder` has a file `hold`, it writes the number of its
+    process to `held` and waits until that file is removed."""
+
+    folder: Path
+    identity = "held"
+
+    def __call__(self, model, done) -> list[dict]:
+        hold, held = self.folder / "hold", self.folder / "held"
+        if len(done) == HELD_AT and hold.exists():
+            hold.unlink()
+            held.write_text(str(os.getpid()))
+            while held.exists():
+                time.sleep(0.05)
+        return []
 
 
 def stream(bench, store) -> kedit.Run:
     """A stream with a checkpoint at every second edit."""
     method = kedit.ROME(layers=[1], v_num_grad_steps=3, mom2_adjustment=False)
-    options = {"contexts": ["{}"], "probes": [], "checkpoint_every": 2, "dense_every": 2, "progress": False}
-    return kedit.run_stream(bench.model, bench.edits(0, EDITS), method, store=store, **options)
+    options = {"contexts": ["{}"], "probes": [Held(store.parent)], "checkpoint_every": 2, "progress": False}
+    return kedit.run_stream(bench.model, bench.edits(0, EDITS), method, store=store, dense_every=2, **options)
 
 
 def noted(bench, folder) -> str:
@@ -37,27 +57,21 @@ def noted(bench, folder) -> str:
     return "done"
 
 
-def begun(store: Path) -> str | None:
-    """When the stream in the store was begun, once it has a second checkpoint and is not finished."""
-    states = sorted(store.glob("*/at-*/state.json"))
-    if len(states) < 2 or list(store.glob("*/manifest.json")):
-        return None
-    try:
-        return json.loads(states[0].read_text())["started"]
-    except OSError:  # an older checkpoint is removed
-        return None
-
-
-def meanwhile(store: Path, act) -> list[str]:
-    """In a thread: call `act` in the middle of the stream in the store; [when that stream was begun]."""
-    seen = []
+def meanwhile(folder: Path, act) -> list[str]:
+    """In a thread: call `act` with the number of the process that waits in the middle of a stream (see Held), and let
+    it go on a little later; [when that stream was begun]."""
+    seen, held = [], folder / "held"
+    (folder / "hold").touch()
 
     def watch() -> None:
         end = time.monotonic() + 240
-        while not (started := begun(store)) and time.monotonic() < end:
-            time.sleep(0.01)
-        act()
-        seen.append(started)
+        while not (held.exists() and held.read_text()) and time.monotonic() < end:
+            time.sleep(0.05)
+        states = sorted(folder.glob("store/*/at-*/state.json"))
+        seen.append(json.loads(states[0].read_text())["started"])
+        act(int(held.read_text()))
+        time.sleep(3)  # until the others have noticed
+        held.unlink()
 
     threading.Thread(target=watch, daemon=True).start()
     return seen
@@ -78,11 +92,7 @@ def children() -> list[psutil.Process]:
 
 
 def test_a_stream_whose_worker_is_killed_goes_on_on_another(tmp_path, capfd):
-    def kill() -> None:
-        busy = max(children(), key=lambda child: sum(child.cpu_times()[:2]))
-        busy.kill()
-
-    started = meanwhile(tmp_path / "store", kill)
+    started = meanwhile(tmp_path, lambda pid: os.kill(pid, signal.SIGKILL))
     (run,) = in_workers({"stream": (stream, PROFILE, tmp_path / "store")}, PROFILE)
     assert len(run.edits) == EDITS
     assert_resumed(tmp_path / "store", started, tmp_path)
@@ -156,7 +166,7 @@ def test_workers_of_a_scheduler_hand_back_what_they_made(cluster, tmp_path, monk
 
 def test_a_lost_scheduler_leaves_streams_that_resume(cluster, tmp_path, capfd):
     scheduler, *workers = cluster
-    started = meanwhile(tmp_path / "store", scheduler.kill)
+    started = meanwhile(tmp_path, lambda _: scheduler.kill())
     with pytest.raises(kedit.KeditError, match="scheduler tcp://.* is lost; the same command goes on"):
         in_workers({"stream": (stream, PROFILE, tmp_path / "store")}, PROFILE)
     for worker in workers:
