@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from pydantic import ValidationError
@@ -51,7 +51,6 @@ Texts = Annotated[str | None, Option(help="other plain text for second moments: 
 LiveOrders = Annotated[str | None, Option("--orders", help="edit orders to execute now: all, or numbers such as 0,2")]
 Fields = Annotated[list[str] | None, Option("-p", metavar="NAME=VALUE", help="change a field of the profile")]
 Only = Annotated[str | None, Option(metavar="NB", help="only notebooks whose names begin with this, such as 03")]
-Out = Annotated[Path | None, Option(help="folder for layers.csv and scales.csv (default: beside the weights)")]
 
 
 @app.command()
@@ -159,19 +158,6 @@ def fetch_model() -> None:
     from .models.pretrained import SMOLLM2, local_folder
 
     print(f"{SMOLLM2}: {local_folder(SMOLLM2)}")
-
-
-@app.command("layer-sweep")
-def layer_sweep(
-    model: Annotated[str, Option(help="lab or lab-small")] = "lab",
-    n: Annotated[int, Option(help="edits for each setting")] = 20,
-    only: Annotated[Literal["layers", "scales"] | None, Option(help="one of the two sweeps")] = None,
-    out: Out = None,
-) -> None:
-    """Sweep the edited layers and the stream's scale, with edits of people who are kept for it."""
-    from .analysis import layer_sweep
-
-    layer_sweep.run(model, n, only, out)
 
 
 @program

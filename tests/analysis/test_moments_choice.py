@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from moments_choice import choice_cost
 
 import kedit_lib as kedit
-from kedit_lib.analysis.moments_choice import choice_cost
 from kedit_lib.lab import world_of
 from kedit_lib.lab.corpus import texts
 

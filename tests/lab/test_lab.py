@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from itertools import groupby, islice
 
+import layer_sweep
 import pandas as pd
 import pytest
 import torch
@@ -16,8 +17,6 @@ from library import refused
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import kedit_lib as kedit
-from kedit_lib.__main__ import main
-from kedit_lib.analysis import layer_sweep
 from kedit_lib.lab import corpus, train, world_of
 from kedit_lib.lab.batches import FOREVER, batches, people_known, train_tokenizer
 from kedit_lib.lab.edits import ask, lab_edits, near_facts, other_facts, untouched_facts
@@ -376,7 +375,7 @@ def test_layers_and_scale_are_swept_on_development_people(tmp_path, monkeypatch,
     monkeypatch.setattr(layer_sweep, "WIDEST", 1)
     monkeypatch.setattr(layer_sweep, "SCALES", (16.0,))
     monkeypatch.chdir(tmp_path)
-    assert main(["layer-sweep", "--model", "lab-small", "--n", "1", "--out", str(tmp_path)]) == 0
+    layer_sweep.main("lab-small", 1, tmp_path)
     assert {e.subject for e in asked} <= set(world_of(kedit.load_model("lab-small")).development)
     layers = pd.read_csv(tmp_path / "layers.csv", dtype={"layers": str})
     assert layers.groupby("method").size().to_dict() == {"MEMIT": 3, "PMET": 3, "ROME": 4}

@@ -7,7 +7,7 @@
 What two halves of the reference text differ by is the scale for all three.
 
     edits = kedit.load_edits("counterfact.json", model=model, limit=5)
-    own_text_cost(model, "wikitext-2.txt", edits).to_csv("figures/data/smollm2.moments_choice.csv")
+    own_text_cost(model, "wikitext-2.txt", edits).to_csv("results/moments_choice.csv")
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pathlib import Path
 import pandas as pd
 from torch import Tensor
 
-from ..editing import Method, method_for
-from ..editing.second_moments import SecondMoments
-from ..streams.facts import HELD_OUT, plain_texts, read_texts
+from kedit_lib.editing import Method, method_for
+from kedit_lib.editing.second_moments import SecondMoments
+from kedit_lib.streams.facts import HELD_OUT, plain_texts, read_texts
 
 METHODS = ("memit", "rome")
 TOKENS = 60_000  # of each text

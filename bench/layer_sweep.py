@@ -1,44 +1,46 @@
 """Which layers to edit, and the scale of the residual stream: single edits of the development people.
 
-`kedit layer-sweep --model lab` writes layers.csv and scales.csv beside the weights, measured with the published
-hyperparameters. No stream edits these people or asks about them.
+    python bench/layer_sweep.py lab
+
+writes layers.csv and scales.csv beside the weights, measured with the published hyperparameters. No stream edits these
+people or asks about them.
 """
 
 from __future__ import annotations
 
 import copy
 import itertools
+import sys
 from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import torch
 
-from ..editing import method_class, method_for
-from ..editing.contexts import generate_contexts
-from ..editing.second_moments import SecondMoments
-from ..errors import KeditError
-from ..evaluation.single_edits import single_edits
-from ..lab import moment_texts, world_of
-from ..lab.edits import lab_around, lab_edits
-from ..lab.train import fix_scale
-from ..models.loading import load_model
-from ..models.model import EditableModel
+from kedit_lib.editing import method_class, method_for
+from kedit_lib.editing.contexts import generate_contexts
+from kedit_lib.editing.second_moments import SecondMoments
+from kedit_lib.evaluation.single_edits import single_edits
+from kedit_lib.lab import moment_texts, world_of
+from kedit_lib.lab.edits import lab_around, lab_edits
+from kedit_lib.lab.train import fix_scale
+from kedit_lib.models.loading import load_model
+from kedit_lib.models.model import EditableModel
 
 WIDEST = 4  # adjacent layers at most
 SCALES = (8.0, 16.0, 22.0, 32.0, 45.0, 64.0)  # mean norms of the stream in the middle; v_lr is 0.5 whatever it is
 
 
-def layer_sweep(model, n: int = 20, cache=None) -> pd.DataFrame:
+def layer_sweep(model, n: int) -> pd.DataFrame:
     """Mean of `single_edits` for ROME at every layer, MEMIT and PMET at every run of adjacent layers below the last."""
     runs = [("rome", [i]) for i in range(model.n_layers)]
     spans = [list(range(a, b)) for a, b in itertools.combinations(range(model.n_layers), 2) if b - a <= WIDEST]
     runs += [(method, layers) for method in ("memit", "pmet") for layers in spans]
-    moments = SecondMoments.estimate(model, moment_texts(model), range(model.n_layers), cache=cache)
+    moments = SecondMoments.estimate(model, moment_texts(model), range(model.n_layers), cache="results/moments")
     return _table(_means(model, method_for(model, name, layers=layers), n, moments) for name, layers in runs)
 
 
-def scale_sweep(model, n: int = 20) -> pd.DataFrame:
+def scale_sweep(model, n: int) -> pd.DataFrame:
     """The same for the chosen layers at each of SCALES; what the model says does not depend on the scale."""
     return _table(_scaled(model, n))
 
@@ -72,18 +74,14 @@ def _table(rows) -> pd.DataFrame:
     return pd.DataFrame(kept).round(4)
 
 
-def run(name: str, n: int = 20, only: str | None = None, out: Path | None = None) -> None:
-    """`kedit layer-sweep`: one of the sweeps or both, on one thread. KeditError for too many edits or no folder."""
+def main(name: str, n: int = 20, out: Path | None = None) -> None:
+    """Both sweeps with `n` edits for each setting, into `out` (default: beside the weights)."""
     torch.set_num_threads(1)
-    if n < 1:
-        raise KeditError(f"--n {n}: must be at least 1")
     model = load_model(name)
     folder = out or model.folder
-    if folder is None or not folder.is_dir():
-        raise KeditError(f"--out {folder}: is no folder; give an existing one")
-    if n > (most := len(world_of(model).development)):
-        raise KeditError(f"--n {n}: {name} has {most} people kept for it; give at most as many")
-    if only != "scales":
-        layer_sweep(model, n, cache="results/moments").to_csv(folder / "layers.csv", index=False)
-    if only != "layers":
-        scale_sweep(model, n).to_csv(folder / "scales.csv", index=False)
+    layer_sweep(model, n).to_csv(folder / "layers.csv", index=False)
+    scale_sweep(model, n).to_csv(folder / "scales.csv", index=False)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else "lab")
