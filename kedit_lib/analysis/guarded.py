@@ -101,16 +101,6 @@ def judged(sequences: pd.DataFrame, alarm: pd.Series) -> pd.Series:
     return pd.Series(row)
 
 
-def grid(sequences: pd.DataFrame, looks, settings: list[dict]) -> pd.DataFrame:
-    """`judged` for each of the settings and each half, one row each."""
-    rows = []
-    for one in settings:
-        alarm = alarms(sequences, looks, **one)
-        for number, part in sequences.groupby("half"):
-            rows.append({**one, "half": number, **judged(part, alarm[part.index])})
-    return pd.DataFrame(rows)
-
-
 def signal(one: pd.DataFrame, name: str) -> pd.Series:
     """One signal of one sequence by edits, larger for more damage, as a share of its healthy value: the first measured
     or, where it comes with every edit, the median of the first edits against running medians."""

@@ -50,7 +50,10 @@ def style() -> None:
 
 
 def folder() -> Path:
-    return Path(os.environ.get("KEDIT_FIGURES") or REPOSITORY / "figures")
+    """figures/, or where KEDIT_FIGURES says; made when it is not there."""
+    where = Path(os.environ.get("KEDIT_FIGURES") or REPOSITORY / "figures")
+    where.mkdir(parents=True, exist_ok=True)
+    return where
 
 
 def show(fig, name: str, caption: str, alt: str, data: pd.DataFrame) -> None:
@@ -59,7 +62,6 @@ def show(fig, name: str, caption: str, alt: str, data: pd.DataFrame) -> None:
     caption: what is drawn and what it shows. alt: for who cannot see it. data: what the lines are made of.
     """
     where = folder()
-    where.mkdir(parents=True, exist_ok=True)
     _label_short_logs(fig)
     if not fig.get_layout_engine():
         fig.tight_layout()
@@ -93,7 +95,6 @@ def _label_short_logs(fig) -> None:
 
 def keep(table: pd.DataFrame, name: str) -> pd.DataFrame:
     """Save a table as figures/<name>.csv and hand it back."""
-    folder().mkdir(parents=True, exist_ok=True)
     table.to_csv(folder() / f"{name}.csv", index=False, float_format="%.6g")
     return table
 
@@ -101,7 +102,6 @@ def keep(table: pd.DataFrame, name: str) -> pd.DataFrame:
 def say(text: str, name: str | None = None) -> None:
     """Show a paragraph; with a name also save it as figures/<name>.md."""
     if name is not None:
-        folder().mkdir(parents=True, exist_ok=True)
         (folder() / f"{name}.md").write_text(text + "\n", encoding="utf-8")
     display(Markdown(without_tags(text)))
 
@@ -117,14 +117,6 @@ def verdict(claim: str, answer: str, number: str, where: str, figure: str | None
     if figure is not None:
         rows["Figure"] = f"[{figure}](../../figures/{figure}.png)"
     say("\n".join(f"> **{name}.** {text}  " for name, text in rows.items()))
-
-
-def floor(ax, value: float, text: str) -> None:
-    """A line at the value of a model that knows nothing, named beside the panel."""
-    ax.axhline(value, color="grey", linewidth=1, linestyle=(0, (2, 3)))
-    ax.annotate(
-        text, (1.01, value), xycoords=("axes fraction", "data"), ha="left", va="center", fontsize=8, color="dimgrey"
-    )
 
 
 def tick_at(axis, values) -> None:

@@ -89,7 +89,8 @@ def faults_of_source(path: Path) -> list[str]:
 
 def tidy(notebook: dict[str, Any], root: Path) -> None:
     """Reduce an executed notebook to its author's text and its numbers."""
-    notebook["metadata"].pop("papermill", None)
+    for key in ("papermill", "widgets"):  # live cells are one sentence here
+        notebook["metadata"].pop(key, None)
     notebook["metadata"].get("language_info", {}).pop("version", None)
     cells = notebook["cells"]
     for cell in [cell for cell in cells if VERDICT in tags_of(cell)]:  # the answer first: after the title
@@ -102,7 +103,6 @@ def tidy(notebook: dict[str, Any], root: Path) -> None:
         if INJECTED in tags_of(cell):
             cell["id"] = INJECTED  # papermill draws a random one
         _map_text(cell.get("outputs", []), lambda text: _without_paths(text, root))
-    _name_widgets_by_order(notebook)
 
 
 def _map_text(node: Any, change: Any) -> Any:
@@ -123,25 +123,6 @@ def _without_paths(text: str, root: Path) -> str:
         if len(Path(folder).parts) > 1:  # never "/" itself
             text = re.sub(re.escape(str(folder)) + r"(?![\w.-])", name, text)
     return text
-
-
-def _name_widgets_by_order(notebook: dict[str, Any]) -> None:
-    """Number the widgets' random ids in the order of the outputs that show them; parts after their whole."""
-    widgets = notebook["metadata"].get("widgets", {}).get("application/vnd.jupyter.widget-state+json", {})
-    state, order = widgets.get("state", {}), []
-
-    def meet(node: Any) -> None:
-        for widget in re.findall(r"[0-9a-f]{32}", json.dumps(node, sort_keys=True)):
-            if widget in state and widget not in order:
-                order.append(widget)
-                meet(state[widget])
-
-    meet([cell.get("outputs", []) for cell in notebook["cells"]])
-    widgets["state"] = {widget: state[widget] for widget in order}  # what no output shows is left out
-    text = json.dumps(notebook)
-    for number, widget in enumerate(order):
-        text = text.replace(widget, f"{number:032x}")
-    notebook.update(json.loads(text))
 
 
 def was_started(notebook: dict[str, Any]) -> bool:

@@ -72,7 +72,5 @@ def test_committed_runs():
     assert {*sequences.fate} == {"dies", "lasts", "dying"}
     found = guarded.judged(sequences, alarm)
     assert found["warned in time"] == 1 and found["false alarms, lasting"] == "0/1"
-    grid = guarded.grid(sequences, guarded.at_checkpoints, [{"within": 80}, {"within": None}])
-    assert grid.die.sum() == 2 * found["die"] and {*grid.half} == {0, 1}
     first = guarded.which_first(table, sequences.assign(half=(sequences.fate == "dies").astype(int)))
     assert first.set_index("signal")["warned in time"]["unrelated facts"] == 1

@@ -51,10 +51,8 @@ def test_short_logarithmic_axes_have_plain_numbers_and_ticks_stand_at_what_was_m
     ax.plot([10, 100, 450], [0.1, 0.2, 0.3])
     ax.set_xscale("log")
     figures.tick_at(ax.xaxis, [450, 10, 100, 10])
-    figures.floor(ax, 0.1, "guess")
     fig.draw_without_rendering()
     assert [t.get_text() for t in ax.get_xticklabels(which="both")] == ["10", "100", "450"]
-    assert ax.texts[0].get_window_extent().x0 > ax.get_window_extent().x1  # a floor's name is beside the panel
     plt.close(fig)
 
 
