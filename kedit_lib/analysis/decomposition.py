@@ -28,7 +28,7 @@ from ..errors import KeditError
 from ..evaluation import generation_accuracy
 from ..models.hooks import no_bar
 from ..streams.bench import Bench
-from .measured import keep, stored
+from . import measured
 
 WHAT = "decomposition.parquet"
 STREAMS = ("memit", "memit-rho2", "memit-layers-steps")  # that a sweep decomposes
@@ -44,11 +44,9 @@ def decompose(model, method, edits, facts, moments=None, contexts=None, match="e
     match   as in `generation_accuracy`
 
     One row per checkpoint and fact: edits (made so far), fact, the four TERMS (their sum is the squared shift), right
-    (whether the fact is still said), right_sum (whether it is under W₀ + Σ Δ⁰_j). The weights are the ones at entry
-    afterwards.
-
-    Cost: every edit is made twice, the facts are read once an edit up to the last edited layer, and asked twice at each
-    of the CHECKPOINTS. KeditError without edits or facts.
+    (whether the fact is still said), right_sum (whether it is under W₀ + Σ Δ⁰_j). Afterwards the weights are those at
+    entry. Every edit is made twice; the facts are read once an edit and asked twice at each of the CHECKPOINTS.
+    KeditError without edits or facts.
     """
     if not edits or not facts:
         raise KeditError("decompose: needs at least one edit and one fact that no edit touches; give both")
@@ -66,8 +64,8 @@ def decompose(model, method, edits, facts, moments=None, contexts=None, match="e
         def shift() -> torch.Tensor:
             return outputs_at(model, prompts, above).double() - unedited
 
-        def right() -> list[bool]:
-            return generation_accuracy(model, asked, answers, match)
+        def look() -> tuple[torch.Tensor, list[bool]]:
+            return shift().square().sum(1), generation_accuracy(model, asked, answers, match)
 
         for j, edit in enumerate(tqdm(edits, desc="decomposition", disable=no_bar(progress)), 1):
             with model.temporarily():
@@ -78,10 +76,10 @@ def decompose(model, method, edits, facts, moments=None, contexts=None, match="e
             method.apply(model, [edit], **given, **({} if history is None else {"history": history}))
             if j % step and j < len(edits):
                 continue
-            whole, says = shift().square().sum(1), right()
+            whole, says = look()
             with model.temporarily():
                 model.add(total)
-                summed, says_sum = shift().square().sum(1), right()
+                summed, says_sum = look()
             straight = aligned.square().sum(1)
             terms = torch.stack([squares, straight - squares, summed - straight, whole - summed], 1) / size[:, None]
             table = pd.DataFrame(terms.cpu().numpy(), columns=TERMS)
@@ -89,34 +87,26 @@ def decompose(model, method, edits, facts, moments=None, contexts=None, match="e
     return pd.concat(rows, ignore_index=True)[["edits", "fact", *TERMS, "right", "right_sum"]]
 
 
-def decomposition(bench: Bench, name: str, order: int = 0, edits: int = 20, facts: int = FACTS) -> pd.DataFrame | None:
-    """`decompose` of the first `edits` of a stream and `facts` untouched facts: the committed table, whatever its size,
-    or one from results/. A live order that is in neither is measured; another one is None."""
-    found = stored(bench, name, order, WHAT)
-    if found is None and order in bench.profile.live_orders:
-        found = keep(bench, name, order, WHAT, lambda: measure(bench, name, order, edits, facts))
-    return found
+def decomposition(bench: Bench, name: str, order: int = 0, edits: int = EDITS) -> pd.DataFrame | None:
+    """`measure` of a stream: the committed table, whatever its size, or one from results/. A live order that is in
+    neither is measured; another one is None."""
+    return measured.found(bench, name, order, WHAT, lambda: measure(bench, name, order, edits))
 
 
 def measure(bench: Bench, name: str, order: int = 0, edits: int = EDITS, facts: int = FACTS) -> pd.DataFrame:
-    """`decompose` a named stream; KeditError for one of batches, or of a method that does more than update layers."""
-    method, all_edits = bench.method(name), bench.edits(order)
+    """`decompose` the first `edits` of a named stream; KeditError for a stream of batches or a pruned one."""
+    method, every = bench.method(name), bench.edits(order)
     if bench.streams[name].batch_size != 1 or bench.streams[name].pruned:
         raise KeditError(f"decomposition of {name}: is not a stream of single edits; take one, such as memit")
+    strangers, given = bench.facts.strangers(every, facts, order), bench.inputs(method, order)
     return decompose(
-        bench.model,
-        method,
-        all_edits[:edits],
-        bench.facts.strangers(all_edits, facts, order),
-        **bench.inputs(method, order),
-        match=bench.facts.match,
-        progress=bench.progress,
+        bench.model, method, every[:edits], strangers, **given, match=bench.facts.match, progress=bench.progress
     )
 
 
 def shares(table: pd.DataFrame) -> pd.DataFrame:
-    """Each of TERMS as a share of the mean squared shift: one row per checkpoint of `decompose`, with the shift and the
-    share of the facts that are right, in the sequence and under the sum of the edits made alone."""
+    """Each of TERMS as a share of the mean squared shift, one row per checkpoint of `decompose`; with the shift and the
+    shares `right` and `right_sum`."""
     mean = table.groupby("edits")[[*TERMS, "right", "right_sum"]].mean()
     shift = mean[list(TERMS)].sum(axis=1)
     return mean.assign(shift=shift, **{term: mean[term] / shift for term in TERMS}).reset_index()

@@ -27,7 +27,7 @@ from ..errors import KeditError
 from ..evaluation import generation_accuracy
 from ..streams.bench import Bench
 from ..streams.named_streams import COLLAPSING
-from .measured import committed, keep, stored
+from . import measured
 
 SAMPLE, STRANGERS = 30, 100  # edits made apart, and facts asked, to foretell a stream
 WHAT = f"foretold-{SAMPLE}x{STRANGERS}.json"
@@ -49,7 +49,7 @@ def foretell(
     strangers  (prompt with {}, subject, answer): facts that no edit touches and the unedited model knows
     match      when a fact counts as said, as in `generation_accuracy`: "begins" for models that write on
 
-    The weights are the ones at entry afterwards. KeditError without edits or strangers.
+    Afterwards the weights are those at entry. KeditError without edits or strangers.
     """
     if not edits or not strangers:
         raise KeditError("foretell: needs at least one edit and one fact of a stranger; give both")
@@ -105,23 +105,21 @@ def _walk(pool: np.ndarray, theta: float, seed: int) -> float:
 def measure(bench: Bench, name: str, order: int) -> dict[str, float]:
     """`foretell` a stream from its first edits."""
     method, edits = bench.method(name), bench.edits_of(name, order)
-    strangers = bench.facts.strangers(edits, STRANGERS, order)
-    inputs = bench.inputs(method, order)
-    return foretell(bench.model, method, edits[:SAMPLE], strangers, **inputs, seed=order, match=bench.facts.match)
+    strangers, given = bench.facts.strangers(edits, STRANGERS, order), bench.inputs(method, order)
+    return foretell(bench.model, method, edits[:SAMPLE], strangers, **given, seed=order, match=bench.facts.match)
 
 
-def foretold(bench: Bench | None = None, models=(), live=("memit",)) -> pd.DataFrame:
-    """The forecasts there are, one row per model, stream and order: N (inf: beyond FURTHEST), theta, spill.
+def foretold(bench: Bench, models=()) -> pd.DataFrame:
+    """The forecasts there are, one row per model, stream and order: N (inf: beyond FURTHEST edits), theta, spill.
 
-    From committed data, for the models with these labels; and from the bench, whose live orders of the streams `live`
-    are measured if need be.
+    Committed ones of the models with these labels; if the bench's is not among them, also its own, of which MEMIT's
+    live orders are measured if need be.
     """
-    found = committed(WHAT, models)
-    for name in STREAMS if bench is not None and bench.label not in models else ():
+    known = measured.committed(WHAT, models)
+    for name in STREAMS if bench.label not in models else ():
         for order in bench.profile.orders if name in bench.streams else ():
-            one = stored(bench, name, order, WHAT)
-            if one is None and name in live and order in bench.profile.live_orders:
-                one = keep(bench, name, order, WHAT, partial(measure, bench, name, order))
-            found += [] if one is None else [(bench.label, name, order, one)]
-    rows = [{"model": m, "stream": s, "order": o, **one} for m, s, o, one in found]
+            make = partial(measure, bench, name, order) if name == "memit" else None
+            one = measured.found(bench, name, order, WHAT, make)
+            known += [] if one is None else [(bench.label, name, order, one)]
+    rows = [{"model": m, "stream": s, "order": o, **one} for m, s, o, one in known]
     return pd.DataFrame(rows, columns=["model", "stream", "order", "N", "theta", "spill"])

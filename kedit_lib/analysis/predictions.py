@@ -42,18 +42,16 @@ def scored(found: pd.DataFrame, notebook: str | None = None, figures: Path | Non
 
 def _asked(one: dict, found: pd.DataFrame, folder: Path) -> pd.DataFrame:
     """The rows of outcomes that a prediction is about."""
-    path = folder / f"{one.get('table')}.csv"
-    if "verdict" in one or ("table" in one and not path.exists()):
+    table = found
+    if "table" in one:
+        path = folder / f"{one['table']}.csv"
+        table = pd.read_csv(path) if path.exists() else None
+    if "verdict" in one or table is None:
         return found[:0]
-    table = pd.read_csv(path) if "table" in one else _beside(found, one.get("against"))
+    if "against" in one:
+        theirs = found[found.stream == one["against"]].drop(columns="stream")
+        table = found.merge(theirs, on=["model", "setting", "order"], suffixes=("", "_other"))
     return table.query(one["where"], engine="python")
-
-
-def _beside(found: pd.DataFrame, other: str | None) -> pd.DataFrame:
-    if other is None:
-        return found
-    theirs = found[found.stream == other].drop(columns="stream")
-    return found.merge(theirs, on=["model", "setting", "order"], suffixes=("", "_other"))
 
 
 def _verdict(held: int, runs: int) -> str:

@@ -13,6 +13,7 @@ budget, or with part of the prompt unedited.
 from __future__ import annotations
 
 import warnings
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,7 @@ from ..editing.interventions import changed
 from ..evaluation import generation_accuracy
 from ..streams.bench import Bench
 from ..streams.named_streams import COLLAPSING
-from .measured import stored
+from . import measured
 
 STREAMS = (COLLAPSING, "why-pmet-left")  # where the optimised probability falls: as it may, and by the padding bug
 AT = (0, 150, 300, 450)  # edits made before targets are looked for
@@ -42,14 +43,9 @@ def reach(method, d_model: int, v0_norm):
     return np.minimum(steps / v0_norm, method.clamp_norm_factor)
 
 
-def frozen(first: pd.Series, last: pd.Series) -> pd.Series:
-    """`targets.did_nothing` of each optimisation; first, last: their probabilities."""
-    return pd.Series([did_nothing(*pair) for pair in zip(first, last, strict=True)], first.index, dtype=bool)
-
-
 def lift(bench: Bench, name: str, order: int = 0) -> pd.DataFrame | None:
     """`measure` of a stream: the committed table, or one from results/. None: an order that was not measured."""
-    return stored(bench, name, order, WHAT)
+    return measured.found(bench, name, order, WHAT)
 
 
 def measure(bench: Bench, name: str, order: int = 0, at=AT, sample: int = SAMPLE) -> pd.DataFrame:
@@ -60,23 +56,18 @@ def measure(bench: Bench, name: str, order: int = 0, at=AT, sample: int = SAMPLE
     new object once that edit alone has been written, else 0).
     """
     model, method, rows, n = bench.model, bench.method(name), [], max(at)
-    everyone = bench.edits(order, n + sample)
-    edits, others = everyone[:n], everyone[n:]
-    given = bench.inputs(method, order)
+    everyone, given, at_first = bench.edits(order, n + sample), bench.inputs(method, order), None
     with model.temporarily(), warnings.catch_warnings():
         warnings.simplefilter("ignore", Doubtful)
         model.restore()
-        done, unedited = 0, None
-        for stop in at:
-            for edit in edits[done:stop]:
+        for begin, end in pairwise((0, *at)):
+            for edit in everyone[begin:end]:
                 method.apply(model, [edit], **given)
-            done = stop
-            own = _look(model, method, others, given)
-            unedited = own if unedited is None else unedited
-            tried = {AS_IS: own}
-            for budget, other in budgets(bench, name, (own.v0 / unedited.v0).median()).items():
-                tried[budget] = _look(model, other, others, given)
-            rows += [found.assign(edits_done=stop, budget=budget) for budget, found in tried.items()]
+            own = _look(model, method, everyone[n:], given)
+            at_first = own.v0 if at_first is None else at_first
+            rows.append(own.assign(edits_done=end, budget=AS_IS))
+            for budget, other in budgets(bench, name, (own.v0 / at_first).median()).items():
+                rows.append(_look(model, other, everyone[n:], given).assign(edits_done=end, budget=budget))
     return pd.concat(rows, ignore_index=True)
 
 
@@ -87,9 +78,8 @@ def _look(model, method, edits, given: dict) -> pd.DataFrame:
         target = method.apply(model, [edit], **given).targets[0]
         (said,) = generation_accuracy(model, [edit.text], [edit.target_new])
         model.load_snapshot(now)
-        first, last = target.probabilities[0], target.probabilities[-1]
-        reached = float(reach(method, model.d_model, target.v0_norm))
-        rows.append((edit.subject, first, last, target.v0_norm, reached, float(said)))
+        p, v0 = target.probabilities, target.v0_norm
+        rows.append((edit.subject, p[0], p[-1], v0, float(reach(method, model.d_model, v0)), float(said)))
     return pd.DataFrame(rows, columns=["subject", "p_first", "p_last", "v0", "reach", "said"])
 
 
@@ -100,22 +90,19 @@ def budgets(bench: Bench, name: str, grown: float) -> dict:
     the prompt as it is on the unedited model."""
     stream, method = bench.streams[name], bench.method(name)
     own = method.model_dump()
-    found = {
+    larger = {
         MORE_STEPS: type(method)(**{**own, "v_num_grad_steps": STEPS * method.v_num_grad_steps}),
         LONGER_STEPS: type(method)(**{**own, "v_lr": method.v_lr * max(1.0, grown)}),
     }
     if stream.change in BUGGED:
-        return found | {UNBUGGED: method_class(stream.method)(**own)}
-    return found | {what: changed(method, change) for what, change in HEALED.items()}
+        return larger | {UNBUGGED: method_class(stream.method)(**own)}
+    return larger | {what: changed(method, change) for what, change in HEALED.items()}
 
 
 def lifting_table(found: dict[tuple[str, int], pd.DataFrame]) -> pd.DataFrame:
     """Medians of p_first, p_last, v0 and reach, and the shares of frozen optimisations and of edits that the model
     says: one row per stream, order, number of edits and budget. found: {(stream, order): `measure`}."""
-    tables = [
-        table.assign(stream=stream, order=order, frozen=frozen(table.p_first, table.p_last))
-        for (stream, order), table in found.items()
-    ]
-    of = pd.concat(tables).groupby(["stream", "order", "edits_done", "budget"], sort=False)
-    medians = of[["p_first", "p_last", "v0", "reach"]].median()
-    return medians.join(of[["frozen", "said"]].mean()).reset_index()
+    table = pd.concat(table.assign(stream=stream, order=order) for (stream, order), table in found.items())
+    table["frozen"] = [did_nothing(*pair) for pair in zip(table.p_first, table.p_last, strict=True)]
+    of = table.groupby(["stream", "order", "edits_done", "budget"], sort=False)
+    return of[["p_first", "p_last", "v0", "reach"]].median().join(of[["frozen", "said"]].mean()).reset_index()

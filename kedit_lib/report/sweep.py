@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from dataclasses import asdict
 
 import pandas as pd
 
@@ -19,9 +20,9 @@ from ..data.provenance import ALGORITHMS, commit, now, versions
 from ..errors import KeditError
 from ..streams.bench import Bench, committed_runs, data_folder
 from ..streams.cost import batch_cost, keep_memory
-from ..streams.named_streams import every_stream, groups_of, streams_of
+from ..streams.named_streams import Stream, every_stream, groups_of, streams_of
 from ..streams.run import Run
-from ..streams.store import RunFolder, write_tables
+from ..streams.store import RunFolder, write_parquet, write_tables
 from .stamps import PACKAGE, hash_files
 from .workers import in_workers
 
@@ -35,25 +36,21 @@ SLICE, SLICE_EDITS = ("memit", "rome"), 40  # streams of the model beside, and h
 
 def run_streams(profile: Profile, orders, names=None, commit: bool = False) -> None:
     """Run `names` (default: the profile's live streams) for each order on the workers, into results/; with the live
-    streams also the single edits and the single batches.
+    streams also the single edits, the single batches, and the beginning of committed streams.
 
     Errors and Ctrl-C as in `in_workers`.
     """
-    live = names is None
-    names = list(streams_of(profile)) if live else names
-    # Long ones first, so that the last worker does not run alone.
-    streams = sorted(((name, order) for name in names for order in orders), key=lambda task: _weight(profile, task[0]))
-    if not streams:
+    if not orders:
         return
-    bench = Bench(profile, progress=False)
-    bench.moments  # measured once, before the workers want it  # noqa: B018
-    asked = {f"{name} order {order}": (name, order) for name, order in streams}
+    bench, live = _measured_bench(profile), names is None
+    asked = [(name, order) for name in (streams_of(profile) if live else names) for order in orders]
+    asked.sort(key=lambda stream: _weight(bench.streams[stream[0]]))
+    asked = {f"{name} order {order}": (name, order) for name, order in asked}
     tasks = {task: (_stream, profile, *which) for task, which in asked.items()}
     if live:
         if profile.beside:
-            first = {f"{profile.beside}, first edits again": (_slice, load_profile(profile.beside))}
-            tasks = first | tasks
-        if again := _rotation(profile):
+            tasks = {f"{profile.beside}, first edits again": (_slice, load_profile(profile.beside))} | tasks
+        if again := _rotation(bench):
             tasks[f"committed {again[0]} order {again[1]}, first {CHECK_EDITS} again"] = (_check, profile, *again)
         for name in ("memit", "rome"):
             tasks[f"{profile.n_single} single edits, {name}"] = (_singles, profile, name)
@@ -66,31 +63,50 @@ def run_streams(profile: Profile, orders, names=None, commit: bool = False) -> N
     in_workers(tasks, profile, took)
 
 
+def _measured_bench(profile: Profile) -> Bench:
+    """A bench whose C is measured once, before the workers want it."""
+    bench = Bench(profile, progress=False)
+    bench.moments  # noqa: B018
+    return bench
+
+
+def _weight(stream: Stream) -> int:
+    """Sort key, the costliest first, so that the last worker does not run alone: 21 contexts cost more than 6, single
+    edits more than batches; a pruned stream is made of another one, which is then finished."""
+    if stream.pruned:
+        return 3
+    return (0 if "rome" in stream.method else 1) if stream.batch_size == 1 else 2
+
+
 def run_measurements(profile: Profile, orders, which: str) -> None:
     """What notebooks read beside streams, into figures/data: "decomposition", "foretold" or "lifting" of their streams
     for each order; the "memory" of every method, or the "scaling" of a family of lab models, once."""
     if which == "memory":
         print(keep_memory(Bench(profile, progress=False), data_folder()).to_string())
-        return
-    if which == "scaling":
+    elif which == "scaling":
         # The widest first, so that the last worker does not run alone.
         family = sorted(width_family.family().items(), key=lambda item: -item[1].d_ff)
-        tasks = {role: (_member, profile, role, recipe) for role, recipe in family}
-        width_family.keep(in_workers(tasks, profile), data_folder())
-        return
-    bench = Bench(profile, progress=False)
-    bench.moments  # measured once, before the workers want it  # noqa: B018
-    module, streams = OF_STREAMS[which], OF_STREAMS[which].STREAMS
-    asked = {f"{which} of {n} order {o}": (n, o) for n in streams for o in orders}
+        found = in_workers({role: (_member, profile, role, recipe) for role, recipe in family}, profile)
+        if not (tables := [table for table in found if len(table)]):
+            raise KeditError("scaling: no member of the family recalls what it was taught")
+        write_parquet(pd.concat(tables, ignore_index=True), data_folder() / "scaling.parquet")
+        _write_manifest("scaling", recipes={role: asdict(recipe) for role, recipe in family})
+    else:
+        bench, module = _measured_bench(profile), OF_STREAMS[which]
+        asked = {f"{which} of {n} order {o}": (n, o) for n in module.STREAMS for o in orders}
 
-    def took(task: str, result) -> str:
-        measured.keep(bench, *asked[task], module.WHAT, lambda: result, data_folder())
-        return "kept in figures/data"
+        def took(task: str, result) -> str:
+            measured.keep(bench, *asked[task], module.WHAT, lambda: result, data_folder())
+            return "kept in figures/data"
 
-    in_workers({task: (_measurement, profile, which, *about) for task, about in asked.items()}, profile, took)
-    about = {"streams": list(streams), "orders": orders, "finished": now(), "algorithms": ALGORITHMS}
-    with replacing(data_folder() / f"{bench.label}.{which}.manifest.json") as part:
-        part.write_text(json.dumps({**about, "versions": versions(), "commit": commit()}, indent=1) + "\n")
+        in_workers({task: (_measurement, profile, which, *about) for task, about in asked.items()}, profile, took)
+        _write_manifest(f"{bench.label}.{which}", streams=list(module.STREAMS), orders=orders)
+
+
+def _write_manifest(name: str, **about) -> None:
+    about |= {"finished": now(), "algorithms": ALGORITHMS, "versions": versions(), "commit": commit()}
+    with replacing(data_folder() / f"{name}.manifest.json") as partial:
+        partial.write_text(json.dumps(about, indent=1) + "\n")
 
 
 def _store(bench: Bench, name: str, order: int, run: Run, commit: bool) -> str:
@@ -137,10 +153,9 @@ def _member(bench: Bench, role: str, recipe) -> pd.DataFrame:
 # ---- committed streams, run again ------------------------------------------------------------------------------------
 
 
-def _rotation(profile: Profile) -> tuple[str, int] | None:
+def _rotation(bench: Bench) -> tuple[str, int] | None:
     """The committed stream whose beginning is run again this time: another one after every change of the library."""
-    label = profile.label or profile.model.split("/")[-1]
-    there = [(n, o) for model, n, o in committed_runs() if model == label and n in every_stream(profile)]
+    there = [(n, o) for model, n, o in committed_runs() if model == bench.label and n in bench.streams]
     if not there:
         return None
     digest = hash_files(sorted(PACKAGE.rglob("*.py")))
@@ -175,23 +190,15 @@ def _check(bench: Bench, name: str, order: int, edits: int = CHECK_EDITS) -> str
 # ---- what it will cost -----------------------------------------------------------------------------------------------
 
 
-def _weight(profile: Profile, name: str) -> int:
-    """Sort key, the costliest first: 21 contexts cost more than 6, single edits more than batches."""
-    stream = every_stream(profile)[name]
-    if stream.pruned:
-        return 3  # made of another one, which is then finished
-    return (0 if "rome" in stream.method else 1) if stream.batch_size == 1 else 2
-
-
 def budget(bench: Bench, names, orders) -> pd.DataFrame:
-    """A row a stream and order: edits, seconds an edit and minutes with all probes, as in the committed run of that
-    stream of the lowest order (NaN: there is none)."""
+    """One row per stream and order: edits, seconds per edit and minutes with all probes, as in the committed run of
+    that stream of the lowest order (NaN: there is none)."""
     rows = []
     for name in names:
         runs = (bench.committed(name, order) for order in bench.profile.orders)
-        known = next((run for run in runs if run is not None), None)
-        each = known.edits.seconds.mean() if known else float("nan")
-        probes = known.curve("seconds", "probes").sum() if known else float("nan")
+        known, each, probes = next((run for run in runs if run is not None), None), float("nan"), float("nan")
+        if known:
+            each, probes = known.edits.seconds.mean(), known.curve("seconds", "probes").sum()
         n = len(bench.edits_of(name))
         rows += [(name, order, n, each, (n * each + probes) / 60) for order in orders]
     return pd.DataFrame(rows, columns=["stream", "order", "edits", "s/edit", "minutes"]).round(2)
@@ -200,12 +207,12 @@ def budget(bench: Bench, names, orders) -> pd.DataFrame:
 def run(profile_name: str, which_orders: str, which: str, plan_only: bool = False) -> None:
     """`kedit sweep`: the streams or measurements `which` of a profile for orders such as "1,2", or what that costs."""
     profile = load_profile(profile_name)
-    names, known = list(groups_of(profile).get(which, which.split(","))), every_stream(profile)
+    names, known = list(dict.fromkeys(groups_of(profile).get(which, which.split(",")))), every_stream(profile)
     if which not in MEASUREMENTS and (unknown := [n for n in names if n not in known]):
         raise KeditError(f"stream {unknown[0]!r}: is unknown; there are {', '.join(known)}")
     if not re.fullmatch(r"\d+(,\d+)*", which_orders):
         raise KeditError(f"--orders {which_orders}: must be numbers with commas, such as 1,2")
-    names, orders = list(dict.fromkeys(names)), sorted({int(o) for o in which_orders.split(",")})
+    orders = sorted({int(order) for order in which_orders.split(",")})
     if orders[-1] > LAST_ORDER:
         raise KeditError(f"--orders {which_orders}: the last order is {LAST_ORDER}")
     if which in MEASUREMENTS:
