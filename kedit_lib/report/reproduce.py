@@ -7,22 +7,26 @@ ran to its end replaces the earlier output; a failed one is kept aside, and the 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
-from concurrent.futures import as_completed
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+import psutil
 from tqdm import tqdm
 
 from ..data.config import LAB_MODELS, REPOSITORY, find_model_params, params_folder
+from ..data.provenance import key_of
 from ..errors import KeditError
 from . import notebooks, stamps
 from .execution import HOW_ONLY, Run, make_run, parameters_for
-from .processes import Processes
 
 CHECKED = 40  # facts that a model without parameters is asked about
 LAST = {"00_start_here"}  # shows what the others found, and is run when they have
@@ -66,32 +70,29 @@ def prepare(run: Run) -> None:
         print(check_model(bench.model, bench.facts.some(CHECKED), profile).to_string(), flush=True)
 
 
-# ---- running it -----------------------------------------------------------------------------------------------------
-
-
 def run_streams(run: Run, only: str | None) -> None:
-    """Run the profile's streams of edits in parallel, so that notebooks find their rows.
+    """Run the profile's streams of edits in parallel, so that notebooks find their rows, and judge the claims.
 
-    With `--only` a notebook runs just the streams that it needs itself, one after the other: less work than all.
+    With `only` a notebook runs just the streams that it needs, itself; that is less work than running all of them.
     """
     if only is None:
         from . import sweep
 
         os.environ["KEDIT_RESULTS"] = str(run.results)
         sweep.run_streams(run.profile, orders=run.profile.live_orders)
+        judge(run)
 
 
-def judge(run: Run, only: str | None) -> None:
+def judge(run: Run) -> None:
     """Measure the claims on those streams and, in the lab run, hold them to the accepted values."""
-    if only is None:
-        from ..streams.bench import Bench
-        from . import claims
+    from ..streams.bench import Bench
+    from . import claims
 
-        measured = claims.of_bench(Bench(run.profile, progress=False), run.figures)
-        counted = claims.verdicts(measured).verdict.value_counts()
-        print(f"claims: {', '.join(f'{n} {v}' for v, n in counted.items())}", flush=True)
-        if run.committed:
-            claims.check(measured)
+    measured = claims.of_bench(Bench(run.profile, progress=False), run.figures)
+    counted = claims.verdicts(measured).verdict.value_counts()
+    print(f"claims: {', '.join(f'{n} {v}' for v, n in counted.items())}", flush=True)
+    if run.committed:
+        claims.check(measured)
 
 
 def environment(run: Run, scratch: str) -> dict[str, str]:
@@ -114,7 +115,7 @@ def environment(run: Run, scratch: str) -> dict[str, str]:
     }
 
 
-def execute(run: Run, source: Path, parameters: dict[str, Any], processes: Processes) -> str | None:
+def execute(run: Run, source: Path, parameters: dict[str, Any]) -> str | None:
     """Run one notebook; None if it is in place, else what went wrong, in one line."""
     output = run.executed / source.name
     running, failed = output.with_suffix(".running.ipynb"), run.failed(source)
@@ -122,14 +123,9 @@ def execute(run: Run, source: Path, parameters: dict[str, Any], processes: Proce
         folder.mkdir(parents=True, exist_ok=True)
     failed.unlink(missing_ok=True)
     asked = {"input_path": str(source), "output_path": str(running), "cwd": str(run.sources), "parameters": parameters}
-    command = [sys.executable, "-c", PAPERMILL, json.dumps(asked)]
-
     for _ in range(2):  # twice: a kernel may find its ports taken by one that starts beside it
         running.unlink(missing_ok=True)
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-            log = Path(scratch) / "log"
-            code = processes.call(command, log, cwd=run.sources, env=environment(run, scratch))
-            printed = log.read_text(errors="replace").strip()
+        code, printed = call([sys.executable, "-c", PAPERMILL, json.dumps(asked)], run)
         try:
             done = notebooks.read(running)
         except (OSError, ValueError):  # there is none, or it was cut off in the middle
@@ -146,13 +142,51 @@ def execute(run: Run, source: Path, parameters: dict[str, Any], processes: Proce
     return f"papermill did not start it: {(printed or f'exit code {code}').splitlines()[-1]}"
 
 
+def call(command: list[str], run: Run) -> tuple[int, str]:
+    """Run a command of a notebook to its end: exit code, and what it printed."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        log = Path(scratch) / "log"  # a pipe would wait for the command's children too
+        with log.open("wb") as printed:
+            options = {"stdout": printed, "stderr": subprocess.STDOUT, "env": environment(run, scratch)}
+            code = subprocess.run(command, cwd=run.sources, check=False, **options).returncode
+        return code, log.read_text(errors="replace").strip()
+
+
+def side_by_side(work: Callable[[Path], tuple[str | None, float]], sources: list[Path], workers: int) -> int:
+    """Do the work for each notebook, `workers` at a time, and print how it went; how many failed.
+
+    On Ctrl-C, say, no further one is begun, and running ones end.
+    """
+    failures, bar = 0, tqdm(total=len(sources), unit="notebook", disable=None)  # shown on a terminal only
+    with bar, ThreadPoolExecutor(workers) as pool:
+        futures = {pool.submit(work, source): source for source in sources}
+        try:
+            for future in as_completed(futures):
+                error, seconds = future.result()
+                failures += error is not None
+                verdict = "ok" if error is None else "FAILED"
+                bar.write(f"{verdict:6} {futures[future].stem}  {seconds:.0f} s{f'  {error}' if error else ''}")
+                sys.stdout.flush()
+                bar.update()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            while not all(future.done() for future in futures):
+                for process in psutil.Process().children():
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.terminate()  # its kernel notices by itself that it is alone
+                time.sleep(0.1)
+            raise
+    return failures
+
+
 def reproduce(run: Run, parameters: dict[Path, dict[str, Any]], only: str | None, force: bool) -> int:
     """Run what is stale of these notebooks, each with its parameters; how many things failed."""
 
     def key(source: Path) -> str:
         files = [source, *stamps.library_files(run.root)]
         files += sorted([*run.figures.glob("*.md"), *run.figures.glob("claims.csv")]) if source.stem in LAST else []
-        return stamps.key_of(files, parameters[source], run.profile.model_dump(exclude=HOW_ONLY))
+        values = [parameters[source], run.profile.model_dump(exclude=HOW_ONLY)]
+        return key_of(files=stamps.hash_files(files), values=values)
 
     def outdated(source: Path) -> bool:
         return force or not stamps.is_current(run.stamp(source), key(source), run.executed / source.name)
@@ -161,10 +195,9 @@ def reproduce(run: Run, parameters: dict[Path, dict[str, Any]], only: str | None
     print(f"profile {run.label}: {len(stale)} notebooks to run, {len(parameters) - len(stale)} current", flush=True)
     if not stale:
         return 0
-    processes, lost, begun = Processes(), 0, time.monotonic()  # lost: failures so far
+    begun, lost, done, failed = time.monotonic(), 0, 0, 0
     try:
         run_streams(run, only)
-        judge(run, only)
     except KeditError as error:  # notebooks that do not need the lost streams can still run
         lost = 1
         print(f"FAILED streams  {error}", flush=True)
@@ -172,31 +205,17 @@ def reproduce(run: Run, parameters: dict[Path, dict[str, Any]], only: str | None
     def work(source: Path) -> tuple[str | None, float]:
         start, before = time.monotonic(), key(source)  # a source that is edited while it runs stays stale
         run.stamp(source).unlink(missing_ok=True)
-        error = execute(run, source, parameters[source], processes)
-        if error is None and not lost:  # what another failure may have left incomplete stays stale
+        error = execute(run, source, parameters[source])
+        if error is None and not lost + failed:  # what another failure may have left incomplete stays stale
             stamps.write(run.stamp(source), before, run.executed / source.name)
         return error, time.monotonic() - start
 
-    def side_by_side(sources: list[Path]) -> int:
-        failures, bar = 0, tqdm(total=len(sources), unit="notebook", disable=None)  # shown on a terminal only
-        with bar, processes.pool(run.profile.workers) as pool:
-            futures = {pool.submit(work, source): source for source in sources}
-            for future in as_completed(futures):
-                error, seconds = future.result()
-                failures += error is not None
-                verdict = "ok" if error is None else "FAILED"
-                bar.write(f"{verdict:6} {futures[future].stem}  {seconds:.0f} s{f'  {error}' if error else ''}")
-                sys.stdout.flush()
-                bar.update()
-        return failures
-
-    failures = side_by_side([s for s in stale if s.stem not in LAST])
-    lost += failures
-    last = [s for s in parameters if s.stem in LAST and (s in stale or outdated(s))]
-    later = side_by_side(last)
-    done, failures = len({*stale, *last}) - failures - later, failures + later
-    print(f"{done} done, {failures} failed in {time.monotonic() - begun:.0f} s: {run.executed}")
-    return lost + later
+    for last in (False, True):
+        chosen = [s for s in parameters if (s.stem in LAST) == last and (s in stale or outdated(s))]
+        failures = side_by_side(work, chosen, run.profile.workers)
+        done, failed = done + len(chosen) - failures, failed + failures
+    print(f"{done} done, {failed} failed in {time.monotonic() - begun:.0f} s: {run.executed}")
+    return lost + failed
 
 
 def check_sources(only: str | None = None) -> int:

@@ -86,7 +86,6 @@ def streams(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stamps, "PACKAGE", tmp_path_factory.mktemp("package"))
         patch.setattr(reproduce, "run_streams", lambda run, only: asked.append(run.profile))
-        patch.setattr(reproduce, "judge", lambda run, only: None)  # by those streams
         yield asked
 
 
@@ -215,7 +214,7 @@ def test_a_stopped_run_leaves_no_process(project):
     write_notebook(project.source("00_sleeps"), code, parameters="seed = 0")
     program = (
         "import pathlib; from kedit_lib.__main__ import main; from kedit_lib.report import reproduce; "
-        "reproduce.run_streams = reproduce.judge = lambda *_: None; "
+        "reproduce.run_streams = lambda *_: None; "
         f"reproduce.REPOSITORY = pathlib.Path({str(project.root)!r}); raise SystemExit(main(['reproduce']))"
     )
     process = subprocess.Popen([sys.executable, "-c", program], cwd=project.root, stderr=subprocess.DEVNULL)
@@ -241,12 +240,11 @@ def test_a_kernel_that_does_not_start_gets_a_second_chance(project, monkeypatch,
     write_notebook(project.source("00_ok"), "pass", parameters="seed = 0")
     tries = []
 
-    def call(self, command, log, **options):
+    def call(command, run):
         tries.append(command)
-        log.write_text("Traceback\nRuntimeError: Kernel died before replying\n")
-        return 1
+        return 1, "Traceback\nRuntimeError: Kernel died before replying"
 
-    monkeypatch.setattr(reproduce.Processes, "call", call)
+    monkeypatch.setattr(reproduce, "call", call)
     assert main([], project.root) == 1
     assert len(tries) == 2
     assert "papermill did not start it: RuntimeError: Kernel died before replying" in capsys.readouterr().out
@@ -319,15 +317,16 @@ def test_streams_are_run_for_the_live_orders_unless_one_notebook_is_wanted(tmp_p
     monkeypatch.setenv("KEDIT_RESULTS", "")
     monkeypatch.setattr(reproduce, "run_streams", REAL_RUN_STREAMS)
     calls = []
+    monkeypatch.setattr(reproduce, "judge", lambda run: calls.append(run.label))
     monkeypatch.setattr(
         sweep,
         "run_streams",
         lambda profile, **options: calls.append((profile.name, options, os.environ["KEDIT_RESULTS"])),
     )
     reproduce.run_streams(run_of(project, orders="all"), only=None)
-    assert calls == [("lab", {"orders": [0, 1]}, str(tmp_path / "results"))]
+    assert calls == [("lab", {"orders": [0, 1]}, str(tmp_path / "results")), "lab"]
     reproduce.run_streams(run_of(project), only="03")
-    assert len(calls) == 1
+    assert len(calls) == 2
 
 
 REAL_RUN_STREAMS = reproduce.run_streams
@@ -393,7 +392,7 @@ def test_what_shows_the_answers_of_others_is_run_when_they_have_them(project, mo
     """In the same run after them; and again, alone, when an answer is another one."""
     order = []
 
-    def execute(run, source, parameters, processes):
+    def execute(run, source, parameters):
         order.append(source.stem)
         if source.stem == "06_why":
             run.figures.mkdir(exist_ok=True)
