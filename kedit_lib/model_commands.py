@@ -113,16 +113,26 @@ def stream(
     """Make many edits, one on top of the other. Measures along the way."""
     import kedit_lib as kedit
 
+    from .data.config import results_folder
     from .evaluation.edit_probes import EditProbe
     from .models.deltas import record_of
+    from .streams.facts import AUTO, LAB, facts_of, kept_facts
 
     loaded = kedit.load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     editor = _method(loaded, method)
-    known = _known(loaded, edits, limit, seed, chat)
+    known, unknown = kedit.known_edits(loaded, kedit.load_edits(edits, loaded, limit, seed, chat=chat))
+    if not known:
+        raise KeditError(f"edits {edits!r}: the model knows none of the {unknown} facts; give others")
+    print(f"{len(known)} edits; {unknown} left out, because the model does not know the fact")
     moments = _moments(loaded, editor, texts)
-    canaries = _canaries(loaded, known, edits, seed, chat) if guard else None
-    watch = kedit.CollapseGuard(canaries, action=guard, seed=seed) if guard else None
-    kept = _kept(loaded, known, canaries or [], edits, texts, seed, chat, keep) if keep else []
+    source = facts_of(loaded, edits, LAB if edits == LAB else texts or AUTO, results_folder() / "known", chat)
+    watch, kept, canaries = None, [], CANARIES if guard else 0
+    if guard:
+        asked = [(prompt.replace("{}", s), answer) for prompt, s, answer in source.strangers(known, canaries, seed)]
+        watch = kedit.CollapseGuard(asked if len(asked) >= CANARIES / 4 else None, action=guard, seed=seed)
+    if keep:
+        kept = kept_facts(source, known, keep, canaries, seed)
+        print(f"{len(kept)} facts kept")
     run = kedit.run_stream(
         loaded,
         known,
@@ -205,43 +215,6 @@ def _moments(model, method, texts: str | None):
     corpus = moment_texts(model) if lab else plain_texts(model, texts or AUTO)
     cache = results_folder() / "moments"
     return kedit.SecondMoments.estimate(model, corpus, method.layers, cache=cache, progress=sys.stderr.isatty())
-
-
-def _known(model, name: str, limit: int | None, seed: int, chat: bool):
-    """The edits whose true object the model knows; prints how many were left out."""
-    import kedit_lib as kedit
-
-    edits = kedit.load_edits(name, model=model, limit=limit, seed=seed, chat=chat)
-    known, unknown = kedit.known_edits(model, edits)
-    if not known:
-        raise KeditError(f"edits {name!r}: the model knows none of the {len(edits)} facts; give others")
-    print(f"{len(known)} edits; {unknown} left out, because the model does not know the fact")
-    return known
-
-
-def _canaries(model, edited, name: str, seed: int, chat: bool):
-    """Facts of the same source that the model knows and no edit touches; None where there are few."""
-    import kedit_lib as kedit
-
-    subjects = {edit.subject for edit in edited}
-    others = kedit.load_edits(name, model=model, seed=seed, chat=chat)
-    others = [e for e in others if e.subject not in subjects and e.target_true is not None]
-    known, _ = kedit.known_edits(model, others[:CANARIES])
-    return known if len(known) >= CANARIES / 4 else None
-
-
-def _kept(model, edited, canaries, name: str, texts: str | None, seed: int, chat: bool, n: int) -> list:
-    """(prompt, subject) of n known facts of the source, whose subjects neither edits nor canaries name; says how many
-    there are."""
-    from .data.config import results_folder
-    from .streams.facts import AUTO, LAB, facts_of, kept_facts
-
-    source = facts_of(model, name, LAB if name == LAB else texts or AUTO, results_folder() / "known", chat)
-    watched = {fact.subject for fact in canaries}
-    found = kept_facts(source, edited, n + len(canaries), 0, seed)
-    kept = [(prompt, subject) for prompt, subject in found if subject not in watched][:n]
-    print(f"{len(kept)} facts kept")
-    return kept
 
 
 def _save(model, folder: str | None) -> None:
