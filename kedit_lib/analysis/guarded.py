@@ -1,9 +1,8 @@
 """The guard judged on stored edit sequences, and which signal warns first.
 
-A sequence *dies* when half of its unrelated facts are lost within its edits; it *lasts* when it never loses more than
-LASTING of them; between the two it is *dying* at its end. An alarm is in time LEAD edits before the model is dead, or a
-fifth of N_model before where that is less. What was chosen was chosen on the sequences of half 0 and is judged on those
-of half 1.
+A sequence *dies* when it loses half of its unrelated facts, *lasts* when it never loses more than LASTING of them, and
+is *dying* at its end between the two. An alarm is in time LEAD edits before the model is dead, or a fifth of N_model
+before where that is less. Thresholds are chosen on the sequences of half 0 and judged on those of half 1.
 """
 
 from __future__ import annotations
@@ -40,8 +39,8 @@ def half(stream: str) -> int:
 
 
 def watched(runs: pd.DataFrame) -> pd.DataFrame:
-    """The sequences that can be judged: labels, half, fate, dead (edits; NaN), lost (at most, of unrelated facts),
-    curve, the share lost by edits, and norms, ‖v₀‖ of each edit."""
+    """The sequences that can be judged: labels, half, fate, dead (edits; NaN), lost (the largest share of unrelated
+    facts), curve (that share by edits), norms (‖v₀‖ of each edit)."""
     rows = []
     facts = runs[(runs.metric == "accuracy") & (runs.cohort == "untouched")]
     norms = dict(list(runs[runs.metric == "‖v₀‖"].dropna().sort_values("edits").groupby(LABELS).value))
@@ -76,11 +75,8 @@ def between_checkpoints(lost: pd.Series, stream: str = "", every: int = 5, asked
 
 def alarms(sequences: pd.DataFrame, looks=at_checkpoints, **settings) -> pd.Series:
     """The edit of the guard's alarm in each sequence; NaN: none."""
-    found = [
-        alarms_at(looks(one.curve, one.stream), one.norms, batch_of(one.stream), **settings)
-        for one in sequences.itertuples()
-    ]
-    return pd.Series(found, sequences.index, float)
+    each = ((looks(one.curve, one.stream), one.norms, batch_of(one.stream)) for one in sequences.itertuples())
+    return pd.Series([alarms_at(*one, **settings) for one in each], sequences.index, float)
 
 
 def latest(dead):
@@ -118,13 +114,10 @@ def which_first(runs: pd.DataFrame, sequences: pd.DataFrame) -> pd.DataFrame:
     apart, rows = dict(list(runs.groupby(LABELS))), []
     for name in SIGNALS:
         curves = [signal(apart[tuple(one[label] for label in LABELS)], name) for _, one in sequences.iterrows()]
-        quiet = [
-            c.max()
-            for c, fate, side in zip(curves, sequences.fate, sequences.half, strict=True)
-            if fate == "lasts" and side == 0 and len(c)
-        ]
-        if quiet:
-            at = pd.Series([c.index[c > max(quiet)].min() for c in curves], sequences.index, float)
-            part = sequences[(sequences.half == 1) & np.array([len(c) > 0 for c in curves])]
-            rows.append({"signal": name, "threshold": abs(max(quiet)), **judged(part, at[part.index])})
+        most = pd.Series([c.max() for c in curves], sequences.index, float)  # NaN: not measured
+        quiet = most[(sequences.fate == "lasts") & (sequences.half == 0)].max()
+        if quiet == quiet:
+            at = pd.Series([c.index[c > quiet].min() for c in curves], sequences.index, float)
+            part = sequences[(sequences.half == 1) & most.notna()]
+            rows.append({"signal": name, "threshold": abs(quiet), **judged(part, at[part.index])})
     return pd.DataFrame(rows).sort_values("warned in time", ascending=False, ignore_index=True)

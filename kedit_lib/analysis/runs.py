@@ -63,27 +63,25 @@ def load_runs(streams=None, bench=None, committed=None, each_edit: bool = False)
     KeditError when there is no such run.
     """
     models = [committed] if isinstance(committed, str) else committed
-    found = list(_committed(streams, models)) if models or bench is None else []
-    found += [] if bench is None else _of_bench(streams, bench)
-    if not found:
+    tables = []
+    for model, name, order, run in _runs(streams, bench, models):
+        stream, setting = setting_of(name)
+        tables.append(tidy(run, model=model, stream=stream, setting=setting, order=order))
+    if not tables:
         raise KeditError(f"runs {streams}: none is stored; run them (kedit sweep), or name others")
-    table = pd.concat(found, ignore_index=True)
+    table = pd.concat(tables, ignore_index=True)
     return table if each_edit else table[~table.cohort.str.fullmatch(r"edit \d+")].reset_index(drop=True)
 
 
-def _of_bench(streams, bench):
-    for name in streams or bench.streams:
-        stream, setting = setting_of(name)
-        for order, run in bench.runs(name).items() if name in bench.streams else ():
-            yield tidy(run, model=bench.label, stream=stream, setting=setting, order=order)
-
-
-def _committed(streams, models):
-    for model, name, order in committed_runs():
+def _runs(streams, bench, models):
+    """(model, stream's name, order, run) of each."""
+    for model, name, order in committed_runs() if models or bench is None else ():
         if (streams is None or name in streams) and (models is None or model in models):
-            run = Run(*read_tables(data_folder(), f"{model}.{name}.order{order}."))
-            stream, setting = setting_of(name)
-            yield tidy(run, model=model, stream=stream, setting=setting, order=order)
+            yield model, name, order, Run(*read_tables(data_folder(), f"{model}.{name}.order{order}."))
+    if bench is not None:
+        for name in (n for n in streams or bench.streams if n in bench.streams):
+            for order, run in bench.runs(name).items():
+                yield bench.label, name, order, run
 
 
 def outcomes(runs: pd.DataFrame) -> pd.DataFrame:
@@ -101,21 +99,11 @@ def outcomes(runs: pd.DataFrame) -> pd.DataFrame:
 def outcome(one: pd.DataFrame) -> dict:
     """`outcomes` of one stream."""
     p = one[one.metric == "optimised probability"].sort_values("edits").value
-    run = Run(
-        pd.DataFrame({"probability_last": p.tolist()}),
-        one[one.cohort != EDIT].rename(columns={"edits": "edits_done"}),
-        {},
-    )
-    asked = {
-        "edits": ("accuracy", "edits"),
-        "latest": ("accuracy", "latest edits"),
-        "paraphrases": ("accuracy", "paraphrases"),
-        "neighbors": ("accuracy", "neighbors"),
-        "untouched": ("accuracy", "untouched"),
-        "p_edited": ("probability", "edits"),
-        "perplexity": ("perplexity", "plain text"),
-    }
-    curves = {name: run.curve(*what) for name, what in asked.items()}
+    asked = one[one.cohort != EDIT].rename(columns={"edits": "edits_done"})
+    run = Run(pd.DataFrame({"probability_last": p.tolist()}), asked, {})
+    cohorts = ("edits", "latest edits", "paraphrases", "neighbors", "untouched")
+    curves = {cohort.split()[0]: run.curve("accuracy", cohort) for cohort in cohorts}
+    curves |= {"p_edited": run.curve("probability", "edits"), "perplexity": run.curve("perplexity", "plain text")}
     last = {name: c.iloc[-1] if len(c) and c.index[-1] else float("nan") for name, c in curves.items()}
     start = {f"{n}_start": curves[n].get(0, float("nan")) for n in ("untouched", "perplexity")}
     points = {f"N_{kind}": collapse_point(run, kind) for kind in ("optimisation", "model")}
