@@ -17,7 +17,7 @@ from IPython.display import Markdown, display
 from ..data.edit import Edit
 from ..errors import KeditError
 from .figures import png_of
-from .live import Desk, film_folder, make_film, plot_along, samples_at, stop_sentence, stops_of
+from .live import Desk, plot_along, stop_sentence, stops_of
 
 WIDE = {"layout": knobs.Layout(width="95%"), "style": {"description_width": "6em"}}
 BUTTONS = {"description_width": "6em", "button_width": "auto"}
@@ -29,8 +29,8 @@ def try_edits(bench, edit: Edit) -> None:
 
 
 def drag_along(bench, name: str, order: int = 0) -> None:
-    """Drag along a stream: age × checkpoint, norms, and what the model writes. It is run first if it never was."""
-    _live(lambda: StreamKnobs(bench, name, order).box, "drag along this stream, and read what the model then writes")
+    """Drag along a stream: age × checkpoint, norms, accuracies. It is run first if it never was."""
+    _live(lambda: StreamKnobs(bench, name, order).box, "drag along this stream, and see what it still knows")
 
 
 def _live(build, what: str) -> None:
@@ -41,7 +41,7 @@ def _live(build, what: str) -> None:
 
 
 class EditKnobs:
-    """The knobs of `live.Desk.try_edit`; box holds them, result what it said."""
+    """The knobs of `live.Desk.try_edit`, in `box`."""
 
     def __init__(self, bench, edit: Edit):
         self.desk = Desk(bench)
@@ -53,15 +53,14 @@ class EditKnobs:
         self.button = knobs.Button(description="Edit", button_style="primary")
         self.result = knobs.HTML()
         self.button.on_click(self._pressed)
-        rows = [self.prompt, self.subject, self.target, self.method, self.button, self.result]
-        self.box = knobs.VBox(rows)
+        self.box = knobs.VBox([self.prompt, self.subject, self.target, self.method, self.button, self.result])
 
     def _pressed(self, _) -> None:
         self.button.disabled = True
         try:
             edit = self.desk.edit(self.prompt.value, self.subject.value, self.target.value)
-            tried = self.desk.try_edit(edit, self.method.value)
-            self.result.value = _paragraph(tried.said) + _table(tried.table)
+            table, said = self.desk.try_edit(edit, self.method.value)
+            self.result.value = _paragraph(said) + _table(table)
         except KeditError as error:
             self.result.value = _paragraph(f"⚠ {error}")
         finally:
@@ -69,30 +68,17 @@ class EditKnobs:
 
 
 class StreamKnobs:
-    """A slider over the stops of one stream. What the model writes there needs its weights, so the edits are made
-    again once, when the button is pressed (`live.make_film`)."""
+    """A slider over the stops of one stream, in `box`, with a picture and a sentence (`live.plot_along`)."""
 
     def __init__(self, bench, name: str, order: int):
-        self.bench, self.name, self.order = bench, name, order
         self.run = bench.run(name, order)
-        self.prompts = [f"{e.text} {e.target_new}." for e in bench.edits(order)[:2]]
         stops = stops_of(self.run)
         self.slider = knobs.SelectionSlider(
             options=stops, value=stops[-1], description="edits made", continuous_update=False, **WIDE
         )
-        self.picture, self.said, self.samples = knobs.HTML(), knobs.HTML(), knobs.HTML()
-        cost = f"Samples: make the edits again, about {self.run.edits.seconds.sum():.0f} s, once"
-        self.button = knobs.Button(description=cost, layout=knobs.Layout(width="auto"))
-        self.progress = knobs.Output()  # one line while the edits are made again
+        self.picture, self.said = knobs.HTML(), knobs.HTML()
         self.slider.observe(self._moved, "value")
-        self.button.on_click(self._pressed)
-        self.box = knobs.VBox([self.slider, self.picture, self.said, self.button, self.progress, self.samples])
-        self._moved()
-
-    def _pressed(self, _) -> None:
-        self.button.disabled = True
-        with self.progress:
-            make_film(self.bench, self.name, self.order, self.run)
+        self.box = knobs.VBox([self.slider, self.picture, self.said])
         self._moved()
 
     def _moved(self, _=None) -> None:
@@ -103,10 +89,6 @@ class StreamKnobs:
         alt = f"Age by checkpoint map and norms of the stream up to edit {at}."
         self.picture.value = f'<img alt="{alt}" style="max-width: 100%" src="data:image/png;base64,{picture}">'
         self.said.value = _paragraph(said)
-        film = film_folder(self.bench, self.run)
-        if film.exists():
-            self.button.layout.display = "none"
-            self.samples.value = _table(samples_at(self.bench, film, at, self.prompts))
 
 
 def _table(table) -> str:
