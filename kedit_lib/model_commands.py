@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -23,8 +24,8 @@ For = Annotated[
     str | None, Option(help="the run that minutes are estimated for (default: lab for a lab model, else gpu)")
 ]
 Ask = Annotated[list[str] | None, Option(metavar="PROMPT", help="another prompt to show (may be repeated)")]
-Limit = Annotated[int | None, Option(help="at most so many of them (default: all; 100 of the lab's)")]
-Chat = Annotated[bool, Option("--chat", help="prompts are questions to a chat model: put them into its chat template")]
+Limit = Annotated[int | None, Option(min=1, help="at most this many (default: all; 100 of the lab's)")]
+Chat = Annotated[bool, Option("--chat", help="prompts are questions to a chat model: apply its chat template")]
 Seed = Annotated[int, Option(help="decides the sample and the order")]
 Save = Annotated[str | None, Option(metavar="FOLDER", help="save the edited model there, for transformers to load")]
 Deltas = Annotated[str | None, Option(metavar="FOLDER", help="save the updates alone there (kedit.load_deltas)")]
@@ -71,10 +72,8 @@ def edit(
     import kedit_lib as kedit
 
     loaded = kedit.load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    made = {"paraphrases": ask or []}
-    asked = (
-        kedit.Edit.from_chat(loaded, prompt, subject, to, **made) if chat else kedit.Edit(prompt, subject, to, **made)
-    )
+    make = partial(kedit.Edit.from_chat, loaded) if chat else kedit.Edit
+    asked = make(prompt, subject, to, paraphrases=ask or [])
     editor = _method(loaded, method)
     before = kedit.ask(loaded, asked)
     outcome = editor.apply(loaded, [asked], moments=_moments(loaded, editor, texts))
@@ -100,10 +99,10 @@ def stream(
     out: Store = None,
     guard: Annotated[
         Literal["warn", "stop"] | None,
-        Option(help="ask the model other things it knows between edits; when it is losing them: say so, or stop"),
+        Option(help="ask unrelated known facts between edits; when the model loses them, warn or stop"),
     ] = None,
     keep: Annotated[
-        int, Option(min=0, help="begin the history with so many known facts of the source that no edit touches")
+        int, Option(min=0, help="begin the history with this many known facts of the source that no edit touches")
     ] = 0,
     save: Save = None,
     dtype: Dtype = None,
@@ -177,11 +176,8 @@ def evaluate(
     from .evaluation.edit_probes import EditProbe
     from .models.deltas import load_record
 
-    if limit is not None and limit < 1:
-        raise KeditError(f"--limit {limit}: must be at least 1")
     loaded = kedit.load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    given = {"limit": limit, "seed": seed, "chat": chat}
-    asked = kedit.load_edits(edits, model=loaded, **given) if edits else load_record(model)[:limit]
+    asked = kedit.load_edits(edits, loaded, limit, seed, chat=chat) if edits else load_record(model)[:limit]
     table = pd.DataFrame(EditProbe(each=False, match="contains")(loaded, asked))
     if out:
         with replacing(out) as partial:
@@ -191,7 +187,7 @@ def evaluate(
 
 
 def _method(model, name: str):
-    """The method with the model's parameters. KeditError that names check-model where it has none."""
+    """The method with the model's parameters. KeditError without any, naming check-model."""
     import kedit_lib as kedit
 
     from .data.config import find_model_params

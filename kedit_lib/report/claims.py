@@ -43,10 +43,8 @@ KEY = ["claim", "variant", "model", "setting", "order"]
 
 
 class Names(dict):
-    """What the expressions of claims may name (see params/claims.yaml), for the runs of one model, setting and order.
-
-    memory: None where it was not measured.
-    """
+    """What the expressions of params/claims.yaml may name, for the runs of one model, setting and order; memory: None
+    where it was not measured."""
 
     def __init__(self, runs: pd.DataFrame, memory: float | None):
         super().__init__(min=min, mean=lambda *values: sum(values) / len(values))
@@ -55,7 +53,7 @@ class Names(dict):
             self["memory"] = memory
 
     def __missing__(self, name: str):
-        """Found when it is first asked for. KeyError for a stream that was not run."""
+        """Found when first asked for. KeyError for a stream that was not run."""
         if name == "rank_correlation":
             return _rank_correlation(self.runs)
         stream, _, edits = name.partition("_after")
@@ -70,7 +68,7 @@ class Names(dict):
 
 
 def _value(text: str, names: Names):
-    """An expression of params/claims.yaml: arithmetic, comparison, `and`, `or` and calls of what `names` holds."""
+    """The value of an expression: arithmetic, comparison, `and`, `or` and calls of what `names` holds."""
 
     def of(node: ast.AST):
         match node:

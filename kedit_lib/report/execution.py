@@ -72,7 +72,7 @@ def make_run(
     overrides = dict(_parse_override(text) for text in fields)
     overrides |= {f: given for f, given in (("model", model), ("edits", data), ("texts", texts)) if given}
     if orders:
-        overrides["live_orders"] = list(base.orders) if orders == "all" else _parse_orders(orders)
+        overrides["live_orders"] = list(base.orders) if orders == "all" else parse_orders(orders)
     profile = load_profile(name, **overrides)
     changed = [f for f in overrides if f not in HOW_ONLY and getattr(profile, f) != getattr(base, f)]
     file, house = Path(name).resolve(), params_folder() / "profiles" / f"{base.name}.yaml"
@@ -87,7 +87,7 @@ def make_run(
 
 
 def _short(value: Any) -> str:
-    """A value in the name of a folder: of a path its last part, and what tells it from others of that name."""
+    """A value in the name of a folder; for a path its last part and a hash of the whole."""
     if not isinstance(value, str) or value in LAB_MODELS or not os.path.exists(value):
         return str(value)
     path = Path(value).resolve()
@@ -95,7 +95,7 @@ def _short(value: Any) -> str:
 
 
 def _written(profile: Profile, label: str, root: Path) -> str:
-    """Put an effective profile where notebooks find every field of it; its path as seen from notebooks/."""
+    """Store an effective profile for the notebooks; its path as seen from notebooks/."""
     name = re.sub(r"[^a-z0-9_-]+", "-", label.lower())
     path = root / "results" / "profiles" / f"{name}.yaml"
     fields = {**profile.model_dump(), "name": name}
@@ -109,17 +109,18 @@ def _written(profile: Profile, label: str, root: Path) -> str:
 
 def _parse_override(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
-    if not equals or not name.isidentifier():
+    if not equals:
         raise KeditError(f"-p {text}: is not name=value; write for example -p n_edits=50")
-    if name not in Profile.model_fields or name == "name":
-        known = ", ".join(f for f in Profile.model_fields if f != "name")
-        raise KeditError(f"-p {text}: there is no parameter {name!r}; there are {known}")
+    known = [field for field in Profile.model_fields if field != "name"]
+    if name not in known:
+        raise KeditError(f"-p {text}: there is no parameter {name!r}; there are {', '.join(known)}")
     return name, parse(value, f"-p {text}")  # read as the profile's file is; the profile checks the type
 
 
-def _parse_orders(text: str) -> list[int]:
+def parse_orders(text: str) -> list[int]:
+    """Edit orders such as "0,1,2". KeditError for anything else."""
     if not re.fullmatch(r"\d+(,\d+)*", text):
-        raise KeditError(f"--orders {text}: is neither 'all' nor numbers; write for example --orders 0,1")
+        raise KeditError(f"--orders {text}: must be numbers with commas, such as 0,1,2")
     return [int(order) for order in text.split(",")]
 
 

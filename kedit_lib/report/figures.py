@@ -31,22 +31,11 @@ def style() -> None:
     """
     pd.set_option("display.max_colwidth", 120)  # whole prompts
     pd.set_option("styler.format.escape", "html")
-    sns.set_theme(context="notebook", style="ticks", palette=PALETTE)
-    plt.rcParams.update(
-        {
-            "figure.dpi": 110,
-            "savefig.dpi": 110,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.grid": True,
-            "grid.alpha": 0.25,
-            "legend.frameon": False,
-            "figure.constrained_layout.w_pad": 0.09,  # inches
-            "figure.constrained_layout.h_pad": 0.09,
-            "svg.hashsalt": "kedit",  # the same figure gives the same file
-            "pdf.compression": 9,
-        }
-    )
+    looks = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25}
+    looks |= {"figure.constrained_layout.w_pad": 0.09, "figure.constrained_layout.h_pad": 0.09}  # inches
+    looks |= {"figure.dpi": 110, "savefig.dpi": 110, "legend.frameon": False, "pdf.compression": 9}
+    looks |= {"svg.hashsalt": "kedit"}  # the same figure gives the same file
+    sns.set_theme(context="notebook", style="ticks", palette=PALETTE, rc=looks)
 
 
 def folder() -> Path:
@@ -59,7 +48,7 @@ def folder() -> Path:
 def show(fig, name: str, caption: str, alt: str, data: pd.DataFrame) -> None:
     """Save `fig` as figures/<name>.png .svg .pdf with its numbers as .csv, and show it with caption and alt text.
 
-    caption: what is drawn and what it shows. alt: for who cannot see it. data: what the lines are made of.
+    caption: what is drawn and what it shows. alt: for readers who cannot see it. data: what the lines are made of.
     """
     where = folder()
     _label_short_logs(fig)
@@ -107,7 +96,7 @@ def say(text: str, name: str | None = None) -> None:
 
 
 def without_tags(text: str) -> str:
-    """Markdown in which nothing is HTML: paragraphs also quote what a model wrote."""
+    """Markdown in which nothing is HTML, for paragraphs quote what a model wrote."""
     return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)
 
 
@@ -137,8 +126,8 @@ def panels_of(count: int, columns: int, height: float = 3.0, **shared):
 
 
 def facets(grid, columns: int = 4) -> None:
-    """A grid of seaborn's as the report has it: as wide as a page, panels named by their values alone, the legend in
-    rows under them, and "not run" in a panel without data."""
+    """The report's look for a seaborn grid: as wide as a page, panels named by their values, the legend below in rows,
+    "not run" in panels without data."""
     grid.set_titles(col_template="{col_name}", row_template="{row_name}", size=10)
     grid.figure.set_size_inches(WIDTH, grid.figure.get_figheight())
     grid.figure.set_layout_engine("constrained")
@@ -149,7 +138,7 @@ def facets(grid, columns: int = 4) -> None:
 
 
 def _name_if_empty(ax) -> None:
-    """Say "not run" in a panel without a curve or a cloud of points; lines across all of it do not count."""
+    """Write "not run" into a panel without a curve or a cloud of points; lines across all of it do not count."""
     curves = (line for line in ax.lines if line.get_transform() == ax.transData)
     clouds = (cloud.get_offsets() for cloud in ax.collections)
     if all(len(set(curve.get_xdata())) < 2 for curve in curves) and all(len(cloud) < 2 for cloud in clouds):
@@ -159,8 +148,8 @@ def _name_if_empty(ax) -> None:
 
 
 def bands(grid, names, *by: str) -> None:
-    """The columns low and high of a grid's data as bands behind its curves, one for each value of the columns `by`; the
-    first of these has the colours, in the order of `names`."""
+    """Bands from column low to column high behind a grid's curves, one for each value of the columns `by`; the first of
+    these decides the colour, in the order of `names`."""
     names = list(names)
     for (row, col, _), here in grid.facet_data():
         for (name, *_), one in here.sort_values("edits").groupby(list(by), sort=False):

@@ -45,12 +45,12 @@ def tags_of(cell: dict[str, Any]) -> set[str]:
 
 
 def parameters_of(path: Path) -> dict[str, Any]:
-    """What the notebook's one `parameters` cell assigns: {name: default}. It may only assign plain values to names."""
+    """{name: default} of the notebook's one `parameters` cell, which may only assign plain values to names."""
     try:
         cells = [cell for cell in read(path)["cells"] if "parameters" in tags_of(cell)]
         texts = [source_of(cell) for cell in cells]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise KeditError(f"{path.name}: is no notebook; save it again with JupyterLab") from None
+        raise KeditError(f"{path.name}: is not a notebook; save it again with JupyterLab") from None
     if len(cells) != 1:
         raise KeditError(f"{path.name}: has {len(cells)} cells tagged 'parameters'; tag exactly one")
     defaults = {}

@@ -50,14 +50,14 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Site:
-    """What is shown: {name of a page: its title}, and the folder and the contents of all figures, by content."""
+    """What is shown: {name of a page: its title}, the folder of the figures, {a figure's content: its name}."""
 
     titles: dict[str, str]
     figures: Path
     known: dict[bytes, str]
 
     def linked(self, text: str, ending: str) -> str:
-        """Markdown whose links lead to pages of the site; a link to what is no page is its text alone."""
+        """Markdown whose links lead to pages of the site; of any other link only the text stays."""
 
         def change(link: re.Match) -> str:
             label, target = link.groups()
@@ -79,13 +79,12 @@ class Site:
         return f"{number} · {self.titles[page]}" if number.isdigit() else self.titles[page]
 
     def page_of(self, figure: str) -> str | None:
-        """The page of a figure: they are called alike, "02_collapse" stands in the notebook 02."""
+        """The page of a figure, by number: "02_collapse" stands in notebook 02."""
         return next((page for page in self.titles if page[:2].isdigit() and page[:3] == figure[:3]), None)
 
 
 def write_report(executed: Path, figures: Path, report: Path, root: Path = REPOSITORY) -> Path:
-    """The site of these executed notebooks and of README.md and docs/ in `root`, written atomically to `report`; the
-    path of its index."""
+    """Write the site of executed notebooks and of README.md and docs/ in `root` to `report`, atomically; its index."""
     paths = [path for path in sorted(executed.glob("*.ipynb")) if not path.stem.endswith(".running")]
     if not paths:
         raise KeditError(f"{executed}: holds no executed notebook; run 'make reproduce' first")

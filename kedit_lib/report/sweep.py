@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from dataclasses import asdict
 
 import pandas as pd
@@ -23,6 +22,7 @@ from ..streams.cost import batch_cost, keep_memory
 from ..streams.named_streams import Stream, every_stream, groups_of, streams_of
 from ..streams.run import Run
 from ..streams.store import RunFolder, write_parquet, write_tables
+from .execution import parse_orders
 from .stamps import PACKAGE, hash_files
 from .workers import in_workers
 
@@ -142,7 +142,7 @@ def _measurement(bench: Bench, which: str, name: str, order: int):
 
 
 def _member(bench: Bench, role: str, recipe) -> pd.DataFrame:
-    """The table of one member of the family of widths; empty for one that recalls too little of what it was taught."""
+    """The table of one member of the family of widths; empty when it recalls too little of what it was taught."""
     try:
         return width_family.measure(width_family.member(recipe, bench.results), role, bench.results)
     except KeditError as error:
@@ -154,7 +154,7 @@ def _member(bench: Bench, role: str, recipe) -> pd.DataFrame:
 
 
 def _rotation(bench: Bench) -> tuple[str, int] | None:
-    """The committed stream whose beginning is run again this time: another one after every change of the library."""
+    """The committed stream whose beginning is run again: another one after every change of the library."""
     there = [(n, o) for model, n, o in committed_runs() if model == bench.label and n in bench.streams]
     if not there:
         return None
@@ -163,7 +163,7 @@ def _rotation(bench: Bench) -> tuple[str, int] | None:
 
 
 def _slice(bench: Bench) -> str:
-    """The live part of the model beside: the beginning of its committed streams, run again."""
+    """The beginning of some committed streams of the model beside, run again."""
     return "; ".join(f"{name} {_check(bench, name, bench.profile.orders[0], SLICE_EDITS)}" for name in SLICE)
 
 
@@ -210,9 +210,7 @@ def run(profile_name: str, which_orders: str, which: str, plan_only: bool = Fals
     names, known = list(dict.fromkeys(groups_of(profile).get(which, which.split(",")))), every_stream(profile)
     if which not in MEASUREMENTS and (unknown := [n for n in names if n not in known]):
         raise KeditError(f"stream {unknown[0]!r}: is unknown; there are {', '.join(known)}")
-    if not re.fullmatch(r"\d+(,\d+)*", which_orders):
-        raise KeditError(f"--orders {which_orders}: must be numbers with commas, such as 1,2")
-    orders = sorted({int(order) for order in which_orders.split(",")})
+    orders = sorted(set(parse_orders(which_orders)))
     if orders[-1] > LAST_ORDER:
         raise KeditError(f"--orders {which_orders}: the last order is {LAST_ORDER}")
     if which in MEASUREMENTS:

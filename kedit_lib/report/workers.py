@@ -101,7 +101,7 @@ def _client(profile: Profile) -> Iterator[Client]:
 
 @contextlib.contextmanager
 def _deaf() -> Iterator[None]:
-    """Threads that begin inside, and processes that they begin, never see Ctrl-C. Here it waits for the end."""
+    """Threads that begin inside, and their processes, never see Ctrl-C; here it waits for the end of the block."""
     resource_tracker.ensure_running()  # it would let Ctrl-C through again
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
