@@ -7,8 +7,6 @@ It is written under a temporary name beside `path`, synced to the disk and renam
 so that the new name itself outlives a power cut.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import hashlib

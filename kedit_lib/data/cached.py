@@ -1,7 +1,5 @@
 """Results that are computed once and then read from their file."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Edits of chat models: every prompt is put into the model's chat template as a user's turn."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from ..errors import KeditError, first_line

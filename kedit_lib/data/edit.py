@@ -1,13 +1,12 @@
 """An edit: a prompt with a place for the subject, the subject, and the new object."""
 
-from __future__ import annotations
-
 import json
 import re
 import string
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from typing import Self
 
 from ..errors import KeditError
 from .words import places, why_elsewhere
@@ -97,7 +96,7 @@ class Edit:
             warnings.warn(f"{message} one, as models seldom see it; take the space away", stacklevel=3)
 
     @classmethod
-    def from_text(cls, prompt: str, subject: str, target_new: str, *fields, **rest) -> Edit:
+    def from_text(cls, prompt: str, subject: str, target_new: str, *fields, **rest) -> Self:
         """An edit whose prompt holds the subject as text, exactly once as words of its own; braces are kept as text."""
         for name, value in (("prompt", prompt), ("subject", subject)):
             if not isinstance(value, str):
@@ -115,7 +114,7 @@ class Edit:
     @classmethod
     def from_chat(
         cls, model, prompt: str, subject: str, target_new: str, *fields, system: str | None = None, **rest
-    ) -> Edit:
+    ) -> Self:
         """An edit of a chat model: its prompts, as a user asks them, stand in the chat template of `model` (or of a
         tokenizer), and the answer is what the assistant says.
 

@@ -1,7 +1,5 @@
 """Records from a local file, a folder, or the hub, whatever their schema."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -1,7 +1,5 @@
 """Where a number comes from: the key of what decides it, versions, device, commit and time."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import platform

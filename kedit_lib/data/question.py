@@ -1,7 +1,5 @@
 """A question that an edit has consequences for."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

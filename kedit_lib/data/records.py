@@ -1,7 +1,5 @@
 """One record of a data set: its fields by path, and errors that name the record and the field."""
 
-from __future__ import annotations
-
 from typing import NoReturn
 
 from ..errors import KeditError

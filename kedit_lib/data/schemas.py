@@ -1,8 +1,6 @@
 """How edit sets write an edit: which records are of a schema, and their fields of `Edit`, with `text` in place of the
 prompt where that holds the subject. A further schema is one function here."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple

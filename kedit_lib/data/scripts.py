@@ -1,7 +1,5 @@
 """Writing systems: which put no space between words, where a sentence ends, and what joins a prompt and its answer."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 

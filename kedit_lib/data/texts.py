@@ -1,7 +1,5 @@
 """Plain text for second moments and perplexity, in any form that users give it."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path

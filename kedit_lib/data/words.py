@@ -1,7 +1,5 @@
 """Where a name occurs in a text: by position, and as words of its own."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 

@@ -1,7 +1,5 @@
 """YAML 1.2 text: `5e-1` is a number, `yes` is a word, and a duplicate key is an error."""
 
-from __future__ import annotations
-
 from io import StringIO
 from pathlib import Path
 from typing import Any

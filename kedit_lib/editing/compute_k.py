@@ -5,8 +5,6 @@ and the sampled contexts (`compute_ks.py` of kmeng01/memit); ROME's k̄ is the p
 contexts (`compute_u.py` of kmeng01/rome).
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

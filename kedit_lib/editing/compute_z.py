@@ -10,8 +10,6 @@ kmeng01/memit and of xpq-tech/PMET. Many edits are optimised side by side, each 
 state, clamp and early stop: their losses share no parameter, so the numbers are those of one at a time.
 """
 
-from __future__ import annotations
-
 import warnings
 from dataclasses import dataclass, field
 from math import isfinite, log

@@ -7,8 +7,6 @@
 are its prompt in every context, each with the target after it, and last its KL prompt.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 

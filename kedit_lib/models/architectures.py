@@ -1,8 +1,6 @@
 """Where a model family keeps the parts that editing touches, and which families cannot be edited. A further family is
 one more entry."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Causal tracing: which states carry a fact (Meng et al. 2022a, section 2; `causal_trace.py` of kmeng01/rome)."""
 
-from __future__ import annotations
-
 import pandas as pd
 import torch
 

@@ -1,7 +1,5 @@
 """Checks of a model when it is loaded or wrapped: a fault is one line, not a wrong number later."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

@@ -9,8 +9,6 @@
 The header of a file of deltas names the model it belongs to, its edits, and how they were made.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

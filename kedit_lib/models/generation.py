@@ -1,7 +1,5 @@
 """Greedy completion in batches: what a model generates without being given the answer."""
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Callable

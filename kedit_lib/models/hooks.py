@@ -1,7 +1,5 @@
 """One forward pass that hands back what flows through chosen modules, and goes no further than needed."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """What names a model in caches and stores: its unedited weights, its configuration, its tokenizer."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 

@@ -2,12 +2,11 @@
 They are read off the model's own forward pass with every layer skipped, so that this file needs to know nothing of
 window widths, position codes or which layers have which."""
 
-from __future__ import annotations
-
 import contextlib
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -65,7 +64,7 @@ class LayerArguments:
     cached: int
 
     @classmethod
-    def at(cls, calls: list[dict], places: Tensor, cached: int, seen: Tensor, dtype) -> LayerArguments:
+    def at(cls, calls: list[dict], places: Tensor, cached: int, seen: Tensor, dtype) -> Self:
         """From `layer_calls` on whole prompts, for the tokens at `places` [n, T] after the first `cached` ones.
 
         seen [n, T, P + T]: which a token can see at most; the model's own masks take away more.
@@ -94,7 +93,7 @@ class LayerArguments:
 
         return cls(_each(calls, cut), cached)
 
-    def select(self, rows: Tensor) -> LayerArguments:
+    def select(self, rows: Tensor) -> Self:
         """The same for some of the rows."""
         return LayerArguments(_each(self.layers, lambda name, x: x[rows] if isinstance(x, Tensor) else x), self.cached)
 

@@ -1,7 +1,5 @@
 """A model by name: the built-in lab models, a pretrained one, a .gguf file, a local folder, or a hub id."""
 
-from __future__ import annotations
-
 import contextlib
 import difflib
 import os

@@ -5,8 +5,6 @@ matters. So the MLPs, most of the work, run once for all tokens with one past, t
 read alone, and so does the head.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 

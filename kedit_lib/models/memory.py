@@ -1,7 +1,5 @@
 """Work in parts that fit into free memory."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator
 

@@ -1,7 +1,5 @@
 """`EditableModel`: a Hugging Face causal LM, its tokenizer, and weight changes that can be taken back."""
 
-from __future__ import annotations
-
 import contextlib
 from functools import cached_property
 from pathlib import Path

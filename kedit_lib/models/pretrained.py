@@ -7,8 +7,6 @@ A GGUF file holds quantised weights. transformers dequantises them once to float
 the cache, with the checksums of its files, which are compared at every load.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

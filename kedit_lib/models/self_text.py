@@ -7,8 +7,6 @@ recipe, the device and the hash of the text are kept beside it, and SmolLM2's te
 one matrix everywhere.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import lzma

@@ -7,10 +7,9 @@ tokens before it kept. An MLP sees each token by itself: it is run on those that
 first pass once for all prompts that begin alike.
 """
 
-from __future__ import annotations
-
 import contextlib
 from dataclasses import dataclass, field
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -111,7 +110,7 @@ class Tails:
 
         return made, at_lookups(seen_in, inputs, within), at_lookups(seen_out, outputs, within - {*mlps})
 
-    def select(self, rows: Tensor) -> Tails:
+    def select(self, rows: Tensor) -> Self:
         """The same with some of the rows."""
         keys, values = ({i: x[rows] for i, x in part.items()} for part in (self.prefix.keys, self.prefix.values))
         behind = None if self.behind is None else self.behind[rows]

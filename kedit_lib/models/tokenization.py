@@ -5,8 +5,6 @@ ids that it has after a space, or where there is none (`scripts.joint`) those th
 never tokenised together with the prompt.
 """
 
-from __future__ import annotations
-
 import unicodedata
 from dataclasses import dataclass
 

@@ -2,8 +2,6 @@
 all that are the same. Elsewhere in a layer tokens keep their places in [n, T, width]; these hooks take the wanted ones
 out in front of the MLP and put them back after it."""
 
-from __future__ import annotations
-
 import contextlib
 
 import torch

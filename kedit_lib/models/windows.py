@@ -1,7 +1,5 @@
 """Texts of any length, in pieces that a model has positions for."""
 
-from __future__ import annotations
-
 import math
 
 from ..errors import KeditError

@@ -4,8 +4,6 @@ Names and numbers are GeoNames'. Our own tables are in world.yaml: names as Engl
 because it is disputed or has several answers, official languages, and currencies with their adjective.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections import Counter, defaultdict

@@ -3,8 +3,6 @@
 Everything is a function of the geography, of what the model was found to say, and of a seed.
 """
 
-from __future__ import annotations
-
 import random
 from collections import defaultdict
 from dataclasses import dataclass, replace

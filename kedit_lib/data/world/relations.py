@@ -1,7 +1,5 @@
 """The relations of cities and countries and their wordings, from world.yaml."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 
