@@ -46,7 +46,6 @@ class Outcome:
         return f"Outcome({self.method}, {len(self.edits)} edits{reached}, {norms or 'nothing written'})"
 
     def layers(self, model) -> list[int]:
-        """The edited layers."""
         return [i for i in range(model.n_layers) if model.weight_name(i) in self.deltas]
 
     def keys(self, layer: int) -> Tensor:
@@ -55,7 +54,6 @@ class Outcome:
 
     @property
     def record(self) -> dict:
-        """The call as plain data."""
         return record_of(self.method, self.hyperparameters, self.edits)
 
     def save(self, folder) -> Path:
@@ -94,13 +92,19 @@ class Call:
         return [r.prompts[0] for r in self.requests]
 
     def part(self, begin: int, end: int) -> Self:
-        """The same call for some of the edits."""
         z = None if self.z is None else self.z[begin:end]
         return replace(self, edits=self.edits[begin:end], requests=self.requests[begin:end], z=z)
 
     def one_by_one(self) -> list[Self]:
-        """One such call for each edit."""
         return [self.part(i, i + 1) for i in range(len(self.edits))]
+
+
+def in_turn(name: str, call: Call, insert) -> Outcome:
+    """The edits of a call one after another, each by insert(call, outcome) on the weights that the one before left."""
+    outcome = Outcome(name, call.edits, {}, [])
+    for one in call.one_by_one():
+        insert(one, outcome)
+    return outcome
 
 
 def matrix(model, layer: int) -> Tensor:
@@ -118,18 +122,14 @@ def as_matrix(model, own: Tensor) -> Tensor:
     return own.T if model.layout.transposed else own
 
 
-def filtered(call: Call, layer: int, delta: Tensor, filters) -> Tensor:
-    """Δ [d_model, d_ff] as these filters change it, one after another."""
+def write(call: Call, layer: int, delta: Tensor, deltas: dict[str, Tensor], filters=()) -> None:
+    """Add Δ [d_model, d_ff], as `filters` change it, to the layer's W, and to `deltas` in the weight's own layout.
+    KeditError when it is not finite, before it is written."""
     for one in filters:
         delta = one.filtered(call, layer, delta)
-    return delta
-
-
-def write(model, layer: int, delta: Tensor, deltas: dict[str, Tensor]) -> None:
-    """Add Δ [d_model, d_ff] to the layer's W, and to `deltas` in the weight's own layout. KeditError when it is not
-    finite, before it is written."""
     if not delta.isfinite().all():
         raise KeditError(f"layer {layer}: Δ holds NaN or inf; nothing was written, check moments and learning rate")
-    own, name = as_matrix(model, delta).to(model.math_dtype).contiguous(), model.weight_name(layer)
+    model, name = call.model, call.model.weight_name(layer)
+    own = as_matrix(model, delta).to(model.math_dtype).contiguous()
     model.add({name: own})
     deltas[name] = deltas[name] + own if name in deltas else own

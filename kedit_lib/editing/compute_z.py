@@ -58,7 +58,7 @@ class Target:
 
     @property
     def frozen(self) -> bool:
-        """Whether more than one step of it did nothing (`did_nothing`); not of fine-tuning, which has no v₀."""
+        """Whether its steps did nothing; never of fine-tuning, which has no v₀."""
         return self.steps > 1 and isfinite(self.v0_norm) and did_nothing(self.probabilities[0], self.probabilities[-1])
 
     def __repr__(self) -> str:
@@ -127,8 +127,8 @@ def optimise(
 ) -> tuple[list[Target], Tensor]:
     """`compute_z` for any number of requests: those with rows of like length together, as many as memory allows.
 
-    Returns a Target for each, δ in the model's math dtype, and the keys [n, contexts, d_ff] at `site.keys`, on the
-    weights at hand. All requests have as many contexts.
+    Returns a Target for each and the keys [n, contexts, d_ff] at `site.keys`, on the weights at hand. All requests have
+    as many contexts.
     """
     order = sorted(range(len(requests)), key=lambda i: engine.shape(requests[i]))
     room, sorted_ = min(MOST_BYTES, free_memory(model.device) // 2), [requests[i] for i in order]
@@ -145,8 +145,7 @@ def optimise(
 
 
 def did_nothing(first: float, last: float) -> bool:
-    """Whether an optimisation that took the probability from `first` to `last` ended where it began, short of its aim:
-    |ln last/first| < FROZEN and last < ½."""
+    """Whether an optimisation from probability `first` to `last` failed: |ln last/first| < FROZEN and last < ½."""
     return last < 0.5 and (first == last or (min(first, last) > 0 and abs(log(last / first)) < FROZEN))
 
 
@@ -163,7 +162,6 @@ class Frozen(Doubtful):
 
 
 def warn_if_doubtful(edits: list[Edit], targets: list[Target]) -> None:
-    """A warning for each edit whose target the model already gave, and for each whose optimisation did nothing."""
     for edit, target in zip(edits, targets, strict=True):
         if target.already:
             message = f"edit of {edit.subject!r}: the model already answers {edit.target_new!r}"

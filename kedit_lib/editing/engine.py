@@ -24,8 +24,7 @@ KL_PROMPT = "{} is a"
 
 @dataclass(frozen=True)
 class Request:
-    """An edit as token ids: its prompt in every context (the clean one first), the KL prompt, and the target; the
-    subject for messages."""
+    """An edit as token ids: its prompt in every context, the clean one first; subject: for messages."""
 
     prompts: tuple[Prompt, ...]
     kl: Prompt
@@ -73,16 +72,14 @@ class Engine(ABC):
 
     def __init__(self, model, requests: list[Request], site: Site):
         self.model, self.site, self.requests = model, site, requests
-        self._active = torch.arange(len(requests))
-        self._kl_before = None
+        self._active, self._kl_before = torch.arange(len(requests)), None
         ids = [row for r in requests for row in (*(p.ids + r.target[:-1] for p in r.prompts), r.kl.ids)]
         prompts = [p for r in requests for p in (*r.prompts, r.kl)]
         # As indices into a row from its first token that is run: where a prompt ends, and where the KL is read.
         self._last = torch.tensor([[len(p.ids) - 1 - self.begin(p) for p in r.prompts] for r in requests])
         self._kl_at = torch.tensor([[r.kl.lookup - self.begin(r.kl)] for r in requests])
         self._length = torch.tensor([len(r.target) for r in requests])
-        longest = int(self._length.max())
-        self._target = torch.tensor([r.target + (0,) * (longest - len(r.target)) for r in requests])
+        self._target = pad([r.target for r in requests], None)
         inputs, outputs = self._first_pass(ids, [p.lookup for p in prompts])
         grid = len(requests), len(requests[0].prompts) + 1
         v0 = [outputs[module].unflatten(0, grid)[:, 0] for module in site.values]
@@ -107,7 +104,7 @@ class Engine(ABC):
 
     @abstractmethod
     def _keep(self, rows: Tensor) -> None:
-        """Drop all rows but these."""
+        """Drop all other rows."""
 
     @classmethod
     def shape(cls, one: Request) -> tuple[int, int]:
@@ -117,7 +114,7 @@ class Engine(ABC):
 
     @classmethod
     def tokens(cls, one: Request) -> int:
-        """The number of tokens that a step runs."""
+        """How many a step runs."""
         return (len(one.prompts) + 1) * cls.shape(one)[0]
 
     @classmethod
@@ -244,7 +241,6 @@ class Plain(Engine):
         return tuple({module: x[self._at] for module, x in part.items()} for part in seen)
 
     def _padded(self, ids) -> dict[str, Tensor]:
-        """The arguments of the model's forward pass."""
         return {"input_ids": pad(ids, self.model.device)}
 
     def _keep(self, rows):

@@ -31,6 +31,7 @@ LOSS_STOP = 0.01
 class FT(Method):
     """num_steps: epochs. lr, weight_decay: Adam's. norm_constraint: ε (None: no bound). batch_size: edits a step."""
 
+    clean_only = True
     needs_moments = False
 
     num_steps: int = Field(25, ge=1)
@@ -39,9 +40,6 @@ class FT(Method):
     norm_constraint: float | None = Field(None, gt=0)
     objective_optimization: Literal["prompt_last", "target_new"] = "prompt_last"
     batch_size: int = Field(1, ge=1)
-
-    def contexts(self, model, given=None):
-        return ["{}"]
 
     def _apply(self, call: Call) -> Outcome:
         model, bound = call.model, inf if self.norm_constraint is None else self.norm_constraint
@@ -65,7 +63,7 @@ class FT(Method):
         for layer, final in w.items():
             delta = final.detach() - w0[layer]
             bounded |= bool((delta.abs() >= bound * (1 - 1e-5)).any())
-            write(model, layer, delta, outcome.deltas)
+            write(call, layer, delta, outcome.deltas)
         losses, already = torch.stack([nll for nll, _ in epochs], 1), epochs[0][1].tolist()
         for one, known in zip(losses, already, strict=True):
             p = one.double().neg().exp().tolist()

@@ -64,6 +64,7 @@ class Codebook:
 class GRACE(Method):
     """layers: the one with the codebook. edit_lr, n_iter: Adam's. eps: the radius of a new entry."""
 
+    clean_only = True
     needs_moments = False
     keeps_history = needs_history = True
 
@@ -75,9 +76,6 @@ class GRACE(Method):
     @property
     def history_kind(self) -> str:
         return f"GRACE at layer {self.layers[0]}"
-
-    def contexts(self, model, given=None):
-        return ["{}"]
 
     def recall(self, model, history):
         layer, module = self.layers[0], model.mlp_out(self.layers[0])

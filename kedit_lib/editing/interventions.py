@@ -1,26 +1,23 @@
-"""Methods with one thing changed: experiments about causes, not methods that anyone proposes.
+"""Methods with one thing changed: experiments that take one suspected cause out of a stream.
 
-    method = changed(kedit.method_for(model, "memit"), "superposed")
-
-Each change takes one suspected cause out of a stream and leaves the rest as it is.
+method = changed(kedit.method_for(model, "memit"), "superposed")
 """
 
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from ..errors import KeditError
-from . import MEMIT, PMET, ROME, padding_bug
+from ..models.hooks import FILL, trace
+from . import MEMIT, PMET, ROME
 from .compute_k import Reading
-from .engine import Suffix
+from .engine import Plain, Suffix
 from .method import Method
 
 
 class _Superposed:
-    """Every update is computed on the unedited model, as if it were the only one, and added: W = W₀ + Σ Δᵢ.
-
-    What goes wrong then is the sum of single edits and nothing else: no edit responds to the ones before it.
-    """
+    """Every update is computed on the unedited model and added: W = W₀ + Σ Δᵢ. No edit responds to those before it."""
 
     def _apply(self, call):
         with call.model.temporarily():
@@ -85,8 +82,7 @@ class _HealedBefore(_HealedBehind):
 class _CleanKeys:
     """The clean prompt is the only context: the key of the update is the key that the residual is measured at."""
 
-    def contexts(self, model, given=None):
-        return ["{}"]
+    clean_only = True
 
 
 class _ThreeContexts:
@@ -119,22 +115,57 @@ class _StartInTarget:
         return replace(call, requests=[replace(r, target=(start, *r.target)) for r in call.requests])
 
 
-class _LeftPadded:
-    """Prompts are padded on the left and indexed as if padded on the right, as in public code that ran PMET on Llama;
-    for one edit at a time, whose clean prompt alone has no padding when the residual is measured."""
+# Prompts padded on the left and indexed as if padded on the right: a bug of public code that ran PMET on Llama, rebuilt
+# for PMET and, as it would be there, for MEMIT. Index l of a row is then no longer the subject's last token: in a row
+# with q tokens of padding it is the token q places before it, or padding. There δ is added, v₀ and keys are read, and
+# the target is expected q places too early. Only the longest prompt of a batch is treated as meant.
 
-    engine = padding_bug.PaddedInFront
+
+def padded_in_front(model, rows: list[tuple[int, ...]]) -> dict[str, Tensor]:
+    """input_ids [n, longest] and attention_mask [n, 1, longest, longest], 0 where a token is seen.
+
+    At padding, which sees nothing, all scores are the lowest number, so every token counts alike: as in the
+    transformers of that time. Its mask of today gives NaN there.
+    """
+    longest, device, dtype = max(map(len, rows)), model.device, model.dtype
+    ids = torch.tensor([[FILL] * (longest - len(row)) + list(row) for row in rows], device=device)
+    front = torch.tensor([longest - len(row) for row in rows], device=device)
+    at = torch.arange(longest, device=device)
+    seen = (at <= at[:, None]) & (at >= front[:, None, None])
+    mask = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill(~seen, torch.finfo(dtype).min)
+    return {"input_ids": ids, "attention_mask": mask[:, None]}
+
+
+class _PaddedInFront(Plain):
+    """The plain engine on rows padded on the left, with the indices of rows padded on the right."""
+
+    def _padded(self, ids):
+        return padded_in_front(self.model, ids)
+
+
+def misplaced_keys(model, prompts, layers) -> dict[int, Tensor]:
+    """`compute_k.keys_at` with the bug, all prompts in one batch."""
+    wanted = {i: model.mlp_out(i) for i in layers}
+    seen, _ = trace(model.hf, inputs=wanted.values(), **padded_in_front(model, [p.ids for p in prompts]))
+    at = torch.arange(len(prompts)), torch.tensor([p.lookup for p in prompts])
+    return {i: seen[module][at].to(model.math_dtype) for i, module in wanted.items()}
+
+
+class _LeftPadded:
+    """The padding bug, one edit at a time: its clean prompt, alone when the residual is measured, has no padding."""
+
+    engine = _PaddedInFront
 
     def _optimise(self, call):
         alone = [super(_LeftPadded, self)._optimise(one)[0][0] for one in call.one_by_one()]
         return [replace(t, already=False) for t in _as_now(self, call, alone)], None
 
     def _keys(self, call, prompts, layers, settled=0):
-        return {i: self._mean(k, call) for i, k in padding_bug.keys_at(call.model, call.prompts, layers).items()}
+        return {i: self._mean(k, call) for i, k in misplaced_keys(call.model, call.prompts, layers).items()}
 
 
 class _AsInTheLog(_StartInTarget, _LeftPadded):
-    """Both bugs: the start token in the target, and prompts padded on the left but indexed as if on the right."""
+    """Both bugs."""
 
 
 CHANGES = {
@@ -153,10 +184,7 @@ CHANGES = {
 
 
 def changed(method: Method, change: str) -> Method:
-    """`method` with its hyperparameters and one of CHANGES; its name says which.
-
-    KeditError for an unknown change, or one that does not apply to this method.
-    """
+    """`method` with one of CHANGES, which its name says too. KeditError for one that is unknown or does not apply."""
     if change not in CHANGES:
         raise KeditError(f"change {change!r}: is unknown; there are {', '.join(CHANGES)}")
     mixin, fits = CHANGES[change]

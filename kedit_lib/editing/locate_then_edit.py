@@ -18,7 +18,7 @@ from .norm_anchor import anchored, mlp_values
 
 
 class Targeted(Method):
-    """Methods that first optimise a target value for each edit; these are the optimisation's hyperparameters.
+    """Methods that first optimise a target value for each edit.
 
     v_num_grad_steps      evaluations of the target's loss at most (updates: one less)
     v_lr                  Adam's learning rate
@@ -57,7 +57,7 @@ class Targeted(Method):
 
     @abstractmethod
     def _site(self, model) -> Site:
-        """Where δ is added; z is a value of the output of the first of its `values`."""
+        """Where δ is added; z is a value of the first of its `values`."""
 
     def _loss_layer(self, model) -> int:
         """Where the nll is read: below the last edited layer δ could not move it."""
@@ -72,15 +72,15 @@ class Targeted(Method):
         return loss.sum()
 
     def done(self, loss: Tensor, kl: Tensor, p: Tensor, leads: Tensor, led: Tensor) -> Tensor:
-        """Which of the n requests stop, [n]; kl is weighted, p the mean probability, leads of this step, and led [n] at
-        how many steps so far the target was the argmax in every context but the clean one."""
+        """Which of the n requests stop, [n]; kl is weighted, p the mean probability, leads is this step's, and led [n]
+        the number of steps at which the target was the argmax in every context but the clean one."""
         early = led >= -self.cutoff if self.cutoff < 0 else (p > self.cutoff) & (self.cutoff > 0)
         return (loss < self.loss_stop) | early
 
     def _check(self, call: Call) -> Call:
         model, call = call.model, super()._check(call)
-        problem, z = None, call.z or []
-        wrong = [i for i, one in enumerate(z) if not _finite(one, (model.d_model,))]
+        problem, z, shape = None, call.z or [], (model.d_model,)
+        good = [isinstance(one, Tensor) and one.shape == shape and bool(one.isfinite().all()) for one in z]
         if self.v_loss_layer is not None and self.v_loss_layer >= model.n_layers:
             there = f"{model.name} has layers 0 to {model.n_layers - 1}; leave it out for the last"
             problem = f"v_loss_layer = {self.v_loss_layer}, {there}"
@@ -88,20 +88,19 @@ class Targeted(Method):
             problem = f"engine = {call.engine!r}: is unknown; use one of {', '.join(ENGINES)}"
         elif call.z is not None and len(z) != len(call.edits):
             problem = f"{len(z)} targets for {len(call.edits)} edits; give one z an edit"
-        elif wrong:
-            problem = f"target {wrong[0]} is not a finite tensor of shape ({model.d_model},); give one z an edit"
+        elif not all(good):
+            problem = f"target {good.index(False)} is not a finite tensor of shape {shape}; give one z an edit"
         if problem:
             raise KeditError(f"{self.name}: {problem}")
         return replace(call, z=call.z and [one.to(model.device, model.math_dtype) for one in z])
 
     def _optimise(self, call: Call) -> tuple[list[Target], Tensor | None]:
-        """The targets on the weights at hand, as optimised, and the keys [n, contexts, d_ff] of the first layer."""
+        """The targets on the weights at hand, and the keys [n, contexts, d_ff] of the first layer."""
         engine = self.engine if call.engine is None else ENGINES[call.engine]
         return optimise(call.model, call.requests, self._site(call.model), self, engine)
 
     def _targets(self, call: Call) -> tuple[list[Target], Tensor | None]:
-        """The targets that are written: those given, else optimised and, if asked for, anchored; and the keys
-        [n, contexts, d_ff] of the first layer where the optimisation has measured them."""
+        """The targets that are written, given or optimised and anchored; and the first layer's keys if measured."""
         if call.z is not None:
             pairs = zip(call.z, self._values(Reading(call.model, call.clean)), strict=True)
             return [Target(z, z - v, [], [], v.norm().item(), False, False) for z, v in pairs], None
@@ -115,7 +114,3 @@ class Targeted(Method):
     def _values(self, clean: Reading, settled: int = 0) -> Tensor:
         """[n, d_model] what z is a value of, at the clean prompts on the weights so far."""
         return clean.outputs(self._site(clean.model).values[0], settled)
-
-
-def _finite(value, shape: tuple[int, ...]) -> bool:
-    return isinstance(value, Tensor) and value.shape == shape and bool(value.isfinite().all())

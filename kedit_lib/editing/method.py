@@ -1,11 +1,11 @@
 """What all methods share: typed hyperparameters, checks before anything changes, and `apply`, all or nothing.
 
-A method overrides `_apply`, and of the rest what it differs in:
+A method overrides `_apply`, and what it differs in of
 
     needs_moments, shift           whether C is used; C + shift·I is inverted (None: nothing is)
     keeps_history, needs_history   whether calls may share a history; whether a call without one starts its own
     takes                          which of targets and projection may be given
-    contexts, context_style        the contexts that keys and targets are averaged over
+    context_style, clean_only      the contexts that keys and targets are averaged over; whether there are none
     _check(call)                   what else it refuses, and what it prepares of its arguments
     recall(model, history)         how the model gets back edits that are in no weight
 """
@@ -49,6 +49,7 @@ class Method(BaseModel, ABC, metaclass=_Listed):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
     context_style: ClassVar[str] = "memit"
+    clean_only: ClassVar[bool] = False
     takes: ClassVar[frozenset[str]] = frozenset()
     needs_moments: ClassVar[bool] = True
     shift: ClassVar[float | None] = 0.0
@@ -60,7 +61,7 @@ class Method(BaseModel, ABC, metaclass=_Listed):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **options):
-        """help() shows each hyperparameter with its default; their ranges are checked when a method is made."""
+        """help() shows each hyperparameter with its default."""
         fields = {n: Parameter.empty if f.is_required() else f.get_default() for n, f in cls.model_fields.items()}
         cls.__signature__ = Signature([Parameter(n, Parameter.KEYWORD_ONLY, default=d) for n, d in fields.items()])
 
@@ -100,7 +101,7 @@ class Method(BaseModel, ABC, metaclass=_Listed):
 
     @property
     def history_kind(self) -> str:
-        """Methods of one kind can go on with each other's histories."""
+        """Methods of one kind go on with each other's histories."""
         return type(self).__name__ if self.needs_history else "keys"
 
     def new_history(self, model, moments=None, keep=()) -> EditHistory | None:
@@ -112,8 +113,9 @@ class Method(BaseModel, ABC, metaclass=_Listed):
         history = EditHistory(self.history_kind) if self.keeps_history else None
         if keep:
             if history is None or history.kind != "keys":
-                use = "MEMIT(use_history=True) and AlphaEdit have one"
-                raise KeditError(f"{self.name}: keep needs a history of keys; {use}")
+                raise KeditError(
+                    f"{self.name}: keep needs a history of keys; MEMIT(use_history=True), AlphaEdit have one"
+                )
             with model.temporarily():
                 history.remember(model, keys_at(model, prompts_of(model, keep), model.check_layers(self.layers)))
         return history
@@ -146,7 +148,7 @@ class Method(BaseModel, ABC, metaclass=_Listed):
         return replace(call, requests=requests_of(model.tokenizer, edits, self.contexts(model, contexts)))
 
     def apply_prepared(self, call: Call) -> Outcome:
-        """`apply` for what `prepare` returned, or a part of it."""
+        """`apply` for what `prepare` returned, or for a part of it."""
         warn_of_contradictions(call.edits)
         model, history, before = call.model, call.history, call.model.snapshot()
         known = None if history is None else history.copy()
@@ -165,13 +167,15 @@ class Method(BaseModel, ABC, metaclass=_Listed):
 
     def contexts(self, model, given=None) -> list[str]:
         """The contexts that are used: `given`, checked, or generated ones."""
+        if self.clean_only:
+            return ["{}"]
         if given is None:
             with model.temporarily():  # the unedited model's: successive edits then share one list
                 given = generate_contexts(model, seed=0, style=self.context_style)
         return check_contexts(given)
 
     def _history(self, model, moments, given: EditHistory | None) -> EditHistory | None:
-        """The history given, checked; where the method needs one and none is given, an empty one."""
+        """The given history, checked; None: an empty one where the method needs it."""
         if given is None:
             return self.new_history(model, moments) if self.needs_history else None
         if not self.keeps_history:

@@ -29,6 +29,7 @@ from .method import Method
 class Retrieval(Method):
     """overlap: share of the words of an edit's prompt, without its subject, that a text to be reminded has, 0..1."""
 
+    clean_only = True
     needs_moments = False
     keeps_history = needs_history = True
 
@@ -36,9 +37,6 @@ class Retrieval(Method):
 
     def __init__(self, **values):
         super().__init__(**{"layers": [0], **values})  # none is edited; every method names one
-
-    def contexts(self, model, given=None):
-        return ["{}"]
 
     def recall(self, model, history):
         if not isinstance(model.tokenizer, Reminding):

@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 
 from ..errors import KeditError
-from .call import Outcome, filtered, write
+from .call import Outcome, in_turn, write
 from .compute_k import context_mean, keys_at, outputs_at
 from .engine import Site
 from .locate_then_edit import Targeted
@@ -42,11 +42,7 @@ class ROME(Targeted):
         return self.mom2_adjustment
 
     def _apply(self, call) -> Outcome:
-        """Edits of one call are made one after another, each on the weights the one before left."""
-        outcome = Outcome(self.name, call.edits, {}, [])
-        for one in call.one_by_one():
-            self._insert(one, outcome)
-        return outcome
+        return in_turn(self.name, call, self._insert)
 
     def _insert(self, call, outcome: Outcome) -> None:
         (layer,), model, prompts = self.layers, call.model, call.prompts
@@ -63,7 +59,7 @@ class ROME(Targeted):
             s = (u @ direction)[None]
             outcome.s[layer] = torch.cat([outcome.s[layer], s]) if layer in outcome.s else s
         u = u / u.norm()
-        write(model, layer, filtered(call, layer, residual.double().outer(u) / (u @ key), call.filters), outcome.deltas)
+        write(call, layer, residual.double().outer(u) / (u @ key), outcome.deltas, call.filters)
         target.key_per_layer[layer] = direction.to(keys.dtype)
         outcome.targets.append(target)
 

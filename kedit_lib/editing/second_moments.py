@@ -90,12 +90,10 @@ class SecondMoments:
         limit = min(positions_of(model.hf.config), NO_LIMIT)
         if any(longer_than(model.tokenizer, text, limit) for text in texts):
             about["windows"] = limit
-        path = None
-        if cache is not None:
-            whole = json.dumps([model.checksum, model.setting, about], sort_keys=True)
-            path = Path(cache) / f"moments-{hashlib.sha256(whole.encode()).hexdigest()[:20]}.safetensors"
-            if path.exists():
-                return cls.load(path).warned(model.d_ff)
+        whole = json.dumps([model.checksum, model.setting, about], sort_keys=True)
+        path = cache and Path(cache) / f"moments-{hashlib.sha256(whole.encode()).hexdigest()[:20]}.safetensors"
+        if path and path.exists():
+            return cls.load(path).warned(model.d_ff)
         rows, held = [], 0
         for text in texts:
             if tokens is not None and held >= tokens:
@@ -104,25 +102,21 @@ class SecondMoments:
             rows, held = rows + cut, held + sum(map(len, cut))
         moments = cls(_mean_products(model, rows, layers, batch_tokens, progress), model.checksum, about)
         about["tokens"] = held
-        if path is not None:
+        if path:
             moments.save(path)
         return moments.warned(model.d_ff)
 
     def warned(self, d_ff: int) -> Self:
         """Itself, with a warning if fewer tokens than d_ff were measured: C's rank is at most their number."""
         if (tokens := self.about.get("tokens", d_ff)) < d_ff:
-            message = (
-                f"moments: {tokens} tokens were measured, C has {d_ff} directions and says nothing about "
-                f"{d_ff - tokens}; estimate it on at least {10 * d_ff} tokens"
-            )
+            message = f"moments: {tokens} tokens were measured, C has {d_ff} directions and says nothing about "
+            message += f"{d_ff - tokens}; estimate it on at least {10 * d_ff} tokens"
             warnings.warn(message, FewTokens, stacklevel=3)
         return self
 
     def check(self, model, layers, invert: float | None = 0.0) -> None:
-        """KeditError unless these moments belong to `model`, cover `layers` and can be inverted there.
-
-        invert: C + invert·I is what will be inverted; None: nothing will.
-        """
+        """KeditError unless these moments belong to `model`, cover `layers` and C + invert·I has an inverse there (None:
+        it needs none)."""
         if self.model_checksum is not None and self.model_checksum != model.checksum:
             raise KeditError(
                 f"moments: were measured on another model (checksum {self.model_checksum[:12]}, {model.name} has "
@@ -130,8 +124,8 @@ class SecondMoments:
             )
         for layer in layers:
             if layer not in self.tensors:
-                there = f"there are {sorted(self.tensors)}"
-                raise KeditError(f"moments: none for layer {layer} ({there}); estimate that layer too")
+                problem = f"none for layer {layer} (there are {sorted(self.tensors)}); estimate that layer too"
+                raise KeditError(f"moments: {problem}")
             if (width := len(self.tensors[layer])) != model.d_ff:
                 whose = f"{model.name} has d_ff {model.d_ff}; they belong to another model"
                 raise KeditError(f"moments of layer {layer}: width {width}, {whose}")

@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..models.hooks import trace
-from .call import Call, Outcome, matrix, write
+from .call import Call, Outcome, in_turn, matrix, write
 from .filters import Wrapper
 from .rlsedit import downdated
 
@@ -34,10 +34,7 @@ class SimIE(Wrapper):
         return replace(call, history=self._history(model, moments, history))
 
     def _apply(self, call: Call) -> Outcome:
-        outcome = Outcome(self.name, call.edits, {}, [])
-        for one in call.one_by_one():
-            self._insert(one, outcome)
-        return outcome
+        return in_turn(self.name, call, self._insert)
 
     def _insert(self, call: Call, outcome: Outcome) -> None:
         model, history, before = call.model, call.history, call.model.snapshot()
@@ -55,7 +52,7 @@ class SimIE(Wrapper):
                 inverse = torch.eye(model.d_ff, dtype=torch.float64, device=x[layer].device) / self.lamHyper
             inverse = downdated(inverse, x[layer])
             history.put("inverse", layer, inverse)
-            write(model, layer, (new[layer] - old[layer]) @ x[layer].T @ (x[layer] @ inverse), outcome.deltas)
+            write(call, layer, (new[layer] - old[layer]) @ x[layer].T @ (x[layer] @ inverse), outcome.deltas)
         history.count(model, 1)
 
     def _inputs(self, call: Call) -> dict[int, Tensor]:

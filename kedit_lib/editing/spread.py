@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import KeditError
-from .call import Call, Outcome, as_matrix, filtered, write
+from .call import Call, Outcome, as_matrix, write
 from .closed_form import update, with_memory
 from .compute_k import Reading, context_mean
 from .engine import Site
@@ -26,9 +26,8 @@ class Spread(Targeted):
 
     z belongs to the last of `layers`; it is a value of the residual stream unless `_site` names another place.
 
-    keys_after   whether a history's keys are those after the batch; else they are those that the layers were solved
-                 with. What is written in a layer or above it does not reach its keys, so that the two are the same
-                 unless a filter has written all layers again
+    keys_after   whether a history's keys are those after the batch, else those that the layers were solved with; the
+                 two differ only where a filter has written all layers again
     """
 
     keys_after: ClassVar[bool] = True
@@ -37,9 +36,8 @@ class Spread(Targeted):
         model = call.model
         if not self._site(model).inside and model.layout.mlp_norm is not None:
             raise KeditError(
-                f"{self.name}: its targets are values of the residual stream, and in {model.name} a norm "
-                f"({model.layout.mlp_norm}) stands between the edited map and the stream, so that no change of the map "
-                "adds what is missing; use ROME or PMET, whose targets are the map's own output"
+                f"{self.name}: its targets are values of the residual stream, from which a norm of {model.name} "
+                f"({model.layout.mlp_norm}) separates the edited map; use ROME or PMET, whose targets are its own output"
             )
         return super()._check(call)
 
@@ -71,20 +69,19 @@ class Spread(Targeted):
             k = first_keys if known else self._keys(call, prompts, [layer], layer)[layer]
             missing = z - self._values(clean, layer) if i else missing
             delta = self._solve(call, layer, k, missing * self._share(i) / scale, outcome)
-            write(model, layer, filtered(call, layer, delta, [f for f in call.filters if f.each_layer]), outcome.deltas)
+            write(call, layer, delta, outcome.deltas, [f for f in call.filters if f.each_layer])
             for target, key in zip(targets, k, strict=True):
                 target.key_per_layer[layer] = key
         if later:  # they see the weights at entry
             raw, outcome.deltas = outcome.deltas, {}
             model.load_snapshot(before)
             for layer in self.layers:
-                delta = as_matrix(model, raw[model.weight_name(layer)])
-                write(model, layer, filtered(call, layer, delta, later), outcome.deltas)
+                write(call, layer, as_matrix(model, raw[model.weight_name(layer)]), outcome.deltas, later)
         if call.filters:
             outcome.written = {}  # no longer known
 
     def _keys(self, call: Call, prompts: Reading, layers, settled: int = 0) -> dict[int, Tensor]:
-        """{layer: [N, d_ff]} on the weights so far; prompts: the call's."""
+        """{layer: [N, d_ff]} on the weights so far."""
         return {layer: self._mean(k, call) for layer, k in prompts.keys(layers, settled).items()}
 
     def _mean(self, k: Tensor, call: Call) -> Tensor:
@@ -122,7 +119,7 @@ class Spread(Targeted):
 
     @property
     def sigma(self) -> float:
-        """σ: λ where B is (λC)⁻¹, L2 where it is P/L2."""
+        """λ where B is (λC)⁻¹, L2 where it is P/L2."""
         return self.mom2_update_weight
 
     def _ridge(self, n: int) -> float:

@@ -31,6 +31,7 @@ EPS = torch.finfo(torch.float32).eps
 class UltraEdit(Method):
     """modules: names of those whose weights are edited. lr: length of the update. batch_size: edits a mini-batch."""
 
+    clean_only = True
     needs_moments = False
     keeps_history = needs_history = True
 
@@ -41,9 +42,6 @@ class UltraEdit(Method):
     def __init__(self, modules=(), **values):
         numbers = [re.search(r"\.(\d+)\.", str(name)) for name in modules if isinstance(modules, list)]
         super().__init__(modules=modules, **{"layers": sorted({int(n[1]) for n in numbers if n}), **values})
-
-    def contexts(self, model, given=None):
-        return ["{}"]
 
     def prepare(self, model, *args, **given) -> Call:
         self._modules(model)

@@ -10,9 +10,8 @@ from golden import relative
 from library import EDITS, refused, snapshot
 
 import kedit_lib as kedit
-from kedit_lib.editing import padding_bug as misplaced
 from kedit_lib.editing.compute_k import keys_at
-from kedit_lib.editing.interventions import CHANGES, changed
+from kedit_lib.editing.interventions import CHANGES, changed, misplaced_keys
 from kedit_lib.models.hooks import hooks, trace
 from kedit_lib.models.tokenization import encode_prompt, target_ids
 
@@ -102,7 +101,7 @@ def test_left_padding_reads_a_short_prompt_too_early(model):
     long, short = (encode_prompt(model.tokenizer, c, EDITS[0].prompt, EDITS[0].subject) for c in ("Yes. {}", "{}"))
     q = len(long.ids) - len(short.ids)
     assert 0 < q <= short.lookup
-    found = misplaced.keys_at(model, [long, short], [1])[1]
+    found = misplaced_keys(model, [long, short], [1])[1]
     expected = keys_at(model, [long, replace(short, lookup=short.lookup - q)], [1])[1]
     assert relative(found, expected) < 1e-6  # positions count from the padding, and their rotation is in float32
 
