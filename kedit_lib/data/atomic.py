@@ -3,8 +3,7 @@
     with replacing(path) as partial:
         save(partial)
 
-It is written under a temporary name beside `path`, synced to the disk and renamed; then the folder around it is synced,
-so that the new name itself outlives a power cut.
+It is written under a temporary name beside `path`, synced to the disk and renamed; then its folder is synced.
 """
 
 import contextlib
@@ -24,11 +23,8 @@ LEFT_OVER = ".*.tmp"  # what a killed process leaves behind
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path for a file or a folder; it takes the place of `path` when the block ends without an error.
-
-    A file never takes the place of a folder. After an error `path` is as it was and nothing of the new one is left.
-    KeditError for a disk that is full or cannot be written.
-    """
+    """A temporary path for a file or a folder, which takes the place of `path` (a file never that of a folder) when the
+    block ends without an error. KeditError for a disk that is full or cannot be written."""
     path = Path(path)
     partial, before = (path.with_name(f".{path.name}.{os.getpid()}{end}") for end in (".tmp", ".before.tmp"))
     with writing(path):
@@ -55,15 +51,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Inside, an error of the system or of safetensors is a KeditError: `path` cannot be written."""
+    """Inside, errors of the system and of safetensors are a KeditError: `path` cannot be written."""
     try:
         yield
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
-        raise KeditError(
-            f"{path}: cannot be written ({reason}); free space there or choose another folder, then run again: what "
-            "was stored before is whole"
-        ) from error
+        remedy = "free space or choose another folder, then rerun; what was stored before is intact"
+        raise KeditError(f"{path}: cannot be written ({reason}); {remedy}") from error
 
 
 def remove(path: Path) -> None:

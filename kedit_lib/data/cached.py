@@ -12,22 +12,18 @@ from .atomic import replacing
 
 # By suffix: how a file is read, and how a value is written.
 FORMATS = {
-    ".json": (
-        lambda path: json.loads(path.read_text("utf-8")),
-        lambda v, path: path.write_text(json.dumps(v), "utf-8"),
-    ),
+    ".json": (lambda p: json.loads(p.read_text("utf-8")), lambda value, p: p.write_text(json.dumps(value), "utf-8")),
     ".parquet": (pd.read_parquet, lambda table, path: table.to_parquet(path)),
 }
 
 
 def cached(path: Path | None, compute: Callable[[], Any], write: Callable[[Any, Path], None] | None = None) -> Any:
-    """The value stored in `path`; on the first call `compute()`, whose value is stored there.
+    """The value stored in `path`; on the first call `compute()`, whose value is stored there and read back.
 
     path     .json or .parquet; its name must hold a hash of all that the value depends on. None: nothing is kept
     write    (value, path), where the suffix's own way of writing is not wanted
 
-    The value is returned as it is read, so that the first call and the later ones give the same. An unreadable file is
-    computed again. KeditError for a disk that cannot be written.
+    An unreadable file is computed again. KeditError for a disk that cannot be written.
     """
     if path is None:
         return compute()

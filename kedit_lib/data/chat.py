@@ -9,10 +9,8 @@ from .edit import LISTS, PAIRS, Edit, around_places, escaped
 def in_chat(edit: Edit, tokenizer, system: str | None = None) -> Edit:
     """The edit with its prompts as turns of a user, the answers being what the assistant says next, without a joint.
 
-    system   text of a system turn in front (None: what the template puts there by itself)
-
-    A begin-of-text that the template writes is left out where the tokenizer puts it in front anyway. Raises KeditError
-    when the tokenizer has no chat template or the template refuses or changes the text.
+    system: text of a system turn (None: the template's own). A begin-of-text of the template is left out where the
+    tokenizer writes it too. KeditError when there is no chat template, or it refuses or changes the text.
     """
 
     def turn(text: str) -> str:
@@ -27,12 +25,10 @@ def in_chat(edit: Edit, tokenizer, system: str | None = None) -> Edit:
 
 
 def _around(text: str, tokenizer, system: str | None) -> tuple[str, str]:
-    """What stands before and after a user's text in the template."""
+    """The template before and after a user's text."""
     if not getattr(tokenizer, "chat_template", None):
-        raise KeditError(
-            f"tokenizer {type(tokenizer).__name__}: has no chat template; give an instruct or chat model, or leave "
-            "chat out"
-        )
+        remedy = "give an instruct or chat model, or leave chat out"
+        raise KeditError(f"tokenizer {type(tokenizer).__name__}: has no chat template; {remedy}")
     turns = [] if system is None else [{"role": "system", "content": system}]
     turns.append({"role": "user", "content": text})
     try:

@@ -3,10 +3,10 @@
     profile = load_profile("lab", n_edits=50)          # params/profiles/lab.yaml with one field changed
     kedit.MEMIT(**load_model_params("lab")["memit"])   # params/models/lab.yaml
 
-Types are strict: a run that silently turned text into numbers, or a float into an int, would not be the run that its
-parameters describe. An error is one line that names the file, the field, the value and the remedy.
+Types are strict: text is no number and a float no int. An error is one line with file, field, value and remedy.
 """
 
+import difflib
 import hashlib
 import os
 import re
@@ -33,7 +33,6 @@ class Profile(BaseModel):
     """What a run of the notebooks does: the model, the number of edits, and how often they are evaluated."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
     label: Annotated[str, Field(min_length=1)] | None = None  # in tables and committed files; None: the model's name
     model: Annotated[str, Field(min_length=1)]  # "lab", "lab-small", a hub id or a local folder
@@ -99,9 +98,8 @@ def load_profile(name_or_path: str | Path, **overrides: Any) -> Profile:
 def load_model_params(name: str) -> dict[str, dict[str, Any]]:
     """What params/models holds for a model: {"model": {…}, "memit": {hyperparameters}, "rome": {…}, …}.
 
-    A hub id or a folder is looked up by its last part: "meta-llama/Llama-2-7b-hf" is Llama-2-7b-hf.yaml, there or among
-    those that check_model wrote into the results folder; what it wrote for a folder is that folder's alone. Only the
-    shape of the file is checked here; each method checks its hyperparameters.
+    A hub id or a folder is looked up by its last part, "meta-llama/Llama-2-7b-hf" as Llama-2-7b-hf.yaml, there or among
+    those that check_model wrote into the results folder. Each method checks its own hyperparameters.
     """
     shipped = REPOSITORY / "params" / "models" / f"{_last_part(name)}.yaml"  # whatever KEDIT_PARAMS says
     path = find_model_params(name) or (shipped if os.path.isfile(shipped) else None)
@@ -109,9 +107,7 @@ def load_model_params(name: str) -> dict[str, dict[str, Any]]:
     sections = read_yaml(path)
     for section, values in sections.items():
         if not isinstance(values, dict):
-            raise KeditError(
-                f"{path.name}: {section}: {values!r} is not a mapping; write its hyperparameters below it, indented"
-            )
+            raise KeditError(f"{path.name}: {section}: {values!r} is not a mapping; indent hyperparameters below it")
         if odd := [name for name in values if not isinstance(name, str)]:
             raise KeditError(f"{path.name}: {section}: {odd[0]!r} is no name of a hyperparameter; write it as text")
     if "model" not in sections:
@@ -120,8 +116,8 @@ def load_model_params(name: str) -> dict[str, dict[str, Any]]:
 
 
 def file_name(model: str) -> str:
-    """The name of a model's parameter file: the last part of a hub id or a path, safe for a file; for an existing
-    folder or file with eight digits of its whole path's hash, because many are called "final"."""
+    """The name of a model's parameter file: the last part of a hub id or a path; for an existing one with eight digits
+    of its whole path's hash, because many are called "final"."""
     short = _last_part(model)
     if str(model) in BUILT_IN or not os.path.exists(model):
         return short
@@ -138,15 +134,11 @@ def results_folder() -> Path:
     return Path(os.environ.get("KEDIT_RESULTS") or REPOSITORY / "results").resolve()
 
 
-def models_folders() -> tuple[Path, Path]:
-    """Where models' parameter files lie: params/models, and results/models for those that check_model proposed."""
-    return params_folder() / "models", results_folder() / "models"
-
-
 def find_model_params(model: str) -> Path | None:
     """A model's parameter file, or None if it has none yet. A folder without one of its own takes the one of its name,
     unless check_model proposed that for another model."""
-    paths = [path for folder in models_folders() for path in sorted(folder.glob("*.yaml"))]
+    folders = params_folder() / "models", results_folder() / "models"  # in the latter those that check_model proposed
+    paths = [path for folder in folders for path in sorted(folder.glob("*.yaml"))]
 
     def called(name: str) -> list[Path]:  # hub ids are written in either case
         return [path for path in paths if path.stem.casefold() == name.casefold()]
@@ -157,7 +149,7 @@ def find_model_params(model: str) -> Path | None:
 
 
 def _find(name_or_path: str | Path, folder: Path, what: str) -> Path:
-    """The file of a bare name in `folder`, or the path itself if it is spelled as one."""
+    """The path itself if it is spelled as one, else the file of that name in `folder`."""
     text = str(name_or_path)
     if text.endswith((".yaml", ".yml")):
         if os.path.isfile(text):  # Path.is_file() raises for a name that is too long
@@ -167,32 +159,27 @@ def _find(name_or_path: str | Path, folder: Path, what: str) -> Path:
     if text and path.parent == folder and os.path.isfile(path):
         return path
     known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml"))) or "none"
-    raise KeditError(
-        f"{what} {text!r}: not found in {folder} (there: {known}); take one of these, add {text}.yaml, "
-        f"or set KEDIT_PARAMS to a folder that has {folder.name}/{text}.yaml"
-    )
+    remedy = f"take one of these, add {text}.yaml, or set KEDIT_PARAMS to a folder that has {folder.name}/{text}.yaml"
+    raise KeditError(f"{what} {text!r}: not found in {folder} (there: {known}); {remedy}")
 
 
 def _validated(values: dict[str, Any], source: str) -> Profile:
     try:
         return Profile.model_validate(values)
     except ValidationError as error:
-        first, *others = error.errors(include_url=False)
-        more = f" (and {len(others)} more)" if others else ""
-        raise KeditError(f"{source}: {_one_line(first)}{more}") from None
+        raise KeditError(f"{source}: {problem_of(error, 'field', Profile.model_fields)}") from None
 
 
-def _one_line(error: dict[str, Any]) -> str:
-    """One of pydantic's findings as 'field: value, what is wrong, what to do'."""
-    field = ".".join(str(part) for part in error["loc"])
-    value, kind = error["input"], error["type"]
+def problem_of(error: ValidationError, what: str, known) -> str:
+    """The first of pydantic's findings, 'field = value: what is wrong'. what: 'field', 'hyperparameter'."""
+    # An unknown name is reported first: the missing one is what was meant.
+    first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    name, value, kind = ".".join(map(str, first["loc"])), first.get("input"), first["type"]
     if kind == "missing":
-        return f"{field}: is missing; add '{field}: …'"
+        return f"{name} is missing; give it"
     if kind == "extra_forbidden":
-        return f"{field}: {value!r}: there is no such field; the fields are {', '.join(Profile.model_fields)}"
-    if kind == "value_error":  # one of the checks above
-        message = error["msg"].removeprefix("Value error, ")
-        return f"{field}: {value!r} {message}" if field else message
-    remedy = "write it without quotes" if isinstance(value, str) and kind in ("int_type", "float_type") else "change it"
-    message = error["msg"].replace("Input should be", "must be").replace("List should", "must")
-    return f"{field}: {value!r} {message[0].lower()}{message[1:]}; {remedy}"
+        meant = "".join(f", did you mean {like}" for like in difflib.get_close_matches(name, known, 1))
+        return f"{name} = {value!r}: there is no such {what}{meant}; there are {', '.join(known)}"
+    message = first["msg"].removeprefix("Value error, ").lower()
+    message += "; write it without quotes" if isinstance(value, str) and kind.endswith("_type") else ""
+    return f"{name} = {value!r}: {message}" if name else message

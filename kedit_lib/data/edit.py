@@ -35,9 +35,9 @@ class Edit:
     locality            (prompt, answer) pairs that the edit should leave alone
     separator           "" or " " between each prompt and its answer (None: derived from the texts, `scripts.joint`)
 
-    Raises KeditError for a prompt without `{}`, or with two, for an empty subject or target, and for a subject that
-    stands a second time in the prompt, as words of its own ("{}, called Ana, plays" for Ana; "Banana {}" is fine): two
-    mentions are two places to write to. Use `Edit.from_text` when the prompt holds the subject itself.
+    KeditError for a prompt without one `{}`, an empty subject or target, and a subject that stands in the prompt again,
+    as words of its own ("{}, called Ana, plays" for Ana; "Banana {}" is fine). `Edit.from_text` takes prompts that hold
+    the subject itself.
     """
 
     prompt: str
@@ -80,14 +80,11 @@ class Edit:
                     raise self._error(f"{'the subject' if name == 'subject' else name} is empty; {remedy}")
         around = around_places(self.prompt)
         if len(around) != 2:
-            raise self._error(
-                f"the prompt {self.prompt!r} has {len(around) - 1} places marked {{}}; it needs exactly one, where the "
-                "subject goes (or use Edit.from_text)"
-            )
+            found = f"has {len(around) - 1} places marked {{}}; it needs exactly one, where the subject goes"
+            raise self._error(f"the prompt {self.prompt!r} {found} (or use Edit.from_text)")
         if any(start != len(around[0]) for start in places(self.text, self.subject)):
-            raise self._error(
-                f"the subject stands in the prompt {self.prompt!r} twice, as text and as {{}}; keep only the {{}}"
-            )
+            twice = "twice, as text and as {}; keep only the {}"
+            raise self._error(f"the subject stands in the prompt {self.prompt!r} {twice}")
         if self.target_true == self.target_new:
             message = f"edit {self._label()}: target_new equals target_true ({self.target_new!r})"
             warnings.warn(message, stacklevel=3)
@@ -104,19 +101,14 @@ class Edit:
         subject = subject.strip()
         starts = places(prompt, subject)
         if len(starts) != 1:
-            raise KeditError(
-                f"edit of {subject!r}: the subject stands {len(starts)} times in {prompt!r}"
-                f"{why_elsewhere(prompt, subject)}; it must stand there exactly once"
-            )
+            found = f"stands {len(starts)} times in {prompt!r}{why_elsewhere(prompt, subject)}"
+            raise KeditError(f"edit of {subject!r}: the subject {found}; it must stand there exactly once")
         before, after = prompt[: starts[0]], prompt[starts[0] + len(subject) :]
         return cls(f"{escaped(before)}{{}}{escaped(after)}", subject, target_new, *fields, **rest)
 
     @classmethod
-    def from_chat(
-        cls, model, prompt: str, subject: str, target_new: str, *fields, system: str | None = None, **rest
-    ) -> Self:
-        """An edit of a chat model: its prompts, as a user asks them, stand in the chat template of `model` (or of a
-        tokenizer), and the answer is what the assistant says.
+    def from_chat(cls, model, prompt: str, subject: str, target_new: str, *fields, system=None, **rest) -> Self:
+        """An edit of a chat model: its prompts, as a user asks them, in the chat template of `model` (or a tokenizer).
 
         The prompt has one {}, or holds the subject as text. system: text of a system turn (None: the template's own).
         """
@@ -169,8 +161,7 @@ class Edit:
 
 
 def around_places(prompt: str) -> list[str]:
-    """The texts before, between and after the places `{}` of a prompt. Doubled braces stand for single ones,
-    and a brace by itself for itself."""
+    """The texts around the places `{}` of a prompt; doubled braces stand for single ones, a lone brace for itself."""
     texts = [""]
     for piece in re.split(r"(\{\{|\}\}|\{\})", prompt):
         if piece == "{}":
@@ -181,7 +172,7 @@ def around_places(prompt: str) -> list[str]:
 
 
 def escaped(text: str) -> str:
-    """The text with its braces doubled, for a prompt or context to show them as they are."""
+    """The text with its braces doubled, as a prompt or context shows them."""
     return text.replace("{", "{{").replace("}", "}}")
 
 
@@ -192,11 +183,8 @@ def warn_of_contradictions(edits: list[Edit]) -> None:
         answers.setdefault(edit.text, {})[edit.target_new] = None
     if several := {text: list(new) for text, new in answers.items() if len(new) > 1}:
         text, new = next(iter(several.items()))
-        warnings.warn(
-            f"{len(several)} prompts of one batch have more than one answer, the first: {text!r} {new[0]!r} and "
-            f"{new[1]!r}; keep one of them",
-            stacklevel=4,
-        )
+        message = f"{len(several)} prompts of one batch have more than one answer, the first: {text!r} "
+        warnings.warn(f"{message}{new[0]!r} and {new[1]!r}; keep one of them", stacklevel=4)
 
 
 def check_edits(edits, what: str) -> list[Edit]:
@@ -211,10 +199,7 @@ def check_edits(edits, what: str) -> list[Edit]:
 
 
 def fill(context: str, prompt: str, subject: str) -> tuple[str, int, int]:
-    """`prompt` about `subject` inside a context such as "I saw it. {}", and where the subject lies in it.
-
-    Returns (text, start, end) in characters. Doubled braces in the context stand for single ones.
-    """
+    """(text, start, end): `prompt` about `subject` in a context such as "I saw it. {}", and where the subject is."""
     before, after = around_places(context)
     ahead, behind = around_places(prompt)
     start = len(before) + len(ahead)
@@ -232,3 +217,19 @@ def check_context(context: str) -> str:
     if fields != [""]:
         raise KeditError(f"context {context!r}: needs exactly one {{}} where the prompt goes; double any other brace")
     return context
+
+
+@dataclass(frozen=True)
+class Question:
+    """One consequence of one edit: the model completes `prompt` freely and should say `answer` once the edit holds.
+
+    kind    what sort of consequence; a cohort in tables
+    bridge  "" or a sentence with one `{}` for what the model says to `prompt`; the answer then comes after both
+    gate    (prompt, answer) pairs: the question counts only where the unedited model gives all of these
+    """
+
+    kind: str
+    prompt: str
+    answer: str
+    bridge: str = ""
+    gate: tuple[tuple[str, str], ...] = ()

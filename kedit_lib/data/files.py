@@ -21,9 +21,8 @@ def records_of(source: str | Path, **hub) -> list[Record]:
 
     hub   for folders and hub names: keywords of `datasets.load_dataset`, such as split, name, data_files, revision
 
-    In a CSV file (commas, semicolons or tabs) lists and a separator are written as JSON, an empty cell is an absent
-    field, and empty rows and columns without a name are skipped. A line that cannot be read is a record with its error
-    (`Record.broken`). Raises KeditError for a source that is not there, cannot be read, or holds no records.
+    In CSV (commas, semicolons or tabs) lists and a separator are JSON; an empty cell is an absent field. A line that
+    cannot be read is a broken record. KeditError for a source that is not there, cannot be read, or holds no records.
     """
     path, name = Path(source), str(source)
     suffix = path.suffix.lower()
@@ -36,10 +35,8 @@ def records_of(source: str | Path, **hub) -> list[Record]:
     elif os.path.isdir(path) or (HUB_NAME.fullmatch(name) and suffix not in READERS):
         found = _from_datasets(name, **hub)
     else:
-        raise KeditError(
-            f"edits {name!r}: no such file; give 'lab', a file ({', '.join(READERS)}), a folder, or a hub name "
-            "such as owner/name"
-        )
+        give = f"give 'lab', a file ({', '.join(READERS)}), a folder, or a hub name such as owner/name"
+        raise KeditError(f"edits {name!r}: no such file; {give}")
     if not found:
         raise KeditError(f"{path.name}: holds no edits; write one record an edit")
     return [Record(where, number, values) for number, (where, values) in enumerate(found, 1)]
@@ -49,9 +46,8 @@ def _json(path: Path) -> Rows:
     try:
         values = _parsed(_text(path))
     except json.JSONDecodeError as error:
-        raise KeditError(
-            f"{path.name}: is not JSON ({error.msg} in line {error.lineno}); a file with one object per line is .jsonl"
-        ) from None
+        what = f"is not JSON ({error.msg} in line {error.lineno}); a file with one object per line is .jsonl"
+        raise KeditError(f"{path.name}: {what}") from None
     if isinstance(values, dict) and values and all(isinstance(value, dict) for value in values.values()):
         values = [{"index": name, **value} for name, value in values.items()]  # records by name
     if not isinstance(values, list):
@@ -116,10 +112,9 @@ def _from_datasets(source: str, /, split: str | None = None, **options) -> Rows:
     try:
         found = load_dataset(source, split=split, **options)
     except Exception as error:  # whatever it makes of a name, a login, a network or a file
-        raise KeditError(
-            f"edits {source!r}: cannot be loaded with the datasets library ({first_line(error)}); check the name, the "
-            "network, and that you are logged in if it asks for that; or give a local file"
-        ) from error
+        remedy = "check the name, the network, and that you are logged in; or give a local file"
+        problem = f"cannot be loaded with the datasets library ({first_line(error)})"
+        raise KeditError(f"edits {source!r}: {problem}; {remedy}") from error
     if isinstance(found, dict):
         if len(found) > 1:
             raise KeditError(f"edits {source!r}: has the splits {', '.join(found)}; choose one with split=")
@@ -128,7 +123,7 @@ def _from_datasets(source: str, /, split: str | None = None, **options) -> Rows:
 
 
 def _rows(name: str, rows) -> Rows:
-    """Rows of columns: a field that one record has and another has not comes as null."""
+    """In columns a field that one record has and another has not is null."""
     return [(f"{name} record {n}", {k: v for k, v in row.items() if v is not None}) for n, row in enumerate(rows, 1)]
 
 
@@ -152,9 +147,8 @@ def _text(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")  # spreadsheets put a byte order mark in front
     except UnicodeDecodeError as error:
-        raise KeditError(
-            f"{path.name}: is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
-        ) from None
+        where = f"{error.reason} at byte {error.start}"
+        raise KeditError(f"{path.name}: is not UTF-8 text ({where}); save it as UTF-8") from None
 
 
 READERS = {".json": _json, ".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}

@@ -9,12 +9,10 @@ KINDS = {str: "text", list: "a list", dict: "an object"}
 
 
 class Record:
-    """The values of a record and `where` it is, e.g. "facts.json record 3".
+    """The values of a record and `where` it is, e.g. "facts.json record 3"; `broken`: why it could not be read.
 
-    A path such as "requested_rewrite.target_new.str" goes through objects. A field that is null counts as absent,
-    because columnar formats write absent fields so; a whole number counts as text ("1945"). Every method raises
-    KeditError for a field that is missing without a default, or of the wrong type; `broken` is the error of a record
-    that could not be read at all.
+    A path such as "requested_rewrite.target_new.str" goes through objects. Null counts as absent, a whole number as
+    text ("1945"). KeditError for a field that is missing without a default, or of the wrong type.
     """
 
     def __init__(self, where: str, number: int, values: dict | KeditError):
@@ -22,23 +20,15 @@ class Record:
         self.values, self.broken = ({}, values) if isinstance(values, KeditError) else (values, None)
 
     def text(self, path: str, default=REQUIRED) -> str:
-        return self._get(path, str, default)
-
-    def items(self, path: str) -> list:
-        """A list, empty when absent."""
-        return self._get(path, list, [])
+        return self.get(path, str, default)
 
     def texts(self, path: str) -> list[str]:
-        """A list of texts without blank ones and nulls; empty when absent."""
-        items = [item for item in self.items(path) if item is not None]
+        """Without blank ones and nulls."""
+        items = [item for item in self.get(path, list, []) if item is not None]
         for i, item in enumerate(items):
             if not isinstance(item, str):
                 self.refuse(f"{path}.{i}", f"must be text, got {_short(item)}")
         return [item for item in items if item.strip()]
-
-    def inside(self, path: str) -> dict:
-        """An object, empty when absent."""
-        return self._get(path, dict, {})
 
     def label(self, path: str) -> str:
         """A number or text that names the record; its position when absent."""
@@ -48,7 +38,7 @@ class Record:
     def refuse(self, path: str, what: str) -> NoReturn:
         raise KeditError(f"{self.where}: field {path!r} {what}")
 
-    def _get(self, path: str, kind: type, default):
+    def get(self, path: str, kind: type, default):
         value, names = self.values, path.split(".")
         for depth, name in enumerate(names):
             if not isinstance(value, dict):
@@ -66,7 +56,7 @@ class Record:
 
 
 def pairs(*given: tuple[str, str]) -> list[tuple[str, str]]:
-    """The (prompt, answer) pairs in which neither is empty."""
+    """Those of (prompt, answer) in which neither is empty."""
     return [(prompt, answer) for prompt, answer in given if prompt.strip() and answer.strip()]
 
 

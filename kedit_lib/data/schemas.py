@@ -69,7 +69,7 @@ def uniedit(record: Record) -> dict:
     """An edit, with questions that follow from it (`generality`) and others that do not (`locality`); a file is an
     object of records. Source: Chen et al., arXiv 2505.12345."""
     follows, others = (
-        _asked(record, *((f"{name}.{key}.prompt", f"{name}.{key}.target") for key in record.inside(name)))
+        _asked(record, *((f"{name}.{key}.prompt", f"{name}.{key}.target") for key in record.get(name, dict, {})))
         for name in ("generality", "locality")
     )
     return {
@@ -90,7 +90,7 @@ def cknowedit(record: Record) -> dict:
     def asked(name: str) -> list[tuple[str, str]]:
         """(prompt, answer) pairs from a list of {prompt, answer}, or from two lists `name_prompt` and `name_answer`."""
         found = list(zip(record.texts(f"{name}_prompt"), record.texts(f"{name}_answer"), strict=False))
-        for i, item in enumerate(record.items(name)):
+        for i, item in enumerate(record.get(name, list, [])):
             if not isinstance(item, dict):
                 record.refuse(f"{name}.{i}", f"must be an object with prompt and answer, got {item!r}")
             given = Record(f"{record.where} {name}.{i}", record.number, item)
@@ -115,7 +115,6 @@ def cknowedit(record: Record) -> dict:
 def zsre(record: Record) -> dict:
     """A question, another answer, and an unrelated question of Natural Questions (`zsre_mend_eval.json`). Source: De
     Cao et al., arXiv 2104.08164; Mitchell et al., arXiv 2110.11309."""
-    answers = record.texts("answers")
     # ROME's loader takes the label off too, and asks with a question mark.
     unrelated = record.text("loc", "").removeprefix("nq question: ").strip()
     if unrelated and not unrelated.endswith("?"):
@@ -124,7 +123,7 @@ def zsre(record: Record) -> dict:
         "text": record.text("src"),
         "subject": record.text("subject"),
         "target_new": record.text("alt"),
-        "target_true": answers[0] if answers else None,
+        "target_true": next(iter(record.texts("answers")), None),
         "paraphrases": _present(record, "rephrase"),
         "portability": _one_hop(record),
         "locality": pairs((unrelated, record.text("loc_ans", ""))),
@@ -161,7 +160,7 @@ def knowedit(record: Record) -> dict:
 def _by_criterion(record: Record, name: str) -> list[tuple[str, str]]:
     """(prompt, answer) of every criterion, in the file's order."""
     found = []
-    for criterion, items in record.inside(name).items():
+    for criterion, items in record.get(name, dict, {}).items():
         if isinstance(items, dict):  # as EasyEdit's editor takes them: {prompt, ground_truth}, texts or lists
             both = [[v] if isinstance(v, str) else v for v in (items.get("prompt"), items.get("ground_truth"))]
             lists = all(isinstance(v, list) for v in both)
@@ -228,7 +227,7 @@ def own(record: Record) -> dict:
 
 
 def unknown(record: Record) -> list[str]:
-    """The names of fields that no edit has."""
+    """Names of fields that no edit has."""
     return [name for name in record.values if name not in FIELDS]
 
 

@@ -24,11 +24,8 @@ def words(text: str) -> list[str]:
 
 
 def joint(prompt: str, answer: str, separator: str | None = None) -> str:
-    """What stands between a prompt and its answer: `separator`, or by default what the texts ask for.
-
-    Nothing after white space, an opening quote or bracket, and where either side is a script without spaces; else one
-    space.
-    """
+    """What stands between a prompt and its answer: `separator`; None: nothing after white space, an opening quote or
+    bracket, and where either side is a script without spaces, else one space."""
     if separator is not None:
         return separator
     bare = not prompt or prompt[-1].isspace() or _opens(prompt) or spaceless(prompt[-1] + answer[:1])

@@ -11,11 +11,15 @@ from .files import READERS, records_of
 def texts_of(given, what: str) -> list[str]:
     """Documents from a text, a file, or any iterable of texts or of rows with a field `text`.
 
-    A str is one document, unless it is the name of a file; a file is a .txt, each paragraph of it a document, or holds
-    records with a field `text`. KeditError, which begins with `what`, for anything else and for no document.
+    A str that names a file stands for it: a .txt, each paragraph a document, or records with a field `text`.
+    KeditError, which begins with `what`, for anything else and for no document.
     """
     if isinstance(given, os.PathLike) or (isinstance(given, str) and _names_a_file(given, what)):
-        return _read(Path(given), what)
+        if not (path := Path(given)).is_file():
+            raise KeditError(f"{what}: {str(path)!r} is no file; give a .txt file or records with a field 'text'")
+        if path.suffix.lower() == ".txt":
+            return texts_of(paragraphs(path, what), what)
+        return texts_of((record.values for record in records_of(str(path))), f"{what} {path.name}")
     if isinstance(given, str):
         given = [given]
     if isinstance(given, (bytes, Mapping)) or not isinstance(given, Iterable):
@@ -49,11 +53,3 @@ def _names_a_file(text: str, what: str) -> bool:
     if Path(text).suffix.lower() in (".txt", *READERS) and (" " not in text or os.sep in text):
         raise KeditError(f"{what}: there is no file {text!r}; give an existing one, or [text] for a text that reads so")
     return False
-
-
-def _read(path: Path, what: str) -> list[str]:
-    if not path.is_file():
-        raise KeditError(f"{what}: {str(path)!r} is no file; give a .txt file or records with a field 'text'")
-    if path.suffix.lower() == ".txt":
-        return texts_of(paragraphs(path, what), what)
-    return texts_of((record.values for record in records_of(str(path))), f"{what} {path.name}")

@@ -7,16 +7,15 @@ import unicodedata
 def places(text: str, name: str) -> list[int]:
     """The start, in characters, of every occurrence of `name` in `text` as words of its own.
 
-    "Ana" stands in "Ana's boat" and neither in "Banana" nor in "Anab". Scripts without capitals
-    (Chinese, Arabic, Thai …) may put words together without a space, so next to their letters no
-    word goes on. Case and accents count. An empty name stands nowhere.
+    "Ana" stands in "Ana's boat" and neither in "Banana" nor in "Anab". Next to letters of scripts without capitals
+    (Chinese, Arabic, Thai …) no word goes on. Case and accents count. An empty name stands nowhere.
     """
     found = [match.start() for match in re.finditer(f"(?={re.escape(name)})", text)] if name else []
     return [i for i in found if not _goes_on(text, i) and not _goes_on(text, i + len(name))]
 
 
 def why_elsewhere(text: str, name: str) -> str:
-    """Why a name that a reader may see in the text has no place there, in brackets; "" if it is not there at all."""
+    """Why a name that seems to stand in the text has no place there, in brackets; "" if it does not."""
     if not name or places(text, name):
         return ""
     if name in text:
@@ -26,9 +25,8 @@ def why_elsewhere(text: str, name: str) -> str:
 
 def _goes_on(text: str, i: int) -> bool:
     """Whether one word reaches over position i: a letter or digit on both sides, or an accent on the one before."""
-    if not 0 < i < len(text):
-        return False
-    return bool(unicodedata.combining(text[i])) or (_in_word(text[i - 1]) and _in_word(text[i]))
+    inside = 0 < i < len(text)
+    return inside and (bool(unicodedata.combining(text[i])) or (_in_word(text[i - 1]) and _in_word(text[i])))
 
 
 def _in_word(c: str) -> bool:
@@ -36,5 +34,4 @@ def _in_word(c: str) -> bool:
 
 
 def _bare(text: str) -> str:
-    """The text without case and accents."""
     return "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c)).casefold()

@@ -58,10 +58,9 @@ def method_class(name: str) -> type[Method]:
 def method_for(model, name: str, **overrides) -> Method:
     """The method with the hyperparameters of params/models/<model>.yaml, some of them overridden.
 
-    model: an EditableModel or its name. A section of that very name ("ft-m") is preferred to the method's ("ft"). The
-    base of a wrapper may be given by name. name "stream": for one edit after the other, MEMIT with a history, which is
-    to begin with facts that must stay: method.new_history(model, moments, keep=facts). KeditError for an unknown method
-    and where there are no hyperparameters.
+    model: an EditableModel or its name. A section of that very name ("ft-m") goes before the method's ("ft"). The base
+    of a wrapper may be a name. "stream", for one edit after the other: MEMIT with a history, which begins with facts
+    that must stay, method.new_history(model, moments, keep=facts). KeditError where there are no hyperparameters.
     """
     if name == "stream":
         name, overrides = "memit", {"use_history": True, **overrides}
@@ -71,10 +70,8 @@ def method_for(model, name: str, **overrides) -> Method:
     found = load_model_params(str(model_name))
     published, own = found["model"].get("d_ff"), getattr(model, "d_ff", None)
     if None not in (published, own) and published != own:
-        raise KeditError(
-            f"model {model_name!r}: its parameters are of a model with d_ff {published}, it has {own}; rename one "
-            "of two models that share a name"
-        )
+        problem = f"its parameters are of a model with d_ff {published}, it has {own}"
+        raise KeditError(f"model {model_name!r}: {problem}; rename one of two models that share a name")
     sections = {_plain(key): values for key, values in found.items()}
     for section in (_plain(name), _plain(cls.__name__)):
         if section in sections:
@@ -83,6 +80,5 @@ def method_for(model, name: str, **overrides) -> Method:
                 named = _plain(name) not in sections and name.partition("-")[2]
                 values["base"] = method_for(model, overrides.get("base") or named or values["base"])
             return cls(**values)
-    raise KeditError(
-        f"method {name!r}: params/models has no hyperparameters for it under {model_name!r}; pass them yourself"
-    )
+    where = f"params/models has no hyperparameters for it under {model_name!r}"
+    raise KeditError(f"method {name!r}: {where}; pass them yourself")

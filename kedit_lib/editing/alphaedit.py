@@ -3,8 +3,8 @@
     Δᵀ = [P (K Kᵀ + M) + L2·I]⁻¹ P K Rᵀ / (m − i)
        = U₀ [U₀ᵀ (K Kᵀ + M) U₀ + L2·I]⁻¹ U₀ᵀ K Rᵀ / (m − i),      P = U₀U₀ᵀ
 
-P projects onto the null space of C (see `null_space.py`) and M = Σ k kᵀ over the keys of the earlier batches, each
-measured on the weights after it. With B = P/L2 it is the closed form of MEMIT (`closed_form.py`): an N × N solve.
+P projects onto the null space of C (`null_space.py`), M = Σ k kᵀ over the earlier batches, each measured on the weights
+after it. With B = P/L2 it is MEMIT's closed form (`closed_form.py`).
 """
 
 from dataclasses import replace
@@ -23,7 +23,6 @@ class InNullSpace(Spread):
     takes = frozenset({"targets", "projection"})
     shift = None  # P needs no inverse of C
     keeps_history = True
-
     nullspace_threshold: float = Field(0.02, gt=0)
     nullspace_rank: int | None = Field(None, ge=1)
 

@@ -3,11 +3,8 @@
     Δᵀ = [P (K Kᵀ + M + λ₁C) + λ₂ I]⁻¹ P K Rᵀ / (m − i)
 
 M = Σ k kᵀ over the earlier batches, each key as its layer was solved with it. P starts as AlphaEdit's and is made anew
-every τ edits, from (M/t + λ₁C)/(λ₁ + 1), t edits so far, by the same absolute threshold: the divisor shrinks C too, so
-that a renewed null space can be larger than the one before.
-
-With B = U₀ [U₀ᵀ λ₁C U₀ + λ₂ I]⁻¹ U₀ᵀ, P = U₀U₀ᵀ, it is MEMIT with history (see `closed_form.py`): an N × N solve.
-An update with ‖Δ‖/√N above 20 is not written, nor anything after it.
+every τ edits, from (M/t + λ₁C)/(λ₁ + 1), t edits so far, by the same threshold. An update with ‖Δ‖/√N above 20 is not
+written, nor anything after it. With B = U₀ [U₀ᵀ λ₁C U₀ + λ₂ I]⁻¹ U₀ᵀ, P = U₀U₀ᵀ, it is MEMIT with history.
 """
 
 from math import sqrt
@@ -24,13 +21,11 @@ BROKEN = 20  # ‖Δ‖/√N at which the authors stop
 
 
 class BetaEdit(InNullSpace):
-    """The fields of its null space; lambda1: weight of C; lambda2: weight of ‖Δ‖²; tau: edits after which P is
-    renewed."""
+    """The fields of its null space; lambda1: weight of C; lambda2: of ‖Δ‖²; tau: edits after which P is renewed."""
 
     takes = Targeted.takes  # P is renewed from the moments
     needs_history = True
     keys_after = False
-
     lambda1: float = Field(3000.0, gt=0)
     lambda2: float = Field(10.0, gt=0)
     tau: int = Field(1000, ge=1)
@@ -69,7 +64,6 @@ class BetaEdit(InNullSpace):
         return name, times
 
     def _projection(self, call, renewed: int) -> NullSpace:
-        """P as it was made after so many edits."""
         if not renewed:
             return call.projection
         mixed = {}

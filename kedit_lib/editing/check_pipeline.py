@@ -1,9 +1,8 @@
 """Checks the token indices of any editing pipeline: padding, subject positions, targets with a start token.
 
 Two bugs of public code that ran PMET on Llama-2 (easyeditor/models/pmet/compute_zs.py and easyeditor/editors/editor.py
-of github.com/zjunlp/EasyEdit; its issues 236 and 247) raise no error, and only the probability does not rise: the
-start token is left in front of the target, and prompts are padded on the left while tokens are counted as if they were
-padded on the right. Both show in the ids that are about to be handed to the model.
+of github.com/zjunlp/EasyEdit; its issues 236 and 247) raise no error, only the probability does not rise: a start token
+in front of the target, and prompts padded on the left whose tokens are counted as if padded on the right.
 """
 
 from ..errors import KeditError
@@ -11,9 +10,7 @@ from ..errors import KeditError
 UNSEEN = -100  # a label that no loss reads
 
 
-def check_pipeline(
-    tokenizer, subject: str, input_ids, lookup, target_ids, attention_mask=None, labels=None
-) -> list[str]:
+def check_pipeline(tokenizer, subject, input_ids, lookup, target_ids, attention_mask=None, labels=None) -> list[str]:
     """What is wrong with the tensors of one edit, one line each; an empty list if nothing is.
 
     subject         as it stands in the prompts; its last occurrence counts
@@ -27,10 +24,8 @@ def check_pipeline(
     """
     rows, lookups, target = _lists(input_ids), _lists(lookup), _lists(target_ids)
     if not rows or len(lookups) != len(rows) or len({len(row) for row in rows}) != 1:
-        raise KeditError(
-            f"check_pipeline: {len(rows)} rows of lengths {sorted({len(r) for r in rows})} and {len(lookups)} lookups; "
-            "give padded rows, [n, t], and one index a row"
-        )
+        given = f"{len(rows)} rows of lengths {sorted({len(r) for r in rows})} and {len(lookups)} lookups"
+        raise KeditError(f"check_pipeline: {given}; give padded rows, [n, t], and one index a row")
     masks = _lists(attention_mask) if attention_mask is not None else [_seen(tokenizer, row) for row in rows]
     found, own = [], [t for t in target if t not in tokenizer.all_special_ids]
     if target[:1] != own[:1]:
@@ -48,7 +43,6 @@ def check_pipeline(
 
 
 def _started_again(tokenizer, ids: list[int], target: list[int]) -> str:
-    """A start token between the prompt and all but the last token of the target."""
     tail = [tokenizer.bos_token_id, *target[:-1]]
     if tail[0] is None or len(ids) <= len(tail) or ids[-len(tail) :] != tail:
         return ""
@@ -56,7 +50,6 @@ def _started_again(tokenizer, ids: list[int], target: list[int]) -> str:
 
 
 def _looked_up(tokenizer, row: list[int], real: list[int], subject: str, at: int) -> str:
-    """The token at `at` against the last token of the subject's last occurrence."""
     ids = [row[p] for p in real]
     counts = [tokenizer.decode(ids[: n + 1]).count(subject) for n in range(len(ids))]
     if not counts or not counts[-1]:
@@ -71,7 +64,6 @@ def _looked_up(tokenizer, row: list[int], real: list[int], subject: str, at: int
 
 
 def _expected(real: list[int], labels: list[int]) -> str:
-    """The target is expected at the last real tokens."""
     places = [p for p, label in enumerate(labels) if label != UNSEEN]
     if places and places == real[-len(places) :]:
         return ""
@@ -86,5 +78,4 @@ def _seen(tokenizer, row: list[int]) -> list[bool]:
 
 
 def _lists(values) -> list:
-    """Tensors and arrays as lists."""
     return values.tolist() if hasattr(values, "tolist") else list(values)

@@ -6,8 +6,8 @@
     AlphaEdit   B = P/L2           ρ = 1     = [(PKKᵀ + L2·I)⁻¹ PK Rᵀ]ᵀ    Fang et al. 2024
     EMMET       B = (λC + ηI)⁻¹    ρ = emmet_lambda                        Gupta et al. 2024b
 
-B costs one factorisation for a whole stream, and an edit a product with it; the published code solves a
-d_ff × d_ff system an edit and layer instead. Keys and residuals are rows here; everything is float64.
+B costs one factorisation a stream, and an edit a product with it; the published code solves d_ff × d_ff an edit and
+layer. Keys and residuals are rows here; everything is float64.
 """
 
 import torch
@@ -17,8 +17,7 @@ from torch import Tensor
 def update(k: Tensor, r: Tensor, bk: Tensor, ridge: float = 1.0) -> tuple[Tensor, Tensor]:
     """k [N, d_ff] keys, bk [N, d_ff] their products with B, r [N, d_model] residuals; ridge ρ.
 
-    Returns Δ [d_model, d_ff] and g [N], g_i = k_iᵀBk_i: alone, with ρ = 1, edit i is written to the
-    fraction g_i / (1 + g_i) of its residual.
+    Returns Δ [d_model, d_ff] and g [N], g_i = k_iᵀBk_i: alone, edit i is written to g_i / (ρ + g_i) of its residual.
     """
     gram = k.double() @ bk.T
     eye = torch.eye(len(k), dtype=torch.float64, device=k.device)
@@ -29,8 +28,7 @@ def with_memory(bk: Tensor, past_k: Tensor, past_bk: Tensor, factor: Tensor) -> 
     """The product of new keys with (σB⁻¹ + M)⁻¹ instead of B/σ, where M = Σ k kᵀ over n earlier keys (Woodbury).
 
     bk [N, d_ff] the new keys' products with B/σ; past_k, past_bk [n, d_ff] the earlier keys and theirs with B;
-    factor [n, n] as `grown_factor` gives it. The update is then the one that a batch of all n + N edits would make
-    whose earlier residuals are 0.
+    factor [n, n] of `grown_factor`. It is as a batch of all n + N edits, the earlier residuals being 0.
     """
     return bk - torch.cholesky_solve(past_k.double() @ bk.T, factor).T @ past_bk
 
@@ -38,11 +36,9 @@ def with_memory(bk: Tensor, past_k: Tensor, past_bk: Tensor, factor: Tensor) -> 
 def grown_factor(factor: Tensor | None, k: Tensor, bk: Tensor, ridge: float) -> Tensor:
     """The lower Cholesky factor [n, n] of σI + KBKᵀ for all rows of k and bk [n, d_ff], from that of the first m.
 
-    factor [m, m], m ≤ n; None: of none. ridge: σ. With L of the first rows, and G the products of the others,
+    factor [m, m], m ≤ n; None: of none. ridge: σ. An edit costs n² and no n³: with G the products of the other rows,
 
-        L₂₁ = G₂₁ L⁻ᵀ,    L₂₂ L₂₂ᵀ = σI + G₂₂ − L₂₁ L₂₁ᵀ,
-
-    so that an edit costs n² and no n³.
+        L₂₁ = G₂₁ L⁻ᵀ,    L₂₂ L₂₂ᵀ = σI + G₂₂ − L₂₁ L₂₁ᵀ
     """
     done = 0 if factor is None else len(factor)
     if done == len(k):

@@ -1,8 +1,7 @@
 """Keys and values at the subject's last token.
 
-k is the input of `mlp.down_proj` there. MEMIT's key is the mean of two group means: the clean prompt,
-and the sampled contexts (`compute_ks.py` of kmeng01/memit); ROME's k̄ is the plain mean over all
-contexts (`compute_u.py` of kmeng01/rome).
+k is the input of `mlp.down_proj` there. MEMIT's key is the mean of the clean prompt's and that of sampled contexts
+(`compute_ks.py` of kmeng01/memit); ROME's k̄ is the mean over all contexts (`compute_u.py` of kmeng01/rome).
 """
 
 import torch
@@ -34,11 +33,8 @@ def outputs_at(model, prompts, module) -> Tensor:
 
 
 class Reading:
-    """Prompts, each cut at its lookup token, that are read there on the weights at hand.
-
-    Where layers are edited from below, `settled` names the layer below which nothing changes any more: the stream that
-    enters it is kept, and the next reading starts there.
-    """
+    """Prompts, each cut at its lookup token, that are read there on the weights at hand. `settled`: below that layer
+    nothing changes any more; the stream that enters it is kept, and the next reading starts there."""
 
     def __init__(self, model, prompts):
         self.model, self.first, self.hidden = model, 0, None
@@ -46,13 +42,11 @@ class Reading:
         self.lookup = torch.tensor([p.lookup for p in prompts], device=model.device)
 
     def keys(self, layers, settled: int = 0) -> dict[int, Tensor]:
-        """As `keys_at`."""
         modules = {i: self.model.mlp_out(i) for i in layers}
         found = self._read(modules.values(), (), self.model.mlp_out(max(layers)), settled)
         return dict(zip(modules, found, strict=True))
 
     def outputs(self, module, settled: int = 0) -> Tensor:
-        """As `outputs_at`."""
         return self._read((), [module], module, settled)[0]
 
     @torch.no_grad()
@@ -75,7 +69,7 @@ class Reading:
         return [torch.cat(part).to(self.model.math_dtype) for part in zip(*parts, strict=True)]
 
     def _run(self, begin: int, end: int):
-        """The model, or its layers from `first` on, on some of the prompts."""
+        """The model, or its layers from `first` on, as a function."""
         if not self.first:
             return self.model.hf
         calls = layer_calls(self.model, self.ids[begin:end])

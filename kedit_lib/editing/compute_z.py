@@ -4,10 +4,9 @@
          + kl_factor · KL(p_δ ‖ p_0)  at the lookup token of "{subject} is a"
          + v_weight_decay · ‖δ‖ / ‖v₀‖²                              each vector of PMET has its own
 
-Adam with v_lr; after each update ‖δ‖ is projected onto the ball of radius clamp_norm_factor·‖v₀‖;
-stops before stepping when L < 0.05. Sources: `compute_v.py` of kmeng01/rome, `compute_z.py` of
-kmeng01/memit and of xpq-tech/PMET. Many edits are optimised side by side, each with its own Adam
-state, clamp and early stop: their losses share no parameter, so the numbers are those of one at a time.
+Adam with v_lr; after each update δ is projected onto the ball of radius clamp_norm_factor·‖v₀‖; stops before stepping
+when L < 0.05. Sources: `compute_v.py` of kmeng01/rome, `compute_z.py` of kmeng01/memit and of xpq-tech/PMET. Edits are
+optimised side by side; their losses share no parameter, so that the numbers are those of one at a time.
 """
 
 import warnings
@@ -112,19 +111,15 @@ def compute_z(engine: Engine, hp) -> list[Target]:
     targets = []
     for i, (last, norm, known) in enumerate(zip(steps.tolist(), v0_norm[:, 0].tolist(), already.tolist(), strict=True)):
         if not finite[i] or not isfinite(losses[i][last - 1]):
-            raise KeditError(
-                f"edit of {engine.requests[i].subject!r}: the optimisation of its target gave NaN or inf; lower v_lr "
-                "or check the model's weights"
-            )
+            problem = "the optimisation of its target gave NaN or inf; lower v_lr or check the model's weights"
+            raise KeditError(f"edit of {engine.requests[i].subject!r}: {problem}")
         facts = losses[i][:last], probabilities[i][:last], norm, clamped[i], known
         attn = (z[i, 1], found[i, 1]) if z.shape[1] > 1 else ()
         targets.append(Target(z[i, 0], found[i, 0], *facts, *attn))
     return targets
 
 
-def optimise(
-    model, requests: list[Request], site: Site, hp, engine: type[Engine] = Suffix
-) -> tuple[list[Target], Tensor]:
+def optimise(model, requests: list[Request], site: Site, hp, engine=Suffix) -> tuple[list[Target], Tensor]:
     """`compute_z` for any number of requests: those with rows of like length together, as many as memory allows.
 
     Returns a Target for each and the keys [n, contexts, d_ff] at `site.keys`, on the weights at hand. All requests have
@@ -167,11 +162,8 @@ def warn_if_doubtful(edits: list[Edit], targets: list[Target]) -> None:
             message = f"edit of {edit.subject!r}: the model already answers {edit.target_new!r}"
             warnings.warn(message, AlreadyKnown, stacklevel=4)
         if target.frozen:
-            message = (
-                f"edit of {edit.subject!r}: {target.steps} steps left the probability of {edit.target_new!r} at "
-                f"{target.probabilities[-1]:.2g} (‖v₀‖ is {target.v0_norm:.3g}): the model may have been "
-                "edited too often (begin again with the unedited one), the steps may be too short for it (v_lr times "
-                "the square root of d_model against ‖v₀‖), or its answers may hang on nothing that this edit can "
-                "change, as in a random model"
-            )
+            left = f"{target.steps} steps left the probability of {edit.target_new!r} at {target.probabilities[-1]:.2g}"
+            why = "the model may have been edited too often (begin again with the unedited one), the steps may be "
+            why += "too short for it (v_lr times the square root of d_model against ‖v₀‖), or its answers out of reach"
+            message = f"edit of {edit.subject!r}: {left} (‖v₀‖ is {target.v0_norm:.3g}): {why}"
             warnings.warn(message, Frozen, stacklevel=4)

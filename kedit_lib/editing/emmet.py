@@ -3,8 +3,7 @@
     Δ = (R / (m − i)) (Kᵀ C′⁻¹ K + ρI)⁻¹ Kᵀ C′⁻¹,      C′ = λC + ηI
 
 Where MEMIT weighs an edit against C, this writes it exactly, ΔK = R, and disturbs C′ as little as that allows; ρ
-softens the equality in a batch, whose keys may nearly coincide. One edit has ρ = 0, and Δ is then of ROME's form.
-Published for one layer.
+softens that in a batch. One edit has ρ = 0, and Δ is of ROME's form. Published for one layer.
 """
 
 from pydantic import Field

@@ -2,9 +2,8 @@
 
     Δ = (R / (m − i)) Kᵀ (λC + λ_n I + M + K Kᵀ)⁻¹
 
-λ_n is not multiplied by λ. M = Σ k kᵀ over the earlier batches, each key as its layer was solved with it. Targets stop
-when the new object has led for a while ("most probable early stopping"): see `prob_cutoff`. Source: the authors'
-scalable-model-editing/knowledge-editing-regularization.
+M = Σ k kᵀ over the earlier batches, each key as its layer was solved with it. Targets stop when the new object has led
+for a while ("most probable early stopping"). Source: scalable-model-editing/knowledge-editing-regularization.
 """
 
 from pydantic import Field
@@ -19,7 +18,6 @@ class ENCORE(Spread):
 
     keeps_history = True
     keys_after = False
-
     mom2_update_weight: float = Field(15000, gt=0)
     update_norm_lambda: float = Field(20.0, ge=0)
     prob_cutoff: float = Field(-2.0, lt=1)

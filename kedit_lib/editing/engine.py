@@ -1,10 +1,10 @@
-"""The loss that δ is optimised by, computed by the whole model or only by the part of it that δ can change.
+"""The loss that δ is optimised by, computed by what δ reaches (`Suffix`) or by the whole model (`Plain`).
 
     engine = Suffix(model, requests, site)              one pass, which measures v₀ and the keys
     nll, kl, said = engine.loss_terms(delta, active)    at every step
 
-`Suffix` runs what δ reaches, `Plain` every layer on every token: the same numbers but for rounding. A request's rows
-are its prompt in every context, each with the target after it, and last its KL prompt.
+The numbers are the same but for rounding. A request's rows are its prompt in every context, each with the target after
+it, and last its KL prompt.
 """
 
 from abc import ABC, abstractmethod
@@ -33,15 +33,12 @@ class Request:
 
 
 def requests_of(tokenizer, edits: list[Edit], contexts: list[str]) -> list[Request]:
-    return [
-        Request(
-            tuple(encode_prompt(tokenizer, c, e.prompt, e.subject) for c in contexts),
-            encode_prompt(tokenizer, "{}", KL_PROMPT, e.subject),
-            target_ids(tokenizer, e.text, e.target_new, e.separator),
-            e.subject,
-        )
-        for e in edits
-    ]
+    def request_of(e: Edit) -> Request:
+        prompts = tuple(encode_prompt(tokenizer, c, e.prompt, e.subject) for c in contexts)
+        kl = encode_prompt(tokenizer, "{}", KL_PROMPT, e.subject)
+        return Request(prompts, kl, target_ids(tokenizer, e.text, e.target_new, e.separator), e.subject)
+
+    return [request_of(e) for e in edits]
 
 
 @dataclass(frozen=True)

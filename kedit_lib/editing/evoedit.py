@@ -2,12 +2,11 @@
 
     Y = P K,    Δ = (R / (m − i)) (KᵀY + (L2 + 1e-6) I)⁻¹ Yᵀ,    then at once    P ← P − Q Qᵀ,
 
-Q the left singular vectors of Y. P starts as AlphaEdit's and never touches again what an edit has written, so that no
-matrix of earlier keys enters: the solve is n × n. Q is kept, [directions, d_ff] a layer, and not P.
+Q the left singular vectors of Y. P starts as AlphaEdit's and never touches again what an edit has written. Q is kept,
+[directions, d_ff] a layer, and not P.
 
-A key that comes again, the same subject and prompt, has nothing left in P and could never be edited a second time. The
-authors' code then skips this layer and all above it; here the directions that the new keys have lost are given back
-to P first, and the new answer takes the old one's place. as_code=True does as the code does.
+A key that comes again, the same subject and prompt, has nothing left in P. The authors' code (as_code=True) then skips
+this layer and all above it; here the directions that the new keys have lost are given back to P first.
 """
 
 import torch
@@ -29,7 +28,6 @@ class EvoEdit(InNullSpace):
     options = (*InNullSpace.options, "as_code")
     needs_history = True
     keys_after = False
-
     L2: float = Field(4.0, gt=0)
     as_code: bool = False
 
@@ -44,7 +42,8 @@ class EvoEdit(InNullSpace):
         if not self.as_code:
             q = _given_back(q, free)
         y = free - free @ q.T @ q
-        if self.as_code and ("skipping" in history.cache or _skips(r / self._share(self.layers.index(layer)), y)):
+        missing = r.norm(dim=1).mean() / self._share(self.layers.index(layer))
+        if self.as_code and ("skipping" in history.cache or missing < NOTHING_MISSING or y.norm() < LOST):
             history.cache["skipping"] = True
             return torch.zeros(r.shape[1], k.shape[1], dtype=torch.float64, device=k.device)
         delta, g = update(k, r, y, ridge=self.L2 + JITTER)
@@ -56,10 +55,6 @@ class EvoEdit(InNullSpace):
 
     def _remember(self, call, outcome, keys):
         call.history.count(call.model, len(call.edits))
-
-
-def _skips(residual: Tensor, y: Tensor) -> bool:
-    return bool(residual.norm(dim=1).mean() < NOTHING_MISSING or y.norm() < LOST)
 
 
 def _given_back(q: Tensor, free: Tensor) -> Tensor:

@@ -3,8 +3,7 @@
     method = kedit.method_from_file("EasyEdit/hparams/MEMIT/llama-7b.yaml")
     method = kedit.method_from_file("memit/hparams/MEMIT/EleutherAI_gpt-j-6B.json")   # named by its folder
 
-The fields keep their names. What is set elsewhere here, such as the model's name, is left out with one warning; a
-field that is unknown, of the wrong type, or asks for something not supported here is an error.
+The fields keep their names. What is set elsewhere here, such as the model's name, is left out with one warning.
 """
 
 import json
@@ -51,22 +50,18 @@ MLP_OUTPUT = re.compile(r".*mlp\.(down_proj|c_proj|fc_out|dense_4h_to_h)(\.weigh
 def method_from_file(path, method: str | None = None) -> Method:
     """The method of a .yaml, .yml or .json file, with its hyperparameters.
 
-    method: its name; None: the file's alg_name, or else the name of its folder, which is how the authors keep them.
-    Warns, in one line each, of fields that are left out and of hyperparameters that the file does not give, for which
-    this library's defaults are taken. KeditError for a file that cannot be read, an unknown method, an unknown or
-    mistyped field, a fact_token other than subject_last.
+    method: its name; None: the file's alg_name, or else the name of its folder. Warns of fields that are left out and
+    of defaults that are taken. KeditError for a file that cannot be read, an unknown method or field, a value of the
+    wrong type, and a switch whose position is not supported.
     """
-    path = Path(path)
-    values = _read(path)
+    values = _read(path := Path(path))
     named = [values.pop(key) for key in ("alg_name", "alg") if key in values]
     name = method or (named[0] if named else path.parent.name)
     try:
         cls = method_class(str(name))
     except KeditError as error:
-        if method or named:
-            raise KeditError(f"{path.name}: {error}") from None
-        problem = f"does not say its method (no alg_name, and its folder {name!r} is none); pass method="
-        raise KeditError(f"{path.name}: {problem}") from None
+        unnamed = f"does not say its method (no alg_name, and its folder {name!r} is none); pass method="
+        raise KeditError(f"{path.name}: {error if method or named else unnamed}") from None
     return _made(path, cls, {str(field): value for field, value in values.items()})
 
 
@@ -105,8 +100,8 @@ def _made(path: Path, cls: type[Method], values: dict[str, Any]) -> Method:
 
 
 def _with_base(path: Path, cls: type[Method], values: dict[str, Any]) -> dict[str, Any]:
-    """A wrapper's fields with its base: from the file of the same name in the base's folder, as EasyEdit keeps them, or
-    of what else stands in this one (with a null space AlphaEdit, else MEMIT)."""
+    """A wrapper's fields with its base: from the file of that name in the base's folder, as EasyEdit has it, or from
+    the other fields of this one (with a null space AlphaEdit, else MEMIT)."""
     if isinstance(base := values.get("base"), str):
         return {**values, "base": method_from_file(path.parent.parent / base / path.name, base)}
     own = {f: value for f, value in values.items() if f in cls.model_fields and f != "layers"}

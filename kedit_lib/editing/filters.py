@@ -1,7 +1,6 @@
 """Filters, which change an update before it is written: MEMIT with a filter of its own, or round any other method.
 
-Without compensation what a filter takes of an update is not written anywhere. With it (arXiv 2605.26670) MEMIT hands
-it to the next batch, once:
+What a filter takes of an update is lost, or (compensation, arXiv 2605.26670) MEMIT hands it to the next batch, once:
 
     Δ = ((R/(m−i)) Kᵀ − E) C_t⁻¹,    then    E ← (filtered(Δ) − Δ) C_t,    C_t = λC + M + K Kᵀ
 
@@ -49,7 +48,6 @@ class FilteredMEMIT(Filter, MEMIT):
     """MEMIT's hyperparameters; compensation: whether the next batch makes up for what the filter takes."""
 
     options = (*MEMIT.options, "compensation")
-
     compensation: bool = False
 
     @property

@@ -6,9 +6,9 @@
            norm_constraint ε bounds the change
     FT-M   "target_new": target token j is read after the prompt and t_1 … t_{j−1}, as a language model is trained
 
-Adam on W; W₀ are the weights at the start of the call, and after every step W is clipped to the box around them. An
-epoch takes a step for each `batch_size` edits, none where their loss is below 0.01; it is the last one when the loss
-over all edits is. C, contexts and the subject's position are not used. Source: `ft_main.py` of kmeng01/rome, EasyEdit.
+Adam on W, clipped after every step to the box around the weights W₀ at the start of the call. An epoch takes a step for
+each `batch_size` edits, none where their loss is below 0.01; it is the last one when the loss over all edits is.
+Source: `ft_main.py` of kmeng01/rome, EasyEdit.
 """
 
 from math import inf, nan
@@ -33,7 +33,6 @@ class FT(Method):
 
     clean_only = True
     needs_moments = False
-
     num_steps: int = Field(25, ge=1)
     lr: float = Field(5e-4, gt=0)
     weight_decay: float = Field(0.0, ge=0)
@@ -80,7 +79,7 @@ class FT(Method):
 
 
 class _Batch:
-    """Prompt and target of some edits, run from the first edited layer on; below it nothing changes."""
+    """Prompt and target of some edits, run from the first edited layer on."""
 
     def __init__(self, model, requests, method: FT):
         self.model, self.requests, self.prompts = model, requests, [r.prompts[0] for r in requests]
@@ -102,9 +101,8 @@ class _Batch:
             read = log_p[torch.zeros_like(j) if self.at_last else j, target]
             nll.append(-read.mean())
             if not nll[-1].isfinite():
-                subject = self.requests[len(nll) - 1].subject
                 problem = "its fine-tuning gave NaN or inf; lower lr or check the model's weights"
-                raise KeditError(f"edit of {subject!r}: {problem}")
+                raise KeditError(f"edit of {self.requests[len(nll) - 1].subject!r}: {problem}")
         return torch.stack(nll), torch.stack(said)
 
 

@@ -11,10 +11,9 @@ An edit at the distance d from its nearest entry i
     expands   εᵢ to d where it is less, and goes on with vᵢ, if both have one target
     splits    otherwise: its own entry has radius d/2, and εᵢ becomes d/2 − 1e-5
 
-as in the authors' code (Thartvigsen/GRACE) and EasyEdit's, with "euc", "cold", "sgd", "coverage" and "replace_last".
-Three deviations: they look up a prompt's last token, which somebody must point out, and generated ones, here all are;
-they compare targets by the mean of their ids, here by the ids; they lose a prompt that is edited again to another
-target (d = 0), here that edit takes the entry over.
+as in the authors' code (Thartvigsen/GRACE) and EasyEdit's, with "euc", "cold", "sgd", "coverage" and "replace_last". It
+deviates in three things: all tokens are looked up, not the prompt's last and generated ones; targets are compared by
+their ids, not the mean of them; an edit of the same prompt to another target (d = 0), lost there, takes the entry over.
 """
 
 from dataclasses import dataclass, replace
@@ -67,7 +66,6 @@ class GRACE(Method):
     clean_only = True
     needs_moments = False
     keeps_history = needs_history = True
-
     layers: list[int] = Field(min_length=1, max_length=1)
     edit_lr: float = Field(1.0, gt=0)
     n_iter: int = Field(50, ge=1)
@@ -100,7 +98,7 @@ class GRACE(Method):
         return Outcome(self.name, call.edits, {}, targets)
 
     def _edited(self, model, request: Request) -> tuple[Codebook, Target]:
-        """The model's codebook with one more edit; the first loss of the target is the model's before it."""
+        """The codebook with one more edit; the target's first loss is the model's before it."""
         ids, module = request.prompts[0].ids, model.mlp_out(self.layers[0])
         last = Prompt(ids, len(ids) - 1)
         site = Site(self.layers[0], model.n_layers - 1, (module,), module, inside=True)

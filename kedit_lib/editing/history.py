@@ -4,10 +4,9 @@
     method.apply(model, [first], moments=moments, history=history)
     method.apply(model, [second], moments=moments, history=history)   # leaves what `first` wrote as it is
 
-MEMIT with history adds M to λC, AlphaEdit to KKᵀ. M, d_ff × d_ff a layer, is never formed: the keys are kept as rows,
-with their products with the fixed matrix B of the closed form and the Cholesky factor of their Gram matrix (see
-`closed_form.py`), so that an edit costs one product with B, and n² for n earlier edits. Other methods keep a
-projector, an inverse, a queue or running statistics. `run_stream` checkpoints and resumes all of it.
+M, d_ff × d_ff a layer, is never formed: the keys are kept as rows, with their products with the fixed matrix B of the
+closed form and the Cholesky factor of their Gram matrix (`closed_form.py`). Other methods keep a projector, an inverse,
+a queue or running statistics.
 """
 
 import copy
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from ..data.atomic import replacing
 from ..errors import KeditError
+from ..models.checked import check_owner
 from .closed_form import grown_factor
 
 
@@ -56,23 +56,15 @@ class EditHistory:
 
     def check(self, model, layers) -> None:
         """KeditError unless it is empty or belongs to `model` and, where it keeps keys, to exactly these layers."""
-        if self.edits and self.model_checksum != model.checksum:
-            raise KeditError(
-                f"history: belongs to another model (checksum {self.model_checksum[:12]}, {model.name} has "
-                f"{model.checksum[:12]}); start a new one for each model: method.new_history(model, moments)"
-            )
+        remedy = "start a new one for each model: method.new_history(model, moments)"
+        check_owner("history: is", self.model_checksum, model, remedy)
         if self.keys and sorted(self.keys) != sorted(layers):
-            raise KeditError(
-                f"history: holds the keys of layers {sorted(self.keys)}, not of {sorted(layers)}; start a new "
-                "EditHistory() for other layers"
-            )
+            holds = f"holds the keys of layers {sorted(self.keys)}, not of {sorted(layers)}"
+            raise KeditError(f"history: {holds}; start a new EditHistory() for other layers")
 
     def recall(self, layer: int, b: str, times, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
-        """(K, BK, L): rows [edits, d_ff] of all edits so far, and the factor of σI + KBKᵀ [edits, edits].
-
-        b names the matrix B, times(layer, k) multiplies by it, ridge is σ. Only what is new, or was computed for
-        another B or σ, is computed.
-        """
+        """(K, BK, L): rows [edits, d_ff] of all edits so far, and the factor of σI + KBKᵀ [edits, edits]. b names the
+        matrix B, times(layer, k) multiplies by it, ridge is σ; only what is new, or of another B or σ, is computed."""
         if b != self._b:
             self._b, self._products, self._factors = b, {}, {}
         if ridge != self._ridge:
@@ -87,13 +79,12 @@ class EditHistory:
         return k, products, self._factors[layer]
 
     def remember(self, model, keys: dict[int, Tensor]) -> None:
-        """Add the keys {layer: [N, d_ff]} of a finished batch."""
+        """The keys {layer: [N, d_ff]} of a finished batch."""
         for layer, k in keys.items():
             self.keys[layer] = torch.cat([self.keys[layer].to(k.device), k]) if layer in self.keys else k
         self.count(model, len(k))
 
     def count(self, model, edits: int) -> None:
-        """Count further edits of this model."""
         self.edits, self.model_checksum = self.edits + edits, model.checksum
 
     def get(self, what: str, layer, device=None) -> Tensor | None:
@@ -106,7 +97,7 @@ class EditHistory:
 
     @property
     def identity(self) -> str:
-        """A hash that names this history in stores."""
+        """A hash, for stores."""
         digest = hashlib.sha256(f"{self.edits} {self.model_checksum}".encode())
         for layer, k in sorted(self.keys.items()):
             digest.update(f"{layer} {k.dtype}".encode() + k.cpu().contiguous().numpy().tobytes())
@@ -117,7 +108,6 @@ class EditHistory:
         return digest.hexdigest()[:20]
 
     def copy(self) -> Self:
-        """A copy; adding to it does not change this one."""
         twin = copy.copy(self)
         vars(twin).update({name: dict(v) for name, v in vars(self).items() if isinstance(v, dict)})
         return twin

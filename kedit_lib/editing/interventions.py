@@ -41,31 +41,24 @@ def _as_now(method, call, targets) -> list:
     return [replace(t, delta=d) for t, d in zip(targets, delta, strict=True)]
 
 
-class _HealedEngine(Suffix):
-    """Some tokens have the state that they have on the unedited model, in front of the layers above z."""
+def _healing(heal) -> type[Suffix]:
+    """An engine in which heal(tails, tails of the unedited model) is run in front of the layers above z."""
 
-    def _tails(self, *prompts, **where):
-        now, *seen = super()._tails(*prompts, **where)
-        with self.model.temporarily():
-            unedited, *_ = super()._tails(*prompts, **where)
-        return self._healed(now, unedited), *seen
+    class Healing(Suffix):
+        def _tails(self, *prompts, **where):
+            now, *seen = super()._tails(*prompts, **where)
+            with self.model.temporarily():
+                unedited, *_ = super()._tails(*prompts, **where)
+            return heal(now, unedited), *seen
 
-
-class _BehindHealed(_HealedEngine):
-    def _healed(self, now, unedited):
-        return replace(now, hidden=torch.cat([now.hidden[:, :1], unedited.hidden[:, 1:]], 1))
-
-
-class _BeforeHealed(_HealedEngine):
-    def _healed(self, now, unedited):
-        return replace(now, prefix=unedited.prefix)
+    return Healing
 
 
 class _HealedBehind:
     """Targets are optimised with the tokens after the subject healed, where the answer is read; keys and residual are
     those of the edited model."""
 
-    engine = _BehindHealed
+    engine = _healing(lambda now, old: replace(now, hidden=torch.cat([now.hidden[:, :1], old.hidden[:, 1:]], 1)))
 
     def _check(self, call):
         if self._site(call.model).inside:
@@ -76,13 +69,7 @@ class _HealedBehind:
 class _HealedBefore(_HealedBehind):
     """The same for the tokens in front of the subject's last."""
 
-    engine = _BeforeHealed
-
-
-class _CleanKeys:
-    """The clean prompt is the only context: the key of the update is the key that the residual is measured at."""
-
-    clean_only = True
+    engine = _healing(lambda now, old: replace(now, prefix=old.prefix))
 
 
 class _ThreeContexts:
@@ -90,18 +77,6 @@ class _ThreeContexts:
 
     def contexts(self, model, given=None):
         return super().contexts(model, given)[:3]
-
-
-class _TwentyOneContexts:
-    """ROME's contexts: the clean prompt and twenty sampled ones, shorter and longer."""
-
-    context_style = "rome"
-
-
-class _LinearShare:
-    """PMET with MEMIT's share of the residual, R/(m − i) for R/√(m − i)."""
-
-    _share = MEMIT._share
 
 
 class _StartInTarget:
@@ -122,11 +97,8 @@ class _StartInTarget:
 
 
 def padded_in_front(model, rows: list[tuple[int, ...]]) -> dict[str, Tensor]:
-    """input_ids [n, longest] and attention_mask [n, 1, longest, longest], 0 where a token is seen.
-
-    At padding, which sees nothing, all scores are the lowest number, so every token counts alike: as in the
-    transformers of that time. Its mask of today gives NaN there.
-    """
+    """input_ids [n, longest] and attention_mask [n, 1, longest, longest], 0 where a token is seen; at padding all
+    scores are the lowest number, as in the transformers of that time."""
     longest, device, dtype = max(map(len, rows)), model.device, model.dtype
     ids = torch.tensor([[FILL] * (longest - len(row)) + list(row) for row in rows], device=device)
     front = torch.tensor([longest - len(row) for row in rows], device=device)
@@ -137,8 +109,6 @@ def padded_in_front(model, rows: list[tuple[int, ...]]) -> dict[str, Tensor]:
 
 
 class _PaddedInFront(Plain):
-    """The plain engine on rows padded on the left, with the indices of rows padded on the right."""
-
     def _padded(self, ids):
         return padded_in_front(self.model, ids)
 
@@ -168,15 +138,19 @@ class _AsInTheLog(_StartInTarget, _LeftPadded):
     """Both bugs."""
 
 
+def _with(doc: str, **attributes) -> type:
+    return type("Changed", (), {"__doc__": doc, **attributes})
+
+
 CHANGES = {
     "superposed": (_Superposed, (MEMIT, PMET, ROME)),
     "frozen z": (_FrozenTargets, (MEMIT, PMET, ROME)),
     "healed behind": (_HealedBehind, (MEMIT,)),
     "healed before": (_HealedBefore, (MEMIT,)),
-    "clean keys": (_CleanKeys, (MEMIT, PMET, ROME)),
+    "clean keys": (_with("The clean prompt is the only context.", clean_only=True), (MEMIT, PMET, ROME)),
     "three contexts": (_ThreeContexts, (MEMIT, PMET, ROME)),
-    "twenty-one contexts": (_TwentyOneContexts, (MEMIT, PMET)),
-    "linear share": (_LinearShare, (PMET,)),
+    "twenty-one contexts": (_with("ROME's contexts, twenty sampled ones.", context_style="rome"), (MEMIT, PMET)),
+    "linear share": (_with("R/(m − i) for R/√(m − i).", _share=MEMIT._share), (PMET,)),
     "start in target": (_StartInTarget, (MEMIT, PMET, ROME)),
     "left padded": (_LeftPadded, (PMET, MEMIT)),
     "both bugs": (_AsInTheLog, (PMET, MEMIT)),

@@ -39,7 +39,6 @@ class Targeted(Method):
     engine: ClassVar[type[Engine]] = Suffix
     loss_stop: ClassVar[float] = 0.05
     skipped_beyond: ClassVar[float] = 2  # times norm_anchor
-
     v_num_grad_steps: int = Field(25, ge=1)
     v_lr: float = Field(0.5, gt=0, le=1e30)  # beyond, a step is no float32
     v_loss_layer: int | None = Field(None, ge=0)

@@ -2,9 +2,9 @@
 
     Δ = [ (R/(m−i)) Kᵀ + qλ (S_vk − W C) + H_vk − W H_kk ] (K Kᵀ + qλ C + H_kk)⁻¹
 
-S_vk = E[v kᵀ] = W₀C is what the unedited map gives on plain text, H_kk = Σ k kᵀ and H_vk = Σ v kᵀ what the earlier
-edits had when they were written. So every batch solves for all edits so far at once, from the unedited weights: with
-y = v − W₀k of each, and r + (W − W₀)k of the new ones, it is MEMIT's closed form on all of them,
+S_vk = E[v kᵀ] = W₀C is of plain text, H_kk = Σ k kᵀ and H_vk = Σ v kᵀ of the earlier edits when they were written. So
+every batch solves for all edits so far, from the unedited weights: with y = v − W₀k of each, and r + (W − W₀)k of the
+new ones, it is MEMIT's closed form on all of them,
 
     W₀ + Y (qλ I + Kᵀ C⁻¹ K)⁻¹ (C⁻¹K)ᵀ.
 
@@ -30,7 +30,6 @@ class LyapLock(Spread):
 
     keeps_history = needs_history = True
     keys_after = False
-
     mom2_update_weight: float = Field(1000, gt=0)
     alpha: float = Field(60.0, gt=0)
 

@@ -5,9 +5,8 @@ All z first, on the weights at the start of the batch. Then, for each edited lay
     Δ = (R / (m − i)) Kᵀ (λC + M + K Kᵀ)⁻¹,      R = Z − H
 
 with H the stream after the last edited layer at the clean prompt. M is 0, or, with a history, Σ k kᵀ over the keys of
-the earlier batches, each measured on the weights after it: what they wrote is then kept as plain text is.
-MEMIT-MASS is MEMIT with all edits in one batch. The walk over the layers is in `spread.py`, the solve in
-`closed_form.py`.
+the earlier batches, each measured on the weights after it. MEMIT-MASS is MEMIT with all edits in one batch. See
+`spread.py` for the walk over the layers, `closed_form.py` for the solve.
 """
 
 from pydantic import Field

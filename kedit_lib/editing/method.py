@@ -10,7 +10,6 @@ A method overrides `_apply`, and what it differs in of
     recall(model, history)         how the model gets back edits that are in no weight
 """
 
-import difflib
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from inspect import Parameter, Signature
@@ -18,6 +17,7 @@ from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ..data.config import problem_of
 from ..data.edit import check_edits, warn_of_contradictions
 from ..errors import KeditError
 from ..models.checked import check_editable
@@ -56,7 +56,6 @@ class Method(BaseModel, ABC, metaclass=_Listed):
     keeps_history: ClassVar[bool] = False
     needs_history: ClassVar[bool] = False
     options: ClassVar[tuple[str, ...]] = ("use_history", "norm_anchor")  # off unless given
-
     layers: list[int] = Field(min_length=1)
 
     @classmethod
@@ -70,18 +69,7 @@ class Method(BaseModel, ABC, metaclass=_Listed):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            # An unknown name is reported first: the missing one is what was meant.
-            first = min(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
-            name, value = ".".join(map(str, first["loc"])) or "?", first.get("input")
-            if first["type"] == "missing":
-                problem = f"{name} is missing; give it"
-            elif first["type"] == "extra_forbidden":
-                fields = [*type(self).model_fields]
-                meant = "".join(f", did you mean {like}" for like in difflib.get_close_matches(name, fields, 1))
-                problem = f"{name} = {value!r}: there is no such hyperparameter{meant}; there are {', '.join(fields)}"
-            else:
-                hint = "; write it without quotes" if isinstance(value, str) else ""
-                problem = f"{name} = {value!r}: {first['msg'].lower()}{hint}"
+            problem = problem_of(error, "hyperparameter", type(self).model_fields)
             raise KeditError(f"{type(self).__name__}: {problem}") from None
         if list(self.layers) != sorted(set(self.layers)):
             raise KeditError(f"{type(self).__name__}: layers = {self.layers}: must ascend without repeats")
@@ -113,9 +101,8 @@ class Method(BaseModel, ABC, metaclass=_Listed):
         history = EditHistory(self.history_kind) if self.keeps_history else None
         if keep:
             if history is None or history.kind != "keys":
-                raise KeditError(
-                    f"{self.name}: keep needs a history of keys; MEMIT(use_history=True), AlphaEdit have one"
-                )
+                use = "MEMIT(use_history=True) and AlphaEdit have one"
+                raise KeditError(f"{self.name}: keep needs a history of keys; {use}")
             with model.temporarily():
                 history.remember(model, keys_at(model, prompts_of(model, keep), model.check_layers(self.layers)))
         return history

@@ -5,12 +5,11 @@ An option of every method with targets. After the optimisation, and so after the
     v* = v₀ + δ;   v* ← r · v*/‖v*‖, or v₀ where ‖v*‖ > 2r (ROME: 5r);   z ← z + (the change of v*)
 
 with v₀ the output of the MLP of the last edited layer at the clean prompt, on the weights at hand: where z is the
-residual stream only the MLP's part of it is rescaled, and where z is an MLP output it is v* itself. Without it ‖v*‖
-follows the growing weights and the weights follow ‖v*‖. The reference norm is
+residual stream only the MLP's part of it is rescaled. The reference norm is
 
     r = mean of ‖v*‖ over pilot edits, optimised on the unedited weights, the largest 5 % left out.
 
-An edit with ‖v*‖ above 2r is dropped, δ = 0; with anchor_skip=False it is rescaled like the others.
+With anchor_skip=False no edit is dropped.
 """
 
 from dataclasses import replace
@@ -47,9 +46,9 @@ def anchor_norm(model, method, edits, contexts=("{}",), group: int = 16) -> floa
         r = kedit.anchor_norm(model, method, sample)
         method = kedit.method_for(model, "memit", norm_anchor=r)
 
-    contexts as in `apply`; the authors use the clean prompt alone. group: so many are optimised together, as MEMIT's
-    targets, and stop together when their mean loss is small, as in the authors' code (1: each by itself). The model
-    comes back with the weights at entry. KeditError for a method without targets.
+    contexts as in `apply`; the authors use the clean prompt alone. group: so many are optimised as MEMIT's targets and
+    stop together when their mean loss is small, as in the authors' code (1: each by itself). KeditError for a method
+    without targets.
     """
     if "targets" not in method.takes:
         raise KeditError(f"anchor norm: {method.name} optimises no targets; give one of the other methods")

@@ -1,9 +1,7 @@
 """The projection of AlphaEdit (Fang et al. 2024): P = U₀U₀ᵀ onto the directions that plain text hardly uses.
 
-U₀ are the singular vectors of C = E[k kᵀ] with singular values below a threshold. The published threshold is an
-absolute 0.02, and what it cuts depends on the scale of C: where keys are small it keeps most of the space. So the
-rank of P and the energy tr(PC)/tr(C) that it leaves open to change belong beside every result, and the cut can be
-made by rank instead.
+U₀ are the singular vectors of C = E[k kᵀ] with singular values below a threshold. What the published one, an absolute
+0.02, cuts depends on the scale of C: rank and energy tr(PC)/tr(C) belong beside every result, or the cut is by rank.
 
     nullspace = kedit.NullSpace.from_moments(moments, rank=700)
     kedit.AlphaEdit(layers=[4, 5]).apply(model, edits, moments=moments, projection=nullspace)
@@ -32,8 +30,6 @@ class NullSpace:
 
         threshold   all directions whose singular value of C is below this absolute number (AlphaEdit: 0.02)
         rank        the `rank` directions with the smallest singular values, 1 to d_ff
-
-        The same moments and cut give the same object.
         """
         if (threshold is None) == (rank is None):
             raise KeditError("null space: the cut is made by threshold or by rank; give exactly one of them")
@@ -59,20 +55,18 @@ class NullSpace:
         """KeditError unless it belongs to `model`, covers `layers` and leaves some direction open in each."""
         self.moments.check(model, layers, invert=None)
         if (tokens := self.moments.about.get("tokens", model.d_ff)) < model.d_ff:
-            raise KeditError(
-                f"null space: C is of {tokens} tokens, so its rank is below d_ff = {model.d_ff} and directions seem "
-                f"free that text uses; estimate it on at least {10 * model.d_ff} tokens"
-            )
+            why = f"so its rank is below d_ff = {model.d_ff} and directions seem free that text uses"
+            remedy = f"estimate it on at least {10 * model.d_ff} tokens"
+            raise KeditError(f"null space: C is of {tokens} tokens, {why}; {remedy}")
         for layer in layers:
             if not self.basis(layer).shape[1]:
-                raise KeditError(
-                    f"null space of layer {layer}: no singular value of C lies below {self.threshold} (smallest "
-                    f"{torch.linalg.svdvals(self.moments.tensors[layer])[-1]:.3g}); raise the threshold or cut by rank"
-                )
+                least = f"smallest {torch.linalg.svdvals(self.moments.tensors[layer])[-1]:.3g}"
+                problem = f"no singular value of C lies below {self.threshold} ({least})"
+                raise KeditError(f"null space of layer {layer}: {problem}; raise the threshold or cut by rank")
 
     def report(self, layers=None) -> pd.DataFrame:
         """One row per layer (None: all): rank of P, d_ff, and energy = tr(PC)/tr(C), 0..1, the share of plain text's
-        keys that P lets change. Rank 0: nothing lies below the threshold, and no edit can be made."""
+        keys that P lets change."""
         rows = []
         for layer in sorted(self.moments.tensors) if layers is None else layers:
             u, energy = self._of(layer)

@@ -1,9 +1,8 @@
 """PMET (Li et al. 2023; xpq-tech/PMET): MEMIT with two vectors optimised, one of them written.
 
-δ_mlp on the MLP's and δ_attn on the attention's output of the last edited layer are optimised
-together; only the MLP's is written. The residual is measured on that MLP output, which the lower
-layers' updates do not reduce, and falls to the layers as R/√(m − i). While the target is the argmax everywhere its nll
-counts a tenth, and the optimisation stops there once kl_factor·KL ≤ 0.01.
+δ_mlp on the MLP's and δ_attn on the attention's output of the last edited layer are optimised together; only the MLP's
+is written. The residual is measured on that MLP output and falls to the layers as R/√(m − i). While the target is the
+argmax everywhere its nll counts a tenth, and the optimisation stops there once kl_factor·KL ≤ 0.01.
 """
 
 from math import sqrt
@@ -30,7 +29,7 @@ class PMET(MEMIT):
 
     def _site(self, model):
         z_layer = self.layers[-1]
-        places = model.mlp_out(z_layer), model.attn_out(z_layer)
+        places = model.mlp_out(z_layer), model.layers[z_layer].get_submodule(model.layout.attn_out)
         return Site(z_layer, self._loss_layer(model), places, model.mlp_out(self.layers[0]), inside=True)
 
     def _share(self, i):

@@ -12,22 +12,18 @@ from pathlib import Path
 import pandas as pd
 
 from ..data.atomic import replacing
-from ..data.config import PROPOSED, REPOSITORY, file_name, find_model_params, models_folders
+from ..data.config import PROPOSED, REPOSITORY, file_name, find_model_params, results_folder
 from ..data.yaml_text import dump, read_yaml
 from .transfer import BY_WIDTH, rounded
 
 LIKE, D_FF, N_LAYERS = "Llama-2-7b-hf", 11008, 32  # where the other values are from
-DEPTH = 8 / N_LAYERS  # of Llama-2-7B's last edited layer; taken where nothing was traced
-WIDEST = 5  # layers that an edit is spread over at most: Llama-2-7B's, of its 32
+DEPTH, WIDEST = 8 / N_LAYERS, 5  # of its last edited layer, and how many layers an edit is spread over there
 ONE_LAYER = ("rome", "rrome", "prome", "emmet")
 
 
 def propose_layers(n_layers: int, effect: pd.DataFrame | None = None) -> tuple[list[int], list[int]]:
-    """ROME's layer, and the layers of methods that spread an edit, both as lists.
-
-    effect: what `causal_trace` gives (None: nothing was traced, the depth is Llama-2-7B's). The last layer is left
-    out: a change there could only reach the subject's own next token.
-    """
+    """ROME's layer, and the layers of methods that spread an edit, both as lists. effect: what `causal_trace` gives
+    (None: the depth is Llama-2-7B's). The last layer is left out: a change there reaches only the next token."""
     if effect is None:
         at = round(DEPTH * n_layers)
     else:
@@ -58,17 +54,13 @@ def propose(model, effect: pd.DataFrame | None = None) -> dict[str, dict]:
 
 
 def write_proposal(name: str, sections: dict[str, dict], why: str) -> Path:
-    """Write models/<name>.yaml into the results folder, where method_for finds it; its path. An existing file is kept.
-
-    why: how the layers came about, for the file's first lines.
-    """
+    """Write models/<name>.yaml into the results folder, where method_for finds it, unless there is one; its path. why:
+    how the layers came about."""
     if (there := find_model_params(name)) is not None:
         return there
-    text = (
-        f"{PROPOSED}: the values of {LIKE}.yaml, but\n#   layers: {why}\n"
-        f"#   weights of C (mom2_update_weight, L2): times {sections['model']['d_ff']} / {D_FF}, the models' d_ff\n"
-    ) + dump(sections)
-    path = models_folders()[1] / f"{file_name(name)}.yaml"
+    weights = f"weights of C (mom2_update_weight, L2): times {sections['model']['d_ff']} / {D_FF}, the models' d_ff"
+    text = f"{PROPOSED}: the values of {LIKE}.yaml, but\n#   layers: {why}\n#   {weights}\n{dump(sections)}"
+    path = results_folder() / "models" / f"{file_name(name)}.yaml"
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
     return path

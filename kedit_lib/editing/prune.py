@@ -2,9 +2,8 @@
 
     W ← W₀ + U diag(s′) Vᵀ,      W − W₀ = U diag(s) Vᵀ,      s′ = ln s − ln σ + σ where s > σ = σ_max(W₀), else s
 
-It acts once, after the last edit of a sequence, on every edited matrix (`prune`): singular values of the total update
-above the original's largest are lowered, which bounds how ill-conditioned the edited matrix gets.
-`PRUNE` is MEMIT with that bound on W − W₀ after every batch, which can be compensated (see `filters.py`).
+`prune` acts once, after the last edit of a sequence, on every edited matrix. `PRUNE` is MEMIT with that bound on W − W₀
+after every batch, which can be compensated (see `filters.py`).
 """
 
 import pandas as pd
@@ -33,11 +32,10 @@ def restrained(s: Tensor, sigma: Tensor) -> Tensor:
 
 @torch.no_grad()
 def prune(model) -> pd.DataFrame:
-    """Restrain the total update of `model` in place; `model.restore()` still gives the original weights.
+    """Restrain the total update of `model` in place.
 
     Returns one row per edited matrix: parameter, sigma_max (of the unedited weight), before and after (largest singular
-    value of the total update), reduced (how many singular values were lowered; 0: the matrix is untouched, bit for
-    bit). KeditError when the model holds no edits.
+    value of the total update), reduced (how many were lowered; 0: it is untouched). KeditError when there are no edits.
     """
     edited = {name: original for name, original in model.edited.items() if original.dim() == 2}
     if not edited:

@@ -2,8 +2,7 @@
 
     Δ_ab stays where |Δ_ab / (W_ab + 1e-8)| is among the largest 40 %, else it becomes 0
 
-All layers are solved first, each with the whole updates of those below it, and W is the weight at entry. The part of
-the residual that is lost is written nowhere else, unless compensation is on (see `filters.py`).
+All layers are solved first, and W is the weight at entry. What is lost can be compensated (see `filters.py`).
 """
 
 import torch

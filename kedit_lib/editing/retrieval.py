@@ -5,10 +5,8 @@ demonstrations).
     nearest: of the sentences whose subject stands in the text, the one whose prompt shares most of its words with it;
     of several the one of the longest subject, then the newest
 
-It is what a practitioner weighs weight edits against: all else stays as it was, and what it costs is a longer prompt
-and a model that believes its prompt. All that asks the model through its tokenizer, every probe among it, is reminded;
-methods that edit the same model are not. The sentences belong to the model's snapshots, and to the history of a
-sequence; save_pretrained refuses a model that has some.
+All that asks the model through its tokenizer, every probe among it, is reminded; methods that edit the same model are
+not. The sentences belong to the model's snapshots and to the history of a sequence.
 """
 
 import re
@@ -32,7 +30,6 @@ class Retrieval(Method):
     clean_only = True
     needs_moments = False
     keeps_history = needs_history = True
-
     overlap: float = Field(0.0, ge=0, le=1)
 
     def __init__(self, **values):
@@ -53,22 +50,17 @@ class Retrieval(Method):
         call.history.numbers = {"facts": [*known, *map(_fact, call.edits)]}
         call.history.count(model, len(call.edits))
         self.recall(model, call.history)
-        after = [
-            _probability(model, encode(model.tokenizer, edit.text), request.target)
-            for edit, request in zip(call.edits, call.requests, strict=True)
-        ]
-        pairs = [(p, q) for (p, _), (q, _) in zip(before, after, strict=True)]
-        losses = [[-log(max(p, 1e-300)) for p in pair] for pair in pairs]
-        targets = [
-            Target(None, None, loss, [*pair], nan, False, said)
-            for loss, pair, (_, said) in zip(losses, pairs, before, strict=True)
-        ]
+        asked = [encode(model.tokenizer, edit.text) for edit in call.edits]
+        after = [_probability(model, ids, r.target) for ids, r in zip(asked, call.requests, strict=True)]
+        targets = []
+        for (p, said), (q, _) in zip(before, after, strict=True):
+            losses = [-log(max(each, 1e-300)) for each in (p, q)]
+            targets.append(Target(None, None, losses, [p, q], nan, False, said))
         return Outcome(self.name, call.edits, {}, targets)
 
 
 class Reminding:
-    """A model's tokenizer that puts the nearest sentence of its memory before a text that is to be asked: one that it
-    gives its special tokens. In all else it is the tokenizer that it is made from."""
+    """A model's tokenizer that puts the nearest sentence of its memory before a text that gets special tokens."""
 
     def __init__(self, model):
         self.model, self.plain = model, model.tokenizer
@@ -77,15 +69,12 @@ class Reminding:
         return getattr(self.plain, name)
 
     def __call__(self, text, *args, add_special_tokens: bool = True, return_offsets_mapping: bool = False, **options):
-        if add_special_tokens and not return_offsets_mapping and "Retrieval" in self.model.memory:
-            remind = self._reminded
-            text = remind(text) if isinstance(text, str) else [remind(one) for one in text]
+        if add_special_tokens and not return_offsets_mapping and (memory := self.model.memory.get("Retrieval")):
+            texts = [text] if isinstance(text, str) else text
+            texts = [f"{sentence} {one}" if (sentence := nearest(memory, one)) else one for one in texts]
+            text = texts[0] if isinstance(text, str) else texts
         options |= {"add_special_tokens": add_special_tokens, "return_offsets_mapping": return_offsets_mapping}
         return self.plain(text, *args, **options)
-
-    def _reminded(self, text: str) -> str:
-        sentence = nearest(self.model.memory["Retrieval"], text)
-        return text if sentence is None else f"{sentence} {text}"
 
 
 def nearest(memory, text: str) -> str | None:

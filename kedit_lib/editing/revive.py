@@ -4,8 +4,7 @@
 
 No code is public, and the paper's abstract leaves open
 
-    W    the unedited weight (weight="original") or the one before this update ("current"). Default "original": the
-         model's own knowledge is to be protected, and one decomposition serves a whole sequence
+    W    the unedited weight (weight="original", the default) or the one before this update ("current")
     τ    not stated; 0.5 here
     when after all layers have been solved, as RECT's, or (layer_by_layer=True) each before the next is solved
 """

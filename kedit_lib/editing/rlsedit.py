@@ -4,9 +4,8 @@ With C = (λC + M)⁻¹ kept, d_ff × d_ff, a batch of N costs O(d_ff² N), howe
 
     Δ = (R / (m − i)) (I + KᵀF)⁻¹ Fᵀ,    F = C K,        C ← C − F (I + KᵀF)⁻¹ Fᵀ
 
-It is a solver, no method of its own: the numbers are those of MEMIT(use_history=True), whose n × n factor is cheaper up
-to n ≈ d_ff edits. The authors' code (as_code=True) differs: it takes K as it was solved with into C, and feeds the
-recursion R − W K, the whole output, where the identity asks for what is missing, so that it drives W k towards r.
+The numbers are those of MEMIT(use_history=True), whose n × n factor is cheaper up to n ≈ d_ff edits. The authors' code
+(as_code=True) differs: it takes K as it was solved with into C, and R − W K for R, so that it drives W k towards r.
 """
 
 import torch
@@ -22,7 +21,6 @@ class RLSEdit(Spread):
 
     options = (*Spread.options, "as_code")
     keeps_history = needs_history = True
-
     mom2_update_weight: float = Field(15000, gt=0)
     as_code: bool = False
 

@@ -29,7 +29,6 @@ class ROME(Targeted):
     skipped_beyond = 5
     mean_direction: ClassVar[bool] = True  # k′ is k̄, not k₀
     mean_value: ClassVar[bool] = False  # k is k̄, not k₀
-
     mom2_adjustment: bool = True
 
     def __init__(self, **values):

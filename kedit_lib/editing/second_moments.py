@@ -19,9 +19,9 @@ from tqdm.auto import tqdm
 from ..data.atomic import replacing
 from ..data.texts import texts_of
 from ..errors import KeditError
-from ..models.checked import check_editable
+from ..models.checked import check_editable, check_owner
 from ..models.hooks import no_bar, pad, trace
-from ..models.windows import longer_than, positions_of, windows
+from ..models.tokenization import longer_than, positions_of, windows
 
 SYMMETRIC = 1e-4  # largest difference of mirrored entries, relative to the largest entry: what rounding may leave
 NO_LIMIT = 2048  # tokens of a window for models whose positions do not end
@@ -67,9 +67,7 @@ class SecondMoments:
         return cls(dict(tensors), model_checksum)
 
     @classmethod
-    def estimate(
-        cls, model, texts, layers, cache=None, batch_tokens=8192, progress=False, tokens: int | None = None
-    ) -> Self:
+    def estimate(cls, model, texts, layers, cache=None, batch_tokens=8192, progress=False, tokens=None) -> Self:
         """Measure C on `texts` at `layers` of the unedited model.
 
         texts   a list of documents or any iterable of them, rows with a field `text`, or a file: a .txt whose
@@ -115,13 +113,9 @@ class SecondMoments:
         return self
 
     def check(self, model, layers, invert: float | None = 0.0) -> None:
-        """KeditError unless these moments belong to `model`, cover `layers` and C + invert·I has an inverse there (None:
-        it needs none)."""
-        if self.model_checksum is not None and self.model_checksum != model.checksum:
-            raise KeditError(
-                f"moments: were measured on another model (checksum {self.model_checksum[:12]}, {model.name} has "
-                f"{model.checksum[:12]}); estimate them on this one"
-            )
+        """KeditError unless these moments belong to `model`, cover `layers`, and C + invert·I has an inverse (None: is
+        not asked for)."""
+        check_owner("moments: are", self.model_checksum, model, "estimate them on this one")
         for layer in layers:
             if layer not in self.tensors:
                 problem = f"none for layer {layer} (there are {sorted(self.tensors)}); estimate that layer too"
@@ -136,10 +130,11 @@ class SecondMoments:
     @cached_property
     def identity(self) -> str:
         """A hash of the matrices' values that names them in stores."""
-        parts = [self.model_checksum]
-        for layer, c in sorted(self.tensors.items()):
-            values = c.cpu().contiguous().view(torch.uint8).numpy().data
-            parts.append((layer, str(c.dtype), hashlib.sha256(values).hexdigest()))
+        values = {layer: c.cpu().contiguous().view(torch.uint8).numpy().data for layer, c in self.tensors.items()}
+        hashes = [
+            (i, str(self.tensors[i].dtype), hashlib.sha256(data).hexdigest()) for i, data in sorted(values.items())
+        ]
+        parts = [self.model_checksum, *hashes]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
 
     def factor(self, layer: int, shift: float = 0.0, device: torch.device | None = None) -> Tensor:
@@ -153,10 +148,9 @@ class SecondMoments:
             self._factors[layer, shift], info = torch.linalg.cholesky_ex(c)
             if info.item():
                 del self._factors[layer, shift]
-                raise KeditError(
-                    f"moments of layer {layer}: C is not positive definite (leading minor {info.item()}); estimate it "
-                    f"on more text, at least ten times d_ff = {c.shape[0]} tokens"
-                )
+                remedy = f"estimate it on more text, at least ten times d_ff = {c.shape[0]} tokens"
+                problem = f"C is not positive definite (leading minor {info.item()})"
+                raise KeditError(f"moments of layer {layer}: {problem}; {remedy}")
         elif device is not None:
             self._factors[layer, shift] = self._factors[layer, shift].to(device)
         return self._factors[layer, shift]
@@ -178,16 +172,14 @@ class SecondMoments:
             with safe_open(str(path), "pt") as file:
                 meta, names = file.metadata() or {}, list(file.keys())
                 tensors = {int(name.removeprefix("layer")): file.get_tensor(name) for name in names}
-            about = json.loads(meta.get("about", "{}"))
-        except (OSError, SafetensorError, ValueError) as error:
-            raise KeditError(f"moments file {path}: cannot be read ({error}); remove it and estimate again") from error
-        try:
-            moments = cls(tensors, meta.get("model_checksum") or None, about)
+            moments = cls(tensors, meta.get("model_checksum") or None, json.loads(meta.get("about", "{}")))
             if meta.get("identity", moments.identity) != moments.identity:  # older files have none
                 raise KeditError("checksum mismatch; remove it and estimate again")
             return moments
         except KeditError as error:
             raise KeditError(f"moments file {path}: {error}") from None
+        except (OSError, SafetensorError, ValueError) as error:
+            raise KeditError(f"moments file {path}: cannot be read ({error}); remove it and estimate again") from error
 
 
 @torch.no_grad()

@@ -5,8 +5,7 @@ The base's edit takes W₋ to Wₑ. With X the inputs of W at all tokens of prom
     P ← P + XᵀX,    Δ = (Wₑ − W₋) XᵀX P⁻¹,    P = λ_s I at first
 
 which keeps what the edit does to X and what earlier edits did to theirs, as least squares over all of them would.
-init_model=True takes X and the edit from the unedited weights: Wₑ is W₀ + the edit alone. The history is P⁻¹,
-d_ff × d_ff a layer; edits of one call are made one after another. The base remembers nothing.
+init_model=True takes X and the edit from the unedited weights. The history is P⁻¹; edits of one call are made in turn.
 """
 
 from dataclasses import replace
@@ -25,7 +24,6 @@ class SimIE(Wrapper):
     """base: the method; lamHyper: λ_s; init_model: whether every edit starts from the unedited weights."""
 
     keeps_history = needs_history = True
-
     lamHyper: float = Field(1.0, gt=0)
     init_model: bool = False
 

@@ -2,14 +2,12 @@
 
     Δ ← Δ (I − α U Uᵀ),    U the r leading eigenvectors of G = ŴᵀŴ / d_model,    Ŵ: rows of W, each of length 1
 
-r is one more than the eigenvalues whose cumulative share of the trace stays within β. W is the weight before this
-update: as edits add up its rows spread less evenly, r falls, and the filter weakens. The authors filter AlphaEdit layer
-by layer and MEMIT after all layers have been solved; β 0.5, α 0.5 and 0.8.
+r is one more than the eigenvalues whose cumulative share of the trace stays within β; W is the weight before this
+update. The authors filter AlphaEdit layer by layer and MEMIT after all layers have been solved; β 0.5, α 0.5 and 0.8.
 """
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from .alphaedit import AlphaEdit
 from .call import matrix
@@ -28,14 +26,10 @@ class SPHERE(Filtering):
         return isinstance(self.base, AlphaEdit) if self.layer_by_layer is None else self.layer_by_layer
 
     def filtered(self, call, layer, delta):
-        u = principal_directions(matrix(call.model, layer).double(), self.beta_hse).to(delta)
+        weight = matrix(call.model, layer).double()
+        rows = weight / (weight.norm(dim=1, keepdim=True) + 1e-8)
+        values, vectors = torch.linalg.eigh(rows @ rows.T)  # has the eigenvalues of ŴᵀŴ that are not 0
+        values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
+        r = min(int((values.cumsum(0) / values.sum() <= self.beta_hse).sum()) + 1, len(values))
+        u = (rows.T @ vectors[:, :r] / values[:r].sqrt()).to(delta)
         return delta - self.alpha * (delta @ u) @ u.T
-
-
-def principal_directions(weight: Tensor, beta: float) -> Tensor:
-    """U [d_ff, r]"""
-    rows = weight / (weight.norm(dim=1, keepdim=True) + 1e-8)
-    values, vectors = torch.linalg.eigh(rows @ rows.T)  # has the eigenvalues of ŴᵀŴ that are not 0
-    values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
-    r = min(int((values.cumsum(0) / values.sum() <= beta).sum()) + 1, len(values))
-    return rows.T @ vectors[:, :r] / values[:r].sqrt()

@@ -4,8 +4,8 @@ For each edited layer i = 0 … m−1, on the weights so far, with K its keys an
 
     Δ = (R / (m − i)) Kᵀ (B⁻¹ + K Kᵀ)⁻¹
 
-and a history adds M = Σ k kᵀ over the keys of the earlier batches to B⁻¹. Methods differ in B, `_fixed` / `sigma`
-(see `closed_form.py`), in the share of R that falls to a layer, and in what their history keeps.
+and a history adds M = Σ k kᵀ over the keys of the earlier batches to B⁻¹. Methods differ in B (`_fixed`, `sigma`), the
+share of R that falls to a layer, and what their history keeps.
 """
 
 from typing import ClassVar
@@ -36,8 +36,8 @@ class Spread(Targeted):
         model = call.model
         if not self._site(model).inside and model.layout.mlp_norm is not None:
             raise KeditError(
-                f"{self.name}: its targets are values of the residual stream, from which a norm of {model.name} "
-                f"({model.layout.mlp_norm}) separates the edited map; use ROME or PMET, whose targets are its own output"
+                f"{self.name}: its targets are values of the residual stream, and {model.name} has a norm "
+                f"({model.layout.mlp_norm}) before it; use ROME or PMET, whose targets are the map's own output"
             )
         return super()._check(call)
 
@@ -81,7 +81,6 @@ class Spread(Targeted):
             outcome.written = {}  # no longer known
 
     def _keys(self, call: Call, prompts: Reading, layers, settled: int = 0) -> dict[int, Tensor]:
-        """{layer: [N, d_ff]} on the weights so far."""
         return {layer: self._mean(k, call) for layer, k in prompts.keys(layers, settled).items()}
 
     def _mean(self, k: Tensor, call: Call) -> Tensor:
@@ -127,5 +126,4 @@ class Spread(Targeted):
         return 1.0
 
     def _remember(self, call: Call, outcome: Outcome, keys: dict[int, Tensor]) -> None:
-        """The batch's keys {layer: [N, d_ff]} join the history."""
         call.history.remember(call.model, keys)

@@ -5,22 +5,11 @@
     v_lr       ρ = v_lr · √d_model / ‖v₀‖ held
     others     as they are: clamp and decay are relative to ‖v₀‖ already
 
-Adam's first updates are v_lr long in every coordinate whatever the gradient, v_lr·√d_model in all: ρ is the length of
-a step relative to the vector that it changes. ‖v₀‖ is the median over facts that no edit uses, at the clean prompt on
-the unedited weights, of the value that the method optimises: the stream after its last layer (MEMIT and its kin), the
-MLP's output (ROME, PMET).
+Adam's first updates are v_lr·√d_model long whatever the gradient: ρ is a step relative to the vector that it changes.
+‖v₀‖ is the median over facts that no edit uses, at the clean prompt on the unedited weights, of the value that the
+method optimises: the stream after its last layer (MEMIT and its kin), the MLP's output (ROME, PMET).
 
-ρ of the published v_lr = 0.5 on Llama-2-7B, whose steps are then 0.5 · √4096 = 32 long, from public sources:
-
-    ROME    ‖v₀‖ = 14.2, and δ on the clamp of 4‖v₀‖ (github.com/zjunlp/EasyEdit/issues/445): ρ = 2.3. The model may
-            have been edited before, which lengthens v₀: unedited, ρ is no less.
-    MEMIT   the decay term 0.001·‖δ‖/‖v₀‖² rounds to 0.0 after one step (github.com/zjunlp/EasyEdit/issues/158), so it
-            is below 0.0005 and ‖v₀‖ > 8: ρ < 4.
-    MEMIT   |h| has a median near 0.2 in the middle layers (Sun et al. 2024, arXiv 2402.17762), ‖h‖ some 13 to 20:
-            ρ = 1.6 to 2.5.
-
-Hence ρ = 2, with 1 to 4 as its range. It belongs to a model and a method: ROME's own setting on GPT2-XL has ρ =
-20 / 23.1 = 0.87 (github.com/zjunlp/EasyEdit/issues/640, where decay term and norms are printed and agree).
+On Llama-2-7B ρ of the published v_lr is near 2, between 1 and 4; docs/your_model.md has the public evidence.
 """
 
 import re
@@ -61,7 +50,7 @@ FACTS = tuple(
 
 @dataclass(frozen=True, repr=False)
 class Transfer:
-    """A published method on another model, and what was done to carry it. It edits as `method` does.
+    """A published method on another model, which edits as `method` does, and how it was carried.
 
     method    the Method for this model
     source    whose hyperparameters they were;  model: whose they are now
@@ -95,15 +84,15 @@ class Transfer:
 
 
 def transfer(method: str | Method, source: str, model, facts=None, rho: float | None = 2.0) -> Transfer:
-    """The method of `source` carried to `model`; what is put round another method is carried with it.
+    """The method of `source` carried to `model`, a wrapper with its base.
 
     method   a name, as of `method_for`, or a Method of the source
     source   a file of params/models, such as "Llama-2-7b-hf", which says n_layers and d_ff
-    facts    edits, or (prompt with {}, subject) pairs, that nothing else uses: ‖v₀‖ is measured on them, their targets
-             play no part; None: well-known ones in English
+    facts    edits, or (prompt with {}, subject) pairs, that nothing else uses, to measure ‖v₀‖ on; None: well-known
+             ones in English
     rho      ρ that v_lr is to have, > 0; None: v_lr as printed
 
-    KeditError for an unknown method or source, a source of unknown size, and for facts that the model cannot be asked.
+    KeditError for an unknown method or source, or one of unknown size.
     """
     published = method if isinstance(method, Method) else method_for(source, method)
     size = load_model_params(source)["model"]
@@ -126,7 +115,11 @@ def transfer(method: str | Method, source: str, model, facts=None, rho: float | 
         if value := values.get(name):
             carry(name, rounded(value * model.d_ff / d_ff), f"per d_ff, {d_ff} and {model.d_ff}")
     if isinstance(published, UltraEdit):
-        values["modules"] = sorted({_moved(name, of, model.n_layers) for name in published.modules})
+
+        def at_same_depth(found: re.Match) -> str:
+            return f".{at_depth([int(found[1])], of, model.n_layers)[0]}."
+
+        values["modules"] = sorted({re.sub(r"\.(\d+)\.", at_same_depth, m, count=1) for m in published.modules})
         carry("lr", rounded(published.lr * d_ff / model.d_ff), "lr · ‖k̂‖², which is d_ff")
     if "v_loss_layer" in values:
         there = "last" if published.v_loss_layer is None else published.v_loss_layer
@@ -142,11 +135,6 @@ def transfer(method: str | Method, source: str, model, facts=None, rho: float | 
     return Transfer(found, str(source), model.name, tuple(changes), v0, here)
 
 
-def _moved(module: str, of: int, here: int) -> str:
-    """The module of that name at the same depth."""
-    return re.sub(r"\.(\d+)\.", lambda found: f".{at_depth([int(found[1])], of, here)[0]}.", module, count=1)
-
-
 def with_rho(method: Method, model, rho: float | None, facts=None) -> tuple[Method, float]:
     """`method`, one of `model` itself, with the v_lr that has this ρ (None: as it is), and ‖v₀‖."""
     if rho is not None and not (isfinite(rho) and rho > 0):
@@ -160,10 +148,8 @@ def with_rho(method: Method, model, rho: float | None, facts=None) -> tuple[Meth
 def v0_norm(model, method: Method, facts=None) -> float:
     """Median ‖v₀‖ over `facts`, as in `transfer`, of the value that `method` optimises, on the unedited weights."""
     if facts is None and model.name in LAB_MODELS:
-        raise KeditError(
-            f"facts: {model.name} knows its own world only; give some of it, such as facts=kedit.load_edits('lab', "
-            "model=model, limit=25, seed=1)"
-        )
+        some = "facts=kedit.load_edits('lab', model=model, limit=25, seed=1)"
+        raise KeditError(f"facts: {model.name} knows its own world only; give some of it, such as {some}")
     model.check_layers(method.layers)
     prompts = prompts_of(model, facts or FACTS)
     with model.temporarily():

@@ -5,10 +5,10 @@ the loss with respect to its output. With running mean μ and deviation σ of [k
 
     [k̂, ĝ] = ([k, g] − μ) / (σ + ε),    v = −lr ‖k̂‖² ĝ,    Δ = Vᵀ (K Kᵀ + I)⁻¹ K       (rows of K, V: k and v)
 
-One forward and backward pass of a mini-batch, no subject, no contexts, no C: the fastest of all. As in the authors'
-code the loss is the mean over all tokens of a mini-batch, the longest requests first; modules whose weights have one
-shape share one normaliser; and each update of it adds b·s² of b rows with their unbiased variance s², where Chan's
-formula has (b − 1)s². A row alone has s² = 0 here, NaN there: the very first token alone is not written.
+One forward and backward pass of a mini-batch, no subject, no contexts, no C. As in the authors' code the loss is the
+mean over all tokens of a mini-batch, the longest requests first; modules of one shape share one normaliser, whose
+update adds b·s² of b rows with their unbiased variance s² (Chan's formula: (b − 1)s²). A row alone has s² = 0 here, NaN
+there.
 """
 
 import re
@@ -26,6 +26,7 @@ from .compute_z import Target
 from .method import Method
 
 EPS = torch.finfo(torch.float32).eps
+COUNTED = ("mean", "spread", "n")  # of the rows so far: mean, sum of squares, number
 
 
 class UltraEdit(Method):
@@ -34,7 +35,6 @@ class UltraEdit(Method):
     clean_only = True
     needs_moments = False
     keeps_history = needs_history = True
-
     modules: list[str] = Field(min_length=1)
     lr: float = Field(1e-6, gt=0)
     batch_size: int = Field(10, ge=1)
@@ -48,7 +48,6 @@ class UltraEdit(Method):
         return super().prepare(model, *args, **given)
 
     def _modules(self, model) -> dict:
-        """{name: module}"""
         found = {}
         for name in self.modules:
             try:
@@ -72,9 +71,9 @@ class UltraEdit(Method):
             for pair in zip(k, g, strict=True):
                 _count(call.history, _shape(k, g), torch.cat(pair, 1))
         for name, (k, g) in rows.items():
-            mean, deviation = _normaliser(call.history, _shape(k, g), k[0].device)
+            mean, spread, n = (call.history.get(part, _shape(k, g), k[0].device) for part in COUNTED)
             k, g = torch.cat(k), torch.cat(g)
-            normal = (torch.cat([k, g], 1) - mean) / (deviation + EPS)
+            normal = (torch.cat([k, g], 1) - mean) / ((spread / (n - 1 + EPS)).sqrt() + EPS)
             k_hat, g_hat = normal.split([k.shape[1], g.shape[1]], 1)
             v = -self.lr * (k_hat**2).sum(1, keepdim=True) * g_hat
             delta = as_matrix(call.model, update(k, v, k)[0]).to(call.model.math_dtype).contiguous()
@@ -115,13 +114,12 @@ def _ids(request) -> tuple[int, ...]:
 
 
 def _shape(k: list[Tensor], g: list[Tensor]) -> str:
-    """Names the normaliser that all weights of this shape share."""
     return f"{k[0].shape[1]}x{g[0].shape[1]}"
 
 
 def _count(history, shape: str, x: Tensor) -> None:
-    """The rows of x join mean, sum of squares (as the authors count it) and number of rows."""
-    mean, spread, n = (history.get(part, shape, x.device) for part in ("mean", "spread", "n"))
+    """The rows of x join those counted, the sum of squares as the authors have it."""
+    mean, spread, n = (history.get(part, shape, x.device) for part in COUNTED)
     if n is None:
         mean, spread, n = torch.zeros_like(x[0]), torch.zeros_like(x[0]), x.new_zeros(1)
     b = len(x)
@@ -130,9 +128,3 @@ def _count(history, shape: str, x: Tensor) -> None:
     history.put("mean", shape, mean + shift * b / total)
     history.put("spread", shape, spread + own + n * b * shift**2 / total)
     history.put("n", shape, total)
-
-
-def _normaliser(history, shape: str, device) -> tuple[Tensor, Tensor]:
-    """μ and σ"""
-    mean, spread, n = (history.get(part, shape, device) for part in ("mean", "spread", "n"))
-    return mean, (spread / (n - 1 + EPS)).sqrt()

@@ -9,7 +9,7 @@ from ..data.texts import texts_of
 from ..errors import KeditError
 from ..models.checked import check_editable
 from ..models.hooks import by_length, pad, trace
-from ..models.windows import positions_of, windows
+from ..models.tokenization import positions_of, windows
 
 ROWS = 16  # few, so that texts of like length share a batch: padding costs as much as text
 MOST_TOKENS = 1 << 14  # in a pass

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..data.edit import Edit
-from ..data.question import Question
+from ..data.edit import Edit, Question
 from ..data.scripts import full_stop, joint
 from ..models.generation import complete
 from .accuracy import generation_accuracy

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 
-from ..data.edit import Edit
-from ..data.question import Question
+from ..data.edit import Edit, Question
 from ..models.generation import complete
 from .consistency import TfIdf, consistency
 from .fluency import fluency, sampled_texts

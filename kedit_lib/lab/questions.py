@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import random
 
-from ..data.edit import Edit
-from ..data.question import Question
+from ..data.edit import Edit, Question
 from .corpus import biography, unmark
 from .edits import ask, other_facts, others_of
 from .world import World

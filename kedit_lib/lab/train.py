@@ -127,7 +127,7 @@ def fix_scale(model, tokenizer, world: World, norm: float) -> float:
     return factor
 
 
-def recall(model, tokenizer, world: World, people=None, batch: int = 1024) -> pd.DataFrame:
+def recall(model, tokenizer, world: World, people=None) -> pd.DataFrame:
     """Free greedy generation of every fact under every template, one row per (relation, template).
 
     `recall`: share of people whose generated continuation up to the full stop equals the true object. Range 0..1; the
@@ -137,7 +137,7 @@ def recall(model, tokenizer, world: World, people=None, batch: int = 1024) -> pd
     people = list(world.people if people is None else people)
     for r in world.relations.values():
         for j, template in enumerate(r.templates):
-            said = complete(model, tokenizer, [template.format(p) for p in people], 8, batch)
+            said = complete(model, tokenizer, [template.format(p) for p in people])
             right = [t == world.objects_of[p, r.name] for t, p in zip(said, people, strict=True)]
             rows.append({"relation": r.name, "template": j, "recall": sum(right) / len(right)})
     return pd.DataFrame(rows)

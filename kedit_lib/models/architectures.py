@@ -68,20 +68,17 @@ def check_type(config) -> None:
     if why := _not_editable(config):
         raise KeditError(f"model type {kind!r}: cannot be edited here, {why}")
     if kind not in LAYOUTS:
+        add = "kedit_lib.models.architectures.LAYOUTS an entry with layers, mlp_out, mlp, attn_out, norm, head"
         raise KeditError(
-            f"model type {kind!r}: its layout is unknown (known: {', '.join(sorted(LAYOUTS))}); add an entry to "
-            "kedit_lib.models.architectures.LAYOUTS that names: layers, mlp_out, mlp, attn_out, norm, head"
+            f"model type {kind!r}: its layout is unknown (known: {', '.join(sorted(LAYOUTS))}); add to {add}"
         )
 
 
 def _not_editable(config) -> str | None:
     kind, layer_types = config.model_type, set(getattr(config, "layer_types", None) or ())
-    if kind == "llama4_text":
-        experts = len(config.moe_layers)
-    elif kind == "gemma4_text":
-        experts = config.enable_moe_block
-    else:
-        experts = "moe" in kind or any((getattr(config, name, None) or 0) > 1 for name in EXPERTS)
+    experts = "moe" in kind or any((getattr(config, name, None) or 0) > 1 for name in EXPERTS)
+    if kind in ("llama4_text", "gemma4_text"):  # their configurations name experts of dense models too
+        experts = config.moe_layers if kind == "llama4_text" else config.enable_moe_block
     if experts:
         return "it is a mixture of experts, and which expert's map holds a fact is not known; take a dense model"
     if RECURRENT.search(kind) or layer_types & {"linear_attention", "mamba", "conv", "recurrent"}:
@@ -96,11 +93,8 @@ def _not_editable(config) -> str | None:
 
 
 def layout_of(hf: nn.Module) -> Layout:
-    """The layout of a Hugging Face causal LM, by `config.model_type`.
-
-    Raises KeditError that names what an entry must say when the family is unknown or lacks a module, or says why it
-    cannot be edited.
-    """
+    """The layout of a Hugging Face causal LM, by `config.model_type`. KeditError when the family is unknown, lacks a
+    module, or cannot be edited."""
     check_type(hf.config)
     layout = LAYOUTS[hf.config.model_type]
     parts = (layout.mlp_out, layout.mlp, layout.attn_out, layout.mlp_norm)

@@ -11,17 +11,13 @@ PLACES = ("first subject token", "last subject token", "next token", "last token
 
 
 @torch.no_grad()
-def causal_trace(
-    model, facts, noise: float = 3.0, samples: int = 5, seed: int = 0, places: tuple[str, ...] = PLACES
-) -> pd.DataFrame:
+def causal_trace(model, facts, noise=3.0, samples=5, seed=0, places: tuple[str, ...] = PLACES) -> pd.DataFrame:
     """How much of the answer's probability comes back when one state of the clean run is restored.
 
     facts: (prompt with {}, subject, answer) triples that the model knows. The subject's embeddings get Gaussian noise
-    of `noise` standard deviations of the embedding matrix; then, one at a time, the stream after each layer at each
-    place is set to its clean value.
-
-    Returns rows (place, layer, effect): mean over facts of (p_restored − p_corrupted) / (p_clean − p_corrupted), 1 =
-    everything comes back, 0 = nothing. places: some of PLACES.
+    of `noise` standard deviations of the embedding matrix; then the stream after each layer at each of `places` is set
+    to its clean value. Returns rows (place, layer, effect): mean over facts of
+    (p_restored − p_corrupted) / (p_clean − p_corrupted), 1: all comes back.
     """
     embed = model.hf.get_input_embeddings()
     scale = getattr(embed, "scalar_embed_scale", 1.0)  # Gemma's embeddings leave the module this much larger
@@ -30,7 +26,9 @@ def causal_trace(
     total = torch.zeros(len(places), model.n_layers, dtype=torch.float64)
     for prompt, subject, answer in facts:
         encoded = encode_prompt(model.tokenizer, "{}", prompt, subject)
-        first, last = _first_subject_token(model, prompt, subject, encoded), len(encoded.ids) - 1
+        last, (text, begin, _) = len(encoded.ids) - 1, fill("{}", prompt, subject)
+        offsets = model.tokenizer(text, return_offsets_mapping=True).offset_mapping[: last + 1]
+        first = next(i for i, (a, b) in enumerate(offsets) if b > begin and b > a)
         ids = torch.tensor([encoded.ids], device=model.device)
         answer_id = target_ids(model.tokenizer, prompt.format(subject), answer)[0]
         where = dict(zip(PLACES, (first, encoded.lookup, min(encoded.lookup + 1, last), last), strict=True))
@@ -65,10 +63,3 @@ def causal_trace(
 def _probability(model, ids, answer_id: int) -> float:
     logits = model.hf(input_ids=ids).logits[:, -1].to(model.math_dtype)
     return logits.softmax(-1)[:, answer_id].mean().item()
-
-
-def _first_subject_token(model, prompt: str, subject: str, encoded) -> int:
-    """Index of the first token that covers the subject."""
-    text, start, _ = fill("{}", prompt, subject)
-    offsets = model.tokenizer(text, return_offsets_mapping=True).offset_mapping[: len(encoded.ids)]
-    return next(i for i, (a, b) in enumerate(offsets) if b > start and b > a)

@@ -11,6 +11,13 @@ PLAIN = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 MERGE = "merge it first: model.merge_and_unload() of peft gives a plain model, save that one and load it"
 
 
+def check_owner(what: str, checksum: str | None, model, remedy: str) -> None:
+    """KeditError unless `checksum` (None: unknown) is that of the unedited `model`, in its dtype."""
+    if checksum is not None and checksum != model.checksum:
+        checksums = f"checksum {checksum[:12]}, {model.name} has {model.checksum[:12]}"
+        raise KeditError(f"{what} of another model or dtype ({checksums}); {remedy}")
+
+
 def check_editable(model, what: str) -> None:
     """KeditError unless `model` is an EditableModel, which the plain model of transformers is not."""
     if not hasattr(model, "check_layers"):
@@ -20,7 +27,7 @@ def check_editable(model, what: str) -> None:
 
 def unwrapped(hf, tokenizer, name: str) -> nn.Module:
     """The plain causal LM in `hf`, which torch.compile or (Distributed)DataParallel may have wrapped. KeditError for
-    what is no model, has no tokenizer, or has adapters, quantised weights, or weights that are not all at one place."""
+    no model, no tokenizer, adapters, quantised weights, or weights that are not all in one place."""
     while isinstance(hf, (nn.DataParallel, nn.parallel.DistributedDataParallel)) or hasattr(hf, "_orig_mod"):
         hf = hf._orig_mod if hasattr(hf, "_orig_mod") else hf.module
     if not isinstance(hf, nn.Module) or not hasattr(hf, "config"):
@@ -33,26 +40,19 @@ def unwrapped(hf, tokenizer, name: str) -> nn.Module:
     devices = sorted({str(p.device) for p in hf.parameters()})
     if len(devices) > 1 or "meta" in devices:
         where = "on disk or nowhere (meta)" if "meta" in devices else f"on {', '.join(devices)}"
-        raise KeditError(
-            f"{name}: has weights {where}; it must lie on one device: load it without device_map, with device= or in "
-            "a smaller dtype"
-        )
+        raise KeditError(f"{name}: has weights {where}; load it on one device: without device_map, in a smaller dtype")
     return hf
 
 
 def check_not_quantised(config, name: str) -> None:
     """KeditError for a configuration that says its weights are packed."""
-    found = getattr(config, "quantization_config", None)
-    if not found:
-        return
-    said = found if isinstance(found, dict) else found.to_dict()
-    kind = said.get("quant_method") or "quantised"
-    bits = 4 if said.get("load_in_4bit") else 8 if said.get("load_in_8bit") else said.get("bits")
-    kind = f"{getattr(kind, 'value', kind)}{f', {bits} bits' if bits else ''}"
-    raise KeditError(
-        f"{name}: its weights are quantised ({kind}) and cannot take an edit; load the model that was quantised, or "
-        "save model.dequantize() and load that"
-    )
+    if found := getattr(config, "quantization_config", None):
+        said = found if isinstance(found, dict) else found.to_dict()
+        kind = said.get("quant_method") or "quantised"
+        bits = 4 if said.get("load_in_4bit") else 8 if said.get("load_in_8bit") else said.get("bits")
+        kind = f"{getattr(kind, 'value', kind)}{f', {bits} bits' if bits else ''}"
+        remedy = "load the model that was quantised, or save model.dequantize() and load that"
+        raise KeditError(f"{name}: its weights are quantised ({kind}) and cannot take an edit; {remedy}")
 
 
 def check_weights(model) -> None:
@@ -63,18 +63,15 @@ def check_weights(model) -> None:
     for layer in range(model.n_layers):
         weight = model.weight(layer)
         if weight.dtype not in PLAIN or weight.dim() != 2 or weight.shape != model.weight(0).shape:
-            raise KeditError(
-                f"{model.name}: {model.weight_name(layer)} is {tuple(weight.shape)} of {weight.dtype}; the edited maps "
-                "must be matrices of one shape in float32, bfloat16, float16 or float64 (quantised weights are not)"
-            )
+            must = "edited maps must be matrices of one shape in float32, bfloat16, float16 or float64 (not quantised)"
+            found = f"{tuple(weight.shape)} of {weight.dtype}"
+            raise KeditError(f"{model.name}: {model.weight_name(layer)} is {found}; {must}")
 
 
 @torch.no_grad()
 def check_logits(model) -> bool:
-    """KeditError unless `model.logits` of the last layer's stream are the model's own logits, on a few tokens.
-
-    Returns whether the layers return tuples, which the stream leads.
-    """
+    """KeditError unless `model.logits` of the last layer's stream are the model's own. Returns whether layers return
+    tuples, which the stream leads."""
     ids = torch.arange(min(4, model.hf.get_input_embeddings().num_embeddings), device=model.device)[None]
     seen = []
     with hooks((model.layers[-1], lambda module, args, output: seen.append(output))):
@@ -82,8 +79,6 @@ def check_logits(model) -> bool:
     tuples = isinstance(seen[0], tuple)
     off = (model.logits(seen[0][0] if tuples else seen[0]) - own).abs().max() / own.abs().max().clamp(min=1e-30)
     if not off <= ROUNDINGS * torch.finfo(model.dtype).eps:
-        raise KeditError(
-            f"{model.name}: head(norm(stream)) is {off:.2g} of the largest off the model's own logits; model type "
-            f"{model.hf.config.model_type!r} does more after its last layer, its entry in LAYOUTS must say what"
-        )
+        why = f"model type {model.hf.config.model_type!r} does more after its last layer; its entry in LAYOUTS must too"
+        raise KeditError(f"{model.name}: head(norm(stream)) is {off:.2g} off the model's own logits, relatively: {why}")
     return tuples

@@ -36,12 +36,8 @@ RECORD = "kedit_edits.json"
 
 @dataclass(frozen=True)
 class Deltas:
-    """The weight changes of one call of a method, and which model they belong to.
-
-    deltas          {parameter name: tensor of its shape}
-    model_checksum  of the unedited model, in the dtype that it had
-    method, hyperparameters, edits   how they came about
-    """
+    """The weight changes of one call of a method: {parameter name: tensor of its shape}, how they came about, and the
+    checksum of the unedited model, in the dtype that it had."""
 
     deltas: dict[str, Tensor]
     model_checksum: str
@@ -57,19 +53,15 @@ class Deltas:
         """`<folder>/deltas.safetensors`, in an atomic write; its path."""
         path = Path(folder) / DELTAS
         tensors = {n: d.detach().cpu().contiguous() for n, d in self.deltas.items()}
-        about = {
-            "model_checksum": self.model_checksum,
-            "versions": json.dumps(versions()),
-            "sha256": digest_of(tensors),
-        }
-        about |= {name: json.dumps(part) for name, part in self.record.items()}
+        about = {"model_checksum": self.model_checksum, "sha256": digest_of(tensors)}
+        about |= {name: json.dumps(part) for name, part in {"versions": versions(), **self.record}.items()}
         with replacing(path) as partial:
             save_file(tensors, str(partial), metadata=about)
         return path
 
 
 def load_deltas(path) -> Deltas:
-    """What `save` wrote, from the file or its folder. KeditError when it is missing, damaged or something else."""
+    """What `save` wrote, from the file or its folder. KeditError when it is missing or damaged."""
     path = Path(path) / DELTAS if Path(path).is_dir() else Path(path)
     try:
         with safe_open(str(path), "pt") as file:
@@ -85,11 +77,8 @@ def load_deltas(path) -> Deltas:
 
 def record_of(method: str, hyperparameters: dict, edits: list[Edit]) -> dict:
     """A call of a method as plain data."""
-    return {
-        "method": method,
-        "hyperparameters": hyperparameters,
-        "edits": [{name: value for name, value in asdict(e).items() if value} for e in edits],
-    }
+    plain = [{name: value for name, value in asdict(e).items() if value} for e in edits]
+    return {"method": method, "hyperparameters": hyperparameters, "edits": plain}
 
 
 def load_record(folder) -> list[Edit]:
@@ -110,22 +99,15 @@ def load_record(folder) -> list[Edit]:
 def save_model(model, folder) -> None:
     """`model` as it is now, as a folder that transformers loads, and its edits in kedit_edits.json.
 
-    All files are written aside first and then put in their places; weights that lay there before are removed, other
-    files stay. KeditError for edits that are in no weight.
+    All files are written aside first; weights that lay there before are removed, other files stay. KeditError for edits
+    that are in no weight.
     """
-    if model.memory:
-        by = ", ".join(model.memory)
-        raise KeditError(
-            f"{model.name}: its edits by {by} are in no weight and would be lost; restore() it before saving"
-        )
+    if by := ", ".join(model.memory):
+        raise KeditError(f"{model.name}: its edits by {by} are in no weight and would be lost; restore() it first")
     folder = Path(folder)
     partial = folder.with_name(f".{folder.resolve().name}.{os.getpid()}.tmp")
-    about = {
-        "model": {"name": model.name, "checksum": model.checksum},
-        "changed": sorted(model.edited),
-        "applied": model.applied,
-        "versions": versions(),
-    }
+    about = {"model": {"name": model.name, "checksum": model.checksum}, "changed": sorted(model.edited)}
+    about |= {"applied": model.applied, "versions": versions()}
     with writing(folder):
         try:
             partial.mkdir(parents=True)

@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -10,24 +10,15 @@ from ..data.scripts import SENTENCE_ENDS
 from .hooks import FILL, by_length
 from .tokenization import encoded
 
-FEW = 24  # prompts of one length below which they share a batch with others
+ROWS, FEW = 256, 24  # prompts of a batch at most; prompts of one length below which they share one with others
 
 
 @torch.no_grad()
-def generate_ids(
-    model,
-    tokenizer,
-    prompts: list[str],
-    max_new_tokens: int | list[int],
-    batch: int = 256,
-    stop: tuple[int, ...] = (),
-    enough: Callable[[int, list[int]], bool] | None = None,
-) -> list[list[int]]:
+def generate_ids(model, tokenizer, prompts, max_new_tokens: int | list[int], stop=(), enough=None) -> list[list[int]]:
     """Greedy continuations of each prompt, as token ids without the prompt, up to `</s>` and with it.
 
-    A batch ends early once every row has said `</s>` or one of the ids in `stop`. A row leaves its batch before: at its
-    own max_new_tokens, or when enough(i, ids) is true of what prompt i went on with. Prompts of one length share
-    batches without padding; where few have the same length, those of like length do. Each says what it says alone.
+    A batch ends once every row has said `</s>` or one of the ids in `stop`; a row leaves it at its own max_new_tokens,
+    or when enough(i, ids) is true of what prompt i went on with. Each says what it says alone.
     """
     device = next(model.parameters()).device
     eos = tokenizer.eos_token_id  # None: nothing ends but by `stop` and the limit
@@ -35,7 +26,7 @@ def generate_ids(
     ids, leaves = encoded(tokenizer, prompts), enough is not None or not isinstance(max_new_tokens, int)
     most = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
     out: list[list[int]] = [[] for _ in prompts]
-    for rows in _batches([len(one) for one in ids], batch):
+    for rows in _batches([len(one) for one in ids], ROWS):
         feed = Feed([ids[i] for i in rows], device)
         ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
         for step in range(1, max(most[i] for i in rows) + 1):
@@ -58,8 +49,7 @@ def generate_ids(
 
 
 class Feed:
-    """Prompts that a model goes on with together, a token at a time; keys and values are kept. Padded in front, so that
-    all go on at the same place."""
+    """Prompts that a model goes on with together, a token at a time; padded in front, keys and values kept."""
 
     def __init__(self, rows: list[list[int]], device):
         longest = max(map(len, rows))
@@ -99,23 +89,14 @@ def _batches(lengths: list[int], size: int) -> list[list[int]]:
 
 
 def continuations(
-    model,
-    tokenizer,
-    prompts: list[str],
-    max_new_tokens: int | list[int],
-    batch: int = 256,
-    past_full_stops=False,
-    enough=None,
+    model, tokenizer, prompts, max_new_tokens, past_full_stops=False, enough=None
 ) -> list[tuple[str, bool]]:
     """What the model writes after each prompt, and whether its text ended there (False: cut off). It may stop at a
     first full stop unless `past_full_stops`, and when enough(i, text) is true of what is written after prompt i."""
     eos, stop = tokenizer.eos_token_id, () if past_full_stops else _full_stops(tokenizer)
-
-    def text(ids: list[int]) -> str:
-        return tokenizer.decode(ids, skip_special_tokens=True)
-
+    text = partial(tokenizer.decode, skip_special_tokens=True)
     will_do = None if enough is None else lambda i, ids: ids[-1] == eos or enough(i, text(ids))
-    written = generate_ids(model, tokenizer, prompts, max_new_tokens, batch, stop, will_do)
+    written = generate_ids(model, tokenizer, prompts, max_new_tokens, stop, will_do)
     return [(text(ids), ids[-1:] == [eos]) for ids in written]
 
 
@@ -129,12 +110,9 @@ def _full_stops(tokenizer) -> tuple[int, ...]:
 
 
 def sentence(text: str, answers=()) -> tuple[str, bool]:
-    """`text` up to its first full stop (or another sign that ends sentences, such as 。) or line end, stripped, and
-    whether there was one.
-
-    If the text begins with one of `answers`, full stops inside that answer ("St. Louis") end nothing, and an answer's
-    own last one ("U.S.") ends the sentence when a space follows.
-    """
+    """`text` up to its first full stop (or another end of a sentence, such as 。) or line end, stripped, and whether
+    there was one. Full stops inside one of `answers` that the text begins with ("St. Louis") end nothing; its own last
+    one ("U.S.") ends the sentence when a space follows."""
     margin = len(text) - len(text.lstrip())
     begun = [a for a in answers if text.startswith(a, margin) and "\n" not in text[:margin]]
     answer = max(begun, key=len, default="")
@@ -146,9 +124,9 @@ def sentence(text: str, answers=()) -> tuple[str, bool]:
     return (text[:kept] + said).strip(), said != rest
 
 
-def complete(model, tokenizer, prompts: list[str], max_new_tokens: int = 8, batch: int = 256, answers=()) -> list[str]:
+def complete(model, tokenizer, prompts: list[str], max_new_tokens: int = 8, answers=()) -> list[str]:
     """What the model says after each prompt up to the first full stop, line end or `</s>`, stripped; full stops
     inside one of `answers` are none."""
     past = any(sign in answer for answer in answers for sign in ".。।")
-    written = continuations(model, tokenizer, prompts, max_new_tokens, batch, past)
+    written = continuations(model, tokenizer, prompts, max_new_tokens, past)
     return [sentence(text, answers)[0] for text, _ in written]

@@ -16,18 +16,14 @@ FILL = 0  # fills rows up and is never read: an id that every model embeds, what
 
 
 def pad(rows: list[tuple[int, ...]], device) -> Tensor:
-    """Rows of ids as one tensor [n, longest], padded on the right.
-
-    Causal attention never looks right, so no mask is needed: what stands at a real position does
-    not depend on the padding, and positions count from 0 as in a prompt run alone.
-    """
+    """Rows of ids as one tensor [n, longest], padded on the right; causal attention never looks there, so that no mask
+    is needed and positions count from 0."""
     longest = max(map(len, rows))
     return torch.tensor([list(r) + [FILL] * (longest - len(r)) for r in rows], device=device)
 
 
 def by_length(lengths: list[int], size: int) -> Iterator[list[int]]:
-    """Indices in batches of at most `size`, the shortest rows first: rows of like length share a batch, which keeps
-    padding rare."""
+    """Indices in batches of at most `size`, the shortest rows first, so that little is padded."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
     for begin in range(0, len(order), size):
         yield order[begin : begin + size]
@@ -52,14 +48,9 @@ def hooks(*pairs, before=()):
             handle.remove()
 
 
-def trace(
-    hf: nn.Module, input_ids: Tensor, inputs=(), outputs=(), last: nn.Module | None = None, gradient=False, **kwargs
-):
-    """Run `hf` on ids [n, t]; return ({module: its input}, {module: its output}), by default without a graph.
-
-    `last`: stop after this module has run. Outputs that are tuples are represented by their first part. What flows as
-    [n·t, width] (through OPT's MLPs) is handed back as [n, t, width].
-    """
+def trace(hf, input_ids: Tensor, inputs=(), outputs=(), last: nn.Module | None = None, gradient=False, **kwargs):
+    """Run `hf` on ids [n, t], up to `last`; return ({module: its input}, {module: its output}), by default without a
+    graph. Of a tuple the first part; what flows as [n·t, width] (through OPT's MLPs) comes back as [n, t, width]."""
     seen_in, seen_out = {}, {}
 
     def by_row(x: Tensor) -> Tensor:
@@ -83,8 +74,8 @@ def trace(
 
 
 def adding(vectors: Tensor, at: tuple[Tensor, Tensor]):
-    """A forward hook that adds `vectors` [n, d] to a module's output [n, t, d], or [n·t, d], at (rows, tokens), in the
-    output's dtype. Of an output that is a tuple the first part is changed."""
+    """A forward hook that adds `vectors` [n, d] at (rows, tokens) to a module's output [n, t, d] or [n·t, d], or to a
+    tuple's first part."""
 
     def hook(module, args, output):
         first = output[0] if isinstance(output, tuple) else output

@@ -6,12 +6,8 @@ import json
 import torch
 from torch import Tensor
 
-NO_SETTING = (
-    "_name_or_path",
-    "dtype",
-    "torch_dtype",
-    "transformers_version",
-)  # change no number, or are keys themselves
+# They change no number, or are keys themselves.
+NO_SETTING = ("_name_or_path", "dtype", "torch_dtype", "transformers_version")
 
 
 def digest_of(tensors: dict[str, Tensor]) -> str:
@@ -33,10 +29,8 @@ def setting_of(hf, tokenizer) -> str:
     """sha256 over the configuration and all of the tokenizer that decides its ids."""
     config = {k: v for k, v in hf.config.to_diff_dict().items() if k not in NO_SETTING}
     if tokenizer.is_fast:
-        rules = json.loads(tokenizer.backend_tokenizer.to_str())
-        rules = {
-            name: rule for name, rule in rules.items() if name not in ("padding", "truncation")
-        }  # of the last call
+        rules = json.loads(tokenizer.backend_tokenizer.to_str()).items()
+        rules = {name: rule for name, rule in rules if name not in ("padding", "truncation")}  # of the last call
     else:
         rules = [tokenizer.get_vocab(), tokenizer.init_kwargs]
     parts = json.dumps([config, rules], sort_keys=True, default=str)

@@ -1,6 +1,5 @@
-"""The arguments that a model calls its layers with beside the residual stream: masks, rotary angles, position biases.
-They are read off the model's own forward pass with every layer skipped, so that this file needs to know nothing of
-window widths, position codes or which layers have which."""
+"""The arguments that a model calls its layers with beside the residual stream (masks, rotary angles, position biases),
+read off the model's own forward pass with every layer skipped."""
 
 import contextlib
 import inspect
@@ -30,8 +29,7 @@ def layer_calls(model, ids: Tensor) -> list[dict]:
 
 @contextlib.contextmanager
 def _skipped(layer, calls: list[dict], model) -> Iterator[None]:
-    """Inside, `layer` returns the stream unchanged and its arguments are appended to `calls`. The pass ends at the last
-    layer: the logits of all tokens would be the largest tensor of an edit."""
+    """Inside, `layer` returns the stream unchanged and its arguments join `calls`; the pass ends at the last layer."""
     own, known = inspect.signature(layer.forward), vars(layer).get("forward")  # accelerate keeps one in the instance
 
     def skip(*args, **kwargs):

@@ -5,9 +5,8 @@ themselves, in fewer and larger operations.
     p = softmax(q kᵀ/√d + mask);  y = x + (p v) Wᵀ
     h = y/rms(y);  gate, up = (h·w₂) Wᵀ;  out = y + (silu(gate)·up) Wᵀ
 
-A few tokens' product with a weight that is kept transposed takes three quarters of the time of one with the weight as
-it is stored, which the backward pass reads. Linear maps run on the real tokens [m], attention on all [n, T], where the
-queries of the heads that share a key form one matrix.
+The forward pass reads weights that are kept transposed, in three quarters of the time for a few tokens. Linear maps run
+on the real tokens [m], attention on all [n, T], where the queries of the heads that share a key form one matrix.
 """
 
 from weakref import WeakKeyDictionary

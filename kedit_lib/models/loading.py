@@ -2,7 +2,6 @@
 
 import contextlib
 import difflib
-import os
 from pathlib import Path
 
 import torch
@@ -18,30 +17,21 @@ from .pretrained import local_folder
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "lab" / "weights"
 DTYPES = ("float32", "bfloat16", "float16", "float64")
-ATTENTION = ("eager", "sdpa")  # that take a mask of numbers
 OF_HUB = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download")
 OTHERS = (*OF_HUB, "attn_implementation", "torch_dtype", "device_map")
 
 
-def load_model(
-    name: str | os.PathLike,
-    dtype: torch.dtype | str | None = None,
-    device: str | int | torch.device | None = None,
-    trust_remote_code: bool = False,
-    originals: str = "device",
-    **given,
-) -> EditableModel:
+def load_model(name, dtype=None, device=None, trust_remote_code=False, originals="device", **given) -> EditableModel:
     """Load "lab", "lab-small", "smollm2", a .gguf file, a local folder, or a hub id.
 
     dtype   torch dtype or its name; None or "auto": as stored
     device  whatever torch takes: "cpu", "cuda", "cuda:1", a torch.device, the number of a GPU, …; None: cpu
-    originals   "device" or "host": where the unedited values of edited weights are kept, one copy
+    originals   "device" or "host": where the unedited values of edited weights are kept
     given   of transformers' from_pretrained: revision, token, cache_dir, subfolder, local_files_only, force_download,
             attn_implementation ("eager" or "sdpa"); torch_dtype and device_map stand for dtype and device
 
-    Weights come from safetensors only, and no code of a repository or folder is run without trust_remote_code. Raises
-    KeditError when the model cannot be found, is an adapter, is quantised, is of an unknown layout, holds NaN, or the
-    dtype did not come out as asked.
+    Weights come from safetensors only, and no code of a repository or folder is run without trust_remote_code.
+    KeditError for a model that cannot be found, is an adapter, quantised, of an unknown layout, or holds NaN.
     """
     where = str(name)
     if where in LAB_MODELS:
@@ -73,9 +63,8 @@ def load_model(
     except (RuntimeError, AssertionError, TypeError) as error:
         message = f"device {device!r}: cannot take {str(name)!r} ({first_line(error)}); give one that is there"
         raise KeditError(message) from error
-    if dtype is not None and (found := {p.dtype for p in hf.parameters()}) != {dtype}:
-        found = ", ".join(sorted(map(str, found)))
-        raise KeditError(f"model {str(name)!r}: asked for {dtype}, got {found}; choose another dtype")
+    if dtype is not None and (found := {str(p.dtype) for p in hf.parameters()}) != {str(dtype)}:
+        raise KeditError(f"model {str(name)!r}: asked for {dtype}, got {', '.join(sorted(found))}; choose another")
     return EditableModel(hf, tokenizer, str(name), Path(where) if Path(where).is_dir() else None, originals)
 
 
@@ -90,17 +79,14 @@ def _understood(name: str, given: dict, dtype, device) -> tuple:
     dtype, device = given.pop("torch_dtype", dtype), given.pop("device_map", device)
     if isinstance(device, dict) or device in ("auto", "balanced", "balanced_low_0", "sequential"):
         raise KeditError(f"model {name!r}: device_map = {device!r} may spread it; give one device, as device='cuda'")
-    attention = {"attn_implementation": given.pop("attn_implementation")} if "attn_implementation" in given else {}
-    if attention and attention["attn_implementation"] not in ATTENTION:
+    if given.get("attn_implementation", "sdpa") not in ("eager", "sdpa"):  # these take a mask of numbers
         raise KeditError(f"model {name!r}: attn_implementation must be eager or sdpa, whose masks can be given")
-    return given, attention, None if dtype in (None, "auto") else _dtype(dtype), device
-
-
-def _dtype(dtype: torch.dtype | str) -> torch.dtype:
-    name = str(dtype).removeprefix("torch.")
-    if name not in DTYPES:
-        raise KeditError(f"dtype {name!r}: models are not loaded in it; use one of {', '.join(DTYPES)}")
-    return getattr(torch, name)
+    attention = {name: given.pop(name) for name in ("attn_implementation",) if name in given}
+    if dtype in (None, "auto"):
+        return given, attention, None, device
+    if (dtype := str(dtype).removeprefix("torch.")) not in DTYPES:
+        raise KeditError(f"dtype {dtype!r}: models are not loaded in it; use one of {', '.join(DTYPES)}")
+    return given, attention, getattr(torch, dtype), device
 
 
 def _device(device) -> torch.device | str:

@@ -2,24 +2,21 @@
 
 import contextlib
 from functools import cached_property
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import KeditError
 from .architectures import layout_of
-from .checked import check_logits, check_weights, unwrapped
+from .checked import check_logits, check_owner, check_weights, unwrapped
 from .deltas import save_model
 from .identity import checksum_of, setting_of
-from .logits import through
-from .windows import positions_of, refuse_beyond
-
-ORIGINALS = ("device", "host")
+from .tokenization import positions_of, refuse_beyond
+from .tokenwise import through
 
 
 class Snapshot(dict):
-    """{parameter name: value} of everything changed; `applied`, the calls that led to it (None: unknown); `memory`."""
+    """{parameter name: value} of everything changed, with the model's `applied` and `memory`."""
 
     def __init__(self, weights, applied, memory):
         super().__init__(weights)
@@ -32,20 +29,15 @@ class EditableModel:
     hf, tokenizer   the Hugging Face objects; `hf` is edited in place, also when it comes compiled or in DataParallel
     layout          where its modules are (kedit_lib.models.architectures)
     name, folder    what it was loaded as (None: as transformers knows it); the local folder, if it was one
-    applied         the method calls that its weights hold, as plain data, oldest first (None: unknown, for weights were
-                    changed by other means)
-    memory          {baseline: what it remembers in place of weights} (editing/retrieval.py, grace.py), never changed in
-                    place
-    originals       "device" or "host": where the one copy of what is changed is kept. The host leaves the device's
-                    memory to the edits and makes `restore` and `drift` copy
+    applied         the method calls that its weights hold, as plain data, oldest first (None: changed by other means)
+    memory          {baseline: what it remembers in place of weights}; replaced, never changed in place
+    originals       "device" or "host": where the one copy of what is changed is kept; the host saves device memory
     Widths: `n_layers`, `d_model`, `d_ff`. Layers are 0-based.
     """
 
-    def __init__(
-        self, hf: nn.Module, tokenizer, name: str | None = None, folder: Path | None = None, originals: str = "device"
-    ):
-        if originals not in ORIGINALS:
-            raise KeditError(f"originals {originals!r}: must be one of {', '.join(ORIGINALS)}")
+    def __init__(self, hf: nn.Module, tokenizer, name: str | None = None, folder=None, originals: str = "device"):
+        if originals not in ("device", "host"):
+            raise KeditError(f"originals {originals!r}: must be one of device, host")
         hf = unwrapped(hf, tokenizer, name or "model")
         name = name or hf.config._name_or_path or f"model-{checksum_of(hf, {})[:8]}"
         self.hf, self.tokenizer, self.name = hf.eval().requires_grad_(False), tokenizer, name
@@ -56,8 +48,7 @@ class EditableModel:
         out, inner = self.weight(0).shape
         self.d_model, self.d_ff = (inner, out) if self.layout.transposed else (out, inner)
         self.applied: list[dict] | None = []
-        self.memory: dict = {}
-        self._originals: dict[str, Tensor] = {}
+        self.memory, self._originals = {}, {}
         self._sums: dict[str, Tensor] = {}  # edited weights of less than single precision: W₀ + ΣΔ before its rounding
         check_weights(self)
         hf.register_forward_pre_hook(refuse_beyond(name, positions_of(hf.config)), with_kwargs=True)
@@ -69,8 +60,6 @@ class EditableModel:
         size = f"{self.n_layers} layers, d_model {self.d_model}, d_ff {self.d_ff}"
         dtype = str(self.dtype).removeprefix("torch.")
         return f"EditableModel({self.name}: {self.hf.config.model_type}, {size}, {dtype} on {self.device}, {state})"
-
-    # -- facts about the model
 
     @property
     def device(self) -> torch.device:
@@ -96,8 +85,6 @@ class EditableModel:
         """sha256 over its configuration and tokenizer, beside `checksum` in the keys of caches and stores."""
         return setting_of(self.hf, self.tokenizer)
 
-    # -- modules
-
     def check_layers(self, layers) -> list[int]:
         """`layers` as a list, or KeditError when there is none or one does not exist."""
         layers = [layers] if isinstance(layers, (int, str)) else list(layers)
@@ -114,11 +101,7 @@ class EditableModel:
         return self.layers[layer].get_submodule(self.layout.mlp_out)
 
     def mlp(self, layer: int) -> nn.Module:
-        """The whole MLP of `layer`."""
         return self.layers[layer].get_submodule(self.layout.mlp)
-
-    def attn_out(self, layer: int) -> nn.Module:
-        return self.layers[layer].get_submodule(self.layout.attn_out)
 
     @property
     def head(self) -> nn.Module:
@@ -144,23 +127,20 @@ class EditableModel:
         return self.layout.mlp_scale(self.hf.config)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """head(norm(hidden)), from the residual stream [..., d_model] to [..., vocabulary], in math dtype; where the
-        family has that, scaled (Cohere, Granite) or with the soft cap c·tanh(logits/c) (Gemma 2)."""
+        """head(norm(hidden)), from the residual stream [..., d_model] to [..., vocabulary], in math dtype; scaled
+        (Cohere, Granite) or with the soft cap c·tanh(logits/c) (Gemma 2) where the family has that."""
         normed = self.hf.get_submodule(self.layout.norm)(hidden)
         found, scale = through(self.head, normed).to(self.math_dtype), self.layout.logit_scale(self.hf.config)
         found = found if scale == 1 else scale * found
         cap = getattr(self.hf.config, "final_logit_softcapping", None)
         return found if cap is None else cap * (found / cap).tanh()
 
-    # -- reversible changes
-
     @torch.no_grad()
     def add(self, deltas: dict[str, Tensor]) -> None:
         """Add `deltas` ({parameter name: tensor of its shape}) to the weights; all or nothing.
 
-        Weights of half precision are W₀ + ΣΔ rounded once: the sum is kept in float32 beside them, because a long
-        sequence's small changes, each below half a step of the weight, would be lost if they were added one by one.
-        Raises KeditError, with the weights untouched, for an unknown name, a wrong shape or a value that is not finite.
+        Weights of half precision are W₀ + ΣΔ rounded once, the sum kept in float32: one by one, small changes would be
+        lost. KeditError for an unknown name, a wrong shape or a value that is not finite.
         """
         sums = {}
         for name, delta in deltas.items():
@@ -175,10 +155,8 @@ class EditableModel:
             wide = torch.promote_types(torch.promote_types(so_far.dtype, delta.dtype), self.math_dtype)
             sums[name] = so_far.to(wide) + delta.to(parameter.device, wide)
             if not torch.isfinite(sums[name].to(parameter.dtype)).all():
-                raise KeditError(
-                    f"delta {name!r}: holds NaN or inf, or leads to one in {self.dtype}; nothing was written, check "
-                    "moments and learning rate"
-                )
+                where = f"holds NaN or inf, or leads to one in {self.dtype}"
+                raise KeditError(f"delta {name!r}: {where}; nothing was written, check moments and learning rate")
         self._keep_originals(sums)
         for name, value in sums.items():
             self._set(name, value)
@@ -193,16 +171,16 @@ class EditableModel:
         self.applied = None if before is None else [*before, record]
 
     def apply_deltas(self, deltas) -> None:
-        """Add saved deltas (kedit.load_deltas), or an outcome, on top of the weights; all or nothing. Raises KeditError
-        for deltas of another model, or of this one in another dtype."""
-        self._check_ours(deltas)
+        """Add saved deltas (kedit.load_deltas), or an outcome, to the weights; all or nothing. KeditError for deltas of
+        another model, or of this one in another dtype."""
+        check_owner(f"deltas of {deltas.method}: are", deltas.model_checksum, self, "load that one")
         with self.recording(deltas.record):
             self.add(deltas.deltas)
 
     def take_back(self, deltas) -> None:
-        """Take applied deltas out again, other edits stay. Bit for bit where nothing else was applied; else to a
-        rounding. Raises KeditError for deltas of another model, and for those that are not among `applied`."""
-        self._check_ours(deltas)
+        """Take applied deltas out again: bit for bit where nothing else was applied, else to a rounding. KeditError for
+        deltas of another model, and for those that are not among `applied`."""
+        check_owner(f"deltas of {deltas.method}: are", deltas.model_checksum, self, "load that one")
         if self.applied is None or deltas.record not in self.applied:
             what = f"{deltas.method} edit of {', '.join(repr(e.subject) for e in deltas.edits[:3])}"
             raise KeditError(f"take back: {self.name} holds no {what}; apply_deltas it first, or restore() the model")
@@ -213,13 +191,6 @@ class EditableModel:
         left.remove(deltas.record)
         self.add({name: -delta for name, delta in deltas.deltas.items()})
         self.applied = left
-
-    def _check_ours(self, deltas) -> None:
-        if deltas.model_checksum != self.checksum:
-            raise KeditError(
-                f"deltas of {deltas.method}: were made on another model or dtype (checksum "
-                f"{deltas.model_checksum[:12]}; {self.name} in {self.dtype} has {self.checksum[:12]}); load that one"
-            )
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -252,10 +223,8 @@ class EditableModel:
     def _keep_originals(self, names) -> None:
         """Before any of them is written, so that memory which runs out here finds all weights as they were."""
         new = {n: self.hf.get_parameter(n).detach() for n in names if n not in self._originals}
-        self._originals.update({n: self._kept(p) for n, p in new.items()})
-
-    def _kept(self, parameter: Tensor) -> Tensor:
-        return parameter.to("cpu" if self.originals == "host" else parameter.device, copy=True)
+        on_host = self.originals == "host"
+        self._originals.update({n: p.to("cpu" if on_host else p.device, copy=True) for n, p in new.items()})
 
     def _set(self, name: str, value: Tensor) -> None:
         parameter = self.hf.get_parameter(name)

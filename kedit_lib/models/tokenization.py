@@ -1,24 +1,25 @@
-"""From text to ids: prompts with the place of the subject's last token, and targets.
+"""From text to ids: prompts with the place of the subject's last token, targets, and windows of long texts.
 
-The convention is the authors': context and prompt are joined as text and tokenised once; the target keeps the
-ids that it has after a space, or where there is none (`scripts.joint`) those that it has without, and is appended,
-never tokenised together with the prompt.
+As the authors do, context and prompt are joined as text and tokenised once; the target keeps the ids that it has after
+its joint (`scripts.joint`), and is appended, never tokenised together with the prompt.
 """
 
+import math
 import unicodedata
 from dataclasses import dataclass
+from functools import partial
 
 from ..data.edit import Edit, fill
 from ..data.scripts import joint
 from ..errors import KeditError
 
-CONTENT = "?"  # of a question whose only use is to see what a chat template puts around it
+CONTENT = "?"  # of a question, to see what a chat template puts around it
+NFC = partial(unicodedata.normalize, "NFC")
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """Ids of a prompt (BOS in front iff the tokenizer adds it by default) and `lookup`, the index of the subject's last
-    token."""
+    """Ids of a prompt (BOS in front iff the tokenizer adds it) and `lookup`, the index of the subject's last token."""
 
     ids: tuple[int, ...]
     lookup: int
@@ -73,9 +74,8 @@ def encode_prompt(tokenizer, context: str, prompt: str, subject: str) -> Prompt:
 def target_ids(tokenizer, prompt: str, target: str, separator: str | None = None) -> tuple[int, ...]:
     """The ids of `target` as they follow `prompt`, the joint between them included.
 
-    Tokenised with the joint (`separator`, or by default what the texts ask for: `scripts.joint`), without special
-    tokens: a first token that is only the space belongs to the target, as Llama-3, Qwen, Mistral and SmolLM2 write
-    " 1945". A tokenizer that puts its own word mark in front (`▁`, as Llama-2's) is given it without the space. Raises
+    separator: the joint (None: `scripts.joint`). A first token that is only the space belongs to the target, as Llama-3
+    or SmolLM2 write " 1945"; a tokenizer that puts a word mark in front (`▁`, Llama-2's) is given it without the space.
     KeditError when the target has no token or when decoding prompt + target does not give the text back.
     """
     (found,) = targets_of(tokenizer, [prompt], [target], [separator])
@@ -85,10 +85,9 @@ def target_ids(tokenizer, prompt: str, target: str, separator: str | None = None
 
 
 def targets_of(
-    tokenizer, prompts: list[str], targets: list[str], separators: list[str | None] | None = None
+    tokenizer, prompts: list[str], targets: list[str], separators=None
 ) -> list[tuple[int, ...] | KeditError]:
-    """`target_ids` of each triple (separators None: derived for all), in few calls; where one has none, its error.
-    ValueError when there is not one target, or separator, a prompt."""
+    """`target_ids` of each triple (separators None: derived for all), in few calls; where one has none, its error."""
     given, turn = [None] * len(prompts) if separators is None else separators, _turn(tokenizer)
     chat = [turn != "" and p.endswith(turn) for p in prompts]
     given = ["" if c and s is None else s for c, s in zip(chat, given, strict=True)]
@@ -108,7 +107,8 @@ def targets_of(
         found.append(ids[between, target])
         if not ids[between, target]:
             found[-1] = KeditError(f"target {target!r}: has no token; give text")
-        elif _composed(text) != _composed(f"{prompt}{between}{target}"):
+        # Without outer spaces, accents as one character with their letter: some tokenizers (Qwen's) write them so.
+        elif NFC(text.strip()) != NFC(f"{prompt}{between}{target}".strip()):
             what = f"prompt + target decodes to {text!r}; give one this tokenizer can write"
             found[-1] = KeditError(f"target {target!r}: {what}")
     return found
@@ -124,7 +124,7 @@ def check_edit(tokenizer, edit: Edit) -> None:
 
 def _joined(tokenizer, pairs: list[tuple[str, str]]) -> dict[tuple[str, str], tuple[int, ...]]:
     """{(joint, target): its ids}."""
-    marks = _prepends_mark(tokenizer)
+    marks = tokenizer.convert_ids_to_tokens(tokenizer("a", add_special_tokens=False).input_ids)[0].startswith("▁")
     texts = [target if marks else f"{between}{target}" for between, target in pairs]
     found = _all(tokenizer, texts, add_special_tokens=False)
     ids = {pair: tuple(i) for pair, i in zip(pairs, found, strict=True)}
@@ -132,18 +132,13 @@ def _joined(tokenizer, pairs: list[tuple[str, str]]) -> dict[tuple[str, str], tu
 
 
 def _unmarked(tokenizer, target: str, marked: tuple[int, ...]) -> tuple[int, ...]:
-    """The ids of a target that follows without a space, from a tokenizer that puts a word mark in front of every text:
-    cut off behind a sign that it does not merge with."""
+    """The ids of a target without a space in front, though the tokenizer puts a word mark before every text: cut off
+    behind a sign that it does not merge with."""
     for sign in '\n("。a':
         alone, both = _all(tokenizer, [sign, sign + target], add_special_tokens=False)
         if both[: len(alone)] == alone:
             return tuple(both[len(alone) :])
     return marked
-
-
-def _composed(text: str) -> str:
-    """Without outer spaces, accents as one character with their letter: some tokenizers (Qwen's) write them so."""
-    return unicodedata.normalize("NFC", text.strip())
 
 
 def _turn(tokenizer) -> str:
@@ -154,5 +149,39 @@ def _turn(tokenizer) -> str:
     return tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True).rpartition(CONTENT)[2]
 
 
-def _prepends_mark(tokenizer) -> bool:
-    return tokenizer.convert_ids_to_tokens(tokenizer("a", add_special_tokens=False).input_ids)[0].startswith("▁")
+def positions_of(config) -> float:
+    """How many tokens a model takes; inf without a limit (ALiBi, or angles that are stretched on the way)."""
+    config = config.get_text_config()
+    stretched = (getattr(config, "rope_parameters", None) or {}).get("rope_type") == "dynamic"
+    limit = getattr(config, "max_position_embeddings", None)
+    return math.inf if stretched or getattr(config, "alibi", False) or not limit else limit
+
+
+def windows(tokenizer, text: str, limit: float) -> list[tuple[int, ...]]:
+    """Ids of `text` in pieces of at most `limit`, none twice; each begins as a text does, with BOS if there is one."""
+    ids = encode(tokenizer, text)
+    if len(ids) <= limit:
+        return [tuple(ids)] if ids else []
+    begin = encode(tokenizer, "")
+    begin = begin if ids[: len(begin)] == begin else []
+    ids, step = ids[len(begin) :], int(limit) - len(begin)
+    return [(*begin, *ids[i : i + step]) for i in range(0, len(ids), step)]
+
+
+def longer_than(tokenizer, text: str, limit: float) -> bool:
+    """Whether a text has more tokens than that; a short one is not tokenised, for none has more tokens than bytes."""
+    return len(text.encode()) >= limit and len(encode(tokenizer, text)) > limit
+
+
+def refuse_beyond(name: str, limit: float):
+    """A pre-hook of a model that raises KeditError for more tokens than it has positions."""
+
+    def check(module, args, kwargs):
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        past = kwargs.get("past_key_values")
+        before = past.get_seq_length() if hasattr(past, "get_seq_length") else 0
+        if ids is not None and before + ids.shape[-1] > limit:
+            length = f"a text of {before + ids.shape[-1]} tokens is longer than the model's {int(limit)} positions"
+            raise KeditError(f"{name}: {length}; shorten the prompt, target or paraphrase, or let less be generated")
+
+    return check

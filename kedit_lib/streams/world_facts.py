@@ -7,9 +7,8 @@ from functools import cached_property
 from pathlib import Path
 
 from ..data.cached import cached
-from ..data.edit import Edit
+from ..data.edit import Edit, Question
 from ..data.provenance import ALGORITHMS, key_of
-from ..data.question import Question
 from ..data.world import RELATIONS, Fact, Geography, KnownWorld, geography
 from ..evaluation import generation_accuracy, teacher_forced
 from .facts import DatasetFacts

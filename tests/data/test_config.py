@@ -81,7 +81,7 @@ def test_a_profile_keeps_its_values_and_overrides_are_checked_alike(folder):
         ("n_edits: 4", "n_edits: 1e2", ["n_edits", "100.0", "integer"]),
         ("n_edits: 4", "n_edits: true", ["n_edits", "True", "integer"]),
         ("n_edits: 4", "n_edits: 0", ["n_edits", "0", "greater than or equal to 1"]),
-        ("n_edits: 4", "n_edit: 4", ["n_edits", "missing"]),
+        ("n_edits: 4", "n_edit: 4", ["n_edit", "no such field, did you mean n_edits"]),
         ("seed: 0", "seed: 0\ncolour: red", ["colour", "no such field"]),
         ("seed: 0", "seed: 0\nseed: 1", ["line 9", "duplicate key", "seed", "keep one"]),
         ("dtype: float32", "dtype: fp32", ["dtype", "'fp32'", "float32"]),

@@ -128,8 +128,9 @@ def test_completions_are_the_greedy_ones(model, monkeypatch):
     cut = [text.split(".")[0].split("\n")[0].strip() for text in texts]
     for few, batch in ((1, 3), (24, 256)):  # with and without padding
         monkeypatch.setattr(import_module("kedit_lib.models.generation"), "FEW", few)
-        assert generate_ids(model.hf, model.tokenizer, prompts, 6, batch) == expected
-        assert complete(model.hf, model.tokenizer, prompts, 6, batch) == cut
+        monkeypatch.setattr(import_module("kedit_lib.models.generation"), "ROWS", batch)
+        assert generate_ids(model.hf, model.tokenizer, prompts, 6) == expected
+        assert complete(model.hf, model.tokenizer, prompts, 6) == cut
 
 
 @pytest.fixture(scope="module")

