@@ -3,7 +3,7 @@
     profile = load_profile("lab", n_edits=50)          # params/profiles/lab.yaml with one field changed
     kedit.MEMIT(**load_model_params("lab")["memit"])   # params/models/lab.yaml
 
-Types are strict: text is no number and a float no int. An error is one line with file, field, value and remedy.
+Types are strict: text is not a number and a float is not an int. An error is one line: file, field, value, remedy.
 """
 
 import difflib
@@ -21,7 +21,7 @@ from kedit_lib.errors import KeditError
 REPOSITORY = Path(__file__).resolve().parents[2]
 LAB_MODELS = ("lab", "lab-small")  # the built-in ones
 BUILT_IN = (*LAB_MODELS, "smollm2")
-PROPOSED = "# Proposed by check_model"  # how parameter files begin that it wrote
+PROPOSED = "# Proposed by check_model"  # the first words of a parameter file that it wrote
 
 Count = Annotated[int, Field(ge=1)]
 LAST_SEED, LAST_ORDER = 10**6, 999  # 1000 · seed + order seeds what an order draws
@@ -109,7 +109,7 @@ def load_model_params(name: str) -> dict[str, dict[str, Any]]:
         if not isinstance(values, dict):
             raise KeditError(f"{path.name}: {section}: {values!r} is not a mapping; indent hyperparameters below it")
         if odd := [name for name in values if not isinstance(name, str)]:
-            raise KeditError(f"{path.name}: {section}: {odd[0]!r} is no name of a hyperparameter; write it as text")
+            raise KeditError(f"{path.name}: {section}: {odd[0]!r} is not a hyperparameter's name; write it as text")
     if "model" not in sections:
         raise KeditError(f"{path.name}: has no section 'model'; add it before the sections of the methods")
     return sections

@@ -16,7 +16,7 @@ def texts_of(given, what: str) -> list[str]:
     """
     if isinstance(given, os.PathLike) or (isinstance(given, str) and _names_a_file(given, what)):
         if not (path := Path(given)).is_file():
-            raise KeditError(f"{what}: {str(path)!r} is no file; give a .txt file or records with a field 'text'")
+            raise KeditError(f"{what}: {str(path)!r} is not a file; give a .txt file or records with a field 'text'")
         if path.suffix.lower() == ".txt":
             return texts_of(paragraphs(path, what), what)
         return texts_of((record.values for record in records_of(str(path))), f"{what} {path.name}")
@@ -29,7 +29,7 @@ def texts_of(given, what: str) -> list[str]:
         text = row.get("text") if isinstance(row, Mapping) else row
         if not isinstance(text, str):
             held = f"has the fields {', '.join(map(str, row))}" if isinstance(row, Mapping) else type(row).__name__
-            raise KeditError(f"{what}: text {i} is no text ({held}); pass texts, or rows with a field 'text'")
+            raise KeditError(f"{what}: text {i} is not text ({held}); pass texts, or rows with a field 'text'")
         found.append(text)
     if not any(text.strip() for text in found):
         raise KeditError(f"{what}: no texts were given; pass a list of plain text")
@@ -51,5 +51,5 @@ def _names_a_file(text: str, what: str) -> bool:
     if os.path.exists(text):
         return True
     if Path(text).suffix.lower() in (".txt", *READERS) and (" " not in text or os.sep in text):
-        raise KeditError(f"{what}: there is no file {text!r}; give an existing one, or [text] for a text that reads so")
+        raise KeditError(f"{what}: there is no file {text!r}; give an existing one, or [text] for the text itself")
     return False

@@ -43,7 +43,7 @@ def _plain(name: str) -> str:
 
 def method_class(name: str) -> type[Method]:
     """The method of that name, in any case: "r-rome" is RROME, "memit-mass" MEMIT, "ft-l" and "ft-m" FT, "simie-rome"
-    SimIE, which is put round ROME. KeditError for an unknown one."""
+    SimIE, around ROME. KeditError for an unknown one."""
     classes = {_plain(known): cls for known, cls in (METHODS | BASELINES).items()}
     plain = ALSO_CALLED.get(_plain(name), _plain(name))
     around, _, base = name.partition("-")

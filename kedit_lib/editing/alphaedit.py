@@ -26,16 +26,14 @@ class InNullSpace(Spread):
     nullspace_threshold: float = Field(0.02, gt=0)
     nullspace_rank: int | None = Field(None, ge=1)
 
-    @property
-    def cut(self) -> dict:
-        """How P is cut, for NullSpace.from_moments."""
-        by_rank = self.nullspace_rank is not None
-        return {"rank": self.nullspace_rank} if by_rank else {"threshold": self.nullspace_threshold}
+    def null_space(self, moments) -> NullSpace:
+        threshold = self.nullspace_threshold if self.nullspace_rank is None else None
+        return NullSpace.from_moments(moments, threshold, self.nullspace_rank)
 
     def _check(self, call):
         call = super()._check(call)
         if call.projection is None:
-            call = replace(call, projection=NullSpace.from_moments(call.moments, **self.cut))
+            call = replace(call, projection=self.null_space(call.moments))
             call.projection.check(call.model, self.layers)
         return call
 

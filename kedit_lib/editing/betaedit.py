@@ -70,4 +70,4 @@ class BetaEdit(InNullSpace):
         for layer, k in call.history.keys.items():
             k, c = k[:renewed].double(), call.moments.tensors[layer]
             mixed[layer] = ((k.T @ k / renewed + self.lambda1 * c.to(k)) / (self.lambda1 + 1)).to(c.dtype)
-        return NullSpace.from_moments(SecondMoments.from_tensors(mixed), **self.cut)
+        return self.null_space(SecondMoments.from_tensors(mixed))

@@ -60,7 +60,7 @@ def method_from_file(path, method: str | None = None) -> Method:
     try:
         cls = method_class(str(name))
     except KeditError as error:
-        unnamed = f"does not say its method (no alg_name, and its folder {name!r} is none); pass method="
+        unnamed = f"does not say its method (no alg_name, and its folder {name!r} is not one); pass method="
         raise KeditError(f"{path.name}: {error if method or named else unnamed}") from None
     return _made(path, cls, {str(field): value for field, value in values.items()})
 

@@ -1,4 +1,4 @@
-"""Filters, which change an update before it is written: MEMIT with a filter of its own, or round any other method.
+"""Filters, which change an update before it is written: of MEMIT or, as a wrapper, of any method.
 
 What a filter takes of an update is lost, or (compensation, arXiv 2605.26670) MEMIT hands it to the next batch, once:
 
@@ -97,7 +97,7 @@ class FilteredMEMIT(Filter, MEMIT):
 
 
 class Wrapper(Method):
-    """A method put round another one, its base, whose layers are its own; its name says both."""
+    """A method around another one, its base, with the same layers; its name has both."""
 
     base: SerializeAsAny[Targeted]
 

@@ -88,7 +88,7 @@ class EditHistory:
         self.edits, self.model_checksum = self.edits + edits, model.checksum
 
     def get(self, what: str, layer, device=None) -> Tensor | None:
-        """The method's own tensor of that layer; None: there is none yet."""
+        """The method's own tensor of that layer, or None before the first."""
         found = self.tensors.get(f"{what}.{layer}")
         return found if found is None else found.to(device)
 
@@ -127,7 +127,7 @@ class EditHistory:
             with safe_open(str(path), "pt") as file:
                 about = file.metadata()
                 # Cloned into memory that is aligned as torch's own: products round differently elsewhere.
-                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118, this is no dict
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118, not a dict
             found = cls(about.get("kind", "keys"))
             found.edits, found.model_checksum = int(about["edits"]), about["model_checksum"] or None
             found.numbers = json.loads(about.get("numbers", "{}"))

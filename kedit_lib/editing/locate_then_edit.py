@@ -40,7 +40,7 @@ class Targeted(Method):
     loss_stop: ClassVar[float] = 0.05
     skipped_beyond: ClassVar[float] = 2  # times norm_anchor
     v_num_grad_steps: int = Field(25, ge=1)
-    v_lr: float = Field(0.5, gt=0, le=1e30)  # beyond, a step is no float32
+    v_lr: float = Field(0.5, gt=0, le=1e30)  # a longer step overflows float32
     v_loss_layer: int | None = Field(None, ge=0)
     v_weight_decay: float = Field(1e-3, ge=0)
     clamp_norm_factor: float = Field(4.0, gt=0)

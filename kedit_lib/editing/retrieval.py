@@ -78,7 +78,7 @@ class Reminding:
 
 
 def nearest(memory, text: str) -> str | None:
-    """The sentence to put before `text`; None: there is none. memory: (prompt, subject, sentence, overlap), the oldest
+    """The sentence to put before `text`, if any. memory: (prompt, subject, sentence, overlap), the oldest
     first."""
     words, found = _words(text), []
     for age, (prompt, subject, sentence, overlap) in enumerate(memory):

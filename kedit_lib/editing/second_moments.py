@@ -73,7 +73,7 @@ class SecondMoments:
         texts   a list of documents or any iterable of them, rows with a field `text`, or a file: a .txt whose
                 paragraphs are documents, or records. A document beyond the model's context is read in windows
         cache   a folder; results are kept there under a key of model, corpus, layers and dtype
-        tokens  a budget: only the first texts that hold so many (None: all)
+        tokens  a budget: only the first texts, up to that many (None: all)
 
         Products are taken in float32 (float64 for a float64 model) and summed in float64; padding never counts.
         """

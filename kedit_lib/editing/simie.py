@@ -1,4 +1,4 @@
-"""SimIE (ICML 2025; YamingGuo98/SimIE), round any method that writes weights: edits one at a time as if made at once.
+"""SimIE (ICML 2025; YamingGuo98/SimIE), around any method that writes weights: edits one at a time as if made at once.
 
 The base's edit takes W₋ to Wₑ. With X the inputs of W at all tokens of prompt and new object, on the weights before it,
 

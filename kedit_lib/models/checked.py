@@ -1,7 +1,10 @@
-"""Checks of a model when it is loaded or wrapped: a fault is one line, not a wrong number later."""
+"""What identifies a model in caches and stores, and its checks when it is loaded or wrapped."""
+
+import hashlib
+import json
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import KeditError
 from .hooks import hooks
@@ -9,6 +12,35 @@ from .hooks import hooks
 ROUNDINGS = 16  # of the model's dtype, relative to its largest logit: what two ways to the same logits may differ by
 PLAIN = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 MERGE = "merge it first: model.merge_and_unload() of peft gives a plain model, save that one and load it"
+# They change no number, or are keys themselves.
+NO_SETTING = ("_name_or_path", "dtype", "torch_dtype", "transformers_version")
+
+
+def digest_of(tensors: dict[str, Tensor]) -> str:
+    """sha256 over tensors, by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        tensor = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def checksum_of(hf, originals: dict[str, Tensor]) -> str:
+    """sha256 over the weights, with `originals` ({name: value}) instead of the edited ones."""
+    return digest_of(dict(hf.named_parameters()) | originals)
+
+
+def setting_of(hf, tokenizer) -> str:
+    """sha256 over the configuration and all of the tokenizer that decides its ids."""
+    config = {k: v for k, v in hf.config.to_diff_dict().items() if k not in NO_SETTING}
+    if tokenizer.is_fast:
+        rules = json.loads(tokenizer.backend_tokenizer.to_str()).items()
+        rules = {name: rule for name, rule in rules if name not in ("padding", "truncation")}  # of the last call
+    else:
+        rules = [tokenizer.get_vocab(), tokenizer.init_kwargs]
+    parts = json.dumps([config, rules], sort_keys=True, default=str)
+    return hashlib.sha256(parts.encode()).hexdigest()
 
 
 def check_owner(what: str, checksum: str | None, model, remedy: str) -> None:
@@ -22,7 +54,7 @@ def check_editable(model, what: str) -> None:
     """KeditError unless `model` is an EditableModel, which the plain model of transformers is not."""
     if not hasattr(model, "check_layers"):
         wrap = "wrap it: kedit.EditableModel(model, tokenizer)" if isinstance(model, nn.Module) else "kedit.load_model"
-        raise KeditError(f"{what}: a {type(model).__name__} is no EditableModel; {wrap}")
+        raise KeditError(f"{what}: a {type(model).__name__} is not an EditableModel; {wrap}")
 
 
 def unwrapped(hf, tokenizer, name: str) -> nn.Module:
@@ -31,7 +63,7 @@ def unwrapped(hf, tokenizer, name: str) -> nn.Module:
     while isinstance(hf, (nn.DataParallel, nn.parallel.DistributedDataParallel)) or hasattr(hf, "_orig_mod"):
         hf = hf._orig_mod if hasattr(hf, "_orig_mod") else hf.module
     if not isinstance(hf, nn.Module) or not hasattr(hf, "config"):
-        raise KeditError(f"{name}: a {type(hf).__name__} is no causal language model of transformers; give one")
+        raise KeditError(f"{name}: a {type(hf).__name__} is not a causal language model of transformers; pass one")
     if not callable(tokenizer) or not hasattr(tokenizer, "is_fast"):
         raise KeditError(f"{name}: came without its tokenizer; give it: transformers.AutoTokenizer.from_pretrained(…)")
     if any(hasattr(module, "base_layer") or type(module).__module__.startswith("peft.") for module in hf.modules()):

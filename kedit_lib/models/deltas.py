@@ -26,7 +26,7 @@ from ..data.atomic import replacing, writing
 from ..data.edit import Edit
 from ..data.provenance import versions
 from ..errors import KeditError, first_line
-from .identity import digest_of
+from .checked import digest_of
 
 # Files of weights, by the names that transformers gives them, and of adapters: none may outlive those of a new model.
 WEIGHTS = re.compile(r"((pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?)|adapter_(config|model)\..*")
@@ -66,7 +66,7 @@ def load_deltas(path) -> Deltas:
     try:
         with safe_open(str(path), "pt") as file:
             about = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, this is no dict
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
         if about.get("sha256", digest_of(tensors)) != digest_of(tensors):  # older files have none
             raise ValueError("checksum mismatch")
         method, hyperparameters, edits = (json.loads(about[part]) for part in ("method", "hyperparameters", "edits"))

@@ -18,7 +18,7 @@ def generate_ids(model, tokenizer, prompts, max_new_tokens: int | list[int], sto
     """Greedy continuations of each prompt, as token ids without the prompt, up to `</s>` and with it.
 
     A batch ends once every row has said `</s>` or one of the ids in `stop`; a row leaves it at its own max_new_tokens,
-    or when enough(i, ids) is true of what prompt i went on with. Each says what it says alone.
+    or when enough(i, ids) is true of the continuation of prompt i. No row depends on the others.
     """
     device = next(model.parameters()).device
     eos = tokenizer.eos_token_id  # None: nothing ends but by `stop` and the limit

@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from ..errors import KeditError
 from .architectures import layout_of
-from .checked import check_logits, check_owner, check_weights, unwrapped
+from .checked import check_logits, check_owner, check_weights, checksum_of, setting_of, unwrapped
 from .deltas import save_model
-from .identity import checksum_of, setting_of
 from .tokenization import positions_of, refuse_beyond
 from .tokenwise import through
 

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..data.chat import in_chat
 from ..data.config import results_folder
-from ..data.edit import Edit
+from ..data.edit import Edit, in_chat
 from ..data.files import records_of
 from ..data.records import Record
 from ..data.schemas import SCHEMAS, unknown

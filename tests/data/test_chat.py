@@ -6,8 +6,7 @@ import pytest
 import tiny
 from library import refused
 
-from kedit_lib.data.chat import in_chat
-from kedit_lib.data.edit import Edit
+from kedit_lib.data.edit import Edit, in_chat
 from kedit_lib.models.tokenization import encode, encode_prompt, target_ids
 
 TURN = "<|{{ message['role'] }}|>\n{{ message['content'] }}</s>\n"

@@ -88,9 +88,9 @@ def test_texts_however_they_are_handed_over(tiny_folder, tmp_path, monkeypatch, 
 
 NO_TEXTS = [
     ("no-such.txt", "there is no file 'no-such.txt'"),
-    (Path("no-such.txt"), "is no file"),
+    (Path("no-such.txt"), "is not a file"),
     ([{"body": "The organ is old."}], "fields body"),
-    ([7], "text 0 is no text (int)"),
+    ([7], "text 0 is not text (int)"),
     ([], "no texts"),
     (b"The organ", "bytes"),
 ]

@@ -102,9 +102,9 @@ def test_what_is_no_editable_model_is_told_to_be_wrapped(plain):
     refused(lambda: ROME.apply(hf, [EDIT]), "ROME", "LlamaForCausalLM", wrap)
     refused(lambda: kedit.SecondMoments.estimate(hf, ["a"], [1]), "moments", wrap)
     refused(lambda: kedit.check_model(hf), "check_model", wrap)
-    refused(lambda: ROME.apply("lab", [EDIT]), "a str is no EditableModel", "kedit.load_model")
+    refused(lambda: ROME.apply("lab", [EDIT]), "a str is not an EditableModel", "kedit.load_model")
     refused(lambda: kedit.EditableModel(hf, None), "without its tokenizer")
-    refused(lambda: kedit.EditableModel(*reversed(plain)), "is no causal language model")
+    refused(lambda: kedit.EditableModel(*reversed(plain)), "is not a causal language model")
 
 
 def test_weights_that_are_not_all_at_one_place(plain, tiny_folder, tmp_path):
