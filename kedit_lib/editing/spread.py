@@ -11,6 +11,7 @@ share of R that falls to a layer, and what their history keeps.
 from typing import ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from ..errors import KeditError
@@ -18,6 +19,7 @@ from .call import Call, Outcome, as_matrix, write
 from .closed_form import update, with_memory
 from .compute_k import Reading, context_mean
 from .engine import Site
+from .line_search import searched
 from .locate_then_edit import Targeted
 
 
@@ -26,11 +28,16 @@ class Spread(Targeted):
 
     z belongs to the last of `layers`; it is a value of the residual stream unless `_site` names another place.
 
+    line_search  a margin of 1 or more: of each update as little is written as its targets need, times this margin (see
+                 `line_search.py`). None: the update as it is
     keys_after   whether a history's keys are those after the batch, else those that the layers were solved with; the
                  two differ only where a filter has written all layers again
     """
 
+    options = (*Targeted.options, "line_search")
     keys_after: ClassVar[bool] = True
+
+    line_search: float | None = Field(None, ge=1)
 
     def _check(self, call):
         model = call.model
@@ -46,13 +53,17 @@ class Spread(Targeted):
         return Site(z_layer, self._loss_layer(model), (model.layers[z_layer],), model.mlp_out(self.layers[0]))
 
     def _apply(self, call: Call) -> Outcome:
-        targets, keys = self._targets(call)
+        (targets, keys), model = self._targets(call), call.model
         outcome = Outcome(self.name, call.edits, {}, targets)
+        before = model.snapshot() if self.line_search else None
         self._edit_layers(call, outcome, None if keys is None else self._mean(keys.flatten(0, 1), call))
+        if self.line_search:
+            outcome.deltas = searched(model, call.requests, before, outcome.deltas, self.line_search)
+            outcome.written = {}
         if call.history is not None:
             again = self.keys_after and not all(f.each_layer for f in call.filters)
             used = {layer: outcome.keys(layer) for layer in self.layers}
-            prompts = Reading(call.model, call.prompts)
+            prompts = Reading(model, call.prompts)
             self._remember(call, outcome, self._keys(call, prompts, self.layers) if again else used)
         return outcome
 

@@ -1,0 +1,53 @@
+"""A line search on an update: the smallest multiple of it after which the edited model says the targets.
+
+A closed form gives the direction Δ of an update and, by its ridge, an arbitrary length: the fraction g/(1 + g) of the
+residual that is written hangs on λ and on how many keys the history holds. What is written beyond need is not seen in
+the edit itself, but every other fact gets its share of it. So α in W + αΔ is the smallest one for which all tokens of
+the targets are the most probable ones in every context, found by doubling and halving, times a margin.
+"""
+
+import torch
+from torch import Tensor
+
+from ..models.tokenwise import logits_at
+from .engine import Request
+
+LONGEST = 4  # multiples of Δ at most
+HALVINGS = 4
+
+
+def searched(model, requests: list[Request], before: dict, deltas: dict, margin: float) -> dict[str, Tensor]:
+    """αΔ, which is what the model holds then. before: its weights without Δ (`model.snapshot()`). Where no multiple is
+    enough Δ is written as it is, and where α·margin is longer than LONGEST, that."""
+
+    def write(alpha: float) -> dict[str, Tensor]:
+        model.load_snapshot(before)
+        scaled = {name: alpha * delta for name, delta in deltas.items()}
+        model.add(scaled)
+        return scaled
+
+    def enough(alpha: float) -> bool:
+        write(alpha)
+        return says(model, requests)
+
+    low, high = 0.0, 1.0
+    while not enough(high):
+        low, high = high, 2 * high
+        if high > LONGEST:
+            return write(1.0)
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return write(min(margin * high, LONGEST))
+
+
+def says(model, requests: list[Request]) -> bool:
+    """Whether all tokens of each request's target are the most probable ones after its prompt in every context."""
+    asked = [(p.ids, r.target) for r in requests for p in r.prompts]
+    texts = [ids + target[:-1] for ids, target in asked]
+    places = [range(len(ids) - 1, len(text)) for (ids, _), text in zip(asked, texts, strict=True)]
+    for part, logits in logits_at(model, texts, places):
+        wanted = torch.tensor([token for i in part for token in asked[i][1]], device=logits.device)
+        if not torch.equal(logits.argmax(-1), wanted):
+            return False
+    return True
