@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -141,15 +142,15 @@ def train_lab(
     recipe: Annotated[str, Option(help="lab, lab-small, or a member of the family of widths")] = "lab",
     out: Annotated[Path | None, Option(help="folder for the model (default: results/lab-model/<recipe>)")] = None,
     steps: Annotated[int | None, Option(help="train for another number of steps")] = None,
-    workers: Annotated[int, Option(help="processes that share the work on the CPU")] = 2,
     device: Annotated[str | None, Option(help="default: cuda if there is one, else cpu")] = None,
 ) -> None:
     """Train a lab model from scratch. Its recall table and provenance are written beside it."""
-    from .lab import train
+    from .lab.train import RECIPES, train
 
-    if recipe not in train.RECIPES:
-        raise typer.BadParameter(f"{recipe!r}; there are {', '.join(sorted(train.RECIPES))}", param_hint="--recipe")
-    print(f"trained {recipe}: {train.train_recipe(recipe, out, steps, workers, device)}")
+    if recipe not in RECIPES:
+        raise typer.BadParameter(f"{recipe!r}; there are {', '.join(sorted(RECIPES))}", param_hint="--recipe")
+    asked = RECIPES[recipe] if steps is None else replace(RECIPES[recipe], steps=steps)
+    print(f"trained {recipe}: {train(asked, out, device)}")
 
 
 @app.command("fetch-model")

@@ -67,7 +67,7 @@ def test_a_value_that_changed_in_a_file_of_moments(tmp_path):
 
 def test_a_member_of_another_recipe_or_below_the_bar_is_not_taken(tmp_path, monkeypatch):
     recipe, asked = scaling.recipe_of(256, 3000, 5e-3), []
-    monkeypatch.setattr(scaling, "train", lambda r, folder, workers: asked.append(r))
+    monkeypatch.setattr(scaling, "train", lambda r, folder, device: asked.append(r))
     monkeypatch.setattr(scaling, "load_model", lambda folder: folder)
     folder = tmp_path / "family" / recipe.name
     folder.mkdir(parents=True)

@@ -86,7 +86,7 @@ def member(recipe: Recipe, results: Path):
     except (OSError, ValueError, KeyError, TypeError):
         trained = False
     if not trained:
-        train(recipe, folder, workers=1)
+        train(recipe, folder, "cpu")
     return load_model(folder)
 
 

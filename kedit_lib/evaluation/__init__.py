@@ -1,14 +1,13 @@
 """Metrics and probes, one idea per file."""
 
 from .accuracy import generation_accuracy
+from .checkpoint_tables import first_exit, healthy_band, retention_matrix, retention_table, warning_table
 from .consistency import TfIdf, consistency
-from .early_warning import first_exit, healthy_band, warning_table
 from .floor import destroyed, floors
 from .fluency import fluency, n_gram_entropy, sampled_texts
 from .health import cosine, hidden_health, hidden_states, weight_health
 from .locality import answer_agreement, argmax_agreement, first_token_agreement
 from .perplexity import perplexity
 from .portability import Question, answerable, distracted, inverse_success, portability
-from .retention import retention_matrix, retention_table
 from .success import magnitude, score, success
-from .teacher_forcing import Forced, answer_probability, strict_accuracy, teacher_forced, token_accuracy
+from .teacher_forcing import Forced, answer_probability, strict_accuracy, teacher_forced

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import unicodedata
+
 from ..data.config import LAB_MODELS
 from ..data.edit import Edit, check_edits
+from ..data.scripts import SENTENCE_ENDS
+from ..data.words import places
 from ..errors import KeditError
-from ..models.generation import continuations
+from ..models.generation import continuations, sentence
 from ..models.tokenization import decoded, encoded, targets_of
 from .teacher_forcing import Forced, score
-from .verdict import RULES, settled
 
 ROOM = {"exact": 1, "begins": 3, "contains": 12}  # tokens beyond those of the answer
 
@@ -23,20 +27,18 @@ def generation_accuracy(
 ) -> list[bool]:
     """For each prompt: whether free greedy decoding, without any token of the answer, says the answer.
 
-    match "exact"     the answer and nothing else up to the natural stop after it: a full stop, a line end or the end
-                      of the text. Outer spaces are stripped; case counts. Full stops inside the answer ("St. Louis") do
-                      not end it
+    match "exact"     the answer and nothing else up to the stop after it: a full stop, a line end or the end of the
+                      text. Outer spaces are stripped; case counts. Full stops inside the answer do not end it
     match "begins"    the text begins with the answer, as words of its own, whatever follows; a leading "the" of either,
                       case, Unicode form and spacing do not count. For models that write on ("France, and it is the …")
-    match "contains"  the answer begins within the first sentence, as words of its own; case, Unicode form and spacing
-                      do not count
+    match "contains"  the answer begins within the first sentence, as words of its own; case, form and spacing as above
 
-    forced: `teacher_forced` of the same prompts and answers, when it is there already; separators as there.
+    forced: `teacher_forced` of the same prompts and answers, when it is there already; separators as there. Floor of a
+    model that knows only the relation: one over the number of objects.
 
-    Greedy decoding writes the tokens of the answer as long as each is the most probable one, and a pass over prompt and
-    answer knows that of all of them at once; what it leaves open is written out token by token, no further than its
-    verdict needs. The verdict is that of writing out everything (the answer as the draft of speculative decoding,
-    Leviathan et al. 2023). Floor of a model that knows only the relation: one over the number of objects.
+    A pass over prompt and answer shows how far greedy decoding writes the answer's tokens; what that leaves open is
+    written out token by token, no further than its verdict needs. The verdict is that of writing out everything (the
+    answer as the draft of speculative decoding, Leviathan et al. 2023).
     """
     if match not in ROOM:
         raise KeditError(f"generation_accuracy: match = {match!r}; use {' or '.join(map(repr, ROOM))}")
@@ -78,3 +80,65 @@ def known_edits(model, edits: list[Edit], match: str | None = None) -> tuple[lis
     right = generation_accuracy(model, [e.text for e in asked], true, match, separators=separators)
     known = [e for e, says in zip(asked, right, strict=True) if says]
     return known, len(edits) - len(known)
+
+
+# Whether a text says the answer. text: what was written so far; ended: whether the model ended it there
+
+
+def says(text: str, ended: bool, answer: str) -> bool:
+    """The first sentence is the answer and nothing else."""
+    said, stopped = sentence(text, [answer])
+    return said == answer and (stopped or ended)
+
+
+def begins(text: str, ended: bool, answer: str) -> bool:
+    """The text begins with the answer, as words of its own."""
+    return 0 in places(_bare(text), _bare(answer))
+
+
+def mentions(text: str, ended: bool, answer: str) -> bool:
+    """The answer begins within the first sentence, as words of its own."""
+    return _mentioned(text, answer) is not None
+
+
+RULES = {"exact": says, "begins": begins, "contains": mentions}
+
+
+def settled(match: str, text: str, ended: bool, answer: str) -> bool | None:
+    """The verdict of a text that may go on, None while it is open."""
+    if ended:
+        return RULES[match](text, True, answer)
+    text = text.rstrip("\ufffd")  # a character of which some bytes are still to come
+    if match == "exact":
+        return None if answer.startswith(text.strip()) and "\n" not in text.lstrip() else says(text, False, answer)
+    if match == "begins":
+        if begins(text, False, answer):
+            return True if len(_bare(text)) > len(_bare(answer)) else None
+        return None if may_begin(text, answer) else False
+    at, end = _mentioned(text, answer), len(_plain(answer))
+    beyond = (_first(text) if at is None else at) + end < len(_plain(text))
+    return at is not None if beyond else None
+
+
+def may_begin(text: str, answer: str) -> bool:
+    """Whether a text that goes on from this one can still begin with the answer."""
+    begun = _plain(text.rstrip("\ufffd"))
+    return "the".startswith(begun) or _bare(answer).startswith(_bare(begun)) or _plain(answer).startswith(begun)
+
+
+def _mentioned(text: str, answer: str) -> int | None:
+    """Where in the plain text the answer begins within the first sentence."""
+    return next((start for start in places(_plain(text), _plain(answer)) if start <= _first(text)), None)
+
+
+def _first(text: str) -> int:
+    """Where the first sentence ends, in characters of the plain text."""
+    return len(_plain(re.split(f"[{re.escape(SENTENCE_ENDS)}\n]", text.strip())[0]))
+
+
+def _bare(text: str) -> str:
+    return _plain(text).removeprefix("the ")
+
+
+def _plain(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", text).casefold().split())

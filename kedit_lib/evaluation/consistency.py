@@ -16,9 +16,8 @@ from .protocol import unmeasured
 class TfIdf:
     """Term frequency × inverse document frequency, the defaults of scikit-learn's TfidfVectorizer.
 
-    Terms: lower-case words of two or more letters or digits; of a script without spaces every two signs that stand side
-    by side. idf(w) = ln((1 + n) / (1 + df(w))) + 1 over n texts; vectors are counts · idf, divided by their Euclidean
-    norm. Words that no text had are left out.
+    Terms: lower-case words of two or more letters or digits; of a script without spaces every two neighboring signs.
+    idf(w) = ln((1 + n) / (1 + df(w))) + 1 over n texts; vectors are counts · idf of known words, of unit length.
     """
 
     idf: dict[str, float]
@@ -35,13 +34,9 @@ class TfIdf:
 
 
 def consistency(text: str, references: list[str], tfidf: TfIdf) -> float:
-    """cos(tfidf(text), tfidf(all references as one text)). Range 0..1; NaN, with a warning that says why, where the
-    text or the references have no term.
-
-    The floor is not 0 and not firm, for all texts share their common words: the lab model shows 0.22 unedited, 0.23
-    with W of MEMIT's layer × 100 and 0.03 with noise in its place. Read the value at 0 edits and fluency beside it.
-    Source: reference score RS of Meng et al. 2022a (`tfidf_similarity`).
-    """
+    """cos(tfidf(text), tfidf(all references as one text)). Range 0..1; NaN, with a warning, where the text or the
+    references have no term. The floor is not 0 and not firm, for all texts share their common words: read the value at
+    0 edits and fluency beside it. Source: reference score RS of Meng et al. 2022a (`tfidf_similarity`)."""
     for what, given in (("the text", text), ("the references", " ".join(references))):
         if not _terms(given):
             return unmeasured(f"consistency: {what} {given!r} has no word of two letters or more")

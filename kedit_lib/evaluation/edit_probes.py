@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 from ..data.edit import Edit
 from .accuracy import generation_accuracy
+from .checkpoint_tables import each_edit
 from .perplexity import perplexity
-from .protocol import DEAD, Identified, evenly, row, rows, true_object
-from .retention import each_edit
+from .protocol import DEAD, Identified, panel, row, rows, true_object
 from .success import magnitude, score, success
-from .teacher_forcing import strict_accuracy, teacher_forced, token_accuracy
+from .teacher_forcing import strict_accuracy, teacher_forced
 
 COHORT_LIMIT = 50  # edits so far whose paraphrases and neighbors are asked, and two answers compared, at most
 BRIEF = 100  # facts between the full checkpoints; of the edits at most COHORT_LIMIT
@@ -21,16 +21,15 @@ LATEST = 25  # edits of the cohort "latest edits"
 
 @dataclass(frozen=True)
 class EditProbe(Identified):
-    """Measures all edits so far, the newest alone, each edit alone, and their paraphrases and neighbors.
+    """Measures all edits so far, the latest, each edit alone, and their paraphrases and neighbors.
 
     Rows for edits and latest edits: accuracy (generated) and probability of the new object; with `each` the same for
-    each edit alone (retention.py). For edits, paraphrases and neighbors (one of each an edit): accuracy, token
-    accuracy, strict accuracy of the wanted object; success and magnitude against the other one, where the true object
-    is known; for all three together the score S; for edits also containment (generated, match "contains"). Paraphrases,
-    neighbors and comparisons on at most COHORT_LIMIT edits spread evenly over the sequence so far.
+    each edit alone. For edits, paraphrases and neighbors (one of each an edit): accuracy, token and
+    strict accuracy of the wanted object; success and magnitude against the other one, where the true object is known;
+    for all three together the score S; for edits also containment (match "contains"). Paraphrases, neighbors and
+    comparisons on at most COHORT_LIMIT edits spread evenly over the sequence so far.
 
     Between multiples of `every`: only accuracy and probability, on at most COHORT_LIMIT such edits and the latest.
-    match: what counts as right, as in `generation_accuracy`.
     """
 
     version = "edits-v2"
@@ -41,7 +40,7 @@ class EditProbe(Identified):
     def __call__(self, model, done: list[Edit]) -> list[dict]:
         if not done:
             return []
-        some = [done[i] for i in evenly(len(done), COHORT_LIMIT)]
+        some = panel(done, done, COHORT_LIMIT)
         true = {e: true_object(model, e) for e in some}
         asked = (
             [(e.text, e.target_new, true.get(e), e.separator) for e in done],
@@ -62,19 +61,15 @@ class EditProbe(Identified):
         return found
 
     def brief(self, model, done: list[Edit]) -> list[dict]:
-        n, found = len(done), []
-        cohorts = {"edits": evenly(n, COHORT_LIMIT), "latest edits": range(max(0, n - LATEST), n)}
-        asked = [done[i] for some in cohorts.values() for i in some]
-        prompts, new = [e.text for e in asked], [e.target_new for e in asked]
-        forced = teacher_forced(model, prompts, new, [e.separator for e in asked])
-        right = generation_accuracy(model, prompts, new, self.match, forced)
-        parts = slice(len(cohorts["edits"])), slice(len(cohorts["edits"]), None)
-        for cohort, part in zip(cohorts, parts, strict=True):
-            found += rows(cohort, accuracy=right[part], probability=forced.probability[part])
-        return found
+        some = panel(done, done, COHORT_LIMIT)
+        asked = [(e.text, e.target_new, None, e.separator) for e in (*some, *done[-LATEST:])]
+        asked = _Asked(model, asked, self.match)
+        right, p, n = asked.right, asked.wanted.probability, len(some)
+        found = rows("edits", accuracy=right[:n], probability=p[:n])
+        return found + rows("latest edits", accuracy=right[n:], probability=p[n:])
 
     def _contained(self, model, done: list[Edit]) -> list[bool]:
-        some = [done[i] for i in evenly(len(done), CONTAINED)]
+        some = panel(done, done, CONTAINED)
         new, separators = [e.target_new for e in some], [e.separator for e in some]
         return generation_accuracy(model, [e.text for e in some], new, "contains", separators=separators)
 
@@ -99,7 +94,7 @@ class _Asked:
         return rows(
             cohort,
             accuracy=self.right,
-            token_accuracy=token_accuracy(self.wanted),
+            token_accuracy=self.wanted.tokens_right,
             strict_accuracy=strict_accuracy(self.wanted),
             success=self.success,
             magnitude=self.magnitude,

@@ -18,11 +18,11 @@ ROWS = 64
 
 @torch.no_grad()
 def sampled_texts(model, prompts: list[str], tokens: int = 100, top_k: int = 5, seed: int = 0) -> list[str]:
-    """What follows each prompt: `tokens` sampled tokens as text, special tokens left out.
+    """What follows each prompt: `tokens` sampled tokens as text, special tokens left out; fewer where the model has no
+    more positions. An end-of-text token ends nothing.
 
-    Sampled among the `top_k` likeliest as the authors do (`generate_fast`), since greedy decoding of a small model
-    repeats itself even in health; seeded, the i-th prompt always with the same draws. An end-of-text token ends
-    nothing. Fewer tokens where the model has no more positions.
+    Sampled among the `top_k` likeliest as the authors do (`generate_fast`): greedy decoding of a small model repeats
+    itself even in health. Seeded, the i-th prompt always with the same draws.
     """
     draws = torch.rand(len(prompts), tokens, generator=torch.Generator().manual_seed(seed))
     rows = [encode(model.tokenizer, p) for p in prompts]
@@ -54,11 +54,10 @@ def n_gram_entropy(sequence: Sequence, n: int) -> float:
 def fluency(text: str) -> float:
     """½ (⅔ H₂ + 4/3 H₃) over a text's words, bits. Range 0 .. 6.6 for 100 words; published values are 100 times it.
 
-    Of a script without spaces (Chinese, Thai) every sign counts as a word. NaN, with a warning that says why, for a
-    text of less than three words: it has no 3-gram. Floor: 0, the same word for ever. It sees repetition and nothing
-    else: a destroyed model that babbles scores much like a healthy one (lab model 6.1 unedited, 5.8 with W of MEMIT's
-    layer × 100, 3.5 with noise in its place); read perplexity beside it.
-    Source: generation entropy of Meng et al. 2022a (`n_gram_entropy`), after Zhang et al. 2018.
+    Of a script without spaces (Chinese, Thai) every sign counts as a word. NaN, with a warning, for a text of less than
+    three words: it has no 3-gram. Floor: 0, the same word for ever. It sees repetition alone: a model that babbles
+    scores much like a healthy one (lab model 6.1 unedited, 5.8 with W of MEMIT's layer × 100); read perplexity beside
+    it. Source: generation entropy of Meng et al. 2022a (`n_gram_entropy`), after Zhang et al. 2018.
     """
     said = words(text)
     if len(said) < 3:

@@ -1,7 +1,4 @@
-"""Health of the weights and hidden states: norms, condition and drift, measured without asking for any fact.
-
-There is no floor: read each value beside that of 0 edits.
-"""
+"""Health of the weights and hidden states: norms, condition and drift. No floor: compare with the value at 0 edits."""
 
 from __future__ import annotations
 
@@ -21,8 +18,8 @@ def weight_health(model, layer: int) -> dict[str, float]:
 
     weight norm       ‖W‖_F ≥ 0, in the unit of the weights
     largest singular  σ_max = ‖W‖₂, the most it can stretch a key
-    condition number  σ_max / σ_min, 1..∞ (∞: W has lost a direction). Ma et al. 2024 (PRUNE) bound an edit's damage by
-    it weight drift      ‖W − W₀‖_F / ‖W₀‖_F ≥ 0, 0 unedited
+    condition number  σ_max / σ_min, 1..∞ (∞: W has lost a direction). Ma et al. 2024 (PRUNE) bound damage by it
+    weight drift      ‖W − W₀‖_F / ‖W₀‖_F ≥ 0, 0 unedited
     """
     # In float32 at least: singular values of half-precision matrices cannot be taken.
     weight, drift = model.weight(layer).detach().to(model.math_dtype), model.drift(layer)
@@ -37,11 +34,9 @@ def weight_health(model, layer: int) -> dict[str, float]:
 
 @torch.no_grad()
 def hidden_states(model, texts: list[str], layers) -> dict[int, Tensor]:
-    """{layer: [tokens, d_model]} the residual stream after each of `layers` at every token of `texts`, on the CPU.
-
-    Without a text's first token: where a begin-of-text stands, models park vectors hundreds of times as long as the
-    others, which would dominate a mean.
-    """
+    """{layer: [tokens, d_model]} the residual stream after each of `layers` at every token of `texts` but the first, on
+    the CPU: on a begin-of-text models park vectors hundreds of times as long as the others, which would dominate a
+    mean."""
     rows = [encode(model.tokenizer, t) for t in texts]
     found: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     modules = {layer: model.layers[layer] for layer in found}

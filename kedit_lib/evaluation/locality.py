@@ -1,9 +1,8 @@
 """Locality: whether the edited model agrees with the unedited one on prompts that no edit is about.
 
-Three strengths of the same question: the token said next, every argmax along a given answer, and the whole answer
-generated freely. All [n], range 0..1, 1 for an unedited model. Floor: how often a destroyed model happens to say the
-same, near 0 unless one answer is common. Source: EasyEdit's locality (`compute_locality_quality`, Wang et al. 2023; Yao
-et al. 2023), which is `argmax_agreement`. On a model that knew the answers, agreement is accuracy on untouched facts.
+All [n], range 0..1, 1 for an unedited model. Floor: how often a destroyed model happens to say the same, near 0 unless
+one answer is common. Source: EasyEdit's locality (`compute_locality_quality`, Wang et al. 2023; Yao et al. 2023), which
+is `argmax_agreement`.
 """
 
 from __future__ import annotations

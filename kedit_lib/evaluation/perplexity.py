@@ -29,13 +29,13 @@ def perplexity(model, texts) -> float:
     rows = [row for text in texts_of(texts, "perplexity") for row in windows(model.tokenizer, text, limit)]
     total, count = 0.0, 0
     for part in by_length([len(r) for r in rows], ROWS):
-        size = max(1, MOST_TOKENS // max(len(rows[i]) for i in part))
+        size = max(1, MOST_TOKENS // len(rows[part[-1]]))
         for begin in range(0, len(part), size):
             nll = _nll(model, [rows[i] for i in part[begin : begin + size]])
             total += nll.double().sum().item()
             count += len(nll)
     if not count:
-        raise KeditError("perplexity: the texts hold no token that another one stands before; give longer texts")
+        raise KeditError("perplexity: no text has two tokens or more; give longer texts")
     return torch.tensor(total / count, dtype=torch.float64).exp().item()  # inf, not an error, beyond float64's range
 
 

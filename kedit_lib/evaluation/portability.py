@@ -13,11 +13,9 @@ from .teacher_forcing import teacher_forced
 
 
 def portability(model, questions: list[Question], match: str = "exact") -> list[bool]:
-    """For each question whether free greedy decoding gives the answer, by `match` as in `generation_accuracy`.
-
-    Floor: one over the number of likely answers, for a model that knows only the relation. Source: Yao et al. 2023; the
-    spelled-out hop asks a step at a time as MeLLo does (Zhong et al. 2023).
-    """
+    """For each question whether free greedy decoding gives the answer, by `match` as in `generation_accuracy`. Floor:
+    one over the number of likely answers. Source: Yao et al. 2023; the spelled-out hop asks a step at a time as MeLLo
+    does (Zhong et al. 2023)."""
     prompts = [q.prompt for q in questions]
     hops = [i for i, q in enumerate(questions) if q.bridge]
     for i, said in zip(hops, complete(model.hf, model.tokenizer, [prompts[i] for i in hops]), strict=True):
@@ -35,11 +33,8 @@ def answerable(model, questions: list[Question], match: str = "exact") -> list[b
 
 def inverse_success(model, subjects: list[str], prompts_new: list[str], prompts_true: list[str]) -> Tensor:
     """[n] 1 where the subject is more probable after the new object's inverse prompt ("Graz is the birthplace of") than
-    after the true object's, [p(subject | new) > p(subject | true)], else 0. Range 0..1, floor ½.
-
-    A model that learnt facts in one direction only is at the floor before any edit: read the value at 0 edits first.
-    Source: Ma et al. 2023 (reversibility of edits), as a comparison because many subjects share an object.
-    """
+    after the true object's, else 0. Floor ½, where a model that learnt facts in one direction only is before any edit.
+    Source: Ma et al. 2023 (reversibility of edits), as a comparison because many subjects share an object."""
     n = len(subjects)
     both = teacher_forced(model, [*prompts_new, *prompts_true], [*subjects, *subjects])
     return success(both.at(range(n)), both.at(range(n, 2 * n)))
@@ -47,11 +42,7 @@ def inverse_success(model, subjects: list[str], prompts_new: list[str], prompts_
 
 def distracted(edit: Edit, prompt: str) -> str:
     """The edited sentence, then a neighbor's prompt: "The mother tongue of Danielle Darrieux is English. The mother
-    tongue of Léon Blum is".
-
-    Score it like a neighbor: a good edit keeps its neighbors also here, one that only boosts its object gives way. The
-    unedited model is distracted too: show its value on the same prompts beside it. Source: Hoelscher-Obermaier et al.
-    2023 (CounterFact+).
-    """
+    tongue of Léon Blum is". Score it like a neighbor: an edit that only boosts its object gives way. The unedited model
+    is distracted too: show its value beside it. Source: Hoelscher-Obermaier et al. 2023 (CounterFact+)."""
     said = f"{edit.text}{joint(edit.text, edit.target_new, edit.separator)}{edit.target_new}"
     return f"{said}{full_stop(said)}{prompt}"

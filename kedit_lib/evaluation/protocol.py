@@ -20,13 +20,10 @@ DEAD = 0.5  # accuracy on untouched facts below which the model counts as dead
 
 class Probe(Protocol):
     """Anything with these two: `identity` names what it measures for the store's key; a call with the model in its
-    present state and the edits so far gives rows (metric, cohort, value, n).
+    present state and the edits so far gives rows (metric, cohort, value, n). A probe may also have
 
-    A probe may also have
-
-    every  a number of edits: it is asked at the first checkpoint at or after each multiple of it, and at the last one.
-           Without: at every checkpoint. None: at 0 edits, where the sequence is first seen to have collapsed (either
-           `collapse_point`), and at the last checkpoint
+    every  edits: it is asked at the first checkpoint at or after each multiple of it, and at the last. Without: at
+           every checkpoint. None: at 0 edits, at the first after either `collapse_point`, and at the last
     brief  called like the probe itself at the checkpoints in between: fewer questions, rows of the same names
     """
 
@@ -41,13 +38,21 @@ def identity_of(name: str, what) -> str:
 
 
 class Identified:
-    """A dataclass of questions, whose fields make its identity under the name `version`."""
+    """A dataclass of questions. Its fields make its identity under the name `version`."""
 
     version: ClassVar[str]
 
     @property
     def identity(self) -> str:
-        return identity_of(self.version, [getattr(self, f.name) for f in fields(self) if f.compare])
+        return identity_of(self.version, [getattr(self, f.name) for f in fields(self)])
+
+    def unedited(self, model, ask):
+        """ask(model) with the original weights in place; from memory the second time for a model of this checksum."""
+        known = vars(self).setdefault("_known", {})
+        if model.checksum not in known:
+            with model.temporarily():
+                known[model.checksum] = ask(model)
+        return known[model.checksum]
 
 
 class Unmeasured(UserWarning):
@@ -81,6 +86,12 @@ def evenly(n: int, limit: int) -> range:
     return range(0, n, max(1, -(-n // limit)))
 
 
+def panel(items, done: list[Edit], limit: int) -> list:
+    """Of `items`, one for each edit of the sequence, at most `limit`: those of the edits so far; before the first edit,
+    of all. Spread evenly."""
+    return [items[i] for i in evenly(len(done) or len(items), limit)]
+
+
 def true_object(model, edit: Edit) -> str | None:
     """The edit's true object, None if it is unknown or this tokenizer cannot write it, so that it cannot be scored."""
     true = edit.target_true
@@ -104,17 +115,3 @@ class AtStart:
     def __call__(self, model, done: list[Edit]) -> list[dict]:
         path = self.folder / f"{identity_of(self.probe.identity, self.asked_of)}.json"
         return cached(path, lambda: self.probe(model, done))
-
-
-class Unedited:
-    """The unedited model's answers to one probe, asked once a model (known by its checksum)."""
-
-    def __init__(self):
-        self._known = {}
-
-    def __call__(self, model, ask):
-        """ask(model) with the original weights in place; from memory the second time."""
-        if model.checksum not in self._known:
-            with model.temporarily():
-                self._known[model.checksum] = ask(model)
-        return self._known[model.checksum]

@@ -1,8 +1,7 @@
 """Probes of side effects: what else has changed while the edits were made.
 
-Each is given, at construction, what it asks about every edit of the sequence, in order. At a checkpoint it asks about a
-panel of the edits so far; at 0 edits about a panel of those to come, which is the unedited model's value on such
-prompts, the start of every curve.
+Each knows what to ask about every edit of the sequence, in order. At a checkpoint it asks about a panel of the edits so
+far; at 0 edits about a panel of those to come: the unedited model's value, the start of every curve.
 """
 
 from __future__ import annotations
@@ -16,9 +15,9 @@ from .fluency import fluency, sampled_texts
 from .health import hidden_health, hidden_states, weight_health
 from .locality import answer_agreement, argmax_agreement, first_token_agreement
 from .portability import answerable, distracted, inverse_success, portability
-from .protocol import Identified, Probe, Unedited, evenly, identity_of, measured, row, rows, true_object
+from .protocol import Identified, Probe, evenly, identity_of, measured, panel, row, rows, true_object
 from .success import magnitude, success
-from .teacher_forcing import answer_probability, teacher_forced
+from .teacher_forcing import answer_probability, compared, teacher_forced
 
 PANEL, SELDOM = 25, 50  # edits that are asked about at a checkpoint; edits between two such checkpoints
 KNOWN = 0.5  # of a kind of question, what the unedited model must be able to answer
@@ -37,21 +36,19 @@ class LocalityProbe(Identified):
     prompts: tuple[str, ...] = field(repr=False)
     answers: tuple[str, ...] = field(repr=False)
     every: int = SELDOM
-    _unedited: Unedited = field(default_factory=Unedited, repr=False, compare=False)
 
     def __call__(self, model, done: list[Edit]) -> list[dict]:
-        def ask(model):
-            prompts = list(self.prompts)
-            said = complete(model.hf, model.tokenizer, prompts, answers=self.answers)
-            return teacher_forced(model, prompts, list(self.answers)), said
-
-        (forced, said), (forced_before, said_before) = ask(model), self._unedited(model, ask)
+        now, before = self._ask(model), self.unedited(model, self._ask)
         return rows(
             self.cohort,
-            argmax_agreement=argmax_agreement(forced, forced_before),
-            first_token_agreement=first_token_agreement(forced, forced_before),
-            answer_agreement=answer_agreement(said, said_before),
+            argmax_agreement=argmax_agreement(now[0], before[0]),
+            first_token_agreement=first_token_agreement(now[0], before[0]),
+            answer_agreement=answer_agreement(now[1], before[1]),
         )
+
+    def _ask(self, model):
+        prompts, answers = list(self.prompts), list(self.answers)
+        return teacher_forced(model, prompts, answers), complete(model.hf, model.tokenizer, prompts, answers=answers)
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,6 @@ class PortabilityProbe(Identified):
     limit: int = PANEL
     every: int = SELDOM
     match: str = "exact"
-    _unedited: Unedited = field(default_factory=Unedited, repr=False, compare=False)
 
     @property
     def identity(self) -> str:
@@ -83,7 +79,7 @@ class PortabilityProbe(Identified):
 
     def __call__(self, model, done: list[Edit]) -> list[dict]:
         every = [q for qs in self.questions for q in qs]
-        passed = self._unedited(model, lambda m: dict(zip(every, answerable(m, every, self.match), strict=True)))
+        passed = self.unedited(model, lambda m: dict(zip(every, answerable(m, every, self.match), strict=True)))
         kinds = dict.fromkeys(q.kind for q in every)
         known = {kind: row("answerable", kind, [passed[q] for q in every if q.kind == kind]) for kind in kinds}
         if not done:
@@ -112,23 +108,18 @@ class DistractionProbe(Identified):
     every: int = SELDOM
 
     def __call__(self, model, done: list[Edit]) -> list[dict]:
-        edits = [self.edits[i] for i in evenly(len(done) or len(self.edits), self.limit)]
-        edits = [e for e in edits if e.neighborhood and true_object(model, e)]
+        edits = [e for e in panel(self.edits, done, self.limit) if e.neighborhood and true_object(model, e)]
         prompts = [distracted(e, e.neighborhood[0]) for e in edits]
-        true, new = [e.target_true for e in edits], [e.target_new for e in edits]
-        both, n = teacher_forced(model, prompts + prompts, true + new), len(edits)
-        wanted, other = both.at(range(n)), both.at(range(n, 2 * n))
-        return rows("distracted neighbors", success=success(wanted, other), magnitude=magnitude(wanted, other))
+        two = compared(model, prompts, [e.target_true for e in edits], [e.target_new for e in edits])
+        return rows("distracted neighbors", success=success(*two), magnitude=magnitude(*two))
 
 
 @dataclass(frozen=True)
 class OverfittingProbe(Identified):
-    """Probability of each edit's new object on a prompt that asks for something else. Floor: the unedited model's.
+    """Probability of each edit's new object on a prompt that asks for something else: a target that is reached by
+    making one word likely everywhere shows here first. Floor: the unedited model's. Source: Zhang et al. 2024.
 
     prompts  {cohort: for each edit one such prompt}, such as another relation of its subject
-
-    A target that is reached by making one word likely everywhere shows here first, while the edit prompt looks perfect.
-    Source: Zhang et al. 2024 (editing overfit).
     """
 
     version = "overfitting-v1"
@@ -138,9 +129,8 @@ class OverfittingProbe(Identified):
     every: int = SELDOM
 
     def __call__(self, model, done: list[Edit]) -> list[dict]:
-        panel = evenly(len(done) or len(self.edits), self.limit)
-        new = [self.edits[i].target_new for i in panel]
-        asked = [texts[i] for texts in self.prompts.values() for i in panel]
+        new = [e.target_new for e in panel(self.edits, done, self.limit)]
+        asked = [text for texts in self.prompts.values() for text in panel(texts, done, self.limit)]
         p = answer_probability(model, asked, new * len(self.prompts)).split(len(new))
         return [row("probability", cohort, values) for cohort, values in zip(self.prompts, p, strict=True)]
 
@@ -163,12 +153,11 @@ class GenerationProbe(Identified):
     every: int = SELDOM
 
     def __call__(self, model, done: list[Edit]) -> list[dict]:
-        panel = evenly(len(done) or len(self.prompts), self.limit)
-        texts = sampled_texts(model, [self.prompts[i] for i in panel], self.tokens)
+        texts = sampled_texts(model, panel(self.prompts, done, self.limit), self.tokens)
         found = rows("free text", fluency=measured([fluency(t) for t in texts]))
         if self.references:
-            tfidf = TfIdf.fit(list(self.corpus))
-            like = [consistency(t, list(self.references[i]), tfidf) for i, t in zip(panel, texts, strict=True)]
+            tfidf, references = TfIdf.fit(list(self.corpus)), panel(self.references, done, self.limit)
+            like = [consistency(t, list(r), tfidf) for t, r in zip(texts, references, strict=True)]
             found += rows("free text", consistency=measured(like))
         return found
 
@@ -181,15 +170,14 @@ class HealthProbe(Identified):
     layers: tuple[int, ...]
     texts: tuple[str, ...] = field(repr=False)
     every: int = SELDOM
-    _unedited: Unedited = field(default_factory=Unedited, repr=False, compare=False)
 
     def __call__(self, model, done: list[Edit]) -> list[dict]:
-        seen = sorted({*self.layers, model.n_layers - 1})
-        before = self._unedited(model, lambda m: hidden_states(m, list(self.texts), seen))
-        now = hidden_states(model, list(self.texts), seen)
-        values = [(layer, name, v) for layer in self.layers for name, v in weight_health(model, layer).items()]
-        values += [(layer, name, v) for layer in seen for name, v in hidden_health(now[layer], before[layer]).items()]
-        return [{"metric": name, "cohort": f"layer {layer}", "value": v, "n": 1} for layer, name, v in values]
+        seen, texts = sorted({*self.layers, model.n_layers - 1}), list(self.texts)
+        before = self.unedited(model, lambda m: hidden_states(m, texts, seen))
+        now = hidden_states(model, texts, seen)
+        found = [(layer, weight_health(model, layer)) for layer in self.layers]
+        found += [(layer, hidden_health(now[layer], before[layer])) for layer in seen]
+        return [row(name, f"layer {layer}", [v]) for layer, values in found for name, v in values.items()]
 
 
 def family_probes(
@@ -230,13 +218,11 @@ def family_probes(
         if pairs:
             found.append(LocalityProbe(cohort, *map(tuple, zip(*pairs, strict=True)), every=every))
     given = tuple(map(tuple, questions)) or ((),) * len(edits)
-    asked = tuple(
-        (*qs, *(Question("one hop", *pair) for pair in e.portability)) for qs, e in zip(given, edits, strict=True)
-    )
+    hops = [tuple(Question("one hop", *pair) for pair in e.portability) for e in edits]
+    asked = tuple(qs + hop for qs, hop in zip(given, hops, strict=True))
     if any(asked) or inverses:
-        found.append(
-            PortabilityProbe(tuple(e.subject for e in edits), asked, tuple(inverses), every=every, match=match)
-        )
+        subjects = tuple(e.subject for e in edits)
+        found.append(PortabilityProbe(subjects, asked, tuple(inverses), every=every, match=match))
     if aside:
         found.append(OverfittingProbe(edits, aside, every=every))
     if layers and texts:
@@ -246,8 +232,8 @@ def family_probes(
 
 def other_prompts(edits: list[Edit], prompts, answers) -> tuple[str, ...]:
     """For each edit one of the prompts about others, in turn, passing over those that its new object answers."""
-    n = len(prompts)
-    return tuple(
-        next((prompts[k % n] for k in range(i, i + n) if answers[k % n] != e.target_new), prompts[i % n])
-        for i, e in enumerate(edits)
-    )
+    n, found = len(prompts), []
+    for i, e in enumerate(edits):
+        others = (k % n for k in range(i, i + n) if answers[k % n] != e.target_new)
+        found.append(prompts[next(others, i % n)])
+    return tuple(found)

@@ -1,4 +1,4 @@
-"""Independent single edits, weights restored in between: whether one edit is healthy on this model."""
+"""Single edits: the model's answers before and after one; and whether independent ones are healthy on this model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,35 @@ from itertools import islice
 
 import pandas as pd
 
+from ..data.edit import Edit
+from ..models.generation import complete
 from .accuracy import generation_accuracy
+from .teacher_forcing import answer_probability
+
+
+def ask(model, edit: Edit) -> pd.DataFrame:
+    """Rows: the edit prompt, its paraphrases, its neighbors; what the model says, p of the new and the true object."""
+    prompts = [
+        ("edit", edit.text),
+        *(("paraphrase", p) for p in edit.paraphrases),
+        *(("neighbor", p) for p in edit.neighborhood),
+    ]
+    texts = [p for _, p in prompts]
+    table = pd.DataFrame(prompts, columns=["", "prompt"])
+    objects = [o for o in (edit.target_new, edit.target_true) if o is not None]
+    table["says"] = complete(model.hf, model.tokenizer, texts, answers=objects)
+    for column, answer in (("p(new)", edit.target_new), ("p(true)", edit.target_true)):
+        if answer is not None:
+            table[column] = answer_probability(model, texts, [answer] * len(texts)).numpy()
+    return table.set_index("").round(4)
+
+
+def ask_table(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
+    """The answers of `ask` before and after the edit, side by side."""
+    table = before[["prompt", "says"]].rename(columns={"says": "said before"})
+    table["says after"] = after["says"]
+    table["p(new) before"], table["p(new) after"] = before["p(new)"], after["p(new)"]
+    return table
 
 
 def single_edits(model, method, edits, moments, contexts, around, seed: int = 0) -> pd.DataFrame:
@@ -34,9 +62,9 @@ def single_edits(model, method, edits, moments, contexts, around, seed: int = 0)
                 "method": method.name,
                 "layers": "-".join(map(str, method.layers)),
                 "edit": float(next(right)),
-                "templates": _mean(islice(right, len(edit.paraphrases))),
-                "near": _mean(islice(right, len(near))),
-                "same_subject": _mean(islice(right, len(own))),
+                "templates": pd.Series(islice(right, len(edit.paraphrases)), dtype=float).mean(),
+                "near": pd.Series(islice(right, len(near)), dtype=float).mean(),
+                "same_subject": pd.Series(islice(right, len(own)), dtype=float).mean(),
                 "probability_last": target.probabilities[-1],
                 "steps": target.steps,
                 "clamped": target.clamped,
@@ -50,19 +78,12 @@ def single_edits(model, method, edits, moments, contexts, around, seed: int = 0)
 
 
 def interference(model, deltas: dict, moments) -> float:
-    """Σ over edited layers of tr(Δ C Δᵀ) = E‖Δk‖² over the text that C was measured on: how much an edit changes the
-    layers' outputs on ordinary text. In squared units of the residual stream; 0 for no change, no upper bound.
-
-    ROME and MEMIT minimise it under their constraints. Source: Meng et al. 2022, appendix A; Meng et al. 2023, eq. 10.
-    """
+    """Σ over edited layers of tr(Δ C Δᵀ) = E‖Δk‖² ≥ 0 over the text that C was measured on: how much an edit changes
+    the layers' outputs on ordinary text, in squared units of the residual stream. ROME and MEMIT minimise it. Source:
+    Meng et al. 2022, appendix A; Meng et al. 2023, eq. 10."""
     total = 0.0
     for layer in range(model.n_layers):
         if (delta := deltas.get(model.weight_name(layer))) is not None:
             delta = (delta.T if model.layout.transposed else delta).double().cpu()
             total += ((delta @ moments.tensors[layer].double().cpu()) * delta).sum().item()
     return total
-
-
-def _mean(values) -> float:
-    values = list(values)
-    return sum(values) / len(values) if values else float("nan")

@@ -14,9 +14,7 @@ def success(wanted: Forced, other: Forced) -> Tensor:
     """[n] 1 where the wanted answer is the more probable one, [p(wanted) > p(other)], else 0 (a tie or NaN too).
 
     p by the mean token log-probability, so that long answers do not lose for their length. ES: wanted new, other true,
-    on the edit prompt; PS: the same on paraphrases; NS: wanted true, other new, on neighbors. Range 0..1. The floor is
-    not 0: a model that knows nothing prefers one of two answers about half the time, so draw a destroyed model's value
-    (floor.py) beside it.
+    on the edit prompt; PS: the same on paraphrases; NS: wanted true, other new, on neighbors. Floor about ½ (floor.py).
     """
     return (wanted.log_probability > other.log_probability).double()
 

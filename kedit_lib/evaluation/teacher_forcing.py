@@ -17,7 +17,9 @@ class Forced:
     """One pass over n (prompt, answer) pairs; t_1 … t_|t| are an answer's tokens.
 
     log_probability  [n] float64: (1/|t|) Σ_j log p(t_j | prompt, t_<j), nats a token. Range ≤ 0
-    tokens_right     [n] float64: (1/|t|) Σ_j [t_j is the argmax at its place]. Range 0..1
+    tokens_right     [n] float64: token accuracy, (1/|t|) Σ_j [t_j is the argmax at its place], 0..1. Lenient: after a
+                     wrong first token the model is given the right one, and long answers keep credit for endings that
+                     follow from their beginnings. Source: `rewrite_acc` of EasyEdit (`test_prediction_acc`)
     said             n tuples of |t| ids: the argmax at each place of the answer; the first is what the model says next
     begun            n tuples of ids: how greedy decoding from the prompt begins. The answer's tokens as long as each
                      is the argmax, and the first argmax that is not its next token, or that stands after it
@@ -42,14 +44,18 @@ class Forced:
 
 def teacher_forced(model, prompts: list[str], answers: list[str], separators: list[str | None] | None = None) -> Forced:
     """Score each answer after its prompt, all in batches of like length; separators as in `Edit` (None: derived).
-
-    Raises KeditError for an answer that the tokenizer cannot write, ValueError when there is not one answer a prompt.
-    """
+    KeditError for an answer that the tokenizer cannot write, ValueError when there is not one answer a prompt."""
     targets = targets_of(model.tokenizer, prompts, answers, separators)
     for target in targets:
         if isinstance(target, KeditError):
             raise target
     return score(model, encoded(model.tokenizer, prompts), targets)
+
+
+def compared(model, prompts, wanted, other) -> tuple[Forced, Forced]:
+    """Two answers to each prompt, scored in one pass."""
+    both, n = teacher_forced(model, [*prompts, *prompts], [*wanted, *other]), len(prompts)
+    return both.at(range(n)), both.at(range(n, 2 * n))
 
 
 def answer_probability(model, prompts: list[str], answers: list[str]) -> Tensor:
@@ -58,19 +64,9 @@ def answer_probability(model, prompts: list[str], answers: list[str]) -> Tensor:
     return teacher_forced(model, prompts, answers).probability
 
 
-def token_accuracy(forced: Forced) -> Tensor:
-    """[n] share of the answer's tokens that are the argmax, (1/|t|) Σ_j [argmax_j = t_j]: partial credit. Range 0..1.
-
-    Teacher forcing is lenient: after a wrong first token the model still gets the right one; report generated accuracy
-    beside it. Floor: near 0 for one-token answers; long answers keep credit for endings that follow from their
-    beginnings whatever the model knows. Source: `rewrite_acc` of EasyEdit (`test_prediction_acc`).
-    """
-    return forced.tokens_right
-
-
 def strict_accuracy(forced: Forced) -> Tensor:
-    """[n] 1 where every token of the answer is the argmax, else 0: Π_j [argmax_j = t_j]. Floor 0. Source: ROME's and
-    MEMIT's evaluation (`rewrite_prompts_correct`)."""
+    """[n] 1 where every token of the answer is the argmax, else 0. Floor 0. Source: ROME's and MEMIT's evaluation
+    (`rewrite_prompts_correct`)."""
     return (forced.tokens_right == 1).double()
 
 

@@ -1,8 +1,8 @@
-"""Documents about the world: statements, short biographies, and plain text.
+"""What a lab model is trained on: documents about the world (statements, short biographies, plain text), a tokenizer of
+them, and batches in which only a name's last token sees the whole name. The second moments read the same documents.
 
-The training recipe and the second moments both read them from here. Plain text names nobody and plays the part of the
-rest of the web: most tokens are about no subject that is edited, so the keys of subjects are rare directions of C, as
-they are in real text. Its grammar is in world.yaml.
+Plain text names nobody and plays the part of the rest of the web: most tokens are about no subject that is edited, so
+the keys of subjects are rare directions of C, as they are in real text. Its grammar is in world.yaml.
 """
 
 from __future__ import annotations
@@ -10,6 +10,12 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Iterator
+from itertools import accumulate, islice
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from .world import TEXT, Relation, World
 
@@ -17,6 +23,7 @@ PLAIN_SHARE = 0.25  # of the documents, about a third of the tokens
 BIOGRAPHY_SHARE = 0.45  # of the documents about people; the others are a few unrelated statements
 MARK = "\x1f"  # stands on both sides of an object in a document, and nowhere else
 NAME = re.compile(r"[A-Z][a-z]+ [A-Z][a-z]+")
+FOREVER = 2**40  # a position after every row
 WORDS = {kind: words.split(", " if kind in ("time", "place") else " ") for kind, words in TEXT["words"].items()}
 
 
@@ -28,12 +35,8 @@ def statement(world: World, person: str, relation: Relation, template: str, call
 def unmark(document: str) -> tuple[str, list[tuple[int, int]]]:
     """The plain text of a document, and where in it the objects stand."""
     pieces = document.split(MARK)
-    spans, at = [], 0
-    for i, piece in enumerate(pieces):
-        if i % 2:
-            spans.append((at, at + len(piece)))
-        at += len(piece)
-    return "".join(pieces), spans
+    ends = list(accumulate(map(len, pieces)))
+    return "".join(pieces), list(zip(ends[::2], ends[1::2], strict=False))
 
 
 def mentions(world: World, text: str) -> list[tuple[int, int]]:
@@ -43,16 +46,14 @@ def mentions(world: World, text: str) -> list[tuple[int, int]]:
 
 def biography(world: World, person: str, rng: random.Random) -> str:
     """Every relation of one person once, in random order and phrasing; some sentences say He or She."""
-    pronoun = "She" if person in world.female else "He"
+    pronoun, said = "She" if person in world.female else "He", []
     relations = list(world.relations.values())
     rng.shuffle(relations)
-    out = []
     for i, r in enumerate(relations):
-        if i and rng.random() < 0.25:
-            out.append(statement(world, person, r, r.pronoun, pronoun))
-        else:
-            out.append(statement(world, person, r, rng.choice(r.templates)))
-    return " ".join(out)
+        by_pronoun = i and rng.random() < 0.25
+        form = (r.pronoun, pronoun) if by_pronoun else (rng.choice(r.templates),)
+        said.append(statement(world, person, r, *form))
+    return " ".join(said)
 
 
 def plain(world: World, rng: random.Random) -> str:
@@ -77,14 +78,13 @@ def _sentence(rng: random.Random, country_of: dict[str, str]) -> str:
 def documents(world: World, seed: int, known: Callable[[], int] | None = None) -> Iterator[str]:
     """The training mixture without end, seeded, objects marked.
 
-    `known`: asked before each document how many people (the first ones) the corpus speaks of so far; None: everyone.
-    People and (person, relation, template) triples are visited without replacement, pass after pass, so that every
-    fact is stated about equally often under every template.
+    known: called before each document, gives how many people (the first ones) the corpus speaks of so far; None: all.
+    People and (person, relation, template) triples are drawn without replacement, pass after pass, so that every fact
+    is stated about equally often under every template.
     """
     rng = random.Random(f"corpus-{world.seed}-{seed}")
     phrasings = [(r, t) for r in world.relations.values() for t in r.templates]
-    people: list[str] = []
-    triples: list[tuple] = []
+    people, triples = [], []
     while True:
         now = world.people[: known() if known else None]
         if rng.random() < PLAIN_SHARE:
@@ -103,11 +103,73 @@ def documents(world: World, seed: int, known: Callable[[], int] | None = None) -
 
 def texts(world: World, n: int, seed: int = 1) -> list[str]:
     """n documents of the mixture, not those of the training (seed 0): the corpus of the second moments."""
-    stream = documents(world, seed)
-    return [unmark(next(stream))[0] for _ in range(n)]
+    return [unmark(document)[0] for document in islice(documents(world, seed), n)]
 
 
 def plain_texts(world: World, n: int, seed: int = 2) -> list[str]:
     """n documents of plain text, held out from training: the perplexity is measured on them."""
     rng = random.Random(f"plain-{world.seed}-{seed}")
     return [plain(world, rng) for _ in range(n)]
+
+
+def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE; `<s>` comes once in front of every encoded text. No unknown token: bytes cover all."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    options = {"special_tokens": [*special.values()], "initial_alphabet": alphabet, "show_progress": False}
+    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab_size, **options))
+    bpe.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", bpe.token_to_id("<s>"))]
+    )
+    more = {"padding_side": "right", "model_max_length": 256, "clean_up_tokenization_spaces": False}
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, **special, **more)
+
+
+def batches(world: World, tokenizer, recipe, seed: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Endless triples of [batch, length]: ids of documents `<s> … </s>` end to end, their weights in the loss, and the
+    last position in the row that may attend to each token."""
+    step, rng = 0, random.Random(f"batches-{seed}")
+    stream = documents(world, seed, lambda: people_known(step, recipe))
+    ids, weights, until, need = [], [], [], recipe.batch * recipe.length
+    begin = torch.arange(recipe.batch)[:, None] * recipe.length
+    while True:
+        while len(ids) < need:
+            docs = [unmark(next(stream)) for _ in range(32)]
+            encoded = tokenizer([text for text, _ in docs], return_offsets_mapping=True)
+            for one, offsets, (text, spans) in zip(encoded.input_ids, encoded.offset_mapping, docs, strict=True):
+                names = [span for span in mentions(world, text) if rng.random() < recipe.bind]
+                until += [*(len(ids) + last for last in visible_until(offsets, names)), FOREVER]
+                ids += [*one, tokenizer.eos_token_id]
+                weights += [*(recipe.object_weight if _touches(o, spans) else 1.0 for o in offsets), 1.0]
+        batch = (torch.tensor(part[:need]).view(recipe.batch, -1) for part in (ids, weights, until))
+        yield next(batch), next(batch), next(batch) - begin
+        ids, weights, until = ids[need:], weights[need:], [last - need for last in until[need:]]
+        step += 1
+
+
+def visible_until(offsets, names) -> list[int]:
+    """For each token of a document the last one that may attend to it: of a name in `names`, its last token.
+
+    So the model learns to put a person together where the name ends, as large models do (Geva et al. 2023), and an edit
+    there is an edit of that person. Otherwise the state there may mean "somebody called Webram", and editing it edits
+    the family.
+    """
+    until = [FOREVER] * len(offsets)
+    for span in names:
+        inside = [i for i, offset in enumerate(offsets) if _touches(offset, [span])]
+        for i in inside[:-1]:
+            until[i] = inside[-1]
+    return until
+
+
+def people_known(step: int, recipe) -> int:
+    """How many people the corpus speaks of at a step."""
+    doublings = max(0.0, (step - recipe.first_steps) / recipe.doubling)
+    return min(recipe.n_people, round(recipe.first_people * 2**doublings))
+
+
+def _touches(offset: tuple[int, int], spans) -> bool:
+    return any(offset[0] < b and offset[1] > a for a, b in spans)

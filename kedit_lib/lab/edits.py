@@ -1,22 +1,28 @@
-"""Edits of lab facts, and the facts around them that should not move."""
+"""Edits of lab facts, the facts around them that should not move, and what follows from an edit.
+
+Everything is a function of the world, the edit and a seed.
+"""
 
 from __future__ import annotations
 
 import random
 from dataclasses import replace
 
-from ..data.edit import Edit
+from ..data.edit import Edit, Question
 from ..errors import KeditError
-from .world import Fact, World
+from .corpus import biography, unmark
+from .world import TEXT, Fact, World
 
-NEIGHBORS = 3
+NEIGHBORS, REFERENCES = 3, 5
+BRIDGE = "The city of {} lies in"  # as the plain text says it
+ONE_STEP = "The birthplace of {} is a city in"
 
 
 def lab_edits(world: World, limit: int, seed: int = 0, people=None) -> list[Edit]:
     """`limit` edits, one per person: a relation, one of its phrasings, and a false object in place of the true one.
 
-    The seed decides the sample of people, their order and everything else about the edits; fewer edits of one seed are
-    the first of more. `people`: draw from these (None: all but the development people).
+    The seed decides the sample of people, their order and everything else; fewer edits of one seed are the first of
+    more. people: draw from these (None: all but the development people).
     """
     pool = list(world.streamed if people is None else people)
     if not 1 <= limit <= len(pool):
@@ -24,16 +30,16 @@ def lab_edits(world: World, limit: int, seed: int = 0, people=None) -> list[Edit
             f"lab edits: limit = {limit}, there are {len(pool)} people to edit, one edit each; choose 1 to {len(pool)}"
         )
     random.Random(f"edits-{world.seed}-{seed}").shuffle(pool)
-    others = {p: side for side in (world.development, world.streamed) for p in side}
-    return [_edit(world, person, others[person], f"{seed}-{i}") for i, person in enumerate(pool[:limit])]
+    groups = {p: group for group in (world.development, world.streamed) for p in group}
+    return [_edit(world, person, groups[person], f"{seed}-{i}") for i, person in enumerate(pool[:limit])]
 
 
-def _edit(world: World, person: str, side: list[str], name: str) -> Edit:
+def _edit(world: World, person: str, group: list[str], name: str) -> Edit:
     rng = random.Random(f"edit-{world.seed}-{name}")
     relation = rng.choice(list(world.relations.values()))
     true = world.objects_of[person, relation.name]
     prompt, *others = rng.sample(relation.templates, len(relation.templates))
-    same = [p for p in side if p != person and world.objects_of[p, relation.name] == true]
+    same = [p for p in group if p != person and world.objects_of[p, relation.name] == true]
     return Edit(
         prompt=prompt,
         subject=person,
@@ -48,13 +54,13 @@ def _edit(world: World, person: str, side: list[str], name: str) -> Edit:
 
 
 def surround(world: World, edit: Edit) -> Edit:
-    """The edit with what the world knows around it: the true object, the other phrasings, neighbors. Unchanged where
-    the world does not know its subject, or the prompt is no phrasing of a relation."""
+    """The edit with its true object, other phrasings and neighbors; unchanged where the world does not know its
+    subject, or the prompt is no phrasing of a relation."""
     relation = next((r for r in world.relations.values() if edit.prompt in r.templates), None)
     if relation is None or (edit.subject, relation.name) not in world.objects_of:
         return edit
     true = world.objects_of[edit.subject, relation.name]
-    same = [p for p in others_of(world, edit.subject) if world.objects_of[p, relation.name] == true]
+    same = _others_with(world, edit.subject, relation.name, true)
     return replace(
         edit,
         target_true=true,
@@ -64,15 +70,19 @@ def surround(world: World, edit: Edit) -> Edit:
     )
 
 
-def others_of(world: World, person: str) -> list[str]:
+def _others(world: World, person: str) -> list[str]:
     """The other people of the same group: development people, or those of the edit sequences."""
     return [p for p in (world.development if person in world.development else world.streamed) if p != person]
+
+
+def _others_with(world: World, person: str, relation: str, value: str) -> list[str]:
+    return [p for p in _others(world, person) if world.objects_of[p, relation] == value]
 
 
 def untouched_facts(world: World, edits: list[Edit], limit: int | None = None, seed: int = 0) -> list[Fact]:
     """Facts of people that no edit names (nor the development people): what a good edit must not move.
 
-    `limit`: a panel of that many, the same for the same edits and seed; None: all.
+    limit: a panel of that many, the same for the same edits and seed; None: all.
     """
     edited = {e.subject for e in edits}
     facts = world.facts([p for p in world.streamed if p not in edited])
@@ -88,7 +98,7 @@ def other_facts(world: World, edit: Edit) -> list[Fact]:
 
 def near_facts(world: World, edit: Edit, rng: random.Random, n: int = 10) -> list[Fact]:
     """Up to n facts of other subjects that share a name part with the edit's subject or its relation."""
-    others, parts = others_of(world, edit.subject), set(edit.subject.split())
+    others, parts = _others(world, edit.subject), set(edit.subject.split())
     named = world.facts([p for p in others if parts & set(p.split())])
     named = rng.sample(named, min(len(named), n // 2))
     people = rng.sample(others, n - len(named))
@@ -104,3 +114,56 @@ def lab_around(world: World, edit: Edit, rng: random.Random) -> tuple[list, list
 def ask(world: World, fact: Fact, rng: random.Random) -> str:
     """The fact's prompt under one of its phrasings."""
     return rng.choice(world.relations[fact.relation].templates).format(fact.person)
+
+
+def consequences(world: World, edit: Edit) -> tuple[Question, ...]:
+    """The questions of one edit; each kind is a cohort.
+
+    pronoun                 the subject is named in another true sentence, the fact is asked of He or She
+    country through city    birthplaces: the model names the city and is asked where it lies (one hop, spelled out)
+    country in one step     birthplaces: the country of birth at once
+
+    Gates measure whether the unedited model can answer these at all: the lab model passes all of pronouns and of
+    spelled-out hops, and none in one step (no text names a person and a country together). Moves within one country
+    have no country questions.
+    """
+    rng = _rng(world, edit)
+    other = rng.choice(other_facts(world, edit))
+    called = "She" if edit.subject in world.female else "He"
+    named = f"{ask(world, other, rng)} {other.object}."
+    pronoun = f"{named} {world.relations[edit.relation].pronoun.format(called)}"
+    found = [Question("pronoun", pronoun, edit.target_new, gate=((pronoun, edit.target_true),))]
+    old, new = (world.country_of.get(city) for city in (edit.target_true, edit.target_new))
+    if old and new and old != new:
+        spelled_out = tuple(
+            (f"{edit.text} {city}. {BRIDGE.format(city)}", country)
+            for city, country in ((edit.target_true, old), (edit.target_new, new))
+        )
+        at_once = ONE_STEP.format(edit.subject)
+        found.append(Question("country through city", edit.text, new, BRIDGE, gate=spelled_out))
+        found.append(Question("country in one step", at_once, new, gate=((at_once, old),)))
+    return tuple(found)
+
+
+def inverse_prompts(edit: Edit) -> tuple[str, str] | None:
+    """The fact asked from its object's side, with the new object and with the true one: no text of the lab says a fact
+    that way, so expect the floor. None for another relation."""
+    said = TEXT["relations"].get(edit.relation)
+    return said and (said["inverse"].format(edit.target_new), said["inverse"].format(edit.target_true))
+
+
+def own_prompt(world: World, edit: Edit) -> str:
+    """A prompt of the same subject about another relation."""
+    rng = _rng(world, edit)
+    return ask(world, rng.choice(other_facts(world, edit)), rng)
+
+
+def references(world: World, edit: Edit) -> tuple[str, ...]:
+    """Biographies of up to REFERENCES other people who have the edit's new object."""
+    rng = _rng(world, edit)
+    like = _others_with(world, edit.subject, edit.relation, edit.target_new)
+    return tuple(unmark(biography(world, p, rng))[0] for p in rng.sample(like, min(len(like), REFERENCES)))
+
+
+def _rng(world: World, edit: Edit) -> random.Random:
+    return random.Random(f"questions-{world.seed}-{edit}")

@@ -1,8 +1,6 @@
-"""The lab's ground truth: invented people, their facts, and the phrasings of each fact.
-
-Everything is a pure function of (seed, number of people), so every fact that a lab model was ever taught can be listed
-and tested, which no real model allows. Words and phrasings are in world.yaml.
-"""
+"""The lab's ground truth: invented people, their facts, and the phrasings of each fact, a function of a seed and the
+number of people. Unlike with real models, every fact that a lab model was taught can be listed and tested. Words and
+phrasings are in world.yaml."""
 
 from __future__ import annotations
 
@@ -50,11 +48,8 @@ class World:
 
     @cached_property
     def development(self) -> tuple[str, ...]:
-        """Those on whose facts layers are chosen, and whom no edit sequence edits or asks about.
-
-        Everybody whose both names are among a few drawn ones: they share names among themselves, and were learnt
-        neither earlier nor later than others.
-        """
+        """People on whose facts layers are chosen, and whom no edit sequence edits or asks about: all whose both names
+        are among a few drawn ones. They share names among themselves, and were learnt neither early nor late."""
         rng = random.Random(f"development-{self.seed}")
         first, last = (rng.sample(names, len(names)) for names in self.names)
         found = ()

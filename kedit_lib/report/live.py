@@ -18,7 +18,7 @@ from ..data.edit import Edit, around_places
 from ..editing import method_for
 from ..editing.compute_z import Doubtful
 from ..evaluation import retention_matrix, retention_table
-from ..evaluation.before_after import ask, ask_table
+from ..evaluation.single_edits import ask, ask_table
 from ..streams.run import Run
 
 OTHERS = 3  # subjects that a typed prompt is also asked about

@@ -23,11 +23,12 @@ from ..editing.prune import prune
 from ..editing.second_moments import SecondMoments
 from ..editing.transfer import with_rho
 from ..errors import KeditError
+from ..evaluation import floors
+from ..evaluation.single_edits import single_edits
 from ..models.loading import load_model
 from .facts import facts_of, kept_facts
 from .named_streams import ANCHOR_SAMPLE, Stream, every_stream, streams_of
-from .rows import measured_after
-from .run import Run
+from .run import Run, measured_after
 from .runner import edits_hash, run_stream
 from .store import read_tables, write_tables
 
@@ -79,7 +80,7 @@ class Bench:
         return self.edits(order, round(n))
 
     def probes(self, edits, order: int = 0, layers=(), families: bool = True) -> list:
-        """What is measured at the checkpoints of a stream of these edits in `layers`, as `lab_probes` says."""
+        """What is measured at the checkpoints of a stream of these edits in `layers`, as in `lab_probes`."""
         p = self.profile
         return self.facts.probes(edits, p.untouched, order, layers, p.checkpoint_every, families)
 
@@ -88,10 +89,8 @@ class Bench:
 
     def inputs(self, method: Method, order: int = 0) -> dict:
         """{"moments": …, "contexts": …} as `method.apply` takes them; no moments for a method without C."""
-        return {
-            "moments": self.moments if method.needs_moments else None,
-            "contexts": self.contexts(method, order),
-        }
+        moments = self.moments if method.needs_moments else None
+        return {"moments": moments, "contexts": self.contexts(method, order)}
 
     def method(self, name: str) -> Method:
         """The method of a named stream, with the λ, layers and other settings that its name stands for."""
@@ -158,22 +157,13 @@ class Bench:
         )
 
     def runs(self, name: str) -> dict[int, Run]:
-        """{order: Run} of the profile's orders: the live ones run, the others from committed data.
-
-        An order that is neither live nor committed is left out.
-        """
-        found = {}
-        for order in self.profile.orders:
-            if order in self.profile.live_orders and name in streams_of(self.profile):
-                found[order] = self.run(name, order)
-            elif (run := self.committed(name, order)) is not None:
-                found[order] = run
-        return found
+        """{order: Run} of the profile's orders: the live ones run, the others from committed data, if there is some."""
+        live = self.profile.live_orders if name in streams_of(self.profile) else []
+        found = {o: self.run(name, o) if o in live else self.committed(name, o) for o in self.profile.orders}
+        return {order: run for order, run in found.items() if run is not None}
 
     def floors(self) -> pd.DataFrame:
         """Every metric of order 0's probes on a destroyed model (kept in results/floors)."""
-        from ..evaluation.floor import floors
-
         edits = self.edits(0)
         probes = self.probes(edits, 0, self.method("memit").layers)
         key = key_of(parts=[self.model.checksum, self.model.setting, *(p.identity for p in probes)])
@@ -185,16 +175,14 @@ class Bench:
 
     def singles_of(self, name: str) -> pd.DataFrame:
         """Independent edits by the method of one stream: one row per edit (columns as of `evaluation.single_edits`)."""
-        from ..evaluation.single_edits import single_edits
-
         edits, method = self.edits(0, self.profile.n_single), self.method(name)
         model = [self.model.checksum, self.model.setting]
         parts = [*model, method.name, method.hyperparameters, list(map(repr, edits)), ALGORITHMS]
-        path = self.results / "singles" / f"{name}-{key_of(parts=parts)}.parquet"
-        return cached(
-            path,
-            lambda: single_edits(self.model, method, edits, self.moments, self.contexts(method), self.facts.around),
-        )
+
+        def measure() -> pd.DataFrame:
+            return single_edits(self.model, method, edits, self.moments, self.contexts(method), self.facts.around)
+
+        return cached(self.results / "singles" / f"{name}-{key_of(parts=parts)}.parquet", measure)
 
     def mass_table(self) -> pd.DataFrame:
         """One MEMIT batch of each of the profile's `mass_sizes`, a process each (kept in results/mass)."""
@@ -208,19 +196,15 @@ class Bench:
         if not (folder / f"{prefix}manifest.json").exists():
             return None
         run, edits = Run(*read_tables(folder, prefix)), self.edits_of(name, order)
-        ours = {
-            "model": self.model.checksum,
-            "method": self.method(name).name,
-            "n_edits": len(edits),
-            "edits": edits_hash(edits),
-        }
+        method = self.method(name)
+        ours = {"model": self.model.checksum, "method": method.name, "n_edits": len(edits), "edits": edits_hash(edits)}
         same = all(run.manifest[field] == value for field, value in ours.items())
-        asked = json.loads(json.dumps(self.method(name).hyperparameters))
+        asked = json.loads(json.dumps(method.hyperparameters))
         return run if same and same_settings(run.manifest["hyperparameters"], asked) else None
 
     def commit(self, name: str, order: int, folder: Path | None = None, run: Run | None = None) -> None:
-        """Put a finished run into figures/data (or `folder`), the numbers of its edits in single precision: half the
-        bytes, and far within the margin that a committed stream is compared by."""
+        """Put a finished run into figures/data (or `folder`); its edits in single precision: half the bytes, far within
+        the margin that a committed stream is compared by."""
         run = run or self.run(name, order)
         edits = run.edits.astype(dict.fromkeys(run.edits.select_dtypes("float64"), "float32"))
         write_tables(folder or data_folder(), self._prefix(name, order), edits, run.checkpoints, run.manifest)
@@ -250,12 +234,12 @@ def data_folder() -> Path:
 
 def same_settings(stored: dict, asked: dict) -> bool:
     """Whether two sets of hyperparameters are one, measured numbers (a norm anchor) up to rounding."""
-    return stored.keys() == asked.keys() and all(
-        isclose(stored[name], value, rel_tol=ROUNDING)
-        if isinstance(value, float) and isinstance(stored[name], float)
-        else stored[name] == value
-        for name, value in asked.items()
-    )
+
+    def same(one, other) -> bool:
+        both_measured = isinstance(one, float) and isinstance(other, float)
+        return isclose(one, other, rel_tol=ROUNDING) if both_measured else one == other
+
+    return stored.keys() == asked.keys() and all(same(stored[name], value) for name, value in asked.items())
 
 
 def committed_runs() -> list[tuple[str, str, int]]:

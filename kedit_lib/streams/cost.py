@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import threading
 import time
@@ -27,28 +28,22 @@ SOME = 10  # edits one at a time that are measured
 
 def batch_cost(profile: Profile, size: int, results: Path) -> dict:
     """One MEMIT batch of `size` edits on the original weights: a row with batch, seconds_per_edit, peak_mb (largest
-    resident memory of a process that does only this), and accuracies by free generation, edit by edit.
-    """
+    resident memory of a process that does only this), and accuracies by free generation, edit by edit."""
     return _apart(_batch, profile, "memit", size, results, "mass")
 
 
-def memory_cost(profile: Profile, name: str, results: Path) -> dict:
-    """What a stream of `every_stream` needs beside the model: a row with edits (SOME one at a time, or the whole
-    batch), seconds_per_edit (CPU time of each, after a first edit has factorised what a stream factorises once), and
-    memory_mb, the peak above what the model alone takes: second moments, their factors, targets, projections, the
-    history of these few edits. C must have been measured before (`bench.moments`).
-    """
-    return _apart(_memory, profile, name, 0, results, "memory")
-
-
 def keep_memory(bench: Bench, folder: Path) -> pd.DataFrame:
-    """`memory_cost` of every main and other stream, one after the other, into `<folder>/<label>.memory.<n>.csv`."""
+    """What each main and other stream needs beside the model, into `<folder>/<label>.memory.<n>.csv`.
+
+    A row each: edits (SOME one at a time, or the whole batch), seconds_per_edit (CPU time, after a first edit has
+    factorised what a stream factorises once), and memory_mb, the peak above what the model alone takes.
+    """
     bench.moments  # measured here, not in a process whose memory is read  # noqa: B018
     groups = groups_of(bench.profile)
     streams = [*groups["main"].values(), *groups["others"].values()]
     # PRUNE and the anchored norm only bound what another method finds, and cost what it costs.
     names = [s.name for s in streams if not (s.pruned or s.anchored)]
-    table = pd.DataFrame([memory_cost(bench.profile, name, bench.results) for name in names])
+    table = pd.DataFrame([_apart(_memory, bench.profile, name, 0, bench.results, "memory") for name in names])
     with replacing(folder / f"{bench.label}.memory.{bench.profile.n_edits}.csv") as partial:
         table.to_csv(partial, index=False)
     return table
@@ -77,13 +72,10 @@ def _begin(threads: int) -> None:
 
 
 def peak_memory() -> float:
-    """Largest resident memory of this process so far, in MB.
-
-    Linux tells it for the program that is running now; getrusage also counts the process it was started from.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        return next(int(x.split()[1]) for x in status.read_text().splitlines() if x.startswith("VmHWM")) / 1024
+    """Largest resident memory of this process so far, in MB. On Linux by /proc: getrusage also counts the process that
+    started this one."""
+    if (status := Path("/proc/self/status")).exists():
+        return int(re.search(r"VmHWM:\s*(\d+)", status.read_text())[1]) / 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
@@ -109,12 +101,12 @@ def _memory(profile: Profile, name: str, _: int, results: Path) -> dict:
 
 def _batch(profile: Profile, name: str, size: int, results: Path) -> dict:
     bench = Bench(profile, results=results, progress=False)
-    method, edits, moments = bench.method(name), bench.edits(0, size), bench.moments
-    contexts = bench.contexts(method)
-    method.apply(bench.model, edits[:1], moments=moments, contexts=contexts)  # factorises C, which a stream does once
+    method, edits = bench.method(name), bench.edits(0, size)
+    given = bench.inputs(method)
+    method.apply(bench.model, edits[:1], **given)  # factorises C, which a stream does once
     bench.model.restore()
     begin = time.perf_counter()
-    method.apply(bench.model, edits, moments=moments, contexts=contexts)
+    method.apply(bench.model, edits, **given)
     row = {
         "batch": size,
         "N/d_ff": size / bench.model.d_ff,

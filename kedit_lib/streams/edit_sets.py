@@ -15,6 +15,8 @@ from ..data.files import records_of
 from ..data.records import Record
 from ..data.schemas import SCHEMAS, unknown
 from ..errors import KeditError
+from ..lab import world_of
+from ..lab.edits import lab_edits
 from ..models.tokenization import check_edit
 
 MADE_BY_DEFAULT = 100  # edits
@@ -32,20 +34,18 @@ def load_edits(
 ) -> list[Edit]:
     """Edits from "lab" or "world", from a file (.json, .jsonl, .csv, .parquet), a folder, or a hub name "owner/name".
 
-    lab     `model` must be a lab model; the seed decides the sample, the order and the edits;
-            limit None: 100, or as many as there are people
-    world   cities and countries (GeoNames, CC BY 4.0), only facts that `model` knows in two wordings or
-            more, which is asked once and kept in results/known; seed and limit as for the lab
-    others  the seed decides the order when `limit` is given: a sample of that size, else all as they
-            stand; with `model`, only what its tokenizer can write
-    schema  "counterfact", "counterfact-flat", "zsre", "knowedit", "wikibigedit", "uniedit", "cknowedit" or "own";
-            None: what most records look like
+    lab     `model` must be a lab model; the seed decides the sample, the order and the edits; limit None: 100, or as
+            many as there are people
+    world   cities and countries (GeoNames, CC BY 4.0), only facts that `model` knows in two wordings or more, which is
+            asked once and kept in results/known; seed and limit as for the lab
+    others  with `limit` a sample of that size by the seed, else all in their order; with `model`, only what its
+            tokenizer can write
+    schema  one of data.schemas.SCHEMAS, "own" for the fields of `Edit`; None: what most records look like
     chat    whether the prompts are questions to a chat model: they are put into the chat template of `model`
     hub     keywords of `datasets.load_dataset` for folders and hub names: split, name, data_files, …
 
-    The fields of one's own records are those of `Edit`; in CSV, lists are written as JSON. Records that cannot be
-    an edit are left out with one warning; `read_edits` gives the reasons, which name the record and the field.
-    Raises KeditError where no record can be one.
+    In CSV, lists are written as JSON. Records that cannot be an edit are left out with one warning; `read_edits` gives
+    the reasons, which name the record and the field. KeditError where no record can be one.
     """
     if (source := str(source)) in MADE:
         if schema is not None or chat or hub:
@@ -71,21 +71,20 @@ def read_edits(
 ) -> tuple[list[Edit], pd.DataFrame]:
     """All edits of a file, a folder or a hub name in its order, and a row for every record that cannot be one.
 
-    Columns of the rejected: record (counted from 1), id (as in the file), subject, reason: the subject is
-    not in the prompt, or there twice; a text is empty; or the tokenizer of `model`, if that is given,
-    cannot write a target. Arguments and errors as of `load_edits`.
+    Columns of the rejected: record (counted from 1), id (as in the file), subject, reason: the subject is not in the
+    prompt, or there twice; a text is empty; or the tokenizer of `model` cannot write a target. Arguments and errors as
+    of `load_edits`.
     """
-    if str(source) in MADE:
-        raise KeditError(
-            f"read_edits({str(source)!r}): these edits are made, not read; use load_edits({str(source)!r}, model=…)"
-        )
+    if (made := str(source)) in MADE:
+        raise KeditError(f"read_edits({made!r}): these edits are made, not read; use load_edits({made!r}, model=…)")
     if chat and model is None:
         raise KeditError(f"{Path(source).name}: chat=True needs the chat template of a model; pass model=")
     records = records_of(source, **hub)
     if schema is not None and schema not in SCHEMAS:
         raise KeditError(f"schema {schema!r}: is unknown; use one of {', '.join(SCHEMAS)}")
     read = [r for r in records if r.broken is None]
-    schema = schema or Counter(_schema_of(r) for r in read or records).most_common(1)[0][0]
+    fits = (next(name for name, kind in SCHEMAS.items() if kind.fits(r.values)) for r in read or records)
+    schema = schema or Counter(fits).most_common(1)[0][0]
     edits, rejected, more = [], [], Counter()
     with warnings.catch_warnings(action="ignore"):  # of a whole data set, load_edits warns once
         for record in records:
@@ -95,37 +94,30 @@ def read_edits(
                 edits.append(_edit(model, chat, **SCHEMAS[schema].fields(record)))
                 more.update(unknown(record) if schema == "own" else [])
             except KeditError as error:
-                where = f"{record.where}: "
-                reason = f"{where}{str(error).removeprefix(where)}"
-                rejected.append((record.number, _named(record, "case_id", "id"), _named(record, "subject"), reason))
+                reason = f"{record.where}: {str(error).removeprefix(f'{record.where}: ')}"
+                id = _named(record, "case_id", "id", default=record.number)
+                rejected.append((record.number, id, _named(record, "subject"), reason))
     if more:
         said = ", ".join(f"{name!r}" for name in more)
         warnings.warn(f"{Path(source).name}: no field of an edit, and left out: {said}", stacklevel=2)
     return edits, pd.DataFrame(rejected, columns=["record", "id", "subject", "reason"])
 
 
-def _named(record: Record, *names: str) -> str:
-    """What a record calls itself, wherever its schema has it; its position where it does not."""
+def _named(record: Record, *names: str, default: str = "") -> str:
+    """The first of these fields that a record has, wherever its schema puts it."""
     inner = record.values.get("requested_rewrite")
     places = (record.values, inner if isinstance(inner, dict) else {})
-    found = [values[name] for values in places for name in names if values.get(name) is not None]
-    return str(found[0]) if found else "" if names == ("subject",) else str(record.number)
+    found = (values[name] for values in places for name in names if values.get(name) is not None)
+    return str(next(found, default))
 
 
 def _made(source: str, model, limit: int | None, seed: int) -> list[Edit]:
     if source == "lab":
-        from ..lab import world_of  # here, and below: files of edits need neither
-        from ..lab.edits import lab_edits
-
         world = world_of(model)
         return lab_edits(world, min(MADE_BY_DEFAULT, len(world.streamed)) if limit is None else limit, seed)
-    from .world_facts import known_world
+    from .world_facts import known_world  # here: it builds on this module
 
     return known_world(model, results_folder() / "known").edits(MADE_BY_DEFAULT if limit is None else limit, seed)
-
-
-def _schema_of(record: Record) -> str:
-    return next(name for name, schema in SCHEMAS.items() if schema.fits(record.values))
 
 
 def _edit(model, chat: bool, text: str | None = None, **fields) -> Edit:
@@ -139,9 +131,9 @@ def _edit(model, chat: bool, text: str | None = None, **fields) -> Edit:
 
 
 def _warn(name: str, edits: list[Edit], rejected: pd.DataFrame) -> None:
-    said, total = [], len(edits) + len(rejected)
-    if len(rejected):
-        left_out = f"{len(rejected)} of {total} records cannot be edits and are left out"
+    said = []
+    if n := len(rejected):
+        left_out = f"{n} of {n + len(edits)} records cannot be edits and are left out"
         said.append(f"{left_out}, the first: {rejected.reason[0]} (read_edits lists them all)")
     if same := sum(e.target_new == e.target_true for e in edits):
         said.append(f"in {same} of {len(edits)} edits target_new equals target_true")

@@ -2,28 +2,68 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import os
 import random
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
+from ..data.atomic import replacing
 from ..data.edit import Edit, around_places
 from ..data.files import HUB_NAME, READERS, records_of
+from ..data.provenance import ALGORITHMS, key_of
 from ..data.texts import paragraphs
 from ..data.words import places
 from ..errors import KeditError
+from ..evaluation import generation_accuracy
 from ..evaluation.edit_probes import EditProbe, FactProbe, PerplexityProbe, VitalProbe
 from ..evaluation.side_effects import SELDOM, family_probes, other_prompts
 from ..models.self_text import SELF, WRITTEN, self_texts
 from .edit_sets import read_edits
-from .known_answers import ASKED, KnownAnswers
 from .lab_facts import LabFacts
 
 LAB, AUTO = "lab", "auto"
 WIKITEXT = "Salesforce/wikitext:wikitext-2-raw-v1"
 TEXTS = 100_000  # documents for C at most: what the authors of MEMIT took
 HELD_OUT = 40  # documents that perplexity is measured on, and C is not
+ASKED = 256  # questions that are asked between two savings
+
+
+class KnownAnswers:
+    """Called with (prompt, answer) pairs: for each whether the unedited model says the answer by greedy decoding, by
+    `match` as in `generation_accuracy`. folder: keeps the answers, a file for a model's weights and setting; None:
+    they are lost with the process."""
+
+    def __init__(self, model, match: str, folder: Path | None = None):
+        self.model, self.match, self.found = model, match, {}
+        key = key_of(model=[model.checksum, model.setting], match=match, algorithms=ALGORITHMS)
+        self.path = None if folder is None else Path(folder) / f"answers-{key}.json"
+        self._read()
+
+    def __call__(self, pairs: list[tuple[str, str]]) -> list[bool]:
+        names = [_name(*pair) for pair in pairs]
+        ask = [pair for name, pair in dict(zip(names, pairs, strict=True)).items() if name not in self.found]
+        for part in (ask[k : k + ASKED] for k in range(0, len(ask), ASKED)):
+            with self.model.temporarily():
+                right = generation_accuracy(self.model, [p for p, _ in part], [a for _, a in part], self.match)
+            self._read()
+            self.found.update(zip((_name(*pair) for pair in part), right, strict=True))
+            if self.path is not None:
+                with replacing(self.path) as partial:
+                    partial.write_text(json.dumps(self.found))
+        return [self.found[name] for name in names]
+
+    def _read(self) -> None:
+        if self.path is not None:
+            with contextlib.suppress(OSError, ValueError):
+                self.found = json.loads(self.path.read_text()) | self.found
+
+
+def _name(prompt: str, answer: str) -> str:
+    return hashlib.sha256(json.dumps([prompt, answer]).encode()).hexdigest()[:16]
 
 
 class DatasetFacts:
@@ -33,7 +73,6 @@ class DatasetFacts:
                   texts also "self" or "auto", as in `plain_texts`
     chat          whether the prompts are questions to a chat model, put into its chat template
     cache         a folder for what the model was found to know (None: it is asked again each time)
-    unknown       how many records were asked about and left out so far, because the model does not know them
     """
 
     match = "begins"  # a model that was not trained on these sentences goes on after the answer
@@ -63,11 +102,10 @@ class DatasetFacts:
 
     def edits(self, n: int, seed: int) -> list[Edit]:
         """The first n of the seed's order that the model knows; records without target_true are taken as they are."""
-        order, found = random.Random(seed).sample(self.records, len(self.records)), []
-        for begin in range(0, len(order), ASKED):
-            found += self._known(order[begin : begin + ASKED])
-            if len(found) >= n:
-                return found[:n]
+        order = random.Random(seed).sample(self.records, len(self.records))
+        found = _first(n, order, ASKED, self._known)
+        if len(found) == n:
+            return found
         there = f"has edits of {len(order)} subjects, of which the model knows {len(found)}"
         raise KeditError(f"edits {self.source!r}: {there}, {n} were asked for; give more, or lower n_edits")
 
@@ -77,18 +115,16 @@ class DatasetFacts:
 
     @property
     def unknown(self) -> int:
+        """Records asked about so far and left out, because the model does not know them."""
         return sum(not knows for knows in self._knows.values())
 
     @property
     def selection(self) -> str:
         """A sentence on the facts that were left out."""
         name = Path(self.source).name if os.path.exists(self.source) else self.source
-        return (
-            f"Of {len(self._knows)} facts of {name} that the model was asked about it does not know "
-            f"{self.unknown}; these were left out before any edit."
-            + f" {self.rejected} of its records cannot be an edit."
-            * (self.rejected > 0)
-        )
+        broken = f" {self.rejected} of its records cannot be an edit." if self.rejected else ""
+        asked = f"Of {len(self._knows)} facts of {name} that the model was asked about"
+        return f"{asked} it does not know {self.unknown}; these were left out before any edit.{broken}"
 
     def _known(self, edits: list[Edit]) -> list[Edit]:
         """The edits whose true object the unedited model knows."""
@@ -104,8 +140,7 @@ class DatasetFacts:
         return self.documents[HELD_OUT:][:TEXTS]
 
     def probes(self, edits, untouched: int, seed: int, layers=(), every: int = SELDOM, families: bool = True) -> list:
-        """As `lab_probes`: edits, `untouched` facts of subjects that no edit names, a fifth as many of edited subjects
-        where the source has such, perplexity."""
+        """As `lab_probes`; facts of edited subjects only where the source has such."""
         held_out, aside, match = tuple(self.documents[:HELD_OUT]), {}, self.match
         found = [EditProbe(families, every, match=match), PerplexityProbe(held_out, every)]
         strangers = self.strangers(edits, untouched, seed)
@@ -114,8 +149,7 @@ class DatasetFacts:
         own = self.own(edits, max(1, untouched // 5), seed)
         for cohort, pairs, probe in (("untouched", facts, VitalProbe), ("same subjects", own, FactProbe)):
             if pairs:
-                prompts, answers = zip(*pairs, strict=True)
-                found.append(probe(cohort, prompts, answers, every, match=match))
+                found.append(probe(cohort, *zip(*pairs, strict=True), every, match=match))
         if facts:
             aside["new on strangers"] = other_prompts(edits, *zip(*facts, strict=True))
         if families:
@@ -142,20 +176,20 @@ class DatasetFacts:
         return [(e.text, e.target_true) for e in known[:limit]]
 
     def neighbors(self, edits, limit: int, seed: int) -> list[tuple[str, str]]:
-        """(prompt, answer) of known facts about none of the edited subjects that records name as neighbors, or that
-        the model says in a record's paraphrase only: they fill up a panel for which a data set has too few known
-        records of its own."""
-        edited, known = [e.subject for e in edits], []
+        """(prompt, answer) of known facts about no edited subject that records name as neighbors, or that the model
+        says in a record's paraphrase only: they fill up a panel for which there are too few known records."""
+        edited = [e.subject for e in edits]
         real = [e for e in self.records if e.target_true is not None]
         facts = {(prompt, e.target_true) for e in real for prompt in e.neighborhood}
         facts |= {(e.paraphrases[0], e.target_true) for e in real if e.paraphrases and not self._knows.get(e)}
         facts -= {(e.text, e.target_true) for e in real}
         others = random.Random(f"neighbors-{seed}").sample(sorted(facts), len(facts))
-        while others and len(known) < limit:
-            part, others = others[:ASKED], others[ASKED:]
+
+        def known(part: list) -> list:
             part = [(p, a) for p, a in part if not any(s in p and places(p, s) for s in edited)]
-            known += [pair for pair, says in zip(part, self._says(part), strict=True) if says]
-        return known[: max(0, limit)]
+            return [pair for pair, says in zip(part, self._says(part), strict=True) if says]
+
+        return _first(max(0, limit), others, ASKED, known)
 
     def consequences(self, edits) -> tuple:
         """For each edit its questions in place of its own `portability`; none: those."""
@@ -176,27 +210,26 @@ class DatasetFacts:
         return [(prompt, edit.target_true) for prompt in edit.neighborhood if edit.target_true is not None], []
 
     def strangers(self, edits, limit: int, seed: int) -> list[tuple[str, str, str]]:
-        """(prompt with {}, subject, answer): facts that no edit touches."""
-        return [(e.prompt, e.subject, e.target_true) for e in self._untouched(edits, limit, seed)]
-
-    def _untouched(self, edits: list[Edit], limit: int, seed: int) -> list[Edit]:
-        """Facts of subjects that no edit names, and that the unedited model knows."""
+        """(prompt with {}, subject, answer) of known facts whose subject no edit names."""
         edited = {e.subject for e in edits}
         others = [e for e in self.records if e.subject not in edited and e.target_true is not None]
-        others, known = random.Random(f"untouched-{seed}").sample(others, len(others)), []
-        while others and len(known) < limit:
-            part, others = others[: 2 * limit], others[2 * limit :]
-            known += self._known(part)
-        return known[:limit]
+        others = random.Random(f"untouched-{seed}").sample(others, len(others))
+        return [(e.prompt, e.subject, e.target_true) for e in _first(limit, others, 2 * limit, self._known)]
+
+
+def _first(n: int, order: list, step: int, known) -> list:
+    """The first n of those that `known` leaves of `order`, `step` at a time."""
+    found = []
+    while order and len(found) < n:
+        found, order = found + known(order[:step]), order[step:]
+    return found[:n]
 
 
 def facts_of(model, edits: str, texts: str, cache: Path | None = None, chat: bool = False) -> LabFacts | DatasetFacts:
     """By a profile's `edits` and `texts`: both "lab", or both somewhere else."""
     if (edits == LAB) != (texts == LAB):
-        raise KeditError(
-            f"edits = {edits!r}, texts = {texts!r}: either both are 'lab' or neither is; name both, a file or a "
-            "hub name (make: DATA= and TEXTS=)"
-        )
+        why = "either both are 'lab' or neither is; name both, a file or a hub name (make: DATA= and TEXTS=)"
+        raise KeditError(f"edits = {edits!r}, texts = {texts!r}: {why}")
     if chat and edits in (LAB, "world"):
         raise KeditError(f"chat = True, edits = {edits!r}: goes with a file or hub name of edits; leave it out")
     if edits == LAB:

@@ -1,25 +1,24 @@
-"""A guard for edit sequences: known facts are asked again while edits are made, and a sequential test says when too
-many of them are lost.
+"""A guard for edit sequences: it asks known facts again between edits, and a sequential test raises the alarm.
 
     guard = kedit.CollapseGuard(canaries)            # (prompt, answer) pairs or edits that nobody makes
     run = kedit.run_stream(model, edits, method, guard=guard)            # warns, stops, rolls back, or writes one batch
     guard.check(model)                               # after each edit of any other tool's loop
 
-**The test.** Each look asks `looks_at` canaries drawn anew from those that the unedited model knows. x = 1 for one that
-is lost. While the share of lost facts is at most `tolerated` (τ), the product of the likelihood ratios
+**The test.** Each look asks `looks_at` canaries, drawn anew from those that the unedited model knows; x = 1 for a lost
+one. While the share of lost facts is at most `tolerated` (τ), the product of the likelihood ratios
 
     L = Π (q/τ)^x ((1 − q)/(1 − τ))^(1 − x),        q > τ the share that is to be noticed
 
 over the looks from any start on is a supermartingale, and so is the mixture Σⱼ Πᵢ≥ⱼ Lᵢ / j(j + 1) over all starts j. By
-Ville's inequality it ever exceeds 1/α with probability at most α: the false-alarm rate holds over all looks together,
-however many there are (Shin, Ramdas and Rinaldo 2022, arXiv 2203.03532; Ramdas et al. 2023, arXiv 2210.01948).
+Ville's inequality it ever exceeds 1/α with probability at most α, over all looks together (Shin, Ramdas and Rinaldo
+2022, arXiv 2203.03532; Ramdas et al. 2023, arXiv 2210.01948).
 
 **The forecast.** With the evidence the alarm waits until a straight line through the looks since half of the edits
-reaches one half lost within the next `within` edits. It is raised no earlier than the test's, so the rate holds.
+reaches one half lost within the next `within` edits: never earlier than the test's alarm, so the rate holds.
 
-**What comes free.** A model can die within ten edits, too fast for questions. ‖v₀‖, the state that each edit starts
-from, then swells first: where the median of the last SPAN edits is `swelling` times that of the first, there is an
-alarm at once. No rate is known for it; the factor lies above that of every stored sequence that outlived its edits.
+**Swelling.** A model can die within ten edits, too fast for questions. ‖v₀‖, the state that each edit starts from, then
+grows first: the alarm comes at once where the median of the last SPAN edits is `swelling` times that of the first. No
+rate is known for it; the factor lies above that of every stored sequence that outlived its edits.
 """
 
 from __future__ import annotations
@@ -34,6 +33,7 @@ from statistics import linear_regression, median
 import torch
 
 from ..errors import KeditError
+from ..models.hooks import pad
 from ..models.tokenization import encode, target_ids
 
 ACTIONS = ("warn", "stop", "roll back", "batch")
@@ -102,17 +102,17 @@ class CollapseGuard:
             raise KeditError("guard: needs 0 < tolerated < noticed < 1 and 0 < alpha < 1")
         if self.action not in ACTIONS:
             raise KeditError(f"guard: action = {self.action!r}; use one of {', '.join(ACTIONS)}")
-        if min(self.every, self.looks_at, 1 if self.within is None else self.within) < 1:
+        if min(self.every, self.looks_at) < 1 or (self.within is not None and self.within < 1):
             raise KeditError("guard: every, looks_at and within must be at least 1")
         if self.swelling is not None and not self.swelling > 1:
             raise KeditError(f"guard: swelling = {self.swelling!r}; must be more than 1, or None")
 
     def __str__(self) -> str:
         """The alarm or the last look, and the seconds of all looks."""
-        alarm = next((r for r in self.readings if r.alarm), None)
-        quiet = f"no alarm: {self.readings[-1]}" if self.readings else "has not looked yet"
-        last = f"alarm: {alarm}" if alarm else quiet
-        return f"{last} ({len(self.readings)} looks, {sum(r.seconds for r in self.readings):.1f} s)"
+        if not self.readings:
+            return "has not looked yet"
+        alarm = next((f"alarm: {r}" for r in self.readings if r.alarm), f"no alarm: {self.readings[-1]}")
+        return f"{alarm} ({len(self.readings)} looks, {sum(r.seconds for r in self.readings):.1f} s)"
 
     @property
     def alarm(self) -> bool:
@@ -138,7 +138,9 @@ class CollapseGuard:
         """Keep the canaries that this model, still unedited, says; how many. KeditError when there are too few."""
         pairs = own_canaries(model, tokenizer, 4 * self.looks_at, self.seed) if self.canaries is None else self.canaries
         pairs = [p if isinstance(p, tuple) else (p.text, p.target_true) for p in pairs]
-        rows = [_row(model, tokenizer, *pair) for pair in pairs if pair[1] is not None]
+        tokenizer = _parts(model, tokenizer)[1]
+        pairs = [(p, a) for p, a in pairs if a is not None]
+        rows = [(tuple(encode(tokenizer, p)), tuple(target_ids(tokenizer, p, a))) for p, a in pairs]
         self._known = [row for row, right in zip(rows, _says(model, rows), strict=True) if right]
         if len(self._known) < 10:
             raise KeditError(f"guard: the model knows {len(self._known)} of {len(pairs)} canaries; give facts it knows")
@@ -156,7 +158,7 @@ class CollapseGuard:
         lost, before = len(asked) - sum(_says(model, asked)), self.alarm
         reading = self.judge(edits, lost, len(asked), time.perf_counter() - begin)
         if reading.alarm and not before:
-            warnings.warn(f"guard: {reading}; the model is losing what no edit names", Collapsing, stacklevel=2)
+            warnings.warn(f"guard: {reading}; the model is losing untouched facts", Collapsing, stacklevel=2)
         return reading
 
     def judge(self, edits: int, lost: int, asked: int, seconds: float = 0.0) -> Reading:
@@ -180,9 +182,8 @@ class CollapseGuard:
         now = self.readings[-1].edits
         recent = [r for r in self.readings if r.edits >= now / 2]
         recent = recent if len(recent) > 1 else self.readings[-2:]
-        if recent[0].edits == now:  # one look has no slope
-            slope, lost = 0.0, recent[-1].lost
-        else:
+        slope, lost = 0.0, recent[-1].lost  # one look has no slope
+        if recent[0].edits < now:
             slope, lost = linear_regression([r.edits - now for r in recent], [r.lost for r in recent])
         if lost >= DEAD:
             return 0.0
@@ -196,13 +197,12 @@ class CollapseGuard:
 
     def state(self) -> dict:
         """Plain data for a checkpoint."""
-        readings = [asdict(r) for r in self.readings]
-        return {"readings": readings, "mixture": self._mixture, "known": self._known}
+        return {"readings": [asdict(r) for r in self.readings], "mixture": self._mixture, "known": self._known}
 
     def resume(self, state: dict) -> None:
         self.readings = [Reading(**r) for r in state["readings"]]
         self._mixture = state["mixture"]
-        self._known = state["known"] and [tuple(map(tuple, row)) for row in state["known"]]
+        self._known = state["known"] and [tuple(map(tuple, row)) for row in state["known"]]  # JSON knows no tuples
 
 
 def alarms_at(looks, norms=(), batch: int = 1, **settings) -> int | None:
@@ -223,55 +223,36 @@ def own_canaries(model, tokenizer, n: int, seed: int) -> list[tuple[str, str]]:
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if start is None:
         raise KeditError("guard: the tokenizer has no start token to sample from; give canaries")
-    found = []
+    ids, found = torch.full((16, 1), start, device=hf.device), []
+    sampling = {"do_sample": True, "max_new_tokens": 24, "pad_token_id": start}
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         for _ in range(20):
-            ids = torch.full((16, 1), start, device=hf.device)
-            said = hf.generate(
-                ids, attention_mask=torch.ones_like(ids), do_sample=True, max_new_tokens=24, pad_token_id=start
-            )
-            p = hf(said).logits.softmax(-1)
-            for row, chances in zip(said, p, strict=True):
+            said = hf.generate(ids, attention_mask=torch.ones_like(ids), **sampling)
+            best = hf(said).logits.softmax(-1).max(-1)
+            for row, sure, tokens in zip(said, best.values > SURE, best.indices, strict=True):
                 for at in range(8, len(row) - 1):
-                    best = chances[at].max(-1)
-                    word = tokenizer.decode(best.indices)
-                    if best.values > SURE and word.startswith(" ") and word.strip().isalpha():
+                    word = tokenizer.decode(tokens[at])
+                    if sure[at] and word.startswith(" ") and word.strip().isalpha():
                         found.append((tokenizer.decode(row[1 : at + 1]), word.strip()))
                         break
             if len(found) >= n:
-                return found[:n]
-    return found
+                break
+    return found[:n]
 
 
 def _parts(model, tokenizer):
-    hf = getattr(model, "hf", model)
     tokenizer = tokenizer or getattr(model, "tokenizer", None)
     if tokenizer is None:
         raise KeditError("guard: a transformers model comes without its tokenizer; pass tokenizer=")
-    return hf, tokenizer
-
-
-def _row(model, tokenizer, prompt: str, answer: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """(prompt ids, answer ids)"""
-    _, tokenizer = _parts(model, tokenizer)
-    return tuple(encode(tokenizer, prompt)), tuple(target_ids(tokenizer, prompt, answer))
+    return getattr(model, "hf", model), tokenizer
 
 
 @torch.no_grad()
 def _says(model, rows) -> list[bool]:
-    """Whether every token of the answer is the model's own choice, row by row; one padded pass."""
+    """For rows (prompt ids, answer ids): whether each token of the answer is the model's own choice."""
     if not rows:
         return []
     hf = getattr(model, "hf", model)
-    longest = max(len(prompt) + len(answer) for prompt, answer in rows)
-    ids = torch.zeros(len(rows), longest, dtype=torch.long, device=hf.device)
-    mask = torch.zeros_like(ids)
-    for i, (prompt, answer) in enumerate(rows):
-        ids[i, : len(prompt) + len(answer)] = torch.tensor([*prompt, *answer])
-        mask[i, : len(prompt) + len(answer)] = 1
-    best = hf(ids, attention_mask=mask).logits.argmax(-1)
-    ends = [(len(prompt) - 1, len(prompt) + len(answer) - 1) for prompt, answer in rows]
-    return [
-        tuple(best[i, a:b].tolist()) == answer for i, ((a, b), (_, answer)) in enumerate(zip(ends, rows, strict=True))
-    ]
+    best = hf(pad([prompt + answer for prompt, answer in rows], hf.device)).logits.argmax(-1).tolist()
+    return [tuple(b[len(p) - 1 : len(p) + len(a) - 1]) == a for b, (p, a) in zip(best, rows, strict=True)]

@@ -29,9 +29,7 @@ class Interrupt:
 @contextlib.contextmanager
 def postponed() -> Iterator[Interrupt]:
     """Inside, the first Ctrl-C is only noted, so that the caller can stop where it is safe; a second one acts at once.
-
-    Signals are left alone outside the main thread, which alone gets them, and in a process that ignores Ctrl-C.
-    """
+    Signals are left alone outside the main thread, which alone gets them, and in a process that ignores Ctrl-C."""
     interrupt, before = Interrupt(), signal.getsignal(signal.SIGINT)
     heeded = threading.current_thread() is threading.main_thread() and callable(before)
 

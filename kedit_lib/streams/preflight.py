@@ -1,10 +1,4 @@
-"""Whether a model can be edited on this machine, and what that will cost.
-
-    kedit.check_model("Qwen/Qwen2.5-0.5B", profile="gpu")
-
-gives a table: what was recognised, what one edit did before it was taken back, the proposed layers and λ, and the
-minutes that the notebooks would take.
-"""
+"""Whether a model can be edited on this machine, where, and what that will cost."""
 
 from __future__ import annotations
 
@@ -12,7 +6,7 @@ import contextlib
 import math
 import time
 from dataclasses import dataclass
-from fnmatch import fnmatch
+from fnmatch import filter as matching
 from pathlib import Path
 
 import pandas as pd
@@ -65,7 +59,7 @@ COMMON = (
 
 @dataclass(frozen=True)
 class Trial:
-    """One edit that was made and taken back. success: p of the new object on the edit prompt after it, 0..1."""
+    """One edit that was made and taken back. before, success: p of the new object on the edit prompt, 0..1."""
 
     edit: Edit
     seconds: float
@@ -74,37 +68,22 @@ class Trial:
     restored: bool
 
 
-def common_edits() -> list[Edit]:
-    """Facts that many models know, each with the next one's object as the new one."""
-    return [
-        Edit(prompt, subject, facts[(i + 1) % len(facts)][1], target_true=true)
-        for prompt, facts in COMMON
-        for i, (subject, true) in enumerate(facts)
-    ]
-
-
 @dataclass(frozen=True)
 class Check:
-    """What `check` found.
+    """What `check` found."""
 
-    table      index: what; column: value
-    effect     of `causal_trace`, at the subject's last token (empty: it knows no fact that was asked)
-    traced     how many facts were traced
-    rome, memit    proposed layers
-    path       the model's parameter file (None: none was written)
-    """
-
-    table: pd.DataFrame
-    effect: pd.DataFrame
-    traced: int
+    table: pd.DataFrame  # index: what; column: value
+    effect: pd.DataFrame  # of `causal_trace`, at the subject's last token (empty: it knows no fact that was asked)
+    traced: int  # how many facts were traced
     trial: Trial
-    rome: list[int]
+    rome: list[int]  # proposed layers
     memit: list[int]
-    path: Path | None
+    path: Path | None  # the model's parameter file (None: none was written)
 
 
 def check_model(model, edits=None, profile: str | Profile | None = None, write: bool = True) -> pd.DataFrame:
-    """A table (index: what; column: value): what a model is, what one edit of it does and costs, and where to edit.
+    """A table (index: what; column: value): what a model is, what one edit of it does and costs, where to edit, and the
+    minutes that the notebooks would take.
 
     model    an EditableModel, or what `load_model` takes
     edits    Edits with target_true, of facts that the model may know: they are traced, the first known one is tried.
@@ -112,8 +91,7 @@ def check_model(model, edits=None, profile: str | Profile | None = None, write: 
     profile  the run that minutes are estimated for (None: "lab" for a lab model, else "gpu")
     write    whether the proposal becomes results/models/<name>.yaml; a model that has a file keeps it
 
-    The weights are the ones at entry afterwards; the table says so. Raises KeditError for a model whose layout or
-    tokenizer is not understood.
+    The weights are the ones at entry afterwards. KeditError for a model whose layout or tokenizer is not understood.
     """
     return check(model, edits, profile, write).table
 
@@ -157,22 +135,21 @@ def check(model, edits=None, profile: str | Profile | None = None, write: bool =
     minutes = notebook_minutes(profile, trial.seconds, seconds_asking)
     rows |= {f"minutes, {notebook} ({profile.name})": roughly(value, 1) for notebook, value in minutes.items()}
     table = pd.DataFrame({"value": rows}).rename_axis("what")
-    empty = pd.DataFrame(columns=["place", "layer", "effect"])
-    layers = sections["rome"]["layers"], sections["memit"]["layers"]
-    return Check(table, empty if effect is None else effect, len(facts), trial, *layers, path)
+    if effect is None:
+        effect = pd.DataFrame(columns=["place", "layer", "effect"])
+    return Check(table, effect, len(facts), trial, sections["rome"]["layers"], sections["memit"]["layers"], path)
 
 
 def try_edit(model, edit: Edit, layers: list[int]) -> Trial:
     """One edit by ROME without C, over as many contexts as MEMIT has, and taken back."""
-    method = ROME(layers=layers, mom2_adjustment=False)
-    was = [model.weight(layer).detach().clone() for layer in layers]
+    method, asked = ROME(layers=layers, mom2_adjustment=False), ([edit.text], [edit.target_new])
+    was, held = [model.weight(layer).detach().clone() for layer in layers], model.snapshot()
     contexts = generate_contexts(model, style=method_class("memit").context_style)
-    before = answer_probability(model, [edit.text], [edit.target_new]).item()
-    held = model.snapshot()
+    before = answer_probability(model, *asked).item()
     begin = time.perf_counter()
     method.apply(model, [edit], contexts=contexts)
     seconds = time.perf_counter() - begin
-    after = answer_probability(model, [edit.text], [edit.target_new]).item()
+    after = answer_probability(model, *asked).item()
     model.load_snapshot(held)
     restored = all(torch.equal(w, model.weight(layer)) for w, layer in zip(was, layers, strict=True))
     return Trial(edit, seconds, before, after, restored)
@@ -183,23 +160,16 @@ def notebook_minutes(profile: Profile, seconds_an_edit: float, seconds_a_questio
     their checkpoints, one process; "all" runs a stream that several need once. Second moments are not in it."""
     asked = (1 + profile.n_edits / profile.checkpoint_every) * profile.untouched * seconds_a_question
     stream = len(profile.live_orders) * (profile.n_edits * seconds_an_edit + asked)
-    names = {notebook: _fitting(streams_of(profile), patterns) for notebook, patterns in NEEDS.items()}
-    found = {notebook: len(needed) * stream for notebook, needed in names.items()}
-    single = profile.n_single
+    live, single = streams_of(profile), profile.n_single
+    names = {n: {s for pattern in needs.split() for s in matching(live, pattern)} for n, needs in NEEDS.items()}
     alone = {"00": 1, "01": 2 * single, "04": sum(profile.mass_sizes), "08": LAYER_EDITS, "11": single}
-    for notebook, edits in alone.items():
-        found[notebook] += edits * seconds_an_edit
-    every = len(set().union(*names.values())) * stream + sum(alone.values()) * seconds_an_edit
-    return {notebook: seconds / 60 for notebook, seconds in [*sorted(found.items()), ("all", every)]}
-
-
-def _fitting(names, patterns: str) -> set[str]:
-    return {name for name in names for pattern in patterns.split() if fnmatch(name, pattern)}
+    found = {n: len(needed) * stream + alone.get(n, 0) * seconds_an_edit for n, needed in names.items()}
+    found["all"] = len(set().union(*names.values())) * stream + sum(alone.values()) * seconds_an_edit
+    return {notebook: seconds / 60 for notebook, seconds in found.items()}
 
 
 def roughly(value: float, least: float) -> str:
-    """ "about" the nearest of 1, 2 and 5 times a power of ten: times vary from run to run, and a committed table should
-    not."""
+    """ "about" the nearest of 1, 2 and 5 times a power of ten, so that a committed table is the same after each run."""
     if value < least:
         return f"< {least:g}"
     unit = 10.0 ** math.floor(math.log10(value))
@@ -211,10 +181,12 @@ def _own_edits(model) -> list[Edit]:
     if model.name in LAB_MODELS:
         return load_edits("lab", model=model, limit=2 * TRACED)
     writable = []
-    for edit in common_edits():
-        with contextlib.suppress(KeditError):
-            check_edit(model.tokenizer, edit)
-            writable.append(edit)
+    for prompt, facts in COMMON:
+        for i, (subject, true) in enumerate(facts):
+            edit = Edit(prompt, subject, facts[(i + 1) % len(facts)][1], target_true=true)  # the next one's object
+            with contextlib.suppress(KeditError):
+                check_edit(model.tokenizer, edit)
+                writable.append(edit)
     if not writable:
         raise KeditError(f"check_model: {model.name} can write none of the well-known facts; pass edits it may know")
     return writable
@@ -226,12 +198,11 @@ def _listed(layers: list[int]) -> str:
 
 def _recognised(model) -> dict:
     config, tokenizer, layout = model.hf.config, model.tokenizer, model.layout
-    embedded, words = model.hf.get_input_embeddings(), len(tokenizer)
+    embedded = model.hf.get_input_embeddings()
     heads = getattr(config, "num_attention_heads", None)
     groups = getattr(config, "num_key_value_heads", None) or heads
-    ids, answer = encode(tokenizer, "The capital of France is"), target_ids(tokenizer, "It is", "a town")
-    begins = tokenizer.bos_token_id is not None and ids[0] == tokenizer.bos_token_id
-    marked = tokenizer.convert_ids_to_tokens(answer)[0]
+    begins = tokenizer.bos_token_id in encode(tokenizer, "The capital of France is")[:1]
+    marked = tokenizer.convert_ids_to_tokens(target_ids(tokenizer, "It is", "a town"))[0]
     spaces = "▁ (sentencepiece)" if marked.startswith("▁") else "Ġ (byte-level BPE)" if marked[0] == "Ġ" else marked
     pad = tokenizer.pad_token
     padding = "none (not needed)" if pad is None else f"{pad}{' = eos' if pad == tokenizer.eos_token else ''}"
@@ -246,7 +217,7 @@ def _recognised(model) -> dict:
         "attention": "beside the MLP" if beside else "before the MLP",
         "norm behind the MLP": f"{layout.mlp_norm}: ROME, PMET and FT only" if layout.mlp_norm else "none",
         "head": "tied to the embeddings" if tied else "its own",
-        "tokens, embeddings": f"{words}, {embedded.num_embeddings}",
+        "tokens, embeddings": f"{len(tokenizer)}, {embedded.num_embeddings}",
         "spaces as": spaces,
         "begin of text": f"{tokenizer.bos_token}, put in front" if begins else "none in front",
         "padding": padding,
@@ -256,9 +227,9 @@ def _recognised(model) -> dict:
 
 def _memory(model, layers: list[int]) -> dict:
     """GiB: the weights; and with them what editing keeps, W₀ and W's sum for each edited layer, C and its factor."""
-    weights = sum(p.numel() * p.element_size() for p in model.hf.parameters())
+    parameters, weights = model.hf.num_parameters(), sum(p.nbytes for p in model.hf.parameters())
     edited = len(layers) * (model.d_model * model.d_ff * (model.weight(0).element_size() + 4) + model.d_ff**2 * 12)
     return {
-        "parameters, millions": round(sum(p.numel() for p in model.hf.parameters()) / 1e6, 1),
+        "parameters, millions": round(parameters / 1e6, 1),
         "memory, GiB: weights, while editing": f"{weights / GIB:.2g}, {(weights + edited) / GIB:.2g}",
     }

@@ -1,14 +1,17 @@
-"""A finished stream: its tables, and where it collapsed."""
+"""A stream's tables: a row for each edit, the rows of each checkpoint, and where it collapsed."""
 
 from __future__ import annotations
 
+import math
 import statistics
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from ..errors import KeditError
+from ..evaluation import cosine
 from ..evaluation.protocol import DEAD
 from .store import RunFolder
 
@@ -21,8 +24,8 @@ class Run:
 
     edits        one row per edit: probability_first/_last, steps, delta_ratio = ‖δ‖/‖v₀‖ (FT: NaN), s_<layer> and
                  written_<layer> where the method has them (see Outcome), dW_<layer> = ‖ΔW‖_F of its batch,
-                 W_<layer> = ‖W‖_F after it, along_<layer> = cosine of ΔW with the sum of all earlier updates of
-                 that layer (NaN: there is none), seconds, …
+                 W_<layer> = ‖W‖_F after it, along_<layer> = cosine of ΔW with the sum of the layer's earlier
+                 updates (NaN: there is none), seconds, …
     checkpoints  long form: edits_done, metric, cohort, value, n
     manifest     everything that decided the numbers, and where and when they were made
     path         its folder (None: not stored)
@@ -70,7 +73,84 @@ def collapse_point(run, kind: str = "optimisation") -> int | None:
         ends = range(WINDOW + 1, len(p) + 1)
         return next((n for n in ends if statistics.median(p[n - WINDOW : n]) < bar), None)
     if kind == "model":
-        c = run.checkpoints
-        below = c[(c.metric == "accuracy") & (c.cohort == "untouched") & (c.value < DEAD)]
-        return None if below.empty else int(below.edits_done.min())
+        untouched = run.curve("accuracy", "untouched")
+        below = untouched.index[untouched < DEAD]
+        return int(below[0]) if len(below) else None
     raise KeditError(f"collapse_point: kind = {kind!r}; use 'optimisation' or 'model'")
+
+
+def measured_after(model, run: Run, edits, probes, change) -> Run:
+    """The same edits with `change(model)` made once after the last: a Run whose checkpoints are the start and the end.
+
+    run: a finished stream that stored its weights; edits: its edits. The weights are the ones at entry afterwards.
+    """
+    with model.temporarily():
+        checks = measured_rows(model, probes, [], [], [], last=False)
+        model.load_snapshot(run.final_weights())
+        change(model)
+        checks += measured_rows(model, probes, list(edits), [], checks, last=True)
+    return Run(run.edits, pd.DataFrame(checks), {**run.manifest, "after": change.__name__})
+
+
+def measured_rows(model, probes, done_edits, rows, checks, last: bool) -> list[dict]:
+    """Rows of the probes that are due (see evaluation.protocol.Probe); rows, checks: all of the stream so far."""
+    begin, done = time.perf_counter(), len(done_edits)
+    before = checks[-1]["edits_done"] if checks else -1
+    found, seldom = [], []
+    for probe in probes:
+        every = getattr(probe, "every", 1)
+        if every is None:
+            seldom.append(probe)
+        elif last or done // every > before // every:
+            found += probe(model, done_edits)
+        elif brief := getattr(probe, "brief", None):
+            found += brief(model, done_edits)
+    if seldom and (not done or last or _collapses(rows, checks + _at(done, found), before)):
+        found += [row for probe in seldom for row in probe(model, done_edits)]
+    found.append({"metric": "seconds", "cohort": "probes", "value": time.perf_counter() - begin, "n": 1})
+    return _at(done, found)
+
+
+def _at(done: int, found: list[dict]) -> list[dict]:
+    return [{"edits_done": done, **row} for row in found]
+
+
+def _collapses(rows, checks, before: int) -> bool:
+    """Whether either collapse point lies after the checkpoint `before`."""
+    so_far = Run(pd.DataFrame(rows), pd.DataFrame(checks), {})
+    points = (collapse_point(so_far, kind) for kind in ("optimisation", "model"))
+    return any(point is not None and point > before for point in points)
+
+
+def is_dead(checks: list[dict]) -> bool:
+    """Whether accuracy on untouched facts is below DEAD at the last checkpoint."""
+    latest = [c for c in checks if c["edits_done"] == checks[-1]["edits_done"]]
+    return any(c["value"] < DEAD for c in latest if (c["metric"], c["cohort"]) == ("accuracy", "untouched"))
+
+
+def edit_rows(model, outcome, drift: dict, done: int, seconds: float) -> list[dict]:
+    """A row for each edit of the batch just applied; drift: {layer: W − W₀ before it}."""
+    shared = {"seconds": seconds / len(outcome.edits), "batch": len(outcome.edits)}
+    for layer in outcome.layers(model):
+        delta = outcome.deltas[model.weight_name(layer)]
+        shared[f"dW_{layer}"] = delta.double().norm().item()
+        shared[f"along_{layer}"] = cosine(delta, drift[layer])
+        shared[f"W_{layer}"] = model.weight(layer).detach().double().norm().item()
+    columns, rows = [], []
+    for layer in outcome.s | outcome.written:
+        of_edits = (("s", outcome.s), ("written", outcome.written))
+        columns += [(f"{name}_{layer}", found[layer]) for name, found in of_edits if layer in found]
+    for i, (edit, target) in enumerate(zip(outcome.edits, outcome.targets, strict=True)):
+        row = {
+            "edit": done + i + 1,
+            **{name: getattr(edit, name) for name in ("id", "subject", "relation", "target_new")},
+            "probability_first": target.probabilities[0],
+            "probability_last": target.probabilities[-1],
+            "loss_last": target.losses[-1],
+            "steps": target.steps,
+            "delta_ratio": math.nan if target.delta is None else target.delta.norm().item() / target.v0_norm,
+            **{name: getattr(target, name) for name in ("v0_norm", "clamped", "already")},
+            **shared,
+        }
+        rows.append(row | {name: values[i].item() for name, values in columns})
+    return rows

@@ -26,10 +26,10 @@ from ..models.memory import memory_for
 from ..models.model import EditableModel
 from .guard import CollapseGuard, Reading
 from .interrupts import postponed
-from .rows import edit_rows, is_dead, measured_rows
-from .run import WINDOW, Run
-from .store import Checkpoint, RunFolder, Unstored
+from .run import WINDOW, Run, edit_rows, is_dead, measured_rows
+from .store import Checkpoint, RunFolder
 
+KEPT = ("due", "dead", "started")  # of a stream, beside its rows, in a checkpoint
 AFTERMATH = 50  # edits that are still made once the optimised probability has sunk below `stop_below`
 
 
@@ -54,12 +54,10 @@ def run_stream(
 
     probes            measured before the first edit and at every checkpoint (None: the edits themselves)
     history           what a method that keeps one starts from (method.new_history), not changed. None: an empty one
-    store             a folder; the same call again returns the finished run or resumes a killed one.
-                      None: nothing is written
+    store             a folder: the same call again returns the finished run or resumes a killed one. None: no files
     checkpoint_every  edits between checkpoints (a batch is never cut)
     dense_every       spacing until the model is dead (untouched accuracy below 0.5); None: 10 or less
-    known             a folder for the probes' answers on the unedited model: streams that share it ask once.
-                      None: each stream asks
+    known             a folder for the probes' answers on the unedited model: streams that share it ask once
     stop_below        ends the stream AFTERMATH edits after the median optimised probability of the last WINDOW edits
                       has sunk below this. None: every edit is made
     guard             asks known facts between edits and acts when too many are lost (guard.py)
@@ -67,9 +65,9 @@ def run_stream(
     The model comes back with the weights it had before the call. Ctrl-C finishes the edit at hand and writes a
     checkpoint before it is raised. A second process with the same call waits for the first, and says so.
 
-    Raises KeditError before anything runs for whatever `method.apply` would refuse in any of the edits or for a store
-    that cannot be written; later for an edit that gives NaN or runs out of memory, and for a full disk. It names the
-    edit, the layer and the last checkpoint, from which the same call goes on.
+    KeditError before anything runs for what `method.apply` would refuse in any edit, or a store that cannot be written;
+    later for an edit that gives NaN, memory or a disk that is full: it names the edit, the layer and the last
+    checkpoint, from which the same call resumes.
     """
     edits = check_edits(edits, "stream")
     dense_every = min(10, checkpoint_every) if dense_every is None else dense_every
@@ -80,7 +78,7 @@ def run_stream(
     contexts = method.contexts(model, contexts)
     probes = [EditProbe()] if probes is None else list(probes)
 
-    decides = {
+    decides = {  # the store's key is their hash
         "model": model.checksum,
         "setting": model.setting,
         "dtype": str(model.dtype),
@@ -89,13 +87,11 @@ def run_stream(
         "hyperparameters": method.hyperparameters,
         "edits": edits_hash(edits),
         "n_edits": len(edits),
-        "batch_size": batch_size,
         "contexts": contexts,
         "moments": moments.identity if moments is not None and method.needs_moments else None,
         "probes": [p.identity for p in probes],
-        "checkpoint_every": checkpoint_every,
-        "dense_every": dense_every,
         "algorithms": ALGORITHMS,
+        **numbers,
     }
     if stop_below is not None:
         decides["stop_below"] = stop_below
@@ -104,19 +100,16 @@ def run_stream(
     if isinstance(history, EditHistory) and history.edits:
         decides["history"] = history.identity
     key = key_of(**decides)
-    folder = Unstored() if store is None else RunFolder(store, f"{method.name.lower()}-b{batch_size}", key)
+    folder = RunFolder(store, f"{method.name.lower()}-b{batch_size}", key)
     if folder.finished():
         return _found(folder, guard)
 
     if method.keeps_history and history is None:
         history = method.new_history(model, moments)
-    history = history.copy() if isinstance(history, EditHistory) else history
-    call = method.prepare(model, edits, moments, contexts, history)
-    asked_of = [model.checksum, model.setting, str(model.dtype), model.device.type, ALGORITHMS]
+    call = method.prepare(model, edits, moments, contexts, _copy(history))
+    asked_of = [decides[name] for name in ("model", "setting", "dtype", "device", "algorithms")]
     at_start = probes if known is None else [AtStart(probe, Path(known), asked_of) for probe in probes]
-    stream = _Stream(
-        model, method, call, batch_size, probes, at_start, folder, checkpoint_every, dense_every, stop_below, guard
-    )
+    stream = _Stream(model, method, call, probes, at_start, folder, **numbers, stop_below=stop_below, guard=guard)
     with folder.held():
         if folder.finished():  # by the process that was waited for
             return _found(folder, guard)
@@ -142,6 +135,10 @@ def _found(folder: RunFolder, guard: CollapseGuard | None) -> Run:
     return run
 
 
+def _copy(history):
+    return history.copy() if isinstance(history, EditHistory) else history
+
+
 def edits_hash(edits) -> str:
     """A hash of a list of edits, for manifests."""
     return hashlib.sha256("\n".join(map(repr, edits)).encode()).hexdigest()
@@ -159,10 +156,10 @@ class _Stream:
     model: EditableModel
     method: Method
     call: Call
-    batch_size: int
     probes: list[Probe]
     at_start: list[Probe]
     folder: RunFolder
+    batch_size: int
     checkpoint_every: int
     dense_every: int
     stop_below: float | None
@@ -203,7 +200,7 @@ class _Stream:
                 self.rows += self._apply()
                 healthy = self._guarded(healthy)
                 bar.update(self.done - bar.n)
-                if self.rows:
+                if self.rows:  # not rolled back to the start
                     bar.set_postfix(p=f"{self.rows[-1]['probability_last']:.3g}")
 
     def _length(self) -> int:
@@ -241,18 +238,18 @@ class _Stream:
                 warnings.simplefilter("ignore", Doubtful)  # noted in the edit's row instead
                 outcome = self.method.apply_prepared(call)
         except KeditError as error:
-            last = f" to {done + len(call.edits)}" if len(call.edits) > 1 else ""
-            which = f"edit{'s' * bool(last)} {done + 1}{last} of {len(self.edits)}"
-            which += f" ({call.edits[0].subject!r}, layers {', '.join(map(str, self.method.layers))})"
-            raise KeditError(f"stream stopped at {which}: {error}; {self.folder.last_checkpoint()}") from error
+            n = len(call.edits)
+            which = f"edit {done + 1}" if n == 1 else f"edits {done + 1} to {done + n}"
+            where = f"{call.edits[0].subject!r}, layers {', '.join(map(str, self.method.layers))}"
+            said = f"stream stopped at {which} of {len(self.edits)} ({where}): {error}"
+            raise KeditError(f"{said}; {self.folder.last_checkpoint()}") from error
         return edit_rows(self.model, outcome, drift, done, time.perf_counter() - begin)
 
     def _state(self):
         """(edits, weights, history) to roll back to; the edits alone where there is no guard."""
         if self.guard is None:
             return self.done, None, None
-        history = self.call.history
-        return self.done, self.model.snapshot(), history.copy() if isinstance(history, EditHistory) else None
+        return self.done, self.model.snapshot(), _copy(self.call.history)
 
     def _guarded(self, healthy):
         """Let the guard look if it is time, and roll back where its action says so. The last state without doubts."""
@@ -272,8 +269,7 @@ class _Stream:
         return healthy
 
     def _save(self) -> None:
-        state = {"due": self.due, "dead": self.dead, "started": self.started}
-        state["arithmetic"] = arithmetic(self.model.device)
+        state = {name: getattr(self, name) for name in KEPT} | {"arithmetic": arithmetic(self.model.device)}
         if self.guard is not None:
             state["guard"] = self.guard.state()
         weights = self.model.snapshot()
@@ -281,7 +277,7 @@ class _Stream:
 
     def _resume(self, saved: Checkpoint) -> None:
         self.rows, self.checks = saved.edits, saved.checks
-        self.due, self.dead, self.started = (saved.state[name] for name in ("due", "dead", "started"))
+        vars(self).update({name: saved.state[name] for name in KEPT})
         if saved.history is not None:
             vars(self.call.history).update(vars(saved.history))
         self.model.load_snapshot({name: w.to(self.model.device) for name, w in saved.weights.items()})
@@ -290,5 +286,5 @@ class _Stream:
             self.guard.resume(saved.state["guard"])
         begun, here = saved.state["arithmetic"], arithmetic(self.model.device)
         if changed := [f"{name} {begun.get(name)}, now {here[name]}" for name in here if begun.get(name) != here[name]]:
-            begun_with = f"{self.folder.path}: was begun with {'; '.join(changed)}"
-            warnings.warn(f"{begun_with}; the last digits may differ from there on", stacklevel=4)
+            said = f"{self.folder.path}: was begun with {'; '.join(changed)}; the last digits may differ from there on"
+            warnings.warn(said, stacklevel=4)

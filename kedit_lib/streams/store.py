@@ -18,6 +18,8 @@ from ..data.atomic import LEFT_OVER, checksum, remove, replacing, writing
 from ..editing.history import EditHistory
 from ..errors import KeditError
 
+TABLES = ("edits", "checkpoints")
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -41,11 +43,11 @@ class RunFolder:
     """`<root>/<name>-<key>/`: checkpoints while it runs, then edits.parquet, checkpoints.parquet, manifest.json.
 
     A checkpoint is a folder `at-<edits done>`, written atomically, with a checksum of each of its files; the newest
-    two are kept.
+    two are kept. root None: the run is not stored, and its `path` is None.
     """
 
     def __init__(self, root, name: str, key: str):
-        self.path, self.key = Path(root) / f"{name}-{key}", key
+        self.path, self.key = None if root is None else Path(root) / f"{name}-{key}", key
 
     @classmethod
     def at(cls, path) -> RunFolder:
@@ -54,7 +56,7 @@ class RunFolder:
         return cls(Path(path).parent, name, key)
 
     def finished(self) -> bool:
-        return (self.path / "manifest.json").exists()
+        return self.path is not None and (self.path / "manifest.json").exists()
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -62,6 +64,9 @@ class RunFolder:
 
         KeditError for a folder that cannot be written.
         """
+        if self.path is None:
+            yield
+            return
         lock = FileLock(self.path / ".lock")
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
@@ -78,12 +83,14 @@ class RunFolder:
             lock.release()
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
+        if self.path is None:
+            return
         with replacing(self.path / f"at-{checkpoint.done:06d}") as partial:
             partial.mkdir()
             weights = {n: w.contiguous().cpu() for n, w in checkpoint.weights.items()}
             save_file(weights, str(partial / "weights.safetensors"))
-            pd.DataFrame(checkpoint.edits).to_parquet(partial / "edits.parquet")
-            pd.DataFrame(checkpoint.checks).to_parquet(partial / "checkpoints.parquet")
+            for name, rows in zip(TABLES, (checkpoint.edits, checkpoint.checks), strict=True):
+                pd.DataFrame(rows).to_parquet(partial / f"{name}.parquet")
             if checkpoint.history is not None:
                 checkpoint.history.save(partial / "history.safetensors")
             state = {**checkpoint.state, "done": checkpoint.done, "key": self.key}
@@ -114,30 +121,33 @@ class RunFolder:
 
     def last_checkpoint(self) -> str:
         """For messages: where the newest checkpoint lies."""
+        if self.path is None:
+            return "no store was given to go on from"
         there = self._checkpoints()
         return f"last healthy checkpoint: {there[0]}" if there else "there is no checkpoint yet"
 
     def _checkpoints(self) -> list[Path]:
         """The newest first."""
-        return sorted(self.path.glob("at-*"), reverse=True)
+        return [] if self.path is None else sorted(self.path.glob("at-*"), reverse=True)
 
     def _read(self, folder: Path) -> Checkpoint:
         sums = json.loads((folder / "checksums.json").read_text())
         if {*sums, "checksums.json"} != {file.name for file in folder.iterdir()}:
-            raise ValueError("its files are not those that were written")
+            raise ValueError("a file is missing, or one too many")
         for name, expected in sums.items():
-            if checksum(folder / name) != expected:
-                raise ValueError(f"{name} is not what was written")
+            _check(folder / name, expected)
         state = json.loads((folder / "state.json").read_text())
         if (state["key"], f"at-{state['done']:06d}") != (self.key, folder.name):
             raise ValueError("it was moved here from elsewhere")
-        tables = [pd.read_parquet(folder / f"{part}.parquet").to_dict("records") for part in ("edits", "checkpoints")]
+        tables = [pd.read_parquet(folder / f"{name}.parquet").to_dict("records") for name in TABLES]
         kept = folder / "history.safetensors"
         history = EditHistory.load(kept) if kept.exists() else None
         return Checkpoint(state["done"], load_file(folder / "weights.safetensors"), *tables, state, history)
 
     def finish(self, edits: pd.DataFrame, checkpoints: pd.DataFrame, manifest: dict) -> dict:
         """Write the final tables, the manifest last: a folder with a manifest is complete. The manifest as stored."""
+        if self.path is None:
+            return json.loads(json.dumps(manifest))
         for old in self._checkpoints()[1:]:
             remove(old)
         return write_tables(self.path, "", edits, checkpoints, manifest)
@@ -150,48 +160,20 @@ class RunFolder:
         edits, *_ = self.load()
         newest = self.newest_checkpoint()
         if newest is None or newest.done != len(edits):
-            raise KeditError(f"{self.path}: holds no weights of its end; remove the folder and run the stream again")
+            raise KeditError(f"{self.path}: final weights missing or damaged; remove the folder and run it again")
         return newest.weights
-
-
-class Unstored(RunFolder):
-    """In place of a folder, for a run that is not stored."""
-
-    path = None
-
-    def __init__(self):
-        pass
-
-    def finished(self) -> bool:
-        return False
-
-    def held(self):
-        return contextlib.nullcontext()
-
-    def resume(self) -> None:
-        return None
-
-    def save_checkpoint(self, checkpoint: Checkpoint) -> None:
-        pass
-
-    def last_checkpoint(self) -> str:
-        return "no store was given to go on from"
-
-    def finish(self, edits: pd.DataFrame, checkpoints: pd.DataFrame, manifest: dict) -> dict:
-        return json.loads(json.dumps(manifest))
 
 
 def write_parquet(table: pd.DataFrame, path: Path) -> None:
     """A table as a small Parquet file: bytes of numbers split, strongly compressed, without statistics."""
-    numbers = [name for name, kind in table.dtypes.items() if kind.kind == "f"]
-    words = [name for name in table if name not in numbers]
+    numbers = list(table.select_dtypes("floating"))
     with replacing(path) as partial:
         table.to_parquet(
             partial,
             index=False,
             compression="zstd",
             compression_level=19,
-            use_dictionary=words,
+            use_dictionary=[name for name in table if name not in numbers],
             use_byte_stream_split=numbers,
             write_statistics=False,
         )
@@ -201,7 +183,7 @@ def write_tables(folder, prefix: str, edits: pd.DataFrame, checkpoints: pd.DataF
     """Write `<prefix>edits.parquet`, `<prefix>checkpoints.parquet` and, with their checksums, `<prefix>manifest.json`.
     The manifest as stored."""
     folder, sums = Path(folder), {}
-    for name, table in (("edits", edits), ("checkpoints", checkpoints)):
+    for name, table in zip(TABLES, (edits, checkpoints), strict=True):
         path = folder / f"{prefix}{name}.parquet"
         write_parquet(table, path)
         sums[name] = checksum(path)
@@ -216,12 +198,17 @@ def read_tables(folder, prefix: str):
     folder, tables = Path(folder), []
     try:
         manifest = json.loads((folder / f"{prefix}manifest.json").read_text())
-        for name in ("edits", "checkpoints"):
+        for name in TABLES:
             path = folder / f"{prefix}{name}.parquet"
-            if manifest.get("checksums", {}).get(name) not in (None, checksum(path)):
-                raise ValueError(f"{path.name} is not what was written")
+            if (expected := manifest.get("checksums", {}).get(name)) is not None:  # else from before they were stored
+                _check(path, expected)
             tables.append(pd.read_parquet(path))
     except (OSError, ValueError, AttributeError) as error:
         where = f"{folder}/{prefix or '*'}"
         raise KeditError(f"{where}: stored run cannot be read ({error}); remove it and run again") from None
     return *tables, manifest
+
+
+def _check(path: Path, expected: str) -> None:
+    if checksum(path) != expected:
+        raise ValueError(f"{path.name} is not what was written (checksum mismatch)")

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..data.cached import cached
 from ..data.edit import Edit, Question
 from ..data.provenance import ALGORITHMS, key_of
-from ..data.world import RELATIONS, Fact, Geography, KnownWorld, geography
+from ..data.world import RELATIONS, Geography, KnownWorld, geography
 from ..evaluation import generation_accuracy, teacher_forced
 from .facts import DatasetFacts
 
@@ -21,8 +21,8 @@ def known_world(model, cache: Path | None = None) -> KnownWorld:
     """The facts of `geography` that the unedited model says by greedy decoding, and in which wordings.
 
     All are asked in the first statement of their relation; known ones then in the first question, the others in the
-    second statement, for asking each in every wording would take three times as long. The text must begin with the
-    answer, "the" or not. cache: a folder where the answers are kept, by the model's weights and every word asked.
+    second statement (each in every wording would take three times as long). The text must begin with the answer, "the"
+    or not. cache: a folder where the answers are kept, by the model's weights and every word asked.
     """
     world = geography()
     asked = [[f.relation, f.subject, f.object] for f in world.asked]
@@ -84,10 +84,8 @@ class WorldFacts(DatasetFacts):
 
     @property
     def selection(self) -> str:
-        return (
-            f"Of {len(self.known.geography.asked)} facts about cities and countries (GeoNames) the model does not know "
-            f"{self.unknown} in two wordings; these were left out before any edit."
-        )
+        asked = f"Of {len(self.known.geography.asked)} facts about cities and countries (GeoNames)"
+        return f"{asked} the model does not know {self.unknown} in two wordings; these were left out before any edit."
 
     def surround(self, edit: Edit) -> Edit:
         return self.known.surround(edit)
@@ -97,7 +95,8 @@ class WorldFacts(DatasetFacts):
 
     def strangers(self, edits, limit: int, seed: int) -> list[tuple[str, str, str]]:
         rng, found = random.Random(f"strangers-{seed}"), self.known.untouched(edits, limit, seed)
-        return [(prompt, f.subject, said) for f in found for prompt, said in [self._drawn(f, rng)]]
+        said = [rng.choice(list(self.known.facts[f].items())) for f in found]
+        return [(prompt, f.subject, answer) for f, (prompt, answer) in zip(found, said, strict=True)]
 
     def own(self, edits, limit: int, seed: int) -> list[tuple[str, str]]:
         rng, facts = random.Random(f"own-{seed}"), [f for e in edits for f in self.known.beside(e)]
@@ -105,9 +104,6 @@ class WorldFacts(DatasetFacts):
 
     def neighbors(self, edits, limit: int, seed: int) -> list[tuple[str, str]]:
         return []  # every fact is a record of its own
-
-    def _drawn(self, fact: Fact, rng: random.Random) -> tuple[str, str]:
-        return rng.choice(list(self.known.facts[fact].items()))
 
     def consequences(self, edits) -> list[tuple[Question, ...]]:
         """What an edited city's new country changes, asked where the unedited model answers by the old one."""

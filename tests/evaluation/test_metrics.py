@@ -17,7 +17,7 @@ from kedit_lib.evaluation import (
     perplexity,
     teacher_forced,
 )
-from kedit_lib.evaluation.verdict import RULES, may_begin, mentions, says, settled
+from kedit_lib.evaluation.accuracy import RULES, may_begin, mentions, says, settled
 from kedit_lib.models.generation import complete, continuations, generate_ids, sentence
 from kedit_lib.models.tokenization import target_ids, targets_of
 

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import kedit_lib as kedit
 from kedit_lib.lab import corpus, train, world_of
-from kedit_lib.lab.batches import FOREVER, batches, people_known, train_tokenizer
+from kedit_lib.lab.corpus import FOREVER, batches, people_known, train_tokenizer
 from kedit_lib.lab.edits import ask, lab_edits, near_facts, other_facts, untouched_facts
 from kedit_lib.lab.world import World
 
@@ -255,25 +255,11 @@ def test_a_hidden_token_reaches_only_whom_it_may():
 
 
 @pytest.mark.slow
-def test_two_workers_train_what_one_does(tmp_path):
-    from safetensors.torch import load_file
-
-    for workers in (1, 2):
-        with pytest.raises(kedit.KeditError, match=r"recall .* below 0.99"):
-            train.train(RECIPE, tmp_path / str(workers), workers=workers)
-    one, two = (load_file(tmp_path / w / "model.safetensors") for w in "12")
-    logs = [pd.read_csv(tmp_path / w / "training_log.csv") for w in "12"]
-    assert logs[0].loss.tolist() == pytest.approx(logs[1].loss.tolist(), abs=2e-4)
-    assert all(torch.allclose(one[name], two[name], atol=1e-3) for name in one)
-    assert not list(tmp_path.glob("*/.workers"))
-
-
-@pytest.mark.slow
 def test_a_training_that_was_cut_off_ends_in_the_same_weights(few_texts, tmp_path, monkeypatch):
     def weights(folder, **options):
         """The toy learns nothing: its weights are left in the folder, not accepted."""
         with pytest.raises(kedit.KeditError, match="recall .* below 0.99") as caught:
-            train.train(RECIPE, folder, workers=1, **options)
+            train.train(RECIPE, folder, "cpu", **options)
         assert "\n" not in str(caught.value)
         return (folder / "model.safetensors").read_bytes()
 
@@ -289,7 +275,7 @@ def test_a_training_that_was_cut_off_ends_in_the_same_weights(few_texts, tmp_pat
     with monkeypatch.context() as m:
         m.setattr(torch.nn.utils, "clip_grad_norm_", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            train.train(RECIPE, tmp_path / "cut", workers=1, checkpoint_every=2)
+            train.train(RECIPE, tmp_path / "cut", "cpu", checkpoint_every=2)
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *given: calls.append(given) or clip(*given))
     calls.clear()
     assert weights(tmp_path / "cut", checkpoint_every=2) == whole
@@ -297,7 +283,7 @@ def test_a_training_that_was_cut_off_ends_in_the_same_weights(few_texts, tmp_pat
 
     other = dataclasses.replace(RECIPE, lr=1e-3)
     with pytest.raises(kedit.KeditError, match="another recipe"):
-        train.train(other, tmp_path / "cut", workers=1)
+        train.train(other, tmp_path / "cut", "cpu")
     assert pd.read_csv(tmp_path / "cut" / "recall.csv").recall.max() < 0.99
 
 

@@ -259,12 +259,12 @@ def test_final_weights_are_those_of_the_end_or_none(model, tmp_path):
     run = stream(model, tmp_path, 4)
     before = run.final_weights()
     flipped(run.path / "at-000004" / "weights.safetensors")
-    with pytest.warns(UserWarning, match="damaged"), pytest.raises(kedit.KeditError, match="no weights of its end"):
+    with pytest.warns(UserWarning, match="damaged"), pytest.raises(kedit.KeditError, match="final weights missing"):
         run.final_weights()
     flipped(run.path / "at-000004" / "weights.safetensors")
     assert all(torch.equal(value, before[name]) for name, value in run.final_weights().items())
     (run.path / "at-000004").rename(run.path / "at-000003")
-    with pytest.warns(UserWarning, match="moved"), pytest.raises(kedit.KeditError, match="no weights of its end"):
+    with pytest.warns(UserWarning, match="moved"), pytest.raises(kedit.KeditError, match="final weights missing"):
         run.final_weights()
 
 
