@@ -59,11 +59,12 @@ def method_for(model, name: str, **overrides) -> Method:
     """The method with the hyperparameters of params/models/<model>.yaml, some of them overridden.
 
     model: an EditableModel or its name. A section of that very name ("ft-m") goes before the method's ("ft"). The base
-    of a wrapper may be a name. "stream", for one edit after the other: MEMIT with a history, which begins with facts
-    that must stay, method.new_history(model, moments, keep=facts). KeditError where there are no hyperparameters.
+    of a wrapper may be a name. "stream", for one edit after the other: MEMIT with a history that begins with facts that
+    must stay, method.new_history(model, moments, keep=facts), early stopping and a line search (docs/sequences.md).
+    KeditError where there are no hyperparameters.
     """
     if name == "stream":
-        name, overrides = "memit", {"use_history": True, **overrides}
+        name, overrides = "memit", {"use_history": True, "stop": "argmax", "line_search": 1.12, **overrides}
     cls, model_name = method_class(name), getattr(model, "name", model)
     if cls is Retrieval:  # nothing about it depends on the model
         return cls(**overrides)

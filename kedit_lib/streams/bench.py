@@ -137,7 +137,8 @@ class Bench:
         edits = edits[:n_edits]
         inputs = self.inputs(method, order)
         if stream.keep:
-            kept = kept_facts(self.facts, self.edits_of(name, order), stream.keep, p.untouched, order)
+            n = round(stream.keep if stream.keep >= 1 else stream.keep * self.model.d_ff)
+            kept = kept_facts(self.facts, self.edits_of(name, order), n, p.untouched, order)
             inputs["history"] = method.new_history(self.model, inputs["moments"], kept)
         if stream.pruned:
             return measured_after(self.model, self.run(stream.method, order, n_edits), edits, probes, prune)

@@ -31,7 +31,8 @@ class Stream:
     nas         the same as its authors measure it, with their rule for targets that are far longer
     pruned      PRUNE bounds the total update after the last edit
     per_d_ff    edits for each unit of d_ff, instead of the profile's number
-    keep        its history begins with the keys of so many known facts that no edit touches, and no probe asks
+    keep        its history begins with the keys of so many known facts that no edit touches, and no probe asks;
+                below 1: so many for each unit of d_ff
     brief       without the metric families: for experiments that ask how long, not what else
     rho         v_lr has this ρ on the model at hand (editing/transfer.py) instead of the printed value
     """
@@ -49,7 +50,7 @@ class Stream:
     anchored: bool = False
     nas: bool = False
     pruned: bool = False
-    keep: int = 0
+    keep: float = 0
     brief: bool = False
     rho: float | None = None
     per_d_ff: float | None = None
@@ -109,7 +110,7 @@ def setting_streams(profile: Profile) -> dict[str, Stream]:
     plain, own, others = streams_of(profile), _written()["settings"], _written()["others"]
     printed = [stream for name, stream in (plain | own).items() if name != "ft"]
     printed += [others[name] for name in ("memit-history", "alphaedit", "memit-anchored")]
-    printed += [_written()["editors"][name] for name in ("memit-history-anchored", "memit-kept")]
+    printed += [_written()["editors"][name] for name in ("memit-history-anchored", "memit-kept", "memit-stream")]
     ranges = [(name, rho) for name in ("memit", "pmet", "rome") for rho in (1.0, 4.0)] + [("rome", 8.0)]
     return own | _by_name([*map(with_steps, printed), *(with_steps(plain[n], rho) for n, rho in ranges)])
 

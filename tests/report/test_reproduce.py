@@ -359,7 +359,7 @@ def test_what_an_output_depends_on(project, monkeypatch):
     [
         ("\n".join(["x = 1"] * 26), "seed = 0", {}, "cell 3: has more than 25 lines"),
         ("1", None, {}, "has 0 cells tagged"),
-        ("1", "colour = 1", {}, "parameters: lab.yaml with colour overridden: colour: 1: there is no such field"),
+        ("1", "colour = 1", {}, "parameters: lab.yaml with colour overridden: colour = 1: there is no such field"),
         ("1", "seed = 0", {"outputs": [new_output("stream", text="1\n")]}, "cell 3: holds outputs"),
         ("1", "seed = 0", {"id": None}, "cell 3: has no id"),
     ],
