@@ -385,7 +385,7 @@ def test_a_disk_that_fills_up_while_a_checkpoint_is_synced(model, tmp_path, monk
 
     with monkeypatch.context() as m:
         m.setattr(os, "fsync", full)
-        with pytest.raises(kedit.KeditError, match="No space left on device.*was stored before is whole"):
+        with pytest.raises(kedit.KeditError, match="No space left on device.*was stored before is intact"):
             stream(model, tmp_path, 5)
     assert not list(tmp_path.glob("*/.at*"))
     assert_same(stream(model, tmp_path, 5), stream(model, tmp_path.parent / f"{tmp_path.name}-whole", 5))
