@@ -53,12 +53,6 @@ class Run:
         picked = c[(c.metric == metric) & (c.cohort == cohort)]
         return picked.set_index("edits_done")["value"].sort_index()
 
-    @property
-    def evaluation_share(self) -> float:
-        """Seconds in probes over seconds in probes and edits, 0..1; saving and progress are in neither."""
-        probes = self.curve("seconds", "probes").sum()
-        return float(probes / (probes + self.edits["seconds"].sum()))
-
 
 def collapse_point(run, kind: str = "optimisation") -> int | None:
     """The edit at which a stream has collapsed; None: it has not.

@@ -11,12 +11,7 @@ import torch
 from library import refused
 
 import kedit_lib as kedit
-from kedit_lib.evaluation import (
-    answer_probability,
-    generation_accuracy,
-    perplexity,
-    teacher_forced,
-)
+from kedit_lib.evaluation import answer_probability, generation_accuracy, perplexity, teacher_forced
 from kedit_lib.evaluation.accuracy import RULES, may_begin, mentions, says, settled
 from kedit_lib.models.generation import complete, continuations, generate_ids, sentence
 from kedit_lib.models.tokenization import target_ids, targets_of
