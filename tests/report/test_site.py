@@ -154,7 +154,7 @@ def test_the_readme_says_what_each_method_leaves_of_sixty_edits():
     assert f"the recipe leaves {recipe}, MEMIT {memit}" in text
     lab = kedit.load_runs(["memit-stream"], committed="lab").query("metric == 'accuracy' and edits == 150")
     edits, untouched = (share(lab[lab.cohort == cohort].value) for cohort in ("edits", "untouched"))
-    assert f"the recipe leaves {edits} of 150 edits and {untouched} of unrelated facts" in text
+    assert f"it leaves {edits} of 150 edits and {untouched} of unrelated facts" in text
 
 
 @pytest.mark.parametrize(
