@@ -1,9 +1,10 @@
-"""A line search on an update: the smallest multiple of it after which the edited model says the targets.
+"""A line search on an update: the shortest multiple of it after which the edited model says the targets.
 
-A closed form gives the direction Δ of an update and, by its ridge, an arbitrary length: the fraction g/(1 + g) of the
-residual that is written hangs on λ and on how many keys the history holds. What is written beyond need is not seen in
-the edit itself, but every other fact gets its share of it. So α in W + αΔ is the smallest one for which all tokens of
-the targets are the most probable ones in every context, found by doubling and halving, times a margin.
+A closed form gives the direction Δ of an update and, by its ridge, a length that does not depend on what the edit
+needs: the fraction g/(1 + g) of the residual that is written depends on λ and on the keys in the history. What is
+written beyond need does not show in the edit itself, but every other fact gets its share of it. So W + αΔ is written,
+with the smallest α, found by doubling and bisection (to 1/16, to 1/8 above 2), for which all tokens of the targets
+are the most probable ones in every context, times a margin. A batch has one α.
 """
 
 import torch
@@ -17,8 +18,10 @@ HALVINGS = 4
 
 
 def searched(model, requests: list[Request], before: dict, deltas: dict, margin: float) -> dict[str, Tensor]:
-    """αΔ, which is what the model holds then. before: its weights without Δ (`model.snapshot()`). Where no multiple is
-    enough Δ is written as it is, and where α·margin is longer than LONGEST, that."""
+    """αΔ, which is what the model holds afterwards; α is at most LONGEST, and 1 where no multiple is enough.
+
+    before: the weights without Δ (`model.snapshot()`).
+    """
 
     def write(alpha: float) -> dict[str, Tensor]:
         model.load_snapshot(before)

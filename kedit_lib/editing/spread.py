@@ -29,9 +29,9 @@ class Spread(Targeted):
     z belongs to the last of `layers`; it is a value of the residual stream unless `_site` names another place.
 
     line_search  a margin of 1 or more: of each update as little is written as its targets need, times this margin (see
-                 `line_search.py`). None: the update as it is
+                 `line_search.py`); methods whose history is keys, without filters. None: the update as it is
     keys_after   whether a history's keys are those after the batch, else those that the layers were solved with; the
-                 two differ only where a filter has written all layers again
+                 two differ where a filter has written all layers again, and after a line search, which keeps the latter
     """
 
     options = (*Targeted.options, "line_search")
@@ -53,6 +53,10 @@ class Spread(Targeted):
         return Site(z_layer, self._loss_layer(model), (model.layers[z_layer],), model.mlp_out(self.layers[0]))
 
     def _apply(self, call: Call) -> Outcome:
+        if self.line_search and (call.filters or self.history_kind != "keys"):
+            raise KeditError(
+                f"{self.name}: line_search = {self.line_search}: goes with MEMIT, PMET, EMMET or AlphaEdit"
+            )
         (targets, keys), model = self._targets(call), call.model
         outcome = Outcome(self.name, call.edits, {}, targets)
         before = model.snapshot() if self.line_search else None

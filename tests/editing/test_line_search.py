@@ -58,7 +58,10 @@ def test_an_update_that_is_too_short_is_lengthened_and_a_useless_one_is_not(benc
     assert ratio(applied(bench, edits, line_search=1.0, **useless), applied(bench, edits, **useless)) == 1
 
 
-def test_the_margin_is_one_or_more(bench):
+def test_where_a_line_search_cannot_be_is_one_line(bench):
     with pytest.raises(kedit.KeditError, match="line_search"):
         memit(bench, line_search=0.5)
+    rect = kedit.method_for(bench.model, "rect", line_search=1.1)
+    with pytest.raises(kedit.KeditError, match="RECT: line_search = 1.1: goes with MEMIT"):
+        rect.apply(bench.model, bench.edits(0)[:1], **bench.inputs(rect))
     assert "line_search" not in memit(bench).hyperparameters
