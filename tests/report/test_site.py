@@ -16,6 +16,7 @@ from kedit_lib.report import readme
 SOURCES = sorted((REPOSITORY / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 EXECUTED = REPOSITORY / "notebooks" / "executed"
 FIGURES = REPOSITORY / "figures"
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 
 def cells(path: Path):
@@ -63,16 +64,14 @@ def between(text: str, markers) -> str:
 
 
 def test_readme_says_what_the_tables_say():
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    assert between(text, readme.CLAIMS) == readme.claims_table(FIGURES)
+    assert between(README, readme.CLAIMS) == readme.claims_table(FIGURES)
     speed = (REPOSITORY / "docs" / "speed.md").read_text(encoding="utf-8")
     assert between(speed, readme.SPEED) == readme.speed_table(FIGURES)
 
 
 def test_readme_and_docs_are_short():
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    table = between(text, readme.CLAIMS)
-    assert len(text.replace(table, "").split()) <= 1500
+    table = between(README, readme.CLAIMS)
+    assert len(README.replace(table, "").split()) <= 1500
     for page in (REPOSITORY / "docs").glob("*.md"):
         assert len(page.read_text(encoding="utf-8").split()) <= 1200, page.name
 
@@ -110,7 +109,6 @@ def test_the_readmes_first_lines_say_what_the_runs_say():
     right = runs.query("stream == 'memit' and setting == 'as scaled'")
     right = right.query("metric == 'accuracy' and cohort == 'untouched'")
     lost = 1 - right.set_index("edits").value[scaled.N_model]
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     for said in (
         f"falls from {scaled.p_first:.3f} to {scaled.p_last:.0e} within {scaled.edits_made} edits",
         f"halved at edit {scaled.N_optimisation:.0f}",
@@ -126,7 +124,7 @@ def test_the_readmes_first_lines_say_what_the_runs_say():
         f"as scaled, where the sequence keeps {scaled.edits:.0%} and {scaled.untouched:.0%}".replace("%", " %"),
         f"and {batch_printed.edits:.0%} and {batch_printed.untouched:.0%} as printed".replace("%", " %"),
     ):
-        assert said in text
+        assert said in README
 
 
 def share(values) -> str:
@@ -146,16 +144,15 @@ def test_the_readme_says_what_each_method_leaves_of_sixty_edits():
         "rome": "ROME",
     }
     found = kedit.outcomes(kedit.load_runs([*names, "memit-stream-rho2", "memit-rho2"], committed="smollm2-60"))
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     for name, rows in found.query("setting == 'as printed'").groupby("stream"):
-        assert f"| {names[name]} | {share(rows.edits)} | {share(rows.untouched)} |" in text
+        assert f"| {names[name]} | {share(rows.edits)} | {share(rows.untouched)} |" in README
         assert len(rows) == 1 + 2 * ("three orders" in names[name])
     long = dict(list(found.query("setting == 'as scaled'").groupby("stream")))
     recipe, memit = (f"{share(long[n].edits)} and {share(long[n].untouched)}" for n in ("memit-stream", "memit"))
-    assert f"the recipe leaves {recipe}, MEMIT {memit}" in text
+    assert f"the recipe leaves {recipe}, MEMIT {memit}" in README
     lab = kedit.load_runs(["memit-stream"], committed="lab").query("metric == 'accuracy' and edits == 150")
-    edits, untouched = (share(lab[lab.cohort == cohort].value) for cohort in ("edits", "untouched"))
-    assert f"it leaves {edits} of 150 edits and {untouched} of unrelated facts" in text
+    right = lab.groupby("cohort").value.apply(share)
+    assert f"it leaves {right.edits} of 150 edits and {right.untouched} of unrelated facts" in README
 
 
 @pytest.mark.parametrize(
@@ -168,5 +165,4 @@ def test_the_readme_says_how_many_of_the_last_optimisations_are_frozen(stream, m
     frozen = [
         did_nothing(*pair) for pair in zip(pairs["first probability"], pairs["optimised probability"], strict=True)
     ]
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    assert f"{sum(frozen) / len(frozen):.0%}".replace("%", " %") == share and share in text
+    assert f"{sum(frozen) / len(frozen):.0%}".replace("%", " %") == share and share in README

@@ -27,8 +27,7 @@ EDITS, HELD_AT = 12, 6
 
 @dataclass
 class Held:
-    """A probe that measures nothing: after HELD_AT edits, where `folder` has a file `hold`, it writes the number of its
-    process to `held` and waits until that file is removed."""
+    """After HELD_AT edits, given a file `hold`: writes its process id to `held` and waits until that is gone."""
 
     folder: Path
     identity = "held"
@@ -110,11 +109,8 @@ def cluster(tmp_path, monkeypatch):
     def start(name: str, *arguments: str) -> None:
         folder = tmp_path / name
         folder.mkdir()
-        here = {
-            "KEDIT_RESULTS": str(folder / "results"),
-            "PYTHONPATH": os.pathsep.join(sys.path),
-            "OMP_NUM_THREADS": "1",
-        }
+        here = {"KEDIT_RESULTS": str(folder / "results"), "OMP_NUM_THREADS": "1"}
+        here["PYTHONPATH"] = os.pathsep.join(sys.path)
         command = [sys.executable, "-m", f"distributed.cli.dask_{arguments[0]}", *arguments[1:]]
         log = (folder / "log").open("w")
         processes.append(
