@@ -31,7 +31,7 @@ class Spread(Targeted):
     line_search  a margin of 1 or more: of each update as little is written as its targets need, times this margin (see
                  `line_search.py`); methods whose history is keys, without filters. None: the update as it is
     keys_after   whether a history's keys are those after the batch, else those that the layers were solved with; the
-                 two differ where a filter has written all layers again, and after a line search, which keeps the latter
+                 two differ only where a filter or a line search has written all layers again
     """
 
     options = (*Targeted.options, "line_search")
@@ -65,7 +65,7 @@ class Spread(Targeted):
             outcome.deltas = searched(model, call.requests, before, outcome.deltas, self.line_search)
             outcome.written = {}
         if call.history is not None:
-            again = self.keys_after and not all(f.each_layer for f in call.filters)
+            again = self.keys_after and bool(self.line_search or not all(f.each_layer for f in call.filters))
             used = {layer: outcome.keys(layer) for layer in self.layers}
             prompts = Reading(model, call.prompts)
             self._remember(call, outcome, self._keys(call, prompts, self.layers) if again else used)
