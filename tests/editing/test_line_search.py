@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import kedit_lib as kedit
+from kedit_lib.editing.compute_k import context_mean, keys_at
 from kedit_lib.editing.engine import requests_of
 from kedit_lib.editing.line_search import HALVINGS, LONGEST, says
 
@@ -56,6 +57,18 @@ def test_an_update_that_is_too_short_is_lengthened_and_a_useless_one_is_not(benc
     assert not said(bench, edits, short) and said(bench, edits, longer) and 1 < ratio(longer, short) <= LONGEST
     useless = {"v_num_grad_steps": 2, "v_lr": 1e-3}
     assert ratio(applied(bench, edits, line_search=1.0, **useless), applied(bench, edits, **useless)) == 1
+
+
+def test_the_history_gets_the_keys_on_the_weights_that_were_written(bench):
+    edits, model = bench.edits(0)[:1], bench.model
+    light = {"layers": [0, 1], "mom2_update_weight": memit(bench).mom2_update_weight / 20}
+    method = memit(bench, line_search=1.0, **light)
+    history, given = method.new_history(model), bench.inputs(method)
+    with model.temporarily():
+        method.apply(model, edits, history=history, **given)
+        (request,) = requests_of(model.tokenizer, edits, given["contexts"])
+        for layer, keys in keys_at(model, request.prompts, method.layers).items():
+            assert torch.equal(history.keys[layer], context_mean(keys, len(request.prompts), grouped=True))
 
 
 def test_where_a_line_search_cannot_be_is_one_line(bench):
