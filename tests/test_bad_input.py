@@ -117,14 +117,10 @@ def asymmetric():
     return C
 
 
-def of_width(d):
-    return {2: torch.eye(d)}
-
-
 MOMENTS = [
     (lambda: None, ["MEMIT", "needs second moments", "SecondMoments.estimate"]),
     (lambda: moments(model_checksum="0" * 64), ["moments", "another model", "000000000000"]),
-    (lambda: moments(tensors=of_width(49)), ["layer 2", "width 49", f"d_ff {tiny.D_FF}"]),
+    (lambda: moments(tensors={2: torch.eye(49)}), ["layer 2", "width 49", f"d_ff {tiny.D_FF}"]),
     (lambda: kedit.SecondMoments.from_tensors({1: tiny.second_moments()[1]}), ["none for layer 2", "[1]"]),
     (lambda: moments(tensors={1: torch.zeros(tiny.D_FF, tiny.D_FF)}), ["layer 1", "not positive definite"]),
 ]

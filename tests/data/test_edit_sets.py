@@ -1,7 +1,4 @@
-"""Edit sets of every schema in every format: what loads, what is left out and why, and what is refused.
-
-The records here are made up. Real files are read too where $KEDIT_DATA names a folder that holds some.
-"""
+"""Edit sets of every schema in every format: records made up here, and real files where $KEDIT_DATA names a folder."""
 
 import copy
 import csv

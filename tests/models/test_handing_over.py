@@ -119,15 +119,12 @@ def test_weights_that_are_not_all_at_one_place(plain, tiny_folder, tmp_path):
     refused(lambda: kedit.EditableModel(hf, tokenizer), "on disk", "without device_map")
 
 
-def lora(hf):
-    torch.manual_seed(0)
-    return peft.get_peft_model(hf, peft.LoraConfig(r=2, target_modules=["down_proj"], init_lora_weights=False))
-
-
 def test_an_adapter_is_refused_until_it_is_merged(plain, tmp_path):
     """An edit of a model with one is lost on saving: peft saves the adapter alone."""
     hf, tokenizer = plain
-    adapted = lora(hf)
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=2, target_modules=["down_proj"], init_lora_weights=False)
+    adapted = peft.get_peft_model(hf, config)
     refused(lambda: kedit.EditableModel(adapted, tokenizer), "adapter", "merge_and_unload")
     adapted.save_pretrained(tmp_path)
     refused(lambda: kedit.load_model(tmp_path), "is an adapter, no model", "merge_and_unload")
