@@ -52,7 +52,7 @@ def foretell(
     Afterwards the weights are those at entry. KeditError without edits or strangers.
     """
     if not edits or not strangers:
-        raise KeditError("foretell: needs at least one edit and one fact of a stranger; give both")
+        raise KeditError("foretell: needs at least one edit and one unrelated fact; give both")
     prompts = prompts_of(model, strangers)
     asked, answers = [p.replace("{}", s) for p, s, _ in strangers], [answer for *_, answer in strangers]
     above, total, spills = model.layers[max(method.layers)], {}, []

@@ -15,7 +15,7 @@ from ..data.edit import Edit
 from ..errors import KeditError
 from ..models.tokenization import target_ids
 
-DEAD = 0.5  # accuracy on untouched facts below which the model counts as dead
+DEAD = 0.5  # accuracy on unrelated facts below which the model counts as dead
 
 
 class Probe(Protocol):

@@ -22,6 +22,7 @@ DASHES = ["-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), "-"]
 WIDTH = 7.5  # inches, of figures with several panels: at the width of a phone their text can still be read
 COLOURS = 128  # of a stored picture: a third of the size, and no difference to the eye
 MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
+HEADERS = {"untouched": "unrelated facts", "neighbors": "neighbours"}  # {a name in stored data: the report's word}
 
 
 def style() -> None:
@@ -88,6 +89,20 @@ def keep(table: pd.DataFrame, name: str) -> pd.DataFrame:
     return table
 
 
+def for_readers(table: pd.DataFrame) -> pd.DataFrame:
+    """A table in the report's words, at three digits; a point that was not reached and what was not asked are named."""
+
+    def shown(column: pd.Series) -> pd.Series:
+        gap = "not reached" if str(column.name).startswith("N_") else "not measured"
+        return column.map(lambda v: gap if pd.isna(v) else _digits(v) if isinstance(v, float) else v)
+
+    return table.astype(object).apply(shown).rename(columns=HEADERS)
+
+
+def _digits(value: float) -> str:
+    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e6 else f"{value:.3g}"
+
+
 def say(text: str, name: str | None = None) -> None:
     """Show a paragraph; with a name also save it as figures/<name>.md."""
     if name is not None:
@@ -127,24 +142,24 @@ def panels_of(count: int, columns: int, height: float = 3.0, **shared):
 
 def facets(grid, columns: int = 4) -> None:
     """The report's look for a seaborn grid: as wide as a page, panels named by their values, the legend below in rows,
-    "not run" in panels without data."""
+    "not measured" in panels without data."""
     grid.set_titles(col_template="{col_name}", row_template="{row_name}", size=10)
     grid.figure.set_size_inches(WIDTH, grid.figure.get_figheight())
     grid.figure.set_layout_engine("constrained")
     if grid.legend is not None:
         sns.move_legend(grid, "outside lower center", ncols=columns, title=None, fontsize=9)
-    for ax in grid.axes.flat:
-        _name_if_empty(ax)
+    empty = {ax for ax in grid.axes.flat if _is_empty(ax)}
+    for ax in empty:
+        ax.text(0.5, 0.5, "not measured", transform=ax.transAxes, ha="center", va="center", color="dimgrey")
+        if empty.issuperset(ax.get_shared_x_axes().get_siblings(ax)):  # no panel needs these ticks
+            ax.set_xticks([])
 
 
-def _name_if_empty(ax) -> None:
-    """Write "not run" into a panel without a curve or a cloud of points; lines across all of it do not count."""
+def _is_empty(ax) -> bool:
+    """Whether a panel has no curve and no cloud of points; lines across all of it do not count."""
     curves = (line for line in ax.lines if line.get_transform() == ax.transData)
     clouds = (cloud.get_offsets() for cloud in ax.collections)
-    if all(len(set(curve.get_xdata())) < 2 for curve in curves) and all(len(cloud) < 2 for cloud in clouds):
-        ax.text(0.5, 0.5, "not run", transform=ax.transAxes, ha="center", va="center", color="dimgrey")
-        if len(ax.get_shared_x_axes().get_siblings(ax)) == 1:
-            ax.set_xticks([])
+    return all(len(set(curve.get_xdata())) < 2 for curve in curves) and all(len(cloud) < 2 for cloud in clouds)
 
 
 def bands(grid, names, *by: str) -> None:
@@ -155,6 +170,21 @@ def bands(grid, names, *by: str) -> None:
         for (name, *_), one in here.sort_values("edits").groupby(list(by), sort=False):
             look = {"color": PALETTE[names.index(name)], "alpha": 0.15, "linewidth": 0}
             grid.axes[row, col].fill_between(one.edits, one.low, one.high, **look)
+
+
+def names_beside(ax, names, x, y, gap: float = 0.08) -> None:
+    """The name of each point right of the panel, at least `gap` of its height from the next, with a line to the point.
+
+    The limits of the axes must be set. Points and lines take their colours from PALETTE, in order.
+    """
+    points = sorted(zip(y, x, names, PALETTE, strict=False))
+    heights = [ax.transAxes.inverted().transform(ax.transData.transform((px, py)))[1] for py, px, *_ in points]
+    for i in range(1, len(heights)):
+        heights[i] = max(heights[i], heights[i - 1] + gap)
+    for i, (height, (py, px, name, color)) in enumerate(zip(heights, points, strict=True)):
+        at = (1.04, min(height, 1 - gap * (len(points) - 1 - i)))
+        line = {"arrowstyle": "-", "color": color, "linewidth": 0.7, "shrinkA": 0}
+        ax.annotate(name, (px, py), at, textcoords="axes fraction", arrowprops=line, fontsize=8, va="center")
 
 
 def legend_below(fig, ax, columns: int = 5) -> None:

@@ -29,7 +29,7 @@ from .workers import in_workers
 OF_STREAMS = {"decomposition": decomposition, "foretold": forecast, "lifting": recovery}
 MEASUREMENTS = (*OF_STREAMS, "memory", "scaling")
 CHECK_EDITS = 50  # edits of the committed stream that is run again
-CHECK_FACTS = 0.15  # largest accepted difference in untouched facts right: three standard errors of a share of 100
+CHECK_FACTS = 0.15  # largest accepted difference in unrelated facts right: three standard errors of a share of 100
 CHECK_MARGIN = 0.05  # largest accepted median difference of the optimised probability over them
 SLICE, SLICE_EDITS = ("memit", "rome"), 40  # streams of the model beside, and how many of their edits, run each time
 
@@ -183,7 +183,7 @@ def _check(bench: Bench, name: str, order: int, edits: int = CHECK_EDITS) -> str
         )
     apart = (new.curve("accuracy", "untouched") - old.curve("accuracy", "untouched")).abs().max()
     if apart > CHECK_FACTS:
-        raise KeditError(f"the committed stream {name} order {order}: its untouched facts differ by {apart:.2f}")
+        raise KeditError(f"the committed stream {name} order {order}: its unrelated facts differ by {apart:.2f}")
     return f"reproduced: |Δp| median {difference.median():.1e}, largest {difference.max():.1e}, facts {apart:.2f}"
 
 

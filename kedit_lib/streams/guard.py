@@ -158,7 +158,7 @@ class CollapseGuard:
         lost, before = len(asked) - sum(_says(model, asked)), self.alarm
         reading = self.judge(edits, lost, len(asked), time.perf_counter() - begin)
         if reading.alarm and not before:
-            warnings.warn(f"guard: {reading}; the model is losing untouched facts", Collapsing, stacklevel=2)
+            warnings.warn(f"guard: {reading}; the model is losing unrelated facts", Collapsing, stacklevel=2)
         return reading
 
     def judge(self, edits: int, lost: int, asked: int, seconds: float = 0.0) -> Reading:

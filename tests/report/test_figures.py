@@ -2,6 +2,7 @@
 
 import matplotlib.pyplot as plt
 import pandas as pd
+import pytest
 import seaborn as sns
 from PIL import Image
 
@@ -67,8 +68,28 @@ def test_a_grid_names_the_panels_without_data_and_has_bands_in_the_others():
         ax.axhline(0.5)
     figures.facets(grid)
     texts = {model: [text.get_text() for text in ax.texts] for (_, model), ax in grid.axes_dict.items()}
-    assert "not run" in texts["smollm2"] and "not run" not in texts["lab"]
+    assert "not measured" in texts["smollm2"] and "not measured" not in texts["lab"]
     (band,) = grid.axes_dict["a", "lab"].collections
     assert band.get_datalim(grid.axes_dict["a", "lab"].transData).intervaly.tolist() == [0.25, 1]
     assert grid.figure.get_figwidth() == figures.WIDTH
     plt.close(grid.figure)
+
+
+def test_a_table_for_readers_has_the_reports_words_and_names_its_gaps():
+    table = pd.DataFrame({"N_model": [20.0, None], "untouched": [0.5233333, None], "perplexity": [7.5e6, 1234.5]})
+    shown = figures.for_readers(table)
+    assert shown.to_dict("list") == {
+        "N_model": ["20", "not reached"],
+        "unrelated facts": ["0.523", "not measured"],
+        "perplexity": ["7.5e+06", "1,234"],
+    }
+
+
+def test_names_beside_a_panel_stand_apart_and_in_the_order_of_their_points():
+    fig, ax = plt.subplots()
+    ax.set(xlim=(0, 1), ylim=(0, 1))
+    figures.names_beside(ax, ["top", "low", "same"], [0.5, 0.2, 0.9], [1.0, 0.98, 0.98], gap=0.1)
+    heights = {text.get_text(): text.xyann[1] for text in ax.texts}
+    assert heights["top"] == 1 and abs(heights["low"] - heights["same"]) == pytest.approx(0.1)
+    assert max(heights["low"], heights["same"]) == pytest.approx(0.9)
+    plt.close(fig)
