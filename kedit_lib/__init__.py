@@ -15,7 +15,7 @@ _PUBLIC = {
     "editing": [
         *("AlphaEdit", "EMMET", "FT", "MEMIT", "PMET", "PROME", "RECT", "ROME", "RROME", "METHODS", "Method"),
         *("BetaEdit", "ENCORE", "EvoEdit", "LyapLock", "PRUNE", "REVIVE", "RLSEdit", "SPHERE", "SimIE", "UltraEdit"),
-        *("GRACE", "Retrieval", "method_class", "method_for"),
+        *("GRACE", "Gate", "Retrieval", "method_class", "method_for"),
     ],
     "editing.call": ["Outcome"],
     "editing.check_pipeline": ["check_pipeline"],

@@ -9,6 +9,7 @@ from .encore import ENCORE
 from .evoedit import EvoEdit
 from .filters import Wrapper
 from .ft import FT
+from .gate import Gate
 from .grace import GRACE
 from .lyaplock import LyapLock
 from .memit import MEMIT
@@ -32,7 +33,7 @@ METHODS: dict[str, type[Method]] = {
     )
 }
 # Outside the family: they write no weights.
-BASELINES: dict[str, type[Method]] = {"Retrieval": Retrieval, "GRACE": GRACE}
+BASELINES: dict[str, type[Method]] = {"Retrieval": Retrieval, "GRACE": GRACE, "Gate": Gate}
 # One class under several names: they differ in how it is called or in its hyperparameters.
 ALSO_CALLED = {"MEMITMASS": "MEMIT", "FTL": "FT", "FTM": "FT"}
 

@@ -18,7 +18,7 @@ from .transfer import BY_WIDTH, rounded
 
 LIKE, D_FF, N_LAYERS = "Llama-2-7b-hf", 11008, 32  # where the other values are from
 DEPTH, WIDEST = 8 / N_LAYERS, 5  # of its last edited layer, and how many layers an edit is spread over there
-ONE_LAYER = ("rome", "rrome", "prome", "emmet")
+ONE_LAYER = ("rome", "rrome", "prome", "emmet", "gate")
 
 
 def propose_layers(n_layers: int, effect: pd.DataFrame | None = None) -> tuple[list[int], list[int]]:

@@ -26,10 +26,11 @@ _transposed: WeakKeyDictionary = WeakKeyDictionary()  # layer → (the state of 
 
 
 def written_out(model, first: int) -> bool:
-    """Whether the layers from `first` on are of this kind, in single precision (in which their norms are computed
-    whatever the weights are), and on a CPU that has room for their weights once more."""
+    """Whether the layers from `first` on are of this kind, without hooks, in single precision (in which their norms are
+    computed whatever the weights are), and on a CPU that has room for their weights once more."""
     layers, config = model.layers[first:], model.hf.config
     plain = all(type(x) in KINDS for x in layers) and not any("bias" in n for n, _ in layers.named_parameters())
+    plain = plain and not any(module._forward_hooks for module in layers.modules())
     if not plain or config.hidden_act != "silu" or model.device.type != "cpu" or model.dtype != torch.float32:
         return False
     needed = sum(p.nbytes for x in layers if x not in _transposed for p in x.parameters())

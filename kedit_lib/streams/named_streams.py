@@ -111,6 +111,7 @@ def setting_streams(profile: Profile) -> dict[str, Stream]:
     printed = [stream for name, stream in (plain | own).items() if name != "ft"]
     printed += [others[name] for name in ("memit-history", "alphaedit", "memit-anchored")]
     printed += [_written()["editors"][name] for name in ("memit-history-anchored", "memit-kept", "memit-stream")]
+    printed += [_written()["baselines"]["gate"]]
     ranges = [(name, rho) for name in ("memit", "pmet", "rome") for rho in (1.0, 4.0)] + [("rome", 8.0)]
     return own | _by_name([*map(with_steps, printed), *(with_steps(plain[n], rho) for n, rho in ranges)])
 

@@ -1,0 +1,102 @@
+"""Gate: no weight changes, δ is added exactly where a token's key is near an entry's, and entries come and go with
+snapshots and histories."""
+
+import pytest
+import torch
+from library import EDITS, holds, refused, snapshot
+from torch.nn.functional import normalize
+
+import kedit_lib as kedit
+from kedit_lib.editing.compute_k import context_mean, keys_at
+from kedit_lib.evaluation.teacher_forcing import teacher_forced
+from kedit_lib.models.hooks import trace
+from kedit_lib.models.tokenization import encode
+
+MODEL = "llama", torch.float32
+METHOD = kedit.Gate(layers=[2], v_num_grad_steps=20, threshold=0.98)
+KIND = "Gate at layer 2"  # in model.memory
+
+
+def output(model, text):
+    """(x, y) at every token: what the map that leaves the MLP of layer 2 reads and gives."""
+    module = model.mlp_out(2)
+    read, given = trace(model.hf, torch.tensor([encode(model.tokenizer, text)]), [module], [module])
+    return read[module][0], given[module][0]
+
+
+def probability(model, edits):
+    return teacher_forced(model, [e.text for e in edits], [e.target_new for e in edits]).probability
+
+
+def test_it_adds_delta_where_the_key_is_near_and_nowhere_else(model):
+    before, texts = snapshot(model), [*(e.text for e in EDITS), "The town is a port.", "Old English words"]
+    plain = [output(model, text) for text in texts]
+    outcome = METHOD.apply(model, EDITS[:1], contexts=["{}"])
+    assert outcome.deltas == {} and holds(model, before)
+    (target,) = outcome.targets
+    hits = []
+    for text, (x, y) in zip(texts, plain, strict=True):
+        near = normalize(x, dim=-1) @ target.key_per_layer[2] >= METHOD.threshold
+        torch.testing.assert_close(output(model, text)[1], y + near[:, None] * target.delta)
+        hits.append(near.sum().item())
+    assert hits[0] == 1 and sum(hits[1:]) < len(torch.cat([x for x, _ in plain[1:]])) / 2
+
+
+def test_the_probability_that_is_reported_is_the_edited_models(model):
+    """The clean prompt is the only context: the optimisation and the edited model then see the same δ."""
+    for edit in EDITS:
+        (target,) = METHOD.apply(model, [edit], contexts=["{}"]).targets
+        assert probability(model, [edit]).item() == pytest.approx(target.probabilities[-1], rel=1e-4)
+        assert target.probabilities[-1] > target.probabilities[0]
+
+
+def test_the_key_is_memits_mean_over_contexts(model):
+    contexts = ["{}", "The rain is cold. {}"]
+    call = METHOD.prepare(model, EDITS[:2], contexts=contexts)
+    mean = context_mean(keys_at(model, call.prompts, [2])[2], 2, grouped=True)
+    METHOD.apply(model, EDITS[:2], contexts=contexts)
+    torch.testing.assert_close(model.memory[KIND][0], normalize(mean, dim=-1))
+
+
+def test_another_fact_of_a_subject_goes_on_top_of_the_first(model):
+    first, again = EDITS[0], kedit.Edit(EDITS[0].prompt, EDITS[0].subject, EDITS[1].target_new)
+    (one,), (two,) = (METHOD.apply(model, [e]).targets for e in (first, again))
+    keys, _, values = model.memory[KIND]
+    assert len(keys) == 1
+    torch.testing.assert_close(values[0], one.delta + two.delta)
+    assert probability(model, [again]) > probability(model, [first])
+
+
+def test_entries_belong_to_snapshots_and_to_the_history(model, tmp_path):
+    history, plain = METHOD.new_history(model), probability(model, EDITS)
+    METHOD.apply(model, EDITS[:1], history=history)
+    one = model.snapshot()
+    METHOD.apply(model, EDITS[3:4], history=history)
+    both = probability(model, EDITS)
+    model.load_snapshot(one)
+    assert len(model.memory[KIND][0]) == 1
+    model.restore()
+    torch.testing.assert_close(probability(model, EDITS), plain, rtol=0, atol=0)
+    history.save(tmp_path / "history")
+    METHOD.recall(model, kedit.EditHistory.load(tmp_path / "history"))
+    torch.testing.assert_close(probability(model, EDITS), both, rtol=0, atol=0)
+    refused(lambda: kedit.Gate(layers=[1]).apply(model, EDITS[:1], history=history), KIND, "new_history")
+    refused(lambda: model.save_pretrained(tmp_path / "out"), KIND, "in no weight")
+
+
+def test_edits_above_an_entry_are_optimised_with_it(model):
+    """A gate in an upper layer is a hook, which the written-out layers would not see."""
+    METHOD.apply(model, EDITS[:1], contexts=["{}"])
+    said = probability(model, EDITS[:1]).item()
+    engine = kedit.Gate(layers=[1], v_num_grad_steps=1).apply(model, EDITS[:1], contexts=["{}"])
+    assert engine.targets[0].probabilities[0] == pytest.approx(said, rel=1e-4)
+
+
+def test_given_targets_and_bad_settings(model):
+    (target,) = METHOD.apply(model, EDITS[:1]).targets
+    model.restore()
+    METHOD.apply(model, EDITS[:1], targets=[target.z])
+    torch.testing.assert_close(model.memory[KIND][2][0], target.delta)
+    refused(lambda: kedit.Gate(layers=[1, 2]), "Gate", "layers")
+    refused(lambda: kedit.Gate(layers=[1], threshold=1.5), "threshold")
+    assert kedit.method_for("Llama-2-7b-hf", "gate").layers == [5]
