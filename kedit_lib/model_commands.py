@@ -113,12 +113,16 @@ def stream(
     import kedit_lib as kedit
 
     from .data.config import results_folder
+    from .editing import BASELINES
     from .evaluation.edit_probes import EditProbe
     from .models.deltas import record_of
     from .streams.facts import AUTO, LAB, facts_of, kept_facts
 
     loaded = kedit.load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     editor = _method(loaded, method)
+    if save and editor.name in BASELINES:
+        use = "in Python its edits are kept by history.save(path) and come back by method.recall(model, history)"
+        raise KeditError(f"--save: {editor.name} writes no weights that a folder could hold; {use}")
     known, unknown = kedit.known_edits(loaded, kedit.load_edits(edits, loaded, limit, seed, chat=chat))
     if not known:
         raise KeditError(f"edits {edits!r}: the model knows none of the {unknown} facts; give others")

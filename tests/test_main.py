@@ -106,10 +106,17 @@ def test_a_stream(run, tmp_path):
 
 def test_a_stream_that_keeps_facts(run):
     arguments = ("stream", "lab-small", "--edits", "lab", "--limit", 1, "--keep", 20)
-    code, out, err = run(*arguments, "--method", "stream")
+    code, out, err = run(*arguments, "--method", "stream-weights")
     assert code == 0 and "20 facts kept" in out, err
     code, _, err = run(*arguments, "--method", "rome")
     assert code == 1 and "keep needs a history of keys" in err
+
+
+def test_a_stream_that_writes_no_weights(run, tmp_path):
+    arguments = ("stream", "lab-small", "--edits", "lab", "--limit", 1, "--method", "stream")
+    assert run(*arguments)[0] == 0
+    code, _, err = run(*arguments, "--save", tmp_path / "out")
+    assert code == 1 and "Gate writes no weights" in err and not (tmp_path / "out").exists()
 
 
 def test_a_guarded_stream_stops(run, tmp_path, monkeypatch):

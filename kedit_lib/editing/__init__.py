@@ -35,7 +35,7 @@ METHODS: dict[str, type[Method]] = {
 # Outside the family: they write no weights.
 BASELINES: dict[str, type[Method]] = {"Retrieval": Retrieval, "GRACE": GRACE, "Gate": Gate}
 # One class under several names: they differ in how it is called or in its hyperparameters.
-ALSO_CALLED = {"MEMITMASS": "MEMIT", "FTL": "FT", "FTM": "FT"}
+ALSO_CALLED = {"MEMITMASS": "MEMIT", "FTL": "FT", "FTM": "FT", "STREAM": "GATE"}
 
 
 def _plain(name: str) -> str:
@@ -60,11 +60,12 @@ def method_for(model, name: str, **overrides) -> Method:
     """The method with the hyperparameters of params/models/<model>.yaml, some of them overridden.
 
     model: an EditableModel or its name. A section of that very name ("ft-m") goes before the method's ("ft"). The base
-    of a wrapper may be a name. "stream", for one edit after the other: MEMIT with a history that begins with facts that
-    must stay, method.new_history(model, moments, keep=facts), early stopping and a line search (docs/sequences.md).
+    of a wrapper may be a name. For one edit after the other (docs/sequences.md): "stream", which is Gate; and where it
+    must be in the weights "stream-weights": MEMIT with early stopping, a line search, and a history that begins with
+    facts that must stay, method.new_history(model, moments, keep=facts).
     KeditError where there are no hyperparameters.
     """
-    if name == "stream":
+    if name == "stream-weights":
         name, overrides = "memit", {"use_history": True, "stop": "argmax", "line_search": 1.12, **overrides}
     cls, model_name = method_class(name), getattr(model, "name", model)
     if cls is Retrieval:  # nothing about it depends on the model

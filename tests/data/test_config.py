@@ -145,7 +145,7 @@ def test_shipped_hyperparameters_make_every_method(name):
     """A section for each method, none for what is no method."""
     sections = load_model_params(name)
     made = {section: kedit.method_for(name, section) for section in sections if section != "model"}
-    assert {type(method).__name__ for method in made.values()} == {*kedit.METHODS, "GRACE"}
+    assert {type(method).__name__ for method in made.values()} == {*kedit.METHODS, "GRACE", "Gate"}
     for section, method in made.items():
         own = {field: value for field, value in sections[section].items() if field != "base"}
         assert own.items() <= method.model_dump().items()

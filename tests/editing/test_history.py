@@ -145,4 +145,4 @@ def test_facts_that_are_kept_weigh_as_edits_made_before(model, moments):
 
 def test_only_a_history_of_keys_keeps_facts(model, moments):
     refused(lambda: kedit.MEMIT(**FAST).new_history(model, moments, keep=EDITS), "keep needs a history of keys")
-    assert kedit.method_for("lab", "stream").use_history
+    assert kedit.method_for("lab", "stream-weights").use_history
