@@ -17,7 +17,7 @@ Rows = list[tuple[str, dict | KeditError]]  # where each record stands, and its 
 
 
 def records_of(source: str | Path, **hub) -> list[Record]:
-    """Every record of `source`: a .json, .jsonl, .csv or .parquet file, a folder of such files, or a hub name.
+    """Every record of `source`: a .json, .jsonl, .csv, .tsv or .parquet file, a folder of such files, or a hub name.
 
     hub   for folders and hub names: keywords of `datasets.load_dataset`, such as split, name, data_files, revision
 
@@ -68,22 +68,30 @@ def _jsonl(path: Path) -> Rows:
 
 
 def _csv(path: Path) -> Rows:
-    text = _text(path)
+    text, found, names = _text(path), [], None
+    ahead = re.match(r"(\s*\n|sep=.\r?\n)*", text, re.IGNORECASE)[0]  # Excel may name its separator first
+    text, skipped = text[len(ahead) :], ahead.count("\n")
     between = max(",;\t", key=text.partition("\n")[0].count)
-    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=between)
-    found, line = [], 1
-    try:
-        for row in rows:
-            where, line = f"{path.name} line {line + 1}", rows.line_num
-            cells = {k: v for k, v in row.items() if k is not None and v and v.strip()}
-            if any(cell.strip() for cell in row.get(None, [])):
-                more = f"{where}: has more cells than the header; put cells with {between!r} in quotes"
-                found.append((where, KeditError(more)))
-            elif cells:
-                found.append((where, _cells(where, {k: v for k, v in cells.items() if not UNNAMED.fullmatch(k)})))
-    except csv.Error as error:
-        raise KeditError(f"{path.name} line {rows.line_num}: is not CSV ({error})") from None
-    return found
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=between)
+    while True:
+        where = f"{path.name} line {skipped + rows.line_num + 1}"
+        try:
+            row = next(rows, None)
+        except csv.Error as error:
+            problem = KeditError(f"{where}: is not CSV ({error}); in a cell in quotes double each quote")
+            if names is None or "end of data" in str(error):  # a quote that is not closed: no record follows
+                raise problem from None
+            found.append((where, problem))
+            continue
+        if row is None:
+            return found
+        if names is None:
+            names = [name.strip() for name in row]
+        elif any(cell.strip() for cell in row[len(names) :]):
+            more = f"{where}: has more cells than the header; put cells with {between!r} in quotes"
+            found.append((where, KeditError(more)))
+        elif cells := {n: cell for n, cell in zip(names, row, strict=False) if cell.strip()}:
+            found.append((where, _cells(where, {n: cell for n, cell in cells.items() if not UNNAMED.fullmatch(n)})))
 
 
 def _cells(where: str, row: dict[str, str]) -> dict | KeditError:
@@ -134,9 +142,9 @@ def _object(where: str, value) -> tuple[str, dict | KeditError]:
 
 
 def _parsed(text: str):
-    """The value of a JSON text; JSONDecodeError also for numbers and nesting beyond Python's limits."""
+    """The value of a JSON text, NaN as null; JSONDecodeError also for numbers and nesting beyond Python's limits."""
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=lambda name: None)
     except json.JSONDecodeError:
         raise
     except (ValueError, RecursionError) as error:
@@ -151,4 +159,4 @@ def _text(path: Path) -> str:
         raise KeditError(f"{path.name}: is not UTF-8 text ({where}); save it as UTF-8") from None
 
 
-READERS = {".json": _json, ".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}
+READERS = {".json": _json, ".jsonl": _jsonl, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet}

@@ -9,7 +9,7 @@ SPACELESS = (
     "\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u2e80-\u312f\u31a0-\u4dbf\u4e00-\ua4cf\uf900-\ufaff\uff00-\uff9f"
     "\U00020000-\U0003ffff"
 )
-SENTENCE_ENDS = ".。．｡！？؟۔।॥…"  # of any script; "!" and "?" of the Latin one also end names ("Yahoo!")
+SENTENCE_ENDS = ".。．｡！？؟۔।॥።։།။។…"  # of any script; "!" and "?" of the Latin one also end names ("Yahoo!")
 QUOTES = "\"'`“”‘’«»‹›"
 
 
@@ -25,7 +25,7 @@ def words(text: str) -> list[str]:
 
 def joint(prompt: str, answer: str, separator: str | None = None) -> str:
     """What stands between a prompt and its answer: `separator`; None: nothing after white space, an opening quote or
-    bracket, and where either side is a script without spaces, else one space."""
+    bracket (¿ and ¡ too), and where either side is a script without spaces, else one space."""
     if separator is not None:
         return separator
     bare = not prompt or prompt[-1].isspace() or _opens(prompt) or spaceless(prompt[-1] + answer[:1])
@@ -40,8 +40,8 @@ def full_stop(text: str) -> str:
 
 
 def _opens(text: str) -> bool:
-    """Whether a text ends in an opening quote or bracket. One sign may open or close: it closes after a word."""
+    """Whether a text ends in an opening quote, bracket or mark. One sign may open or close: it closes after a word."""
     if text[-1] not in QUOTES:
-        return unicodedata.category(text[-1]) == "Ps"
+        return unicodedata.category(text[-1]) == "Ps" or text[-1] in "¿¡"
     before = text[-2:-1]
     return not before or not (before.isalnum() or before in ".,;!?)]}…") or spaceless(before)

@@ -4,12 +4,15 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import pandas as pd
+
 from ..errors import KeditError, first_line
 from .files import READERS, records_of
+from .scripts import spaceless
 
 
 def texts_of(given, what: str) -> list[str]:
-    """Documents from a text, a file, or any iterable of texts or of rows with a field `text`.
+    """Documents from a text, a file, a table, or any iterable of texts or of rows with a field `text`.
 
     A str that names a file stands for it: a .txt, each paragraph a document, or records with a field `text`.
     KeditError, which begins with `what`, for anything else and for no document.
@@ -22,6 +25,8 @@ def texts_of(given, what: str) -> list[str]:
         return texts_of((record.values for record in records_of(str(path))), f"{what} {path.name}")
     if isinstance(given, str):
         given = [given]
+    if isinstance(given, pd.DataFrame):
+        given = given.to_dict("records")
     if isinstance(given, (bytes, Mapping)) or not isinstance(given, Iterable):
         raise KeditError(f"{what}: texts are {type(given).__name__}; pass a list of plain text, or a file")
     found = []
@@ -50,6 +55,7 @@ def _names_a_file(text: str, what: str) -> bool:
         return False
     if os.path.exists(text):
         return True
-    if Path(text).suffix.lower() in (".txt", *READERS) and (" " not in text or os.sep in text):
+    named = Path(text).suffix.lower() in (".txt", *READERS) and os.sep in text
+    if named or not (" " in text.strip() or spaceless(text)):  # one word is no text
         raise KeditError(f"{what}: there is no file {text!r}; give an existing one, or [text] for the text itself")
     return False

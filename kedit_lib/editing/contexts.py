@@ -7,6 +7,7 @@ import torch
 
 from ..data.edit import check_context, escaped
 from ..errors import KeditError
+from ..models.checked import check_editable
 from ..models.tokenization import encode
 
 STARTERS = ("The", "Therefore", "Because", "I", "You")
@@ -22,6 +23,7 @@ def generate_contexts(model, seed: int = 0, style: str = "memit", top_k: int = 5
     """
     if style not in STYLES:
         raise KeditError(f"context style {style!r}: is unknown; use {' or '.join(map(repr, STYLES))}")
+    check_editable(model, "generate_contexts")
     generator = torch.Generator().manual_seed(seed)
     contexts = ["{}"]
     for each, length in STYLES[style]:

@@ -10,6 +10,7 @@ from ..data.edit import Edit, check_edits
 from ..data.scripts import SENTENCE_ENDS
 from ..data.words import places
 from ..errors import KeditError
+from ..models.checked import check_editable
 from ..models.generation import continuations, sentence
 from ..models.tokenization import decoded, encoded, targets_of
 from .teacher_forcing import Forced, score
@@ -73,6 +74,7 @@ def known_edits(model, edits: list[Edit], match: str | None = None) -> tuple[lis
     match   as in `generation_accuracy`; None: "exact" for the lab's models, which were trained on such sentences,
             "begins" for all others, which write on. An edit without target_true counts as not known.
     """
+    check_editable(model, "known_edits")
     match = match or ("exact" if model.name in LAB_MODELS else "begins")
     edits = check_edits(edits, "known_edits")
     asked = [e for e in edits if e.target_true is not None]

@@ -62,8 +62,10 @@ def unwrapped(hf, tokenizer, name: str) -> nn.Module:
     no model, no tokenizer, adapters, quantised weights, or weights that are not all in one place."""
     while isinstance(hf, (nn.DataParallel, nn.parallel.DistributedDataParallel)) or hasattr(hf, "_orig_mod"):
         hf = hf._orig_mod if hasattr(hf, "_orig_mod") else hf.module
-    if not isinstance(hf, nn.Module) or not hasattr(hf, "config"):
-        raise KeditError(f"{name}: a {type(hf).__name__} is not a causal language model of transformers; pass one")
+    headless = not hasattr(hf, "get_output_embeddings") or hf.get_output_embeddings() is None
+    if not isinstance(hf, nn.Module) or headless:
+        what = f"a {type(hf).__name__} is not a causal language model of transformers"
+        raise KeditError(f"{name}: {what}; pass an AutoModelForCausalLM")
     if not callable(tokenizer) or not hasattr(tokenizer, "is_fast"):
         raise KeditError(f"{name}: came without its tokenizer; give it: transformers.AutoTokenizer.from_pretrained(…)")
     if any(hasattr(module, "base_layer") or type(module).__module__.startswith("peft.") for module in hf.modules()):

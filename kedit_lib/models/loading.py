@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import os
 from pathlib import Path
 
 import torch
@@ -31,15 +32,19 @@ def load_model(name, dtype=None, device=None, trust_remote_code=False, originals
             attn_implementation ("eager" or "sdpa"); torch_dtype and device_map stand for dtype and device
 
     Weights come from safetensors only, and no code of a repository or folder is run without trust_remote_code.
-    KeditError for a model that cannot be found, is an adapter, quantised, of an unknown layout, or holds NaN.
+    KeditError for a model that cannot be found, is an adapter, incomplete, quantised, of an unknown layout or with NaN.
     """
+    if not isinstance(name, (str, os.PathLike)):
+        remedy = "give a name or a folder, or wrap it: kedit.EditableModel(model, tokenizer)"
+        raise KeditError(f"load_model: a {type(name).__name__} is no name of a model; {remedy}")
     where = str(name)
     if where in LAB_MODELS:
         where = str(WEIGHTS / where)
     where = str(local_folder(where) or where)
     hub, attention, dtype, device = _understood(str(name), dict(given), dtype, device)
     hub["trust_remote_code"] = trust_remote_code
-    if (Path(where) / "adapter_config.json").is_file():
+    files = {path.name for path in Path(where).glob("*.*")}
+    if "adapter_config.json" in files or ("adapter_model.safetensors" in files and "config.json" not in files):
         raise KeditError(f"model {str(name)!r}: is an adapter, no model; {MERGE}")
     try:
         config = AutoConfig.from_pretrained(where, **hub)
@@ -48,7 +53,7 @@ def load_model(name, dtype=None, device=None, trust_remote_code=False, originals
         tokenizer = AutoTokenizer.from_pretrained(where, **hub)
         how = {"dtype": dtype or "auto", "use_safetensors": True, **attention, **hub}
         with no_progress_bar():
-            hf = AutoModelForCausalLM.from_pretrained(where, **how)
+            hf, seen = AutoModelForCausalLM.from_pretrained(where, output_loading_info=True, **how)
     except KeditError:
         raise
     except Exception as error:  # whatever the loaders make of a missing or damaged file
@@ -57,6 +62,9 @@ def load_model(name, dtype=None, device=None, trust_remote_code=False, originals
             remedy = "it brings code of its own: if you have read that code and trust it, say trust_remote_code=True "
             remedy += "(kedit: --trust-remote-code)"
         raise KeditError(f"model {str(name)!r}: cannot be loaded ({first_line(error)}); {remedy}") from error
+    if missing := sorted(seen["missing_keys"]):
+        found = f"{len(missing)} weights are not in its files, the first: {missing[0]}"
+        raise KeditError(f"model {str(name)!r}: {found}; save the whole model again, or download it again")
     try:
         hf = hf.to(_device(device))
         next(hf.parameters()).flatten()[0].item()  # "meta" takes a model and keeps no value of it

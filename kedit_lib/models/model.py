@@ -34,7 +34,7 @@ class EditableModel:
     Widths: `n_layers`, `d_model`, `d_ff`. Layers are 0-based.
     """
 
-    def __init__(self, hf: nn.Module, tokenizer, name: str | None = None, folder=None, originals: str = "device"):
+    def __init__(self, hf: nn.Module, tokenizer=None, name: str | None = None, folder=None, originals: str = "device"):
         if originals not in ("device", "host"):
             raise KeditError(f"originals {originals!r}: must be one of device, host")
         hf = unwrapped(hf, tokenizer, name or "model")

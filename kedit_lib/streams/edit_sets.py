@@ -17,6 +17,7 @@ from ..data.schemas import SCHEMAS, unknown
 from ..errors import KeditError
 from ..lab import world_of
 from ..lab.edits import lab_edits
+from ..models.checked import check_editable
 from ..models.tokenization import check_edit
 
 MADE_BY_DEFAULT = 100  # edits
@@ -77,6 +78,8 @@ def read_edits(
     """
     if (made := str(source)) in MADE:
         raise KeditError(f"read_edits({made!r}): these edits are made, not read; use load_edits({made!r}, model=…)")
+    if model is not None and not hasattr(model, "tokenizer"):
+        check_editable(model, "load_edits")
     if chat and model is None:
         raise KeditError(f"{Path(source).name}: chat=True needs the chat template of a model; pass model=")
     records = records_of(source, **hub)

@@ -3,6 +3,7 @@
 import copy
 import csv
 import json
+import math
 import os
 import warnings
 from pathlib import Path
@@ -259,7 +260,8 @@ HEADER, ROW = "prompt{0}subject{0}target_new{0}target_true", "{{}} plays the{0}A
 
 @pytest.mark.parametrize("between", ",;\t")
 def test_tables_as_spreadsheets_save_them(tmp_path, between):
-    """Semicolons or tabs, empty last rows, a column of row numbers, a cell too many without text."""
+    """Any separator, also said in front; empty first and last rows, a column of row numbers, a cell too many without
+    text, a space behind a separator of the header."""
     header, row = HEADER.format(between), ROW.format(between)
     empty = between * 4
     path = tmp_path / "facts.csv"
@@ -268,6 +270,13 @@ def test_tables_as_spreadsheets_save_them(tmp_path, between):
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             assert kedit.load_edits(path) == [PLAIN, PLAIN]
+    path = tmp_path / "facts.tsv"
+    path.write_text(
+        f"\ufeffsep={between}\r\n\r\n{header.replace(between, between + ' ')}\r\n{row}\r\n", encoding="utf-8"
+    )
+    assert kedit.load_edits(path) == [PLAIN]
+    path.write_text(f"sep={between}\n\n{header}\n{row}\n{{}} plays\n", encoding="utf-8")
+    assert kedit.read_edits(path)[1].reason[0].startswith("facts.tsv line 5: ")
 
 
 def test_a_field_too_many_is_warned_of_and_left_out(tmp_path):
@@ -289,13 +298,18 @@ def test_one_bad_record_of_a_hundred(tmp_path):
     path.write_text("\n".join([HEADER.format(","), *[ROW.format(",")] * 9, "{} plays,Ana,oboe, d'amore, organ"]))
     with pytest.warns(UserWarning, match="1 of 10 records .* line 11: has more cells than the header"):
         assert kedit.load_edits(path) == [PLAIN] * 9
+    path.write_text("\n".join([HEADER.format(","), '{} plays,Ana,"oboe" d\'amore,', *[ROW.format(",")] * 9]))
+    with pytest.warns(UserWarning, match="1 of 10 records .* line 2: is not CSV .*double each quote"):
+        assert kedit.load_edits(path) == [PLAIN] * 9
+    path.write_text("\n".join([HEADER.format(","), ROW.format(","), '{} plays,Ana,"oboe,', *[ROW.format(",")] * 9]))
+    refused(lambda: kedit.load_edits(path), "facts.csv line 3", "is not CSV", "quote")
 
 
 def test_nulls_and_numbers(tmp_path):
     record = {**OWN, "paraphrases": [None, OWN["paraphrases"][0], None], "portability": None, "target_true": None}
     record |= {"relation": None, "target_new": 1945, "separator": None}
-    (edit,) = kedit.load_edits(write(tmp_path / "facts.json", [record]))
-    assert (edit.paraphrases, edit.portability) == ((OWN["paraphrases"][0],), ())
+    (edit,) = kedit.load_edits(write(tmp_path / "facts.json", [{**record, "id": math.nan}]))
+    assert (edit.paraphrases, edit.portability, edit.id) == ((OWN["paraphrases"][0],), (), "")
     assert (edit.target_new, edit.target_true, edit.relation, edit.separator) == ("1945", None, "", None)
 
 

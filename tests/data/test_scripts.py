@@ -16,6 +16,7 @@ JOINTS = {
     "behind a German closing quote": ("Das Lied „Hallo“", "ist", " "),
     "behind a German opening quote": ("Er sagt „", "ja", ""),
     "behind a French quote": ("Il dit «", "oui", ""),
+    "behind an opening mark": ("¿", "Quién", ""),
     "behind an opening bracket": ("The town (", "Graz", ""),
     "behind a closing bracket": ("The town (Graz)", "is", " "),
     "Chinese": ("中国的首都是", "北京", ""),

@@ -5,6 +5,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import tiny
 import torch
@@ -73,14 +74,18 @@ def test_a_text_beyond_the_models_length_counts_whole_in_windows(tiny_folder, ki
     assert kedit.SecondMoments.estimate(model, [text, *TEXTS], layers=[0], tokens=300).about["tokens"] == len(k)
 
 
-@pytest.mark.parametrize("given", ["name", "jsonl", "rows", "iterator"])
+@pytest.mark.parametrize("given", ["name", "jsonl", "rows", "table", "iterator"])
 def test_texts_however_they_are_handed_over(tiny_folder, tmp_path, monkeypatch, given):
     monkeypatch.chdir(tmp_path)
     texts = [text.strip() for text in TEXTS]
     (tmp_path / "wiki.txt").write_text("\n\n".join(texts), encoding="utf-8")
     (tmp_path / "wiki.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts), encoding="utf-8")
     forms = {"name": "wiki.txt", "jsonl": tmp_path / "wiki.jsonl"}
-    forms |= {"rows": [{"text": t, "id": 1} for t in texts], "iterator": iter(texts)}
+    forms |= {
+        "rows": [{"text": t, "id": 1} for t in texts],
+        "table": pd.DataFrame({"text": texts}),
+        "iterator": iter(texts),
+    }
     model = kedit.load_model(tiny_folder("llama"))
     found = kedit.SecondMoments.estimate(model, forms[given], layers=[0])
     assert torch.equal(found.tensors[0], kedit.SecondMoments.estimate(model, texts, layers=[0]).tensors[0])
@@ -89,6 +94,7 @@ def test_texts_however_they_are_handed_over(tiny_folder, tmp_path, monkeypatch, 
 NO_TEXTS = [
     ("no-such.txt", "there is no file 'no-such.txt'"),
     (Path("no-such.txt"), "is not a file"),
+    ("owner/wikitext", "there is no file 'owner/wikitext'"),
     ([{"body": "The organ is old."}], "fields body"),
     ([7], "text 0 is not text (int)"),
     ([], "no texts"),

@@ -287,8 +287,20 @@ def test_a_verdict_is_settled_only_where_nothing_behind_can_change_it(match):
 
 
 def test_sentences_end_in_every_script():
-    ends = ["北京。", "北京！真的", "北京？", "باريس؟", "दिल्ली।", "Paris… and", "Paris.", "Paris\nx"]
-    said = ("北京", "北京", "北京", "باريس", "दिल्ली", "Paris", "Paris", "Paris")
+    ends = [
+        "北京。",
+        "北京！真的",
+        "北京？",
+        "باريس؟",
+        "दिल्ली।",
+        "ភ្នំពេញ។",
+        "አዲስ።",
+        "Երևան։ x",
+        "Paris… and",
+        "Paris.",
+        "Paris\nx",
+    ]
+    said = ("北京", "北京", "北京", "باريس", "दिल्ली", "ភ្នំពេញ", "አዲስ", "Երևան", "Paris", "Paris", "Paris")
     assert [sentence(t) for t in ends] == [(text, True) for text in said]
     assert sentence("Yahoo! is") == ("Yahoo! is", False)
     assert sentence(" St. Louis. The town") == ("St", True)

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from pathlib import Path
 
 import peft
 import pytest
@@ -13,6 +14,7 @@ from library import refused
 import kedit_lib as kedit
 from kedit_lib import model_commands
 
+FACTS = Path(__file__).parents[2] / "params" / "examples" / "chinese.jsonl"
 EDIT = kedit.Edit(*tiny.EDITS[4])
 ROME = kedit.ROME(layers=[1], mom2_adjustment=False, v_num_grad_steps=2)
 
@@ -103,7 +105,13 @@ def test_what_is_no_editable_model_is_told_to_be_wrapped(plain):
     refused(lambda: kedit.SecondMoments.estimate(hf, ["a"], [1]), "moments", wrap)
     refused(lambda: kedit.check_model(hf), "check_model", wrap)
     refused(lambda: ROME.apply("lab", [EDIT]), "a str is not an EditableModel", "kedit.load_model")
-    refused(lambda: kedit.EditableModel(hf, None), "without its tokenizer")
+    refused(lambda: kedit.known_edits(hf, [EDIT]), "known_edits", wrap)
+    refused(lambda: kedit.generate_contexts(hf), "generate_contexts", wrap)
+    refused(lambda: kedit.load_edits(FACTS, model=hf), "load_edits", wrap)
+    refused(lambda: kedit.load_edits(FACTS, model="lab"), "load_edits", "kedit.load_model")
+    refused(lambda: kedit.load_model(hf), "a LlamaForCausalLM is no name of a model", wrap)
+    refused(lambda: kedit.EditableModel(hf), "without its tokenizer")
+    refused(lambda: kedit.EditableModel(hf.model, plain[1]), "a LlamaModel is not a causal language model")
     refused(lambda: kedit.EditableModel(*reversed(plain)), "is not a causal language model")
 
 
@@ -128,6 +136,9 @@ def test_an_adapter_is_refused_until_it_is_merged(plain, tmp_path):
     refused(lambda: kedit.EditableModel(adapted, tokenizer), "adapter", "merge_and_unload")
     adapted.save_pretrained(tmp_path)
     refused(lambda: kedit.load_model(tmp_path), "is an adapter, no model", "merge_and_unload")
+    (tmp_path / "adapter_config.json").unlink()
+    refused(lambda: kedit.load_model(tmp_path), "is an adapter, no model", "merge_and_unload")
+    adapted.save_pretrained(tmp_path)
     again = transformers.AutoModelForCausalLM.from_pretrained(hf.config._name_or_path)
     again.load_adapter(str(tmp_path))
     refused(lambda: kedit.EditableModel(again, tokenizer), "adapter", "merge_and_unload")
@@ -137,6 +148,16 @@ def test_an_adapter_is_refused_until_it_is_merged(plain, tmp_path):
     ids = torch.arange(7)[None]
     saved = kedit.load_model(tmp_path / "merged").hf(input_ids=ids).logits
     torch.testing.assert_close(saved, model.hf(input_ids=ids).logits, rtol=0, atol=1e-5)
+
+
+def test_a_weight_that_a_folder_lacks_is_not_made_up(plain, tmp_path):
+    """transformers would fill it with random numbers."""
+    hf, tokenizer = plain
+    lacking = {name: value for name, value in hf.state_dict().items() if name != "model.layers.2.mlp.down_proj.weight"}
+    hf.save_pretrained(tmp_path, state_dict=lacking)
+    tokenizer.save_pretrained(tmp_path)
+    says = "1 weights are not in its files", "model.layers.2.mlp.down_proj.weight", "save the whole model again"
+    refused(lambda: kedit.load_model(tmp_path), *says)
 
 
 @pytest.mark.parametrize("first", ["shards", "one file", "an adapter"])

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import tiny
@@ -66,6 +67,13 @@ def test_the_space_token_belongs_to_the_target():
     unwritable = tiny.tokenizer("llama-metaspace")
     refused(lambda: target_ids(unwritable, "Ana plays the", "№ 1"), "'№ 1'", "<unk>", "can write")
     refused(lambda: target_ids(tokenizer, "Ana plays the", "", ""), "target ''", "no token")
+
+
+@pytest.mark.skipif(not (DATA / "zsre-1037.json").is_file(), reason="KEDIT_DATA does not name a folder with zsRE")
+def test_every_record_of_zsre_loads(tokenizer):
+    """293 answers begin with a digit or another sign that such tokenizers write apart from the space before it."""
+    edits, rejected = kedit.read_edits(DATA / "zsre-1037.json", SimpleNamespace(tokenizer=tokenizer))
+    assert (len(edits), len(rejected)) == (1037, 0)
 
 
 def test_a_separator_reaches_the_edit(tiny_folder):
