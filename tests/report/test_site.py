@@ -187,3 +187,16 @@ def test_the_readme_says_how_many_of_the_last_optimisations_are_frozen(stream, m
         did_nothing(*pair) for pair in zip(pairs["first probability"], pairs["optimised probability"], strict=True)
     ]
     assert f"{sum(frozen) / len(frozen):.0%}".replace("%", " %") == share and share in README
+
+
+def test_every_paper_that_is_cited_stands_in_the_list_of_references():
+    cited = [
+        *(REPOSITORY / "kedit_lib").rglob("*.py"),
+        *SOURCES,
+        *(REPOSITORY / "docs").glob("*.md"),
+        REPOSITORY / "README.md",
+    ]
+    number = re.compile(r"(?:arxiv\.org/abs/|arXiv )(\d{4}\.\d{5})")
+    found = {one for path in cited for one in number.findall(path.read_text(encoding="utf-8"))}
+    listed = set(number.findall((REPOSITORY / "docs" / "references.md").read_text(encoding="utf-8")))
+    assert len(found) > 20 and found <= listed
