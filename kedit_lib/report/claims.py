@@ -20,7 +20,7 @@ from scipy.stats import spearmanr
 
 from ..analysis.runs import load_runs, outcome, window_median
 from ..data.atomic import replacing
-from ..data.config import REPOSITORY
+from ..data.config import LAB_MODELS, REPOSITORY
 from ..data.yaml_text import parse
 from ..errors import KeditError, first_line
 from ..streams.bench import Bench, data_folder
@@ -147,7 +147,8 @@ def verdicts(measured: pd.DataFrame) -> pd.DataFrame:
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
-    """`verdicts` for readers: one row per claim, one column for each model and setting, and what is published."""
+    """`verdicts` for readers: one row per claim, one column for each model (real ones first) and setting, and what is
+    published."""
     median, low, high = (table[name].map("{:.2g}".format) for name in ("median", "low", "high"))
     number = median.where(table.low == table.high, median + " (" + low + " to " + high + ")")
     number = number.where(table["median"].notna(), "")
@@ -156,7 +157,9 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
     wide = cells.groupby(["claim", "where"], sort=False).text.agg("; ".join).unstack(fill_value="not run")
     about = pd.DataFrame(CLAIMS)[["name", "says", "quantity", "notebook", "published"]]
     about.columns = ["name", "the report's claim", "what decides it", "notebook", "published for Llama-2-7B"]
-    return about.set_index("name").join(wide).fillna("not run").reset_index(drop=True)
+    columns = sorted(wide, key=lambda name: (name.split(",")[0] in LAB_MODELS, name))
+    names = ["the report's claim", "notebook", *columns, "published for Llama-2-7B", "what decides it"]
+    return about.set_index("name").join(wide).fillna("not run").reset_index(drop=True)[names]
 
 
 def accepted() -> Path:

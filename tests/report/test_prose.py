@@ -4,6 +4,7 @@ import json
 import re
 
 import pytest
+from latex2mathml.converter import convert
 
 from kedit_lib.data.config import REPOSITORY
 
@@ -40,3 +41,13 @@ def test_no_cell_of_prose_holds_a_measured_number(source):
     cells = json.loads(source.read_text(encoding="utf-8"))["cells"]
     prose = "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
     assert numbers(prose) <= CONSTANTS | BARS.get(source.name[:2], set())
+
+
+@pytest.mark.parametrize("page", [*SOURCES, *sorted((REPOSITORY / "docs").glob("*.md"))], ids=lambda p: p.stem)
+def test_every_formula_is_drawn_without_a_command_left_over(page):
+    text = page.read_text(encoding="utf-8")
+    if page in SOURCES:
+        text = "\n\n".join("".join(c["source"]) for c in json.loads(text)["cells"] if c["cell_type"] == "markdown")
+    text = re.sub(r"```.*?```|`[^`]*`", "", text, flags=re.S)
+    formulas = [a or b for a, b in re.findall(r"\$\$(.+?)\$\$|\$([^$\n]+?)\$", text, flags=re.S)]
+    assert not [formula for formula in formulas if "\\" in convert(formula)]
