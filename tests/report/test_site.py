@@ -137,7 +137,7 @@ def test_the_readme_says_which_claims_hold_on_the_real_model():
     }
     printed = {
         ("rome-stays", "ROME"): "ROME's stays high,",
-        ("not-the-only-criterion", "all streams"): "it is not the only criterion",
+        ("not-the-only-criterion", "all streams"): "probability is not the only criterion",
         ("batch-keeps", "efficacy"): "one batch keeps efficacy and generalisation",
         ("batch-keeps", "generalisation"): "one batch keeps efficacy and generalisation",
     }
