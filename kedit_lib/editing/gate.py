@@ -5,8 +5,8 @@
 
 x is what enters the map that leaves the MLP, at every token; δ is optimised as by ROME, k is MEMIT's mean key of the
 edit's contexts. τ is `threshold`, or less where the edit's own prompt is not that near to k. Of several entries the
-nearest answers. An edit whose key an entry answers already, which is one more
-fact about its subject, is optimised on top of it and adds its δ to it.
+nearest answers. An edit whose key an entry answers already, such as one more fact about its subject, is optimised on
+top of it and adds its δ to it.
 
 GRACE (grace.py) has such a codebook for the last token of a prompt; here it is the subject's, so that paraphrases find
 their entry.
