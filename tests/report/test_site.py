@@ -163,7 +163,7 @@ def test_the_readme_says_what_each_method_leaves_of_sixty_edits():
         "memit-kept": "MEMIT with 400 kept facts, three orders",
         "alphaedit": "AlphaEdit",
         "memit-mass": "one batch of all 60 instead",
-        "memit": "MEMIT",
+        "memit": "MEMIT, three orders",
         "rome": "ROME",
     }
     found = kedit.outcomes(
