@@ -35,16 +35,15 @@ class Family:
 
 
 END = ("<|endoftext|>",)
+LLAMA3 = ("<|begin_of_text|>", "<|end_of_text|>")
 PIECES = ("<unk>", "<s>", "</s>")
 GEMMA = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>")
+HALF = {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}
 FAMILIES = {
     "llama": Family("Llama", "LlamaTokenizer", PIECES, "marks", {**GROUPED}, bos=True),
     "llama3": Family(  # byte-level with a BOS, and a head that is the embeddings
-        "Llama",
-        "PreTrainedTokenizerFast",
-        ("<|begin_of_text|>", "<|end_of_text|>"),
-        config={**GROUPED, "tie_word_embeddings": True},
-        tokens={"bos_token": "<|begin_of_text|>", "eos_token": "<|end_of_text|>"},
+        *("Llama", "PreTrainedTokenizerFast", LLAMA3, "bytes", {**GROUPED, "tie_word_embeddings": True}),
+        tokens=dict(zip(("bos_token", "eos_token"), LLAMA3, strict=True)),
         bos=True,
     ),
     "mistral": Family("Mistral", "LlamaTokenizer", PIECES, "marks", {**GROUPED, "sliding_window": 4096}, bos=True),
@@ -59,22 +58,11 @@ FAMILIES = {
     "gptj": Family(  # no pad token, extra tokens
         "GPTJ", "GPT2Tokenizer", END, config={"n_head": 4, "rotary_dim": 4}, added=("<|extratoken_1|>",), room=5
     ),
-    "gpt_neox": Family(
-        "GPTNeoX",
-        "GPTNeoXTokenizer",
-        (*END, "<|padding|>"),
-        config={"num_attention_heads": 4, "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
-    ),
+    "gpt_neox": Family("GPTNeoX", "GPTNeoXTokenizer", (*END, "<|padding|>"), config={"num_attention_heads": 4, **HALF}),
 }
+WIDE = {**GROUPED, "head_dim": 12, "query_pre_attn_scalar": 12}
 NORMED = {  # a norm stands between the MLP and the stream
-    name: Family(
-        model,
-        "GemmaTokenizer",
-        GEMMA,
-        "marks",
-        {**GROUPED, "head_dim": 12, "query_pre_attn_scalar": 12, **config},
-        bos=True,
-    )
+    name: Family(model, "GemmaTokenizer", GEMMA, "marks", {**WIDE, **config}, bos=True)
     for name, model, config in (
         ("gemma2", "Gemma2", {"final_logit_softcapping": 3.0}),
         ("gemma3", "Gemma3Text", {"sliding_window_pattern": 2}),

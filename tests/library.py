@@ -1,5 +1,6 @@
 """What many test files ask of the library."""
 
+import pandas as pd
 import pytest
 import tiny
 import torch
@@ -47,6 +48,30 @@ def snapshot(model):
 def holds(model, weights):
     """Whether the model's parameters are these, bit for bit."""
     return all(torch.equal(value, weights[name]) for name, value in parameters(model).items())
+
+
+def assert_same_runs(one, other, but=("seconds",)):
+    """Rows bit for bit, column types included; without what is named, times if nothing is."""
+    pd.testing.assert_frame_equal(*(r.edits.drop(columns=list(but)) for r in (one, other)), check_exact=True)
+    checks = [r.checkpoints[~r.checkpoints.metric.isin(but)].reset_index(drop=True) for r in (one, other)]
+    pd.testing.assert_frame_equal(*checks, check_exact=True)
+
+
+def assert_same_weights(one, other):
+    """Two dictionaries of tensors, bit for bit."""
+    assert one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+class FailsAt:
+    """A probe that fails after so many edits."""
+
+    def __init__(self, at):
+        self.at, self.identity = at, "fails"
+
+    def __call__(self, model, done):
+        if len(done) == self.at:
+            raise RuntimeError("in the middle")
+        return []
 
 
 def moments(tensors=None, seed=0, **owner):

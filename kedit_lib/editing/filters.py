@@ -102,8 +102,8 @@ class Wrapper(Method):
     base: SerializeAsAny[Targeted]
 
     def __init__(self, base=None, **values):
-        if not isinstance(base, Targeted):
-            given, made = getattr(base, "name", base), "a method that optimises targets, such as kedit.MEMIT(…)"
+        if not isinstance(base, Targeted) or type(base).recall is not Method.recall:
+            given, made = getattr(base, "name", base), "a method that writes optimised targets, such as kedit.MEMIT(…)"
             raise KeditError(f"{type(self).__name__}: base = {given!r}: must be {made}")
         super().__init__(base=base, **{"layers": list(base.layers), **values})
         if self.layers != base.layers:

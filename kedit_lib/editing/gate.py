@@ -4,12 +4,13 @@
     Gate    W x + δ · [cos(x, k) ≥ τ]         only what is near the key does
 
 x is what enters the map that leaves the MLP, at every token; δ is optimised as by ROME, k is MEMIT's mean key of the
-edit's contexts. τ is `threshold`, or less where the edit's own prompt is not that near to k. Of several entries the
-nearest answers. An edit whose key an entry answers already, such as one more fact about its subject, is optimised on
-top of it and adds its δ to it.
+edit's contexts. τ is `threshold`, or less where the edit's own prompt is not that near to k. Of the entries that
+reach x the nearest answers. An edit whose prompt an entry answers already, such as one more fact about its subject, is
+optimised on top of it and adds its δ to it.
 
-GRACE (grace.py) has such a codebook for the last token of a prompt; here it is the subject's, so that paraphrases find
-their entry.
+GRACE (grace.py) has such a codebook for the last token of a prompt; HoReN (Fang et al. 2026, arXiv 2605.08143), the
+nearest to this, compares the mean of its last tokens by cosine. Both put a value in place of the output. Here the key
+is that of the subject's last token, so that paraphrases find their entry, and δ is added.
 """
 
 from functools import partial
@@ -47,7 +48,7 @@ class Gate(Targeted):
         return Site(layer, self._loss_layer(model), (edited,), edited, inside=True)
 
     def recall(self, model, history):
-        (layer,) = self.layers
+        history, (layer,) = self._history(model, None, history), self.layers
         module = model.mlp_out(layer)
         if not any(getattr(hook, "func", None) is _gated for hook in module._forward_hooks.values()):
             module.register_forward_hook(partial(_gated, model, self.history_kind))
@@ -61,15 +62,15 @@ class Gate(Targeted):
         targets, found = self._targets(call)
         found = keys_at(model, call.prompts, [layer])[layer] if found is None else found.flatten(0, 1)
         n_contexts = len(call.requests[0].prompts)
-        new = normalize(context_mean(found, n_contexts, grouped=True), dim=-1)
-        own = (normalize(found[::n_contexts], dim=-1) * new).sum(-1)  # cosine of the clean prompt's key
+        new, clean = normalize(context_mean(found, n_contexts, grouped=True), dim=-1), found[::n_contexts]
+        own = (normalize(clean, dim=-1) * new).sum(-1)
         empty = new[:0], own[:0], new.new_zeros(0, model.d_model)
         keys, reaches, values = model.memory.get(self.history_kind, empty)
-        for target, k, reach in zip(targets, new, (own - SLACK).clamp(max=self.threshold), strict=True):
+        for target, k, x, reach in zip(targets, new, clean, (own - SLACK).clamp(max=self.threshold), strict=True):
             if not target.delta.isfinite().all():
                 raise KeditError(f"layer {layer}: δ holds NaN or inf; nothing was written, check the learning rate")
-            cosine, i = (keys @ k).max(0) if len(keys) else (reach - 1, 0)
-            if cosine >= reach:
+            near, i = _answering(x, keys, reaches) if len(keys) else (False, 0)
+            if near:
                 values = values.index_add(0, i[None], target.delta[None])
             else:
                 pairs = (keys, k), (reaches, reach), (values, target.delta)
@@ -87,6 +88,13 @@ def _gated(model, kind: str, module, args, output: Tensor) -> Tensor:
     if kind not in model.memory:
         return output
     keys, reaches, values = model.memory[kind]
-    cosine, i = (normalize(args[0].to(keys.dtype), dim=-1) @ keys.T).max(-1)
-    near = (cosine >= reaches[i])[..., None]
+    near, i = _answering(args[0], keys, reaches)
+    near = near[..., None]
     return torch.where(near, output + values[i].to(output.dtype), output) if near.any() else output
+
+
+def _answering(x: Tensor, keys: Tensor, reaches: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether an entry answers x [..., d_ff], and which: of those that reach it the nearest."""
+    cosine = normalize(x.to(keys.dtype), dim=-1) @ keys.T
+    nearest, i = cosine.where(cosine >= reaches, -torch.inf).max(-1)
+    return nearest.isfinite(), i

@@ -60,16 +60,11 @@ def test_what_is_tried_along_a_stream(smoke):
     assert lifting.budgets(smoke, "why-pmet-left", 1.0)[lifting.UNBUGGED].name == "PMET"
 
 
-def table():
-    rows = [
-        (done, b, f"p{i}", 1e-4, 1e-4 * i, 50.0, 2.0, float(i == 1)) for done in (0, 9) for b in "ab" for i in (1, 2, 9)
-    ]
-    columns = ["edits_done", "budget", "subject", "p_first", "p_last", "v0", "reach", "said"]
-    return pd.DataFrame(rows, columns=columns)
-
-
 def test_medians_by_what_was_tried():
-    found = lifting.lifting_table({("s", 0): table(), ("s", 1): table()})
+    last = [(i, done, b) for done in (0, 9) for b in "ab" for i in (1, 2, 9)]
+    rows = [(done, b, f"p{i}", 1e-4, 1e-4 * i, 50.0, 2.0, float(i == 1)) for i, done, b in last]
+    names = ["edits_done", "budget", "subject", "p_first", "p_last", "v0", "reach", "said"]
+    found = lifting.lifting_table({("s", order): pd.DataFrame(rows, columns=names) for order in (0, 1)})
     assert len(found) == 8
     assert found.p_last.tolist() == pytest.approx([2e-4] * 8)
     assert found.frozen.tolist() == pytest.approx([1 / 3] * 8)

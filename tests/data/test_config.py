@@ -11,28 +11,9 @@ from kedit_lib.data.yaml_text import parse
 from kedit_lib.streams.named_streams import streams_of
 
 SHIPPED = Path(__file__).resolve().parents[2] / "params"
-GOOD = """\
-name: tiny
-model: lab-small
-edits: lab
-texts: lab
-dtype: float32
-device: cpu
-originals: host
-seed: 0
-n_edits: 4
-orders: [0, 1]
-live_orders: [0]
-batch_sizes: [1, 4]
-mass_sizes: [1, 8]
-checkpoint_every: 2
-dense_every: 1
-untouched: 5
-n_single: 2
-workers: 1
-threads: 1
-lambda_scales: [0.1, 1]
-"""
+GOOD = "name: tiny|model: lab-small|edits: lab|texts: lab|dtype: float32|device: cpu|originals: host|seed: 0|n_edits: 4"
+GOOD += "|orders: [0, 1]|live_orders: [0]|batch_sizes: [1, 4]|mass_sizes: [1, 8]|checkpoint_every: 2|dense_every: 1"
+GOOD = f"{GOOD}|untouched: 5|n_single: 2|workers: 1|threads: 1|lambda_scales: [0.1, 1]|".replace("|", "\n")
 
 
 @pytest.fixture

@@ -51,13 +51,10 @@ def test_why_a_name_has_no_place(text, name, says):
     assert (says in why_elsewhere(text, name)) if says else why_elsewhere(text, name) == ""
 
 
-@pytest.mark.parametrize(
-    "prompt, subject",
-    [
-        ("In Banana land, {} plays the", "Ana"),
-        ("{}land is called", "Ana"),
-    ],
-)
+INSIDE = [("In Banana land, {} plays the", "Ana"), ("{}land is called", "Ana")]
+
+
+@pytest.mark.parametrize("prompt, subject", INSIDE)
 def test_a_subject_inside_other_words_is_no_second_mention(prompt, subject):
     edit = Edit(prompt, subject, "violin")
     text, start, end = fill("I read. {}", prompt, subject)
@@ -193,9 +190,8 @@ def test_every_prompt_stands_in_the_template(tokenizer):
     assert (edit.text, edit.separator) == (asked("Zoë plays the"), "")
     assert (edit.paraphrases, edit.neighborhood) == ((asked("Zoë masters the"),), (asked("Léon {x} plays the"),))
     assert edit.locality == ((asked("Who?"), "Léon"),)
-    assert edit == Edit.from_chat(
-        SimpleNamespace(tokenizer=tokenizer), " Zoë plays the ", "Zoë", "violin", "organ", **lists
-    )
+    model = SimpleNamespace(tokenizer=tokenizer)
+    assert edit == Edit.from_chat(model, " Zoë plays the ", "Zoë", "violin", "organ", **lists)
     prompt = encode_prompt(tokenizer, "{}", edit.prompt, edit.subject)
     assert list(prompt.ids) == encode(tokenizer, edit.text)
     assert prompt.ids.count(tokenizer.bos_token_id) == 1

@@ -86,10 +86,8 @@ def test_whole_passes_in_half_precision_add_in_single(model):
     half = kedit.load_model(model[0].folder, dtype=torch.bfloat16)
     requests = requests_of(half.tokenizer, EDITS[:2], ["{}"])
     site = kedit.MEMIT(layers=[1])._site(half)
-    terms = [
-        e(half, requests, site).loss_terms(torch.full((2, 1, tiny.D_MODEL), 0.1), torch.arange(2))
-        for e in ENGINES.values()
-    ]
+    delta, both = torch.full((2, 1, tiny.D_MODEL), 0.1), torch.arange(2)
+    terms = [engine(half, requests, site).loss_terms(delta, both) for engine in ENGINES.values()]
     assert all(t.dtype == torch.float32 for t in terms[1][:2])
     assert torch.allclose(terms[0][0], terms[1][0], rtol=0.05)
 

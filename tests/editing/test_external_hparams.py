@@ -8,50 +8,36 @@ from library import refused
 
 import kedit_lib as kedit
 
-LLAMA = """\
-rewrite_module_tmp: "model.layers.{}.mlp.down_proj"
-layer_module_tmp: "model.layers.{}"
-mlp_module_tmp: "model.layers.{}.mlp"
-attn_module_tmp: "model.layers.{}.self_attn"
-ln_f_module: "model.norm"
-lm_head_module: "lm_head"
-"""
+LLAMA = 'rewrite_module_tmp: "model.layers.{}.mlp.down_proj"\nlayer_module_tmp: "model.layers.{}"\n'
+LLAMA += 'mlp_module_tmp: "model.layers.{}.mlp"\nattn_module_tmp: "model.layers.{}.self_attn"\n'
+LLAMA += 'ln_f_module: "model.norm"\nlm_head_module: "lm_head"\n'
 C = 'mom2_dataset: "wikipedia"\nmom2_n_samples: 100000\nmom2_dtype: "float32"\nmodel_parallel: false\n'
+TARGET = "fact_token: subject_last\nv_num_grad_steps: 25\nv_lr: 5e-1\nv_loss_layer: 31\nv_weight_decay: 1e-3\n"
+TARGET += "clamp_norm_factor: 4\nkl_factor: 0.0625\n"
 
 
 def yaml_of(name, own):
     head = f'alg_name: "{name}"\nmodel_name: "./hugging_cache/llama-2-7b"\nstats_dir: "./data/stats"\ndevice: 0\n'
-    return head + own + LLAMA + C
+    return head + TARGET + own + LLAMA + C
 
 
-TARGET = "fact_token: subject_last\nv_num_grad_steps: 25\nv_lr: 5e-1\nv_loss_layer: 31\nv_weight_decay: 1e-3\n"
-TARGET += "clamp_norm_factor: 4\nkl_factor: 0.0625\n"
-MEMIT = yaml_of(
-    "MEMIT",
-    TARGET + 'layers: [4, 5, 6, 7, 8]\nlayer_selection: "all"\nmom2_adjustment: true\nmom2_update_weight: 15000\n',
-)
+WEIGHT = "mom2_update_weight: 15000\n"
+MEMIT = yaml_of("MEMIT", f'layers: [4, 5, 6, 7, 8]\nlayer_selection: "all"\nmom2_adjustment: true\n{WEIGHT}')
 SHARED = {"v_num_grad_steps": 25, "v_lr": 0.5, "v_loss_layer": 31, "v_weight_decay": 1e-3, "clamp_norm_factor": 4}
 SHARED |= {"kl_factor": 0.0625}
 EASYEDIT = {
     "MEMIT": (MEMIT, kedit.MEMIT(**SHARED, layers=[4, 5, 6, 7, 8], mom2_update_weight=15000)),
     "ROME": (
-        yaml_of("ROME", TARGET + "layers: [5]\nmom2_adjustment: false\ncontext_template_length_params: [[5, 10]]\n"),
+        yaml_of("ROME", "layers: [5]\nmom2_adjustment: false\ncontext_template_length_params: [[5, 10]]\n"),
         kedit.ROME(**SHARED, layers=[5], mom2_adjustment=False),
     ),
     "PMET, a field twice": (
-        yaml_of(
-            "PMET",
-            TARGET
-            + "layers: [4, 5]\nmom2_update_weight: 15000\nnll_loss_factor: 1\nmodel_parallel: false\n"
-            + 'rewrite_module_tmps: ["model.layers.{}.mlp.down_proj"]\n',
-        ),
+        yaml_of("PMET", f"layers: [4, 5]\n{WEIGHT}nll_loss_factor: 1\nmodel_parallel: false\n")
+        + 'rewrite_module_tmps: ["model.layers.{}.mlp.down_proj"]\n',
         kedit.PMET(**SHARED, layers=[4, 5], mom2_update_weight=15000, nll_loss_factor=1),
     ),
     "AlphaEdit": (
-        yaml_of(
-            "AlphaEdit",
-            TARGET + 'layers: [4, 5]\nP_loc: "./P.pt"\nmom2_update_weight: 15000\nnullspace_threshold: 2e-2\nL2: 10\n',
-        ),
+        yaml_of("AlphaEdit", f'layers: [4, 5]\nP_loc: "./P.pt"\n{WEIGHT}nullspace_threshold: 2e-2\nL2: 10\n'),
         kedit.AlphaEdit(**SHARED, layers=[4, 5], nullspace_threshold=0.02, L2=10),
     ),
     "FT": (

@@ -3,7 +3,7 @@ snapshots and histories."""
 
 import pytest
 import torch
-from library import EDITS, holds, refused, snapshot
+from library import EDITS, SEQUENCE, holds, refused, snapshot
 from torch.nn.functional import normalize
 
 import kedit_lib as kedit
@@ -81,6 +81,7 @@ def test_entries_belong_to_snapshots_and_to_the_history(model, tmp_path):
     METHOD.recall(model, kedit.EditHistory.load(tmp_path / "history"))
     torch.testing.assert_close(probability(model, EDITS), both, rtol=0, atol=0)
     refused(lambda: kedit.Gate(layers=[1]).apply(model, EDITS[:1], history=history), KIND, "new_history")
+    refused(lambda: kedit.Gate(layers=[1]).recall(model, history), KIND, "new_history")
     refused(lambda: model.save_pretrained(tmp_path / "out"), KIND, "in no weight")
 
 
@@ -99,4 +100,18 @@ def test_given_targets_and_bad_settings(model):
     torch.testing.assert_close(model.memory[KIND][2][0], target.delta)
     refused(lambda: kedit.Gate(layers=[1, 2]), "Gate", "layers")
     refused(lambda: kedit.Gate(layers=[1], threshold=1.5), "threshold")
+    refused(lambda: kedit.SimIE(base=METHOD), "base = 'Gate'", "writes")
     assert kedit.method_for("Llama-2-7b-hf", "stream") == kedit.method_for("Llama-2-7b-hf", "gate")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_edits_prompt_gets_its_delta_on_top_of_what_answered_before(model):
+    """Whichever entries there are, and however far the mean key of an edit's contexts is from its prompt's own."""
+    method = kedit.Gate(layers=[2], v_num_grad_steps=2, threshold=0.8)
+    history, contexts = method.new_history(model), ["{}", "The rain is cold. {}", "Old {}"]
+    for e in SEQUENCE[:20]:
+        at = method.prepare(model, [e], contexts=contexts).clean[0].lookup
+        before = output(model, e.text)[1][at]
+        (target,) = method.apply(model, [e], contexts=contexts, history=history).targets
+        torch.testing.assert_close(output(model, e.text)[1][at], before + target.delta)
+    assert 1 < len(model.memory[KIND][0]) < 20

@@ -1,12 +1,14 @@
-"""GRACE: no weight changes, a codebook answers what is near an edit, and it comes and goes with snapshots."""
+"""GRACE: no weight changes, a codebook answers what is near an edit, and it comes and goes with snapshots, as do the
+entries of the other methods that change no weight."""
 
 import pytest
 import tiny
 import torch
-from library import parameters, refused
+from library import FailsAt, assert_same_runs, holds, parameters, refused, snapshot
 
 import kedit_lib as kedit
 from kedit_lib.editing.grace import Codebook
+from kedit_lib.evaluation.edit_probes import EditProbe
 from kedit_lib.evaluation.teacher_forcing import teacher_forced
 from kedit_lib.models.generation import Feed, generate_ids
 from kedit_lib.models.hooks import trace
@@ -110,58 +112,50 @@ def test_edits_that_are_near_share_or_divide_the_space(llama):
     assert len(llama.memory[KEY].radii) == 2 and probability(llama, [first, second]).min() > 0.9
 
 
-def test_the_codebook_belongs_to_snapshots_and_to_the_history(llama):
-    history = METHOD.new_history(llama)
-    METHOD.apply(llama, EDITS[:1], history=history)
-    one = llama.snapshot()
-    METHOD.apply(llama, EDITS[1:2], history=history)
+IN_NO_WEIGHT = {  # by what they are called in model.memory; how many entries stand there
+    KEY: (METHOD, lambda book: len(book.targets)),
+    "Retrieval": (kedit.Retrieval(), len),
+}
+
+
+@pytest.mark.parametrize("key", IN_NO_WEIGHT)
+def test_what_is_in_no_weight_belongs_to_snapshots_and_to_the_history(llama, tmp_path, key):
+    method, count = IN_NO_WEIGHT[key]
+    weights, history, plain = snapshot(llama), method.new_history(llama), probability(llama, EDITS)
+    method.apply(llama, EDITS[:1], history=history)
+    one, first = llama.snapshot(), probability(llama, EDITS)
+    method.apply(llama, EDITS[3:4], history=history)
+    both = probability(llama, EDITS)
+    assert plain[0] != first[0] and first[3] != both[3]
     llama.load_snapshot(one)
-    assert probability(llama, EDITS[:1]) > 0.9 > probability(llama, EDITS[1:2])
+    assert torch.equal(probability(llama, EDITS), first)
     with llama.temporarily():
-        assert probability(llama, EDITS[:1]) < 0.9
+        assert torch.equal(probability(llama, EDITS), plain)
     llama.restore()
-    assert llama.memory == {}
-    METHOD.recall(llama, history)  # as a resumed sequence does
-    assert probability(llama, EDITS[:2]).min() > 0.9
+    assert llama.memory == {} and torch.equal(probability(llama, EDITS), plain)
+    history.save(tmp_path / "history")
+    method.recall(llama, kedit.EditHistory.load(tmp_path / "history"))  # as a resumed sequence does
+    assert torch.equal(probability(llama, EDITS), both)
     llama.restore()
-    METHOD.apply(llama, EDITS[2:3], history=history)
-    assert probability(llama, EDITS[:3]).min() > 0.9
-    METHOD.apply(llama, EDITS[3:4])
-    assert len(llama.memory[KEY].targets) == 4
-    refused(lambda: kedit.GRACE(layers=[1]).apply(llama, EDITS[:1], history=history), "GRACE at layer 2", "new_history")
+    method.apply(llama, EDITS[2:3], history=history)
+    method.apply(llama, EDITS[1:2])
+    assert count(llama.memory[key]) == 4 and holds(llama, weights)
+    if key != "Retrieval":
+        other = type(method)(layers=[1])
+        refused(lambda: other.apply(llama, EDITS[:1], history=history), key, "new_history")
+    refused(lambda: llama.save_pretrained(tmp_path / "out"), key, "in no weight", "restore()")
+    assert not (tmp_path / "out").exists()
 
 
-class Stopping(Exception):
-    pass
+@pytest.mark.parametrize("key", IN_NO_WEIGHT)
+def test_a_resumed_sequence_has_the_same_numbers(llama, tmp_path, key):
+    def stream(name, at=None):
+        options = {"progress": False, "checkpoint_every": 2, "dense_every": 2, "store": tmp_path / name}
+        return kedit.run_stream(llama, EDITS, IN_NO_WEIGHT[key][0], probes=[EditProbe(), FailsAt(at)], **options)
 
-
-class Probabilities:
-    """p of all edits of a stream; may stop it once so many are made."""
-
-    identity = "p"
-
-    def __init__(self, stop=None):
-        self.stop = stop
-
-    def __call__(self, model, done):
-        if len(done) == self.stop:
-            raise Stopping
-        p = probability(model, EDITS).tolist()
-        return [{"metric": "p", "cohort": str(i), "value": value, "n": 1} for i, value in enumerate(p)]
-
-
-def test_a_resumed_sequence_has_the_same_numbers(llama, tmp_path):
-    options = {"progress": False, "checkpoint_every": 2, "dense_every": 2}
-    whole = kedit.run_stream(llama, EDITS, METHOD, probes=[Probabilities()], store=tmp_path / "whole", **options)
-    with pytest.raises(Stopping):
-        kedit.run_stream(llama, EDITS, METHOD, probes=[Probabilities(4)], store=tmp_path / "cut", **options)
-    resumed = kedit.run_stream(llama, EDITS, METHOD, probes=[Probabilities()], store=tmp_path / "cut", **options)
-    for a, b in ((whole.edits, resumed.edits), (whole.checkpoints, resumed.checkpoints)):
-        same = [c for c in a if c != "seconds"]
-        a, b = a[same], b[same]
-        timed = a.get("metric", "") == "seconds"
-        assert a[~timed].equals(b[~timed]) if "metric" in a else a.equals(b)
-    assert whole.checkpoints.query("edits_done == 5 and metric == 'p'").value.min() > 0.9
+    with pytest.raises(RuntimeError, match="in the middle"):
+        stream("cut", 4)
+    assert_same_runs(stream("whole"), stream("cut"))
     assert llama.memory == {}  # the model comes back as it was
 
 
@@ -179,12 +173,6 @@ def test_two_baselines_in_one_model(llama):
     METHOD.apply(llama, EDITS[4:])
     kedit.Retrieval().apply(llama, EDITS[:1])
     assert set(llama.memory) == {KEY, "Retrieval"} and probability(llama, EDITS[4:]) > 0.9
-
-
-def test_its_edits_cannot_be_saved_as_weights(llama, tmp_path):
-    METHOD.apply(llama, EDITS[:1])
-    refused(lambda: llama.save_pretrained(tmp_path / "out"), KEY, "in no weight", "restore()")
-    assert not (tmp_path / "out").exists()
 
 
 def test_published_settings_and_their_transfer(llama):

@@ -1,9 +1,8 @@
-"""Retrieval in the prompt: no weight changes, every question is reminded, and the memory comes and goes with
-snapshots."""
+"""Retrieval in the prompt: no weight changes, and every question is reminded."""
 
 import pytest
 import torch
-from library import EDITS, holds, parameters
+from library import EDITS, holds, parameters, refused
 
 import kedit_lib as kedit
 from kedit_lib.editing.retrieval import nearest
@@ -32,27 +31,6 @@ def test_questions_are_reminded_and_no_weight_changes(model):
     assert outcome.targets[0].probabilities[0] == pytest.approx(plain, rel=1e-5)
 
 
-def test_the_memory_belongs_to_snapshots_and_to_the_history(model):
-    method = kedit.Retrieval()
-    history = method.new_history(model)
-    method.apply(model, EDITS[:1], history=history)
-    one = model.snapshot()
-    method.apply(model, EDITS[1:2], history=history)
-    assert EDITS[1].target_new in says(model, EDITS[1].text)
-    model.load_snapshot(one)
-    assert says(model, EDITS[1].text) == EDITS[1].text and EDITS[0].target_new in says(model, EDITS[0].text)
-    with model.temporarily():
-        assert says(model, EDITS[0].text) == EDITS[0].text
-    model.restore()
-    method.recall(model, history)  # as a resumed sequence does
-    assert EDITS[1].target_new in says(model, EDITS[1].text)
-    model.restore()
-    method.apply(model, EDITS[2:3], history=history)
-    assert len(model.memory["Retrieval"]) == 3
-    method.apply(model, EDITS[3:4])
-    assert len(model.memory["Retrieval"]) == 4
-
-
 def test_the_nearest_sentence():
     memory = [
         ("The mother tongue of  is", "Ana Bell", "old", 0.0),
@@ -78,12 +56,5 @@ def test_a_sequence_is_measured_as_any_other(model, tmp_path):
     assert model.memory == {}  # the model comes back as it was
 
 
-def test_its_edits_cannot_be_saved_as_weights(model, tmp_path):
-    kedit.Retrieval().apply(model, EDITS[:1])
-    with pytest.raises(kedit.KeditError, match="Retrieval are in no weight"):
-        model.save_pretrained(tmp_path)
-
-
 def test_bad_settings_are_one_line():
-    with pytest.raises(kedit.KeditError, match="overlap"):
-        kedit.Retrieval(overlap=2.0)
+    refused(lambda: kedit.Retrieval(overlap=2.0), "overlap")

@@ -17,6 +17,7 @@ from kedit_lib.editing.second_moments import FewTokens
 
 TEXTS = [*tiny.LINES[:7], "Zoë.", "I", "The organ is old. " * 6]
 LAYERS = [0, 3]
+MODEL = "llama", torch.float32
 
 
 def recorded(model, rows, layer):
@@ -47,8 +48,7 @@ def test_every_token_counts_once_and_padding_never(tiny_folder, kind, dtype, clo
             assert float((moments.tensors[layer].double() - expected).norm() / expected.norm()) < close
 
 
-def test_the_unedited_model_is_measured(tiny_folder):
-    model = kedit.load_model(tiny_folder("llama"), dtype=torch.float32)
+def test_the_unedited_model_is_measured(model):
     clean = kedit.SecondMoments.estimate(model, TEXTS, layers=LAYERS)
     given = kedit.SecondMoments.from_tensors(tiny.second_moments())
     edit, edited = kedit.Edit("{} plays the", "Zoë", "violin"), kedit.MEMIT(layers=[0, 1], v_num_grad_steps=3)
@@ -138,8 +138,7 @@ def test_solving_is_multiplying_by_the_inverse_and_identity_tells_values_apart()
     assert kedit.SecondMoments.from_tensors(C, model_checksum="a").identity != identity[0]
 
 
-def test_saved_and_loaded(tiny_folder, tmp_path):
-    model = kedit.load_model(tiny_folder("llama"), dtype=torch.float32)
+def test_saved_and_loaded(model, tmp_path):
     measured = kedit.SecondMoments.estimate(model, TEXTS, layers=LAYERS)
     for moments in (measured, kedit.SecondMoments.from_tensors(tiny.second_moments())):
         moments.save(tmp_path / "a" / "C.safetensors")
@@ -150,8 +149,7 @@ def test_saved_and_loaded(tiny_folder, tmp_path):
         assert [p.name for p in (tmp_path / "a").iterdir()] == ["C.safetensors"]
 
 
-def test_the_cache(tiny_folder, tmp_path, monkeypatch):
-    model = kedit.load_model(tiny_folder("llama"), dtype=torch.float32)
+def test_the_cache(tiny_folder, model, tmp_path, monkeypatch):
     estimate = kedit.SecondMoments.estimate
     first = estimate(model, TEXTS, layers=LAYERS, cache=tmp_path)
     (path,) = tmp_path.iterdir()

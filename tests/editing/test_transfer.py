@@ -4,6 +4,7 @@ from math import sqrt
 
 import pytest
 import torch
+from library import refused
 from tiny import EDITS
 
 import kedit_lib as kedit
@@ -48,9 +49,8 @@ def test_lambda_goes_with_the_width_and_layers_with_the_depth(model):
     assert carried.v_loss_layer is None and carried.clamp_norm_factor == 4
     assert at_depth([4, 5, 6, 7, 8], 32, 30) == [4, 5, 6, 7, 8] and at_depth([21], 32, 30) == [20]
     assert at_depth([31], 32, 4) == [3]
-    assert kedit.transfer("alphaedit", SOURCE, model, facts=PAIRS).L2 / model.d_ff == pytest.approx(
-        10 / 14336, rel=1e-3
-    )
+    alphaedit = kedit.transfer("alphaedit", SOURCE, model, facts=PAIRS)
+    assert alphaedit.L2 / model.d_ff == pytest.approx(10 / 14336, rel=1e-3)
     assert kedit.transfer("ft", SOURCE, model).method.layers == at_depth([21], 32, model.n_layers)
 
 
@@ -68,10 +68,7 @@ def test_it_says_what_it_did_and_edits_as_the_method(model):
 
 
 def test_what_cannot_be_carried_is_one_line(model):
-    with pytest.raises(kedit.KeditError, match="n_layers"):
-        kedit.transfer("memit", "lab", model, facts=PAIRS)
-    with pytest.raises(kedit.KeditError, match="rho = 0"):
-        kedit.transfer("memit", SOURCE, model, facts=PAIRS, rho=0)
-    with pytest.raises(kedit.KeditError, match="its own world"):
-        kedit.transfer("memit", SOURCE, kedit.load_model("lab-small"))
+    refused(lambda: kedit.transfer("memit", "lab", model, facts=PAIRS), "n_layers")
+    refused(lambda: kedit.transfer("memit", SOURCE, model, facts=PAIRS, rho=0), "rho = 0")
+    refused(lambda: kedit.transfer("memit", SOURCE, kedit.load_model("lab-small")), "its own world")
     assert len(FACTS) == len(set(FACTS)) == 25

@@ -3,14 +3,20 @@
 import math
 from pathlib import Path
 
+import pandas as pd
 import pytest
+import tiny
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import kedit_lib as kedit
+from kedit_lib.__main__ import main
+from kedit_lib.data.yaml_text import dump, read_yaml
 from kedit_lib.evaluation import fluency, teacher_forced
 from kedit_lib.evaluation.edit_probes import EditProbe
 from kedit_lib.evaluation.side_effects import DistractionProbe
 from kedit_lib.models.generation import complete
+from kedit_lib.report import reproduce
 
 FACTS = Path(__file__).parents[2] / "params" / "examples" / "chinese.jsonl"
 ROME = {"v_num_grad_steps": 20, "v_lr": 0.5, "v_weight_decay": 1e-3, "clamp_norm_factor": 4, "kl_factor": 0.0625}
@@ -36,6 +42,48 @@ def test_the_whole_way_on_a_tiny_model(tiny_folder):
     after = measured(model, some)
     assert after["probability", "latest edits"] > before["probability", "latest edits"]
     assert {metric for metric, _ in after} >= {"accuracy", "containment", "success", "magnitude"}
+
+
+@pytest.fixture(scope="module")
+def speaker(tmp_path_factory):
+    """A folder with a tiny model that was taught the true objects of the set, and texts in Chinese."""
+    folder, edits = tmp_path_factory.mktemp("chinese"), kedit.load_edits(FACTS)
+    sentences = [f"{prompt}{e.target_true}。" for e in edits for prompt in (e.text, *e.paraphrases)]
+    words = tiny.byte_level(800, ["<s>", "</s>", "<pad>"], list("".join(sentences)))  # a sign, a token
+    words = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    given = words(sentences, return_tensors="pt", padding=True, padding_side="right")
+    ids, labels = given.input_ids, given.input_ids.masked_fill(given.attention_mask == 0, -100)
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 5, "num_attention_heads": 4}
+    hf = LlamaForCausalLM(LlamaConfig(**shape, vocab_size=len(words), bos_token_id=0, eos_token_id=1, pad_token_id=2))
+    adam = torch.optim.Adam(hf.parameters(), lr=3e-3)
+    for _ in range(200):
+        adam.zero_grad()
+        hf(input_ids=ids, labels=labels).loss.backward()
+        adam.step()
+    for part in (hf, words):
+        part.save_pretrained(folder / "模型")
+    (folder / "文本.txt").write_text("\n".join(sentences * 2), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.notebooks
+def test_notebook_08_measures_a_chinese_edit_set(speaker, tmp_path, monkeypatch):
+    """The model knows the facts, takes an edit, and every column of the sweep over layers is a number."""
+    monkeypatch.setenv("KEDIT_RESULTS", str(tmp_path / "results"))
+    profile = read_yaml(reproduce.REPOSITORY / "params" / "profiles" / "smoke.yaml")
+    profile |= {"name": "chinese", "edits": str(FACTS), "mass_sizes": [1, 4], "checkpoint_every": 4, "dense_every": 4}
+    profile |= {"model": str(speaker / "模型"), "texts": str(speaker / "文本.txt"), "n_edits": 4, "batch_sizes": [1, 4]}
+    (tmp_path / "chinese.yaml").write_text(dump(profile))
+    sources = [p for p in reproduce.find_sources(reproduce.REPOSITORY) if p.stem.startswith("08")]
+    monkeypatch.setattr(reproduce, "find_sources", lambda *_: sources)
+    assert main(["reproduce", "--profile", str(tmp_path / "chinese.yaml")]) == 0
+    figures = reproduce.REPOSITORY / "results" / "figures-own-chinese"
+    asked, sweep = (pd.read_csv(figures / f"{name}.csv") for name in ("08_own_facts", "08_layer_sweep"))
+    assert (asked.known == "yes").mean() > 0.8 and (asked.says == asked.target_true).mean() > 0.8
+    assert sweep.notna().drop(columns="neighbours unchanged").all(axis=None)
+    best = sweep.groupby("layer")[["optimised", "edited model", "paraphrases"]].mean().max()
+    assert best["edited model"] > 0.5 and best["paraphrases"] > 0.05
 
 
 @pytest.mark.slow

@@ -121,9 +121,7 @@ def test_facts_briefly(model, monkeypatch, right, asked):
     """All of them if the first ones do not tell whether the model is dead."""
     answers = tuple(str(i) for i in (right + [1] * 5))
     monkeypatch.setattr(probes, "BRIEF", 4)
-    monkeypatch.setattr(
-        probes, "generation_accuracy", lambda model, prompts, answers, match: [a == "1" for a in answers]
-    )
+    monkeypatch.setattr(probes, "generation_accuracy", lambda m, prompts, answers, match: [a == "1" for a in answers])
     probe = probes.VitalProbe("untouched", tuple("abcdefghi"), answers)
     (brief,), (whole,) = probe.brief(model, EDITS), probe(model, EDITS)
     known = (right + [1] * 5)[:asked]

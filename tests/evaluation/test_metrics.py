@@ -34,17 +34,21 @@ def log_p(model, ids):
         return model.hf(input_ids=torch.tensor([list(ids)])).logits[0].log_softmax(-1)
 
 
-def test_perplexity(model, monkeypatch):
-    texts = [*tiny.LINES[:6], "Zoë plays"]
-    total, count = 0.0, 0
-    for text in texts:
-        ids = model.tokenizer(text).input_ids
+def slow_perplexity(model, parts):
+    """Of rows of ids, each on its own: its first token is predicted by nothing."""
+    total = 0.0
+    for ids in parts:
         rows = log_p(model, ids)
         total -= sum(rows[i, token].item() for i, token in enumerate(ids[1:]))
-        count += len(ids) - 1
-    assert perplexity(model, texts) == pytest.approx(math.exp(total / count), rel=1e-9)
+    return pytest.approx(math.exp(total / sum(len(ids) - 1 for ids in parts)), rel=1e-9)
+
+
+def test_perplexity(model, monkeypatch):
+    texts = [*tiny.LINES[:6], "Zoë plays"]
+    slow = slow_perplexity(model, [model.tokenizer(text).input_ids for text in texts])
+    assert perplexity(model, texts) == slow
     monkeypatch.setattr(import_module("kedit_lib.evaluation.perplexity"), "ROWS", 2)
-    assert perplexity(model, texts) == pytest.approx(math.exp(total / count), rel=1e-9)
+    assert perplexity(model, texts) == slow
     for none in ([""], []):
         refused(lambda none=none: perplexity(model, none), "no texts")
 
@@ -53,12 +57,9 @@ def test_perplexity_beyond_the_models_positions_is_that_of_windows(tiny_folder):
     """128 learned positions; a window's first token is predicted by nothing, as a text's."""
     model = kedit.load_model(tiny_folder("gpt2"), dtype=torch.float64)
     text = "The organ is old. Zoë plays. " * 40
-    ids, total, count = model.tokenizer(text).input_ids, 0.0, 0
-    for part in (ids[i : i + 128] for i in range(0, len(ids), 128)):
-        rows = log_p(model, part)
-        total -= sum(rows[i, token].item() for i, token in enumerate(part[1:]))
-        count += len(part) - 1
-    assert len(ids) > 256 and perplexity(model, [text]) == pytest.approx(math.exp(total / count), rel=1e-9)
+    ids = model.tokenizer(text).input_ids
+    slow = slow_perplexity(model, [ids[i : i + 128] for i in range(0, len(ids), 128)])
+    assert len(ids) > 256 and perplexity(model, [text]) == slow
 
 
 def test_perplexity_never_holds_the_logits_of_a_whole_batch(model, monkeypatch):
@@ -86,13 +87,6 @@ def test_more_tokens_than_positions_are_one_line(tiny_folder, what):
     refused(lambda: rome.apply(model, [edit], contexts=["{}"]), "128 positions")
     refused(lambda: answer_probability(model, [edit.text], [edit.target_new]), "128 positions")
     refused(lambda: complete(model.hf, model.tokenizer, [long]), "128 positions")
-
-
-def test_perplexity_of_a_uniform_guess_is_the_vocabulary(tiny_folder):
-    model = kedit.load_model(tiny_folder("llama"), dtype=torch.float64)
-    with torch.no_grad():
-        model.hf.lm_head.weight.zero_()
-    assert perplexity(model, ["Zoë plays the organ."]) == pytest.approx(model.hf.config.vocab_size, rel=1e-9)
 
 
 def greedy(model, prompt, n):
@@ -221,12 +215,7 @@ def test_an_answer_has_room_for_itself_and_a_stop_or_for_a_sentence(tiny_folder,
     model = kedit.load_model(tiny_folder("llama-bos"), dtype=torch.float64)
     accuracy, limits = import_module("kedit_lib.evaluation.accuracy"), []
     written = accuracy.continuations
-
-    def watched(hf, tokenizer, prompts, tokens, **options):
-        limits.append(tokens)
-        return written(hf, tokenizer, prompts, tokens, **options)
-
-    monkeypatch.setattr(accuracy, "continuations", watched)
+    monkeypatch.setattr(accuracy, "continuations", lambda *a, **o: limits.append(a[3]) or written(*a, **o))
     monkeypatch.setattr(accuracy, "settled", lambda *a: None)
     answers = ["oboe", "violoncello da gamba"]
     lengths = [len(target_ids(model.tokenizer, "Zoë plays the", answer)) for answer in answers]
@@ -287,20 +276,8 @@ def test_a_verdict_is_settled_only_where_nothing_behind_can_change_it(match):
 
 
 def test_sentences_end_in_every_script():
-    ends = [
-        "北京。",
-        "北京！真的",
-        "北京？",
-        "باريس؟",
-        "दिल्ली।",
-        "ភ្នំពេញ។",
-        "አዲስ።",
-        "Երևան։ x",
-        "Paris… and",
-        "Paris.",
-        "Paris\nx",
-    ]
-    said = ("北京", "北京", "北京", "باريس", "दिल्ली", "ភ្នំពេញ", "አዲስ", "Երևան", "Paris", "Paris", "Paris")
+    ends = "北京。|北京！真的|北京？|باريس؟|दिल्ली।|ភ្នំពេញ។|አዲስ።|Երևան։ x|Paris… and|Paris.|Paris\nx".split("|")
+    said = "北京 北京 北京 باريس दिल्ली ភ្នំពេញ አዲስ Երևան Paris Paris Paris".split()
     assert [sentence(t) for t in ends] == [(text, True) for text in said]
     assert sentence("Yahoo! is") == ("Yahoo! is", False)
     assert sentence(" St. Louis. The town") == ("St", True)

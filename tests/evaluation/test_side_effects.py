@@ -202,12 +202,12 @@ HOP = "The city of {} lies in"
 @pytest.fixture
 def speaker(monkeypatch, llama):
     module = import_module("kedit_lib.evaluation.portability")
+
+    def right(model, prompts, answers, match):
+        return [SAYS.get(p) == a for p, a in zip(prompts, answers, strict=True)]
+
     monkeypatch.setattr(module, "complete", lambda hf, tokenizer, prompts: [SAYS.get(p, "") for p in prompts])
-    monkeypatch.setattr(
-        module,
-        "generation_accuracy",
-        lambda model, prompts, answers, match: [SAYS.get(p) == a for p, a in zip(prompts, answers, strict=True)],
-    )
+    monkeypatch.setattr(module, "generation_accuracy", right)
     return llama
 
 

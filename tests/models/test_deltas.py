@@ -5,7 +5,7 @@ import json
 import pytest
 import tiny
 import torch
-from library import refused, snapshot
+from library import moments, refused, snapshot
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import kedit_lib as kedit
@@ -23,8 +23,7 @@ def load(tiny_folder, kind="llama", dtype=torch.float32):
 
 
 def apply(model, method, *edits):
-    moments = kedit.SecondMoments.from_tensors(tiny.second_moments())
-    return method.apply(model, list(edits), moments=moments, contexts=["{}"])
+    return method.apply(model, list(edits), moments=moments(), contexts=["{}"])
 
 
 def same(one, other):
@@ -84,7 +83,7 @@ def test_files_that_are_damaged_or_cannot_be_written_are_one_line(tiny_folder, t
     refused(lambda: kedit.load_deltas(tmp_path / "no"), "cannot be read")
     path.write_bytes(path.read_bytes()[:-9])
     refused(lambda: kedit.load_deltas(tmp_path), "deltas.safetensors", "save them again")
-    kedit.SecondMoments.from_tensors(tiny.second_moments()).save(path)
+    moments().save(path)
     refused(lambda: kedit.load_deltas(path), "cannot be read")
 
 

@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from library import EDITS, holds, parameters
+from library import EDITS, FailsAt, holds, parameters, refused
 
 import kedit_lib as kedit
 from kedit_lib.streams.guard import CollapseGuard, Collapsing, alarms_at, own_canaries
@@ -39,12 +39,9 @@ def test_false_alarms_are_as_rare_as_stated_over_all_looks():
     assert false / 600 <= 0.05
 
 
-def test_a_collapse_is_seen_within_a_few_looks():
+def test_a_collapse_is_seen_within_a_few_looks_and_a_slow_decline_before_half_is_lost():
     at = [alarms_at(looks(lambda i: 0.02 if i < 30 else 0.5, seed=s)) for s in range(50)]
     assert all(150 <= n <= 165 for n in at)
-
-
-def test_a_slow_decline_is_seen_before_half_is_lost():
     at = [alarms_at(looks(lambda i: min(1.0, i / 60), seed=s)) for s in range(50)]
     assert all(n is not None and n / 5 / 60 < 0.5 for n in at)
 
@@ -91,8 +88,7 @@ def test_the_mixture_is_the_sum_over_all_starts():
     "given", [{"tolerated": 0.4}, {"alpha": 0}, {"action": "hope"}, {"every": 0}, {"within": 0}, {"swelling": 1}]
 )
 def test_bad_settings_are_one_line(given):
-    with pytest.raises(kedit.KeditError, match="guard: "):
-        CollapseGuard([], **given)
+    refused(lambda: CollapseGuard([], **given), "guard:")
 
 
 def test_any_transformers_model_can_be_checked(model, canaries):
@@ -103,16 +99,14 @@ def test_any_transformers_model_can_be_checked(model, canaries):
         model.hf.get_parameter(model.weight_name(1)).add_(torch.randn(model.weight(1).shape) * 10)
     with pytest.warns(Collapsing, match="known facts still right after 1 edits"):
         assert guard.check(model.hf, tokenizer=model.tokenizer).alarm
-    with pytest.raises(kedit.KeditError, match="tokenizer"):
-        CollapseGuard(canaries).check(model.hf)
+    refused(lambda: CollapseGuard(canaries).check(model.hf), "tokenizer")
 
 
 def test_facts_that_the_model_does_not_know_are_no_canaries(model, canaries):
     wrong = [(prompt, "xylophone") for prompt, _ in canaries]
     known = CollapseGuard(canaries).start(model)
     assert 10 <= known == CollapseGuard(canaries + wrong).start(model)
-    with pytest.raises(kedit.KeditError, match="knows 0 of"):
-        CollapseGuard(wrong).start(model)
+    refused(lambda: CollapseGuard(wrong).start(model), "knows 0 of")
 
 
 def wrecking(model, canaries, monkeypatch, action):
@@ -147,28 +141,16 @@ def test_what_is_done_at_the_alarm(model, canaries, monkeypatch, action, made):
 
 
 def test_a_resumed_stream_goes_on_with_its_guard(model, canaries, tmp_path):
-    class Killed(Exception):
-        pass
-
-    class Kills:
-        identity = "kills"
-
-        def __init__(self, at):
-            self.at = at
-
-        def __call__(self, model, done):
-            if len(done) == self.at:
-                raise Killed
-            return [{"metric": "m", "cohort": "c", "value": 0.0, "n": 1}]
-
     options = {"contexts": ["{}"], "progress": False, "store": tmp_path, "checkpoint_every": 2, "dense_every": 2}
-    with pytest.raises(Killed):
+    with pytest.raises(RuntimeError, match="in the middle"):
         guard = CollapseGuard(canaries, every=1, looks_at=20)
-        kedit.run_stream(model, EDITS, kedit.ROME(**FAST), probes=[Kills(4)], guard=guard, **options)
-    again, whole = (CollapseGuard(canaries, every=1, looks_at=20) for _ in range(2))
-    kedit.run_stream(model, EDITS, kedit.ROME(**FAST), probes=[Kills(None)], guard=again, **options)
-    kedit.run_stream(model, EDITS, kedit.ROME(**FAST), probes=[Kills(None)], guard=whole, **{**options, "store": None})
-    assert again.readings == whole.readings
+        kedit.run_stream(model, EDITS, kedit.ROME(**FAST), probes=[FailsAt(4)], guard=guard, **options)
+    readings = []
+    for options["store"] in (tmp_path, None):
+        guard = CollapseGuard(canaries, every=1, looks_at=20)
+        kedit.run_stream(model, EDITS, kedit.ROME(**FAST), probes=[FailsAt(None)], guard=guard, **options)
+        readings.append(guard.readings)
+    assert readings[0] == readings[1]
 
 
 def test_a_model_supplies_canaries_of_its_own():

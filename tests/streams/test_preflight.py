@@ -1,5 +1,7 @@
 """check_model: what it recognises, the edit it tries and takes back, and the parameters that it proposes."""
 
+from itertools import product
+
 import families
 import pandas as pd
 import pytest
@@ -44,32 +46,22 @@ def load_profile_of_smoke():
     return load_profile(proposal.REPOSITORY / "params" / "profiles" / "smoke.yaml")
 
 
-@pytest.mark.parametrize(
-    ("name", "says"),
-    [
-        ("llama", {"spaces as": "▁ (sentencepiece)", "begin of text": "<s>, put in front", "head": "its own"}),
-        pytest.param(
-            "llama3",
-            {"spaces as": "Ġ (byte-level BPE)", "head": "tied to the embeddings", "padding": "none (not needed)"},
-            marks=pytest.mark.slow,
-        ),
-        (
-            "qwen2",
-            {"begin of text": "none in front", "padding": "<|endoftext|> = eos", "tokens, embeddings": "452, 459"},
-        ),
-        pytest.param(
-            "gptj",
-            {"attention": "beside the MLP", "norm behind the MLP": "none", "family": "gptj"},
-            marks=pytest.mark.slow,
-        ),
-        ("gemma3", {"norm behind the MLP": "post_feedforward_layernorm: ROME, PMET and FT only"}),
-    ],
-)
-def test_what_is_recognised(made, name, says):
+SAYS = {
+    "llama": {"spaces as": "▁ (sentencepiece)", "begin of text": "<s>, put in front", "head": "its own"},
+    "llama3": {"spaces as": "Ġ (byte-level BPE)", "head": "tied to the embeddings", "padding": "none (not needed)"},
+    "qwen2": {"begin of text": "none in front", "padding": "<|endoftext|> = eos", "tokens, embeddings": "452, 459"},
+    "gptj": {"attention": "beside the MLP", "norm behind the MLP": "none", "family": "gptj"},
+    "gemma3": {"norm behind the MLP": "post_feedforward_layernorm: ROME, PMET and FT only"},
+}
+SLOW = ("llama3", "gptj")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in SAYS])
+def test_what_is_recognised(made, name):
     model = made(name)
     before = snapshot(model)
     found = check(model)
-    assert says.items() <= found.to_dict().items()
+    assert SAYS[name].items() <= found.to_dict().items()
     assert (found["layers"], found["d_model, d_ff"]) == (tiny.N_LAYERS, f"{tiny.D_MODEL}, {tiny.D_FF}")
     assert found["restored bit for bit"] == "yes"
     assert holds(model, before)
@@ -126,15 +118,9 @@ def test_a_proposal_makes_every_method(made, folders):
 )
 def test_layers_end_where_the_trace_peaks(n_layers, peak, one, several):
     """The last layer is left out, however much its state carries."""
-    rows = [
-        {
-            "place": place,
-            "layer": i,
-            "effect": 2.0 if i == n_layers - 1 else (i == peak) * (place == "last subject token"),
-        }
-        for place in ("last subject token", "last token")
-        for i in range(n_layers)
-    ]
+    last, rows = "last subject token", []
+    for place, i in product((last, "last token"), range(n_layers)):
+        rows.append({"place": place, "layer": i, "effect": 2.0 if i == n_layers - 1 else (i, place) == (peak, last)})
     assert propose_layers(n_layers, pd.DataFrame(rows)) == (one, several)
 
 

@@ -8,6 +8,7 @@ import gc
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,12 +17,11 @@ import traceback
 import warnings
 from pathlib import Path
 
-import pandas as pd
 import psutil
 import pytest
 import tiny
 import torch
-from library import SEQUENCE, holds, snapshot
+from library import SEQUENCE, FailsAt, assert_same_runs, assert_same_weights, holds, moments, refused, snapshot
 
 import kedit_lib as kedit
 from kedit_lib.data import atomic as durable
@@ -50,10 +50,9 @@ class FirstEdits:
 
 
 def stream(model, store, n=None, **options):
-    moments = kedit.SecondMoments.from_tensors(tiny.second_moments())
     options = {"contexts": tiny.CONTEXTS[:2], "dense_every": 2, "checkpoint_every": 2, "progress": False, **options}
     options = {"probes": [FirstEdits()], **options}
-    return kedit.run_stream(model, SEQUENCE[:n], METHOD, moments=moments, store=store, **options)
+    return kedit.run_stream(model, SEQUENCE[:n], METHOD, moments=moments(), store=store, **options)
 
 
 def forked(work) -> int:
@@ -81,19 +80,10 @@ def ended(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def contents(run) -> tuple:
-    """Everything a run says but for its times."""
-    checks = run.checkpoints[run.checkpoints.metric != "seconds"].reset_index(drop=True)
-    return run.edits.drop(columns="seconds"), checks, run.final_weights()
-
-
 def assert_same(one, other):
     """Rows and weights bit for bit, none missing or doubled."""
-    (edits, checks, weights), (edits2, checks2, weights2) = contents(one), contents(other)
-    pd.testing.assert_frame_equal(edits, edits2, check_exact=True)
-    pd.testing.assert_frame_equal(checks, checks2, check_exact=True)
-    assert weights.keys() == weights2.keys()
-    assert all(torch.equal(value, weights2[name]) for name, value in weights.items())
+    assert_same_runs(one, other)
+    assert_same_weights(one.final_weights(), other.final_weights())
 
 
 @pytest.mark.crash
@@ -204,8 +194,6 @@ def moved(path):
 
 DAMAGED = [(cut_off, part) for part in (*PARTS, "checksums.json")]
 DAMAGED += [(flipped, PARTS[0]), (flipped, PARTS[2]), (Path.unlink, PARTS[1]), (Path.unlink, "checksums.json")]
-
-
 QUICK = [(cut_off, PARTS[0]), (flipped, PARTS[2]), (Path.unlink, PARTS[1])]
 DAMAGED = [pytest.param(*how, marks=() if how in QUICK else pytest.mark.slow) for how in DAMAGED]
 
@@ -222,8 +210,6 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_used(model, halfw
 @pytest.fixture(scope="module")
 def halfway(model, tmp_path_factory):
     """`halfway(folder)`: a stream of seven edits, whole, and a store where it was stopped after four."""
-    from shutil import copytree
-
     whole, stopped = stream(model, tmp_path_factory.mktemp("whole"), 7), tmp_path_factory.mktemp("stopped")
     with pytest.raises(RuntimeError, match="in the middle"):
         stream(model, stopped, 7, probes=[FirstEdits(), FailsAt(6)])
@@ -233,25 +219,14 @@ def halfway(model, tmp_path_factory):
         state.write_text(json.dumps({**json.loads(state.read_text()), "key": whole.manifest["key"]}))
         sums = {**json.loads((state.parent / "checksums.json").read_text()), "state.json": durable.checksum(state)}
         (state.parent / "checksums.json").write_text(json.dumps(sums))
-    return lambda folder: (whole, Path(copytree(stopped, folder / "store")))
-
-
-class FailsAt:
-    def __init__(self, at):
-        self.at, self.identity = at, "fails"
-
-    def __call__(self, model, done):
-        if len(done) == self.at:
-            raise RuntimeError("in the middle")
-        return []
+    return lambda folder: (whole, Path(shutil.copytree(stopped, folder / "store")))
 
 
 @pytest.mark.parametrize("table", TABLES[:2])
 def test_a_damaged_table_of_a_finished_run_is_an_error(model, tmp_path, table):
     run = stream(model, tmp_path, 2)
     flipped(run.path / table)
-    with pytest.raises(kedit.KeditError, match=f"{table} is not what was written.*run again"):
-        stream(model, tmp_path, 2)
+    refused(lambda: stream(model, tmp_path, 2), f"{table} is not what was written", "run again")
 
 
 def test_final_weights_are_those_of_the_end_or_none(model, tmp_path):
@@ -385,17 +360,15 @@ def test_a_disk_that_fills_up_while_a_checkpoint_is_synced(model, tmp_path, monk
 
     with monkeypatch.context() as m:
         m.setattr(os, "fsync", full)
-        with pytest.raises(kedit.KeditError, match="No space left on device.*was stored before is intact"):
-            stream(model, tmp_path, 5)
+        refused(lambda: stream(model, tmp_path, 5), "No space left on device", "was stored before is intact")
     assert not list(tmp_path.glob("*/.at*"))
     assert_same(stream(model, tmp_path, 5), stream(model, tmp_path.parent / f"{tmp_path.name}-whole", 5))
 
 
 def test_a_store_that_cannot_be_written_is_refused_before_anything_runs(model, tmp_path):
     (tmp_path / "file").touch()
-    probe = FailsAt(0)
-    with pytest.raises(kedit.KeditError, match="file.*: cannot be written .*choose another folder"):
-        stream(model, tmp_path / "file", 3, probes=[probe])
+    says = "file", ": cannot be written", "choose another folder"
+    refused(lambda: stream(model, tmp_path / "file", 3, probes=[FailsAt(0)]), *says)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="nothing is read-only for root")
@@ -404,8 +377,7 @@ def test_a_read_only_results_folder_is_refused_and_its_finished_runs_are_read(mo
     for folder in (finished.path, tmp_path):
         folder.chmod(0o500)
     assert_same(finished, stream(model, tmp_path, 2))
-    with pytest.raises(kedit.KeditError, match="cannot be written .Permission denied"):
-        stream(model, tmp_path, 3)
+    refused(lambda: stream(model, tmp_path, 3), "cannot be written", "Permission denied")
 
 
 OUT_OF_MEMORY = [MemoryError(), torch.OutOfMemoryError("CUDA out of memory.")]
@@ -423,12 +395,10 @@ def test_an_edit_that_cannot_be_solved_stops_before_the_write(model, tmp_path, m
             raise failure
         return solve(self, layer, k) * (failure if len(calls) == 13 else 1)
 
-    says = f"{SEQUENCE[3].subject}.*layer 2: .*NaN or inf" if of_numbers else "out of memory"
+    says = [SEQUENCE[3].subject, "layer 2: ", "NaN or inf"] if of_numbers else ["out of memory"]
     with monkeypatch.context() as m:
         m.setattr(kedit.SecondMoments, "solve", fails_later)
-        with pytest.raises(kedit.KeditError, match=f"edit 4 of 7 .*{says}.*at-000002") as found:
-            stream(model, tmp_path, 7)
-    assert "\n" not in str(found.value)
+        refused(lambda: stream(model, tmp_path, 7), "edit 4 of 7 ", *says, "at-000002")
     assert holds(model, before)
     if of_numbers:
         assert_same(stream(model, tmp_path / "whole", 7), stream(model, tmp_path, 7))
