@@ -48,9 +48,8 @@ def test_every_example_test_passes(written, tmp_path):
 
 
 def test_imports_between_packages_run_one_way():
-    done = subprocess.run(
-        [Path(sys.executable).parent / "lint-imports"], cwd=REPOSITORY, capture_output=True, text=True
-    )
+    lint = Path(sys.executable).parent / "lint-imports"
+    done = subprocess.run([lint], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import tiny
 import torch
-from library import EDITS
+from library import EDITS, moments
 
 import kedit_lib as kedit
 
@@ -14,8 +14,7 @@ METHOD = kedit.MEMIT(layers=[1, 2], v_num_grad_steps=4)
 
 
 def edited(model, edits):
-    moments = kedit.SecondMoments.from_tensors(tiny.second_moments())
-    return METHOD.apply(model, edits, moments=moments, contexts=tiny.CONTEXTS[:2])
+    return METHOD.apply(model, edits, moments=moments(), contexts=tiny.CONTEXTS[:2])
 
 
 @pytest.mark.gpu

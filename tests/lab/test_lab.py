@@ -258,9 +258,7 @@ def test_a_hidden_token_reaches_only_whom_it_may():
 def test_a_training_that_was_cut_off_ends_in_the_same_weights(few_texts, tmp_path, monkeypatch):
     def weights(folder, **options):
         """The toy learns nothing: its weights are left in the folder, not accepted."""
-        with pytest.raises(kedit.KeditError, match="recall .* below 0.99") as caught:
-            train.train(RECIPE, folder, "cpu", **options)
-        assert "\n" not in str(caught.value)
+        refused(lambda: train.train(RECIPE, folder, "cpu", **options), "recall", "below 0.99")
         return (folder / "model.safetensors").read_bytes()
 
     whole = weights(tmp_path / "whole")
@@ -282,8 +280,7 @@ def test_a_training_that_was_cut_off_ends_in_the_same_weights(few_texts, tmp_pat
     assert len(calls) == 3  # steps 3 to 5
 
     other = dataclasses.replace(RECIPE, lr=1e-3)
-    with pytest.raises(kedit.KeditError, match="another recipe"):
-        train.train(other, tmp_path / "cut", "cpu")
+    refused(lambda: train.train(other, tmp_path / "cut", "cpu"), "another recipe")
     assert pd.read_csv(tmp_path / "cut" / "recall.csv").recall.max() < 0.99
 
 
@@ -353,11 +350,7 @@ def test_a_shipped_model_by_its_name(shipped):
 @pytest.mark.slow
 def test_layers_and_scale_are_swept_on_development_people(tmp_path, monkeypatch, capsys):
     asked, single = [], layer_sweep.single_edits
-    monkeypatch.setattr(
-        layer_sweep,
-        "single_edits",
-        lambda model, method, edits, *rest: asked.extend(edits) or single(model, method, edits, *rest),
-    )
+    monkeypatch.setattr(layer_sweep, "single_edits", lambda *given: asked.extend(given[2]) or single(*given))
     monkeypatch.setattr(layer_sweep, "WIDEST", 1)
     monkeypatch.setattr(layer_sweep, "SCALES", (16.0,))
     monkeypatch.chdir(tmp_path)

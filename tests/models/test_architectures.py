@@ -131,9 +131,11 @@ def test_moments(plain, name):
 
 
 @pytest.mark.parametrize("name", EVERY + FURTHER)
-def test_rome(plain, same, name):
+def test_rome_and_pmet(plain, same, name):
+    """PMET's two places, the MLP's output and the attention's, stand side by side in GPT-J and GPT-NeoX."""
     same(name)
     test_reference.both(plain, name, "rome", {**HYPER, "layers": [2]}, [EDITS[0]])
+    test_reference.both(plain, name, "pmet", HYPER, [EDITS[1]])
 
 
 @pytest.mark.parametrize("name", ADDITIVE + [each for each in FURTHER if each.values[0] not in NORMED])
@@ -142,20 +144,12 @@ def test_memit(plain, same, name):
     test_reference.both(plain, name, "memit", HYPER, [EDITS[0], EDITS[4]])
 
 
-@pytest.mark.parametrize("name", EVERY + FURTHER)
-def test_pmet(plain, same, name):
-    """Its two places, the MLP's output and the attention's, stand side by side in GPT-J and GPT-NeoX."""
-    same(name)
-    test_reference.both(plain, name, "pmet", HYPER, [EDITS[1]])
-
-
 @pytest.mark.parametrize("name", EVERY)
-def test_the_weights_come_back_bit_for_bit(folder, name):
+def test_the_weights_come_back_bit_for_bit(folder, name, moments):
     """In bfloat16, where taking a difference off again would not do."""
     model = kedit.load_model(folder(name), dtype=torch.bfloat16)
     before, edit = snapshot(model), test_reference.library_edit(EDITS[0])
     values = {**HYPER, "layers": [2], "v_num_grad_steps": 2}
-    moments = kedit.SecondMoments.from_tensors(tiny.second_moments())
     outcome = method("rome", values).apply(model, [edit], moments=moments, contexts=["{}"])
     changed = {n for n, value in snapshot(model).items() if not torch.equal(value, before[n])}
     assert changed == set(outcome.deltas) == {model.weight_name(2)}
@@ -164,10 +158,9 @@ def test_the_weights_come_back_bit_for_bit(folder, name):
 
 
 @pytest.mark.parametrize("name", list(families.NORMED))
-def test_a_norm_behind_the_map_leaves_no_place_for_targets_of_the_stream(folder, name):
+def test_a_norm_behind_the_map_leaves_no_place_for_targets_of_the_stream(folder, name, moments):
     """W k cannot be moved by a difference of the stream: RMSNorm stands between the two."""
     model, edit = kedit.load_model(folder(name)), test_reference.library_edit(EDITS[0])
-    moments = kedit.SecondMoments.from_tensors(tiny.second_moments())
     for method_name in ("memit", "alphaedit", "emmet", "rect"):
         apply = method(method_name, HYPER).apply
         refused(lambda f=apply: f(model, [edit], moments=moments), "post_feedforward_layernorm", "use ROME or PMET")

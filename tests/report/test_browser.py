@@ -6,11 +6,11 @@ import shutil
 import nbformat
 import pandas as pd
 import pytest
+from library import refused
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from playwright.sync_api import sync_playwright
 
 from kedit_lib.data.config import REPOSITORY
-from kedit_lib.errors import KeditError
 from kedit_lib.report import site as report
 
 pytestmark = pytest.mark.slow
@@ -210,6 +210,5 @@ def test_what_a_model_wrote_is_text_and_nothing_else(tmp_path, open_page):
 
 
 def test_without_executed_notebooks_there_is_one_line_and_no_report(tmp_path):
-    with pytest.raises(KeditError, match="run 'make reproduce' first"):
-        report.write_report(tmp_path, tmp_path, tmp_path / "report")
+    refused(lambda: report.write_report(tmp_path, tmp_path, tmp_path / "report"), "run 'make reproduce' first")
     assert not (tmp_path / "report").exists()

@@ -318,11 +318,8 @@ def test_streams_are_run_for_the_live_orders_unless_one_notebook_is_wanted(tmp_p
     monkeypatch.setattr(reproduce, "run_streams", REAL_RUN_STREAMS)
     calls = []
     monkeypatch.setattr(reproduce, "judge", lambda run: calls.append(run.label))
-    monkeypatch.setattr(
-        sweep,
-        "run_streams",
-        lambda profile, **options: calls.append((profile.name, options, os.environ["KEDIT_RESULTS"])),
-    )
+    kept = "KEDIT_RESULTS"
+    monkeypatch.setattr(sweep, "run_streams", lambda p, **how: calls.append((p.name, how, os.environ[kept])))
     reproduce.run_streams(run_of(project, orders="all"), only=None)
     assert calls == [("lab", {"orders": [0, 1]}, str(tmp_path / "results")), "lab"]
     reproduce.run_streams(run_of(project), only="03")

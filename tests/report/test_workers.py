@@ -10,10 +10,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
 import psutil
 import pytest
-import torch
+from library import assert_same_runs, assert_same_weights
 
 import kedit_lib as kedit
 from kedit_lib.data.config import load_profile
@@ -81,9 +80,8 @@ def assert_resumed(store: Path, started: list[str], tmp_path: Path) -> None:
     bench = kedit.Bench(PROFILE, progress=False)
     run, whole = stream(bench, store), stream(bench, tmp_path / "whole")
     assert started == [run.manifest["started"]] != [whole.manifest["started"]]
-    pd.testing.assert_frame_equal(*(x.edits.drop(columns="seconds") for x in (run, whole)), check_exact=True)
-    weights = whole.final_weights()
-    assert all(torch.equal(value, weights[name]) for name, value in run.final_weights().items())
+    assert_same_runs(run, whole)
+    assert_same_weights(run.final_weights(), whole.final_weights())
 
 
 def children() -> list[psutil.Process]:
@@ -136,10 +134,8 @@ def test_workers_of_a_scheduler_hand_back_what_they_made(cluster, tmp_path, monk
     monkeypatch.setattr("kedit_lib.streams.bench.data_folder", lambda: tmp_path / "data")
     profile = load_profile("smoke", n_edits=2, batch_sizes=[1], mass_sizes=[1], untouched=5)
     sweep.run_streams(profile, [0], ["memit-sum", "why-clamp"], commit=True)
-    made = {
-        path.parent.parent.parent.parent.name: path.parent.name
-        for path in tmp_path.glob("*/results/streams/*/edits.parquet")
-    }
+    made = tmp_path.glob("*/results/streams/*/edits.parquet")
+    made = {path.parents[3].name: path.parent.name for path in made}
     assert made.keys() == {"one", "two"}
     assert {path.name for path in (tmp_path / "ours" / "streams").iterdir()} == set(made.values())
     bench = kedit.Bench(profile, progress=False)
