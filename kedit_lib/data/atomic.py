@@ -1,10 +1,5 @@
-"""Atomic writes: a file or folder is complete or absent, whatever happens while it is written.
-
-    with replacing(path) as partial:
-        save(partial)
-
-It is written under a temporary name beside `path`, synced to the disk and renamed; then its folder is synced.
-"""
+"""Atomic writes: a file or folder is complete or absent, whatever happens while it is written. It is written under a
+temporary name beside its own, synced to the disk and renamed; then its folder is synced."""
 
 import contextlib
 import errno

@@ -1,7 +1,4 @@
-"""Typed parameters: what a run does (profiles) and how a model is edited (method hyperparameters).
-
-    profile = load_profile("lab", n_edits=50)          # params/profiles/lab.yaml with one field changed
-    kedit.MEMIT(**load_model_params("lab")["memit"])   # params/models/lab.yaml
+"""Typed parameters: what a run does (params/profiles) and how a model is edited (params/models).
 
 Types are strict: text is not a number and a float is not an int. An error is one line: file, field, value, remedy.
 """
@@ -139,13 +136,12 @@ def find_model_params(model: str) -> Path | None:
     unless check_model proposed that for another model."""
     folders = params_folder() / "models", results_folder() / "models"  # in the latter those that check_model proposed
     paths = [path for folder in folders for path in sorted(folder.glob("*.yaml"))]
-
-    def called(name: str) -> list[Path]:  # hub ids are written in either case
-        return [path for path in paths if path.stem.casefold() == name.casefold()]
-
     own, short = file_name(model), _last_part(model)
-    others = [] if own == short else [p for p in called(short) if not p.read_bytes().startswith(PROPOSED.encode())]
-    return next(iter(called(own) + others), None)
+    found = [path for path in paths if path.stem.casefold() == own.casefold()]  # hub ids are written in either case
+    if not found:
+        same = [path for path in paths if path.stem.casefold() == short.casefold()]
+        found = [path for path in same if not path.read_bytes().startswith(PROPOSED.encode())]
+    return found[0] if found else None
 
 
 def _find(name_or_path: str | Path, folder: Path, what: str) -> Path:

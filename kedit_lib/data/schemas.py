@@ -52,15 +52,11 @@ def counterfact(record: Record) -> dict:
 def wikibigedit(record: Record) -> dict:
     """Questions about facts that changed in Wikidata, with rephrasings, two hops and an unrelated question. Source:
     Thede et al., arXiv 2503.05683."""
-    return {
-        "text": record.text("update"),
-        "subject": record.text("subject"),
-        "target_new": record.text("ans"),
+    return _fact(record, text="update", target_new="ans") | {
         "paraphrases": _present(record, "rephrase", "personas"),
         "portability": _asked(record, ("mhop", "mhop_ans")),
         "locality": _asked(record, ("loc", "loc_ans")),
         "relation": record.text("relation", ""),
-        "id": record.label("case_id"),
     }
 
 
@@ -72,14 +68,8 @@ def uniedit(record: Record) -> dict:
         _asked(record, *((f"{name}.{key}.prompt", f"{name}.{key}.target") for key in record.get(name, dict, {})))
         for name in ("generality", "locality")
     )
-    return {
-        "text": record.text("edit.prompt"),
-        "subject": record.text("edit.subject"),
-        "target_new": record.text("edit.target"),
-        "portability": follows,
-        "locality": others,
-        "id": record.label("index"),
-    }
+    fact = _fact(record, "edit.prompt", "edit.subject", "edit.target", "index")
+    return {**fact, "portability": follows, "locality": others}
 
 
 @schema("cknowedit", lambda values: "target_old" in values)
@@ -119,15 +109,11 @@ def zsre(record: Record) -> dict:
     unrelated = record.text("loc", "").removeprefix("nq question: ").strip()
     if unrelated and not unrelated.endswith("?"):
         unrelated += "?"
-    return {
-        "text": record.text("src"),
-        "subject": record.text("subject"),
-        "target_new": record.text("alt"),
+    return _fact(record, text="src", target_new="alt") | {
         "target_true": next(iter(record.texts("answers")), None),
         "paraphrases": _present(record, "rephrase"),
         "portability": _one_hop(record),
         "locality": pairs((unrelated, record.text("loc_ans", ""))),
-        "id": record.label("case_id"),
     }
 
 
@@ -141,19 +127,13 @@ def _is_knowedit(values: dict) -> bool:
 def knowedit(record: Record) -> dict:
     """wiki_recent, wiki_counterfact, ZsRE and WikiBio, with portability and locality by criterion. WikiBio calls its
     fields concept, text and labels. Source: Zhang et al., arXiv 2401.01286."""
-    bio = "concept" in record.values and "subject" not in record.values
-    subject, prompt, target = ("concept", "text", "labels") if bio else ("subject", "prompt", "target_new")
-    names = ("rephrase_prompt", "rephrase")
+    bio, names = "concept" in record.values and "subject" not in record.values, ("rephrase_prompt", "rephrase")
     listed = [name for name in names if isinstance(record.values.get(name), list)]
-    return {
-        "text": record.text(prompt),
-        "subject": record.text(subject),
-        "target_new": record.text(target),
+    return _fact(record, *(("text", "concept", "labels") if bio else ())) | {
         "target_true": _first(record, "ground_truth", record.values.get("ground_truth")).strip() or None,
         "paraphrases": record.texts(listed[0]) if listed else _present(record, *names)[:1],
         "portability": _by_criterion(record, "portability"),
         "locality": _by_criterion(record, "locality"),
-        "id": record.label("case_id"),
     }
 
 
@@ -193,17 +173,13 @@ def counterfact_flat(record: Record) -> dict:
     `counterfact-*.json` files, arXiv 2308.07269."""
     true = record.text("ground_truth", None)
     locality = _asked(record, ("locality_prompt", "locality_ground_truth"), ("loc", "loc_ans"))
-    return {
-        "text": record.text("prompt"),
-        "subject": record.text("subject"),
-        "target_new": record.text("target_new"),
+    return _fact(record) | {
         "target_true": true,
         "paraphrases": _present(record, "rephrase_prompt"),
         # the file's locality prompts are CounterFact's neighbors: the answer is the edit's own true object
         "neighborhood": [prompt for prompt, answer in locality if true and answer.strip() == true.strip()],
         "locality": locality,
         "portability": _one_hop(record),
-        "id": record.label("case_id"),
     }
 
 
@@ -214,11 +190,11 @@ def own(record: Record) -> dict:
     if missing := [name for name in FIELDS[:3] if name not in given]:
         others = "".join(f"; {name!r} is unknown" for name in unknown(record))
         record.refuse(missing[0], f"is missing{others}; the fields are {', '.join(FIELDS)}")
-    for name in given:
-        if name in LISTS and isinstance(given[name], list):
+    for name, value in given.items():
+        if name in LISTS and isinstance(value, list):
             given[name] = record.texts(name)
-        elif name in PAIRS and isinstance(given[name], list):
-            given[name] = [pair for pair in given[name] if pair is not None]
+        elif name in PAIRS and isinstance(value, list):
+            given[name] = [pair for pair in value if pair is not None]
         elif name not in (*LISTS, *PAIRS, "separator"):
             given[name] = record.text(name)
     if len(around_places(given["prompt"])) == 1 and given["subject"].strip() in given["prompt"]:
@@ -229,6 +205,11 @@ def own(record: Record) -> dict:
 def unknown(record: Record) -> list[str]:
     """Names of fields that no edit has."""
     return [name for name in record.values if name not in FIELDS]
+
+
+def _fact(record: Record, text="prompt", subject="subject", target_new="target_new", name="case_id") -> dict:
+    fact = {"text": record.text(text), "subject": record.text(subject), "target_new": record.text(target_new)}
+    return {**fact, "id": record.label(name)}
 
 
 def _present(record: Record, *names: str) -> list[str]:

@@ -7,22 +7,8 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.representer import SafeRepresenter
 
 from ..errors import KeditError, first_line
-
-
-class _ListsInLine(SafeRepresenter):
-    """Writes `layers: [4, 5]`, and every value where it stands."""
-
-    def ignore_aliases(self, data) -> bool:
-        return True
-
-    def represent_list(self, data):
-        return self.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=True)
-
-
-_ListsInLine.add_representer(list, _ListsInLine.represent_list)
 
 
 def parse(text: str, source: str, duplicates: bool = False) -> Any:
@@ -55,9 +41,9 @@ def read_yaml(path: Path, duplicates: bool = False) -> dict[str, Any]:
 
 
 def dump(values: dict[str, Any]) -> str:
-    """YAML text in the order of the dictionary, a list on one line."""
+    """YAML text in the order of the dictionary, an innermost list or mapping on one line."""
     writer = YAML(typ="safe", pure=True)
-    writer.Representer = _ListsInLine
-    writer.default_flow_style, writer.sort_base_mapping_type_on_output = False, False
+    writer.default_flow_style, writer.sort_base_mapping_type_on_output = None, False
+    writer.representer.ignore_aliases = lambda data: True
     writer.dump(values, text := StringIO())
     return text.getvalue()

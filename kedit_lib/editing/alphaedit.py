@@ -16,9 +16,8 @@ from .spread import Spread
 
 
 class InNullSpace(Spread):
-    """nullspace_threshold: P is over the singular values of C below this absolute number.
-    nullspace_rank: P is over this many of the smallest instead (None: by threshold).
-    A `projection` given to `apply` goes before both."""
+    """nullspace_threshold, nullspace_rank: P is over the singular values of C below this absolute number, or over so
+    many of the smallest. A `projection` given to `apply` goes before both."""
 
     takes = frozenset({"targets", "projection"})
     shift = None  # P needs no inverse of C

@@ -1,7 +1,6 @@
 """What goes into one call of a method and what comes out of it; and how an update is written into the weights."""
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Self
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from ..data.edit import Edit
 from ..errors import KeditError
-from ..models.deltas import Deltas, record_of
+from ..models.deltas import Deltas
 from ..models.model import EditableModel
 from ..models.tokenization import Prompt
 from .compute_z import Target
@@ -20,7 +19,7 @@ from .second_moments import SecondMoments
 
 
 @dataclass(repr=False)
-class Outcome:
+class Outcome(Deltas):
     """The result of one `apply`: what was written, and how each edit went. The deltas are already in the model.
 
     deltas    {parameter name: tensor of the parameter's own shape}, float32 (float64 models: float64)
@@ -30,14 +29,9 @@ class Outcome:
     hyperparameters, model_checksum   of the method, and of the unedited model
     """
 
-    method: str
-    edits: list[Edit]
-    deltas: dict[str, Tensor]
     targets: list[Target]
     s: dict[int, Tensor] = field(default_factory=dict)
     written: dict[int, Tensor] = field(default_factory=dict)
-    hyperparameters: dict = field(default_factory=dict)
-    model_checksum: str | None = None
 
     def __repr__(self) -> str:
         p = [t.probabilities[-1] for t in self.targets if t.probabilities]
@@ -51,14 +45,6 @@ class Outcome:
     def keys(self, layer: int) -> Tensor:
         """[N, d_ff] the keys that the layer was solved with."""
         return torch.stack([t.key_per_layer[layer] for t in self.targets])
-
-    @property
-    def record(self) -> dict:
-        return record_of(self.method, self.hyperparameters, self.edits)
-
-    def save(self, folder) -> Path:
-        """The deltas with their record, in `<folder>/deltas.safetensors` (kedit.load_deltas); its path."""
-        return Deltas(self.deltas, self.model_checksum, self.method, self.hyperparameters, self.edits).save(folder)
 
 
 @dataclass(frozen=True)

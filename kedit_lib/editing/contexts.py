@@ -25,13 +25,9 @@ def generate_contexts(model, seed: int = 0, style: str = "memit", top_k: int = 5
         raise KeditError(f"context style {style!r}: is unknown; use {' or '.join(map(repr, STYLES))}")
     check_editable(model, "generate_contexts")
     generator = torch.Generator().manual_seed(seed)
-    contexts = ["{}"]
-    for each, length in STYLES[style]:
-        for start in STARTERS:
-            for _ in range(each):
-                text = _sample(model, start, length, top_k, generator).strip()
-                contexts.append(f"{escaped(text)}. {{}}")
-    return contexts
+    wanted = [(start, length) for each, length in STYLES[style] for start in STARTERS for _ in range(each)]
+    texts = [_sample(model, start, length, top_k, generator).strip() for start, length in wanted]
+    return ["{}", *(f"{escaped(text)}. {{}}" for text in texts)]
 
 
 def _sample(model, start: str, length: int, top_k: int, generator: torch.Generator) -> str:

@@ -16,34 +16,7 @@ from ..data.yaml_text import read_yaml
 from ..errors import KeditError
 from . import Method, Wrapper, method_class
 
-# Where these fields are set here. Published programs hold those of the last line in every file, read or not.
-ELSEWHERE = {
-    "load_model": "model_name device model_parallel fp16 max_length half model_class tokenizer_class class_name "
-    "tokenizer_name",
-    "moments=": "stats_dir mom2_dataset mom2_n_samples mom2_dtype P_loc",
-    "contexts=": "context_template_length_params",
-    "the model's layout": "rewrite_module_tmp rewrite_module_tmps layer_module_tmp mlp_module_tmp attn_module_tmp "
-    "ln_f_module lm_head_module",
-    "the batch that apply is given": "batch_size bs n_edits",
-    "nothing that this method reads": "mom2_adjustment mom2_update_weight kl_factor calculate_objective_value "
-    "dynamic_multiplier emmet_lambda grad_desc_lr grad_desc_steps gd_lambda spectral_norm condition_num "
-    "calculate_norms weight_reg apply_woodbury solver fast silent editor_batch_size results_dir val_reg reg num_pert",
-}
-UNREAD = {"RLSEdit": "L2 nullspace_threshold"}  # in the file of that method, which does not read them
-# Switches of which one position is supported, for methods without such a field.
-ONLY = {
-    **{"fact_token": "subject_last", "layer_selection": "all", "bias_update": False, "dynamic": False},
-    **{"norm_control": 0, "prob_cutoff": 0, "update_norm_lambda": 0, "lambda_reg": 0, "mu_reg": 1, "dropout": 0},
-    **{"use_gd": False, "random_vector_preservation": False, "add_prev_edits": True, "sequential": True},
-    **{"token": "ans", "no_grad_layers": None, "replacement": "replace_last", "eps_expand": "coverage"},
-    **{"dist_fn": "euc", "val_init": "cold", "val_train": "sgd"},
-}
-# What a field is called here, for methods that have it under that name; later ones overrule earlier ones.
-RENAMED = {
-    **{"P_freq": "tau", "inner_params": "modules", "edit_modules": "modules", "base_method": "base"},
-    **{"batch_size_once": "batch_size", "dataset_batch_size": "batch_size"},
-}
-OFF = {"norm_constraint": None, "weight_decay": 0.0}  # what `false` means there
+FIELDS = read_yaml(Path(__file__).with_name("external_fields.yaml"))  # what fields of those programs mean here
 MLP_OUTPUT = re.compile(r".*mlp\.(down_proj|c_proj|fc_out|dense_4h_to_h)(\.weight)?")
 
 
@@ -66,12 +39,12 @@ def method_from_file(path, method: str | None = None) -> Method:
 
 
 def _made(path: Path, cls: type[Method], values: dict[str, Any]) -> Method:
-    for theirs, ours in RENAMED.items():
+    for theirs, ours in FIELDS["renamed"].items():
         if theirs in values and ours in cls.model_fields:
             values[ours] = values.pop(theirs)
     if issubclass(cls, Wrapper):
         values = _with_base(path, cls, values)
-    for field, value in ONLY.items():
+    for field, value in FIELDS["only"].items():
         if field not in cls.model_fields and (found := values.pop(field, value)) != value:
             raise KeditError(f"{path.name}: {field} = {found!r}: is not supported here; only {value!r} is")
     for field in ("rewrite_module_tmp", "rewrite_module_tmps", "inner_params"):
@@ -83,12 +56,14 @@ def _made(path: Path, cls: type[Method], values: dict[str, Any]) -> Method:
         values = {f: v for f, v in values.items() if f != "inner_params"}
         values["layers"] = [int(number) for name in named for number in re.findall(r"\d+", name)[:1]]
     left_out = []
-    for place, fields in {**ELSEWHERE, "nothing that its program reads": UNREAD.get(cls.__name__, "")}.items():
+    unread = {"nothing that its program reads": FIELDS["unread"].get(cls.__name__, "")}
+    for place, fields in (FIELDS["elsewhere"] | unread).items():
         if found := [f for f in fields.split() if f in values and f not in cls.model_fields]:
             left_out.append(f"{', '.join(found)} ({place})")
             values = {f: value for f, value in values.items() if f not in found}
+    off = FIELDS["off"]
     try:
-        made = cls(**{f: OFF[f] if value is False and f in OFF else value for f, value in values.items()})
+        made = cls(**{f: off[f] if value is False and f in off else value for f, value in values.items()})
     except KeditError as error:
         raise KeditError(f"{path.name}: {error}") from None
     if left_out:

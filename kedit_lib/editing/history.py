@@ -4,9 +4,8 @@
     method.apply(model, [first], moments=moments, history=history)
     method.apply(model, [second], moments=moments, history=history)   # leaves what `first` wrote as it is
 
-M, d_ff × d_ff a layer, is never formed: the keys are kept as rows, with their products with the fixed matrix B of the
-closed form and the Cholesky factor of their Gram matrix (`closed_form.py`). Other methods keep a projector, an inverse,
-a queue or running statistics.
+M is never formed: the keys are kept as rows, with their products with the fixed matrix B of the closed form and the
+Cholesky factor of their Gram matrix (`closed_form.py`). Other methods keep a projector, an inverse, a queue …
 """
 
 import copy

@@ -72,13 +72,6 @@ class _HealedBefore(_HealedBehind):
     engine = _healing(lambda now, old: replace(now, prefix=old.prefix))
 
 
-class _ThreeContexts:
-    """The clean prompt and the first two sampled contexts."""
-
-    def contexts(self, model, given=None):
-        return super().contexts(model, given)[:3]
-
-
 class _StartInTarget:
     """The start token of the sequence is left in front of the target, as in the public log of a PMET run."""
 
@@ -138,8 +131,11 @@ class _AsInTheLog(_StartInTarget, _LeftPadded):
     """Both bugs."""
 
 
-def _with(doc: str, **attributes) -> type:
-    return type("Changed", (), {"__doc__": doc, **attributes})
+class _ThreeContexts:
+    """The clean prompt and the first two sampled contexts."""
+
+    def contexts(self, model, given=None):
+        return super().contexts(model, given)[:3]
 
 
 CHANGES = {
@@ -147,10 +143,10 @@ CHANGES = {
     "frozen z": (_FrozenTargets, (MEMIT, PMET, ROME)),
     "healed behind": (_HealedBehind, (MEMIT,)),
     "healed before": (_HealedBefore, (MEMIT,)),
-    "clean keys": (_with("The clean prompt is the only context.", clean_only=True), (MEMIT, PMET, ROME)),
+    "clean keys": (type("", (), {"clean_only": True}), (MEMIT, PMET, ROME)),  # the clean prompt is the only context
     "three contexts": (_ThreeContexts, (MEMIT, PMET, ROME)),
-    "twenty-one contexts": (_with("ROME's contexts, twenty sampled ones.", context_style="rome"), (MEMIT, PMET)),
-    "linear share": (_with("R/(m − i) for R/√(m − i).", _share=MEMIT._share), (PMET,)),
+    "twenty-one contexts": (type("", (), {"context_style": "rome"}), (MEMIT, PMET)),
+    "linear share": (type("", (), {"_share": MEMIT._share}), (PMET,)),  # R/(m − i) for R/√(m − i)
     "start in target": (_StartInTarget, (MEMIT, PMET, ROME)),
     "left padded": (_LeftPadded, (PMET, MEMIT)),
     "both bugs": (_AsInTheLog, (PMET, MEMIT)),

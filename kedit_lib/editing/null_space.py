@@ -2,10 +2,6 @@
 
 U₀ are the singular vectors of C = E[k kᵀ] with singular values below a threshold. What the published one, an absolute
 0.02, cuts depends on the scale of C: rank and energy tr(PC)/tr(C) belong beside every result, or the cut is by rank.
-
-    nullspace = kedit.NullSpace.from_moments(moments, rank=700)
-    kedit.AlphaEdit(layers=[4, 5]).apply(model, edits, moments=moments, projection=nullspace)
-    nullspace.report()
 """
 
 from typing import Self
@@ -40,7 +36,7 @@ class NullSpace:
         return moments.null_spaces.setdefault((threshold, rank), cls(moments, threshold, rank))
 
     def basis(self, layer: int) -> Tensor:
-        """U₀ [d_ff, rank] in float64."""
+        """U₀ [d_ff, rank] in float64"""
         return self._of(layer)[0]
 
     def project(self, layer: int, k: Tensor) -> Tensor:
@@ -67,11 +63,9 @@ class NullSpace:
     def report(self, layers=None) -> pd.DataFrame:
         """One row per layer (None: all): rank of P, d_ff, and energy = tr(PC)/tr(C), 0..1, the share of plain text's
         keys that P lets change."""
-        rows = []
-        for layer in sorted(self.moments.tensors) if layers is None else layers:
-            u, energy = self._of(layer)
-            rows.append({"layer": layer, "rank": u.shape[1], "d_ff": u.shape[0], "energy": energy})
-        return pd.DataFrame(rows)
+        layers = sorted(self.moments.tensors) if layers is None else layers
+        rows = [(layer, self.basis(layer).shape[1], len(self.basis(layer)), self._of(layer)[1]) for layer in layers]
+        return pd.DataFrame(rows, columns=["layer", "rank", "d_ff", "energy"])
 
     @property
     def identity(self) -> str:

@@ -15,12 +15,14 @@ On Llama-2-7B ρ of the published v_lr is near 2, between 1 and 4; docs/your_mod
 import re
 from dataclasses import dataclass, replace
 from math import isfinite, sqrt
+from pathlib import Path
 from statistics import median
 
 import pandas as pd
 import torch
 
 from ..data.config import LAB_MODELS, load_model_params
+from ..data.yaml_text import read_yaml
 from ..errors import KeditError
 from . import Method, UltraEdit, Wrapper, method_for
 from .compute_k import outputs_at, prompts_of
@@ -31,21 +33,8 @@ BY_WIDTH = ("mom2_update_weight", "L2", "update_norm_lambda", "lambda1", "lambda
 DIGITS = 3  # of a measured v_lr: fewer than rounding on another machine moves, for it is in the keys of stored runs
 
 # (prompt, subject), people and things, in front of the prompt or inside as in public data sets; only ‖v₀‖ is measured
-FACTS = tuple(
-    (prompt, subject)
-    for prompt, subjects in {
-        "{} was written by": ("The Divine Comedy", "Pride and Prejudice", "War and Peace"),
-        "The author of {} is": ("Moby-Dick", "Don Quixote", "Robinson Crusoe"),
-        "{} is found in the country of": ("Mount Kilimanjaro", "Lake Baikal", "Niagara Falls"),
-        "The country where you find {} is": ("Mount Fuji", "the Great Barrier Reef"),
-        "{} was born in": ("Marie Curie", "Nelson Mandela", "Pablo Picasso", "Marco Polo"),
-        "The birthplace of {} is": ("Napoleon Bonaparte", "Abraham Lincoln"),
-        "{} had the profession of a": ("Florence Nightingale", "Neil Armstrong", "Nikola Tesla"),
-        "The nationality of {} was": ("Charles Darwin", "Mahatma Gandhi"),
-        "{} spoke the language": ("Julius Caesar", "Ludwig van Beethoven", "Genghis Khan"),
-    }.items()
-    for subject in subjects
-)
+KNOWN = read_yaml(Path(__file__).with_name("known_facts.yaml"))
+FACTS = tuple((prompt, subject) for prompt, subjects in KNOWN.items() for subject in subjects)
 
 
 @dataclass(frozen=True, repr=False)

@@ -1,7 +1,5 @@
 """The built-in model: a small Llama trained on an invented world in which every true fact is known."""
 
-from __future__ import annotations
-
 import json
 
 from ..errors import KeditError, first_line
@@ -15,16 +13,13 @@ def world_of(model) -> World:
     """The world a lab model was trained on, from the provenance beside its weights; KeditError for any other model."""
     path = model.folder / "provenance.json" if model.folder else None
     if path is None or not path.exists():
-        raise KeditError(
-            f"{model.name}: is not a lab model (no provenance.json beside its weights); give edits and "
-            "texts of its own, or use lab or lab-small"
-        )
+        remedy = "give edits and texts of its own, or use lab or lab-small"
+        raise KeditError(f"{model.name}: is not a lab model (no provenance.json beside its weights); {remedy}")
     try:
         recipe = json.loads(path.read_text())["recipe"]
-        made = recipe["n_people"], recipe["seed"], recipe.get("sharing")
+        return World.make(recipe["n_people"], recipe["seed"], recipe.get("sharing"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise KeditError(f"{path}: cannot be read ({first_line(error)}); train or fetch the model again") from error
-    return World.make(*made)
 
 
 def moment_texts(model) -> list[str]:

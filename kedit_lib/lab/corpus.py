@@ -1,11 +1,9 @@
 """What a lab model is trained on: documents about the world (statements, short biographies, plain text), a tokenizer of
 them, and batches in which only a name's last token sees the whole name. The second moments read the same documents.
 
-Plain text names nobody and plays the part of the rest of the web: most tokens are about no subject that is edited, so
-the keys of subjects are rare directions of C, as they are in real text. Its grammar is in world.yaml.
+Plain text names nobody: as in real text, most tokens are about no subject that is edited, so the keys of subjects are
+rare directions of C. Its grammar is in world.yaml.
 """
-
-from __future__ import annotations
 
 import random
 import re
@@ -46,12 +44,11 @@ def mentions(world: World, text: str) -> list[tuple[int, int]]:
 
 def biography(world: World, person: str, rng: random.Random) -> str:
     """Every relation of one person once, in random order and phrasing; some sentences say He or She."""
-    pronoun, said = "She" if person in world.female else "He", []
+    called, said = "She" if person in world.female else "He", []
     relations = list(world.relations.values())
     rng.shuffle(relations)
     for i, r in enumerate(relations):
-        by_pronoun = i and rng.random() < 0.25
-        form = (r.pronoun, pronoun) if by_pronoun else (rng.choice(r.templates),)
+        form = (r.pronoun, called) if i and rng.random() < 0.25 else (rng.choice(r.templates),)
         said.append(statement(world, person, r, *form))
     return " ".join(said)
 
@@ -153,9 +150,8 @@ def batches(world: World, tokenizer, recipe, seed: int = 0) -> Iterator[tuple[Te
 def visible_until(offsets, names) -> list[int]:
     """For each token of a document the last one that may attend to it: of a name in `names`, its last token.
 
-    So the model learns to put a person together where the name ends, as large models do (Geva et al. 2023), and an edit
-    there is an edit of that person. Otherwise the state there may mean "somebody called Webram", and editing it edits
-    the family.
+    So the model learns to put a person together where the name ends, as large models do (Geva et al. 2023); otherwise
+    the state there may mean "somebody called Webram", and editing it edits the family.
     """
     until = [FOREVER] * len(offsets)
     for span in names:

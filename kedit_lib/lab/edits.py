@@ -1,9 +1,5 @@
-"""Edits of lab facts, the facts around them that should not move, and what follows from an edit.
-
-Everything is a function of the world, the edit and a seed.
-"""
-
-from __future__ import annotations
+"""Edits of lab facts, the facts around them that should not move, and what follows from an edit: all functions of the
+world, the edit and a seed."""
 
 import random
 from dataclasses import replace
@@ -26,9 +22,8 @@ def lab_edits(world: World, limit: int, seed: int = 0, people=None) -> list[Edit
     """
     pool = list(world.streamed if people is None else people)
     if not 1 <= limit <= len(pool):
-        raise KeditError(
-            f"lab edits: limit = {limit}, there are {len(pool)} people to edit, one edit each; choose 1 to {len(pool)}"
-        )
+        there = f"there are {len(pool)} people to edit, one edit each"
+        raise KeditError(f"lab edits: limit = {limit}, {there}; choose 1 to {len(pool)}")
     random.Random(f"edits-{world.seed}-{seed}").shuffle(pool)
     groups = {p: group for group in (world.development, world.streamed) for p in group}
     return [_edit(world, person, groups[person], f"{seed}-{i}") for i, person in enumerate(pool[:limit])]
@@ -121,11 +116,9 @@ def consequences(world: World, edit: Edit) -> tuple[Question, ...]:
 
     pronoun                 the subject is named in another true sentence, the fact is asked of He or She
     country through city    birthplaces: the model names the city and is asked where it lies (one hop, spelled out)
-    country in one step     birthplaces: the country of birth at once
+    country in one step     birthplaces: the country of birth at once; no text names a person and a country together
 
-    Gates measure whether the unedited model can answer these at all: the lab model passes all of pronouns and of
-    spelled-out hops, and none in one step (no text names a person and a country together). Moves within one country
-    have no country questions.
+    Moves within one country have no country questions.
     """
     rng = _rng(world, edit)
     other = rng.choice(other_facts(world, edit))
@@ -146,8 +139,8 @@ def consequences(world: World, edit: Edit) -> tuple[Question, ...]:
 
 
 def inverse_prompts(edit: Edit) -> tuple[str, str] | None:
-    """The fact asked from its object's side, with the new object and with the true one: no text of the lab says a fact
-    that way, so expect the floor. None for another relation."""
+    """The fact asked from its object's side, as no text of the lab does, with the new object and with the true one.
+    None for another relation."""
     said = TEXT["relations"].get(edit.relation)
     return said and (said["inverse"].format(edit.target_new), said["inverse"].format(edit.target_true))
 

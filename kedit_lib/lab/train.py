@@ -1,9 +1,5 @@
-"""Train a lab model: `kedit train-lab --recipe lab` (make lab-model).
-
-Deterministic per seed on one machine; a killed training resumes at its last checkpoint with the same batches.
-"""
-
-from __future__ import annotations
+"""Train a lab model: `kedit train-lab --recipe lab` (make lab-model). Deterministic per seed on one machine; a killed
+training resumes at its last checkpoint with the same batches."""
 
 import dataclasses
 import json
@@ -105,8 +101,8 @@ def learning_rate(step: int, recipe: Recipe) -> float:
 def fix_scale(model, tokenizer, world: World, norm: float) -> float:
     """Scale the residual stream so that its norm after the middle layer averages `norm`; returns the factor.
 
-    Everything that writes to the stream is multiplied by it. RMSNorm reads the stream's direction only, so outputs stay
-    as they were (but for rms_norm_eps). Editing depends on the scale: v_lr is a length.
+    All that writes to the stream is multiplied by it. RMSNorm reads the stream's direction only, so outputs stay as
+    they were (but for rms_norm_eps). Editing depends on the scale: v_lr is a length.
     """
     middle, norms = model.model.layers[model.config.num_hidden_layers // 2 - 1], []
 
@@ -124,11 +120,8 @@ def fix_scale(model, tokenizer, world: World, norm: float) -> float:
 
 
 def recall(model, tokenizer, world: World, people=None) -> pd.DataFrame:
-    """Free greedy generation of every fact under every template, one row per (relation, template).
-
-    recall: share of people after whose prompt the model writes the true object and a full stop. Range 0..1; floor
-    1/number of objects.
-    """
+    """Free greedy generation of every fact: (relation, template, recall), the share of people, 0..1, after whose prompt
+    the model writes the true object and a full stop; floor 1/number of objects."""
     rows, people = [], list(world.people if people is None else people)
     for r in world.relations.values():
         for j, template in enumerate(r.templates):
@@ -154,18 +147,18 @@ def train(recipe: Recipe, out: Path | None = None, device: str | None = None, ch
         raise KeditError(f"device {device!r}: cannot be used ({first_line(error)}); give one that is there") from error
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    begun = _begun(recipe, out / PARTIAL, device)
+    state = _begun(recipe, out / PARTIAL, device)
     world = World.make(recipe.n_people, recipe.seed, recipe.sharing)
     tokenizer = train_tokenizer(corpus.texts(world, 8000, seed=0), recipe.vocab_size)
     model = build(recipe, tokenizer).to(device)
-    log, seconds = _fit(model, batches(world, tokenizer, recipe), recipe, begun, out / PARTIAL, checkpoint_every)
+    _fit(model, batches(world, tokenizer, recipe), recipe, state, out / PARTIAL, checkpoint_every)
     fix_scale(model.eval(), tokenizer, world, recipe.stream_norm)
     table = recall(model, tokenizer, world)
     model.save_pretrained(out)
     for path in out.glob("*"):
         path.chmod(0o644)  # safetensors writes files that only their owner may read
     tokenizer.save_pretrained(out)
-    pd.DataFrame(log).to_csv(out / "training_log.csv", index=False)
+    pd.DataFrame(state["log"]).to_csv(out / "training_log.csv", index=False)
     table.to_csv(out / "recall.csv", index=False)
     provenance = {
         "recipe": dataclasses.asdict(recipe),
@@ -173,45 +166,44 @@ def train(recipe: Recipe, out: Path | None = None, device: str | None = None, ch
         "parameters": sum(p.numel() for p in model.parameters()),
         "tokens_seen": recipe.steps * recipe.batch * recipe.length,
         "recall_min": float(table.recall.min()),
-        "minutes": round(seconds / 60, 1),
+        "minutes": round(state["seconds"] / 60, 1),
         "device": device,
         "versions": versions(),
     }
     (out / "provenance.json").write_text(json.dumps(provenance, indent=2) + "\n")
     if table.recall.min() < RECALL_BAR:
-        raise KeditError(
-            f"{recipe.name}: recall {table.recall.min():.3f} under the worst template is below {RECALL_BAR}; "
-            f"train longer (--steps) or change the recipe; weights left in {out}"
-        )
+        below = f"recall {table.recall.min():.3f} under the worst template is below {RECALL_BAR}"
+        remedy = f"train longer (--steps) or change the recipe; weights left in {out}"
+        raise KeditError(f"{recipe.name}: {below}; {remedy}")
     (out / PARTIAL).unlink()
     return out
 
 
-def _begun(recipe: Recipe, partial: Path, device) -> dict | None:
-    """The training checkpoint, if there is one. KeditError for a damaged one, or one of another recipe."""
+def _begun(recipe: Recipe, partial: Path, device) -> dict:
+    """The training checkpoint, or that of no step. KeditError for a damaged one, or one of another recipe."""
+    made = dataclasses.asdict(recipe)
     if not partial.exists():
-        return None
+        return {"recipe": made, "step": 0, "log": [], "seconds": 0.0}
     try:
         state = torch.load(partial, weights_only=True, map_location=device)
-        begun = state["recipe"]
+        same = state["recipe"] == made
     except Exception as error:  # whatever it makes of a damaged file
         raise KeditError(f"{partial}: cannot be read ({first_line(error)}); remove it to begin anew") from error
-    if begun != dataclasses.asdict(recipe):
+    if not same:
         raise KeditError(f"{partial}: was written by another recipe; remove the file or use another --out")
     return state
 
 
-def _fit(model, data, recipe: Recipe, begun: dict | None, partial: Path, checkpoint_every: int) -> tuple[list, float]:
-    """Optimise to the end, from the checkpoint `begun` on if there is one; the log of the loss, and seconds."""
+def _fit(model, data, recipe: Recipe, state: dict, partial: Path, checkpoint_every: int) -> None:
+    """Optimise to the end, from the checkpoint `state` on, which is kept up to date and written to `partial`."""
     matrices = [p for p in model.train().parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() == 1]
     groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), fused=True)
-    start, log, spent, began = 0, [], 0.0, time.perf_counter()
-    if begun:
-        model.load_state_dict(begun["model"])
-        optimizer.load_state_dict(begun["optimizer"])
-        start, log, spent = begun["step"], begun["log"], begun["seconds"]
+    start, spent, began = state["step"], state["seconds"], time.perf_counter()
+    if start:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
         next(islice(data, start, start), None)  # the batches already seen
     with tqdm(range(start, recipe.steps), initial=start, total=recipe.steps, desc=recipe.name, mininterval=5) as bar:
         for step in bar:
@@ -225,17 +217,10 @@ def _fit(model, data, recipe: Recipe, begun: dict | None, partial: Path, checkpo
             optimizer.zero_grad(set_to_none=True)
             last = step == recipe.steps - 1
             if step % 20 == 0 or last:
-                log.append({"step": step, "loss": round(loss.item(), 4)})
+                state["log"].append({"step": step, "loss": round(loss.item(), 4)})
                 bar.set_postfix(loss=f"{loss.item():.3f}")
             if (step + 1) % checkpoint_every == 0 or last:
-                state = {
-                    "recipe": dataclasses.asdict(recipe),
-                    "model": model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "step": step + 1,
-                    "log": log,
-                    "seconds": spent + time.perf_counter() - began,
-                }
+                state |= {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+                state |= {"step": step + 1, "seconds": spent + time.perf_counter() - began}
                 with replacing(partial) as part:
                     torch.save(state, part)
-    return log, spent + time.perf_counter() - began

@@ -1,6 +1,5 @@
 """The lab's ground truth: invented people, their facts, and the phrasings of each fact, a function of a seed and the
-number of people. Unlike with real models, every fact that a lab model was taught can be listed and tested. Words and
-phrasings are in world.yaml."""
+number of people. Every fact that a lab model was taught can be listed. Words and phrasings are in world.yaml."""
 
 from __future__ import annotations
 

@@ -26,11 +26,6 @@ def digest_of(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def checksum_of(hf, originals: dict[str, Tensor]) -> str:
-    """sha256 over the weights, with `originals` ({name: value}) instead of the edited ones."""
-    return digest_of(dict(hf.named_parameters()) | originals)
-
-
 def setting_of(hf, tokenizer) -> str:
     """sha256 over the configuration and all of the tokenizer that decides its ids."""
     config = {k: v for k, v in hf.config.to_diff_dict().items() if k not in NO_SETTING}

@@ -1,20 +1,12 @@
-"""Edits on disk: deltas by themselves, and an edited model that plain transformers loads.
-
-    outcome.save("paris")                      # paris/deltas.safetensors
-    deltas = kedit.load_deltas("paris")
-    model.apply_deltas(deltas)                 # on the same model, in another process
-    model.take_back(deltas)
-    model.save_pretrained("edited")            # a folder for transformers, edited/kedit_edits.json beside it
-
-The header of a file of deltas names the model it belongs to, its edits, and how they were made.
-"""
+"""Edits on disk: deltas by themselves (`outcome.save`, `load_deltas`), and an edited model that transformers loads
+(`model.save_pretrained`). A file of deltas names the model it belongs to, its edits, and how they were made."""
 
 import contextlib
 import json
 import os
 import re
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import transformers
@@ -34,16 +26,16 @@ DELTAS = "deltas.safetensors"
 RECORD = "kedit_edits.json"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Deltas:
     """The weight changes of one call of a method: {parameter name: tensor of its shape}, how they came about, and the
     checksum of the unedited model, in the dtype that it had."""
 
-    deltas: dict[str, Tensor]
-    model_checksum: str
     method: str
-    hyperparameters: dict
     edits: list[Edit]
+    deltas: dict[str, Tensor]
+    hyperparameters: dict = field(default_factory=dict, kw_only=True)
+    model_checksum: str | None = field(default=None, kw_only=True)
 
     @property
     def record(self) -> dict:
@@ -70,7 +62,8 @@ def load_deltas(path) -> Deltas:
         if about.get("sha256", digest_of(tensors)) != digest_of(tensors):  # older files have none
             raise ValueError("checksum mismatch")
         method, hyperparameters, edits = (json.loads(about[part]) for part in ("method", "hyperparameters", "edits"))
-        return Deltas(tensors, about["model_checksum"], method, hyperparameters, [Edit(**e) for e in edits])
+        edits, owner = [Edit(**e) for e in edits], about["model_checksum"]
+        return Deltas(method, edits, tensors, hyperparameters=hyperparameters, model_checksum=owner)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise KeditError(f"deltas {path}: cannot be read ({first_line(error)}); save them again") from error
 

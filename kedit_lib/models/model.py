@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..errors import KeditError
 from .architectures import layout_of
-from .checked import check_logits, check_owner, check_weights, checksum_of, setting_of, unwrapped
+from .checked import check_logits, check_owner, check_weights, digest_of, setting_of, unwrapped
 from .deltas import save_model
 from .tokenization import positions_of, refuse_beyond
 from .tokenwise import through
@@ -31,14 +31,13 @@ class EditableModel:
     applied         the method calls that its weights hold, as plain data, oldest first (None: changed by other means)
     memory          {baseline: what it remembers in place of weights}; replaced, never changed in place
     originals       "device" or "host": where the one copy of what is changed is kept; the host saves device memory
-    Widths: `n_layers`, `d_model`, `d_ff`. Layers are 0-based.
     """
 
     def __init__(self, hf: nn.Module, tokenizer=None, name: str | None = None, folder=None, originals: str = "device"):
         if originals not in ("device", "host"):
             raise KeditError(f"originals {originals!r}: must be one of device, host")
         hf = unwrapped(hf, tokenizer, name or "model")
-        name = name or hf.config._name_or_path or f"model-{checksum_of(hf, {})[:8]}"
+        name = name or hf.config._name_or_path or f"model-{digest_of(dict(hf.named_parameters()))[:8]}"
         self.hf, self.tokenizer, self.name = hf.eval().requires_grad_(False), tokenizer, name
         self.folder, self.originals = folder, originals
         self.layout = layout_of(hf)
@@ -66,7 +65,7 @@ class EditableModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        """dtype of the weights; keys, targets and solves are float32 or wider whatever this is."""
+        """dtype of the weights; keys, targets and solves are float32 or wider."""
         return self.weight(0).dtype
 
     @property
@@ -77,7 +76,7 @@ class EditableModel:
     @cached_property
     def checksum(self) -> str:
         """sha256 over the unedited weights: names the model in caches and stores."""
-        return checksum_of(self.hf, self._originals)
+        return digest_of(dict(self.hf.named_parameters()) | self._originals)
 
     @cached_property
     def setting(self) -> str:
@@ -180,14 +179,13 @@ class EditableModel:
         """Take applied deltas out again: bit for bit where nothing else was applied, else to a rounding. KeditError for
         deltas of another model, and for those that are not among `applied`."""
         check_owner(f"deltas of {deltas.method}: are", deltas.model_checksum, self, "load that one")
-        if self.applied is None or deltas.record not in self.applied:
+        left = list(self.applied or ())
+        if deltas.record not in left:
             what = f"{deltas.method} edit of {', '.join(repr(e.subject) for e in deltas.edits[:3])}"
             raise KeditError(f"take back: {self.name} holds no {what}; apply_deltas it first, or restore() the model")
-        if self.applied == [deltas.record]:
-            self.restore()
-            return
-        left = list(self.applied)
         left.remove(deltas.record)
+        if not left:
+            return self.restore()
         self.add({name: -delta for name, delta in deltas.deltas.items()})
         self.applied = left
 

@@ -1,8 +1,8 @@
 """Plain text that a model wrote itself: for C = E[k kᵀ] and for perplexity, where there is no corpus.
 
-Every document is sampled token by token at temperature 1, from the start token to an end token or DOCUMENT tokens, and
-kept in the cache. The draws are seeded, but rounding differs between machines and one token changes all that follow:
-recipe, device and hash are kept beside the text, and SmolLM2's comes with the library, so that C is one matrix.
+Every document is sampled token by token at temperature 1, from the start token to an end token or DOCUMENT tokens. The
+draws are seeded, but rounding differs between machines and one token changes all that follow: recipe, device and hash
+are kept beside the text, and SmolLM2's comes with the library, so that C is one matrix.
 """
 
 import hashlib
