@@ -49,7 +49,7 @@ $(ENV):
 lab-model: $(ENV)  ## train the lab models again from their recipe (up to 2.5 hours; minutes on a GPU)
 	$(KEDIT) train-lab
 
-sweep: $(ENV)  ## run further orders into figures/data (an hour; STREAMS=main, scaled, regimes, others, causes, sensitivity, decomposition, foretold, lifting, memory, scaling or names; NB and MODEL do not apply)
+sweep: $(ENV)  ## run further orders into figures/data (an hour; STREAMS=main, scaled, regimes, others, causes, sensitivity or names; NB and MODEL do not apply)
 	$(KEDIT) sweep --profile $(PROFILE) $(if $(ORDERS),--orders "$(ORDERS)") $(if $(STREAMS),--streams "$(STREAMS)")
 
 smoke: $(ENV)  ## run every notebook at toy size into results/executed-smoke (some minutes)

@@ -102,8 +102,7 @@ def sweep(
     streams: Annotated[
         str,
         Option(
-            help="a group (main, scaled, settings, regimes, others, editors, causes, sensitivity) or names with "
-            "commas; or what else the notebooks read: decomposition, foretold, lifting, memory, scaling (long)"
+            help="a group (main, scaled, settings, regimes, others, editors, causes, sensitivity), or names with commas"
         ),
     ] = "main",
     plan: Annotated[bool, Option("--plan", help="only say what would run")] = False,
@@ -139,7 +138,7 @@ def readme() -> None:
 
 @app.command("train-lab")
 def train_lab(
-    recipe: Annotated[str, Option(help="lab, lab-small, or a member of the family of widths")] = "lab",
+    recipe: Annotated[str, Option(help="lab or lab-small")] = "lab",
     out: Annotated[Path | None, Option(help="folder for the model (default: results/lab-model/<recipe>)")] = None,
     steps: Annotated[int | None, Option(help="train for another number of steps")] = None,
     device: Annotated[str | None, Option(help="default: cuda if there is one, else cpu")] = None,

@@ -1,6 +1,5 @@
 """What is refused in one line, and what is not taken for what it is not."""
 
-import dataclasses
 import json
 import shutil
 
@@ -10,9 +9,7 @@ from library import EDITS, moments, refused
 
 import kedit_lib as kedit
 from kedit_lib.__main__ import main
-from kedit_lib.analysis import width_family as scaling
 from kedit_lib.data.atomic import replacing
-from kedit_lib.lab.train import RECALL_BAR
 from kedit_lib.models.deltas import load_record
 from kedit_lib.report import claims, readme, reproduce
 from kedit_lib.streams.facts import read_texts
@@ -61,23 +58,6 @@ def test_a_value_that_changed_in_a_file_of_moments(tmp_path):
     damaged[at + 2] ^= 1
     path.write_bytes(damaged)
     refused(lambda: kedit.SecondMoments.load(path), "checksum mismatch")
-
-
-def test_a_member_of_another_recipe_or_below_the_bar_is_not_taken(tmp_path, monkeypatch):
-    recipe, asked = scaling.recipe_of(256, 3000, 5e-3), []
-    monkeypatch.setattr(scaling, "train", lambda r, folder, device: asked.append(r))
-    monkeypatch.setattr(scaling, "load_model", lambda folder: folder)
-    folder = tmp_path / "family" / recipe.name
-    folder.mkdir(parents=True)
-    others = [(dataclasses.replace(recipe, steps=1), 1.0), (recipe, RECALL_BAR - 0.01), (recipe, RECALL_BAR)]
-    for of, recall in others:
-        about = {"recipe": dataclasses.asdict(of), "recall_min": recall}
-        (folder / "provenance.json").write_text(json.dumps(about))
-        scaling.member(recipe, tmp_path)
-    assert asked == [recipe] * 2
-    (folder / "provenance.json").write_text("")
-    scaling.member(recipe, tmp_path)
-    assert asked == [recipe] * 3
 
 
 def test_texts_and_records_that_cannot_be_read(tmp_path):

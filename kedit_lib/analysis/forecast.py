@@ -1,7 +1,7 @@
 """How many single edits a model will bear, forecast before the first one from a few edits made apart.
 
 Until bystanders are lost, edits of a stream interact little; what they do to another subject adds up like a random walk
-(`decomposition`). So N_model can be forecast without a stream:
+(notebook 06). So N_model can be forecast without a stream:
 
     spills   n edits, each made on the unedited model: how far does each move the state h of each of some strangers?
              a_ju = ‖h_j(u) − h(u)‖² / ‖h(u)‖²,  h after the last edited layer, at the subject's last token
@@ -15,27 +15,15 @@ from __future__ import annotations
 
 import math
 import warnings
-from functools import partial
 
 import numpy as np
-import pandas as pd
 import torch
 
 from ..editing.compute_k import outputs_at, prompts_of
 from ..editing.compute_z import Doubtful
 from ..errors import KeditError
 from ..evaluation import generation_accuracy
-from ..streams.bench import Bench
-from ..streams.named_streams import COLLAPSING
-from . import measured
 
-SAMPLE, STRANGERS = 30, 100  # edits made apart, and facts asked, to foretell a stream
-WHAT = f"foretold-{SAMPLE}x{STRANGERS}.json"
-STREAMS = (  # that a sweep foretells
-    *(f"{name}{rho}" for name in ("memit", "pmet", "rome") for rho in ("", "-rho2")),
-    *("memit-long", "pmet-long", "rome-long", "memit-steps", "pmet-steps", "rome-steps", "memit-layers", COLLAPSING),
-    *("memit@0.1", "memit@10", "pmet@0.1", "memit-clamp"),
-)
 STRETCH = tuple(2.0**i for i in range(-2, 7))  # factors on the sum of the updates
 WALKERS, FURTHEST = 1000, 3000  # simulated strangers; edits beyond which nothing is foretold
 
@@ -100,26 +88,3 @@ def _walk(pool: np.ndarray, theta: float, seed: int) -> float:
         if np.median(sums) > theta**2:
             return float(n)
     return math.inf
-
-
-def measure(bench: Bench, name: str, order: int) -> dict[str, float]:
-    """`foretell` a stream from its first edits."""
-    method, edits = bench.method(name), bench.edits_of(name, order)
-    strangers, given = bench.facts.strangers(edits, STRANGERS, order), bench.inputs(method, order)
-    return foretell(bench.model, method, edits[:SAMPLE], strangers, **given, seed=order, match=bench.facts.match)
-
-
-def foretold(bench: Bench, models=()) -> pd.DataFrame:
-    """The forecasts there are, one row per model, stream and order: N (inf: beyond FURTHEST edits), theta, spill.
-
-    Committed ones of the models with these labels; if the bench's is not among them, also its own, of which MEMIT's
-    live orders are measured if need be.
-    """
-    known = measured.committed(WHAT, models)
-    for name in STREAMS if bench.label not in models else ():
-        for order in bench.profile.orders if name in bench.streams else ():
-            make = partial(measure, bench, name, order) if name == "memit" else None
-            one = measured.found(bench, name, order, WHAT, make)
-            known += [] if one is None else [(bench.label, name, order, one)]
-    rows = [{"model": m, "stream": s, "order": o, **one} for m, s, o, one in known]
-    return pd.DataFrame(rows, columns=["model", "stream", "order", "N", "theta", "spill"])

@@ -1,7 +1,6 @@
 """Metrics and probes, one idea per file."""
 
 from .accuracy import generation_accuracy
-from .checkpoint_tables import first_exit, healthy_band, retention_matrix, retention_table, warning_table
 from .consistency import TfIdf, consistency
 from .floor import destroyed, floors
 from .fluency import fluency, n_gram_entropy, sampled_texts

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 from ..data.edit import Edit
 from .accuracy import generation_accuracy
-from .checkpoint_tables import each_edit
 from .perplexity import perplexity
 from .protocol import DEAD, Identified, panel, row, rows, true_object
 from .success import magnitude, score, success
@@ -72,6 +71,11 @@ class EditProbe(Identified):
         some = panel(done, done, CONTAINED)
         new, separators = [e.target_new for e in some], [e.separator for e in some]
         return generation_accuracy(model, [e.text for e in some], new, "contains", separators=separators)
+
+
+def each_edit(metric: str, values) -> list[dict]:
+    """Rows of every edit alone, as the cohorts "edit 1", "edit 2", … in the order of the sequence."""
+    return [{"metric": metric, "cohort": f"edit {i}", "value": float(v), "n": 1} for i, v in enumerate(values, 1)]
 
 
 class _Asked:

@@ -172,21 +172,6 @@ def bands(grid, names, *by: str) -> None:
             grid.axes[row, col].fill_between(one.edits, one.low, one.high, **look)
 
 
-def names_beside(ax, names, x, y, gap: float = 0.08) -> None:
-    """The name of each point right of the panel, at least `gap` of its height from the next, with a line to the point.
-
-    The limits of the axes must be set. Points and lines take their colours from PALETTE, in order.
-    """
-    points = sorted(zip(y, x, names, PALETTE, strict=False))
-    heights = [ax.transAxes.inverted().transform(ax.transData.transform((px, py)))[1] for py, px, *_ in points]
-    for i in range(1, len(heights)):
-        heights[i] = max(heights[i], heights[i - 1] + gap)
-    for i, (height, (py, px, name, color)) in enumerate(zip(heights, points, strict=True)):
-        at = (1.04, min(height, 1 - gap * (len(points) - 1 - i)))
-        line = {"arrowstyle": "-", "color": color, "linewidth": 0.7, "shrinkA": 0}
-        ax.annotate(name, (px, py), at, textcoords="axes fraction", arrowprops=line, fontsize=8, va="center")
-
-
 def legend_below(fig, ax, columns: int = 5) -> None:
     """One legend for all panels, in rows under them, from the curves of one of them."""
     handles, labels = ax.get_legend_handles_labels()

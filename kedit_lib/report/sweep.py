@@ -7,27 +7,20 @@ committed in figures/data.
 from __future__ import annotations
 
 import hashlib
-import json
-from dataclasses import asdict
 
 import pandas as pd
 
-from ..analysis import decomposition, forecast, measured, recovery, width_family
-from ..data.atomic import replacing
 from ..data.config import LAST_ORDER, Profile, load_profile
-from ..data.provenance import ALGORITHMS, commit, now, versions
 from ..errors import KeditError
-from ..streams.bench import Bench, committed_runs, data_folder
-from ..streams.cost import batch_cost, keep_memory
+from ..streams.bench import Bench, committed_runs
+from ..streams.cost import batch_cost
 from ..streams.named_streams import Stream, every_stream, groups_of, streams_of
 from ..streams.run import Run
-from ..streams.store import RunFolder, write_parquet, write_tables
+from ..streams.store import RunFolder, write_tables
 from .execution import parse_orders
 from .stamps import PACKAGE, hash_files
 from .workers import in_workers
 
-OF_STREAMS = {"decomposition": decomposition, "foretold": forecast, "lifting": recovery}
-MEASUREMENTS = (*OF_STREAMS, "memory", "scaling")
 CHECK_EDITS = 50  # edits of the committed stream that is run again
 CHECK_FACTS = 0.15  # largest accepted difference in unrelated facts right: three standard errors of a share of 100
 CHECK_MARGIN = 0.05  # largest accepted median difference of the optimised probability over them
@@ -42,7 +35,8 @@ def run_streams(profile: Profile, orders, names=None, commit: bool = False) -> N
     """
     if not orders:
         return
-    bench, live = _measured_bench(profile), names is None
+    bench, live = Bench(profile, progress=False), names is None
+    bench.moments  # measured once, before the workers want them  # noqa: B018
     asked = [(name, order) for name in (streams_of(profile) if live else names) for order in orders]
     asked.sort(key=lambda stream: _weight(bench.streams[stream[0]]))
     asked = {f"{name} order {order}": (name, order) for name, order in asked}
@@ -63,50 +57,12 @@ def run_streams(profile: Profile, orders, names=None, commit: bool = False) -> N
     in_workers(tasks, profile, took)
 
 
-def _measured_bench(profile: Profile) -> Bench:
-    """A bench whose C is measured once, before the workers want it."""
-    bench = Bench(profile, progress=False)
-    bench.moments  # noqa: B018
-    return bench
-
-
 def _weight(stream: Stream) -> int:
     """Sort key, the costliest first, so that the last worker does not run alone: 21 contexts cost more than 6, single
     edits more than batches; a pruned stream is made of another one, which is then finished."""
     if stream.pruned:
         return 3
     return (0 if "rome" in stream.method else 1) if stream.batch_size == 1 else 2
-
-
-def run_measurements(profile: Profile, orders, which: str) -> None:
-    """What notebooks read beside streams, into figures/data: "decomposition", "foretold" or "lifting" of their streams
-    for each order; the "memory" of every method, or the "scaling" of a family of lab models, once."""
-    if which == "memory":
-        print(keep_memory(Bench(profile, progress=False), data_folder()).to_string())
-    elif which == "scaling":
-        # The widest first, so that the last worker does not run alone.
-        family = sorted(width_family.family().items(), key=lambda item: -item[1].d_ff)
-        found = in_workers({role: (_member, profile, role, recipe) for role, recipe in family}, profile)
-        if not (tables := [table for table in found if len(table)]):
-            raise KeditError("scaling: no member of the family recalls what it was taught")
-        write_parquet(pd.concat(tables, ignore_index=True), data_folder() / "scaling.parquet")
-        _write_manifest("scaling", recipes={role: asdict(recipe) for role, recipe in family})
-    else:
-        bench, module = _measured_bench(profile), OF_STREAMS[which]
-        asked = {f"{which} of {n} order {o}": (n, o) for n in module.STREAMS for o in orders}
-
-        def took(task: str, result) -> str:
-            measured.keep(bench, *asked[task], module.WHAT, lambda: result, data_folder())
-            return "kept in figures/data"
-
-        in_workers({task: (_measurement, profile, which, *about) for task, about in asked.items()}, profile, took)
-        _write_manifest(f"{bench.label}.{which}", streams=list(module.STREAMS), orders=orders)
-
-
-def _write_manifest(name: str, **about) -> None:
-    about |= {"finished": now(), "algorithms": ALGORITHMS, "versions": versions(), "commit": commit()}
-    with replacing(data_folder() / f"{name}.manifest.json") as partial:
-        partial.write_text(json.dumps(about, indent=1) + "\n")
 
 
 def _store(bench: Bench, name: str, order: int, run: Run, commit: bool) -> str:
@@ -134,20 +90,6 @@ def _singles(bench: Bench, name: str) -> str:
 def _batch(bench: Bench, size: int) -> str:
     row = batch_cost(bench.profile, size, bench.results)
     return f"{row['seconds_per_edit']:.2f} s/edit, at most {row['peak_mb']:.0f} MB"
-
-
-def _measurement(bench: Bench, which: str, name: str, order: int):
-    module = OF_STREAMS[which]
-    return measured.keep(bench, name, order, module.WHAT, lambda: module.measure(bench, name, order))
-
-
-def _member(bench: Bench, role: str, recipe) -> pd.DataFrame:
-    """The table of one member of the family of widths; empty when it recalls too little of what it was taught."""
-    try:
-        return width_family.measure(width_family.member(recipe, bench.results), role, bench.results)
-    except KeditError as error:
-        print(f"{role} is left out: {error}", flush=True)
-        return pd.DataFrame()
 
 
 # ---- committed streams, run again ------------------------------------------------------------------------------------
@@ -205,20 +147,14 @@ def budget(bench: Bench, names, orders) -> pd.DataFrame:
 
 
 def run(profile_name: str, which_orders: str, which: str, plan_only: bool = False) -> None:
-    """`kedit sweep`: the streams or measurements `which` of a profile for orders such as "1,2", or what that costs."""
+    """`kedit sweep`: the streams `which` of a profile for orders such as "1,2", or what that costs."""
     profile = load_profile(profile_name)
     names, known = list(dict.fromkeys(groups_of(profile).get(which, which.split(",")))), every_stream(profile)
-    if which not in MEASUREMENTS and (unknown := [n for n in names if n not in known]):
+    if unknown := [n for n in names if n not in known]:
         raise KeditError(f"stream {unknown[0]!r}: is unknown; there are {', '.join(known)}")
     orders = sorted(set(parse_orders(which_orders)))
     if orders[-1] > LAST_ORDER:
         raise KeditError(f"--orders {which_orders}: the last order is {LAST_ORDER}")
-    if which in MEASUREMENTS:
-        streams = f" of {len(OF_STREAMS[which].STREAMS)} streams in {len(orders)} orders" if which in OF_STREAMS else ""
-        print(f"{which}{streams}", flush=True)
-        if not plan_only:
-            run_measurements(profile, orders, which)
-        return
     plan = budget(Bench(profile, progress=False), names, orders)
     print(plan.to_string())
     print(

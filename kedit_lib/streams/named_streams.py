@@ -62,7 +62,6 @@ ROME_VARIANTS = {
     "rrome": ("rrome", True),
     "rrome-noC": ("rrome", False),
 }
-LONG_STEPS = {"v_lr": 2.0}  # four times the published one
 COLLAPSING = "memit-layers-steps"  # the lab's stream whose optimised probability collapses
 
 

@@ -4,8 +4,6 @@ import math
 from dataclasses import FrozenInstanceError
 from importlib import import_module
 
-import numpy as np
-import pandas as pd
 import pytest
 import tiny
 import torch
@@ -14,7 +12,6 @@ from library import holds, snapshot
 import kedit_lib as kedit
 from kedit_lib import evaluation as metrics
 from kedit_lib.evaluation import Forced, Question
-from kedit_lib.evaluation.checkpoint_tables import each_edit
 from kedit_lib.evaluation.protocol import Unmeasured
 from kedit_lib.models.tokenization import encode, target_ids
 
@@ -102,90 +99,6 @@ def test_agreement_with_the_unedited_model():
     for given in ((edited, before.at([0])), (edited, other_answer)):
         with pytest.raises(ValueError):
             metrics.argmax_agreement(*given)
-
-
-def checkpoints(*parts):
-    rows = [{"edits_done": done, **row} for done, found in parts for row in found]
-    return pd.DataFrame(rows)
-
-
-def test_retention_by_age_and_checkpoint():
-    other = [{"metric": "accuracy", "cohort": "edits", "value": 0.5, "n": 9}]
-    found = checkpoints(
-        (2, each_edit("accuracy", [True, True]) + each_edit("probability", [0.9, 0.8]) + other),
-        (4, other + each_edit("accuracy", [False, True, True, False])),
-        (5, each_edit("accuracy", [0, 0, 1, 1, 1])),
-    )
-    table = metrics.retention_table(found)
-    assert list(table.columns) == ["edits_done", "edit", "age", "value"]
-    assert table.edits_done.tolist() == [2] * 2 + [4] * 4 + [5] * 5
-    assert table.edit.tolist() == [1, 2, 1, 2, 3, 4, 1, 2, 3, 4, 5]
-    assert (table.age == table.edits_done - table.edit).all()
-    assert table.value.tolist() == [1, 1, 0, 1, 1, 0, 0, 0, 1, 1, 1]
-    assert metrics.retention_table(found, "probability").value.tolist() == [0.9, 0.8]
-    assert metrics.retention_table(checkpoints((2, other))).empty
-    eleven = metrics.retention_table(checkpoints((11, each_edit("accuracy", range(11)))))
-    assert eleven.edit.tolist() == list(range(1, 12))  # edit 10 comes after edit 9
-
-    matrix = metrics.retention_matrix(table, width=2)
-    assert (matrix.columns.tolist(), matrix.index.tolist()) == ([2, 4, 5], [0, 2, 4])
-    expected = [[1, 0.5, 1], [np.nan, 0.5, 0.5], [np.nan, np.nan, 0]]
-    np.testing.assert_array_equal(matrix.to_numpy(), expected)
-
-
-def test_the_healthy_band():
-    assert metrics.healthy_band(1.0) == pytest.approx((0.9, 1.1))
-    assert metrics.healthy_band(1.0, floor=0.5) == pytest.approx((0.95, 1.05))
-    assert metrics.healthy_band(0.2, floor=1.2, tolerance=0.2) == pytest.approx((0.16, 0.24))  # not 0.2 of 1.0
-    assert metrics.healthy_band(0.0) == (0, 0)
-
-
-@pytest.mark.parametrize(
-    "values, consecutive, expected",
-    [
-        ([1, 0.9, 0.89, 1], 1, 20),  # the band's edge is healthy
-        ([1, 1, 1.2, 1], 1, 20),  # too much is not healthy either
-        ([1, 0.5, 1, 0.5, 0.5], 2, 40),  # known at the second one
-        ([1, 0.5, 1, 0.5, 1], 2, None),
-        ([1, 1, math.nan], 1, 20),
-        ([1, 1, 1], 1, None),
-        ([0.5, 1, 1], 1, 0),  # outside from the first
-    ],
-)
-def test_the_first_exit(values, consecutive, expected):
-    curve = pd.Series(values, index=range(0, 10 * len(values), 10))
-    assert metrics.first_exit(curve[::-1], 0.9, 1.1, consecutive) == expected
-
-
-def test_which_metric_warned_first():
-    def row(metric, cohort, value):
-        n = 7 if value in (0.94, 0.4, 3.25) else 8
-        return {"metric": metric, "cohort": cohort, "value": value, "n": n}
-
-    curves = {
-        ("accuracy", "untouched"): [1.0, 0.95, 0.4],
-        ("success", "neighbors"): [1.0, 0.94, 0.4],
-        ("perplexity", "plain text"): [3.0, 3.2, 3.25],
-        ("seconds", "probes"): [1.0, 9.0, 9.0],
-        ("accuracy", "edit 1"): [1.0, 0.0, 0.0],
-        ("hidden drift", "layer 1"): [0.0, 0.1, 0.2],
-    }
-    found = checkpoints(
-        (0, [row(*key, v[0]) for key, v in curves.items()] + [row("answerable", "pronoun", 1.0)]),
-        *((10 * t, [row(*key, v[t]) for key, v in curves.items()]) for t in (1, 2)),
-    )
-    floors = pd.DataFrame({"metric": ["success", "seconds"], "cohort": ["neighbors", "probes"], "value": [0.5, 0.0]})
-    table = metrics.warning_table(found, point=50, floors=floors)
-    assert table[["metric", "cohort"]].apply(tuple, axis=1).tolist() == [
-        ("success", "neighbors"),  # 0.94 has gone 12 % of the way to its floor
-        ("accuracy", "untouched"),
-        ("perplexity", "plain text"),
-    ]
-    assert table.exit.tolist()[:2] == [10, 20] and table.lead.tolist()[:2] == [40, 30]
-    assert table.exit.isna().tolist() == table.lead.isna().tolist() == [False, False, True]
-    assert (table.start.tolist(), table.n.tolist()) == ([1.0, 1.0, 3.0], [7, 7, 7])
-    floors.loc[2] = ("hidden drift", "layer 1", 1.5)
-    assert metrics.warning_table(found, floors=floors).query("metric == 'hidden drift'").exit.tolist() == [20]
 
 
 SAYS = {  # what the model of these tests says

@@ -2,7 +2,6 @@
 
 import matplotlib.pyplot as plt
 import pandas as pd
-import pytest
 import seaborn as sns
 from PIL import Image
 
@@ -83,13 +82,3 @@ def test_a_table_for_readers_has_the_reports_words_and_names_its_gaps():
         "unrelated facts": ["0.523", "not measured"],
         "perplexity": ["7.5e+06", "1,234"],
     }
-
-
-def test_names_beside_a_panel_stand_apart_and_in_the_order_of_their_points():
-    fig, ax = plt.subplots()
-    ax.set(xlim=(0, 1), ylim=(0, 1))
-    figures.names_beside(ax, ["top", "low", "same"], [0.5, 0.2, 0.9], [1.0, 0.98, 0.98], gap=0.1)
-    heights = {text.get_text(): text.xyann[1] for text in ax.texts}
-    assert heights["top"] == 1 and abs(heights["low"] - heights["same"]) == pytest.approx(0.1)
-    assert max(heights["low"], heights["same"]) == pytest.approx(0.9)
-    plt.close(fig)

@@ -1,0 +1,94 @@
+"""Collapses foretold, what notebooks measure and keep, and the named streams of a small bench."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from library import refused
+
+import kedit_lib as kedit
+from kedit_lib.analysis import forecast, measured
+from kedit_lib.streams.named_streams import every_stream, groups_of
+
+pytestmark = pytest.mark.slow
+N = 6
+SMALL = {"n_edits": N, "n_single": 2, "batch_sizes": [1, N], "mass_sizes": [1, N]}
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    return kedit.Bench("smoke", results=tmp_path_factory.mktemp("results"), progress=False, **SMALL)
+
+
+def test_what_was_measured_is_found_again(bench, tmp_path, monkeypatch):
+    """In results/, or, once it is committed, in figures/data; an order that is neither live nor stored is None."""
+    monkeypatch.setattr(measured, "data_folder", lambda: tmp_path)
+    for what, commit in (("a.parquet", False), ("b.json", True)):
+        value = pd.DataFrame({"x": [1.5]}) if what == "a.parquet" else {"N": 3.0}
+        asked = bench, "memit", 0, what
+        first, again = measured.found(*asked, lambda v=value: v, commit), measured.found(*asked)
+        assert first.equals(again) if what == "a.parquet" else first == again == value
+        assert len(list(tmp_path.iterdir())) == commit
+    assert measured.found(bench, "memit", 0, "c.json") is None
+    assert measured.found(bench, "memit", 7, "c.json", lambda: pytest.fail("was measured")) is None
+
+
+def test_committed_measurements_are_found_by_model(tmp_path, monkeypatch):
+    monkeypatch.setattr(measured, "data_folder", lambda: tmp_path)
+    (tmp_path / "lab.memit@0.1.order2.0123456789abcdef.what.json").write_text('{"N": Infinity}')
+    assert measured.committed("what.json", ["lab"]) == [("lab", "memit@0.1", 2, {"N": math.inf})]
+    assert measured.committed("what.json", ["smollm2"]) == measured.committed("else.json", ["lab"]) == []
+
+
+def test_a_walk_of_equal_steps_arrives_when_their_sum_does():
+    assert forecast._walk(np.full(10, 0.04), theta=1.0, seed=0) in (25.0, 26.0)
+    assert forecast._walk(np.full(10, 1e-9), theta=1.0, seed=0) == math.inf
+    few_large = np.array([0.0] * 9 + [0.4])  # the same mean: the median walker waits for as many hits
+    assert 15 < forecast._walk(few_large, theta=1.0, seed=0) < 30
+
+
+def test_the_bearing_tells_the_lost_from_the_kept():
+    shift = np.array([0.1, 0.3, 0.2, 2.0, 1.0, 4.0])
+    assert forecast._bearing(shift, shift < 0.5) == pytest.approx(math.sqrt(0.3 * 1.0))
+    noisy = np.array([True, False, True, False, False, False])
+    assert 0.2 <= forecast._bearing(shift, noisy) <= 0.3
+    assert forecast._bearing(shift, np.ones(6, dtype=bool)) == math.inf
+
+
+def test_more_is_written_earlier_it_dies(bench):
+    """Ten times λ writes less and is foretold to last longer; the weights come back."""
+    edits, model = bench.edits(0), bench.model
+    strangers = bench.facts.strangers(edits, 20, 0)
+    told = []
+    for factor in (1, 100):
+        base = bench.method("memit")
+        method = kedit.method_for(model, "memit", mom2_update_weight=base.mom2_update_weight * factor)
+        given = {"moments": bench.moments, "contexts": bench.contexts(method)}
+        told.append(kedit.foretell(model, method, edits[:3], strangers, **given))
+    assert told[0]["spill"] > 10 * told[1]["spill"] > 0
+    assert told[0]["N"] < told[1]["N"]
+    assert all(torch.equal(model.hf.get_parameter(name), w) for name, w in model.edited.items())
+    refused(lambda: kedit.foretell(model, method, [], strangers, **given), "at least one edit")
+
+
+def test_every_stream_of_the_catalogue_makes_a_method(bench):
+    for name in every_stream(bench.profile):
+        method = bench.method(name)
+        assert method.layers, name
+    assert bench.method("memit-anchored").norm_anchor > 0
+    assert bench.method("alphaedit-rank").nullspace_rank == round(7 / 8 * bench.model.d_ff)
+    every = every_stream(bench.profile)
+    assert all(every[name] == stream for group in groups_of(bench.profile).values() for name, stream in group.items())
+    assert all(s.brief for s in groups_of(bench.profile)["causes"].values())
+
+
+def test_a_pruned_stream_is_the_stream_with_its_end_measured_again(bench):
+    plain, pruned = bench.run("memit"), bench.run("memit-pruned")
+    assert pruned.edits.equals(plain.edits) and pruned.manifest["after"] == "prune"
+    assert sorted(pruned.checkpoints.edits_done.unique()) == [0, N]
+    start = [run.curve("accuracy", "untouched")[0] for run in (plain, pruned)]
+    assert start[0] == start[1]
+    largest = "largest singular", f"layer {bench.method('memit').layers[-1]}"
+    assert pruned.curve(*largest).iloc[-1] <= plain.curve(*largest).iloc[-1]
