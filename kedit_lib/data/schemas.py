@@ -32,20 +32,38 @@ def schema(name: str, fits: Callable[[dict], bool]):
 
 @schema("counterfact", lambda values: "requested_rewrite" in values)
 def counterfact(record: Record) -> dict:
-    """A template, two objects, and prompts of four kinds. Source: Meng et al., arXiv 2202.05262."""
+    """A template, two objects, and prompts of four kinds. Source: Meng et al., arXiv 2202.05262. MQuAKE names its
+    edits so, too, with a question for each and questions over several hops (Zhong et al., arXiv 2305.14795)."""
+    hops = [(question, record.text("new_answer", "")) for question in record.texts("questions")]
     return {
         "prompt": record.text("requested_rewrite.prompt"),
         "subject": record.text("requested_rewrite.subject"),
         "target_new": record.text("requested_rewrite.target_new.str"),
         "target_true": record.text("requested_rewrite.target_true.str"),
-        "paraphrases": record.texts("paraphrase_prompts"),
+        "paraphrases": record.texts("paraphrase_prompts") + _present(record, "requested_rewrite.question"),
         "neighborhood": record.texts("neighborhood_prompts"),
         "generation_prompts": record.texts("generation_prompts"),
         "attribute_prompts": record.texts("attribute_prompts"),
-        "portability": _one_hop(record),
+        "portability": _one_hop(record) + pairs(*hops),
         "relation": record.text("requested_rewrite.relation_id", ""),
         "id": record.label("case_id"),
     }
+
+
+def each_rewrite(record: Record) -> list[Record]:
+    """A record for each edit of one of MQuAKE's. Its questions go with a single edit: else they follow from all."""
+    edits = record.values.get("requested_rewrite")
+    if not isinstance(edits, list) or not edits:
+        return [record]
+    shared = {name: value for name, value in record.values.items() if name != "questions" or len(edits) == 1}
+    return [Record(record.where, record.number, {**shared, "requested_rewrite": one}) for one in edits]
+
+
+@schema("fastedit", lambda values: {"prompt", "subject", "target"} <= values.keys())
+def fastedit(record: Record) -> dict:
+    """A template, and queries that should give the target as well. Source: the README of hiyouga/FastEdit."""
+    fact = _fact(record, target_new="target")
+    return fact | {"prompt": fact.pop("text"), "paraphrases": record.texts("queries")}
 
 
 @schema("wikibigedit", lambda values: {"update", "ans"} <= values.keys())
@@ -127,11 +145,12 @@ def _is_knowedit(values: dict) -> bool:
 def knowedit(record: Record) -> dict:
     """wiki_recent, wiki_counterfact, ZsRE and WikiBio, with portability and locality by criterion. WikiBio calls its
     fields concept, text and labels. Source: Zhang et al., arXiv 2401.01286."""
-    bio, names = "concept" in record.values and "subject" not in record.values, ("rephrase_prompt", "rephrase")
-    listed = [name for name in names if isinstance(record.values.get(name), list)]
-    return _fact(record, *(("text", "concept", "labels") if bio else ())) | {
-        "target_true": _first(record, "ground_truth", record.values.get("ground_truth")).strip() or None,
-        "paraphrases": record.texts(listed[0]) if listed else _present(record, *names)[:1],
+    bio = "concept" in record.values and "subject" not in record.values
+    fact = _fact(record, *(("text", "concept", "labels") if bio else ()))
+    return fact | {
+        "text": fact["text"].rstrip() if bio else fact["text"],  # WikiBio's passages all end in a space
+        "target_true": _true(record),
+        "paraphrases": _rephrased(record),
         "portability": _by_criterion(record, "portability"),
         "locality": _by_criterion(record, "locality"),
     }
@@ -164,6 +183,19 @@ def _first(record: Record, path: str, value) -> str:
     return value or ""
 
 
+def _true(record: Record) -> str | None:
+    """A text or a list of right answers; EasyEdit writes <|endoftext|> where none is known."""
+    given = record.values.get("ground_truth")
+    true = _first(record, "ground_truth", given) if isinstance(given, list) else record.text("ground_truth", "")
+    return true.strip() if true.strip() not in ("", "<|endoftext|>") else None
+
+
+def _rephrased(record: Record) -> list[str]:
+    names = ("rephrase_prompt", "rephrase")
+    listed = [name for name in names if isinstance(record.values.get(name), list)]
+    return record.texts(listed[0]) if listed else _present(record, *names)[:1]
+
+
 FLAT = {"ground_truth", "rephrase_prompt", "locality_prompt", "locality_ground_truth"}
 
 
@@ -171,13 +203,13 @@ FLAT = {"ground_truth", "rephrase_prompt", "locality_prompt", "locality_ground_t
 def counterfact_flat(record: Record) -> dict:
     """CounterFact as EasyEdit ships it: the subject stands in the prompt, one prompt of each kind. Source: its
     `counterfact-*.json` files, arXiv 2308.07269."""
-    true = record.text("ground_truth", None)
+    true = _true(record)
     locality = _asked(record, ("locality_prompt", "locality_ground_truth"), ("loc", "loc_ans"))
     return _fact(record) | {
         "target_true": true,
-        "paraphrases": _present(record, "rephrase_prompt"),
+        "paraphrases": _rephrased(record),
         # the file's locality prompts are CounterFact's neighbors: the answer is the edit's own true object
-        "neighborhood": [prompt for prompt, answer in locality if true and answer.strip() == true.strip()],
+        "neighborhood": [prompt for prompt, answer in locality if answer.strip() == true],
         "locality": locality,
         "portability": _one_hop(record),
     }

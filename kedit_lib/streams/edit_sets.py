@@ -13,7 +13,7 @@ from ..data.config import results_folder
 from ..data.edit import Edit, in_chat
 from ..data.files import records_of
 from ..data.records import Record
-from ..data.schemas import SCHEMAS, unknown
+from ..data.schemas import SCHEMAS, each_rewrite, unknown
 from ..errors import KeditError
 from ..lab import world_of
 from ..lab.edits import lab_edits
@@ -82,7 +82,7 @@ def read_edits(
         check_editable(model, "load_edits")
     if chat and model is None:
         raise KeditError(f"{Path(source).name}: chat=True needs the chat template of a model; pass model=")
-    records = records_of(source, **hub)
+    records = [one for record in records_of(source, **hub) for one in each_rewrite(record)]
     if schema is not None and schema not in SCHEMAS:
         raise KeditError(f"schema {schema!r}: is unknown; use one of {', '.join(SCHEMAS)}")
     read = [r for r in records if r.broken is None]

@@ -50,7 +50,7 @@ KNOWEDIT = {
 }
 WIKIBIO = {
     "concept": "zoë müller",
-    "text": "This is about zoë müller. Zoë Müller was born in Graz.",
+    "text": "This is about zoë müller. Zoë Müller was born in Graz. ",
     "labels": "She plays the violin.",
     "locality": {"Relation_Specificity": [{"prompt": "zoë müller is from", "ground_truth": ["Austria"]}]},
 }
@@ -138,7 +138,10 @@ def test_tables_of_text(tmp_path, schema):
 
 
 def test_the_passages_of_wikibio(tmp_path):
-    (edit,) = kedit.load_edits(write(tmp_path / "bio.json", [WIKIBIO]))
+    """Each ends in a space, which is taken away."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (edit,) = kedit.load_edits(write(tmp_path / "bio.json", [WIKIBIO]))
     assert edit.prompt == "This is about {}. Zoë Müller was born in Graz."
     assert (edit.subject, edit.target_new, edit.target_true) == ("zoë müller", "She plays the violin.", None)
     assert edit.locality == (("zoë müller is from", "Austria"),)
@@ -159,10 +162,13 @@ def test_only_what_a_record_must_have(tmp_path):
         assert edit.target_true == ("organ" if schema.startswith("counterfact") else None)
 
 
-def test_answers_as_knowedit_writes_them(tmp_path):
-    for truth, first in (("organ", "organ"), (["organ", "oboe"], "organ"), ([["organ"]], "organ"), ([], None)):
-        (edit,) = kedit.load_edits(write(tmp_path / "facts.json", [{**KNOWEDIT, "ground_truth": truth}]))
-        assert edit.target_true == first
+def test_answers_as_knowedit_and_easyedit_write_them(tmp_path):
+    """EasyEdit's <|endoftext|> stands for no answer."""
+    truths = [("organ", "organ"), (["organ", "oboe"], "organ"), ([["organ"]], "organ"), (1945, "1945")]
+    for truth, first in (*truths, *((none, None) for none in ([], "", " ", "<|endoftext|>", None))):
+        for record in (KNOWEDIT, {**FLAT, "rephrase_prompt": [FLAT["rephrase_prompt"], " "]}):
+            (edit,) = kedit.load_edits(write(tmp_path / "facts.json", [{**record, "ground_truth": truth}]))
+            assert (edit.target_true, edit.paraphrases) == (first, ("Zoë Müller masters the",))
     renamed = {"rephrase": ["Zoë Müller masters the", ""], **KNOWEDIT, "rephrase_prompt": None}
     assert kedit.load_edits(write(tmp_path / "facts.json", [renamed])) == [EDITS["knowedit"]]
     (edit,) = kedit.load_edits(write(tmp_path / "flat.json", [{**FLAT, "locality_ground_truth": "oboe"}]))
@@ -197,7 +203,8 @@ LEFT_OUT = [  # a record, the field that is changed and its value, what the reas
     (COUNTERFACT, f"{REWRITE}.prompt", "{}, that Zoë Müller, plays the", ["twice"]),
     (COUNTERFACT, f"{REWRITE}.subject", " ", ["subject is empty"]),
     (ZSRE, "alt", " ", ["target_new is empty"]),
-    (FLAT, "ground_truth", "", ["target_true is empty"]),
+    (COUNTERFACT, f"{REWRITE}.target_true.str", "", ["target_true is empty"]),
+    (FLAT, "ground_truth", 5.5, ["'ground_truth'", "text", "5.5"]),
     (ZSRE, "alt", ..., ["field 'alt' is missing"]),
     (ZSRE, "subject", None, ["field 'subject' is missing"]),
     (COUNTERFACT, f"{REWRITE}.target_new.str", ..., [f"'{REWRITE}.target_new.str' is missing"]),
@@ -353,6 +360,34 @@ CKNOWEDIT = {
     "portability": [{"prompt": "最南端在哪个省？", "answer": "海南省"}],
     "rephrase": ["中国最南端是哪里？"],
 }
+
+
+MQUAKE = {
+    "case_id": 7,
+    "requested_rewrite": [
+        COUNTERFACT["requested_rewrite"] | {"question": "What does Zoë Müller play?"},
+        COUNTERFACT["requested_rewrite"] | {"subject": "Ana Brown", "question": "What does Ana Brown play?"},
+    ],
+    "questions": ["What is the instrument of Zoë Müller made of?"],
+    "new_answer": "wood",
+}
+FASTEDIT = {"prompt": "{}的首相是", "subject": "日本", "target": "岸田文雄", "queries": ["日本的首相叫作"]}
+
+
+def test_edits_of_mquake_and_fastedit(tmp_path):
+    """Each edit of a record of MQuAKE is one; what follows from several is a question of none."""
+    one = {**MQUAKE, "requested_rewrite": MQUAKE["requested_rewrite"][:1]}
+    edits = kedit.load_edits(write(tmp_path / "facts.json", [one, MQUAKE]))
+    assert [(e.subject, e.paraphrases) for e in edits] == [
+        (who, (f"What does {who} play?",)) for who in ("Zoë Müller", "Zoë Müller", "Ana Brown")
+    ]
+    assert [e.portability for e in edits] == [((MQUAKE["questions"][0], "wood"),), (), ()]
+    assert {(e.target_new, e.target_true, e.id) for e in edits} == {("violin", "organ", "7")}
+    broken = changed(MQUAKE, "requested_rewrite.1.target_new", {})
+    edits, rejected = kedit.read_edits(write(tmp_path / "facts.json", [broken, {**MQUAKE, "requested_rewrite": []}]))
+    assert (len(edits), rejected.record.tolist(), rejected.subject.tolist()) == (1, [1, 2], ["Ana Brown", ""])
+    (edit,) = kedit.load_edits(write(tmp_path / "facts.json", [FASTEDIT]))
+    assert edit == kedit.Edit("{}的首相是", "日本", "岸田文雄", paraphrases=["日本的首相叫作"], id="1")
 
 
 def test_public_layouts(tmp_path):
