@@ -16,8 +16,8 @@ def causal_trace(model, facts, noise=3.0, samples=5, seed=0, places: tuple[str, 
 
     facts: (prompt with {}, subject, answer) triples that the model knows. The subject's embeddings get Gaussian noise
     of `noise` standard deviations of the embedding matrix; then the stream after each layer at each of `places` is set
-    to its clean value. Returns rows (place, layer, effect): mean over facts of
-    (p_restored − p_corrupted) / (p_clean − p_corrupted), 1: all comes back.
+    to its clean value. p is of the answer's first token, behind a space that the tokenizer writes apart. Returns rows
+    (place, layer, effect): mean over facts of (p_restored − p_corrupted) / (p_clean − p_corrupted), 1: all comes back.
     """
     embed = model.hf.get_input_embeddings()
     scale = getattr(embed, "scalar_embed_scale", 1.0)  # Gemma's embeddings leave the module this much larger
@@ -26,11 +26,13 @@ def causal_trace(model, facts, noise=3.0, samples=5, seed=0, places: tuple[str, 
     total = torch.zeros(len(places), model.n_layers, dtype=torch.float64)
     for prompt, subject, answer in facts:
         encoded = encode_prompt(model.tokenizer, "{}", prompt, subject)
-        last, (text, begin, _) = len(encoded.ids) - 1, fill("{}", prompt, subject)
-        offsets = model.tokenizer(text, return_offsets_mapping=True).offset_mapping[: last + 1]
+        text, begin, _ = fill("{}", prompt, subject)
+        offsets = model.tokenizer(text, return_offsets_mapping=True).offset_mapping[: len(encoded.ids)]
         first = next(i for i, (a, b) in enumerate(offsets) if b > begin and b > a)
-        ids = torch.tensor([encoded.ids], device=model.device)
-        answer_id = target_ids(model.tokenizer, prompt.format(subject), answer)[0]
+        said = target_ids(model.tokenizer, text, answer)
+        space = next(i for i in range(len(said)) if model.tokenizer.decode(said[: i + 1]).strip())
+        ids, answer_id = torch.tensor([encoded.ids + said[:space]], device=model.device), said[space]
+        last = ids.shape[1] - 1
         where = dict(zip(PLACES, (first, encoded.lookup, min(encoded.lookup + 1, last), last), strict=True))
         _, clean = trace(model.hf, ids, outputs=model.layers)
         p_clean = _probability(model, ids, answer_id)

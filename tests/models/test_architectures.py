@@ -192,6 +192,15 @@ def test_tracing_shakes_gemmas_embeddings_as_large_as_they_leave_the_module(plai
     assert causal_trace(model, fact, noise=3.0, samples=2).effect.equals(small.effect)
 
 
+def test_tracing_reads_the_first_token_that_is_more_than_a_space(plain):
+    """Llama-3, Qwen, Mistral and SmolLM2 write the space before a digit as a token of its own."""
+    theirs = plain("llama")
+    model = kedit.EditableModel(theirs.model, tiny.any_text("digits"))
+    apart = causal_trace(model, [("In {x}, {} was born in", "Ana", "1945")], samples=2)
+    assert apart.equals(causal_trace(model, [("In {x}, {} was born in ", "Ana", "1945")], samples=2))
+    assert not apart.effect.equals(causal_trace(model, [("In {x}, {} was born in", "Ana", "2945")], samples=2).effect)
+
+
 EXPERTS, RECURRENT, ENCODER = "mixture of experts", "recurrent layers", "encoder"
 NOT_EDITABLE = {
     **dict.fromkeys("Mixtral Qwen2Moe Qwen3Moe DeepseekV3 GptOss Llama4Text".split(), ({}, EXPERTS)),
