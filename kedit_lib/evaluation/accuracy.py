@@ -117,9 +117,12 @@ def settled(match: str, text: str, ended: bool, answer: str) -> bool | None:
         if begins(text, False, answer):
             return True if len(_bare(text)) > len(_bare(answer)) else None
         return None if may_begin(text, answer) else False
-    at, end = _mentioned(text, answer), len(_plain(answer))
-    beyond = (_first(text) if at is None else at) + end < len(_plain(text))
-    return at is not None if beyond else None
+    at, end, plain, wanted = _mentioned(text, answer), _first(text), _plain(text), _plain(answer)
+    if (end if at is None else at) + len(wanted) < len(plain):
+        return at is not None
+    # Behind the first sentence only an answer that began in it goes on; an accent may still change the last letter.
+    begun = len(plain) <= end or any(wanted.startswith(plain[i:-1]) for i in range(end + 1))
+    return None if begun or at is not None else False
 
 
 def may_begin(text: str, answer: str) -> bool:

@@ -30,10 +30,16 @@ def by_length(lengths: list[int], size: int) -> Iterator[list[int]]:
 
 
 def by_likeness(rows: list[tuple[int, ...]], size: int) -> Iterator[list[int]]:
-    """As `by_length`; among rows of one length, those that begin alike share a batch."""
+    """As `by_length`; among rows of one length, those that begin alike share a batch. A row that is much longer than
+    the shortest of its batch begins another, lest all be padded to its length."""
     order = sorted(range(len(rows)), key=rows.__getitem__)
     for part in by_length([len(rows[i]) for i in order], size):
-        yield [order[k] for k in part]
+        part = [order[k] for k in part]
+        while part:
+            most = 4 * len(rows[part[0]]) + 64
+            alike = [i for i in part if len(rows[i]) <= most]
+            yield alike
+            part = part[len(alike) :]
 
 
 @contextlib.contextmanager

@@ -225,17 +225,17 @@ def test_an_answer_has_room_for_itself_and_a_stop_or_for_a_sentence(tiny_folder,
 
 
 def test_rows_leave_when_their_verdict_is_settled(taught):
-    """One long answer among short ones costs what it costs alone."""
+    """One long answer among short ones costs little: no row is padded to it, and it leaves with its first sentence."""
     steps = []
-    hook = taught.hf.register_forward_hook(lambda m, a, k, out: steps.append(len(out.logits)), with_kwargs=True)
+    hook = taught.hf.register_forward_hook(lambda m, a, k, o: steps.append(k["input_ids"].numel()), with_kwargs=True)
     prompts, short = ["Ana Brown plays the", "Zoë plays the", "Toko Yasuda plays"] * 8, ["or", "viol", "violin"] * 8
     alone = generation_accuracy(taught, prompts, short, "contains")
-    rows_alone, _ = sum(steps), steps.clear()
+    tokens_alone, _ = sum(steps), steps.clear()
     long = "violoncello da gamba of the judge and the farmer and the organ of Graz and the oboe " * 3
     both = generation_accuracy(taught, [*prompts, "Danielle Darrieux was"], [*short, long], "contains")
     hook.remove()
     assert both == [*alone, False]
-    assert sum(steps) <= rows_alone + 150
+    assert sum(steps) <= tokens_alone + len(taught.tokenizer(long).input_ids) + 60
 
 
 @pytest.mark.parametrize(
@@ -273,6 +273,8 @@ def test_a_verdict_is_settled_only_where_nothing_behind_can_change_it(match):
         assert settled(match, text, True, answer) == RULES[match](text, True, answer)
         closed += found is not None
     assert closed > 30
+    assert settled("contains", " a town. It is", False, "Graz in the south of the country") is False
+    assert settled("contains", " a town of Graz in. It", False, "Graz in. It is hot") is None
 
 
 def test_sentences_end_in_every_script():
