@@ -13,6 +13,8 @@ layer. Keys and residuals are rows here; everything is float64.
 import torch
 from torch import Tensor
 
+from ..errors import KeditError
+
 
 def update(k: Tensor, r: Tensor, bk: Tensor, ridge: float = 1.0) -> tuple[Tensor, Tensor]:
     """k [N, d_ff] keys, bk [N, d_ff] their products with B, r [N, d_model] residuals; ridge ρ.
@@ -21,7 +23,11 @@ def update(k: Tensor, r: Tensor, bk: Tensor, ridge: float = 1.0) -> tuple[Tensor
     """
     gram = k.double() @ bk.T
     eye = torch.eye(len(k), dtype=torch.float64, device=k.device)
-    return torch.linalg.solve(ridge * eye + gram, r.double()).T @ bk, gram.diagonal()
+    try:
+        return torch.linalg.solve(ridge * eye + gram, r.double()).T @ bk, gram.diagonal()
+    except torch.linalg.LinAlgError:
+        alike = "edits of this batch have keys that depend on each other, as where a fact is given twice"
+        raise KeditError(f"{alike}; leave repeats out, or give emmet_lambda > 0") from None
 
 
 def with_memory(bk: Tensor, past_k: Tensor, past_bk: Tensor, factor: Tensor) -> Tensor:

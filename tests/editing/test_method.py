@@ -7,7 +7,7 @@ import warnings
 import pytest
 import tiny
 import torch
-from library import EDITS, refused
+from library import EDITS, holds, refused, snapshot
 from pydantic import ValidationError
 
 import kedit_lib as kedit
@@ -58,6 +58,17 @@ def test_the_ridge_of_emmet_is_for_batches_and_two_edits_are_one(model):
     expected = r @ torch.linalg.solve(k.T @ ck + 0.3 * torch.eye(2, dtype=torch.float64), ck.T)
     assert torch.allclose(both.deltas[model.weight_name(LAYER)], expected, rtol=1e-9)
     assert both.s[LAYER].tolist() == pytest.approx((k * ck).sum(0).tolist(), rel=1e-9)
+
+
+def test_a_fact_given_twice_is_one_line_where_it_cannot_be_solved(model):
+    """Its equalities are one; a ridge makes them solvable, and both of one fact write what it asks for."""
+    before, given = snapshot(model), {"targets": some_z(1) * 2}
+    hard, soft = (kedit.EMMET(layers=[LAYER], emmet_lambda=ridge) for ridge in (0.0, 1e-6))
+    refused(lambda: apply(hard, model, EDITS[:1] * 2, **given), "a fact is given twice", "emmet_lambda > 0")
+    assert holds(model, before)
+    twice = apply(soft, model, EDITS[:1] * 2, **given)
+    k, r = keys_and_residuals(twice)
+    assert torch.allclose(twice.deltas[model.weight_name(LAYER)] @ k, r, rtol=1e-4)
 
 
 def test_the_shift_of_emmet_is_in_units_of_C(model):
