@@ -23,6 +23,7 @@ from ..errors import KeditError
 from ..models.checked import check_editable
 from ..models.deltas import record_of
 from ..models.memory import memory_for
+from ..models.tokenization import check_embedded
 from .call import Call, Outcome
 from .compute_k import keys_at, prompts_of
 from .compute_z import warn_if_doubtful
@@ -132,7 +133,9 @@ class Method(BaseModel, ABC, metaclass=_Listed):
         model.check_layers(self.layers)
         z, history = None if targets is None else list(targets), self._history(model, moments, history)
         call = self._check(Call(model, edits, [], moments, history, projection, z, engine))
-        return replace(call, requests=requests_of(model.tokenizer, edits, self.contexts(model, contexts)))
+        requests = requests_of(model.tokenizer, edits, self.contexts(model, contexts))
+        check_embedded(model.hf, model.name, max(token for r in requests for token in r.target))
+        return replace(call, requests=requests)
 
     def apply_prepared(self, call: Call) -> Outcome:
         """`apply` for what `prepare` returned, or for a part of it."""

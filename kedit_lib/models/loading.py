@@ -41,6 +41,8 @@ def load_model(name, dtype=None, device=None, trust_remote_code=False, originals
     if where in LAB_MODELS:
         where = str(WEIGHTS / where)
     where = str(local_folder(where) or where)
+    if not Path(where).exists() and (where.startswith((".", "/", "~")) or where.count("/") > 1):
+        raise KeditError(f"model {where!r}: there is no such folder; give one that is there, or a hub id (owner/name)")
     hub, attention, dtype, device = _understood(str(name), dict(given), dtype, device)
     hub["trust_remote_code"] = trust_remote_code
     files = {path.name for path in Path(where).glob("*.*")}
@@ -58,6 +60,8 @@ def load_model(name, dtype=None, device=None, trust_remote_code=False, originals
         raise
     except Exception as error:  # whatever the loaders make of a missing or damaged file
         remedy = "give smollm2, lab, lab-small, a folder or a hub id"
+        if "no file named" in str(error) and "safetensors" in str(error):
+            remedy = "load it in transformers, save_pretrained it as safetensors, which alone are read, and give that"
         if "trust_remote_code" in str(error):
             remedy = "it brings code of its own: if you have read that code and trust it, say trust_remote_code=True "
             remedy += "(kedit: --trust-remote-code)"

@@ -174,7 +174,8 @@ def longer_than(tokenizer, text: str, limit: float) -> bool:
 
 
 def refuse_beyond(name: str, limit: float):
-    """A pre-hook of a model that raises KeditError for more tokens than it has positions."""
+    """A pre-hook of a model that raises KeditError for more tokens than it has positions, and for one that it does not
+    embed."""
 
     def check(module, args, kwargs):
         ids = kwargs.get("input_ids", args[0] if args else None)
@@ -183,5 +184,14 @@ def refuse_beyond(name: str, limit: float):
         if ids is not None and before + ids.shape[-1] > limit:
             length = f"a text of {before + ids.shape[-1]} tokens is longer than the model's {int(limit)} positions"
             raise KeditError(f"{name}: {length}; shorten the prompt, target or paraphrase, or let less be generated")
+        if ids is not None and ids.numel():
+            check_embedded(module, name, int(ids.max()))
 
     return check
+
+
+def check_embedded(hf, name: str, token: int) -> None:
+    """KeditError for a token that the model has no embedding of."""
+    if token >= (rows := hf.get_input_embeddings().num_embeddings):
+        what = f"the tokenizer writes token {token}, of which the model has no embedding (it has 0 to {rows - 1})"
+        raise KeditError(f"{name}: {what}; hf.resize_token_embeddings(len(tokenizer)) and train it, or do not add it")

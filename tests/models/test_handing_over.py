@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import peft
@@ -158,6 +159,34 @@ def test_a_weight_that_a_folder_lacks_is_not_made_up(plain, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     says = "1 weights are not in its files", "model.layers.2.mlp.down_proj.weight", "save the whole model again"
     refused(lambda: kedit.load_model(tmp_path), *says)
+
+
+def test_a_token_that_is_not_embedded_is_one_line(plain):
+    """Added to the tokenizer alone, as is often forgotten in fine-tuning; elsewhere it does no harm."""
+    hf, tokenizer = plain
+    model, rows = kedit.EditableModel(hf, tokenizer), len(tokenizer)
+    tokenizer.add_tokens(["Qwertz"])
+    says = f"token {rows}, of which the model has no embedding (it has 0 to {rows - 1})", "resize_token_embeddings"
+    for edit in (kedit.Edit("{} plays the", "Qwertz", "organ"), kedit.Edit("{} plays the", "Ana", "Qwertz")):
+        refused(lambda edit=edit: ROME.apply(model, [edit], contexts=["{}"]), *says)
+        refused(
+            lambda edit=edit: kedit.known_edits(model, [replace(edit, target_new="organ", target_true="Qwertz")]), *says
+        )
+    ROME.apply(model, [EDIT], contexts=["{}"])
+    model.restore()
+    hf.resize_token_embeddings(len(tokenizer))
+    ROME.apply(model, [edit], contexts=["{}"])
+
+
+def test_folders_that_hold_no_weights_to_read(plain, tmp_path):
+    hf, tokenizer = plain
+    hf.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    torch.save(hf.state_dict(), tmp_path / "pytorch_model.bin")
+    (tmp_path / "model.safetensors").unlink()
+    refused(lambda: kedit.load_model(tmp_path), "model.safetensors", "save_pretrained it as safetensors")
+    for gone in (tmp_path / "gone", "./gone", "../models/gone"):
+        refused(lambda gone=gone: kedit.load_model(gone), "gone'", "there is no such folder", "owner/name")
 
 
 @pytest.mark.parametrize("first", ["shards", "one file", "an adapter"])
