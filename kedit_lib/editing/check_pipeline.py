@@ -26,13 +26,16 @@ def check_pipeline(tokenizer, subject, input_ids, lookup, target_ids, attention_
     if not rows or len(lookups) != len(rows) or len({len(row) for row in rows}) != 1:
         given = f"{len(rows)} rows of lengths {sorted({len(r) for r in rows})} and {len(lookups)} lookups"
         raise KeditError(f"check_pipeline: {given}; give padded rows, [n, t], and one index a row")
-    masks = _lists(attention_mask) if attention_mask is not None else [_seen(tokenizer, row) for row in rows]
+    if attention_mask is None:  # runs of the pad token at either end are padding
+        tokens = [[p for p, token in enumerate(row) if token != tokenizer.pad_token_id] for row in rows]
+        reals = [list(range(at[0], at[-1] + 1)) if at else [] for at in tokens]
+    else:
+        reals = [[p for p, seen in enumerate(mask) if seen] for mask in _lists(attention_mask)]
     found, own = [], [t for t in target if t not in tokenizer.all_special_ids]
     if target[:1] != own[:1]:
         token = tokenizer.decode(target[:1])
         found.append(f"target: begins with the special token {token!r}; encode it with add_special_tokens=False")
-    for i, (row, mask, at) in enumerate(zip(rows, masks, lookups, strict=True)):
-        real = [p for p, seen in enumerate(mask) if seen]
+    for i, (row, real, at) in enumerate(zip(rows, reals, lookups, strict=True)):
         problems = [
             _started_again(tokenizer, [row[p] for p in real], own),
             _looked_up(tokenizer, row, real, subject, at % len(row)),
@@ -69,12 +72,6 @@ def _expected(real: list[int], labels: list[int]) -> str:
         return ""
     where = f"at {places[0]} to {places[-1]}" if places else "nowhere"
     return f"the target is expected {where}, the sentence ends at {real[-1]}"
-
-
-def _seen(tokenizer, row: list[int]) -> list[bool]:
-    """Whether a token is real, without a mask: runs of the pad token at either end are padding."""
-    real = [p for p, token in enumerate(row) if token != tokenizer.pad_token_id]
-    return [bool(real) and real[0] <= p <= real[-1] for p in range(len(row))]
 
 
 def _lists(values) -> list:

@@ -84,16 +84,12 @@ class FilteredMEMIT(Filter, MEMIT):
 
     def _remember(self, call, outcome, keys):
         for layer in self.layers if self.compensation else ():
-            lost = call.history.cache.pop(("lost", layer))
-            call.history.put("E", layer, self._times_c(call, layer, lost, outcome.keys(layer)))
+            lost, k = call.history.cache.pop(("lost", layer)), outcome.keys(layer)  # filtered(Δ) − Δ
+            if call.history.edits:
+                k = torch.cat([call.history.keys[layer].to(k), k])
+            k, c = k.double(), call.moments.tensors[layer].to(lost)
+            call.history.put("E", layer, self.mom2_update_weight * lost @ ((c + c.T) / 2) + (lost @ k.T) @ k)
         super()._remember(call, outcome, keys)
-
-    def _times_c(self, call, layer: int, lost: Tensor, k: Tensor) -> Tensor:
-        """(filtered(Δ) − Δ) C_t"""
-        if call.history.edits:
-            k = torch.cat([call.history.keys[layer].to(k), k])
-        k, c = k.double(), call.moments.tensors[layer].to(lost)
-        return self.mom2_update_weight * lost @ ((c + c.T) / 2) + (lost @ k.T) @ k
 
 
 class Wrapper(Method):

@@ -54,7 +54,12 @@ class FT(Method):
                 nll, said = batch.evaluate(w)
                 seen.append((nll.detach(), said))
                 if epoch < self.num_steps and nll.mean().item() >= LOSS_STOP:
-                    self._step(adam, nll.mean(), w, w0, bound)
+                    adam.zero_grad()
+                    nll.mean().backward()
+                    adam.step()
+                    with torch.no_grad():
+                        for layer, each in w.items():
+                            each.clamp_(w0[layer] - bound, w0[layer] + bound)
             epochs.append([torch.cat(part) for part in zip(*seen, strict=True)])
             if sum(epochs[-1][0].tolist()) / len(call.edits) < LOSS_STOP:
                 break
@@ -68,14 +73,6 @@ class FT(Method):
             p = one.double().neg().exp().tolist()
             outcome.targets.append(Target(None, None, one.tolist(), p, nan, bounded, known))
         return outcome
-
-    def _step(self, adam, loss, w, w0, bound: float) -> None:
-        adam.zero_grad()
-        loss.backward()
-        adam.step()
-        with torch.no_grad():
-            for layer, each in w.items():
-                each.clamp_(w0[layer] - bound, w0[layer] + bound)
 
 
 class _Batch:

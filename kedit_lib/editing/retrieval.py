@@ -47,7 +47,8 @@ class Retrieval(Method):
         self.recall(model, call.history)
         before = [_probability(model, r.prompts[0].ids, r.target) for r in call.requests]
         known = [list(fact[:3]) for fact in model.memory.get(self.name, ())]
-        call.history.numbers = {"facts": [*known, *map(_fact, call.edits)]}
+        new = [[e.prompt.replace("{}", " "), e.subject, _sentence(e)] for e in call.edits]
+        call.history.numbers = {"facts": [*known, *new]}  # [prompt without its subject, subject, sentence] each
         call.history.count(model, len(call.edits))
         self.recall(model, call.history)
         asked = [encode(model.tokenizer, edit.text) for edit in call.edits]
@@ -94,10 +95,8 @@ def _words(text: str) -> set[str]:
     return {word.lower() for word in re.findall(r"\w+", text)}
 
 
-def _fact(edit: Edit) -> list[str]:
-    """[prompt without its subject, subject, sentence]"""
-    sentence = edit.text + joint(edit.text, edit.target_new, edit.separator) + edit.target_new
-    return [edit.prompt.replace("{}", " "), edit.subject, sentence if sentence.endswith(".") else f"{sentence}."]
+def _sentence(edit: Edit) -> str:
+    return f"{(edit.text + joint(edit.text, edit.target_new, edit.separator) + edit.target_new).removesuffix('.')}."
 
 
 @torch.no_grad()

