@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from ..data.cached import FORMATS, cached
+from ..data.atomic import FORMATS, cached
 from ..data.provenance import ALGORITHMS, key_of
 from ..streams.bench import Bench, data_folder
 from ..streams.runner import edits_hash

@@ -1,19 +1,28 @@
 """Atomic writes: a file or folder is complete or absent, whatever happens while it is written. It is written under a
-temporary name beside its own, synced to the disk and renamed; then its folder is synced."""
+temporary name beside its own, synced to the disk and renamed; then its folder is synced. And results that are computed
+once and then read from their file."""
 
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 from safetensors import SafetensorError
 
 from ..errors import KeditError, first_line
 
 LEFT_OVER = ".*.tmp"  # what a killed process leaves behind
+# By suffix: how a file is read, and how a value is written.
+FORMATS = {
+    ".json": (lambda p: json.loads(p.read_text("utf-8")), lambda value, p: p.write_text(json.dumps(value), "utf-8")),
+    ".parquet": (pd.read_parquet, lambda table, path: table.to_parquet(path)),
+}
 
 
 @contextlib.contextmanager
@@ -67,6 +76,26 @@ def checksum(path: Path) -> str:
     """sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cached(path: Path | None, compute: Callable[[], Any], write: Callable[[Any, Path], None] | None = None) -> Any:
+    """The value stored in `path`; on the first call `compute()`, whose value is stored there and read back.
+
+    path     .json or .parquet; its name must hold a hash of all that the value depends on. None: nothing is kept
+    write    (value, path), where the suffix's own way of writing is not wanted
+
+    An unreadable file is computed again. KeditError for a disk that cannot be written.
+    """
+    if path is None:
+        return compute()
+    path = Path(path)
+    read, usual = FORMATS[path.suffix]
+    with contextlib.suppress(OSError, ValueError):
+        return read(path)
+    value = compute()
+    with replacing(path) as partial:
+        (write or usual)(value, partial)
+    return read(path)
 
 
 def _sync(path: Path) -> None:

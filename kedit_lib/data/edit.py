@@ -33,7 +33,7 @@ class Edit:
     attribute_prompts   full prompts about other subjects whose object is target_new, before and after
     portability         (prompt, answer) pairs that follow from the edit, one hop further
     locality            (prompt, answer) pairs that the edit should leave alone
-    separator           "" or " " between each prompt and its answer (None: derived from the texts, `scripts.joint`)
+    separator           "" or " " between each prompt and its answer (None: derived from the texts, `words.joint`)
 
     KeditError for a prompt without one `{}`, an empty subject or target, and a subject that stands in the prompt again,
     as words of its own ("{}, called Ana, plays" for Ana; "Banana {}" is fine). `Edit.from_text` takes prompts that hold

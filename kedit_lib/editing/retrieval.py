@@ -16,8 +16,7 @@ import torch
 from pydantic import Field
 
 from ..data.edit import Edit
-from ..data.scripts import joint
-from ..data.words import places
+from ..data.words import joint, places
 from ..models.tokenization import encode
 from .call import Call, Outcome
 from .compute_z import Target

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data.atomic import replacing
-from ..data.texts import texts_of
+from ..data.files import texts_of
 from ..errors import KeditError
 from ..models.checked import check_editable, check_owner
 from ..models.hooks import no_bar, pad, trace

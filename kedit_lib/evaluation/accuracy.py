@@ -7,8 +7,7 @@ import unicodedata
 
 from ..data.config import LAB_MODELS
 from ..data.edit import Edit, check_edits
-from ..data.scripts import SENTENCE_ENDS
-from ..data.words import places
+from ..data.words import SENTENCE_ENDS, places
 from ..errors import KeditError
 from ..models.checked import check_editable
 from ..models.generation import continuations, sentence

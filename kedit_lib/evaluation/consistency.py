@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
 
-from ..data.scripts import SPACELESS
+from ..data.words import SPACELESS
 from .protocol import unmeasured
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..data.scripts import words
+from ..data.words import words
 from ..models.generation import Feed
 from ..models.tokenization import encode
 from .protocol import unmeasured

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..data.texts import texts_of
+from ..data.files import texts_of
 from ..errors import KeditError
 from ..models.checked import check_editable
 from ..models.hooks import by_length, pad, trace

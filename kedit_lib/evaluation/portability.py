@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..data.edit import Edit, Question
-from ..data.scripts import full_stop, joint
+from ..data.words import full_stop, joint
 from ..models.generation import complete
 from .accuracy import generation_accuracy
 from .success import success

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import ClassVar, Protocol
 
-from ..data.cached import cached
+from ..data.atomic import cached
 from ..data.edit import Edit
 from ..errors import KeditError
 from ..models.tokenization import target_ids

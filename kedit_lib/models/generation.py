@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from ..data.scripts import SENTENCE_ENDS
+from ..data.words import SENTENCE_ENDS
 from .hooks import FILL, by_length
 from .tokenization import encoded
 

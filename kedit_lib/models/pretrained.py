@@ -1,6 +1,6 @@
 """Pretrained models as plain local folders: SmolLM2-135M from a Python package, and any GGUF file, whose quantised
-weights transformers dequantises once to float32. The folder is kept in the cache, with the checksums of its files, which
-are compared at every load."""
+weights transformers dequantises once to float32. The folder is kept in the cache, with checksums that are compared at
+every load."""
 
 import json
 import os

@@ -14,8 +14,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from ..data.atomic import remove, replacing
-from ..data.cached import cached
+from ..data.atomic import cached, remove, replacing
 from ..data.provenance import key_of
 from ..errors import KeditError, first_line
 from .generation import Feed

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..data.atomic import replacing
-from ..data.cached import cached
+from ..data.atomic import cached, replacing
 from ..data.config import REPOSITORY, Profile, load_profile, results_folder
 from ..data.edit import Edit
 from ..data.provenance import ALGORITHMS, key_of

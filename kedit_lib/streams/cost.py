@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from ..data.cached import cached
+from ..data.atomic import cached
 from ..data.config import Profile
 from ..data.provenance import ALGORITHMS, key_of, versions
 from ..errors import KeditError

@@ -13,9 +13,8 @@ from pathlib import Path
 
 from ..data.atomic import replacing
 from ..data.edit import Edit, around_places
-from ..data.files import HUB_NAME, READERS, records_of
+from ..data.files import HUB_NAME, READERS, paragraphs, records_of
 from ..data.provenance import ALGORITHMS, key_of
-from ..data.texts import paragraphs
 from ..data.words import places
 from ..errors import KeditError
 from ..evaluation import generation_accuracy

@@ -6,7 +6,7 @@ import random
 from functools import cached_property
 from pathlib import Path
 
-from ..data.cached import cached
+from ..data.atomic import cached
 from ..data.edit import Edit, Question
 from ..data.provenance import ALGORITHMS, key_of
 from ..data.world import RELATIONS, Geography, KnownWorld, geography

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kedit_lib.data.scripts import full_stop, joint, spaceless, words
+from kedit_lib.data.words import full_stop, joint, spaceless, words
 
 JOINTS = {
     "a word": ("The year is", "1945", " "),

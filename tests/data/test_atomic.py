@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from library import refused
 
-from kedit_lib.data.cached import cached
+from kedit_lib.data.atomic import cached
 
 
 @pytest.mark.parametrize("value", [{"a": [1, 2.5, None]}, 1e-05, "Zoë"])
