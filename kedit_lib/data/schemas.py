@@ -235,7 +235,6 @@ def own(record: Record) -> dict:
 
 
 def unknown(record: Record) -> list[str]:
-    """Names of fields that no edit has."""
     return [name for name in record.values if name not in FIELDS]
 
 
@@ -245,12 +244,10 @@ def _fact(record: Record, text="prompt", subject="subject", target_new="target_n
 
 
 def _present(record: Record, *names: str) -> list[str]:
-    """The texts of these fields that are not blank."""
     return [text for text in (record.text(name, "") for name in names) if text.strip()]
 
 
 def _asked(record: Record, *names: tuple[str, str]) -> list[tuple[str, str]]:
-    """(prompt, answer) from pairs of fields."""
     return pairs(*((record.text(prompt, ""), record.text(answer, "")) for prompt, answer in names))
 
 

@@ -74,7 +74,6 @@ class Call:
 
     @property
     def clean(self) -> list[Prompt]:
-        """The clean prompt of each edit."""
         return [r.prompts[0] for r in self.requests]
 
     def part(self, begin: int, end: int) -> Self:

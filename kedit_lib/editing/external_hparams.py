@@ -1,10 +1,5 @@
-"""Hyperparameter files of other programs: EasyEdit's YAML and the JSON of the methods' authors.
-
-    method = kedit.method_from_file("EasyEdit/hparams/MEMIT/llama-7b.yaml")
-    method = kedit.method_from_file("memit/hparams/MEMIT/EleutherAI_gpt-j-6B.json")   # named by its folder
-
-The fields keep their names. What is set elsewhere here, such as the model's name, is left out with one warning.
-"""
+"""Hyperparameter files of other programs: EasyEdit's YAML and the JSON of the methods' authors. The fields keep their
+names. What is set elsewhere here, such as the model's name, is left out with one warning."""
 
 import json
 import re

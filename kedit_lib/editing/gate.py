@@ -8,9 +8,8 @@ edit's contexts. τ is `threshold`, or less where the edit's own prompt is not t
 reach x the nearest answers. An edit whose prompt an entry answers already, such as one more fact about its subject, is
 optimised on top of it and adds its δ to it.
 
-GRACE (grace.py) has such a codebook for the last token of a prompt; HoReN (Fang et al. 2026, arXiv 2605.08143), the
-nearest to this, compares the mean of its last tokens by cosine. Both put a value in place of the output. Here the key
-is that of the subject's last token, so that paraphrases find their entry, and δ is added.
+GRACE and HoReN (Fang et al. 2026, arXiv 2605.08143) have keys of a prompt's last tokens, and values in place of the
+output. Here the key is that of the subject's last token, so that paraphrases find their entry, and δ is added.
 """
 
 from functools import partial

@@ -1,7 +1,4 @@
-"""Methods with one thing changed: experiments that take one suspected cause out of a stream.
-
-method = changed(kedit.method_for(model, "memit"), "superposed")
-"""
+"""Methods with one thing changed: experiments that take one suspected cause out of a stream."""
 
 from dataclasses import replace
 

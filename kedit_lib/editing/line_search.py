@@ -1,10 +1,9 @@
 """A line search on an update: the shortest multiple of it after which the edited model says the targets.
 
-A closed form gives the direction Δ of an update and, by its ridge, a length that does not depend on what the edit
-needs: the fraction g/(1 + g) of the residual that is written depends on λ and on the keys in the history. What is
-written beyond need does not show in the edit itself, but every other fact gets its share of it. So W + αΔ is written,
-with the smallest α, found by doubling and bisection (to 1/16, to 1/8 above 2), for which all tokens of the targets
-are the most probable ones in every context, times a margin. A batch has one α.
+A closed form gives the direction Δ of an update and, by its ridge, a length that depends on λ and on the keys in the
+history, not on what the edit needs; every other fact gets its share of what is written beyond that. So W + αΔ is
+written, with the smallest α, found by doubling and bisection (to 1/16, to 1/8 above 2), for which all tokens of the
+targets are the most probable ones in every context, times a margin. A batch has one α.
 """
 
 import torch

@@ -43,9 +43,6 @@ def anchored(target: Target, v: Tensor, r: float, longest: float) -> Target:
 def anchor_norm(model, method, edits, contexts=("{}",), group: int = 16) -> float:
     """The reference norm r for `norm_anchor`: what ‖v*‖ is for the pilot `edits` on the unedited weights.
 
-        r = kedit.anchor_norm(model, method, sample)
-        method = kedit.method_for(model, "memit", norm_anchor=r)
-
     contexts as in `apply`; the authors use the clean prompt alone. group: so many are optimised as MEMIT's targets and
     stop together when their mean loss is small, as in the authors' code (1: each by itself). KeditError for a method
     without targets.

@@ -4,7 +4,7 @@
              methods that spread an edit take the up to five layers that end there, as published
     λ        15000 · d_ff / 11008, so that λ/d_ff is Llama-2-7B's; the others' weights of C by the same rule
 
-It is a proposal: tracing alone does not say where editing works best. Single edits do; try the neighbouring layers.
+Tracing alone does not say where editing works best. Single edits do; try the neighbouring layers.
 """
 
 from pathlib import Path

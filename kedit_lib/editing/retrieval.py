@@ -1,12 +1,9 @@
 """Retrieval in the prompt, a baseline outside the family: no weight is changed. Edits are kept as sentences, and the
 nearest one is put before every text that names its subject (as in IKE, Zheng et al. 2023, arXiv 2305.12740, without its
-demonstrations).
+demonstrations): the one whose prompt shares most of its words with the text; of several the one of the longest subject,
+then the newest.
 
-    nearest: of the sentences whose subject stands in the text, the one whose prompt shares most of its words with it;
-    of several the one of the longest subject, then the newest
-
-All that asks the model through its tokenizer, every probe among it, is reminded; methods that edit the same model are
-not. The sentences belong to the model's snapshots and to the history of a sequence.
+All that asks the model through its tokenizer, every probe among it, is reminded; methods that edit the model are not.
 """
 
 import re
@@ -78,8 +75,7 @@ class Reminding:
 
 
 def nearest(memory, text: str) -> str | None:
-    """The sentence to put before `text`, if any. memory: (prompt, subject, sentence, overlap), the oldest
-    first."""
+    """The sentence to put before `text`, if any. memory: (prompt, subject, sentence, overlap), the oldest first."""
     words, found = _words(text), []
     for age, (prompt, subject, sentence, overlap) in enumerate(memory):
         if subject in text and places(text, subject):

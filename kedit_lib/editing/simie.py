@@ -54,7 +54,6 @@ class SimIE(Wrapper):
         history.count(model, 1)
 
     def _inputs(self, call: Call) -> dict[int, Tensor]:
-        """{layer: [tokens, d_ff]} of prompt and new object."""
         model, (request,) = call.model, call.requests
         ids = torch.tensor([request.prompts[0].ids + request.target], device=model.device)
         modules = {layer: model.mlp_out(layer) for layer in self.layers}

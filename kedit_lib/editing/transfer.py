@@ -8,7 +8,6 @@
 Adam's first updates are v_lr·√d_model long whatever the gradient: ρ is a step relative to the vector that it changes.
 ‖v₀‖ is the median over facts that no edit uses, at the clean prompt on the unedited weights, of the value that the
 method optimises: the stream after its last layer (MEMIT and its kin), the MLP's output (ROME, PMET).
-
 On Llama-2-7B ρ of the published v_lr is near 2, between 1 and 4; docs/your_model.md has the public evidence.
 """
 

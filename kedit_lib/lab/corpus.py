@@ -38,7 +38,6 @@ def unmark(document: str) -> tuple[str, list[tuple[int, int]]]:
 
 
 def mentions(world: World, text: str) -> list[tuple[int, int]]:
-    """Where the full names of people stand in a text."""
     return [m.span() for m in NAME.finditer(text) if (m[0], "sport") in world.objects_of]
 
 
@@ -162,7 +161,6 @@ def visible_until(offsets, names) -> list[int]:
 
 
 def people_known(step: int, recipe) -> int:
-    """How many people the corpus speaks of at a step."""
     doublings = max(0.0, (step - recipe.first_steps) / recipe.doubling)
     return min(recipe.n_people, round(recipe.first_people * 2**doublings))
 

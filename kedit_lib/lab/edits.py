@@ -66,7 +66,6 @@ def surround(world: World, edit: Edit) -> Edit:
 
 
 def _others(world: World, person: str) -> list[str]:
-    """The other people of the same group: development people, or those of the edit sequences."""
     return [p for p in (world.development if person in world.development else world.streamed) if p != person]
 
 
@@ -87,7 +86,6 @@ def untouched_facts(world: World, edits: list[Edit], limit: int | None = None, s
 
 
 def other_facts(world: World, edit: Edit) -> list[Fact]:
-    """The same subject's other relations (not edited)."""
     return [f for f in world.facts([edit.subject]) if f.relation != edit.relation]
 
 
@@ -107,7 +105,6 @@ def lab_around(world: World, edit: Edit, rng: random.Random) -> tuple[list, list
 
 
 def ask(world: World, fact: Fact, rng: random.Random) -> str:
-    """The fact's prompt under one of its phrasings."""
     return rng.choice(world.relations[fact.relation].templates).format(fact.person)
 
 
@@ -146,7 +143,6 @@ def inverse_prompts(edit: Edit) -> tuple[str, str] | None:
 
 
 def own_prompt(world: World, edit: Edit) -> str:
-    """A prompt of the same subject about another relation."""
     rng = _rng(world, edit)
     return ask(world, rng.choice(other_facts(world, edit)), rng)
 

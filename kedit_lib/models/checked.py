@@ -17,7 +17,6 @@ NO_SETTING = ("_name_or_path", "dtype", "torch_dtype", "transformers_version")
 
 
 def digest_of(tensors: dict[str, Tensor]) -> str:
-    """sha256 over tensors, by name."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         tensor = tensor.detach().cpu().contiguous()

@@ -69,7 +69,6 @@ def load_deltas(path) -> Deltas:
 
 
 def record_of(method: str, hyperparameters: dict, edits: list[Edit]) -> dict:
-    """A call of a method as plain data."""
     plain = [{name: value for name, value in asdict(e).items() if value} for e in edits]
     return {"method": method, "hyperparameters": hyperparameters, "edits": plain}
 
@@ -121,7 +120,6 @@ def save_model(model, folder) -> None:
 
 @contextlib.contextmanager
 def no_progress_bar():
-    """transformers' own bar, off for a while."""
     bars = transformers.utils.logging
     shown = bars.is_progress_bar_enabled()
     bars.disable_progress_bar()

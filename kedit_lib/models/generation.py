@@ -67,12 +67,10 @@ class Feed:
         return found.logits[:, -1]
 
     def say(self, tokens: torch.Tensor) -> None:
-        """The next token of each row, [n, 1]."""
         self.step, self.position = tokens, self.position[:, -1:] + 1
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], 1)
 
     def keep(self, rows: torch.Tensor) -> None:
-        """Go on with some of the rows, by index."""
         self.step, self.position, self.mask = self.step[rows], self.position[rows], self.mask[rows]
         self.past.batch_select_indices(rows)
 

@@ -92,7 +92,6 @@ class LayerArguments:
         return cls(_each(calls, cut), cached)
 
     def select(self, rows: Tensor) -> Self:
-        """The same for some of the rows."""
         return LayerArguments(_each(self.layers, lambda name, x: x[rows] if isinstance(x, Tensor) else x), self.cached)
 
     def layer(self, i: int, t: int, cache) -> dict:

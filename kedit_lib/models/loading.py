@@ -31,8 +31,8 @@ def load_model(name, dtype=None, device=None, trust_remote_code=False, originals
     given   of transformers' from_pretrained: revision, token, cache_dir, subfolder, local_files_only, force_download,
             attn_implementation ("eager" or "sdpa"); torch_dtype and device_map stand for dtype and device
 
-    Weights come from safetensors only, and no code of a repository or folder is run without trust_remote_code.
-    KeditError for a model that cannot be found, is an adapter, incomplete, quantised, of an unknown layout or with NaN.
+    Weights come from safetensors only; no code of a repository is run without trust_remote_code. KeditError for a model
+    that cannot be found, is an adapter, incomplete, quantised, of an unknown layout or with NaN.
     """
     if not isinstance(name, (str, os.PathLike)):
         remedy = "give a name or a folder, or wrap it: kedit.EditableModel(model, tokenizer)"

@@ -1,9 +1,8 @@
 """The forward pass restricted to what an added vector can change: later tokens, in the layers above it.
 
 δ is added at the subject's last token of every prompt, in or after layer z. The tokens before it and the layers up to z
-never change: they are run once. Each step runs the layers above z on the *tail* of each prompt, from the subject's last
-token on, with the keys and values of the tokens before it kept. MLPs run on the tokens that count, on no padding, and
-in the first pass once for all prompts that begin alike.
+are run once. Each step runs the layers above z on the *tail* of each prompt, from the subject's last token on, with the
+keys and values of the tokens before it kept, and MLPs on the tokens that count.
 """
 
 import contextlib
@@ -110,7 +109,6 @@ class Tails:
         return made, at_lookups(seen_in, inputs, within), at_lookups(seen_out, outputs, within - {*mlps})
 
     def select(self, rows: Tensor) -> Self:
-        """The same with some of the rows."""
         keys, values = ({i: x[rows] for i, x in part.items()} for part in (self.prefix.keys, self.prefix.values))
         behind = None if self.behind is None else self.behind[rows]
         return Tails(

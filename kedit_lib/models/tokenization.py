@@ -31,7 +31,6 @@ def encode(tokenizer, text: str) -> list[int]:
 
 
 def encoded(tokenizer, texts: list[str]) -> list[tuple[int, ...]]:
-    """`encode` of each text, in one call."""
     whole = [_open(tokenizer, t, ids) for t, ids in zip(texts, _all(tokenizer, texts), strict=True)]
     return [tuple(ids[_doubled(tokenizer, ids) :]) for ids in whole]
 
@@ -123,7 +122,6 @@ def check_edit(tokenizer, edit: Edit) -> None:
 
 
 def _joined(tokenizer, pairs: list[tuple[str, str]]) -> dict[tuple[str, str], tuple[int, ...]]:
-    """{(joint, target): its ids}."""
     marks = tokenizer.convert_ids_to_tokens(tokenizer("a", add_special_tokens=False).input_ids)[0].startswith("▁")
     texts = [target if marks else f"{between}{target}" for between, target in pairs]
     found = _all(tokenizer, texts, add_special_tokens=False)

@@ -1,7 +1,6 @@
 """An MLP sees each token by itself, so it can be run on some of a batch's tokens: on those that are read, or once on
-all that are the same. Elsewhere in a layer tokens keep their places in [n, T, width]; these hooks take the wanted ones
-out in front of the MLP and put them back after it. So `logits_at` scores many short texts at the cost of what they do
-not share: questions about one relation begin alike, and after the last token that is read nothing matters."""
+all that are the same. These hooks take the wanted ones of [n, T, width] out in front of the MLP and put them back after
+it. So `logits_at` scores many short texts at the cost of what they do not share."""
 
 import contextlib
 from collections.abc import Iterator

@@ -69,7 +69,6 @@ class Geography:
 
     @cached_property
     def objects_of(self) -> dict[str, dict[str, str]]:
-        """{relation: {subject: object}}."""
         found: dict[str, dict[str, str]] = defaultdict(dict)
         for f in self.facts:
             found[f.relation][f.subject] = f.object
