@@ -22,7 +22,7 @@ DEV = [Requirement(r) for r in PROJECT["optional-dependencies"]["dev"]]
 PIN_LINES = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
 PINS = {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in PIN_LINES}
 # Modules whose distribution is called otherwise.
-DISTRIBUTION = {"bs4": "beautifulsoup4", "markdown_it": "markdown-it-py", "ruamel": "ruamel.yaml"}
+DISTRIBUTION = {"markdown_it": "markdown-it-py", "ruamel": "ruamel.yaml"}
 DISTRIBUTION |= {"mpl_toolkits": "matplotlib", "PIL": "pillow"}
 # What only some platforms install beside torch; its exact versions are torch's own business.
 WITH_TORCH = re.compile(r"nvidia-|cuda-|triton")

@@ -119,12 +119,6 @@ def outcome(one: pd.DataFrame) -> dict:
     }
 
 
-def at(runs: pd.DataFrame, edits: int) -> pd.DataFrame:
-    """The values at the last checkpoint at or before `edits`: a row for each label, metric and cohort."""
-    before = runs[runs.edits <= edits].sort_values("edits")
-    return before.groupby([*LABELS, "metric", "cohort"], as_index=False).last()
-
-
 def window_median(runs: pd.DataFrame) -> pd.DataFrame:
     """The optimised probability of each edit with its running median over 25 edits, or all of a shorter run,
     in a column `median`."""

@@ -2,7 +2,6 @@
 
 from .accuracy import generation_accuracy
 from .consistency import TfIdf, consistency
-from .floor import destroyed, floors
 from .fluency import fluency, n_gram_entropy, sampled_texts
 from .health import cosine, hidden_health, hidden_states, weight_health
 from .locality import answer_agreement, argmax_agreement, first_token_agreement

@@ -14,7 +14,7 @@ def success(wanted: Forced, other: Forced) -> Tensor:
     """[n] 1 where the wanted answer is the more probable one, [p(wanted) > p(other)], else 0 (a tie or NaN too).
 
     p by the mean token log-probability, so that long answers do not lose for their length. ES: wanted new, other true,
-    on the edit prompt; PS: the same on paraphrases; NS: wanted true, other new, on neighbors. Floor about ½ (floor.py).
+    on the edit prompt; PS: the same on paraphrases; NS: wanted true, other new, on neighbors. Floor about ½.
     """
     return (wanted.log_probability > other.log_probability).double()
 

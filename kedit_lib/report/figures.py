@@ -103,10 +103,8 @@ def _digits(value: float) -> str:
     return f"{value:,.0f}" if 1e3 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
-def say(text: str, name: str | None = None) -> None:
-    """Show a paragraph; with a name also save it as figures/<name>.md."""
-    if name is not None:
-        (folder() / f"{name}.md").write_text(text + "\n", encoding="utf-8")
+def say(text: str) -> None:
+    """Show a paragraph."""
     display(Markdown(without_tags(text)))
 
 

@@ -184,7 +184,8 @@ def reproduce(run: Run, parameters: dict[Path, dict[str, Any]], only: str | None
 
     def key(source: Path) -> str:
         files = [source, *stamps.library_files(run.root)]
-        files += sorted([*run.figures.glob("*.md"), *run.figures.glob("claims.csv")]) if source.stem in LAST else []
+        if source.stem in LAST:
+            files += sorted(table for table in run.figures.glob("*.csv") if table.name[:2] != source.name[:2])
         values = [parameters[source], run.profile.model_dump(exclude=HOW_ONLY)]
         return key_of(files=stamps.hash_files(files), values=values)
 

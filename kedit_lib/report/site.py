@@ -1,8 +1,8 @@
 """The report as a web site: `kedit report` writes report/index.html, which needs no server and no network.
 
 Sphinx makes it from the executed notebooks and docs/*.md: MyST reads the Markdown, Furo has the contents column, the
-search and the dark mode, sphinx-copybutton copies code, `mathml` writes formulas, sort.js sorts tables. index.html
-holds the README's first lines and the verdict of each notebook.
+search and the dark mode, sphinx-copybutton copies code, tables.js aligns and sorts tables, `setup` writes formulas.
+index.html holds the README's first lines and the verdict of each notebook.
 
 Whatever a model wrote is shown as text: outputs are rendered and cleaned here, and reach Sphinx as finished HTML.
 """
@@ -21,7 +21,6 @@ from ..data.atomic import replacing
 from ..data.config import REPOSITORY
 from ..errors import KeditError
 from . import notebooks
-from .html_tables import boxed, cleaned, tidied
 from .notebooks import VERDICT, source_of, tags_of
 
 PAGES = Path(__file__).resolve().parent / "pages"
@@ -29,16 +28,21 @@ FORMS = (".svg", ".pdf", ".csv")  # of a figure, for download
 CAPTION = "**Figure.** "  # how figures.show begins the paragraph below a picture
 LINK = re.compile(r"(?<!!)\[([^]]*)\]\(([^)\s]+)\)")  # of Markdown, no picture
 FENCE = "`" * 12  # longer than any that a text has
+TAGS = (  # of what pandas writes; nothing else of HTML is let through
+    "a abbr b blockquote br caption code dd div dl dt em h1 h2 h3 h4 h5 h6 hr i li ol p pre span strong sub sup "
+    "table tbody td th thead tr ul"
+).split()
+ATTRIBUTES = {"*": ["id"], "a": ["href", "title"], "th": ["colspan", "rowspan"], "td": ["colspan", "rowspan"]}
 SETTINGS = {
     "project": "kedit",
-    "extensions": ["myst_parser", "sphinx_copybutton", "kedit_lib.report.mathml"],
+    "extensions": ["myst_parser", "sphinx_copybutton", __name__],
     "myst_enable_extensions": ["dollarmath"],
     "myst_heading_anchors": 3,
     "html_theme": "furo",
     "html_title": "Sequential knowledge editing",
     "html_static_path": [str(PAGES)],
     "html_css_files": ["report.css"],
-    "html_js_files": [("sort.js", {"defer": "defer"})],
+    "html_js_files": [("tables.js", {"defer": "defer"})],
     "html_math_renderer": "mathml",
     "html_show_search_summary": False,  # a page that lies in a folder may not read the others
     "html_copy_source": False,
@@ -174,7 +178,7 @@ def _outputs(cell: dict, site: Site, files: Path | None = None) -> str:
         elif (text := data.get("text/markdown")) is not None:
             shown += [] if text.startswith(CAPTION) and shown and "<figure" in shown[-1] else [_prose(text, site)]
         elif "text/html" in data:
-            shown.append(boxed(cleaned(tidied(data["text/html"]))))
+            shown.append(_cleaned(data["text/html"]))
         elif text := data.get("text/plain") or "".join(output.get("text", "")):
             shown.append(f'<pre class="said">{html.escape(text)}</pre>')
     kind = "verdict" if VERDICT in tags_of(cell) else "output"
@@ -190,7 +194,20 @@ def _prose(text: str, site: Site) -> str:
     """Markdown that a run wrote, in which nothing is HTML."""
     from markdown_it import MarkdownIt
 
-    return boxed(tidied(MarkdownIt("commonmark", {"html": False}).enable("table").render(site.linked(text, ".html"))))
+    return _boxed(MarkdownIt("commonmark", {"html": False}).enable("table").render(site.linked(text, ".html")))
+
+
+def _cleaned(text: str) -> str:
+    """HTML without style sheets, and without anything but text, tables and links."""
+    import bleach
+
+    text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)
+    return _boxed(bleach.clean(text, tags=TAGS, attributes=ATTRIBUTES))
+
+
+def _boxed(text: str) -> str:
+    """Each table in a box that it can scroll in."""
+    return re.sub(r"<table.*?</table>", r'<div class="wide" tabindex="0">\g<0></div>', text, flags=re.DOTALL)
 
 
 def _figure(picture: str, alt: str, caption: str, site: Site, files: Path | None) -> str:
@@ -204,3 +221,21 @@ def _figure(picture: str, alt: str, caption: str, site: Site, files: Path | None
     image = f'<div class="wide" tabindex="0"><img src="{source}" alt="{html.escape(alt)}"></div>'
     below = f'{_prose(caption, site)}<p class="files">{links}</p>'
     return f"<figure{anchor}>{image}<figcaption>{below}</figcaption></figure>"
+
+
+def setup(app):
+    """This module as a Sphinx extension: formulas as MathML, which browsers draw without a script or a font."""
+    from docutils import nodes
+    from latex2mathml.converter import convert
+
+    def inline(translator, node):
+        translator.body.append(convert(node.astext()))
+        raise nodes.SkipNode
+
+    def block(translator, node):
+        formula = convert(node.astext(), display="block")
+        translator.body.append(f'<div class="wide math" tabindex="0">{formula}</div>')
+        raise nodes.SkipNode
+
+    app.add_html_math_renderer("mathml", (inline, None), (block, None))
+    return {"parallel_read_safe": True}

@@ -22,7 +22,6 @@ from ..editing.prune import prune
 from ..editing.second_moments import SecondMoments
 from ..editing.transfer import with_rho
 from ..errors import KeditError
-from ..evaluation import floors
 from ..evaluation.single_edits import single_edits
 from ..models.loading import load_model
 from .facts import facts_of, kept_facts
@@ -161,13 +160,6 @@ class Bench:
         live = self.profile.live_orders if name in streams_of(self.profile) else []
         found = {o: self.run(name, o) if o in live else self.committed(name, o) for o in self.profile.orders}
         return {order: run for order, run in found.items() if run is not None}
-
-    def floors(self) -> pd.DataFrame:
-        """Every metric of order 0's probes on a destroyed model (kept in results/floors)."""
-        edits = self.edits(0)
-        probes = self.probes(edits, 0, self.method("memit").layers)
-        key = key_of(parts=[self.model.checksum, self.model.setting, *(p.identity for p in probes)])
-        return cached(self.results / "floors" / f"{key}.parquet", lambda: floors(self.model, probes, edits))
 
     def singles(self) -> pd.DataFrame:
         """`n_single` independent edits by MEMIT and by ROME (kept in results/singles)."""

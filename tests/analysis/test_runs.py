@@ -6,7 +6,7 @@ from library import refused
 from scipy.stats import binomtest
 
 import kedit_lib as kedit
-from kedit_lib.analysis.runs import at, interval, load_runs, outcomes, over_orders, setting_of, tidy, window_median
+from kedit_lib.analysis.runs import interval, load_runs, outcomes, over_orders, setting_of, tidy, window_median
 from kedit_lib.streams.bench import data_folder
 from kedit_lib.streams.store import read_tables
 
@@ -46,12 +46,6 @@ def test_an_edit_has_a_row_for_each_of_its_numbers():
     assert p.tolist() == run.edits.probability_last.tolist()
     assert (table[table.metric == "cosine with earlier updates"].cohort == "layer 1").all()
     assert len(table) == len(run.checkpoints) + 8 * len(run.edits)
-
-
-def test_at_is_the_last_checkpoint_before(runs):
-    where = "stream == @NAME and order == 0 and metric == 'accuracy' and cohort == 'untouched'"
-    one = at(runs, 55).query(where)
-    assert one.edits.item() == 50
 
 
 def test_the_running_median_is_one_of_its_own_stream(runs):

@@ -168,6 +168,19 @@ def test_a_click_on_a_header_sorts_and_another_turns_round(tmp_path, open_page):
 
 
 @needs_browser
+def test_a_column_is_of_numbers_if_every_value_is_and_the_index_is_named_beside_the_others(tmp_path, open_page):
+    table = {"share": ["12%", "-0.5", "1e-05", "1,000"], "missing": [1.5, None, 2.0, float("inf")]}
+    table |= {"mixed": ["0.3", "0.1 to 0.2", "0.4", "1"], "bound": ["> 450", "231", "35", "1"], "empty": [None] * 4}
+    table = pd.DataFrame(table, index=pd.Index(list("abcd"), name="what"))
+    for given, first in ((table.to_html(), ["what"]), (table.style.hide(axis="index").to_html(), [])):
+        tab = open_page(table_site(tmp_path, given))
+        heads = "[...document.querySelectorAll('thead th{}')].map(h => h.textContent.trim())"
+        assert tab.evaluate(heads.format("")) == [*first, *table]
+        assert tab.evaluate(heads.format(".number")) == ["share", "missing", "bound"]
+        assert tab.evaluate("document.querySelectorAll('td.number').length") == 3 * len(table)
+
+
+@needs_browser
 def test_headers_are_reached_and_pressed_from_the_keyboard(tmp_path, open_page):
     tab = open_page(table_site(tmp_path, pd.DataFrame({"a": [2, 1], "b": [1, 2]}).to_html()))
     tab.evaluate("document.querySelector('thead th:nth-child(3) button').focus()")

@@ -393,7 +393,7 @@ def test_what_shows_the_answers_of_others_is_run_when_they_have_them(project, mo
         order.append(source.stem)
         if source.stem == "06_why":
             run.figures.mkdir(exist_ok=True)
-            (run.figures / "06_answers.md").write_text(source.read_text())
+            (run.figures / "11_foretold.csv").write_text(source.read_text())
         run.executed.mkdir(exist_ok=True)
         (run.executed / source.name).write_text(source.read_text())
 
@@ -409,7 +409,7 @@ def test_what_shows_the_answers_of_others_is_run_when_they_have_them(project, mo
     assert ran() == []
     write_notebook(project.source("06_why"), "2", parameters="seed = 0")
     assert ran() == ["06_why", "00_start_here"]
-    (project.root / "figures" / "06_answers.md").write_text("by hand")
+    (project.root / "figures" / "11_foretold.csv").write_text("by hand")
     assert ran() == ["00_start_here"]
     write_notebook(project.source("06_why"), "3", parameters="seed = 0")
     with monkeypatch.context() as m:
