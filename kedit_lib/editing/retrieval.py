@@ -12,7 +12,6 @@ from math import log, nan
 import torch
 from pydantic import Field
 
-from ..data.edit import Edit
 from ..data.words import joint, places
 from ..models.tokenization import encode
 from .call import Call, Outcome
@@ -43,7 +42,9 @@ class Retrieval(Method):
         self.recall(model, call.history)
         before = [_probability(model, r.prompts[0].ids, r.target) for r in call.requests]
         known = [list(fact[:3]) for fact in model.memory.get(self.name, ())]
-        new = [[e.prompt.replace("{}", " "), e.subject, _sentence(e)] for e in call.edits]
+        said = [e.text + joint(e.text, e.target_new, e.separator) + e.target_new for e in call.edits]
+        parts = zip(call.edits, said, strict=True)
+        new = [[e.prompt.replace("{}", " "), e.subject, f"{one.removesuffix('.')}."] for e, one in parts]
         call.history.numbers = {"facts": [*known, *new]}  # [prompt without its subject, subject, sentence] each
         call.history.count(model, len(call.edits))
         self.recall(model, call.history)
@@ -88,10 +89,6 @@ def nearest(memory, text: str) -> str | None:
 
 def _words(text: str) -> set[str]:
     return {word.lower() for word in re.findall(r"\w+", text)}
-
-
-def _sentence(edit: Edit) -> str:
-    return f"{(edit.text + joint(edit.text, edit.target_new, edit.separator) + edit.target_new).removesuffix('.')}."
 
 
 @torch.no_grad()

@@ -12,7 +12,6 @@ from dataclasses import replace
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from ..models.hooks import trace
 from .call import Call, Outcome, in_turn, matrix, write
@@ -39,23 +38,19 @@ class SimIE(Wrapper):
         old = {layer: matrix(model, layer).double().clone() for layer in self.layers}
         if self.init_model:
             model.restore()
-        x = self._inputs(call)
+        modules = {layer: model.mlp_out(layer) for layer in self.layers}
+        ids = torch.tensor([call.requests[0].prompts[0].ids + call.requests[0].target], device=model.device)
+        seen, _ = trace(model.hf, ids, modules.values(), last=modules[self.layers[-1]])
         alone = replace(call, history=self.base._history(model, call.moments, None))
         outcome.targets += self.base._apply(alone).targets
         new = {layer: matrix(model, layer).double().clone() for layer in self.layers}
         model.load_snapshot(before)
-        for layer in self.layers:
-            inverse = history.get("inverse", layer, x[layer].device)
+        for layer, module in modules.items():
+            x = seen[module][0].double()  # [tokens, d_ff]
+            inverse = history.get("inverse", layer, x.device)
             if inverse is None:
-                inverse = torch.eye(model.d_ff, dtype=torch.float64, device=x[layer].device) / self.lamHyper
-            inverse = downdated(inverse, x[layer])
+                inverse = torch.eye(model.d_ff, dtype=torch.float64, device=x.device) / self.lamHyper
+            inverse = downdated(inverse, x)
             history.put("inverse", layer, inverse)
-            write(call, layer, (new[layer] - old[layer]) @ x[layer].T @ (x[layer] @ inverse), outcome.deltas)
+            write(call, layer, (new[layer] - old[layer]) @ x.T @ (x @ inverse), outcome.deltas)
         history.count(model, 1)
-
-    def _inputs(self, call: Call) -> dict[int, Tensor]:
-        model, (request,) = call.model, call.requests
-        ids = torch.tensor([request.prompts[0].ids + request.target], device=model.device)
-        modules = {layer: model.mlp_out(layer) for layer in self.layers}
-        seen, _ = trace(model.hf, ids, modules.values(), last=modules[self.layers[-1]])
-        return {layer: seen[module][0].double() for layer, module in modules.items()}

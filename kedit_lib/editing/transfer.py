@@ -91,8 +91,8 @@ def transfer(method: str | Method, source: str, model, facts=None, rho: float | 
     inner = transfer(published.base, source, model, facts, rho) if isinstance(published, Wrapper) else None
     changes = [] if inner is None else [*inner.changes]
 
-    def carry(name, value, rule, there=None, here=None):
-        changes.append((name, values[name] if there is None else there, value if here is None else here, rule))
+    def carry(name, value, rule):
+        changes.append((name, values[name], value, rule))
         values[name] = value
 
     if inner is None:
@@ -111,7 +111,8 @@ def transfer(method: str | Method, source: str, model, facts=None, rho: float | 
         carry("lr", rounded(published.lr * d_ff / model.d_ff), "lr · ‖k̂‖², which is d_ff")
     if "v_loss_layer" in values:
         there = "last" if published.v_loss_layer is None else published.v_loss_layer
-        carry("v_loss_layer", None, f"here {model.n_layers - 1}", there, "last")
+        changes.append(("v_loss_layer", there, "last", f"here {model.n_layers - 1}"))
+        values["v_loss_layer"] = None
     carried = type(published)(**values)
     if inner is not None:
         return replace(inner, method=carried, changes=tuple(changes))

@@ -123,12 +123,10 @@ def consequences(world: World, edit: Edit) -> tuple[Question, ...]:
     named = f"{ask(world, other, rng)} {other.object}."
     pronoun = f"{named} {world.relations[edit.relation].pronoun.format(called)}"
     found = [Question("pronoun", pronoun, edit.target_new, gate=((pronoun, edit.target_true),))]
-    old, new = (world.country_of.get(city) for city in (edit.target_true, edit.target_new))
+    cities = edit.target_true, edit.target_new
+    old, new = map(world.country_of.get, cities)
     if old and new and old != new:
-        spelled_out = tuple(
-            (f"{edit.text} {city}. {BRIDGE.format(city)}", country)
-            for city, country in ((edit.target_true, old), (edit.target_new, new))
-        )
+        spelled_out = tuple((f"{edit.text} {c}. {BRIDGE.format(c)}", world.country_of[c]) for c in cities)
         at_once = ONE_STEP.format(edit.subject)
         found.append(Question("country through city", edit.text, new, BRIDGE, gate=spelled_out))
         found.append(Question("country in one step", at_once, new, gate=((at_once, old),)))

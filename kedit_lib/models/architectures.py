@@ -64,14 +64,13 @@ RECURRENT = re.compile(r"mamba|rwkv|xlstm|recurrent|jamba|zamba|bamba|lfm|hybrid
 
 def check_type(config) -> None:
     """KeditError, with the reason, for a `config` of a family or a variant that cannot be edited here."""
-    kind, config = config.model_type, config.get_text_config()
-    if why := _not_editable(config):
+    kind = config.model_type
+    if why := _not_editable(config.get_text_config()):
         raise KeditError(f"model type {kind!r}: cannot be edited here, {why}")
     if kind not in LAYOUTS:
         add = "kedit_lib.models.architectures.LAYOUTS an entry with layers, mlp_out, mlp, attn_out, norm, head"
-        raise KeditError(
-            f"model type {kind!r}: its layout is unknown (known: {', '.join(sorted(LAYOUTS))}); add to {add}"
-        )
+        known = ", ".join(sorted(LAYOUTS))
+        raise KeditError(f"model type {kind!r}: its layout is unknown (known: {known}); add to {add}")
 
 
 def _not_editable(config) -> str | None:
