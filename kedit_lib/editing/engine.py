@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.edit import Edit
+from ..errors import KeditError
 from ..models.hooks import adding, hooks, pad, trace
 from ..models.llama import LlamaTails, written_out
 from ..models.suffix import Tails, at_lookup
@@ -151,7 +152,10 @@ class Engine(ABC):
         return nll, (log_kl.exp() * (log_kl - self._kl_before)).sum(-1), said
 
     def _log_p(self, stream: Tensor, places: Tensor) -> Tensor:
-        return self.model.logits(stream.flatten(0, 1)[places]).log_softmax(-1)
+        return self._logits(stream.flatten(0, 1)[places]).log_softmax(-1)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        return self.model.logits(x)
 
     def _leave_out_all_but(self, active: Tensor) -> None:
         here, there = torch.isin(self._active, active).nonzero()[:, 0], self.model.device
@@ -183,6 +187,8 @@ class Engine(ABC):
 class Suffix(Engine):
     """Only what δ can change: the layers above it, on the tokens from the subject's last on."""
 
+    products = torch.float32  # what matrix products take where layers are written out
+
     @staticmethod
     def begin(prompt: Prompt) -> int:
         return prompt.lookup
@@ -190,7 +196,7 @@ class Suffix(Engine):
     def _first_pass(self, ids, lookup):
         site, run, top = self.site, self._run.flatten().tolist(), self.model.n_layers - 1
         self._above, above = None, site.layer + 1
-        self._written_out = above <= top == site.loss_layer and written_out(self.model, above)
+        self._written_out = above <= top == site.loss_layer and written_out(self.model, above, self.products)
         where = {"alone": site.inside, "inputs": [site.keys], "outputs": site.values}
         self.tails, inputs, outputs = self._tails(ids, lookup, run, site.layer + (not site.inside), **where)
         self.width = self.tails.hidden.shape[1]
@@ -210,11 +216,14 @@ class Suffix(Engine):
             added = zip(site.values, vectors, strict=True) if site.inside else ()
             if self._written_out:
                 hidden = tails.run(hidden, {site.layer}, added)[site.layer] if site.inside else hidden
-                self._above = self._above or LlamaTails(tails, site.layer + 1, self._real, self._both)
+                self._above = self._above or LlamaTails(tails, site.layer + 1, self._real, self._both, self.products)
                 behind[top] = self._above(hidden)
             else:
                 behind |= tails.run(hidden, stops, added, self._only(top))
         return behind[site.loss_layer], behind[top]
+
+    def _logits(self, x):
+        return self._above.logits(x) if self._written_out else super()._logits(x)
 
     def _only(self, top: int) -> dict[int, Tensor]:
         """The tokens that each layer's MLP is run on: no padding, and from the loss layer on only what is read."""
@@ -253,4 +262,19 @@ class Plain(Engine):
         return seen[ends[0]], seen[ends[1]]
 
 
-ENGINES = {"suffix": Suffix, "plain": Plain}
+class Bfloat16(Suffix):
+    """`Suffix` with matrix products in bfloat16: not exact."""
+
+    products = torch.bfloat16
+
+    def _first_pass(self, ids, lookup):
+        found = super()._first_pass(ids, lookup)
+        if not self._written_out:
+            needs = (
+                "a model of Llama's or Mistral's class in float32 on a CPU that multiplies in bfloat16, with room for"
+            )
+            raise KeditError(f"engine = 'bfloat16': needs {needs} its weights once more; leave it out")
+        return found
+
+
+ENGINES = {"suffix": Suffix, "plain": Plain, "bfloat16": Bfloat16}

@@ -5,8 +5,9 @@ themselves, in fewer and larger operations.
     p = softmax(q kᵀ/√d + mask);  y = x + (p v) Wᵀ
     h = y/rms(y);  gate, up = (h·w₂) Wᵀ;  out = y + (silu(gate)·up) Wᵀ
 
-The forward pass reads weights that are kept transposed, in three quarters of the time for a few tokens. Linear maps run
-on the real tokens [m], attention on all [n, T], where the queries of the heads that share a key form one matrix.
+Both directions read weights in order, so these are kept once more: for a few tokens in three quarters of the time. They
+may be kept in bfloat16 instead: then matrix products take bfloat16, all else stays in float32. Linear maps run on the
+real tokens [m]; attention on [n, T], where the queries of the heads that share a key form one matrix.
 """
 
 from weakref import WeakKeyDictionary
@@ -14,141 +15,173 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 from torch.nn.functional import silu
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
-from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
+from transformers import LlamaForCausalLM, MistralForCausalLM
 
 from .memory import free_memory
 from .suffix import Tails
 
-silu_backward = torch.ops.aten.silu_backward
-KINDS = (LlamaDecoderLayer, MistralDecoderLayer)
-_transposed: WeakKeyDictionary = WeakKeyDictionary()  # layer → (the state of its weights, `_Weights`)
+KINDS = (LlamaForCausalLM, MistralForCausalLM)
+silu_backward, softmax_backward = torch.ops.aten.silu_backward, torch.ops.aten._softmax_backward_data
+_kept: WeakKeyDictionary = WeakKeyDictionary()  # layer or head → {dtype: (the state of its weights, `_Weights`)}
 
 
-def written_out(model, first: int) -> bool:
+def written_out(model, first: int, dtype: torch.dtype) -> bool:
     """Whether the layers from `first` on are of this kind, without hooks, in single precision (in which their norms are
-    computed whatever the weights are), and on a CPU that has room for their weights once more."""
-    layers, config = model.layers[first:], model.hf.config
-    plain = all(type(x) in KINDS for x in layers) and not any("bias" in n for n, _ in layers.named_parameters())
-    plain = plain and not any(module._forward_hooks for module in layers.modules())
+    computed whatever the weights are), and on a CPU that has products in `dtype` and room for the weights in it."""
+    layers, config = [*model.layers[first:], model.head], model.hf.config
+    plain = type(model.hf) in KINDS and not any("bias" in name for x in layers for name, _ in x.named_parameters())
+    plain = plain and not any(module._forward_hooks for x in layers for module in x.modules())
     if not plain or config.hidden_act != "silu" or model.device.type != "cpu" or model.dtype != torch.float32:
         return False
-    needed = sum(p.nbytes for x in layers if x not in _transposed for p in x.parameters())
-    return needed < free_memory(model.device) // 4
+    if dtype == torch.bfloat16 and not (
+        torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    ):
+        return False
+    needed = sum(p.numel() for x in layers if dtype not in _kept.get(x, {}) for p in x.parameters())
+    return 2 * needed * dtype.itemsize < free_memory(model.device) // 2
 
 
 class _Weights:
-    """What a layer's forward pass reads: its weights [d_in, d_out], those with one input side by side, times the
-    weights of the norm in front."""
+    """What a layer's two passes multiply by: [d_in, d_out] forward, [d_out, d_in] `back`, those with one input side by
+    side, times the weights of the norm in front; q scaled by 1/√d, q and k with the two halves of a head's pairs, which
+    positions turn, next to each other."""
 
-    def __init__(self, layer):
-        attn, mlp, into, behind = layer.self_attn, layer.mlp, layer.input_layernorm, layer.post_attention_layernorm
-        self.qkv = torch.cat([m.weight for m in (attn.q_proj, attn.k_proj, attn.v_proj)]).T * into.weight[:, None]
-        self.gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]).T * behind.weight[:, None]
-        self.out, self.down = attn.o_proj.weight.T, mlp.down_proj.weight.T
-        for name, weight in vars(self).items():
-            setattr(self, name, weight.detach().contiguous())
+    def __init__(self, layer, dtype: torch.dtype):
+        attn, mlp = layer.self_attn, layer.mlp
+        q, k = (in_pairs(m.weight, attn.head_dim) for m in (attn.q_proj, attn.k_proj))
+        qkv = torch.cat([q * attn.scaling, k, attn.v_proj.weight]) * layer.input_layernorm.weight
+        gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]) * layer.post_attention_layernorm.weight
+        back = {"qkv": qkv, "out": attn.o_proj.weight, "gate_up": gate_up, "down": mlp.down_proj.weight}
+        self._keep(dtype, **back)
+
+    def _keep(self, dtype: torch.dtype, **weights: Tensor) -> None:
+        for name, weight in weights.items():
+            back = weight.detach()
+            exact = dtype == weight.dtype
+            setattr(self, name, back.T.contiguous() if exact else _Half(back.T))
+            setattr(self, f"{name}_back", back if exact else _Half(back))
 
     @classmethod
-    def of(cls, layer):
+    def of(cls, part, dtype: torch.dtype):
         """Made once, and again after a weight has changed."""
-        state = [(p.data_ptr(), p._version) for p in layer.parameters()]
-        if _transposed.get(layer, (None,))[0] != state:
-            _transposed[layer] = state, cls(layer)
-        return _transposed[layer][1]
+        state, kept = [(p.data_ptr(), p._version) for p in part.parameters()], _kept.setdefault(part, {})
+        if kept.get(dtype, (None,))[0] != state:
+            kept[dtype] = state, cls(part, dtype)
+        return kept[dtype][1]
+
+
+class _Head(_Weights):
+    def __init__(self, head, dtype: torch.dtype):
+        self._keep(dtype, head=head.weight)
 
 
 class LlamaTails:
     """The layers from `first` on, with the keys and values in front of `tails`; real, read: indices into n·T of the
-    tokens that are there, and of those that are read after the last layer."""
+    tokens that are there, and of those that are read after the last layer; dtype: of the matrix products."""
 
-    def __init__(self, tails: Tails, first: int, real: Tensor, read: Tensor):
-        self.layers, config = tails.model.layers[first:], tails.model.hf.config
-        self.weights = [_Weights.of(layer) for layer in self.layers]
+    def __init__(self, tails: Tails, first: int, real: Tensor, read: Tensor, dtype: torch.dtype):
+        model, config = tails.model, tails.model.hf.config
+        self.layers, self.norm = model.layers[first:], model.hf.get_submodule(model.layout.norm)
+        self.weights = [_Weights.of(layer, dtype) for layer in self.layers]
+        self.vocabulary = _Head.of(model.head, dtype)
         self.heads, self.kv = config.num_attention_heads, config.num_key_value_heads
-        (self.n, self.t, _), self.head = tails.hidden.shape, self.layers[0].self_attn.head_dim
-        self.place = torch.zeros(self.n * self.t, dtype=torch.long)  # of each of the n·T tokens among the real ones
-        self.place[real] = torch.arange(len(real))
-        self.real, self.read, self.at = real, read, self.place[read]
-        cos, sin = (x[:, :, None] for x in tails.arguments.layers[first]["position_embeddings"])
-        half = self.head // 2
-        self.cos, self.sin = cos, torch.cat([-sin[..., :half], sin[..., half:]], -1)
-        self.mask = self._by_key(
-            tails.arguments.layers[first]["attention_mask"].movedim(1, 2).expand(-1, -1, self.heads, -1)
+        (self.n, self.t, self.d), self.head = tails.hidden.shape, self.layers[0].self_attn.head_dim
+        self.real, self.read = real, read
+        self._find_rows()
+        cos, sin = (
+            x.flatten(0, 1)[real, None, : self.head // 2] for x in tails.arguments.layers[first]["position_embeddings"]
         )
-        room = tails.hidden.new_zeros(self.n, self.kv, self.t, self.head)  # the tail's own, at every step
-        self.keys, self.values = (
-            [torch.cat([kept[i], room], 2) if kept else room.clone() for i in range(first, tails.model.n_layers)]
-            for kept in (tails.prefix.keys, tails.prefix.values)
-        )
+        self.turn = torch.complex(cos, sin)
+        mask = tails.arguments.layers[first]["attention_mask"].expand(-1, self.kv, -1, -1)
+        self.mask = mask.repeat(1, 1, self.heads // self.kv, 1).flatten(0, 1)  # [n · kv, queries of a key, P + T]
+        room = tails.hidden.new_zeros(2, self.n, self.kv, self.t, self.head)  # the tail's own, at every step
+        self.kept = [
+            torch.cat([torch.stack(front), room], 3) if (front := self._front(tails.prefix, i)) else room.clone()
+            for i in range(first, model.n_layers)
+        ]
+
+    def _front(self, prefix, i: int) -> tuple:
+        return (in_pairs(prefix.keys[i].mT, self.head, 2).mT, prefix.values[i]) if prefix.keys else ()
+
+    def _find_rows(self):
+        """As indices into the [·, d_head] rows of one tensor: what attention takes of the real tokens' [m, heads +
+        2 kv heads], and what these and the read ones take of what it returns. Padding takes a real token's rows, and in
+        the backward pass a row of zeros, one behind the last."""
+        n, t, heads, kv, m = self.n, self.t, self.heads, self.kv, len(self.real)
+        place, each = torch.full((n * t,), m), heads + 2 * kv
+        place[self.real] = torch.arange(m)
+        self.at, place = place[self.read], place.view(n, 1, t)
+        self.queries = (place % m * each + torch.arange(heads)[:, None]).flatten()
+        self.pairs = (place % m * each + heads + torch.arange(2 * kv)[:, None]).flatten()
+        spots = torch.arange(n * heads * t).view(n, heads, t).transpose(1, 2).reshape(n * t, heads)
+        both = torch.arange(n * 2 * kv * t).view(n, 2 * kv, t).transpose(1, 2).reshape(n * t, 2 * kv) + spots.numel()
+        self.tokens = torch.cat([spots, both], 1)[self.real].flatten()
+        self.outputs, self.gradients = [], []  # of a layer below the last, and of the last
+        for tokens in (self.real, self.read):
+            where = torch.full((n * t,), len(tokens))
+            where[tokens] = torch.arange(len(tokens))
+            self.outputs.append(spots[tokens].flatten())
+            self.gradients.append((where.view(n, 1, t) * heads + torch.arange(heads)[:, None]).flatten())
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """[n, T, d_model] → the same after the last layer; 0 where nothing is read."""
         return _Run.apply(hidden, self)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """[m, d_model] → [m, vocabulary]"""
+        return _Logits.apply(x, self)
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, list]:
         """That, and what `backward` needs of every layer."""
         x, kept, top = hidden.flatten(0, 1)[self.real], [], len(self.layers) - 1
         for i, (layer, w) in enumerate(zip(self.layers, self.weights, strict=True)):
             h1, r1 = _normed(x, layer.input_layernorm)
-            o, seen = self._attention(i, (h1 @ w.qkv)[self.place].view(self.n, self.t, -1, self.head))
-            x = torch.addmm(x[self.at], o[self.read], w.out) if i == top else torch.addmm(x, o[self.real], w.out)
+            o, seen = self._attention(i, times(h1, w.qkv))
+            x = plus_times(x[self.at] if i == top else x, o, w.out)
             h2, r2 = _normed(x, layer.post_attention_layernorm)
-            gate, up = (h2 @ w.gate_up).chunk(2, -1)
+            gate, up = times(h2, w.gate_up).chunk(2, -1)
             act = silu(gate)
-            x = torch.addmm(x, act * up, w.down)
+            x = plus_times(x, act * up, w.down)
             kept.append((seen, h1, r1, h2, r2, gate, up, act))
-        return self._at(self.read, x).view_as(hidden), kept
+        return hidden.new_zeros(self.n * self.t, self.d).index_copy_(0, self.read, x).view_as(hidden), kept
 
     def backward(self, grad: Tensor, kept: list) -> Tensor:
         """The gradient of `hidden` from that of the stream after the last layer."""
         g, top = grad.flatten(0, 1)[self.read], len(self.layers) - 1
         for i in range(top, -1, -1):
-            attn, mlp, norm = self.layers[i].self_attn, self.layers[i].mlp, self.layers[i].post_attention_layernorm
-            seen, h1, r1, h2, r2, gate, up, act = kept.pop()
-            a = g @ mlp.down_proj.weight
-            inner = silu_backward(a * up, gate) @ mlp.gate_proj.weight
-            g = g + _normed_back(torch.addmm(inner, a * act, mlp.up_proj.weight), h2, r2, norm)
-            o = self._at(self.read if i == top else self.real, g @ attn.o_proj.weight)
-            inner = self._attention_back(i, o.view(self.n, self.t, -1, self.head), *seen).flatten(0, 1)[self.real]
-            projections, heads = (attn.q_proj, attn.k_proj, attn.v_proj), (self.heads, self.kv, self.kv)
-            inner = sum(
-                part.flatten(1) @ one.weight for part, one in zip(inner.split(heads, 1), projections, strict=True)
-            )
-            g = g if i < top else g.new_zeros(len(self.real), g.shape[1]).index_copy_(0, self.at, g)
-            g = g + _normed_back(inner, h1, r1, self.layers[i].input_layernorm)
-        return self._at(self.real, g).view_as(grad)
+            w, (seen, h1, r1, h2, r2, gate, up, act) = self.weights[i], kept.pop()
+            a = times(g, w.down_back)
+            inner = torch.cat([silu_backward(a * up, gate), a.mul_(act)], 1)
+            add_normed_back(g, times(inner, w.gate_up_back), h2, r2)
+            inner = times(self._attention_back(i, times(g, w.out_back), *seen), w.qkv_back)
+            g = g if i < top else g.new_zeros(len(self.real), self.d).index_copy_(0, self.at, g)
+            add_normed_back(g, inner, h1, r1)
+        return grad.new_zeros(self.n * self.t, self.d).index_copy_(0, self.real, g).view_as(grad)
 
     def _attention(self, i: int, qkv: Tensor):
-        """[n, T, heads + 2 kv heads, d] → [n·T, heads · d]"""
-        qk, v = qkv.split([self.heads + self.kv, self.kv], 2)
-        q, k = (qk * self.cos + qk.roll(self.head // 2, -1) * self.sin).split([self.heads, self.kv], 2)
-        self.keys[i][:, :, -self.t :], self.values[i][:, :, -self.t :] = k.transpose(1, 2), v.transpose(1, 2)
-        q, keys, values = self._by_key(q), self.keys[i].flatten(0, 1), self.values[i].flatten(0, 1)
-        p = torch.baddbmm(self.mask, q, keys.mT, alpha=self.layers[i].self_attn.scaling).softmax(-1)
-        return self._by_token(p @ values).reshape(self.n * self.t, -1), (q, keys, values, p)
+        """[m, (heads + 2 kv heads) · d] → [m, or in the last layer the read ones, heads · d]"""
+        rows = qkv.view(len(qkv), -1, self.head)
+        turned(rows[:, : self.heads + self.kv]).mul_(self.turn)
+        rows = rows.flatten(0, 1)
+        q = rows.index_select(0, self.queries).view(self.n * self.kv, -1, self.head)
+        own = rows.index_select(0, self.pairs).view(self.n, 2, self.kv, self.t, self.head)
+        self.kept[i][..., -self.t :, :] = own.transpose(0, 1)
+        keys, values = self.kept[i].flatten(1, 2)
+        p = torch.baddbmm(self.mask, q, keys.mT).softmax(-1)
+        o = (p @ values).view(-1, self.head).index_select(0, self.outputs[i == len(self.layers) - 1])
+        return o.view(-1, self.heads * self.head), (q, keys, values, p)
 
     def _attention_back(self, i: int, o: Tensor, q: Tensor, keys: Tensor, values: Tensor, p: Tensor) -> Tensor:
-        """The gradient of qkv from that of the output, [n, T, heads, d]."""
-        o = self._by_key(o)
-        dp = o @ values.mT
-        ds = p * (dp - (dp * p).sum(-1, keepdim=True)) * self.layers[i].self_attn.scaling
-        q, k, v = ds @ keys, ds[..., -self.t :].mT @ q, p[..., -self.t :].mT @ o
-        qk = torch.cat([self._by_token(q), self._by_token(k)], 2)
-        qk = qk * self.cos + (qk * self.sin).roll(self.head // 2, -1)
-        return torch.cat([qk, self._by_token(v)], 2)
-
-    def _at(self, places: Tensor, x: Tensor) -> Tensor:
-        """[n·T, width] with x at these places, else 0."""
-        return x.new_zeros(self.n * self.t, x.shape[1]).index_copy_(0, places, x)
-
-    def _by_key(self, q: Tensor) -> Tensor:
-        """[n, T, heads, d] → [n · kv heads, queries, d]: all queries of one key's heads, T of each."""
-        return q.unflatten(2, (self.kv, -1)).permute(0, 2, 3, 1, 4).reshape(self.n * self.kv, -1, q.shape[-1])
-
-    def _by_token(self, o: Tensor) -> Tensor:
-        """Back to [n, T, heads, d]."""
-        return o.view(self.n, self.kv, -1, self.t, self.head).permute(0, 3, 1, 2, 4).flatten(2, 3)
+        """The gradient of qkv from that of the output."""
+        o = torch.cat([o, o.new_zeros(1, o.shape[1])]).view(-1, self.head)
+        o = o.index_select(0, self.gradients[i == len(self.layers) - 1]).view_as(q)
+        ds = softmax_backward(o @ values.mT, p, -1, p.dtype)
+        k, v = ds[..., -self.t :].mT @ q, p[..., -self.t :].mT @ o
+        own = torch.stack([k, v]).view(2, self.n, self.kv, self.t, self.head).transpose(0, 1)
+        rows = torch.cat([(ds @ keys).view(-1, self.head), own.reshape(-1, self.head)]).index_select(0, self.tokens)
+        rows = rows.view(len(self.real), -1, self.head)
+        turned(rows[:, : self.heads + self.kv]).mul_(self.turn.conj())
+        return rows.flatten(1)
 
 
 class _Run(torch.autograd.Function):
@@ -163,13 +196,55 @@ class _Run(torch.autograd.Function):
         return ctx.tails.backward(grad, ctx.kept), None
 
 
+class _Logits(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, tails):
+        ctx.tails, (ctx.h, ctx.r) = tails, _normed(x, tails.norm)
+        return times(ctx.h * tails.norm.weight, tails.vocabulary.head)
+
+    @staticmethod
+    def backward(ctx, grad):
+        g, inner = torch.zeros_like(ctx.h), times(grad, ctx.tails.vocabulary.head_back) * ctx.tails.norm.weight
+        add_normed_back(g, inner, ctx.h, ctx.r)
+        return g, None
+
+
+def in_pairs(weight: Tensor, head: int, dim: int = 0) -> Tensor:
+    """Entries j and j + d/2 of each head of dimension `dim`, which positions turn together, next to each other."""
+    return weight.unflatten(dim, (-1, 2, head // 2)).transpose(dim + 1, dim + 2).flatten(dim, dim + 2)
+
+
+def turned(rows: Tensor) -> Tensor:
+    """[m, heads, d] as complex numbers [m, heads, d/2]: a turn is a product."""
+    return torch.view_as_complex(rows.unflatten(-1, (-1, 2)))
+
+
+class _Half:
+    """[d_in, d_out] in bfloat16, as oneDNN reads it fastest for some tens of tokens."""
+
+    def __init__(self, weight: Tensor):
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.T.bfloat16().contiguous(), 48)
+
+
+def times(x: Tensor, weight: Tensor | _Half) -> Tensor:
+    """x W in x's dtype."""
+    if isinstance(weight, Tensor):
+        return x @ weight
+    return torch.ops.mkldnn._linear_pointwise(x.bfloat16(), weight.packed, None, "none", [], "").to(x.dtype)
+
+
+def plus_times(x: Tensor, y: Tensor, weight: Tensor | _Half) -> Tensor:
+    """x + y W, in the place of x."""
+    return x.addmm_(y, weight) if isinstance(weight, Tensor) else x.add_(times(y, weight))
+
+
 def _normed(x: Tensor, norm) -> tuple[Tensor, Tensor]:
     """(x/rms(x), 1/rms(x))"""
-    r = (x.square().mean(-1, keepdim=True) + norm.variance_epsilon).rsqrt()
+    r = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    r = (r.square() / x.shape[-1] + norm.variance_epsilon).rsqrt()
     return x * r, r
 
 
-def _normed_back(g: Tensor, h: Tensor, r: Tensor, norm) -> Tensor:
-    """The gradient of x from that of h·w."""
-    g = g * norm.weight
-    return r * (g - h * (g * h).mean(-1, keepdim=True))
+def add_normed_back(g: Tensor, inner: Tensor, h: Tensor, r: Tensor) -> None:
+    """Add to g the gradient of x from `inner`, that of h = x/rms(x)."""
+    g.addcmul_(inner.addcmul_(h, (inner * h).mean(-1, keepdim=True), value=-1), r)
