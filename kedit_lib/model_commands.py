@@ -113,6 +113,7 @@ def stream(
     import kedit_lib as kedit
 
     from .data.config import results_folder
+    from .data.edit import around_places
     from .editing import BASELINES
     from .evaluation.edit_probes import EditProbe
     from .models.deltas import record_of
@@ -131,7 +132,9 @@ def stream(
     source = facts_of(loaded, edits, LAB if edits == LAB else texts or AUTO, results_folder() / "known", chat)
     watch, kept, canaries = None, [], CANARIES if guard else 0
     if guard:
-        asked = [(prompt.replace("{}", s), answer) for prompt, s, answer in source.strangers(known, canaries, seed)]
+        asked = [
+            (s.join(around_places(prompt)), answer) for prompt, s, answer in source.strangers(known, canaries, seed)
+        ]
         watch = kedit.CollapseGuard(asked if len(asked) >= CANARIES / 4 else None, action=guard, seed=seed)
     if keep:
         kept = kept_facts(source, known, keep, canaries, seed)

@@ -114,6 +114,11 @@ def save_model(model, folder) -> None:
             for file in folder.iterdir():
                 if WEIGHTS.fullmatch(file.name) and file.name not in new:
                     file.unlink()
+        except ValueError as error:  # such as a temperature without sampling
+            why = " ".join(str(error).split())
+            raise KeditError(
+                f"{model.name}: transformers cannot save it ({why}); change hf.generation_config"
+            ) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 

@@ -208,6 +208,25 @@ def test_saving_leaves_no_weights_of_before(plain, tmp_path, first):
     assert torch.equal(again.weight(1), model.weight(1))
 
 
+def test_what_other_programs_cannot_save_or_load(plain, tmp_path):
+    """A temperature without sampling in generation_config.json (Llama-2-chat); a head of its own that the configuration
+    calls tied (vocabularies extended in fine-tuning)."""
+    hf, tokenizer = plain
+    hf.config.tie_word_embeddings = True
+    hf.save_pretrained(tmp_path / "chat")
+    tokenizer.save_pretrained(tmp_path / "chat")
+    (tmp_path / "chat" / "generation_config.json").write_text('{"temperature": 0.9, "top_p": 0.6}')
+    model = kedit.load_model(tmp_path / "chat")
+    ROME.apply(model, [EDIT], contexts=["{}"])
+    model.save_pretrained(tmp_path / "edited")
+    ids, again = torch.arange(7)[None], kedit.load_model(tmp_path / "edited")
+    assert torch.equal(again.hf(input_ids=ids).logits, model.hf(input_ids=ids).logits)
+    assert again.hf.generation_config.temperature == 0.9
+    model.hf.generation_config.temperature = 0.8
+    refused(lambda: model.save_pretrained(tmp_path / "no"), "`do_sample` is not set", "change hf.generation_config")
+    assert not list(tmp_path.glob("*no*"))
+
+
 PACKED = {
     "bitsandbytes, 4 bits": {"quant_method": "bitsandbytes", "load_in_4bit": True},
     "bitsandbytes, 8 bits": {"quant_method": "bitsandbytes", "load_in_8bit": True},
