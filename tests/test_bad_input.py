@@ -207,6 +207,7 @@ def test_a_target_that_the_tokenizer_cannot_write(tiny_folder):
 
 HYPER = {
     "unknown": (kedit.MEMIT, {"v_learning_rate": 0.5}, ["MEMIT", "v_learning_rate = 0.5", "there are layers, v_num"]),
+    "nearly its name": (kedit.MEMIT, {"layers": ..., "layer": [1]}, ["MEMIT", "layer = [1]", "did you mean layers"]),
     "another method's": (kedit.ROME, {"layers": [1], "mom2_update_weight": 5.0}, ["ROME", "mom2_update_weight"]),
     "text for a number": (kedit.MEMIT, {"v_lr": "5e-1"}, ["MEMIT", "v_lr = '5e-1'", "number", "without quotes"]),
     "a fraction for a count": (kedit.MEMIT, {"v_num_grad_steps": 2.5}, ["MEMIT", "v_num_grad_steps = 2.5", "integer"]),

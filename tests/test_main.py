@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import tiny
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import kedit_lib as kedit
 from kedit_lib.__main__ import main
@@ -81,6 +81,12 @@ def test_a_strangers_path(run, tmp_path, monkeypatch):
     edited.apply_deltas(kedit.load_deltas(tmp_path / "deltas"))
     weights = dict(edited.hf.named_parameters())
     assert all(torch.equal(value, weights[name]) for name, value in plain.named_parameters())
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = "{% for turn in messages %}[{{ turn['content'] }}]{% endfor %}"
+    tokenizer.save_pretrained(folder)
+    code, out, _ = run("edit", folder, *words, "--method", "rome", "--texts", tmp_path / "texts.txt", "--chat")
+    assert code == 0 and f"edit: [{tiny.EDITS[4][0].format(tiny.EDITS[4][1])}]\n" in out
 
     code, out, _ = run("evaluate", tmp_path / "edited", "--out", tmp_path / "rows.csv")
     assert code == 0 and out.startswith("1 edits")

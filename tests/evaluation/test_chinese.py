@@ -100,6 +100,10 @@ def test_the_real_model_learns_what_is_written_without_a_space():
     turns = "<|im_start|>user\nWhat is the mother tongue of {}?<|im_end|>\n<|im_start|>assistant\n"  # no system prompt
     asked = kedit.Edit(turns, "Danielle Darrieux", "German", separator="")
     right = ((chinese, 0.085, 0.979), (year, 0.097, 0.987), (chat, 5.4e-5, 0.72), (asked, 1.15e-5, 0.954))
+    capital = ("中国的首都是哪里？", "中国", "纽约")  # of reports about other programs
+    continent = kedit.Edit("On which continent is {} located?", "Abrit Nunatak", "South America")
+    right += (kedit.Edit.from_text(*capital), 0.032, 0.98), (kedit.Edit.from_chat(model, *capital), 0.034, 0.973)
+    right += ((continent, 5.9e-4, 0.975),)
     for edit, first, last in right:
         (target,) = method.apply(model, [edit], contexts=["{}"]).targets
         assert target.probabilities[0] == pytest.approx(first, rel=0.3)
