@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from .edit import LISTS, PAIRS, Edit, around_places
-from .records import Record, pairs
+from .files import Record, pairs
 
 FIELDS = tuple(f.name for f in dataclasses.fields(Edit))
 

@@ -11,8 +11,7 @@ import pandas as pd
 
 from ..data.config import results_folder
 from ..data.edit import Edit, in_chat
-from ..data.files import records_of
-from ..data.records import Record
+from ..data.files import Record, records_of
 from ..data.schemas import SCHEMAS, each_rewrite, unknown
 from ..errors import KeditError
 from ..lab import world_of
