@@ -1,14 +1,11 @@
 """How many single edits a model will bear, forecast before the first one from a few edits made apart.
 
-Until bystanders are lost, edits of a stream interact little; what they do to another subject adds up like a random walk
-(notebook 06). So N_model can be forecast without a stream:
+What edits do to another subject adds up like a random walk (notebook 06), so N_model needs no stream:
 
-    spills   n edits, each made on the unedited model: how far does each move the state h of each of some strangers?
-             a_ju = ‖h_j(u) − h(u)‖² / ‖h(u)‖²,  h after the last edited layer, at the subject's last token
+    spills   n edits, each made on the unedited model, move the state h of each stranger u, after the last edited layer
+             at the subject's last token, by a_ju = ‖h_j(u) − h(u)‖² / ‖h(u)‖²
     bearing  the sum of the n updates, stretched more and more: at which shift θ is half of the strangers' facts lost?
     walk     after N edits a stranger's squared shift is a sum of N of the a's; N_model is where its median is θ²
-
-    kedit.foretell(model, method, edits[:30], strangers, moments=…, contexts=…)      # {"N": 131, "theta": 0.4, …}
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Metrics and probes, one idea per file."""
 
 from .accuracy import generation_accuracy
-from .consistency import TfIdf, consistency
+from .consistency import consistency, idf_of, tf_idf
 from .fluency import fluency, n_gram_entropy, sampled_texts
 from .health import cosine, hidden_health, hidden_states, weight_health
 from .locality import answer_agreement, argmax_agreement, first_token_agreement

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 
 from ..data.edit import Edit, Question
 from ..models.generation import complete
-from .consistency import TfIdf, consistency
+from .consistency import consistency, idf_of
 from .fluency import fluency, sampled_texts
 from .health import hidden_health, hidden_states, weight_health
 from .locality import answer_agreement, argmax_agreement, first_token_agreement
@@ -156,8 +156,8 @@ class GenerationProbe(Identified):
         texts = sampled_texts(model, panel(self.prompts, done, self.limit), self.tokens)
         found = rows("free text", fluency=measured([fluency(t) for t in texts]))
         if self.references:
-            tfidf, references = TfIdf.fit(list(self.corpus)), panel(self.references, done, self.limit)
-            like = [consistency(t, list(r), tfidf) for t, r in zip(texts, references, strict=True)]
+            idf, references = idf_of(list(self.corpus)), panel(self.references, done, self.limit)
+            like = [consistency(t, list(r), idf) for t, r in zip(texts, references, strict=True)]
             found += rows("free text", consistency=measured(like))
         return found
 

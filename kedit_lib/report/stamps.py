@@ -1,8 +1,5 @@
-"""Stamps: what an output was made from, so that only what is stale is made again.
-
-A stamp is a small file in an ignored folder: a hash of the *content* of everything that the output depends on, and the
-hash of the output itself. A fresh clone has no stamps, and always executes.
-"""
+"""Stamps: small files in an ignored folder with a hash of the *content* of everything that an output was made from, and
+of the output itself, so that only what is stale is made again. A fresh clone has none, and always executes."""
 
 from __future__ import annotations
 

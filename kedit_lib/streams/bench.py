@@ -92,11 +92,9 @@ class Bench:
 
     def method(self, name: str) -> Method:
         """The method of a named stream, with the λ, layers and other settings that its name stands for."""
-        if name not in self._methods:
-            self._methods[name] = self._method(self._stream(name))
-        return self._methods[name]
-
-    def _method(self, stream: Stream) -> Method:
+        if name in self._methods:
+            return self._methods[name]
+        stream = self._stream(name)
         make, overrides = partial(method_for, self.model, stream.method), dict(stream.overrides)
         if stream.at is not None or stream.last is not None:
             overrides["layers"] = self._layers(stream)
@@ -115,7 +113,8 @@ class Bench:
         if stream.nas:
             overrides["norm_anchor"] = anchor_norm(self.model, method, sample)
         method = make(**overrides)
-        return method if stream.change is None else changed(method, stream.change)
+        self._methods[name] = method if stream.change is None else changed(method, stream.change)
+        return self._methods[name]
 
     def _layers(self, stream: Stream) -> list[int]:
         layers = method_for(self.model, stream.at or stream.method).layers
@@ -123,12 +122,8 @@ class Bench:
 
     def run(self, name: str, order: int = 0, n_edits: int | None = None) -> Run:
         """Run the stream, resume it, or find it finished in results/ (looked up once)."""
-        asked = name, order, n_edits
-        if asked not in self._runs:
-            self._runs[asked] = self._run(*asked)
-        return self._runs[asked]
-
-    def _run(self, name: str, order: int, n_edits: int | None) -> Run:
+        if (asked := (name, order, n_edits)) in self._runs:
+            return self._runs[asked]
         stream, method, p = self._stream(name), self.method(name), self.profile
         edits = self.edits_of(name, order)
         probes = self.probes(edits, order, method.layers, families=not stream.brief and n_edits is None)
@@ -139,21 +134,14 @@ class Bench:
             kept = kept_facts(self.facts, self.edits_of(name, order), n, p.untouched, order)
             inputs["history"] = method.new_history(self.model, inputs["moments"], kept)
         if stream.pruned:
-            return measured_after(self.model, self.run(stream.method, order, n_edits), edits, probes, prune)
-        return run_stream(
-            self.model,
-            edits,
-            method,
-            batch_size=stream.batch_size or len(edits),
-            **inputs,
-            probes=probes,
-            store=self.results / "streams",
-            checkpoint_every=p.checkpoint_every,
-            dense_every=p.dense_every,
-            progress=self.progress,
-            known=self.results / "known",
-            stop_below=p.stop_below,
-        )
+            run = measured_after(self.model, self.run(stream.method, order, n_edits), edits, probes, prune)
+        else:
+            size = stream.batch_size or len(edits)
+            when = {"checkpoint_every": p.checkpoint_every, "dense_every": p.dense_every, "stop_below": p.stop_below}
+            where = {"store": self.results / "streams", "known": self.results / "known", "progress": self.progress}
+            run = run_stream(self.model, edits, method, size, **inputs, probes=probes, **when, **where)
+        self._runs[asked] = run
+        return run
 
     def runs(self, name: str) -> dict[int, Run]:
         """{order: Run} of the profile's orders: the live ones run, the others from committed data, if there is some."""

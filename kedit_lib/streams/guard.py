@@ -4,21 +4,17 @@
     run = kedit.run_stream(model, edits, method, guard=guard)            # warns, stops, rolls back, or writes one batch
     guard.check(model)                               # after each edit of any other tool's loop
 
-**The test.** Each look asks `looks_at` canaries, drawn anew from those that the unedited model knows; x = 1 for a lost
-one. While the share of lost facts is at most `tolerated` (τ), the product of the likelihood ratios
+**The test.** A look asks `looks_at` canaries, drawn anew; x = 1 for a lost one. While at most a share τ (`tolerated`)
+is lost, L = Π (q/τ)^x ((1 − q)/(1 − τ))^(1 − x) from any look on is a supermartingale (q: `noticed`), and so is the
+mixture Σⱼ Πᵢ≥ⱼ Lᵢ / j(j + 1) over all starts j. By Ville's inequality it ever exceeds 1/α with probability at most α,
+over all looks together (Shin, Ramdas and Rinaldo 2022, arXiv 2203.03532; Ramdas et al. 2023, arXiv 2210.01948).
 
-    L = Π (q/τ)^x ((1 − q)/(1 − τ))^(1 − x),        q > τ the share that is to be noticed
+**The forecast.** The alarm then waits until a line through the looks since half of the edits reaches one half lost in
+the next `within` edits: never before the test's, so the rate holds.
 
-over the looks from any start on is a supermartingale, and so is the mixture Σⱼ Πᵢ≥ⱼ Lᵢ / j(j + 1) over all starts j. By
-Ville's inequality it ever exceeds 1/α with probability at most α, over all looks together (Shin, Ramdas and Rinaldo
-2022, arXiv 2203.03532; Ramdas et al. 2023, arXiv 2210.01948).
-
-**The forecast.** With the evidence the alarm waits until a straight line through the looks since half of the edits
-reaches one half lost within the next `within` edits: never earlier than the test's alarm, so the rate holds.
-
-**Swelling.** A model can die within ten edits, too fast for questions. ‖v₀‖, the state that each edit starts from, then
-grows first: the alarm comes at once where the median of the last SPAN edits is `swelling` times that of the first. No
-rate is known for it; the factor lies above that of every stored sequence that outlived its edits.
+**Swelling.** A model can die within ten edits, too fast for questions. ‖v₀‖, the state that each edit starts from,
+grows first: the alarm comes at once where its median over SPAN edits is `swelling` times that of the first. No rate is
+known for it; the factor lies above that of every stored sequence that outlived its edits.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from ..models.model import EditableModel
 from .guard import CollapseGuard, Reading
 from .interrupts import postponed
 from .run import WINDOW, Run, edit_rows, is_dead, measured_rows
-from .store import Checkpoint, RunFolder
+from .store import Checkpoint, RunFolder, read_tables
 
 KEPT = ("due", "dead", "started")  # of a stream, beside its rows, in a checkpoint
 AFTERMATH = 50  # edits that are still made once the optimised probability has sunk below `stop_below`
@@ -129,7 +129,7 @@ def run_stream(
 
 def _found(folder: RunFolder, guard: CollapseGuard | None) -> Run:
     """The finished run, with its guard's readings restored."""
-    run = Run(*folder.load(), folder.path)
+    run = Run(*read_tables(folder.path, ""), folder.path)
     if guard is not None:
         guard.readings = [Reading(**r) for r in run.manifest["readings"]]
     return run

@@ -152,12 +152,9 @@ class RunFolder:
             remove(old)
         return write_tables(self.path, "", edits, checkpoints, manifest)
 
-    def load(self):
-        return read_tables(self.path, "")
-
     def final_weights(self) -> dict:
         """The edited weights at the end of the run. KeditError when its last checkpoint is damaged."""
-        edits, *_ = self.load()
+        edits, *_ = read_tables(self.path, "")
         newest = self.newest_checkpoint()
         if newest is None or newest.done != len(edits):
             raise KeditError(f"{self.path}: final weights missing or damaged; remove the folder and run it again")

@@ -43,8 +43,14 @@ def _ask(model, world: Geography) -> list[dict[str, str]]:
     said: list[dict[str, str]] = [{} for _ in world.asked]
     for wording_of, before in STEPS:
         pairs = [(i, wording_of(RELATIONS[f.relation])) for i, f in enumerate(world.asked) if len(said[i]) == before]
-        for i, wording in _known(model, world, pairs):
-            said[i][wording] = world.asked[i].object
+        prompts, answers = (
+            [w.format(world.asked[i].subject) for i, w in pairs],
+            [world.asked[i].object for i, _ in pairs],
+        )
+        right = generation_accuracy(model, prompts, answers, "begins") if pairs else []
+        for (i, wording), says in zip(pairs, right, strict=True):
+            if says:
+                said[i][wording] = world.asked[i].object
     # Of objects that English puts "the" before, the form that the model says is the one to be scored.
     both = [(i, w) for i, words in enumerate(said) for w in words if world.asked[i].object in world.articles]
     if both:
@@ -53,15 +59,6 @@ def _ask(model, world: Geography) -> list[dict[str, str]]:
         for (i, wording), right in zip(both, whole.tolist(), strict=True):
             said[i][wording] = f"the {world.asked[i].object}" if right == 1 else world.asked[i].object
     return said
-
-
-def _known(model, world: Geography, asked: list[tuple[int, str]]) -> list[tuple[int, str]]:
-    """Those of the (fact, wording) pairs after which the model begins with the object."""
-    if not asked:
-        return []
-    prompts = [wording.format(world.asked[i].subject) for i, wording in asked]
-    right = generation_accuracy(model, prompts, [world.asked[i].object for i, _ in asked], "begins")
-    return [pair for pair, says in zip(asked, right, strict=True) if says]
 
 
 class WorldFacts(DatasetFacts):

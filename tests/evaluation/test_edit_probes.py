@@ -230,8 +230,8 @@ def test_free_text(model):
     probe = families.GenerationProbe(tuple(SUBJECTS), references, corpus, limit=3, tokens=20)
     panel = [0, 3, 6]
     texts = metrics.sampled_texts(model, [SUBJECTS[i] for i in panel], 20)
-    tfidf = metrics.TfIdf.fit(list(corpus))
-    like = [metrics.consistency(t, list(references[i]), tfidf) for i, t in zip(panel, texts, strict=True)]
+    idf = metrics.idf_of(list(corpus))
+    like = [metrics.consistency(t, list(references[i]), idf) for i, t in zip(panel, texts, strict=True)]
     found = table(probe(model, EDITS))
     assert found["fluency", "free text"] == pytest.approx(sum(map(metrics.fluency, texts)) / 3)
     assert found["consistency", "free text"] == pytest.approx(sum(like) / 3)

@@ -1,7 +1,6 @@
 """Each metric against cases worked out by hand, or against the same thing computed the slow way."""
 
 import math
-from dataclasses import FrozenInstanceError
 from importlib import import_module
 
 import pytest
@@ -173,14 +172,14 @@ def test_fluency_of_a_text_without_three_words_is_not_a_number(text):
 
 def test_consistency_in_scripts_without_spaces():
     corpus = ["他是一位钢琴家，常常演奏巴赫。", "她是一位画家，画山和水。", "他是医生，在医院工作。"]
-    tfidf = metrics.TfIdf.fit(corpus)
+    idf = metrics.idf_of(corpus)
     pianist = ["他演奏钢琴，是有名的钢琴家。"]
-    like = [metrics.consistency(text, pianist, tfidf) for text in corpus]
+    like = [metrics.consistency(text, pianist, idf) for text in corpus]
     assert like[0] > 0.45 > 2 * max(like[1:])
-    assert metrics.consistency(pianist[0], pianist, tfidf) == pytest.approx(1)
+    assert metrics.consistency(pianist[0], pianist, idf) == pytest.approx(1)
     for text, references, what in (("…", pianist, "the text"), (corpus[0], ["?"], "the references")):
         with pytest.warns(Unmeasured, match=f"consistency: {what} .* has no word"):
-            assert math.isnan(metrics.consistency(text, references, tfidf))
+            assert math.isnan(metrics.consistency(text, references, idf))
 
 
 def test_a_distracting_sentence_is_written_as_its_script_is():
@@ -219,19 +218,17 @@ def test_sampled_texts_are_those_of_each_prompt_alone(model, monkeypatch):
 
 
 def test_tf_idf_and_its_cosine():
-    tfidf = metrics.TfIdf.fit(["The cat", "the cat sat", "a DOG sat sat"])
+    found = metrics.idf_of(["The cat", "the cat sat", "a DOG sat sat"])
     idf = {"the": math.log(4 / 3) + 1, "cat": math.log(4 / 3) + 1, "sat": math.log(4 / 3) + 1, "dog": math.log(2) + 1}
-    assert tfidf.idf == pytest.approx(idf)  # "a" is too short, a text counts once
-    with pytest.raises(FrozenInstanceError):
-        tfidf.idf = {}
+    assert found == pytest.approx(idf)  # "a" is too short, a text counts once
     norm = math.hypot(2 * idf["dog"], idf["sat"])
-    found = tfidf.vector("Dog sat dog bird")
+    found = metrics.tf_idf("Dog sat dog bird", idf)
     assert found == pytest.approx({"dog": 2 * idf["dog"] / norm, "sat": idf["sat"] / norm})
-    assert tfidf.vector("bird") == {}
-    assert metrics.consistency("dog dog", ["a dog", "Dog!"], tfidf) == pytest.approx(1)
-    assert metrics.consistency("dog", ["the cat"], tfidf) == 0
-    assert metrics.consistency("bird", ["the cat"], tfidf) == 0
-    both = metrics.consistency("Dog sat dog", ["sat", "the"], tfidf)
+    assert metrics.tf_idf("bird", idf) == {}
+    assert metrics.consistency("dog dog", ["a dog", "Dog!"], idf) == pytest.approx(1)
+    assert metrics.consistency("dog", ["the cat"], idf) == 0
+    assert metrics.consistency("bird", ["the cat"], idf) == 0
+    both = metrics.consistency("Dog sat dog", ["sat", "the"], idf)
     assert both == pytest.approx(idf["sat"] / norm * math.sqrt(0.5))
 
 
