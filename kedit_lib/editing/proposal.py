@@ -39,8 +39,8 @@ def propose(model, effect: pd.DataFrame | None = None) -> dict[str, dict]:
     one, several = propose_layers(model.n_layers, effect)
     tuned, late, *deep = (min(model.n_layers - 1, round(i / N_LAYERS * model.n_layers)) for i in (21, 27, 29, 30))
     at = dict.fromkeys(ONE_LAYER, one) | {"ft": [tuned], "ft-m": [tuned], "grace": [late]}
-    sections = read_yaml(REPOSITORY / "params" / "models" / f"{LIKE}.yaml")
-    sections["model"] = {"d_ff": model.d_ff}
+    published = read_yaml(REPOSITORY / "params" / "models" / f"{LIKE}.yaml")
+    sections = {**{name: {**values} for name, values in published.items()}, "model": {"d_ff": model.d_ff}}
     for name, values in sections.items():
         if "layers" in values:
             values["layers"] = at.get(name, several)
