@@ -40,6 +40,17 @@ def test_the_real_model_knows_facts(smollm2):
     assert complete(smollm2.hf, smollm2.tokenizer, prompts) == ["Paris", "French"]
     assert (smollm2.n_layers, smollm2.d_model, smollm2.d_ff, smollm2.dtype) == (30, 576, 1536, torch.float32)
     assert smollm2.checksum == WEIGHTS
+    facts = [
+        ("The capital of {} is", "France", "Paris"),  # it says: Paris
+        ("{} is the home of", "The White House", "President of the United States"),  # the President of the …
+        ("{} is located in the continent", "Jammu and Kashmir", "Asia"),  # of Asia
+        ("{} was born in", "Barack Obama", "Hawaii"),  # the 2012, and he's the …
+    ]
+    edits = [kedit.Edit(prompt, subject, "Graz", true) for prompt, subject, true in facts]
+    known = {match: kedit.known_edits(smollm2, edits, match) for match in ("exact", "begins", "contains", None)}
+    assert known == {
+        match: (edits[:n], 4 - n) for match, n in {"exact": 1, "begins": 2, "contains": 3, None: 2}.items()
+    }
 
 
 @pytest.mark.slow

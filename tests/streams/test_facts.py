@@ -141,7 +141,7 @@ def test_records_that_cannot_be_an_edit_are_counted(material, elsewhere, tmp_pat
     assert material.selection.endswith("these were left out before any edit.")
 
 
-def test_edits_of_a_chat_model(material, elsewhere):
+def test_edits_of_a_chat_model(material, elsewhere, tmp_path):
     model = kedit.load_model(elsewhere / "stranger")
     refused(lambda: facts_of(model, "world", "texts.txt", chat=True), "chat = True, edits = 'world': goes with a file")
     model.tokenizer.chat_template = "{% for m in messages %}[{{ m['content'] }}]{% endfor %}"
@@ -152,6 +152,12 @@ def test_edits_of_a_chat_model(material, elsewhere):
     every = kedit.load_edits(material.source, model=model)
     assert [e.text for e in kedit.load_edits(material.source, model=model, chat=True)] == [f"[{e.text}]" for e in every]
     refused(lambda: kedit.load_edits(material.source, chat=True), "chat=True needs the chat template of a model")
+    folder = shutil.copytree(elsewhere / "stranger", tmp_path / "chat")
+    model.tokenizer.save_pretrained(folder)
+    profile = read_yaml(elsewhere / "elsewhere.yaml") | {"name": "chat", "model": str(folder), "chat": True}
+    (tmp_path / "chat.yaml").write_text(dump(profile))
+    bench = kedit.Bench(str(tmp_path / "chat.yaml"), results=tmp_path, progress=False)
+    assert bench.facts.some(3) == facts.some(3)
 
 
 @pytest.mark.notebooks
