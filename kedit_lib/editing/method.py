@@ -118,8 +118,7 @@ class Method(BaseModel, ABC, metaclass=_Listed):
         history      of earlier calls, made by `new_history` (methods that keep one); None: no memory
         projection   NullSpace (AlphaEdit); None: made from the moments
         targets      finished z, a tensor [d_model] an edit (ROME: v*; PMET: the MLP's); None: optimised
-        engine       "plain": targets are optimised with full forward passes; numbers differ by rounding
-                     "bfloat16": by matrix products in bfloat16, for Llama and Mistral on a CPU; faster, not exact
+        engine       "plain": full forward passes; "bfloat16": Llama and Mistral on a CPU, faster and less exact
 
         All or nothing: after an error weights and history are those at entry. Warns of a target already given.
         """
