@@ -7,7 +7,8 @@ import torch
 from library import FailsAt, assert_same_runs, holds, parameters, refused, snapshot
 
 import kedit_lib as kedit
-from kedit_lib.editing.grace import Codebook
+from kedit_lib.editing.codebook import Codebook
+from kedit_lib.editing.grace import placed
 from kedit_lib.evaluation.edit_probes import EditProbe
 from kedit_lib.evaluation.teacher_forcing import teacher_forced
 from kedit_lib.models.generation import Feed, generate_ids
@@ -81,9 +82,9 @@ def test_an_entry_is_added_expanded_split_or_taken_over():
     one = Codebook(*(torch.tensor(x).double() for x in ([[10.0, 0.0]], [1.0], [[7.0]])), ((5,),))
 
     def place(x, target):
-        book, i = one.placed(torch.tensor([x, 0.0]), target, 1.0)
+        book, i = placed(one, torch.tensor([x, 0.0]), target, 1.0)
         assert book.values[0] == 7.0 and book.keys[i, 0] == (x if i else 10.0)
-        return i, book.radii.tolist(), book.targets
+        return i, book.reaches.tolist(), book.targets
 
     assert place(12.5, (5,)) == (1, [1.0, 1.0], ((5,), (5,)))  # beyond both radii
     assert place(11.5, (5,)) == (0, [1.5], ((5,),))
@@ -100,20 +101,21 @@ def test_edits_that_are_near_share_or_divide_the_space(llama):
     history = method.new_history(llama)
     for edit in (first, second):
         method.apply(llama, [edit], history=history)
-    assert llama.memory[KEY].radii.tolist() == pytest.approx([apart], rel=1e-4)
+    assert llama.memory[KEY].reaches.tolist() == pytest.approx([apart], rel=1e-4)
     assert probability(llama, [second]) > 0.9
     llama.restore()
     other = kedit.Edit(second.prompt, second.subject, "English")
     method.apply(llama, [first])
     method.apply(llama, [other])
-    assert llama.memory[KEY].radii.tolist() == pytest.approx([apart / 2] * 2, rel=1e-3)
+    assert llama.memory[KEY].reaches.tolist() == pytest.approx([apart / 2] * 2, rel=1e-3)
     assert probability(llama, [first, other]).min() > 0.9
     method.apply(llama, [second])
-    assert len(llama.memory[KEY].radii) == 2 and probability(llama, [first, second]).min() > 0.9
+    assert len(llama.memory[KEY].reaches) == 2 and probability(llama, [first, second]).min() > 0.9
 
 
 IN_NO_WEIGHT = {  # by what they are called in model.memory; how many entries stand there
     KEY: (METHOD, lambda book: len(book.targets)),
+    "Gate at layer 2": (kedit.Gate(layers=[2], v_num_grad_steps=4, threshold=0.99), lambda book: len(book.keys)),
     "Retrieval": (kedit.Retrieval(), len),
 }
 
@@ -166,7 +168,7 @@ def test_a_batch_is_made_one_edit_at_a_time(llama):
     for edit in EDITS:
         METHOD.apply(llama, [edit])
     one_by_one = llama.memory[KEY]
-    assert torch.equal(batch.values, one_by_one.values) and torch.equal(batch.radii, one_by_one.radii)
+    assert torch.equal(batch.values, one_by_one.values) and torch.equal(batch.reaches, one_by_one.reaches)
 
 
 def test_two_baselines_in_one_model(llama):

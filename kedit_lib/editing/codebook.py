@@ -1,0 +1,73 @@
+"""A codebook at one layer, beside the weights: what GRACE and Gate share. Outside the family: no weight is changed."""
+
+from abc import abstractmethod
+from functools import partial
+from typing import ClassVar, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from .call import Outcome
+from .method import Method
+
+
+class Codebook(NamedTuple):
+    """keys [n, d_ff], reaches [n] and values [n, d_model] of its entries; targets: the ids of each (GRACE)."""
+
+    keys: Tensor
+    reaches: Tensor
+    values: Tensor
+    targets: tuple[tuple[int, ...], ...] = ()
+
+
+class InCodebook(Method):
+    """layers: the one with the codebook."""
+
+    needs_moments = False
+    keeps_history = needs_history = True
+    parts: ClassVar[tuple[str, str, str]] = ("keys", "reaches", "values")  # as histories on disk call them
+    replaces: ClassVar[bool] = False  # whether a value stands in for the map's output, or is added to it
+    layers: list[int] = Field(min_length=1, max_length=1)
+
+    @property
+    def history_kind(self) -> str:
+        return f"{type(self).__name__} at layer {self.layers[0]}"
+
+    @staticmethod
+    @abstractmethod
+    def answering(x: Tensor, book: Codebook) -> tuple[Tensor, Tensor]:
+        """Whether an entry answers x [..., d_ff], what enters the map that leaves the MLP, and which."""
+
+    def recall(self, model, history):
+        history, (layer,) = self._history(model, None, history), self.layers
+        there = model.mlp_out(layer)._forward_hooks.values()
+        if not any(getattr(hook, "func", None) is _answered and hook.args[1] is type(self) for hook in there):
+            model.mlp_out(layer).register_forward_hook(partial(_answered, model, type(self), self.history_kind))
+        if history.edits:
+            parts = (history.get(part, layer, model.device) for part in self.parts)
+            self._hold(model, Codebook(*parts, tuple(map(tuple, history.numbers.get("targets", ())))))
+
+    def _hold(self, model, book: Codebook) -> None:
+        model.memory = {**model.memory, self.history_kind: book}
+
+    def _outcome(self, call, targets) -> Outcome:
+        """The codebook as it is now goes into the history."""
+        history, book = call.history, call.model.memory[self.history_kind]
+        for part, value in zip(self.parts, book[:3], strict=True):
+            history.put(part, self.layers[0], value)
+        if book.targets:
+            history.numbers = {"targets": [[*ids] for ids in book.targets]}
+        history.count(call.model, len(call.edits))
+        return Outcome(self.name, call.edits, {}, targets)
+
+
+def _answered(model, method: type[InCodebook], kind: str, module, args, output: Tensor) -> Tensor:
+    """A forward hook: the map's output [..., d_model], changed at the tokens that an entry answers."""
+    if kind not in model.memory:
+        return output
+    near, i = method.answering(args[0].detach(), model.memory[kind])
+    if not near.any():
+        return output
+    values = model.memory[kind].values[i].to(output.dtype)
+    return torch.where(near[..., None], values if method.replaces else output + values, output)
