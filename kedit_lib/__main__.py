@@ -9,8 +9,6 @@ Exit code: 0 all well, 1 it could not be done (one line says why), 2 the argumen
 What a command needs is imported when it runs, so that --help is fast.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

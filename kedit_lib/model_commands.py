@@ -1,13 +1,13 @@
 """`kedit check-model`, `edit`, `stream` and `evaluate`: the library on one model, from the command line."""
 
-from __future__ import annotations
-
 import sys
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 from typer import Argument, Option
+
+import kedit_lib as kedit
 
 from .errors import KeditError
 
@@ -43,8 +43,6 @@ def check_model(
     dry: Annotated[bool, Option("--dry", help="write no results/models/<name>.yaml")] = False,
 ) -> None:
     """Check a model and propose its parameters. Tries one edit, takes it back, and proposes layers and λ."""
-    import kedit_lib as kedit
-
     loaded = kedit.load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     asked = kedit.load_edits(edits, model=loaded) if edits else None
     table = kedit.check_model(loaded, asked, profile, write=not dry)
@@ -69,8 +67,6 @@ def edit(
     trust_remote_code: Trust = False,
 ) -> None:
     """Make one edit, and show answers before and after."""
-    import kedit_lib as kedit
-
     loaded = kedit.load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     make = partial(kedit.Edit.from_chat, loaded) if chat else kedit.Edit
     asked = make(prompt, subject, to, paraphrases=ask or [])
@@ -110,8 +106,6 @@ def stream(
     trust_remote_code: Trust = False,
 ) -> None:
     """Make many edits, one on top of the other. Measures along the way."""
-    import kedit_lib as kedit
-
     from .data.config import results_folder
     from .data.edit import around_places
     from .editing import BASELINES
@@ -177,8 +171,6 @@ def evaluate(
     """Measure how edits hold in a model: success, paraphrases, neighbors. Default: the edits recorded in its folder."""
     import pandas as pd
 
-    import kedit_lib as kedit
-
     from .data.atomic import replacing
     from .evaluation.edit_probes import EditProbe
     from .models.deltas import load_record
@@ -195,8 +187,6 @@ def evaluate(
 
 def _method(model, name: str):
     """The method with the model's parameters. KeditError without any, naming check-model."""
-    import kedit_lib as kedit
-
     from .data.config import find_model_params
 
     if find_model_params(model.name) is None:
@@ -206,8 +196,6 @@ def _method(model, name: str):
 
 def _moments(model, method, texts: str | None):
     """C over --texts, the lab's own text, or what the model writes; kept in results/moments."""
-    import kedit_lib as kedit
-
     from .data.config import LAB_MODELS, results_folder
     from .lab import moment_texts
     from .streams.facts import AUTO, plain_texts

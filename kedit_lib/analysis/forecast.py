@@ -8,8 +8,6 @@ What edits do to another subject adds up like a random walk (notebook 06), so N_
     walk     after N edits a stranger's squared shift is a sum of N of the a's; N_model is where its median is θ²
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 

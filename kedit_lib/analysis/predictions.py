@@ -6,8 +6,6 @@ beside each: its columns end in _other. With `table` they speak of a table that 
 "11_foretold". `verdict` says what came of an experiment that is no longer shown.
 """
 
-from __future__ import annotations
-
 import os
 from math import inf
 from pathlib import Path

@@ -5,8 +5,6 @@ sns.lineplot(runs.query("metric == 'accuracy' and cohort == 'untouched'"), x="ed
 outcomes(runs)                                              # a row for each model, stream, setting and order
 """
 
-from __future__ import annotations
-
 import re
 
 import numpy as np

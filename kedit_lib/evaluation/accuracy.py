@@ -1,7 +1,5 @@
 """Generation accuracy: whether free greedy decoding gives the answer, and which facts a model knows."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 

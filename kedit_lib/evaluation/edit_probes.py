@@ -1,7 +1,5 @@
 """Probes at a checkpoint of an edit sequence: the edits themselves, facts, perplexity."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from ..data.edit import Edit

@@ -1,7 +1,5 @@
 """Fluency: does the model still write varied text, or repeat itself?"""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Health of the weights and hidden states: norms, condition and drift. No floor: compare with the value at 0 edits."""
 
-from __future__ import annotations
-
 import math
 
 import torch

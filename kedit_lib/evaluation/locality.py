@@ -5,8 +5,6 @@ one answer is common. Source: EasyEdit's locality (`compute_locality_quality`, W
 is `argmax_agreement`.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Perplexity on plain text."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Portability: what follows from an edit, asked in other ways than the edit was written; and distracting neighbors."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from ..data.edit import Edit, Question

@@ -1,7 +1,5 @@
 """What all probes share: rows, names for the store, a panel of the edits, and the unedited model's answers."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

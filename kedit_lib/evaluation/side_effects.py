@@ -4,8 +4,6 @@ Each knows what to ask about every edit of the sequence, in order. At a checkpoi
 far; at 0 edits about a panel of those to come: the unedited model's value, the start of every curve.
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass, field
 
 from ..data.edit import Edit, Question

@@ -1,7 +1,5 @@
 """Single edits: the model's answers before and after one; and whether independent ones are healthy on this model."""
 
-from __future__ import annotations
-
 import random
 from itertools import islice
 

@@ -3,8 +3,6 @@
 Source: Meng et al. 2022a, the scores of CounterFact (ES, PS, NS, EM, PM, NM, S).
 """
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from .teacher_forcing import Forced

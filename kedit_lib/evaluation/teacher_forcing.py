@@ -1,7 +1,5 @@
 """Answers scored under teacher forcing: the model is given the answer so far and asked for its next token."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -35,7 +33,7 @@ class Forced:
         """[n] the geometric mean of the token probabilities, exp(log_probability). Range 0..1."""
         return self.log_probability.exp()
 
-    def at(self, indices) -> Forced:
+    def at(self, indices) -> "Forced":
         """Some of the pairs, so that prompts of several kinds can share a pass."""
         i = list(indices)
         said, begun = (tuple(x[k] for k in i) for x in (self.said, self.begun))

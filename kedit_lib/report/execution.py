@@ -1,7 +1,5 @@
 """One execution of the notebooks: its effective profile, where its outputs go, and each notebook's parameters."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

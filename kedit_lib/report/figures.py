@@ -1,7 +1,5 @@
 """Figures of the report: one style, saved with their data, shown with caption and alt text."""
 
-from __future__ import annotations
-
 import io
 import os
 import re

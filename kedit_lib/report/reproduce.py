@@ -5,8 +5,6 @@ notebook runs in a process of its own by papermill, with the profile's fields as
 ran to its end replaces the earlier output; a failed one is kept aside, and the others still finish.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

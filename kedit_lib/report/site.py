@@ -7,8 +7,6 @@ index.html holds the README's first lines and the verdict of each notebook.
 Whatever a model wrote is shown as text: outputs are rendered and cleaned here, and reach Sphinx as finished HTML.
 """
 
-from __future__ import annotations
-
 import base64
 import html
 import re

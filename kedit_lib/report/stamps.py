@@ -1,8 +1,6 @@
 """Stamps: small files in an ignored folder with a hash of the *content* of everything that an output was made from, and
 of the output itself, so that only what is stale is made again. A fresh clone has none, and always executes."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path

@@ -4,8 +4,6 @@
 committed in figures/data.
 """
 
-from __future__ import annotations
-
 import hashlib
 
 import pandas as pd

@@ -4,8 +4,6 @@ Each stands below something static that says the same. In a run that nobody watc
 `make reproduce` does) a live cell is one sentence that says where it lives.
 """
 
-from __future__ import annotations
-
 import html
 import os
 import time

@@ -1,7 +1,5 @@
 """Work side by side on Dask: on workers of this machine, or on those of the scheduler that SCHEDULER names."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging

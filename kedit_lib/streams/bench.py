@@ -1,9 +1,8 @@
 """The bench runs named streams, or finds them finished."""
 
-from __future__ import annotations
-
 import json
 import re
+from collections.abc import Callable
 from functools import cached_property, partial
 from math import isclose
 from pathlib import Path
@@ -28,9 +27,9 @@ from .facts import facts_of, kept_facts
 from .named_streams import ANCHOR_SAMPLE, Stream, every_stream, streams_of
 from .run import Run, measured_after
 from .runner import edits_hash, run_stream
-from .store import read_tables, write_tables
+from .store import read_tables, write_parquet, write_tables
 
-RUN = re.compile(r"([^.]+)\.(.+)\.order(\d+)\.manifest\.json")  # <label>.<stream>.order<n>.…
+NAMED = r"([^.]+)\.(.+)\.order(\d+)\.(?:[0-9a-f]{16}\.)?"  # <label>.<stream>.order<n>.[<key>.]<what>
 ROUNDING = 1e-5  # relative; single precision on two machines differs by less, two settings that someone chose by more
 
 
@@ -170,6 +169,21 @@ class Bench:
 
         return pd.DataFrame([batch_cost(self.profile, size, self.results) for size in sorted(self.profile.mass_sizes)])
 
+    def measured(self, name: str, order: int, what: str, measure: Callable | None = None, commit: bool = False):
+        """A measurement on the edits of a stream ("decomposition.parquet": a table, "….json": a dict) from figures/data
+        or results/. Where there is none, a live order is measured, by `measure` if given, and kept in results/ (commit:
+        in figures/data); else None."""
+        method = self.method(name)
+        decides = [self.model.checksum, method.name, method.hyperparameters, edits_hash(self.edits(order))]
+        start = f"{self.profile.model.split('/')[-1]}.{name}.order{order}"
+        # In results/ the library's own version counts, too; committed data stay what they are.
+        where = {data_folder(): decides, self.results / "measured": [*decides, ALGORITHMS]}
+        paths = [folder / f"{start}.{key_of(parts=parts)}.{what}" for folder, parts in where.items()]
+        path = next((path for path in paths if path.exists()), paths[not commit])
+        live = measure is not None and order in self.profile.live_orders
+        if live or path.exists():
+            return cached(path, measure, write_parquet if path.suffix == ".parquet" else None)
+
     def committed(self, name: str, order: int) -> Run | None:
         """The stored run in figures/data, or None when there is none of this model, length and hyperparameters."""
         folder, prefix = data_folder(), self._prefix(name, order)
@@ -222,7 +236,12 @@ def same_settings(stored: dict, asked: dict) -> bool:
     return stored.keys() == asked.keys() and all(same(stored[name], value) for name, value in asked.items())
 
 
+def committed_files(what: str) -> list[tuple[str, str, int, Path]]:
+    """(label of the model, stream, order, path) of everything in figures/data that is called `what`."""
+    found = ((re.fullmatch(NAMED + re.escape(what), path.name), path) for path in sorted(data_folder().glob("*")))
+    return [(m[1], m[2], int(m[3]), path) for m, path in found if m]
+
+
 def committed_runs() -> list[tuple[str, str, int]]:
-    """(label of the model, stream, order) of everything in figures/data."""
-    found = (RUN.fullmatch(p.name) for p in sorted(data_folder().glob("*.json")))
-    return [(m[1], m[2], int(m[3])) for m in found if m]
+    """(label of the model, stream, order) of every run in figures/data."""
+    return [about[:3] for about in committed_files("manifest.json")]

@@ -1,7 +1,5 @@
 """What one big batch costs, measured in a process of its own."""
 
-from __future__ import annotations
-
 import os
 import re
 import resource

@@ -1,7 +1,5 @@
 """Edit sets by name or from a file: the lab's, CounterFact, zsRE, KnowEdit, and the user's own."""
 
-from __future__ import annotations
-
 import random
 import warnings
 from collections import Counter

@@ -1,7 +1,5 @@
 """What a bench asks a model: the lab's own world, or a data set of edits and a text corpus for any other model."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

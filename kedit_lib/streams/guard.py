@@ -17,8 +17,6 @@ grows first: the alarm comes at once where its median over SPAN edits is `swelli
 known for it; the factor lies above that of every stored sequence that outlived its edits.
 """
 
-from __future__ import annotations
-
 import math
 import random
 import time

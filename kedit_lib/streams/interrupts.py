@@ -1,7 +1,5 @@
 """A stop in the middle of an edit, by Ctrl-C or by whoever runs the stream: the edit is finished first."""
 
-from __future__ import annotations
-
 import contextlib
 import signal
 import sys
@@ -14,7 +12,7 @@ from tqdm.auto import tqdm
 
 # For a stream in a thread, which gets no signals: whether it shall stop.
 unwanted: ContextVar[Callable[[], bool]] = ContextVar("unwanted", default=lambda: False)
-under_way: list[Interrupt] = []  # of this process
+under_way: list["Interrupt"] = []  # of this process
 
 
 @dataclass

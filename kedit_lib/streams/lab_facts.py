@@ -1,7 +1,5 @@
 """What a bench asks a lab model: its own world, every fact of it known; and the standard probes of a lab stream."""
 
-from __future__ import annotations
-
 import random
 
 from ..data.edit import Edit

@@ -3,8 +3,6 @@
 params/streams.yaml holds those that do not depend on a profile.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, replace
 from functools import cache
 

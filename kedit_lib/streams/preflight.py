@@ -1,7 +1,5 @@
 """Whether a model can be edited on this machine, where, and what that will cost."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import time

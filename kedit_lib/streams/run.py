@@ -1,7 +1,5 @@
 """A stream's tables: a row for each edit, the rows of each checkpoint, and where it collapsed."""
 
-from __future__ import annotations
-
 import math
 import statistics
 import time

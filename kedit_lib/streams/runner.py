@@ -1,7 +1,5 @@
 """Edit sequences: batches of edits made one after another without restoring weights, measured at checkpoints."""
 
-from __future__ import annotations
-
 import hashlib
 import statistics
 import time

@@ -1,7 +1,5 @@
 """Runs on disk: a folder each, named by a hash of everything that decides its numbers."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import warnings
@@ -50,7 +48,7 @@ class RunFolder:
         self.path, self.key = None if root is None else Path(root) / f"{name}-{key}", key
 
     @classmethod
-    def at(cls, path) -> RunFolder:
+    def at(cls, path) -> "RunFolder":
         """The folder of a run that is there."""
         name, _, key = Path(path).name.rpartition("-")
         return cls(Path(path).parent, name, key)

@@ -1,7 +1,5 @@
 """The real world as a source of edits: which of its facts a model knows, and what a bench asks of it."""
 
-from __future__ import annotations
-
 import random
 from functools import cached_property
 from pathlib import Path

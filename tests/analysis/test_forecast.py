@@ -9,7 +9,8 @@ import torch
 from library import refused
 
 import kedit_lib as kedit
-from kedit_lib.analysis import forecast, measured
+from kedit_lib.analysis import forecast
+from kedit_lib.streams import bench as streams
 from kedit_lib.streams.named_streams import every_stream, groups_of
 
 pytestmark = pytest.mark.slow
@@ -24,22 +25,26 @@ def bench(tmp_path_factory):
 
 def test_what_was_measured_is_found_again(bench, tmp_path, monkeypatch):
     """In results/, or, once it is committed, in figures/data; an order that is neither live nor stored is None."""
-    monkeypatch.setattr(measured, "data_folder", lambda: tmp_path)
+    monkeypatch.setattr(streams, "data_folder", lambda: tmp_path)
     for what, commit in (("a.parquet", False), ("b.json", True)):
         value = pd.DataFrame({"x": [1.5]}) if what == "a.parquet" else {"N": 3.0}
-        asked = bench, "memit", 0, what
-        first, again = measured.found(*asked, lambda v=value: v, commit), measured.found(*asked)
+        asked = "memit", 0, what
+        first, again = bench.measured(*asked, lambda v=value: v, commit), bench.measured(*asked)
         assert first.equals(again) if what == "a.parquet" else first == again == value
         assert len(list(tmp_path.iterdir())) == commit
-    assert measured.found(bench, "memit", 0, "c.json") is None
-    assert measured.found(bench, "memit", 7, "c.json", lambda: pytest.fail("was measured")) is None
+    assert bench.measured("memit", 0, "c.json") is None
+    assert bench.measured("memit", 7, "c.json", lambda: pytest.fail("was measured")) is None
 
 
-def test_committed_measurements_are_found_by_model(tmp_path, monkeypatch):
-    monkeypatch.setattr(measured, "data_folder", lambda: tmp_path)
-    (tmp_path / "lab.memit@0.1.order2.0123456789abcdef.what.json").write_text('{"N": Infinity}')
-    assert measured.committed("what.json", ["lab"]) == [("lab", "memit@0.1", 2, {"N": math.inf})]
-    assert measured.committed("what.json", ["smollm2"]) == measured.committed("else.json", ["lab"]) == []
+def test_committed_measurements_are_found_by_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(streams, "data_folder", lambda: tmp_path)
+    assert streams.committed_files("what.json") == streams.committed_runs() == []
+    names = ("lab.memit@0.1.order2.0123456789abcdef.what.json", "lab.memit.order0.manifest.json", "lab.what.json")
+    paths = [tmp_path / name for name in names]
+    for path in paths:
+        path.touch()
+    assert streams.committed_files("what.json") == [("lab", "memit@0.1", 2, paths[0])]
+    assert streams.committed_runs() == [("lab", "memit", 0)]
 
 
 def test_a_walk_of_equal_steps_arrives_when_their_sum_does():
