@@ -36,7 +36,7 @@ def ask_table(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def single_edits(model, method, edits, moments, contexts, around, seed: int = 0) -> pd.DataFrame:
+def single_edits(model, method, edits, moments, contexts, around, seed: int = 0, match: str = "exact") -> pd.DataFrame:
     """Each edit alone on the original weights. One row per edit, shares of right answers by free generation:
 
     edit          the edit prompt gives the new object (0 or 1)
@@ -45,14 +45,14 @@ def single_edits(model, method, edits, moments, contexts, around, seed: int = 0)
     same_subject  the subject's other relations are still right
     interference  tr ΔCΔᵀ, summed over the layers
 
-    around: (edit, rng) -> two lists of (prompt, answer), near and same subject.
+    around: (edit, rng) -> two lists of (prompt, answer), near and same subject. match: of `generation_accuracy`.
     """
     rng, rows = random.Random(f"single-{seed}"), []
     for edit in edits:
         near, own = around(edit, rng)
         asked = [*((prompt, edit.target_new) for prompt in (edit.text, *edit.paraphrases)), *near, *own]
         outcome = method.apply(model, [edit], moments=moments, contexts=contexts)
-        right = iter(generation_accuracy(model, [p for p, _ in asked], [a for _, a in asked]))
+        right = iter(generation_accuracy(model, [p for p, _ in asked], [a for _, a in asked], match))
         model.restore()
         target = outcome.targets[0]
         rows.append(

@@ -156,6 +156,8 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
     cells = table.assign(text=text, where=table.model + ", " + table.setting)
     wide = cells.groupby(["claim", "where"], sort=False).text.agg("; ".join).unstack(fill_value="not run")
     about = pd.DataFrame(CLAIMS)[["name", "says", "quantity", "notebook", "published"]]
+    bars = [dict.fromkeys(variant["bar"] for variant in claim["variants"].values()) for claim in CLAIMS]
+    about["quantity"] += [f" (holds if {'; '.join(bar)})" for bar in bars]
     about.columns = ["name", "the report's claim", "what decides it", "notebook", "published for Llama-2-7B"]
     columns = sorted(wide, key=lambda name: (name.split(",")[0] in LAB_MODELS, name))
     names = ["the report's claim", "notebook", *columns, "published for Llama-2-7B", "what decides it"]

@@ -18,7 +18,7 @@ RATES = {"path": "one core, lab model", "s/edit": "s an edit", "times faster": "
 
 def claims_table(figures: Path) -> str:
     """One row per claim, one column for each model and setting."""
-    table = claims.shown(claims.verdicts(claims.read(figures / "claims.csv"))).drop(columns="what decides it")
+    table = claims.shown(claims.verdicts(claims.read(figures / "claims.csv")))
     names = {p.name[:2]: p.name for p in (REPOSITORY / "notebooks").glob("*.ipynb")}
     table["notebook"] = table.notebook.map(lambda n: f"[{n}](notebooks/executed/{names[n]})")
     return _markdown(table)

@@ -156,10 +156,13 @@ class Bench:
         """Independent edits by the method of one stream: one row per edit (columns as of `evaluation.single_edits`)."""
         edits, method = self.edits(0, self.profile.n_single), self.method(name)
         model = [self.model.checksum, self.model.setting]
+        match = self.facts.match
         parts = [*model, method.name, method.hyperparameters, list(map(repr, edits)), ALGORITHMS]
+        parts += [match] if match != "exact" else []
 
         def measure() -> pd.DataFrame:
-            return single_edits(self.model, method, edits, self.moments, self.contexts(method), self.facts.around)
+            given = self.moments, self.contexts(method), self.facts.around
+            return single_edits(self.model, method, edits, *given, match=match)
 
         return cached(self.results / "singles" / f"{name}-{key_of(parts=parts)}.parquet", measure)
 

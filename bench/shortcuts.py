@@ -1,0 +1,74 @@
+"""What faster and not exact targets cost: single MEMIT edits of SmolLM2-135M, each by every setting in turn.
+
+    python bench/shortcuts.py 100         → figures/benchmarks_shortcuts.csv: a row per setting, means over 100 edits
+
+Matrix products in bfloat16 (`engine="bfloat16"`), targets that stop once the model says them (`stop="argmax"`), both.
+"""
+
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+import kedit_lib as kedit
+from kedit_lib.evaluation.single_edits import single_edits
+
+FIGURES = Path(__file__).resolve().parents[1] / "figures"
+SETTINGS = {"exact": (None, None), "bfloat16": ("bfloat16", None), "argmax": (None, "argmax")}
+SETTINGS["argmax, bfloat16"] = ("bfloat16", "argmax")
+
+
+class Timed:
+    """A method that notes the core seconds of its last call and the updates that it made."""
+
+    def __init__(self, method, engine):
+        self.method, self.engine = method, engine
+        self.name, self.layers = method.name, method.layers
+
+    def apply(self, model, edits, **given):
+        begin = time.process_time()
+        outcome = self.method.apply(model, edits, engine=self.engine, **given)
+        self.seconds, self.deltas = time.process_time() - begin, outcome.deltas
+        return outcome
+
+
+def measure(n: int, profile: str = "smollm2") -> None:
+    bench = kedit.Bench(profile, progress=False)
+    found, edits, plain = [], bench.edits(0, n), bench.method("memit")
+    given = bench.moments, bench.contexts(plain), bench.facts.around
+    methods = {
+        name: Timed(plain if stop is None else kedit.method_for(bench.model, "memit", stop=stop), engine)
+        for name, (engine, stop) in SETTINGS.items()
+    }
+    for method in methods.values():
+        method.apply(bench.model, edits[:1], moments=given[0], contexts=given[1])  # what only the first call does
+        bench.model.restore()
+    for i, edit in enumerate(edits):
+        for name, method in methods.items():
+            (row,) = single_edits(bench.model, method, [edit], *given, seed=i, match=bench.facts.match).to_dict(
+                "records"
+            )
+            exact = methods["exact"].deltas
+            far = max(float((method.deltas[k] - d).norm() / d.norm()) for k, d in exact.items())
+            found.append({"setting": name, "edits": i, "core s": method.seconds, "update differs by": far} | row)
+        if not (i + 1) % 10:  # so that it can be stopped
+            pd.DataFrame(found).to_csv(bench.results / "shortcuts.csv", index=False)
+            summary(found).to_csv(FIGURES / "benchmarks_shortcuts.csv")
+            print(summary(found).to_string(), flush=True)
+
+
+def summary(found: list[dict]) -> pd.DataFrame:
+    numbers = ["edit", "templates", "near", "same_subject", "probability_last", "steps", "core s", "update differs by"]
+    table = pd.DataFrame(found).groupby("setting", sort=False)
+    means = table[numbers].mean().rename(columns={"templates": "paraphrases", "near": "locality"})
+    means["times faster"] = means.loc["exact", "core s"] / means["core s"]
+    return means.assign(edits=table.size()).round(4)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    measure(int(sys.argv[1]) if len(sys.argv) > 1 else 100)
