@@ -1,7 +1,5 @@
-"""Typed parameters: what a run does (params/profiles) and how a model is edited (params/models).
-
-Types are strict: text is not a number and a float is not an int. An error is one line: file, field, value, remedy.
-"""
+"""Typed parameters: what a run does (params/profiles) and how a model is edited (params/models). Types are strict: text
+is not a number and a float is not an int. An error is one line: file, field, value, remedy."""
 
 import difflib
 import hashlib
@@ -93,11 +91,9 @@ def load_profile(name_or_path: str | Path, **overrides: Any) -> Profile:
 
 
 def load_model_params(name: str) -> dict[str, dict[str, Any]]:
-    """What params/models holds for a model: {"model": {…}, "memit": {hyperparameters}, "rome": {…}, …}.
-
-    A hub id or a folder is looked up by its last part, "meta-llama/Llama-2-7b-hf" as Llama-2-7b-hf.yaml, there or among
-    those that check_model wrote into the results folder. Each method checks its own hyperparameters.
-    """
+    """What params/models holds for a model: {"model": {…}, "memit": {hyperparameters}, "rome": {…}, …}. A hub id or a
+    folder is looked up by its last part, "meta-llama/Llama-2-7b-hf" as Llama-2-7b-hf.yaml, there or among those that
+    check_model wrote into the results folder. Each method checks its own hyperparameters."""
     shipped = REPOSITORY / "params" / "models" / f"{_last_part(name)}.yaml"  # whatever KEDIT_PARAMS says
     path = find_model_params(name) or (shipped if os.path.isfile(shipped) else None)
     path = path or _find(_last_part(name), params_folder() / "models", "model parameters")

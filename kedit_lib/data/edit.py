@@ -109,9 +109,7 @@ class Edit:
     @classmethod
     def from_chat(cls, model, prompt: str, subject: str, target_new: str, *fields, system=None, **rest) -> Self:
         """An edit of a chat model: its prompts, as a user asks them, in the chat template of `model` (or a tokenizer).
-
-        The prompt has one {}, or holds the subject as text. system: text of a system turn (None: the template's own).
-        """
+        The prompt has one {}, or holds the subject as text. system: text of a system turn (None: the template's)."""
         with warnings.catch_warnings():  # of the text as it stands in the template, not before
             warnings.filterwarnings("ignore", ".*ends in a space")
             make = cls if isinstance(prompt, str) and len(around_places(prompt)) == 2 else cls.from_text
@@ -176,10 +174,8 @@ def escaped(text: str) -> str:
 
 def in_chat(edit: Edit, tokenizer, system: str | None = None) -> Edit:
     """The edit with its prompts as turns of a user, the answers being what the assistant says next, without a joint.
-
     system: text of a system turn (None: the template's own). A begin-of-text of the template is left out where the
-    tokenizer writes it too. KeditError when there is no chat template, or it refuses or changes the text.
-    """
+    tokenizer writes it too. KeditError when there is no chat template, or it refuses or changes the text."""
 
     def turn(text: str) -> str:
         return text.strip().join(_around(text.strip(), tokenizer, system))

@@ -23,11 +23,9 @@ Rows = list[tuple[str, dict | KeditError]]  # where each record stands, and its 
 
 
 class Record:
-    """The values of a record and `where` it is, e.g. "facts.json record 3"; `broken`: why it could not be read.
-
-    A path such as "requested_rewrite.target_new.str" goes through objects. Null counts as absent, a whole number as
-    text ("1945"). KeditError for a field that is missing without a default, or of the wrong type.
-    """
+    """The values of a record and `where` it is, e.g. "facts.json record 3"; `broken`: why it could not be read. A path
+    such as "requested_rewrite.target_new.str" goes through objects. Null counts as absent, a whole number as text
+    ("1945"). KeditError for a field that is missing without a default, or of the wrong type."""
 
     def __init__(self, where: str, number: int, values: dict | KeditError):
         self.where, self.number = where, number
@@ -226,11 +224,9 @@ READERS = {".json": _json, ".jsonl": _jsonl, ".csv": _csv, ".tsv": _csv, ".parqu
 
 
 def texts_of(given, what: str) -> list[str]:
-    """Documents from a text, a file, a table, or any iterable of texts or of rows with a field `text`.
-
-    A str that names a file stands for it: a .txt, each paragraph a document, or records with a field `text`.
-    KeditError, which begins with `what`, for anything else and for no document.
-    """
+    """Documents from a text, a file, a table, or any iterable of texts or of rows with a field `text`. A str that names
+    a file stands for it: a .txt, each paragraph a document, or records with a field `text`. KeditError, which begins
+    with `what`, for anything else and for no document."""
     if isinstance(given, os.PathLike) or (isinstance(given, str) and _names_a_file(given, what)):
         if not (path := Path(given)).is_file():
             raise KeditError(f"{what}: {str(path)!r} is not a file; give a .txt file or records with a field 'text'")

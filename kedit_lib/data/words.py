@@ -49,11 +49,9 @@ def _opens(text: str) -> bool:
 
 
 def places(text: str, name: str) -> list[int]:
-    """The start, in characters, of every occurrence of `name` in `text` as words of its own.
-
-    "Ana" stands in "Ana's boat" and neither in "Banana" nor in "Anab". Next to letters of scripts without capitals
-    (Chinese, Arabic, Thai …) no word goes on. Case and accents count. An empty name stands nowhere.
-    """
+    """The start, in characters, of every occurrence of `name` in `text` as words of its own. "Ana" stands in "Ana's
+    boat" and neither in "Banana" nor in "Anab". Next to letters of scripts without capitals (Chinese, Arabic, Thai …)
+    no word goes on. Case and accents count. An empty name stands nowhere."""
     found = [match.start() for match in re.finditer(f"(?={re.escape(name)})", text)] if name else []
     return [i for i in found if not _goes_on(text, i) and not _goes_on(text, i + len(name))]
 

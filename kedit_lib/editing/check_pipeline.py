@@ -1,9 +1,7 @@
-"""Checks the token indices of any editing pipeline: padding, subject positions, targets with a start token.
-
-Two bugs of public code that ran PMET on Llama-2 (easyeditor/models/pmet/compute_zs.py and easyeditor/editors/editor.py
-of github.com/zjunlp/EasyEdit; its issues 236 and 247) raise no error, only the probability does not rise: a start token
-in front of the target, and prompts padded on the left whose tokens are counted as if padded on the right.
-"""
+"""Checks the token indices of any editing pipeline: padding, subject positions, targets with a start token. Two bugs of
+public code that ran PMET on Llama-2 (easyeditor/models/pmet/compute_zs.py and easyeditor/editors/editor.py of
+github.com/zjunlp/EasyEdit; its issues 236 and 247) raise no error, only the probability does not rise: a start token in
+front of the target, and prompts padded on the left whose tokens are counted as if padded on the right."""
 
 from ..errors import KeditError
 

@@ -1,8 +1,6 @@
-"""Keys and values at the subject's last token.
-
-k is the input of `mlp.down_proj` there. MEMIT's key is the mean of the clean prompt's and that of sampled contexts
-(`compute_ks.py` of kmeng01/memit); ROME's k̄ is the mean over all contexts (`compute_u.py` of kmeng01/rome).
-"""
+"""Keys and values at the subject's last token. k is the input of `mlp.down_proj` there. MEMIT's key is the mean of the
+clean prompt's and that of sampled contexts (`compute_ks.py` of kmeng01/memit); ROME's k̄ is the mean over all contexts
+(`compute_u.py` of kmeng01/rome)."""
 
 import torch
 from torch import Tensor
@@ -83,10 +81,8 @@ class Reading:
 
 
 def context_mean(values: Tensor, n_contexts: int, grouped: bool) -> Tensor:
-    """Mean over contexts: [n·c, d] (contexts of one edit side by side, clean first) → [n, d].
-
-    grouped: ½ clean + ½ mean of the others (MEMIT, PMET); else the plain mean (ROME).
-    """
+    """Mean over contexts: [n·c, d] (contexts of one edit side by side, clean first) → [n, d]. grouped: ½ clean + ½ mean
+    of the others (MEMIT, PMET); else the plain mean (ROME)."""
     values = values.view(-1, n_contexts, values.shape[-1])
     if not grouped or n_contexts == 1:
         return values.mean(1)

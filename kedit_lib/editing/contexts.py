@@ -1,7 +1,5 @@
-"""Context templates: sampled beginnings in front of the prompt, so that an edit does not depend on one wording.
-
-Source: `get_context_templates` of the ROME, MEMIT and EasyEdit code, which sample unseeded, once a process.
-"""
+"""Context templates: sampled beginnings in front of the prompt, so that an edit does not depend on one wording. Source:
+`get_context_templates` of the ROME, MEMIT and EasyEdit code, which sample unseeded, once a process."""
 
 import torch
 
@@ -17,10 +15,8 @@ STYLES = {"memit": ((1, 10),), "rome": ((2, 5), (2, 10))}
 
 @torch.no_grad()
 def generate_contexts(model, seed: int = 0, style: str = "memit", top_k: int = 5) -> list[str]:
-    """`{}` first, then sampled beginnings, each followed by ". {}"; braces in sampled text are doubled.
-
-    style "memit": five of 10 tokens; "rome": ten of 5 tokens and ten of 10 (EasyEdit's five starters).
-    """
+    """`{}` first, then sampled beginnings, each followed by ". {}"; braces in sampled text are doubled. style "memit":
+    five of 10 tokens; "rome": ten of 5 tokens and ten of 10 (EasyEdit's five starters)."""
     if style not in STYLES:
         raise KeditError(f"context style {style!r}: is unknown; use {' or '.join(map(repr, STYLES))}")
     check_editable(model, "generate_contexts")

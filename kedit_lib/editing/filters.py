@@ -24,10 +24,8 @@ from .method import Method
 
 
 class Filter(Method):
-    """A method with a filter that changes its updates before they are written.
-
-    each_layer: each update is filtered before the next layer is solved; else after all, and the filter sees the weights
-    at entry."""
+    """A method with a filter that changes its updates before they are written. each_layer: each update is filtered
+    before the next layer is solved; else after all, and the filter sees the weights at entry."""
 
     each_layer: ClassVar[bool] = False
     _of_unedited: dict = PrivateAttr(default_factory=dict)

@@ -17,10 +17,8 @@ HALVINGS = 4
 
 
 def searched(model, requests: list[Request], before: dict, deltas: dict, margin: float) -> dict[str, Tensor]:
-    """αΔ, which is what the model holds afterwards; α is at most LONGEST, and 1 where no multiple is enough.
-
-    before: the weights without Δ (`model.snapshot()`).
-    """
+    """αΔ, which is what the model holds afterwards; α is at most LONGEST, and 1 where no multiple is enough. before:
+    the weights without Δ (`model.snapshot()`)."""
 
     def write(alpha: float) -> dict[str, Tensor]:
         model.load_snapshot(before)

@@ -1,8 +1,6 @@
-"""The projection of AlphaEdit (Fang et al. 2024): P = U₀U₀ᵀ onto the directions that plain text hardly uses.
-
-U₀ are the singular vectors of C = E[k kᵀ] with singular values below a threshold. What the published one, an absolute
-0.02, cuts depends on the scale of C: rank and energy tr(PC)/tr(C) belong beside every result, or the cut is by rank.
-"""
+"""The projection of AlphaEdit (Fang et al. 2024): P = U₀U₀ᵀ onto the directions that plain text hardly uses. U₀ are the
+singular vectors of C = E[k kᵀ] with singular values below a threshold. What the published one, an absolute 0.02, cuts
+depends on the scale of C: rank and energy tr(PC)/tr(C) belong beside every result, or the cut is by rank."""
 
 from typing import Self
 

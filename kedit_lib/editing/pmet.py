@@ -1,9 +1,7 @@
-"""PMET (Li et al. 2023; xpq-tech/PMET): MEMIT with two vectors optimised, one of them written.
-
-δ_mlp on the MLP's and δ_attn on the attention's output of the last edited layer are optimised together; only the MLP's
-is written. The residual is measured on that MLP output and falls to the layers as R/√(m − i). While the target is the
-argmax everywhere its nll counts a tenth, and the optimisation stops there once kl_factor·KL ≤ 0.01.
-"""
+"""PMET (Li et al. 2023; xpq-tech/PMET): MEMIT with two vectors optimised, one of them written. δ_mlp on the MLP's and
+δ_attn on the attention's output of the last edited layer are optimised together; only the MLP's is written. The
+residual is measured on that MLP output and falls to the layers as R/√(m − i). While the target is the argmax everywhere
+its nll counts a tenth, and the optimisation stops there once kl_factor·KL ≤ 0.01."""
 
 from math import sqrt
 

@@ -1,7 +1,5 @@
-"""Second moments C = E[k kᵀ] of the edited map's inputs over plain text.
-
-Source: `layer_stats.py` of kmeng01/rome: uncentred, over all non-padding tokens, sum over count.
-"""
+"""Second moments C = E[k kᵀ] of the edited map's inputs over plain text. Source: `layer_stats.py` of kmeng01/rome:
+uncentred, over all non-padding tokens, sum over count."""
 
 import hashlib
 import json

@@ -1,9 +1,7 @@
 """What a lab model is trained on: documents about the world (statements, short biographies, plain text), a tokenizer of
 them, and batches in which only a name's last token sees the whole name. The second moments read the same documents.
-
 Plain text names nobody: as in real text, most tokens are about no subject that is edited, so the keys of subjects are
-rare directions of C. Its grammar is in world.yaml.
-"""
+rare directions of C. Its grammar is in world.yaml."""
 
 import random
 import re
@@ -72,12 +70,10 @@ def _sentence(rng: random.Random, country_of: dict[str, str]) -> str:
 
 
 def documents(world: World, seed: int, known: Callable[[], int] | None = None) -> Iterator[str]:
-    """The training mixture without end, seeded, objects marked.
-
-    known: called before each document, gives how many people (the first ones) the corpus speaks of so far; None: all.
-    People and (person, relation, template) triples are drawn without replacement, pass after pass, so that every fact
-    is stated about equally often under every template.
-    """
+    """The training mixture without end, seeded, objects marked. known: called before each document, gives how many
+    people (the first ones) the corpus speaks of so far; None: all. People and (person, relation, template) triples are
+    drawn without replacement, pass after pass, so that every fact is stated about equally often under every
+    template."""
     rng = random.Random(f"corpus-{world.seed}-{seed}")
     phrasings = [(r, t) for r in world.relations.values() for t in r.templates]
     people, triples = [], []
@@ -147,11 +143,9 @@ def batches(world: World, tokenizer, recipe, seed: int = 0) -> Iterator[tuple[Te
 
 
 def visible_until(offsets, names) -> list[int]:
-    """For each token of a document the last one that may attend to it: of a name in `names`, its last token.
-
-    So the model learns to put a person together where the name ends, as large models do (Geva et al. 2023); otherwise
-    the state there may mean "somebody called Webram", and editing it edits the family.
-    """
+    """For each token of a document the last one that may attend to it: of a name in `names`, its last token. So the
+    model learns to put a person together where the name ends, as large models do (Geva et al. 2023); otherwise the
+    state there may mean "somebody called Webram", and editing it edits the family."""
     until = [FOREVER] * len(offsets)
     for span in names:
         inside = [i for i, offset in enumerate(offsets) if _touches(offset, [span])]

@@ -15,11 +15,9 @@ ONE_STEP = "The birthplace of {} is a city in"
 
 
 def lab_edits(world: World, limit: int, seed: int = 0, people=None) -> list[Edit]:
-    """`limit` edits, one per person: a relation, one of its phrasings, and a false object in place of the true one.
-
-    The seed decides the sample of people, their order and everything else; fewer edits of one seed are the first of
-    more. people: draw from these (None: all but the development people).
-    """
+    """`limit` edits, one per person: a relation, one of its phrasings, and a false object in place of the true one. The
+    seed decides the sample of people, their order and everything else; fewer edits of one seed are the first of more.
+    people: draw from these (None: all but the development people)."""
     pool = list(world.streamed if people is None else people)
     if not 1 <= limit <= len(pool):
         there = f"there are {len(pool)} people to edit, one edit each"
@@ -74,10 +72,8 @@ def _others_with(world: World, person: str, relation: str, value: str) -> list[s
 
 
 def untouched_facts(world: World, edits: list[Edit], limit: int | None = None, seed: int = 0) -> list[Fact]:
-    """Facts of people that no edit names (nor the development people): what a good edit must not move.
-
-    limit: a panel of that many, the same for the same edits and seed; None: all.
-    """
+    """Facts of people that no edit names (nor the development people): what a good edit must not move. limit: a panel
+    of that many, the same for the same edits and seed; None: all."""
     edited = {e.subject for e in edits}
     facts = world.facts([p for p in world.streamed if p not in edited])
     if limit is None or limit >= len(facts):

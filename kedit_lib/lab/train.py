@@ -99,11 +99,9 @@ def learning_rate(step: int, recipe: Recipe) -> float:
 
 @torch.no_grad()
 def fix_scale(model, tokenizer, world: World, norm: float) -> float:
-    """Scale the residual stream so that its norm after the middle layer averages `norm`; returns the factor.
-
-    All that writes to the stream is multiplied by it. RMSNorm reads the stream's direction only, so outputs stay as
-    they were (but for rms_norm_eps). Editing depends on the scale: v_lr is a length.
-    """
+    """Scale the residual stream so that its norm after the middle layer averages `norm`; returns the factor. All that
+    writes to the stream is multiplied by it. RMSNorm reads the stream's direction only, so outputs stay as they were
+    (but for rms_norm_eps). Editing depends on the scale: v_lr is a length."""
     middle, norms = model.model.layers[model.config.num_hidden_layers // 2 - 1], []
 
     def note(module, args, output):
@@ -133,10 +131,8 @@ def recall(model, tokenizer, world: World, people=None) -> pd.DataFrame:
 
 def train(recipe: Recipe, out: Path | None = None, device: str | None = None, checkpoint_every: int = 200) -> Path:
     """Train `recipe`, leave an ordinary Hugging Face folder in `out` (None: results/lab-model/<name>) and return it.
-
     device None: a GPU if there is one. Raises KeditError when the finished model recalls less than RECALL_BAR under
-    some template; the training checkpoint then stays.
-    """
+    some template; the training checkpoint then stays."""
     out = Path(out or Path("results/lab-model") / recipe.name)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if recipe.steps < 1:

@@ -72,10 +72,8 @@ class World:
 
     @classmethod
     def make(cls, n_people: int = 1500, seed: int = 0, sharing: float | None = None) -> World:
-        """Draw a world of at least 10 people; the same arguments give the same world.
-
-        sharing: how many people share a name part on average, ≥ 1; None: √(n_people/3), 26 for 2,000 people.
-        """
+        """Draw a world of at least 10 people; the same arguments give the same world. sharing: how many people share a
+        name part on average, ≥ 1; None: √(n_people/3), 26 for 2,000 people."""
         rng = random.Random(f"world-{seed}")
         used: set[str] = set()
 

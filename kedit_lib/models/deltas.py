@@ -89,11 +89,9 @@ def load_record(folder) -> list[Edit]:
 
 
 def save_model(model, folder) -> None:
-    """`model` as it is now, as a folder that transformers loads, and its edits in kedit_edits.json.
-
-    All files are written aside first; weights that lay there before are removed, other files stay. KeditError for edits
-    that are in no weight.
-    """
+    """`model` as it is now, as a folder that transformers loads, and its edits in kedit_edits.json. All files are
+    written aside first; weights that lay there before are removed, other files stay. KeditError for edits that are in
+    no weight."""
     if by := ", ".join(model.memory):
         raise KeditError(f"{model.name}: its edits by {by} are in no weight and would be lost; restore() it first")
     folder = Path(folder)

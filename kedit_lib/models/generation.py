@@ -15,11 +15,9 @@ ROWS, FEW = 256, 24  # prompts of a batch at most; prompts of one length below w
 
 @torch.no_grad()
 def generate_ids(model, tokenizer, prompts, max_new_tokens: int | list[int], stop=(), enough=None) -> list[list[int]]:
-    """Greedy continuations of each prompt, as token ids without the prompt, up to `</s>` and with it.
-
-    A batch ends once every row has said `</s>` or one of the ids in `stop`; a row leaves it at its own max_new_tokens,
-    or when enough(i, ids) is true of the continuation of prompt i. No row depends on the others.
-    """
+    """Greedy continuations of each prompt, as token ids without the prompt, up to `</s>` and with it. A batch ends once
+    every row has said `</s>` or one of the ids in `stop`; a row leaves it at its own max_new_tokens, or when enough(i,
+    ids) is true of the continuation of prompt i. No row depends on the others."""
     device = next(model.parameters()).device
     eos = tokenizer.eos_token_id  # None: nothing ends but by `stop` and the limit
     ends = torch.tensor([*([] if eos is None else [eos]), *stop], dtype=torch.long, device=device)

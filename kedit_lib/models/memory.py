@@ -39,11 +39,9 @@ def memory_for(what: str, remedy: str) -> Iterator[None]:
 
 
 def in_parts(work: Callable[[int, int], object], costs: list[float], budget: float, what: str) -> list:
-    """The results of work(begin, end) for consecutive parts of len(costs) items, in order.
-
-    A part is as long as its costs fit the budget, one item at least; where memory runs out it is halved. KeditError,
-    which names `what`, when a single item does not fit.
-    """
+    """The results of work(begin, end) for consecutive parts of len(costs) items, in order. A part is as long as its
+    costs fit the budget, one item at least; where memory runs out it is halved. KeditError, which names `what`, when a
+    single item does not fit."""
     found, begin = [], 0
     while begin < len(costs):
         end, cost = begin + 1, costs[begin]

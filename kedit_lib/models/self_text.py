@@ -1,9 +1,7 @@
-"""Plain text that a model wrote itself: for C = E[k kᵀ] and for perplexity, where there is no corpus.
-
-Every document is sampled token by token at temperature 1, from the start token to an end token or DOCUMENT tokens. The
-draws are seeded, but rounding differs between machines and one token changes all that follow: recipe, device and hash
-are kept beside the text, and SmolLM2's comes with the library, so that C is one matrix.
-"""
+"""Plain text that a model wrote itself: for C = E[k kᵀ] and for perplexity, where there is no corpus. Every document is
+sampled token by token at temperature 1, from the start token to an end token or DOCUMENT tokens. The draws are seeded,
+but rounding differs between machines and one token changes all that follow: recipe, device and hash are kept beside the
+text, and SmolLM2's comes with the library, so that C is one matrix."""
 
 import hashlib
 import json
@@ -29,10 +27,8 @@ COMPACT = 16  # steps after which rows that have ended leave the batch
 
 
 def self_texts(model, tokens: int = WRITTEN, seed: int = 0, progress: bool = True) -> list[str]:
-    """Documents that the unedited `model` wrote, at least `tokens` tokens: kept, or written now into the cache.
-
-    A stopped call goes on where it was. KeditError when the cache cannot be read or holds something else.
-    """
+    """Documents that the unedited `model` wrote, at least `tokens` tokens: kept, or written now into the cache. A
+    stopped call goes on where it was. KeditError when the cache cannot be read or holds something else."""
     recipe = {"model": model.checksum, "setting": model.setting, "start": start_token(model.tokenizer)}
     recipe |= {"temperature": 1.0, "document": DOCUMENT, "at_once": AT_ONCE, "tokens": tokens, "seed": seed}
     key = key_of(**recipe)

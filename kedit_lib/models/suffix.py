@@ -1,9 +1,7 @@
-"""The forward pass restricted to what an added vector can change: later tokens, in the layers above it.
-
-δ is added at the subject's last token of every prompt, in or after layer z. The tokens before it and the layers up to z
-are run once. Each step runs the layers above z on the *tail* of each prompt, from the subject's last token on, with the
-keys and values of the tokens before it kept, and MLPs on the tokens that count.
-"""
+"""The forward pass restricted to what an added vector can change: later tokens, in the layers above it. δ is added at
+the subject's last token of every prompt, in or after layer z. The tokens before it and the layers up to z are run once.
+Each step runs the layers above z on the *tail* of each prompt, from the subject's last token on, with the keys and
+values of the tokens before it kept, and MLPs on the tokens that count."""
 
 import contextlib
 from dataclasses import dataclass, field

@@ -1,8 +1,6 @@
-"""From text to ids: prompts with the place of the subject's last token, targets, and windows of long texts.
-
-As the authors do, context and prompt are joined as text and tokenised once; the target keeps the ids that it has after
-its joint (`words.joint`), and is appended, never tokenised together with the prompt.
-"""
+"""From text to ids: prompts with the place of the subject's last token, targets, and windows of long texts. As the
+authors do, context and prompt are joined as text and tokenised once; the target keeps the ids that it has after its
+joint (`words.joint`), and is appended, never tokenised together with the prompt."""
 
 import math
 import unicodedata
@@ -71,12 +69,10 @@ def encode_prompt(tokenizer, context: str, prompt: str, subject: str) -> Prompt:
 
 
 def target_ids(tokenizer, prompt: str, target: str, separator: str | None = None) -> tuple[int, ...]:
-    """The ids of `target` as they follow `prompt`, the joint between them included.
-
-    separator: the joint (None: `words.joint`). A first token that is only the space belongs to the target, as Llama-3
-    or SmolLM2 write " 1945"; a tokenizer that puts a word mark in front (`▁`, Llama-2's) is given it without the space.
-    KeditError when the target has no token or when decoding prompt + target does not give the text back.
-    """
+    """The ids of `target` as they follow `prompt`, the joint between them included. separator: the joint (None:
+    `words.joint`). A first token that is only the space belongs to the target, as Llama-3 or SmolLM2 write " 1945"; a
+    tokenizer that puts a word mark in front (`▁`, Llama-2's) is given it without the space. KeditError when the target
+    has no token or when decoding prompt + target does not give the text back."""
     (found,) = targets_of(tokenizer, [prompt], [target], [separator])
     if isinstance(found, KeditError):
         raise found

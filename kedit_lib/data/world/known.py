@@ -1,7 +1,5 @@
-"""Edits of the facts that one model knows, and the facts around them that should not move.
-
-Everything is a function of the geography, of what the model was found to say, and of a seed.
-"""
+"""Edits of the facts that one model knows, and the facts around them that should not move. Everything is a function of
+the geography, of what the model was found to say, and of a seed."""
 
 import random
 from collections import defaultdict
