@@ -2,7 +2,6 @@
 one more entry."""
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -23,28 +22,18 @@ class Layout:
     head: str = "lm_head"
     transposed: bool = False  # GPT-2's Conv1D stores W as [d_ff, d_model]
     mlp_norm: str | None = None  # norm between the MLP and the residual stream (None: its output is added as it is)
-    mlp_scale: Callable = lambda config: 1.0  # the MLP's output is multiplied by it, then added
-    logit_scale: Callable = lambda config: 1.0  # the head's output is multiplied by it
 
 
 LLAMA = Layout("model.layers", "mlp.down_proj", "mlp", "self_attn.o_proj", "model.norm")
 GEMMA2 = replace(LLAMA, mlp_norm="post_feedforward_layernorm")
-COHERE = replace(LLAMA, logit_scale=lambda config: config.logit_scale or 1.0)  # attention and MLP side by side
 GPT2 = Layout("transformer.h", "mlp.c_proj", "mlp", "attn.c_proj", "transformer.ln_f", transposed=True)
 GPTJ = replace(GPT2, mlp_out="mlp.fc_out", attn_out="attn.out_proj", transposed=False)  # side by side
 FALCON = replace(GPTJ, mlp_out="mlp.dense_4h_to_h", attn_out="self_attention.dense")
 
-LIKE_LLAMA = "llama mistral ministral3 qwen2 qwen3 phi3 olmo smollm3 stablelm glm gemma".split()  # phi3: Phi-4 too
+LIKE_LLAMA = "llama mistral ministral3 qwen2 qwen3 phi3 olmo smollm3 stablelm glm gemma granite cohere cohere2"
 LAYOUTS = {
-    **dict.fromkeys(LIKE_LLAMA, LLAMA),
+    **dict.fromkeys(LIKE_LLAMA.split(), LLAMA),  # phi3: Phi-4 too; Cohere's attention and MLP are side by side
     **dict.fromkeys(("olmo2", "olmo3", "gemma2", "gemma3_text", "gemma4_text"), GEMMA2),
-    "granite": replace(
-        LLAMA,
-        mlp_scale=lambda config: config.residual_multiplier,
-        logit_scale=lambda config: 1 / config.logits_scaling,
-    ),
-    "cohere": COHERE,
-    "cohere2": COHERE,
     "glm4": replace(LLAMA, mlp_norm="post_mlp_layernorm"),
     "starcoder2": replace(LLAMA, mlp_out="mlp.c_proj"),
     "llama4_text": replace(LLAMA, mlp_out="feed_forward.down_proj", mlp="feed_forward"),

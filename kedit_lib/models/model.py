@@ -121,16 +121,17 @@ class EditableModel:
 
     @property
     def mlp_scale(self) -> float:
-        """Factor of the MLP's output where it is added to the stream; 1 in most families."""
-        return self.layout.mlp_scale(self.hf.config)
+        """Factor of the MLP's output where it is added to the stream; 1 but in Granite."""
+        return getattr(self.hf.config, "residual_multiplier", 1.0)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """head(norm(hidden)), from the residual stream [..., d_model] to [..., vocabulary], in math dtype; scaled
         (Cohere, Granite) or with the soft cap c·tanh(logits/c) (Gemma 2) where the family has that."""
         normed = self.hf.get_submodule(self.layout.norm)(hidden)
-        found, scale = through(self.head, normed).to(self.math_dtype), self.layout.logit_scale(self.hf.config)
+        found, config = through(self.head, normed).to(self.math_dtype), self.hf.config
+        scale = (getattr(config, "logit_scale", None) or 1.0) / getattr(config, "logits_scaling", 1.0)
         found = found if scale == 1 else scale * found
-        cap = getattr(self.hf.config, "final_logit_softcapping", None)
+        cap = getattr(config, "final_logit_softcapping", None)
         return found if cap is None else cap * (found / cap).tanh()
 
     @torch.no_grad()

@@ -4,6 +4,7 @@ The models are random and tiny, of their family's own configuration and tokenize
 GPT-J and Gemma 2 compute their attention in float32 whatever the weights are, and are held to less for it.
 """
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import families
@@ -224,6 +225,6 @@ def test_a_family_that_cannot_be_edited_is_refused_by_its_configuration(name):
 
 
 def test_logits_that_are_not_the_models_own_are_one_line(plain, monkeypatch):
-    """What a Granite would give whose entry did not know of its scaling."""
-    monkeypatch.setitem(LAYOUTS, "granite", LAYOUTS["llama"])
-    refused(lambda: kedit.load_model(plain("granite").folder), "the model's own logits", "'granite'", "LAYOUTS")
+    """What a Llama would give whose entry took another module for its norm."""
+    monkeypatch.setitem(LAYOUTS, "llama", replace(LAYOUTS["llama"], norm="model.layers.0.mlp.act_fn"))
+    refused(lambda: kedit.load_model(plain("llama").folder), "the model's own logits", "'llama'", "LAYOUTS")
