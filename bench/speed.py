@@ -37,7 +37,8 @@ from kedit_lib.streams.cost import peak_memory
 FIGURES = Path(__file__).resolve().parents[1] / "figures"
 # What the phases are made of; whatever else an edit takes is "rest": tokens, checks, copies of weights.
 PHASES = {
-    "steps": [(methods.locate_then_edit, "optimise")] + [(methods.ft._Batch, "evaluate"), (methods.FT, "_step")],
+    "steps": [(methods.locate_then_edit, "optimise"), (methods.ft._Batch, "evaluate")]
+    + [(torch.Tensor, "backward"), (torch.optim.Adam, "step")],
     "first pass": [(Tails, "of")],
     "keys": [(methods.compute_k.Reading, "_read")],
     "solve": [(kedit.SecondMoments, "solve"), (kedit.NullSpace, "project"), (methods.spread, "with_memory")]
@@ -111,8 +112,8 @@ class Peak:
 class Paths:
     """One method by the library and by the reference on the same model, each leaving it as it was."""
 
-    def __init__(self, model, method, moments, contexts):
-        self.model, self.method, self.moments, self.contexts = model, method, moments, contexts
+    def __init__(self, model, method, moments, contexts, engine=None):
+        self.model, self.method, self.moments, self.contexts, self.engine = model, method, moments, contexts, engine
         self.C = {layer: moments.tensors[layer] for layer in method.layers} if method.needs_moments else {}
         self.projection = {}
         if isinstance(method, kedit.AlphaEdit):
@@ -121,7 +122,7 @@ class Paths:
     def ours(self, edits):
         """(seconds, outcome)"""
         history = kedit.EditHistory() if self.method.keeps_history else None
-        given = {"moments": self.moments, "contexts": self.contexts, "history": history}
+        given = {"moments": self.moments, "contexts": self.contexts, "history": history, "engine": self.engine}
         found = timed(lambda: self.method.apply(self.model, edits, **given), self.model.device)
         self.model.restore()
         return found
@@ -165,9 +166,11 @@ def difference(outcome, result):
     return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
 
 
-def compared(paths, batches, plain_batches, peak, title, bar=None):
-    """A row: the library on every batch of edits, in turn with the reference on the first `plain_batches`."""
+def compared(paths, batches, plain_batches, peak, title, bar=None, plain_edits=None):
+    """A row: the library on every batch of edits, in turn with the reference on the first `plain_batches` (of these on
+    the first `plain_edits`, where that is given). How many times faster is by seconds an evaluation of the loss."""
     device, ours, plain, same_steps, far, plain_memory = paths.model.device, [], [], [], nan, None
+    rates = []  # of both
     paths.ours(batches[0][:1])  # what only the first call does
     phases = dict.fromkeys([*PHASES, "rest"], 0.0)
     total, floor, all_steps, each = 0.0, 0.0, 0, len(batches[0])
@@ -183,17 +186,19 @@ def compared(paths, batches, plain_batches, peak, title, bar=None):
         floor += edit_cost(paths.method, paths.call(edits), steps).seconds(peak)
         if i < plain_batches:
             with Peak(device) as plain_memory:
-                seconds, result = paths.plain(edits)
-            plain.append(seconds / each)
-            same_steps += [a == b.steps for a, b in zip(steps, result.targets, strict=True)]
-            far = difference(outcome, result) if isnan(far) else max(far, difference(outcome, result))
+                plain_seconds, result = paths.plain(edits[:plain_edits])
+            plain.append(plain_seconds / len(result.targets))
+            same_steps += [a == b.steps for a, b in zip(steps, result.targets, strict=plain_edits is None)]
+            rates.append((seconds / sum(steps), plain_seconds / sum(b.steps for b in result.targets)))
+            if plain_edits is None:
+                far = difference(outcome, result) if isnan(far) else max(far, difference(outcome, result))
     return {
         "path": title,
         "edits": len(batches) * each,
-        "plain edits": plain_batches * each,
+        "plain edits": plain_batches * (plain_edits or each),
         "s/edit": sum(ours) / len(ours),
         "plain s/edit": sum(plain) / len(plain) if plain else nan,
-        "times faster": sum(plain) / sum(ours[: len(plain)]) if plain else nan,
+        "times faster": sum(b for _, b in rates) / sum(a for a, _ in rates) if plain else nan,
         "bar": bar,
         "steps": all_steps / len(batches) / each,
         **{f"share: {phase}": share / total for phase, share in phases.items()},
@@ -270,20 +275,24 @@ def lab(edits_each=8, batch=100, model="lab", progress=True):
     return pd.DataFrame(rows)
 
 
-def pretrained(name="smollm2", edits_each=5, batch=8, **options):
-    """The table for a pretrained model; options of the methods. C is made up: what an edit costs does not depend on
-    it."""
-    from llama_shape import made_up_edits, made_up_rows
+def pretrained(profile="smollm2", singles=3, batch=32, plain=4):
+    """The table for a pretrained model on the first edits of its sequence; of a batch the reference makes `plain`. C is
+    made up: what an edit costs does not depend on it."""
+    from llama_shape import made_up_moments
 
-    model, edits = kedit.load_model(name), made_up_edits(max(edits_each + 1, batch))
-    plan = [
-        ("memit", 1, edits_each, 8),
-        ("pmet", 1, edits_each, 8),
-        ("rome", 1, edits_each, 10),
-        ("memit", batch, 1, 12),
-    ]
-    plan = [(kedit.method_for(model, section, **options), *how) for section, *how in plan]
-    return pd.DataFrame(made_up_rows(model, edits, peaks(model.device, torch.float32), plan, edits_each))
+    bench = kedit.Bench(profile, progress=False)
+    edits, peak, rows = bench.edits(0, batch + 1), peaks(bench.model.device, torch.float32), []
+    plan = [("memit", None, 8), ("memit", "bfloat16", None), ("pmet", None, 8), ("rome", None, 10)]
+    for name, engine, bar in [*plan, ("memit", None, 12), ("memit", "bfloat16", None)]:
+        method, together = bench.method(name), len(rows) >= len(plan)
+        moments = made_up_moments(bench.model, method.layers)
+        paths = Paths(bench.model, method, moments, bench.contexts(method), engine)
+        title = ", ".join(x for x in (method.name, f"batch of {batch}" if together else "", engine) if x)
+        batches, some = ([edits[1:]], plain) if together else ([[e] for e in edits[1 : singles + 1]], None)
+        times = 0 if engine and together else len(batches)
+        rows.append(compared(paths, batches, times, peak, title, bar, some))
+        print(line(rows[-1]), flush=True)
+    return pd.DataFrame(rows)
 
 
 def relative(value, expected):
