@@ -32,7 +32,7 @@ def foretell(
     strangers  (prompt with {}, subject, answer): facts that no edit touches and the unedited model knows
     match      when a fact counts as said, as in `generation_accuracy`: "begins" for models that write on
 
-    Afterwards the weights are those at entry. KeditError without edits or strangers.
+    Afterwards the weights are those at entry. KeditError without edits or strangers, or where a method writes no weights.
     """
     if not edits or not strangers:
         raise KeditError("foretell: needs at least one edit and one unrelated fact; give both")
@@ -52,6 +52,8 @@ def foretell(
             model.restore()
             for name, delta in outcome.deltas.items():
                 total[name] = total.get(name, 0) + delta
+        if not total:
+            raise KeditError(f"foretell: {method.name} writes no weights, so nothing adds up; run it and ask the model")
         shifts, right = [], []
         for factor in STRETCH:
             model.add({name: factor * delta for name, delta in total.items()})

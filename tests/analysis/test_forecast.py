@@ -76,6 +76,8 @@ def test_more_is_written_earlier_it_dies(bench):
     assert told[0]["N"] < told[1]["N"]
     assert all(torch.equal(model.hf.get_parameter(name), w) for name, w in model.edited.items())
     refused(lambda: kedit.foretell(model, method, [], strangers, **given), "at least one edit")
+    gate = kedit.method_for(model, "gate")
+    refused(lambda: kedit.foretell(model, gate, edits[:1], strangers, **given), "Gate writes no weights")
 
 
 def test_every_stream_of_the_catalogue_makes_a_method(bench):
