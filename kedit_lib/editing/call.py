@@ -80,15 +80,12 @@ class Call:
         z = None if self.z is None else self.z[begin:end]
         return replace(self, edits=self.edits[begin:end], requests=self.requests[begin:end], z=z)
 
-    def one_by_one(self) -> list[Self]:
-        return [self.part(i, i + 1) for i in range(len(self.edits))]
-
 
 def in_turn(name: str, call: Call, insert) -> Outcome:
     """The edits of a call one after another, each by insert(call, outcome) on the weights that the one before left."""
     outcome = Outcome(name, call.edits, {}, [])
-    for one in call.one_by_one():
-        insert(one, outcome)
+    for i in range(len(call.edits)):
+        insert(call.part(i, i + 1), outcome)
     return outcome
 
 

@@ -5,7 +5,6 @@ from functools import partial
 from typing import ClassVar, NamedTuple
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from .call import Outcome
@@ -25,10 +24,9 @@ class InCodebook(Method):
     """layers: the one with the codebook."""
 
     needs_moments = False
-    keeps_history = needs_history = True
+    keeps_history = needs_history = one_layer = True
     parts: ClassVar[tuple[str, str, str]] = ("keys", "reaches", "values")  # as histories on disk call them
     replaces: ClassVar[bool] = False  # whether a value stands in for the map's output, or is added to it
-    layers: list[int] = Field(min_length=1, max_length=1)
 
     @property
     def history_kind(self) -> str:

@@ -117,7 +117,8 @@ class _LeftPadded:
     engine = _PaddedInFront
 
     def _optimise(self, call):
-        alone = [super(_LeftPadded, self)._optimise(one)[0][0] for one in call.one_by_one()]
+        each = [call.part(i, i + 1) for i in range(len(call.edits))]
+        alone = [super(_LeftPadded, self)._optimise(one)[0][0] for one in each]
         return [replace(t, already=False) for t in _as_now(self, call, alone)], None
 
     def _keys(self, call, prompts, layers, settled=0):

@@ -6,6 +6,7 @@ A method overrides `_apply`, and what it differs in of
     keeps_history, needs_history   whether calls may share a history; whether a call without one starts its own
     takes                          which of targets and projection may be given
     context_style, clean_only      the contexts that keys and targets are averaged over; whether there are none
+    one_layer                      whether it edits exactly one layer
     _check(call)                   what else it refuses, and what it prepares of its arguments
     recall(model, history)         how the model gets back edits that are in no weight
 """
@@ -51,6 +52,7 @@ class Method(BaseModel, ABC, metaclass=_Listed):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
     context_style: ClassVar[str] = "memit"
     clean_only: ClassVar[bool] = False
+    one_layer: ClassVar[bool] = False
     takes: ClassVar[frozenset[str]] = frozenset()
     needs_moments: ClassVar[bool] = True
     shift: ClassVar[float | None] = 0.0
@@ -72,8 +74,9 @@ class Method(BaseModel, ABC, metaclass=_Listed):
         except ValidationError as error:
             problem = problem_of(error, "hyperparameter", type(self).model_fields)
             raise KeditError(f"{type(self).__name__}: {problem}") from None
-        if list(self.layers) != sorted(set(self.layers)):
-            raise KeditError(f"{type(self).__name__}: layers = {self.layers}: must ascend without repeats")
+        if list(self.layers) != sorted(set(self.layers)) or (self.one_layer and len(self.layers) != 1):
+            must = "edits exactly one layer; give a list of one" if self.one_layer else "must ascend without repeats"
+            raise KeditError(f"{type(self).__name__}: layers = {self.layers}: {must}")
 
     @property
     def name(self) -> str:

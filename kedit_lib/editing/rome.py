@@ -15,7 +15,6 @@ from typing import ClassVar
 
 import torch
 
-from ..errors import KeditError
 from .call import Outcome, in_turn, write
 from .compute_k import context_mean, keys_at, outputs_at
 from .engine import Site
@@ -25,16 +24,11 @@ from .locate_then_edit import Targeted
 class ROME(Targeted):
     """mom2_adjustment: whether u is C⁻¹k′ (the paper) or k′ (EasyEdit's Llama-2 configuration)."""
 
-    context_style = "rome"
+    context_style, one_layer = "rome", True
     skipped_beyond = 5
     mean_direction: ClassVar[bool] = True  # k′ is k̄, not k₀
     mean_value: ClassVar[bool] = False  # k is k̄, not k₀
     mom2_adjustment: bool = True
-
-    def __init__(self, **values):
-        super().__init__(**values)
-        if len(self.layers) != 1:
-            raise KeditError(f"{self.name}: layers = {self.layers}: edits exactly one layer; give a list of one")
 
     @property
     def needs_moments(self) -> bool:
