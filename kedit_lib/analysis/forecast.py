@@ -32,7 +32,7 @@ def foretell(
     strangers  (prompt with {}, subject, answer): facts that no edit touches and the unedited model knows
     match      when a fact counts as said, as in `generation_accuracy`: "begins" for models that write on
 
-    Afterwards the weights are those at entry. KeditError without edits or strangers, or where a method writes no weights.
+    Afterwards the weights are those at entry. KeditError without edits or strangers, or if it writes no weights.
     """
     if not edits or not strangers:
         raise KeditError("foretell: needs at least one edit and one unrelated fact; give both")
