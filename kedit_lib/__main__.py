@@ -1,10 +1,5 @@
 """The command line: `kedit --help`, or `python -m kedit_lib --help`.
 
-    kedit check-model lab
-    kedit edit lab --prompt "The profession of {} is" --subject "Kies Shurn" --to doctor --save edited
-    kedit stream lab --method memit --edits lab --limit 20
-    kedit evaluate edited
-
 Exit code: 0 all well, 1 it could not be done (one line says why), 2 the arguments are wrong, 130 stopped by Ctrl-C.
 What a command needs is imported when it runs, so that --help is fast.
 """

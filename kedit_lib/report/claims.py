@@ -8,8 +8,6 @@ happened. `make reproduce` measures all claims into figures/claims.csv and fails
 accepted value.
 """
 
-from __future__ import annotations
-
 import ast
 import operator
 from pathlib import Path

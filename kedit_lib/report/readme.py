@@ -1,7 +1,5 @@
 """The README's table of claims and the speeds in docs/speed.md, written from figures/ by `kedit readme`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pandas as pd

@@ -10,18 +10,14 @@ from kedit_lib.report import widgets
 pytestmark = pytest.mark.slow
 
 
-def bench_of(profile, results, **overrides):
-    """A bench with the moments of a few texts, which is enough for edits to take."""
-    bench = kedit.Bench(profile, results=results, progress=False, **overrides)
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    """With the moments of a few texts, which is enough for edits to take."""
+    sizes = {"n_edits": 6, "batch_sizes": [1, 2], "mass_sizes": [1], "checkpoint_every": 2, "dense_every": 2}
+    bench = kedit.Bench("smoke", results=tmp_path_factory.mktemp("results"), progress=False, **sizes)
     layers = sorted({layer for name in bench.streams for layer in bench.method(name).layers})
     bench.moments = SecondMoments.estimate(bench.model, bench.facts.texts()[:100], layers)
     return bench
-
-
-@pytest.fixture(scope="module")
-def bench(tmp_path_factory):
-    sizes = {"n_edits": 6, "batch_sizes": [1, 2], "mass_sizes": [1], "checkpoint_every": 2, "dense_every": 2}
-    return bench_of("smoke", tmp_path_factory.mktemp("results"), **sizes)
 
 
 @pytest.fixture(scope="module")
