@@ -57,9 +57,7 @@ def run_streams(profile: Profile, orders, names=None, commit: bool = False) -> N
 
 def _weight(stream: Stream) -> int:
     """Sort key, the costliest first, so that the last worker does not run alone: 21 contexts cost more than 6, single
-    edits more than batches; a pruned stream is made of another one, which is then finished."""
-    if stream.pruned:
-        return 3
+    edits more than batches."""
     return (0 if "rome" in stream.method else 1) if stream.batch_size == 1 else 2
 
 

@@ -17,7 +17,6 @@ from ..editing import Method, method_for
 from ..editing.contexts import generate_contexts
 from ..editing.interventions import changed
 from ..editing.norm_anchor import anchor_norm
-from ..editing.prune import prune
 from ..editing.second_moments import SecondMoments
 from ..editing.transfer import with_rho
 from ..errors import KeditError
@@ -25,7 +24,7 @@ from ..evaluation.single_edits import single_edits
 from ..models.loading import load_model
 from .facts import facts_of, kept_facts
 from .named_streams import ANCHOR_SAMPLE, Stream, every_stream, streams_of
-from .run import Run, measured_after
+from .run import Run
 from .runner import edits_hash, run_stream
 from .store import read_tables, write_parquet, write_tables
 
@@ -132,13 +131,10 @@ class Bench:
             n = round(stream.keep if stream.keep >= 1 else stream.keep * self.model.d_ff)
             kept = kept_facts(self.facts, self.edits_of(name, order), n, p.untouched, order)
             inputs["history"] = method.new_history(self.model, inputs["moments"], kept)
-        if stream.pruned:
-            run = measured_after(self.model, self.run(stream.method, order, n_edits), edits, probes, prune)
-        else:
-            size = stream.batch_size or len(edits)
-            when = {"checkpoint_every": p.checkpoint_every, "dense_every": p.dense_every, "stop_below": p.stop_below}
-            where = {"store": self.results / "streams", "known": self.results / "known", "progress": self.progress}
-            run = run_stream(self.model, edits, method, size, **inputs, probes=probes, **when, **where)
+        size = stream.batch_size or len(edits)
+        when = {"checkpoint_every": p.checkpoint_every, "dense_every": p.dense_every, "stop_below": p.stop_below}
+        where = {"store": self.results / "streams", "known": self.results / "known", "progress": self.progress}
+        run = run_stream(self.model, edits, method, size, **inputs, probes=probes, **when, **where)
         self._runs[asked] = run
         return run
 

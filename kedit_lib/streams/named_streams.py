@@ -27,7 +27,6 @@ class Stream:
     null_share  AlphaEdit's null space by rank, this share of d_ff, instead of by threshold
     anchored    every target gets the norm that targets have on the unedited model
     nas         the same as its authors measure it, with their rule for targets that are far longer
-    pruned      PRUNE bounds the total update after the last edit
     per_d_ff    edits for each unit of d_ff, instead of the profile's number
     keep        its history begins with the keys of so many known facts that no edit touches, and no probe asks;
                 below 1: so many for each unit of d_ff
@@ -47,7 +46,6 @@ class Stream:
     null_share: float | None = None
     anchored: bool = False
     nas: bool = False
-    pruned: bool = False
     keep: float = 0
     brief: bool = False
     rho: float | None = None

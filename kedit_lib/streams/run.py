@@ -71,19 +71,6 @@ def collapse_point(run, kind: str = "optimisation") -> int | None:
     raise KeditError(f"collapse_point: kind = {kind!r}; use 'optimisation' or 'model'")
 
 
-def measured_after(model, run: Run, edits, probes, change) -> Run:
-    """The same edits with `change(model)` made once after the last: a Run whose checkpoints are the start and the end.
-
-    run: a finished stream that stored its weights; edits: its edits. The weights are the ones at entry afterwards.
-    """
-    with model.temporarily():
-        checks = measured_rows(model, probes, [], [], [], last=False)
-        model.load_snapshot(run.final_weights())
-        change(model)
-        checks += measured_rows(model, probes, list(edits), [], checks, last=True)
-    return Run(run.edits, pd.DataFrame(checks), {**run.manifest, "after": change.__name__})
-
-
 def measured_rows(model, probes, done_edits, rows, checks, last: bool) -> list[dict]:
     """Rows of the probes that are due (see evaluation.protocol.Probe); rows, checks: all of the stream so far."""
     begin, done = time.perf_counter(), len(done_edits)

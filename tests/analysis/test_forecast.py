@@ -89,13 +89,3 @@ def test_every_stream_of_the_catalogue_makes_a_method(bench):
     every = every_stream(bench.profile)
     assert all(every[name] == stream for group in groups_of(bench.profile).values() for name, stream in group.items())
     assert all(s.brief for s in groups_of(bench.profile)["causes"].values())
-
-
-def test_a_pruned_stream_is_the_stream_with_its_end_measured_again(bench):
-    plain, pruned = bench.run("memit"), bench.run("memit-pruned")
-    assert pruned.edits.equals(plain.edits) and pruned.manifest["after"] == "prune"
-    assert sorted(pruned.checkpoints.edits_done.unique()) == [0, N]
-    start = [run.curve("accuracy", "untouched")[0] for run in (plain, pruned)]
-    assert start[0] == start[1]
-    largest = "largest singular", f"layer {bench.method('memit').layers[-1]}"
-    assert pruned.curve(*largest).iloc[-1] <= plain.curve(*largest).iloc[-1]
