@@ -12,6 +12,7 @@ from . import claims
 CLAIMS = "<!-- claims: written by kedit readme -->", "<!-- end of claims -->"
 SPEED = "<!-- speed: written by kedit readme -->", "<!-- end of speed -->"
 SHORTCUTS = "<!-- shortcuts: written by kedit readme -->", "<!-- end of shortcuts -->"
+PAPER = "<!-- paper: written by kedit readme -->", "<!-- end of paper -->"
 RATES = {
     "model": "one core",
     "path": "edit",
@@ -48,6 +49,13 @@ def shortcuts_table(figures: Path) -> str:
     return _markdown(pd.read_csv(figures / "benchmarks_shortcuts.csv").round(3))
 
 
+def paper_table(figures: Path) -> str:
+    """Reckoned hours of 1,000 edits in three orders on models that were not run."""
+    table = pd.read_csv(figures / "benchmarks_on_paper.csv").groupby(["model", "method", "edits at once"]).first()
+    hours = table[["hours on one core", "hours on 1 card", "hours on 8 cards"]].map(lambda v: f"{float(f'{v:.2g}'):,g}")
+    return _markdown(hours.assign(**{"cards an order": table.cards.astype(int)}).replace("nan", "").reset_index())
+
+
 def _markdown(table: pd.DataFrame) -> str:
     lines = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
     lines += ["| " + " | ".join(map(str, row)) + " |" for row in table.itertuples(index=False)]
@@ -67,12 +75,16 @@ def put(path: Path, markers: tuple[str, str], text: str) -> None:
 
 def rewrite() -> None:
     """Write the tables. KeditError when figures/ lacks what they are made of."""
-    figures, speed = REPOSITORY / "figures", REPOSITORY / "docs" / "speed.md"
+    figures, docs = REPOSITORY / "figures", REPOSITORY / "docs"
+    places = {
+        CLAIMS: (REPOSITORY / "README.md", claims_table),
+        SPEED: (docs / "speed.md", speed_table),
+        SHORTCUTS: (docs / "speed.md", shortcuts_table),
+        PAPER: (docs / "machines.md", paper_table),
+    }
     try:
-        tables = claims_table(figures), speed_table(figures), shortcuts_table(figures)
+        tables = [(path, markers, table(figures)) for markers, (path, table) in places.items()]
     except (OSError, ValueError, KeyError) as error:
         raise KeditError(f"figures: cannot be read ({first_line(error)}); run make reproduce and make bench") from error
-    for path, markers, table in zip(
-        (REPOSITORY / "README.md", speed, speed), (CLAIMS, SPEED, SHORTCUTS), tables, strict=True
-    ):
+    for path, markers, table in tables:
         put(path, markers, table)

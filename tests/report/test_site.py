@@ -65,8 +65,10 @@ def between(text: str, markers) -> str:
 
 def test_readme_says_what_the_tables_say():
     assert between(README, readme.CLAIMS) == readme.claims_table(FIGURES)
-    speed = (REPOSITORY / "docs" / "speed.md").read_text(encoding="utf-8")
+    speed, machines = ((REPOSITORY / "docs" / f"{n}.md").read_text(encoding="utf-8") for n in ("speed", "machines"))
     assert between(speed, readme.SPEED) == readme.speed_table(FIGURES)
+    assert between(speed, readme.SHORTCUTS) == readme.shortcuts_table(FIGURES)
+    assert between(machines, readme.PAPER) == readme.paper_table(FIGURES)
 
 
 def test_readme_and_docs_are_short():
