@@ -182,6 +182,8 @@ def test_the_readme_says_what_each_method_leaves_of_sixty_edits():
         f"{share(long[n].edits)} and {share(long[n].untouched)}" for n in ("gate", "memit-stream", "memit")
     )
     assert f"the gate leaves {gate}, the recipe {recipe}, MEMIT {memit}" in README
+    longer = kedit.outcomes(kedit.load_runs(["gate"], committed="smollm2")).iloc[0]
+    assert f"{longer.edits:.0%} and {longer.untouched:.0%} after {longer.edits_made} edits".replace("%", " %") in README
     thousand = kedit.outcomes(kedit.load_runs(["gate-long"], committed="lab"))
     assert f"{share(thousand.edits)} of 1,000 edits and {share(thousand.untouched)} of unrelated facts" in README
 
