@@ -9,6 +9,7 @@ from library import EDITS, METHODS
 from roofline import Cost, peaks
 
 import kedit_lib as kedit
+from kedit_lib.models.llama import multiplies_in_bfloat16
 
 PEAK = Cost(1e9, 1e9)
 FAST = Cost(1e13, 1e13)  # than any core: no share of the roofline can reach 1
@@ -96,7 +97,7 @@ def test_gpu_profile_at_a_tiny_shape(tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="no products in bfloat16 on this CPU")
+@pytest.mark.skipif(not multiplies_in_bfloat16(), reason="no products in bfloat16 on this CPU")
 def test_a_pretrained_model(tmp_path, monkeypatch):
     monkeypatch.setenv("KEDIT_RESULTS", str(tmp_path))
     table = speed.pretrained("smoke", singles=1, batch=3, plain=2).set_index("path")

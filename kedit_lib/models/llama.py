@@ -33,12 +33,15 @@ def written_out(model, first: int, dtype: torch.dtype) -> bool:
     plain = plain and not any(module._forward_hooks for x in layers for module in x.modules())
     if not plain or config.hidden_act != "silu" or model.device.type != "cpu" or model.dtype != torch.float32:
         return False
-    if dtype == torch.bfloat16 and not (
-        torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    ):
+    if dtype == torch.bfloat16 and not multiplies_in_bfloat16():
         return False
     needed = sum(p.numel() for x in layers if dtype not in _kept.get(x, {}) for p in x.parameters())
     return 2 * needed * dtype.itemsize < free_memory(model.device) // 2
+
+
+def multiplies_in_bfloat16() -> bool:
+    """Whether this CPU does, through oneDNN."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 class _Weights:

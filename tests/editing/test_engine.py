@@ -8,6 +8,7 @@ from library import EDITS, refused
 
 import kedit_lib as kedit
 from kedit_lib.editing.engine import ENGINES, Plain, Suffix, requests_of
+from kedit_lib.models.llama import multiplies_in_bfloat16
 
 # GPT-J and Gemma 2 compute their attention in float32 whatever the weights are.
 SAME = {"gptj": 1e-5, "gemma2": 1e-5}
@@ -110,7 +111,7 @@ def test_weights_kept_transposed_follow_an_edit_above_z(model):
     assert not torch.allclose(*nll, rtol=1e-2)
 
 
-@pytest.mark.skipif(not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="no products in bfloat16 on this CPU")
+@pytest.mark.skipif(not multiplies_in_bfloat16(), reason="no products in bfloat16 on this CPU")
 @pytest.mark.parametrize("model", [("mistral", torch.float32)], indirect=True)
 def test_products_in_bfloat16_are_near_and_asked_for(model, tmp_path):
     model, method = model[0], kedit.MEMIT(layers=[1], v_num_grad_steps=4)
