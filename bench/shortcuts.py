@@ -15,10 +15,12 @@ import torch
 
 import kedit_lib as kedit
 from kedit_lib.evaluation.single_edits import single_edits
+from kedit_lib.models.llama import multiplies_in_bfloat16
 
 FIGURES = Path(__file__).resolve().parents[1] / "figures"
-SETTINGS = {"exact": (None, None), "bfloat16": ("bfloat16", None), "argmax": (None, "argmax")}
-SETTINGS["argmax, bfloat16"] = ("bfloat16", "argmax")
+SETTINGS = {"exact": (None, None), "argmax": (None, "argmax")}
+if multiplies_in_bfloat16():
+    SETTINGS |= {"bfloat16": ("bfloat16", None), "argmax, bfloat16": ("bfloat16", "argmax")}
 
 
 class Timed:

@@ -31,6 +31,7 @@ from tqdm.auto import tqdm
 import kedit_lib as kedit
 import kedit_lib.editing as methods
 from kedit_lib.editing.compute_z import Doubtful
+from kedit_lib.models.llama import multiplies_in_bfloat16
 from kedit_lib.models.suffix import Tails
 from kedit_lib.streams.cost import peak_memory
 
@@ -282,8 +283,9 @@ def pretrained(profile="smollm2", singles=3, batch=32, plain=4):
 
     bench = kedit.Bench(profile, progress=False)
     edits, peak, rows = bench.edits(0, batch + 1), peaks(bench.model.device, torch.float32), []
-    plan = [("memit", None, 8), ("memit", "bfloat16", None), ("pmet", None, 8), ("rome", None, 10)]
-    for name, engine, bar in [*plan, ("memit", None, 12), ("memit", "bfloat16", None)]:
+    half = [("memit", "bfloat16", None)] if multiplies_in_bfloat16() else []
+    plan = [("memit", None, 8), *half, ("pmet", None, 8), ("rome", None, 10)]
+    for name, engine, bar in [*plan, ("memit", None, 12), *half]:
         method, together = bench.method(name), len(rows) >= len(plan)
         moments = made_up_moments(bench.model, method.layers)
         paths = Paths(bench.model, method, moments, bench.contexts(method), engine)

@@ -97,15 +97,14 @@ def test_gpu_profile_at_a_tiny_shape(tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not multiplies_in_bfloat16(), reason="no products in bfloat16 on this CPU")
 def test_a_pretrained_model(tmp_path, monkeypatch):
     monkeypatch.setenv("KEDIT_RESULTS", str(tmp_path))
     table = speed.pretrained("smoke", singles=1, batch=3, plain=2).set_index("path")
     batch = "MEMIT, batch of 3"
-    assert list(table.index) == ["MEMIT", "MEMIT, bfloat16", "PMET", "ROME", batch, f"{batch}, bfloat16"]
+    exact, half = ["MEMIT", "PMET", "ROME"], ["MEMIT, bfloat16", f"{batch}, bfloat16"]
+    assert {*table.index} == {*exact, batch, *(half if multiplies_in_bfloat16() else ())}
     assert (table["times faster"].dropna() > 1).all() and table.loc[batch, "plain edits"] == 2
-    exact = ["MEMIT", "PMET", "ROME"]
-    assert (table.loc[exact, "largest difference"] < 1e-3).all() and table.loc["MEMIT, bfloat16", "dtype"] == "float32"
+    assert (table.loc[exact, "largest difference"] < 1e-3).all()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what is said where there is none")

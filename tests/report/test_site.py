@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +13,7 @@ from kedit_lib.__main__ import main
 from kedit_lib.data.config import REPOSITORY
 from kedit_lib.editing.compute_z import did_nothing
 from kedit_lib.report import claims, readme
+from kedit_lib.streams.bench import committed_files
 
 SOURCES = sorted((REPOSITORY / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 EXECUTED = REPOSITORY / "notebooks" / "executed"
@@ -212,3 +214,17 @@ def test_every_paper_that_is_cited_stands_in_the_list_of_references():
     found = {one for path in cited for one in number.findall(path.read_text(encoding="utf-8"))}
     listed = set(number.findall((REPOSITORY / "docs" / "references.md").read_text(encoding="utf-8")))
     assert len(found) > 20 and found <= listed
+
+
+def test_what_measuring_costs_is_what_the_stored_runs_say():
+    page, shares = (REPOSITORY / "docs" / "speed.md").read_text(encoding="utf-8"), {}
+    for label, *_, path in committed_files("checkpoints.parquet"):
+        checks = pd.read_parquet(path)
+        probes = checks[checks.metric == "seconds"].value.sum()
+        edits = pd.read_parquet(str(path).replace("checkpoints", "edits")).seconds.sum()
+        shares.setdefault(label, []).append((probes, probes + edits))
+    whole, (probes, both) = shares["smollm2"], zip(*shares["smollm2"], strict=True)
+    assert f"{sum(probes) / sum(both):.0%} of the time of SmolLM2's".replace("%", " %") in page and len(whole) > 5
+    middle = {label: statistics.median(p / both for p, both in some) for label, some in shares.items()}
+    assert f"{middle['smollm2-60']:.0%} where every metric".replace("%", " %") in page
+    assert 0.28 < middle["lab"] < 0.38 and "about a third on the lab" in page
