@@ -36,7 +36,7 @@ _PUBLIC = {
     "streams.bench": ["Bench"],
     "streams.edit_sets": ["load_edits", "read_edits"],
     "streams.guard": ["CollapseGuard"],
-    "streams.lab_facts": ["lab_probes"],
+    "streams.source": ["lab_probes"],
     "streams.preflight": ["check_model"],
     "streams.run": ["Run", "collapse_point"],
     "streams.runner": ["run_stream"],

@@ -115,7 +115,7 @@ def _made(source: str, model, limit: int | None, seed: int) -> list[Edit]:
     if source == "lab":
         world = world_of(model)
         return lab_edits(world, min(MADE_BY_DEFAULT, len(world.streamed)) if limit is None else limit, seed)
-    from .world_facts import known_world  # here: it builds on this module
+    from .known import known_world
 
     return known_world(model, results_folder() / "known").edits(MADE_BY_DEFAULT if limit is None else limit, seed)
 

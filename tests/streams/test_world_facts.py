@@ -12,9 +12,9 @@ from kedit_lib.data.words import places
 from kedit_lib.data.world import RELATIONS, Fact, KnownWorld, geography
 from kedit_lib.data.world.geonames import alike
 from kedit_lib.evaluation import generation_accuracy
-from kedit_lib.streams import world_facts
+from kedit_lib.streams import known as asking
 from kedit_lib.streams.facts import facts_of
-from kedit_lib.streams.world_facts import known_world
+from kedit_lib.streams.known import known_world
 
 
 @pytest.fixture(scope="module")
@@ -140,13 +140,13 @@ def test_an_edit_of_ones_own_is_surrounded(world, edits):
 def small(monkeypatch, there):
     """A few facts of the world only, asked of a small model that knows none of them."""
     few = replace(there, facts=tuple(f for f in there.facts if f.relation == "country-capital")[:8])
-    monkeypatch.setattr(world_facts, "geography", lambda: few)
+    monkeypatch.setattr(asking, "geography", lambda: few)
     return kedit.load_model("lab-small")
 
 
 def test_what_a_model_knows_is_asked_once(small, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(world_facts, "generation_accuracy", lambda m, p, a, match: asked.append(p) or [True] * len(p))
+    monkeypatch.setattr(asking, "generation_accuracy", lambda m, p, a, match: asked.append(p) or [True] * len(p))
     first = known_world(small, tmp_path)
     assert list(map(len, asked)) == [len(first.geography.asked)] * 2
     again = known_world(small, tmp_path)
