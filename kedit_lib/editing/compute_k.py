@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from ..models.hooks import pad, trace
-from ..models.layer_arguments import layer_calls
 from ..models.memory import in_parts
-from ..models.suffix import run_layer
+from ..models.suffix import layer_calls, run_layer
 from ..models.tokenization import Prompt, encode_prompt
 
 ROWS = 256  # prompts a forward pass, bounds memory

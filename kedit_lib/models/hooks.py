@@ -1,18 +1,17 @@
 """One forward pass that hands back what flows through chosen modules, and goes no further than needed."""
 
-import contextlib
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor, nn
 
+FILL = 0  # fills rows up and is never read: an id that every model embeds, whatever its pad token is
+
 
 class Done(Exception):
     """Ends a forward pass once the last module of interest has run."""
-
-
-FILL = 0  # fills rows up and is never read: an id that every model embeds, whatever its pad token is
 
 
 def pad(rows: list[tuple[int, ...]], device) -> Tensor:
@@ -42,7 +41,7 @@ def by_likeness(rows: list[tuple[int, ...]], size: int) -> Iterator[list[int]]:
             part = part[len(alike) :]
 
 
-@contextlib.contextmanager
+@contextmanager
 def hooks(*pairs, before=()):
     """Forward hooks inside `with hooks((module, function), …):`, always removed. before: the same for pre-hooks."""
     handles = [module.register_forward_hook(function) for module, function in pairs]
@@ -59,22 +58,17 @@ def trace(hf, input_ids: Tensor, inputs=(), outputs=(), last: nn.Module | None =
     graph. Of a tuple the first part; what flows as [n·t, width] (through OPT's MLPs) comes back as [n, t, width]."""
     seen_in, seen_out = {}, {}
 
-    def by_row(x: Tensor) -> Tensor:
-        return x.view(*input_ids.shape, -1) if x.dim() == 2 and len(x) == input_ids.numel() else x
-
-    def keep_in(module, args, output):
-        seen_in[module] = by_row(args[0])
-
-    def keep_out(module, args, output):
-        seen_out[module] = by_row(output[0] if isinstance(output, tuple) else output)
+    def keep(seen: dict, module, x):
+        x = x[0] if isinstance(x, tuple) else x
+        seen[module] = x.view(*input_ids.shape, -1) if x.dim() == 2 and len(x) == input_ids.numel() else x
 
     def stop(module, args, output):
         raise Done
 
-    pairs = [(m, keep_in) for m in inputs] + [(m, keep_out) for m in outputs]
-    if last is not None:
-        pairs.append((last, stop))
-    with hooks(*pairs), contextlib.suppress(Done), torch.set_grad_enabled(gradient):
+    pairs = [(m, lambda module, args, output: keep(seen_in, module, args)) for m in inputs]
+    pairs += [(m, lambda module, args, output: keep(seen_out, module, output)) for m in outputs]
+    pairs += [] if last is None else [(last, stop)]
+    with hooks(*pairs), suppress(Done), torch.set_grad_enabled(gradient):
         hf(input_ids=input_ids, use_cache=kwargs.get("past_key_values") is not None, **kwargs)
     return seen_in, seen_out
 

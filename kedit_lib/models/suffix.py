@@ -3,46 +3,22 @@ the subject's last token of every prompt, in or after layer z. The tokens before
 Each step runs the layers above z on the *tail* of each prompt, from the subject's last token on, with the keys and
 values of the tokens before it kept, and MLPs on the tokens that count."""
 
-import contextlib
-from dataclasses import dataclass, field
-from typing import Self
+from __future__ import annotations
+
+import inspect
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from . import tokenwise
 from .hooks import Done, hooks, pad, trace
-from .layer_arguments import LayerArguments, layer_calls
 from .tokenwise import Alike
 
-
-@dataclass
-class _Cache:
-    """Stands in for a transformers cache, with {layer: [n, heads, P, head width]} of P tokens in front."""
-
-    keys: dict[int, Tensor] = field(default_factory=dict)
-    values: dict[int, Tensor] = field(default_factory=dict)
-
-    def update(self, key, value, layer_idx, *args, **kwargs):
-        if layer_idx not in self.keys:
-            return key, value
-        return torch.cat([self.keys[layer_idx], key], 2), torch.cat([self.values[layer_idx], value], 2)
-
-    def get_seq_length(self, *args) -> int:
-        return 0  # asked by Llama 4, which scales queries at some thousands of tokens alone
-
-
-@dataclass
-class _Recorder(_Cache):
-    """The cache while it is filled; the pass ends with the last layer's keys and values."""
-
-    last: int = 0
-
-    def update(self, key, value, layer_idx, *args, **kwargs):
-        self.keys[layer_idx], self.values[layer_idx] = key, value
-        if layer_idx == self.last:
-            raise Done
-        return key, value
+MASK, ALIBI = "attention_mask", "alibi"
+CACHES = ("past_key_values", "layer_past")  # what a layer calls the keys and values of earlier tokens
 
 
 @dataclass
@@ -60,7 +36,7 @@ class Tails:
     hidden: Tensor
     behind: Tensor | None
     arguments: LayerArguments
-    prefix: _Cache
+    prefix: Cache
 
     @classmethod
     @torch.no_grad()
@@ -72,46 +48,33 @@ class Tails:
         inputs, outputs: modules, no later than those layers, whose input or output at the lookup is wanted too.
         Returns the tails, {module: [n, width]} of the inputs and {module: [n, width]} of the outputs.
         """
-        device, longest, before = model.device, max(tail), max(lookup)
-        batch, look = pad(ids, device), torch.tensor(lookup, device=device)
+        batch, before = pad(ids, model.device), max(lookup)
+        n, width = batch.shape
+        look = torch.tensor(lookup, device=model.device)
         # What enters layer `first`: the output of the layer below, or (first = 0) the input of layer 0.
         below, own = model.layers[max(first - 1, 0)], model.layers[min(first, model.n_layers - 1)]
-        mlps, alike = [model.mlp(i) for i in range(model.n_layers)], Alike(ids, batch.shape[1], device)
+        mlps, alike = [model.mlp(i) for i in range(model.n_layers)], Alike(ids, width, model.device)
         with alike.together(mlps):
             last = own if alone else below
             seen_in, seen_out = trace(model.hf, batch, [*inputs, below], [*outputs, below, own], last=last)
-        entry = (seen_out if first else seen_in)[below]
-        at = (look[:, None] + torch.arange(longest, device=device)).clamp(max=batch.shape[1] - 1)
+        entry, calls = (seen_out if first else seen_in)[below], layer_calls(model, batch)
+        at = (look[:, None] + torch.arange(max(tail), device=look.device)).clamp(max=width - 1)
+        rows, here = torch.arange(n, device=look.device)[:, None], torch.arange(n, device=look.device) * width + look
+        arguments = LayerArguments.at(calls, at, before, entry.dtype)
+        behind = seen_out[own][rows, at] if alone else None
+        prefix = Cache.of(model, entry[:, :before], first, calls, [r[:end] for r, end in zip(ids, lookup, strict=True)])
+        within = {part for mlp in mlps for part in mlp.modules()}  # these see one token of each kind
 
-        def tails_of(x: Tensor) -> Tensor:
-            return x.gather(1, at[..., None].expand(-1, -1, x.shape[-1]))
+        def at_lookups(seen: dict, modules, within: set) -> dict:
+            return {m: seen[m].flatten(0, -2)[alike.back[here] if m in within else here] for m in modules}
 
-        n, calls = len(ids), layer_calls(model, batch)
-        in_prefix = (torch.arange(before, device=device)[None] < look[:, None])[:, None].expand(n, longest, before)
-        in_tail = _causal(longest, device)[None].expand(n, -1, -1)
-        made = cls(
-            model,
-            first,
-            tails_of(entry),
-            tails_of(seen_out[own]) if alone else None,
-            LayerArguments.at(calls, at, before, torch.cat([in_prefix, in_tail], 2), entry.dtype),
-            _prefix(model, entry[:, :before], first, calls, [r[:end] for r, end in zip(ids, lookup, strict=True)]),
-        )
-        here, within = torch.arange(n, device=device) * batch.shape[1] + look, {p for m in mlps for p in m.modules()}
+        found = at_lookups(seen_in, inputs, within), at_lookups(seen_out, outputs, within - {*mlps})
+        return cls(model, first, entry[rows, at], behind, arguments, prefix), *found
 
-        def at_lookups(seen: dict, modules, alone: set) -> dict:
-            return {
-                m: seen[m].reshape(-1, seen[m].shape[-1])[alike.back[here] if m in alone else here] for m in modules
-            }
-
-        return made, at_lookups(seen_in, inputs, within), at_lookups(seen_out, outputs, within - {*mlps})
-
-    def select(self, rows: Tensor) -> Self:
-        keys, values = ({i: x[rows] for i, x in part.items()} for part in (self.prefix.keys, self.prefix.values))
+    def select(self, rows: Tensor) -> Tails:
         behind = None if self.behind is None else self.behind[rows]
-        return Tails(
-            self.model, self.first, self.hidden[rows], behind, self.arguments.select(rows), _Cache(keys, values)
-        )
+        parts = {"arguments": self.arguments.select(rows), "prefix": self.prefix.select(rows)}
+        return replace(self, hidden=self.hidden[rows], behind=behind, **parts)
 
     def run(self, hidden: Tensor, stops, add=(), only=None) -> dict[int, Tensor]:
         """Layers from `first` on, on the tails: [n, T, d_model] → {stop: the residual stream after that layer}.
@@ -125,11 +88,9 @@ class Tails:
             for i in range(self.first, max(stops) + 1):
                 if i == self.first and self.behind is not None:
                     hidden = torch.cat([self._layer(i, hidden[:, :1]), self.behind[:, 1:]], 1)
-                elif only.get(i) is not None:
-                    with tokenwise.only(self.model.mlp(i), only[i]):
-                        hidden = self._layer(i, hidden)
                 else:
-                    hidden = self._layer(i, hidden)
+                    with tokenwise.only(self.model.mlp(i), only.get(i)):
+                        hidden = self._layer(i, hidden)
                 if i in stops:
                     found[i] = hidden
         return found
@@ -138,28 +99,153 @@ class Tails:
         return run_layer(self.model, i, hidden, self.arguments.layer(i, hidden.shape[1], self.prefix))
 
 
+@dataclass
+class Cache:
+    """Stands in for a transformers cache, with {layer: [n, heads, P, head width]} of P tokens in front. last: it is
+    being filled, and the pass ends with that layer's keys and values."""
+
+    keys: dict[int, Tensor] = field(default_factory=dict)
+    values: dict[int, Tensor] = field(default_factory=dict)
+    last: int | None = None
+
+    @classmethod
+    def of(cls, model, entry: Tensor, first: int, calls: list[dict], ids) -> Cache:
+        """Of the layers from `first` on; entry [n, P, d_model] enters it at the tokens `ids` in front of the lookup,
+        P of them at most; calls: what layers are called with on the whole prompts."""
+        cache, (n, length, _), layers = cls(last=model.n_layers - 1), entry.shape, range(first, model.n_layers)
+        if length and layers:
+            places = torch.arange(length, device=entry.device).expand(n, -1)
+            arguments = LayerArguments.at(calls, places, 0, entry.dtype)
+            with suppress(Done), Alike(ids, length, entry.device).together([model.mlp(i) for i in layers]):
+                for i in layers:
+                    entry = run_layer(model, i, entry, arguments.layer(i, length, cache))
+        return cls(cache.keys, cache.values)
+
+    def select(self, rows: Tensor) -> Cache:
+        return Cache(*({i: x[rows] for i, x in part.items()} for part in (self.keys, self.values)))
+
+    def update(self, key, value, layer_idx, *args, **kwargs):
+        if self.last is not None:
+            self.keys[layer_idx], self.values[layer_idx] = key, value
+            if layer_idx == self.last:
+                raise Done
+        elif layer_idx in self.keys:
+            return torch.cat([self.keys[layer_idx], key], 2), torch.cat([self.values[layer_idx], value], 2)
+        return key, value
+
+    def get_seq_length(self, *args) -> int:
+        return 0  # asked by Llama 4, which scales queries at some thousands of tokens alone
+
+
+@dataclass
+class LayerArguments:
+    """What layers are called with when only some tokens [n, T] of prompts run, after P cached ones.
+
+    layers   for each layer {name: value}: masks are [n, heads or 1, T, P + T], ALiBi's biases [n, heads, 1, P + T],
+             all else that goes by token [n, T, …]
+    """
+
+    layers: list[dict]
+    cached: int
+
+    @classmethod
+    def at(cls, calls: list[dict], places: Tensor, cached: int, dtype) -> LayerArguments:
+        """From `layer_calls` on whole prompts, for the tokens at `places` [n, T], which go on from the first `cached`
+        ones. The model's own masks may let a token see less than all before it."""
+        (n, t), device = places.shape, places.device
+        rows, front = torch.arange(n, device=device)[:, None], torch.arange(cached, device=device).expand(n, -1)
+        keys, before = torch.cat([front, places], 1), (front < places[:, :1])[:, None].expand(-1, t, -1)
+        causal = torch.ones(t, t, dtype=torch.bool, device=device).tril().expand(n, -1, -1)
+        seen = torch.cat([before, causal], 2)[:, None]
+
+        def mask(own: Tensor | None) -> Tensor:
+            """Additive: a bias where a token is seen, the lowest number where it is not."""
+            allowed, bias = seen, torch.zeros(seen.shape, dtype=dtype, device=device)
+            if own is not None:
+                own = own.expand(n, *own.shape[1:])[rows[..., None], :, places[:, :, None], keys[:, None]]
+                own = own.movedim(-1, 1)
+                allowed, bias = (seen & own, bias) if own.dtype == torch.bool else (seen, bias + own)
+            return bias.masked_fill(~allowed, torch.finfo(dtype).min)
+
+        def cut(name: str, value):
+            if name == MASK:
+                return mask(value)
+            if not _by_token(value):
+                return value
+            if name == ALIBI:  # [n · heads, 1, L]
+                return value.reshape(n, -1, value.shape[-1])[rows, :, keys].transpose(1, 2)[:, :, None]
+            return value.expand(n, *value.shape[1:])[rows, places]
+
+        return cls(_each(calls, cut), cached)
+
+    def select(self, rows: Tensor) -> LayerArguments:
+        return replace(self, layers=_each(self.layers, lambda _, x: x[rows] if isinstance(x, Tensor) else x))
+
+    def layer(self, i: int, t: int, cache: Cache) -> dict:
+        """Arguments of layer i for the first t of the tokens, `cache` the keys and values of the cached ones."""
+        end = self.cached + t
+
+        def first(name: str, value):
+            if name in CACHES or name == "use_cache":
+                return cache if name in CACHES else True
+            if not _by_token(value):
+                return value
+            if name == MASK:
+                return value[:, :, :t, :end]
+            return value[..., :end].flatten(0, 1) if name == ALIBI else value[:, :t]
+
+        return _each([self.layers[i]], first)[0]
+
+
+def _by_token(value) -> bool:
+    return isinstance(value, Tensor) and value.dim() > 1
+
+
+def _each(layers: list[dict], change) -> list[dict]:
+    """change(name, value) of every argument, inside of tuples too; what layers share is changed once."""
+    made = {}
+
+    def of(name: str, value):
+        if isinstance(value, tuple):
+            return tuple(of(name, part) for part in value)
+        if (name, id(value)) not in made:
+            made[name, id(value)] = change(name, value)
+        return made[name, id(value)]
+
+    return [{name: of(name, value) for name, value in layer.items()} for layer in layers]
+
+
+@torch.no_grad()
+def layer_calls(model, ids: Tensor) -> list[dict]:
+    """For each layer, by name, the arguments that `model` calls it with on `ids` [n, L] beside the residual stream
+    (masks, rotary angles, position biases). They are read off a pass in which layers return the stream unchanged."""
+    calls, kept = [], [(layer, vars(layer).get("forward")) for layer in model.layers]  # accelerate keeps one there
+
+    def skip(signature, *args, **kwargs):
+        given = dict(signature.bind(*args, **kwargs).arguments)
+        hidden, further = given.pop(next(iter(given))), given.pop("kwargs", {})
+        calls.append({**given, **further})
+        if len(calls) == model.n_layers:
+            raise Done
+        return (hidden,) if model.tuples else hidden
+
+    try:
+        for layer in model.layers:
+            layer.forward = partial(skip, inspect.signature(layer.forward))
+        with suppress(Done):
+            model.hf(input_ids=ids, use_cache=False)
+    finally:
+        for layer, forward in kept:
+            vars(layer).pop("forward", None)
+            if forward is not None:
+                layer.forward = forward
+    return calls
+
+
 def run_layer(model, i: int, hidden: Tensor, said: dict) -> Tensor:
     """Layer i on the stream [n, T, d_model]; said: what it is handed beside that."""
     out = model.layers[i](hidden, **said)
     return out[0] if isinstance(out, tuple) else out
-
-
-def _prefix(model, entry: Tensor, first: int, calls: list[dict], ids: list[tuple[int, ...]]) -> _Cache:
-    """Keys and values of the layers from `first` on; [n, P, d_model] is what enters it at the tokens `ids` in front of
-    the lookup, P of them at most; calls: what layers are called with on the whole prompts."""
-    cache, (n, length, _) = _Recorder(last=model.n_layers - 1), entry.shape
-    if length and first < model.n_layers:
-        places, causal = torch.arange(length, device=entry.device).expand(n, -1), _causal(length, entry.device)
-        arguments = LayerArguments.at(calls, places, 0, causal.expand(n, -1, -1), entry.dtype)
-        hidden, layers = entry, range(first, model.n_layers)
-        with contextlib.suppress(Done), Alike(ids, length, entry.device).together([model.mlp(i) for i in layers]):
-            for i in layers:
-                hidden = run_layer(model, i, hidden, arguments.layer(i, length, cache))
-    return _Cache(cache.keys, cache.values)
-
-
-def _causal(n: int, device) -> Tensor:
-    return torch.ones(n, n, dtype=torch.bool, device=device).tril()
 
 
 def at_lookup(hidden: Tensor, vectors: Tensor) -> Tensor:

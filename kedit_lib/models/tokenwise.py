@@ -2,7 +2,6 @@
 all that are the same. These hooks take the wanted ones of [n, T, width] out in front of the MLP and put them back after
 it. So `logits_at` scores many short texts at the cost of what they do not share."""
 
-import contextlib
 from collections.abc import Iterator
 
 import torch
@@ -14,22 +13,13 @@ ROWS = 64  # texts in a pass; with more, padding and memory cost more than a pas
 FEW = 64  # tokens
 
 
-@contextlib.contextmanager
-def only(mlp, index: Tensor):
-    """Inside, `mlp` is run on the tokens `index`, into n·T; the others get 0 of it."""
+def only(mlp, index: Tensor | None):
+    """A context in which `mlp` is run on the tokens `index`, into n·T; the others get 0 of it. None: on all."""
 
     def put_back(output: Tensor, tokens: int) -> Tensor:
         return output.new_zeros(tokens, output.shape[-1]).index_copy(0, index, output)
 
-    with _between([mlp], index, put_back):
-        yield
-
-
-@contextlib.contextmanager
-def picked(head, index: Tensor):
-    """Inside, `head` is run on the tokens `index`, into n·T, and its output is [1, m, vocabulary]: theirs alone."""
-    with hooks(before=[(head, lambda module, args: (args[0].flatten(0, 1)[index][None], *args[1:]))]):
-        yield
+    return _between([] if index is None else [mlp], index, put_back)
 
 
 class Alike:
@@ -55,7 +45,6 @@ class Alike:
         return _between(mlps, self.take, lambda output, tokens: output[self.back])
 
 
-@contextlib.contextmanager
 def _between(mlps, index: Tensor, put_back):
     """put_back(output [m, width], n·T) → [n·T, width]. The tokens of OPT's MLPs come as [n·T, width], of others' in
     [n, T, width]."""
@@ -63,15 +52,13 @@ def _between(mlps, index: Tensor, put_back):
 
     def take(module, args):
         shape[module] = args[0].shape[:-1]
-        taken = args[0].reshape(-1, args[0].shape[-1])[index]
+        taken = args[0].flatten(0, -2)[index]
         return (taken if args[0].dim() == 2 else taken[None], *args[1:])
 
     def put(module, args, output):
-        flat = put_back(output.reshape(-1, output.shape[-1]), shape[module].numel())
-        return flat.view(*shape[module], -1)
+        return put_back(output.flatten(0, -2), shape[module].numel()).view(*shape[module], -1)
 
-    with hooks(*[(mlp, put) for mlp in mlps], before=[(mlp, take) for mlp in mlps]):
-        yield
+    return hooks(*[(mlp, put) for mlp in mlps], before=[(mlp, take) for mlp in mlps])
 
 
 @torch.no_grad()
@@ -83,10 +70,8 @@ def logits_at(model, texts: list[tuple[int, ...]], places: list[range]) -> Itera
         ids = pad([texts[i] for i in part], model.device)
         width = ids.shape[1]
         read = torch.tensor([row * width + at for row, i in enumerate(part) for at in places[i]], device=ids.device)
-        with contextlib.ExitStack() as inside:
-            inside.enter_context(Alike([texts[i] for i in part], width, ids.device).together(lower))
-            inside.enter_context(only(last, read))
-            inside.enter_context(picked(model.head, read))
+        at_read = hooks(before=[(model.head, lambda _, args, read=read: (args[0].flatten(0, 1)[read][None],))])
+        with Alike([texts[i] for i in part], width, ids.device).together(lower), only(last, read), at_read:
             logits = model.hf(input_ids=ids, use_cache=False).logits[0]
         yield part, logits.to(model.math_dtype)
 
