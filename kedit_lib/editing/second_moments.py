@@ -19,7 +19,7 @@ from ..data.files import texts_of
 from ..errors import KeditError
 from ..models.checked import check_editable, check_owner
 from ..models.hooks import no_bar, pad, trace
-from ..models.tokenization import longer_than, positions_of, windows
+from ..models.tokenization import encode, positions_of, windows
 
 SYMMETRIC = 1e-4  # largest difference of mirrored entries, relative to the largest entry: what rounding may leave
 NO_LIMIT = 2048  # tokens of a window for models whose positions do not end
@@ -84,7 +84,8 @@ class SecondMoments:
         if tokens is not None:
             about["budget"] = tokens
         limit = min(positions_of(model.hf.config), NO_LIMIT)
-        if any(longer_than(model.tokenizer, text, limit) for text in texts):
+        # No text has more tokens than bytes.
+        if any(len(encode(model.tokenizer, text)) > limit for text in texts if len(text.encode()) > limit):
             about["windows"] = limit
         whole = json.dumps([model.checksum, model.setting, about], sort_keys=True)
         path = cache and Path(cache) / f"moments-{hashlib.sha256(whole.encode()).hexdigest()[:20]}.safetensors"

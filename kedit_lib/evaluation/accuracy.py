@@ -9,7 +9,7 @@ from ..data.words import SENTENCE_ENDS, places
 from ..errors import KeditError
 from ..models.checked import check_editable
 from ..models.generation import continuations, sentence
-from ..models.tokenization import decoded, encoded, targets_of
+from ..models.tokenization import encoded, targets_of
 from .teacher_forcing import Forced, score
 
 ROOM = {"exact": 1, "begins": 3, "contains": 12}  # tokens beyond those of the answer
@@ -46,7 +46,8 @@ def generation_accuracy(
         targets = targets_of(tokenizer, prompts, answers, separators)
         asked = [i for i, target in enumerate(targets) if not isinstance(target, KeditError)]
         forced = score(model, encoded(tokenizer, [prompts[i] for i in asked]), [targets[i] for i in asked])
-    for i, ids, text in zip(asked, forced.begun, decoded(tokenizer, forced.begun), strict=True):
+    for i, ids in zip(asked, forced.begun, strict=True):
+        text = tokenizer.decode(ids, skip_special_tokens=True)
         found[i] = settled(match, text, ids[-1] == tokenizer.eos_token_id, answers[i].strip())
     if still := [i for i, right in enumerate(found) if right is None]:
         sought = [answers[i].strip() for i in still]

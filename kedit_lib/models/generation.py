@@ -18,31 +18,27 @@ def generate_ids(model, tokenizer, prompts, max_new_tokens: int | list[int], sto
     """Greedy continuations of each prompt, as token ids without the prompt, up to `</s>` and with it. A batch ends once
     every row has said `</s>` or one of the ids in `stop`; a row leaves it at its own max_new_tokens, or when enough(i,
     ids) is true of the continuation of prompt i. No row depends on the others."""
-    device = next(model.parameters()).device
-    eos = tokenizer.eos_token_id  # None: nothing ends but by `stop` and the limit
-    ends = torch.tensor([*([] if eos is None else [eos]), *stop], dtype=torch.long, device=device)
-    ids, leaves = encoded(tokenizer, prompts), enough is not None or not isinstance(max_new_tokens, int)
+    eos, device = tokenizer.eos_token_id, next(model.parameters()).device
+    ids, ends = encoded(tokenizer, prompts), {eos, *stop}
     most = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
     out: list[list[int]] = [[] for _ in prompts]
+
+    def goes_on(i: int) -> bool:
+        return len(out[i]) < most[i] and not (enough and enough(i, out[i]))
+
     for rows in _batches([len(one) for one in ids], ROWS):
-        feed = Feed([ids[i] for i in rows], device)
-        ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
-        for step in range(1, max(most[i] for i in rows) + 1):
+        feed, ended = Feed([ids[i] for i in rows], device), set()
+        while rows:
             new = feed.logits(model).argmax(-1, keepdim=True)
             for i, token in zip(rows, new[:, 0].tolist(), strict=True):
                 out[i].append(token)
-            ended |= torch.isin(new[:, 0], ends)
-            if ended.all():
+                if token in ends:
+                    ended.add(i)
+            if ended.issuperset(rows):
                 break
-            feed.say(new)
-            if leaves:
-                stay = [k for k, i in enumerate(rows) if step < most[i] and not (enough and enough(i, out[i]))]
-                if not stay:
-                    break
-                if len(stay) < len(rows):
-                    kept = torch.tensor(stay, device=device)
-                    rows, ended = [rows[k] for k in stay], ended[kept]
-                    feed.keep(kept)
+            stay = [k for k, i in enumerate(rows) if goes_on(i)]
+            rows = [rows[k] for k in stay]
+            feed.say(new, stay)
     return [said[: said.index(eos) + 1] if eos in said else said for said in out]
 
 
@@ -64,13 +60,14 @@ class Feed:
         self.past = found.past_key_values
         return found.logits[:, -1]
 
-    def say(self, tokens: torch.Tensor) -> None:
+    def say(self, tokens: torch.Tensor, stay: list[int] | None = None) -> None:
+        """The next token [n, 1] of each row; stay: the rows that go on, the others leave (None: all go on)."""
         self.step, self.position = tokens, self.position[:, -1:] + 1
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], 1)
-
-    def keep(self, rows: torch.Tensor) -> None:
-        self.step, self.position, self.mask = self.step[rows], self.position[rows], self.mask[rows]
-        self.past.batch_select_indices(rows)
+        if stay and len(stay) < len(tokens):
+            kept = torch.tensor(stay, device=tokens.device)
+            self.step, self.position, self.mask = self.step[kept], self.position[kept], self.mask[kept]
+            self.past.batch_select_indices(kept)
 
 
 def _batches(lengths: list[int], size: int) -> list[list[int]]:
@@ -89,20 +86,16 @@ def continuations(
 ) -> list[tuple[str, bool]]:
     """What the model writes after each prompt, and whether its text ended there (False: cut off). It may stop at a
     first full stop unless `past_full_stops`, and when enough(i, text) is true of what is written after prompt i."""
-    eos, stop = tokenizer.eos_token_id, () if past_full_stops else _full_stops(tokenizer)
-    text = partial(tokenizer.decode, skip_special_tokens=True)
+    eos, text, stop = tokenizer.eos_token_id, partial(tokenizer.decode, skip_special_tokens=True), ()
+    if not past_full_stops:  # the tokens that are a full stop of some script and nothing else
+        first, *others = (tokenizer(mark, add_special_tokens=False).input_ids for mark in ".。।")
+        others = [
+            ids for ids, mark in zip(others, "。।", strict=True) if len(ids) == 1 and tokenizer.decode(ids) == mark
+        ]
+        stop = [first[-1], *(token for (token,) in others)]
     will_do = None if enough is None else lambda i, ids: ids[-1] == eos or enough(i, text(ids))
     written = generate_ids(model, tokenizer, prompts, max_new_tokens, stop, will_do)
     return [(text(ids), ids[-1:] == [eos]) for ids in written]
-
-
-def _full_stops(tokenizer) -> tuple[int, ...]:
-    """The tokens that are a full stop of some script and nothing else."""
-    found = tokenizer(["."], add_special_tokens=False).input_ids[0][-1:]
-    for mark in "。।":
-        ids = tokenizer(mark, add_special_tokens=False).input_ids
-        found += ids if len(ids) == 1 and tokenizer.decode(ids) == mark else []
-    return tuple(found)
 
 
 def sentence(text: str, answers=()) -> tuple[str, bool]:
@@ -115,9 +108,8 @@ def sentence(text: str, answers=()) -> tuple[str, bool]:
     kept = margin + len(answer) if answer else 0
     if answer.endswith(".") and text[kept : kept + 1].isspace():
         return answer, True
-    rest = text[kept:]
-    said = re.split(f"[{re.escape(SENTENCE_ENDS)}\n]", rest, maxsplit=1)[0]
-    return (text[:kept] + said).strip(), said != rest
+    said = re.split(f"[{re.escape(SENTENCE_ENDS)}\n]", text[kept:], maxsplit=1)[0]
+    return (text[:kept] + said).strip(), said != text[kept:]
 
 
 def complete(model, tokenizer, prompts: list[str], max_new_tokens: int = 8, answers=()) -> list[str]:

