@@ -9,6 +9,7 @@ it, and last its KL prompt.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +71,7 @@ class Engine(ABC):
 
     def __init__(self, model, requests: list[Request], site: Site):
         self.model, self.site, self.requests = model, site, requests
-        self._active, self._kl_before = torch.arange(len(requests)), None
+        self._active, self._kl_before, self._replayed = torch.arange(len(requests)), None, None
         ids = [row for r in requests for row in (*(p.ids + r.target[:-1] for p in r.prompts), r.kl.ids)]
         prompts = [p for r in requests for p in (*r.prompts, r.kl)]
         # As indices into a row from its first token that is run: where a prompt ends, and where the KL is read.
@@ -134,7 +135,20 @@ class Engine(ABC):
         """
         if len(active) < len(self._active):
             self._leave_out_all_but(active.cpu())
-        delta = delta if len(active) == len(delta) else delta[active]
+        if len(delta) == 1 and delta.is_cuda and self._kl_before is not None:
+            return self._replay(delta)
+        return self._terms(delta if len(active) == len(delta) else delta[active])
+
+    def _replay(self, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`_terms` and its gradient as CUDA graphs, captured once: a single edit's thousands of small kernels take the
+        GPU less time than Python takes to launch them."""
+        if self._replayed is None:
+            make, pool = torch.cuda.make_graphed_callables, _graph_memory(delta.device).pool()
+            self._replayed = make(self._terms, (delta,), num_warmup_iters=1, pool=pool)
+        return self._replayed(delta)
+
+    def _terms(self, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`loss_terms` of the requests that are left."""
         rows = delta[:, None].expand(-1, self._last.shape[1] + 1, -1, -1).flatten(0, 1)
         at_loss, final = self._streams(rows.unbind(1))
         if at_loss is final:
@@ -144,15 +158,19 @@ class Engine(ABC):
                 self._log_p(stream, places)
                 for stream, places in zip((at_loss, final), self._both.tensor_split([self._n_read]), strict=True)
             )
-        right, there = log_p.gather(1, self._token[:, None])[:, 0], self._there
-        nll = right.new_zeros(there.shape).masked_scatter(there, right).sum(-1) / -self._n_tokens
-        said = torch.ones_like(there).masked_scatter(there, log_p.argmax(-1) == self._token).all(-1)
+        right = log_p.gather(1, self._token[:, None])[:, 0]
+        nll = self._by_context(right, 0.0).sum(-1) / -self._n_tokens
+        said = self._by_context(log_p.argmax(-1) == self._token, True).all(-1)
         if self._kl_before is None:
             self._kl_before = log_kl.detach()
         return nll, (log_kl.exp() * (log_kl - self._kl_before)).sum(-1), said
 
+    def _by_context(self, x: Tensor, else_: float | bool) -> Tensor:
+        """Of each target token → [m, contexts, longest target]."""
+        return x.new_full((self._shape.numel(),), else_).index_copy(0, self._at_token, x).view(self._shape)
+
     def _log_p(self, stream: Tensor, places: Tensor) -> Tensor:
-        return self._logits(stream.flatten(0, 1)[places]).log_softmax(-1)
+        return self._logits(stream.flatten(0, 1).index_select(0, places)).log_softmax(-1)
 
     def _logits(self, x: Tensor) -> Tensor:
         return self.model.logits(x)
@@ -174,7 +192,8 @@ class Engine(ABC):
         there = (j < self._length[:, None])[:, None].expand(n, contexts, -1)
         read = (start[:, :-1, None] + self._last[:, :, None] + j)[there]
         self._both, self._n_read = torch.cat([read, (start[:, -1:] + self._kl_at)[:, 0]]).to(device), len(read)
-        self._token, self._there = self._target[:, None].expand_as(there)[there].to(device), there.to(device)
+        self._token, self._shape = self._target[:, None].expand_as(there)[there].to(device), there.shape
+        self._at_token = there.flatten().nonzero()[:, 0].to(device)
         self._n_tokens = self._length.to(device, self.model.math_dtype)[:, None]
         self._real = (torch.arange(self.width) < self._run[:, :, None]).flatten().nonzero()[:, 0].to(device)
 
@@ -182,6 +201,15 @@ class Engine(ABC):
     def _run(self) -> Tensor:
         """[n, contexts + 1] tokens of each row that are run."""
         return torch.cat([self._last + self._length[:, None], self._kl_at + 1], 1)
+
+
+@cache
+def _graph_memory(device: torch.device) -> torch.cuda.CUDAGraph:
+    """A graph whose memory the graphs of all edits share; it lives on, since memory ends with its last graph."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.device(device), torch.cuda.graph(graph):
+        torch.zeros(1, device=device)
+    return graph
 
 
 class Suffix(Engine):

@@ -52,7 +52,7 @@ def _between(mlps, index: Tensor, put_back):
 
     def take(module, args):
         shape[module] = args[0].shape[:-1]
-        taken = args[0].flatten(0, -2)[index]
+        taken = args[0].flatten(0, -2).index_select(0, index)
         return (taken if args[0].dim() == 2 else taken[None], *args[1:])
 
     def put(module, args, output):
