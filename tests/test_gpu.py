@@ -33,6 +33,24 @@ def test_targets_are_optimised_in_float32_on_bfloat16_weights(tiny_folder, devic
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("device", [CUDA])
+@pytest.mark.parametrize("name", ["memit", "pmet", "rome"])
+def test_replayed_steps_are_those_of_the_whole_model(tiny_folder, device, name):
+    model = kedit.load_model(tiny_folder("llama"), dtype=torch.float64, device=device)
+    method = kedit.method_class(name)(layers=[1, 2][name == "rome" :], v_num_grad_steps=8)
+    found = []
+    for engine in ("suffix", "plain"):
+        outcomes = [
+            method.apply(model, [e], moments=moments(), contexts=tiny.CONTEXTS, engine=engine) for e in EDITS[:3]
+        ]
+        found.append([o.deltas for o in outcomes])
+        model.restore()
+    for ours, plain in zip(*found, strict=True):
+        for key, delta in plain.items():
+            assert float((ours[key] - delta).norm() / delta.norm()) < 1e-8
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("device", [CUDA])
 def test_a_gpu_short_of_memory_takes_smaller_batches(tiny_folder, device):
     model, many = kedit.load_model(tiny_folder("llama"), dtype=torch.float64, device=device), EDITS * 20
     expected = edited(model, many)

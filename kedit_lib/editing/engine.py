@@ -69,6 +69,8 @@ class Engine(ABC):
     keys   [n, contexts, d_ff] inputs of `site.keys` at every prompt's lookup token, on the weights at hand
     """
 
+    replays = False  # whether a step waits for nothing, so that a GPU can replay it
+
     def __init__(self, model, requests: list[Request], site: Site):
         self.model, self.site, self.requests = model, site, requests
         self._active, self._kl_before, self._replayed = torch.arange(len(requests)), None, None
@@ -135,7 +137,7 @@ class Engine(ABC):
         """
         if len(active) < len(self._active):
             self._leave_out_all_but(active.cpu())
-        if len(delta) == 1 and delta.is_cuda and self._kl_before is not None:
+        if self.replays and len(delta) == 1 and delta.is_cuda and self._kl_before is not None:
             return self._replay(delta)
         return self._terms(delta if len(active) == len(delta) else delta[active])
 
@@ -215,6 +217,7 @@ def _graph_memory(device: torch.device) -> torch.cuda.CUDAGraph:
 class Suffix(Engine):
     """Only what δ can change: the layers above it, on the tokens from the subject's last on."""
 
+    replays = True
     products = torch.float32  # what matrix products take where layers are written out
 
     @staticmethod
