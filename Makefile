@@ -77,7 +77,7 @@ mutate: $(ENV)  ## how much the tests notice: small changes to some files, one a
 lint: $(ENV)  ## ruff, and the house rules for notebook sources (seconds)
 	$(PY) -m ruff check .
 	.venv/bin/lint-imports
-	$(KEDIT) reproduce --check
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q tests/report/test_sources.py
 
 lab: $(ENV)  ## open the notebooks in JupyterLab, live cells included (until you stop it; LAB=--no-browser and such go to it)
 	JUPYTER_PREFER_ENV_PATH=1 $(PY) -m jupyter lab --notebook-dir=notebooks $(LAB)

@@ -57,7 +57,6 @@ def reproduce(
     fields: Fields = None,
     only: Only = None,
     force: Annotated[bool, Option("--force", help="run them even if they are current")] = False,
-    check: Annotated[bool, Option("--check", help="run nothing; check the notebooks' sources")] = False,
 ) -> int:
     """Execute the notebooks that are stale: source, parameters, library or data changed since their last run.
 
@@ -67,8 +66,6 @@ def reproduce(
     from .report import reproduce
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a stopped `make` stops the kernels too
-    if check:
-        return reproduce.check_sources(only)
     return reproduce.reproduce_run(profile, model, data, texts, orders, fields or [], only=only, force=force)
 
 

@@ -8,12 +8,12 @@ happened. `make reproduce` measures all claims into figures/claims.csv and fails
 accepted value.
 """
 
-import ast
-import operator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pandas as pd
+from jinja2 import StrictUndefined, UndefinedError
+from jinja2.meta import find_undeclared_variables
+from jinja2.sandbox import SandboxedEnvironment
 from scipy.stats import spearmanr
 
 from ..analysis.runs import load_runs, outcome, window_median
@@ -25,75 +25,14 @@ from ..streams.bench import Bench, data_folder
 
 PATH = REPOSITORY / "params" / "claims.yaml"
 CLAIMS = parse(PATH.read_text(encoding="utf-8"), PATH.name)
+VARIANTS = {(claim["name"], name): asked for claim in CLAIMS for name, asked in claim["variants"].items()}
 SINGLES = ("memit", "pmet", "rome", "rome-noC", "rrome", "rrome-noC")  # streams of single edits
 STREAMS = tuple(
     f"{name}{rho}" for name in (*SINGLES, "memit-mass", "memit-share", "memit-sum") for rho in ("", "-rho2")
 )
 MARGIN = 0.25  # round an accepted value, where the claim has no other
-SIGNS = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Div: operator.truediv,
-    ast.Gt: operator.gt,
-    ast.Lt: operator.lt,
-}
 KEY = ["claim", "variant", "model", "setting", "order"]
-
-
-class Names(dict):
-    """What the expressions of params/claims.yaml may name, for the runs of one model, setting and order; memory: None
-    where it was not measured."""
-
-    def __init__(self, runs: pd.DataFrame, memory: float | None):
-        super().__init__(min=min, mean=lambda *values: sum(values) / len(values))
-        self.runs = runs
-        if memory is not None:
-            self["memory"] = memory
-
-    def __missing__(self, name: str):
-        """Found when first asked for. KeyError for a stream that was not run."""
-        if name == "rank_correlation":
-            return _rank_correlation(self.runs)
-        stream, _, edits = name.partition("_after")
-        one = self.runs[self.runs.stream == stream.replace("_", "-")]
-        if one.empty:
-            raise KeyError(name)
-        one = one[one.edits <= int(edits)] if edits else one
-        latest = one[(one.metric == "accuracy") & (one.cohort == "latest edits") & (one.edits > 0)]
-        cosine = one[one.metric == "cosine with earlier updates"].value.mean()
-        self[name] = SimpleNamespace(**outcome(one), cosine=cosine, latest_mean=latest.value.mean())
-        return self[name]
-
-
-def _value(text: str, names: Names):
-    """The value of an expression: arithmetic, comparison, `and`, `or` and calls of what `names` holds."""
-
-    def of(node: ast.AST):
-        match node:
-            case ast.Constant(value):
-                return value
-            case ast.Name(name):
-                return names[name]
-            case ast.Attribute(value, name):
-                return getattr(of(value), name)
-            case ast.Call(function, arguments):
-                return of(function)(*map(of, arguments))
-            case ast.BinOp(left, sign, right) | ast.Compare(left, [sign], [right]):
-                return SIGNS[type(sign)](of(left), of(right))
-            case ast.BoolOp(sign, values):
-                return (all if isinstance(sign, ast.And) else any)(map(of, values))
-        raise KeditError(f"{PATH.name}: {text}: only numbers, names, + - / > <, and, or, and calls are understood")
-
-    return of(ast.parse(text, mode="eval").body)
-
-
-def _rank_correlation(runs: pd.DataFrame) -> float:
-    some = runs[runs.stream.isin(SINGLES)]
-    p = window_median(some).set_index(["stream", "edits"])["median"].rename("p")
-    asked = some[(some.metric == "accuracy") & (some.cohort == "untouched") & (some.edits > 0)]
-    both = asked.join(p, on=["stream", "edits"]).dropna(subset="p")
-    constant = both.p.nunique() < 2 or both.value.nunique() < 2
-    return float("nan") if constant else float(spearmanr(both.p, both.value).statistic)
+EXPRESSIONS = SandboxedEnvironment(undefined=StrictUndefined)
 
 
 def measure(runs: pd.DataFrame, memory: dict[str, float] | None = None) -> pd.DataFrame:
@@ -103,30 +42,46 @@ def measure(runs: pd.DataFrame, memory: dict[str, float] | None = None) -> pd.Da
     """
     rows = []
     for (model, setting, order), some in runs.groupby(["model", "setting", "order"]):
-        names = Names(some, (memory or {}).get(model) if order == 0 and setting == "as printed" else None)
-        for claim in CLAIMS:
-            for variant, asked in claim["variants"].items():
-                try:
-                    given = "given" not in asked or _value(asked["given"], names)
-                    value = _value(asked["value"], names) if given else float("nan")
-                except KeyError:  # one of its streams was not run here
-                    continue
-                sign, bar = asked["bar"].split()
-                holds = value > float(bar) if sign == ">" else value < float(bar)
-                labels = [claim["name"], variant, model, setting, order]
-                rows.append([*labels, asked["bar"], value, None if pd.isna(value) else holds])
+        names = _names(some)
+        if order == 0 and setting == "as printed" and model in (memory or {}):
+            names["memory"] = memory[model]
+        for labels, asked in VARIANTS.items():
+            try:
+                given = _value(asked.get("given", "true"), names)
+                value = float(_value(asked["value"], names)) if given else float("nan")
+            except UndefinedError:  # one of its streams was not run here
+                continue
+            holds = None if pd.isna(value) else _value(f"value {asked['bar']}", {"value": value})
+            rows.append([*labels, model, setting, order, asked["bar"], value, holds])
     return pd.DataFrame(rows, columns=[*KEY, "bar", "value", "holds"])
 
 
-def of_bench(bench: Bench, figures: Path) -> pd.DataFrame:
-    """`measure` on a bench's streams and on the committed ones of the profile's `beside`, into <figures>/claims.csv."""
-    mass = bench.mass_table()
-    beside = [bench.profile.beside] if bench.profile.beside else None
-    runs = load_runs(STREAMS, bench, beside)
-    table = measure(runs, {bench.label: mass.peak_mb.iloc[-1] / mass.peak_mb.iloc[0]})
-    with replacing(figures / "claims.csv") as partial:
-        table.to_csv(partial, index=False, float_format="%.6g")
-    return table
+def _value(text: str, names: dict):
+    """The value of an expression of params/claims.yaml."""
+    return EXPRESSIONS.compile_expression(text, undefined_to_none=False)(names)
+
+
+def _names(runs: pd.DataFrame) -> dict:
+    """What expressions may name, from the runs of one model, setting and order. Of streams those that were run."""
+    names = {"min": min, "mean": lambda *values: sum(values) / len(values), "rank_correlation": _rank_correlation(runs)}
+    texts = [text for asked in VARIANTS.values() for text in (asked["value"], asked.get("given", "true"))]
+    for name in find_undeclared_variables(EXPRESSIONS.parse("".join(f"{{{{ {text} }}}}" for text in texts))):
+        stream, _, edits = name.partition("_after")
+        one = runs[(runs.stream == stream.replace("_", "-")) & (runs.edits <= float(edits or "inf"))]
+        if len(one):
+            latest = one[(one.metric == "accuracy") & (one.cohort == "latest edits") & (one.edits > 0)].value.mean()
+            cosine = one[one.metric == "cosine with earlier updates"].value.mean()
+            names[name] = {**outcome(one), "cosine": cosine, "latest_mean": latest}
+    return names
+
+
+def _rank_correlation(runs: pd.DataFrame) -> float:
+    some = runs[runs.stream.isin(SINGLES)]
+    p = window_median(some).set_index(["stream", "edits"])["median"].rename("p")
+    asked = some[(some.metric == "accuracy") & (some.cohort == "untouched") & (some.edits > 0)]
+    both = asked.join(p, on=["stream", "edits"]).dropna(subset="p")
+    constant = both.p.nunique() < 2 or both.value.nunique() < 2
+    return float("nan") if constant else float(spearmanr(both.p, both.value).statistic)
 
 
 def verdict(holds: pd.Series) -> str:
@@ -162,6 +117,21 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
     return about.set_index("name").join(wide).fillna("not run").reset_index(drop=True)[names]
 
 
+def judge(bench: Bench, figures: Path, hold: bool) -> None:
+    """`measure` on a bench's streams and on the committed ones of the profile's `beside`, into <figures>/claims.csv.
+    `hold`: KeditError that names the values that left their bands; where none is accepted yet there are none."""
+    mass = bench.mass_table()
+    runs = load_runs(STREAMS, bench, [bench.profile.beside] if bench.profile.beside else None)
+    measured = measure(runs, {bench.label: mass.peak_mb.iloc[-1] / mass.peak_mb.iloc[0]})
+    with replacing(figures / "claims.csv") as partial:
+        measured.to_csv(partial, index=False, float_format="%.6g")
+    counted = verdicts(measured).verdict.value_counts()
+    print(f"claims: {', '.join(f'{n} {v}' for v, n in counted.items())}", flush=True)
+    if hold and accepted().exists() and (lines := outside(measured, read(accepted()))):
+        remedy = "look at the figures; if the change is meant, kedit claims --accept"
+        raise KeditError(f"{len(lines)} claims left their bands: {'; '.join(lines)}; {remedy}")
+
+
 def accepted() -> Path:
     """The committed values that later runs are held to."""
     return data_folder() / "claims.csv"
@@ -169,22 +139,15 @@ def accepted() -> Path:
 
 def outside(new: pd.DataFrame, old: pd.DataFrame) -> list[str]:
     """A line for every value of `measure` that lies further from the accepted one than its margin, or has none."""
-    margins = {(c["name"], name): v.get("margin", MARGIN) for c in CLAIMS for name, v in c["variants"].items()}
     was, lines = old.set_index(KEY).value, []
-    for row in new.itertuples():
-        at = (row.claim, row.variant, row.model, row.setting, row.order)
-        if at not in was.index:
-            lines.append(f"{' / '.join(map(str, at))}: has no accepted value")
-        elif not (pd.isna(row.value) and pd.isna(was[at])) and not abs(row.value - was[at]) <= margins[at[:2]]:
-            lines.append(f"{' / '.join(map(str, at))}: {row.value:.3g}, accepted {was[at]:.3g} ± {margins[at[:2]]:g}")
+    for *at, value in new[[*KEY, "value"]].itertuples(index=False):
+        where, margin = " / ".join(map(str, at)), VARIANTS[at[0], at[1]].get("margin", MARGIN)
+        before = was.get(tuple(at))
+        if before is None:
+            lines.append(f"{where}: has no accepted value")
+        elif not (pd.isna(value) and pd.isna(before)) and not abs(value - before) <= margin:
+            lines.append(f"{where}: {value:.3g}, accepted {before:.3g} ± {margin:g}")
     return lines
-
-
-def check(new: pd.DataFrame) -> None:
-    """KeditError that names the values that left their bands. Nothing accepted yet: nothing to leave."""
-    if accepted().exists() and (lines := outside(new, read(accepted()))):
-        remedy = "look at the figures; if the change is meant, kedit claims --accept"
-        raise KeditError(f"{len(lines)} claims left their bands: {'; '.join(lines)}; {remedy}")
 
 
 def read(path: Path | None = None) -> pd.DataFrame:

@@ -1,59 +1,43 @@
-"""One execution of the notebooks: its effective profile, where its outputs go, and each notebook's parameters."""
+"""One execution of the notebooks: its effective profile, where its outputs go, each notebook's parameters, and the
+content that all outputs depend on."""
 
+import ast
 import hashlib
+import json
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data.atomic import replacing
+from ..data.atomic import checksum, replacing
 from ..data.config import BUILT_IN, LAB_MODELS, Profile, load_profile, params_folder
+from ..data.provenance import key_of
 from ..data.yaml_text import dump, parse
 from ..errors import KeditError
-from . import notebooks
 
 DEFAULT_PROFILE = "lab"  # the run whose outputs are committed
-LONGEST_LABEL = 120
+LONGEST_LABEL = 100
 HOW_ONLY = {"workers", "threads", "live_orders"}  # fields that say how a run is done, not what it shows
 PATHS = ("model", "edits", "texts")  # fields that may be a path; notebooks run in another folder
+RENAMED = {"data": "edits"}  # parameters of notebooks that a profile calls otherwise
+OWN = {"data", "texts"}  # parameters of the notebook on the reader's own model
+PACKAGE = Path(__file__).resolve().parents[1]
 
 
-@dataclass(frozen=True)
 class Run:
-    """One execution: an effective profile, and where its outputs go."""
+    """One execution.
 
-    root: Path
-    profile: Profile
-    profile_argument: str  # what a notebook hands to load_profile: a name, or the effective profile's file
-    label: str  # "lab", "smoke", "lab-n_edits-50": runs with other numbers never overwrite each other
+    profile_argument   what a notebook hands to load_profile: a name, or the effective profile's file
+    label              "lab", "smoke", "lab-n_edits-50-…": runs with other numbers never overwrite each other
+    """
 
-    @property
-    def committed(self) -> bool:
-        return self.label == DEFAULT_PROFILE
-
-    @property
-    def sources(self) -> Path:
-        return self.root / "notebooks"
-
-    @property
-    def results(self) -> Path:
-        return self.root / "results"
-
-    @property
-    def executed(self) -> Path:
-        return self.sources / "executed" if self.committed else self.results / f"executed-{self.label}"
-
-    @property
-    def figures(self) -> Path:
-        return self.root / "figures" if self.committed else self.results / f"figures-{self.label}"
-
-    def stamp(self, source: Path) -> Path:
-        return self.root / ".stamps" / self.label / f"{source.stem}.json"
-
-    def failed(self, source: Path) -> Path:
-        return self.results / "failed" / f"{source.stem}.failed.ipynb"
+    def __init__(self, root: Path, profile: Profile, profile_argument: str, label: str):
+        self.root, self.profile, self.profile_argument, self.label = root, profile, profile_argument, label
+        self.committed = label == DEFAULT_PROFILE
+        self.sources, self.results = root / "notebooks", root / "results"
+        self.executed = self.sources / "executed" if self.committed else self.results / f"executed-{label}"
+        self.figures = root / "figures" if self.committed else self.results / f"figures-{label}"
 
 
 def make_run(
@@ -67,51 +51,38 @@ def make_run(
 ) -> Run:
     """The effective profile: the one of that name or file, with what the other arguments change."""
     base = load_profile(name)
-    overrides = dict(_parse_override(text) for text in fields)
-    overrides |= {f: given for f, given in (("model", model), ("edits", data), ("texts", texts)) if given}
+    overrides = dict(map(_override, fields))
+    overrides |= {field: given for field, given in zip(PATHS, (model, data, texts), strict=True) if given}
     if orders:
-        overrides["live_orders"] = list(base.orders) if orders == "all" else parse_orders(orders)
+        overrides["live_orders"] = base.orders if orders == "all" else parse_orders(orders)
     profile = load_profile(name, **overrides)
-    changed = [f for f in overrides if f not in HOW_ONLY and getattr(profile, f) != getattr(base, f)]
-    file, house = Path(name).resolve(), params_folder() / "profiles" / f"{base.name}.yaml"
-    parts = [base.name, *(f"{f}-{_short(getattr(profile, f))}" for f in changed)]
-    own = name != base.name and file != house  # somebody's own file, whatever name it gives itself
-    label = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(["own", *parts] if own else parts)).strip("-")
-    if len(label) > LONGEST_LABEL:  # systems allow names of 255 bytes
-        label = f"{label[:LONGEST_LABEL].rstrip('-.')}-{hashlib.sha256(label.encode()).hexdigest()[:6]}"
+    changed = {field: v for field, v in profile if field not in HOW_ONLY and v != getattr(base, field)}
+    house = params_folder() / "profiles" / f"{base.name}.yaml"
+    own = name != base.name and Path(name).resolve() != house  # somebody's own file, whatever name it gives itself
     if not own and not changed:
-        return Run(root, profile, base.name, label)
-    return Run(root, profile, _written(profile, label, root), label)
-
-
-def _short(value: Any) -> str:
-    """A value in the name of a folder; for a path its last part and a hash of the whole."""
-    if not isinstance(value, str) or value in LAB_MODELS or not os.path.exists(value):
-        return str(value)
-    path = Path(value).resolve()
-    return f"{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:6]}"
-
-
-def _written(profile: Profile, label: str, root: Path) -> str:
-    """Store an effective profile for the notebooks; its path as seen from notebooks/."""
-    name = re.sub(r"[^a-z0-9_-]+", "-", label.lower())
-    path = root / "results" / "profiles" / f"{name}.yaml"
-    fields = {**profile.model_dump(), "name": name}
+        return Run(root, profile, base.name, base.name)
+    values = profile.model_dump()
     for field in PATHS:
-        if fields[field] not in LAB_MODELS and os.path.exists(fields[field]):
-            fields[field] = str(Path(fields[field]).resolve())
+        if values[field] not in LAB_MODELS and os.path.exists(values[field]):
+            values[field] = str(Path(values[field]).resolve())
+    parts = [
+        *(["own"] if own else []),
+        base.name,
+        *(f"{field}-{str(v).rsplit('/')[-1]}" for field, v in changed.items()),
+    ]
+    label = re.sub(r"[^a-z0-9_-]+", "-", "-".join(parts).lower())[:LONGEST_LABEL].strip("-")
+    if changed:
+        label += f"-{key_of(values={f: v for f, v in values.items() if f not in HOW_ONLY})[:6]}"
+    path = root / "results" / "profiles" / f"{label}.yaml"
     with replacing(path) as partial:
-        partial.write_text(dump(fields), encoding="utf-8")
-    return os.path.relpath(path, root / "notebooks")
+        partial.write_text(dump({**values, "name": label}), encoding="utf-8")
+    return Run(root, profile, os.path.relpath(path, root / "notebooks"), label)
 
 
-def _parse_override(text: str) -> tuple[str, Any]:
+def _override(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
-    if not equals:
-        raise KeditError(f"-p {text}: is not name=value; write for example -p n_edits=50")
-    known = [field for field in Profile.model_fields if field != "name"]
-    if name not in known:
-        raise KeditError(f"-p {text}: there is no parameter {name!r}; there are {', '.join(known)}")
+    if not equals or name == "name":
+        raise KeditError(f"-p {text}: is not name=value of a field; write for example -p n_edits=50")
     return name, parse(value, f"-p {text}")  # read as the profile's file is; the profile checks the type
 
 
@@ -124,18 +95,54 @@ def parse_orders(text: str) -> list[int]:
 
 def parameters_for(run: Run, source: Path) -> dict[str, Any]:
     """What is injected into a notebook: every field of the profile that its parameters cell names."""
-    profile, argument = run.profile, run.profile_argument
-    names = notebooks.parameters_of(source)
-    if notebooks.OWN & set(names) and profile.own and profile.model in LAB_MODELS:
+    profile, argument, names = run.profile, run.profile_argument, parameters_of(source)
+    if OWN & set(names) and profile.own and profile.model in LAB_MODELS:
         profile, argument = load_profile(profile.own), profile.own
     values = {**profile.model_dump(), "profile": argument}
     for field in PATHS:
         there = [path for path in (Path(values[field]).resolve(), run.root / values[field]) if path.exists()]
         if there and values[field] not in BUILT_IN:
             values[field] = os.path.relpath(there[0], run.sources)
-    values |= {name: values[field] for name, field in notebooks.RENAMED.items()}
+    values |= {name: values[field] for name, field in RENAMED.items()}
     if unknown := [name for name in names if name not in values]:
         raise KeditError(
             f"{source.name}: parameter {unknown[0]!r} is in no profile; rename it, or add it to kedit_lib.data.config"
         )
     return {name: values[name] for name in names}
+
+
+def parameters_of(source: Path) -> dict[str, Any]:
+    """{name: default} of a notebook's one `parameters` cell, which may only assign plain values to names."""
+    try:
+        cells = json.loads(source.read_text(encoding="utf-8"))["cells"]  # importing nbformat would take seconds
+        texts = ["".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", [])]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise KeditError(f"{source.name}: is not a notebook; save it again with JupyterLab") from None
+    if len(texts) != 1:
+        raise KeditError(f"{source.name}: has {len(texts)} cells tagged 'parameters'; tag exactly one")
+    try:
+        lines = ast.parse(texts[0]).body
+        return {line.targets[0].id: ast.literal_eval(line.value) for line in lines}
+    except (SyntaxError, AttributeError, ValueError, TypeError, MemoryError, RecursionError):
+        raise KeditError(
+            f"{source.name}: the parameters cell does more than 'name = plain value' lines; move the rest below it"
+        ) from None
+
+
+def library_files(root: Path) -> list[Path]:
+    """Every file that all notebooks depend on: code, parameters, lab weights, pins, committed data of other orders.
+
+    The weights' checksum, configuration and tokenizer stand for the megabytes of the weights themselves.
+    """
+    files = {p for p in PACKAGE.rglob("*") if p.suffix in {".py", ".yaml"}}
+    files |= {p for p in (PACKAGE / "lab" / "weights").rglob("*") if p.is_file() and p.suffix != ".safetensors"}
+    files |= set(params_folder().rglob("*.yaml"))
+    files |= {p for p in (root / "figures" / "data").rglob("*") if p.suffix in {".parquet", ".json", ".csv"}}
+    files |= {p for p in [root / "constraints.txt", *(root / "examples").glob("*")] if p.is_file()}
+    return sorted(files)
+
+
+def hash_files(files: Iterable[Path]) -> str:
+    """One hash of many files' names and content; of where they lie only the last two folders count."""
+    lines = (f"{'/'.join(path.parts[-3:])}\0{checksum(path)}\n" for path in files)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

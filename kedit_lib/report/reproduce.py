@@ -3,6 +3,9 @@
 A profile says what is run. Its streams of edits run first, in parallel, into results/ (`report.sweep`). Then each stale
 notebook runs in a process of its own by papermill, with the profile's fields as its parameters. Only a notebook that
 ran to its end replaces the earlier output; a failed one is kept aside, and the others still finish.
+
+What is stale is decided by stamps: small files in an ignored folder with a hash of the *content* of everything that an
+output was made from, and of the output itself. A fresh clone has none, and executes everything.
 """
 
 import contextlib
@@ -13,29 +16,22 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import psutil
-from tqdm import tqdm
 
+from ..data.atomic import checksum
 from ..data.config import LAB_MODELS, REPOSITORY, find_model_params, params_folder
 from ..data.provenance import key_of
 from ..errors import KeditError
-from . import notebooks, stamps
-from .execution import HOW_ONLY, Run, make_run, parameters_for
+from ..streams.bench import Bench
+from . import notebooks
+from .execution import HOW_ONLY, Run, hash_files, library_files, make_run, parameters_for
 
 CHECKED = 40  # facts that a model without parameters is asked about
 LAST = {"00_start_here"}  # shows what the others found, and is run when they have
-
-# papermill, without an optional check of web addresses that takes 2 seconds to import each time
-PAPERMILL = """\
-import json, sys
-sys.modules['rfc3987_syntax'] = None
-import papermill
-papermill.execute_notebook(**json.loads(sys.argv[1]), kernel_name='python3', start_timeout=180, progress_bar=False)
-"""
 
 
 def find_sources(root: Path, only: str | None = None) -> list[Path]:
@@ -44,9 +40,21 @@ def find_sources(root: Path, only: str | None = None) -> list[Path]:
     chosen = [path for path in every if path.name.startswith(only or "")]
     if not chosen:
         there = ", ".join(path.stem for path in every) or "none"
-        wanted = f" beginning with {only!r}" if only else ""
-        raise KeditError(f"notebooks/: there is no notebook{wanted}; there are: {there}")
+        raise KeditError(f"notebooks/: there is no notebook beginning with {only!r}; there are: {there}")
     return chosen
+
+
+def reproduce_run(*run_arguments, only: str | None = None, force: bool = False) -> int:
+    """`reproduce` for the arguments of `make_run`; the exit code: 0, 1 a notebook failed, 2 wrong parameters."""
+    try:
+        sources = find_sources(REPOSITORY, only)
+        run = make_run(REPOSITORY, *run_arguments)
+        parameters = {source: parameters_for(run, source) for source in sources}
+        prepare(run)
+    except KeditError as error:
+        print(f"kedit: {error}", file=sys.stderr)
+        return 2
+    return 1 if reproduce(run, parameters, only, force) else 0
 
 
 def prepare(run: Run) -> None:
@@ -55,42 +63,127 @@ def prepare(run: Run) -> None:
     profile = run.profile
     if profile.model in LAB_MODELS and profile.edits == profile.texts == "lab":
         return
-    from ..streams.bench import Bench
-    from ..streams.preflight import check_model
-
     os.environ["KEDIT_RESULTS"] = str(run.results)
     bench = Bench(profile, progress=False)
     for order in profile.live_orders:
         bench.edits(order)
     print(bench.facts.selection, flush=True)
     if find_model_params(profile.model) is None:
+        from ..streams.preflight import check_model
+
         print(f"{profile.model} has no parameters yet: it is checked, and some are proposed", flush=True)
         print(check_model(bench.model, bench.facts.some(CHECKED), profile).to_string(), flush=True)
 
 
+def reproduce(run: Run, parameters: dict[Path, dict[str, Any]], only: str | None, force: bool) -> int:
+    """Run what is stale of these notebooks, each with its parameters; how many things failed."""
+
+    def key(source: Path) -> str:
+        files = [source, *library_files(run.root)]
+        if source.stem in LAST:
+            files += sorted(table for table in run.figures.glob("*.csv") if table.name[:2] != source.name[:2])
+        values = [parameters[source], run.profile.model_dump(exclude=HOW_ONLY)]
+        return key_of(files=hash_files(files), values=values)
+
+    def stamp_of(source: Path) -> Path:
+        return run.root / ".stamps" / run.label / f"{source.stem}.json"
+
+    def outdated(source: Path) -> bool:
+        stamp, output = stamp_of(source), run.executed / source.name
+        there = stamp.exists() and output.exists()
+        return force or not (there and stamp.read_text() == f"{key(source)} {checksum(output)}\n")
+
+    stale = list(filter(outdated, parameters))
+    print(f"profile {run.label}: {len(stale)} notebooks to run, {len(parameters) - len(stale)} current", flush=True)
+    if not stale:
+        return 0
+    begun, done, failed = time.monotonic(), [], []
+    try:
+        run_streams(run, only)
+    except KeditError as error:  # notebooks that do not need the lost streams can still run
+        failed.append("streams")
+        print(f"FAILED streams  {error}", flush=True)
+
+    def work(source: Path) -> None:
+        start, before, stamp = time.monotonic(), key(source), stamp_of(source)  # edited while it runs, it stays stale
+        stamp.unlink(missing_ok=True)
+        error = execute(run, source, parameters[source])
+        if error is None and not failed:  # what another failure may have left incomplete stays stale
+            stamp.parent.mkdir(parents=True, exist_ok=True)
+            stamp.write_text(f"{before} {checksum(run.executed / source.name)}\n")
+        (done if error is None else failed).append(source.stem)
+        took = f"{source.stem}  {time.monotonic() - start:.0f} s"
+        print(f"ok     {took}" if error is None else f"FAILED {took}  {error}", flush=True)
+
+    for last in (False, True):
+        chosen = [s for s in parameters if (s.stem in LAST) == last and (s in stale or outdated(s))]
+        side_by_side(work, chosen, run.profile.workers)
+    print(f"{len(done)} done, {len(failed)} failed in {time.monotonic() - begun:.0f} s: {run.executed}")
+    return len(failed)
+
+
 def run_streams(run: Run, only: str | None) -> None:
-    """Run the profile's streams of edits in parallel, so that notebooks find their rows, and judge the claims.
+    """Run the profile's streams of edits in parallel, so that notebooks find their rows, and judge the claims: in the
+    lab run they are held to the accepted values.
 
     With `only` a notebook runs just the streams that it needs, itself; that is less work than running all of them.
     """
     if only is None:
-        from . import sweep
+        from . import claims, sweep
 
         os.environ["KEDIT_RESULTS"] = str(run.results)
         sweep.run_streams(run.profile, orders=run.profile.live_orders)
-        judge(run)
+        claims.judge(Bench(run.profile, progress=False), run.figures, hold=run.committed)
 
 
-def judge(run: Run) -> None:
-    """Measure the claims on those streams and, in the lab run, hold them to the accepted values."""
-    from ..streams.bench import Bench
-    from . import claims
+def side_by_side(work: Callable[[Path], None], sources: list[Path], workers: int) -> None:
+    """Do the work for each notebook, `workers` at a time. On Ctrl-C no further one is begun, and running ones end."""
+    with ThreadPoolExecutor(workers) as pool:
+        futures = [pool.submit(work, source) for source in sources]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            while not all(future.done() for future in futures):
+                for process in psutil.Process().children():
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.terminate()  # its kernel notices by itself that it is alone
+                time.sleep(0.1)
+            raise
 
-    measured = claims.of_bench(Bench(run.profile, progress=False), run.figures)
-    counted = claims.verdicts(measured).verdict.value_counts()
-    print(f"claims: {', '.join(f'{n} {v}' for v, n in counted.items())}", flush=True)
-    if run.committed:
-        claims.check(measured)
+
+def execute(run: Run, source: Path, parameters: dict[str, Any]) -> str | None:
+    """Run one notebook; None if it is in place, else what went wrong, in one line."""
+    output, failed = run.executed / source.name, run.results / "failed" / f"{source.stem}.failed.ipynb"
+    running = output.with_suffix(".running.ipynb")
+    for folder in (run.executed, run.figures, failed.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    for left in (running, failed):
+        left.unlink(missing_ok=True)
+    asked = {"input_path": str(source), "output_path": str(running), "cwd": str(run.sources), "parameters": parameters}
+    for _ in range(2):  # twice: a kernel may find its ports taken by one that starts beside it
+        code, printed = call([sys.executable, "-m", notebooks.__name__, str(run.root), json.dumps(asked)], run)
+        if "Kernel died before replying" not in printed:
+            break
+    if code == 0:
+        os.replace(running, output)
+        return None
+    error = (printed or f"exit code {code}").splitlines()[-1]
+    if not running.exists():
+        return error
+    os.replace(running, failed)
+    return f"{error} (kept: {failed.relative_to(run.root)})"
+
+
+def call(command: list[str], run: Run) -> tuple[int, str]:
+    """Run a command of a notebook to its end: exit code, and what it printed."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+        log = Path(scratch) / "log"  # a pipe would wait for the command's children too
+        with log.open("wb") as printed:
+            options = {"stdout": printed, "stderr": subprocess.STDOUT, "env": environment(run, scratch)}
+            code = subprocess.run(command, cwd=run.sources, check=False, **options).returncode
+        return code, log.read_text(errors="replace").strip()
 
 
 def environment(run: Run, scratch: str) -> dict[str, str]:
@@ -111,128 +204,3 @@ def environment(run: Run, scratch: str) -> dict[str, str]:
         "JUPYTER_RUNTIME_DIR": f"{scratch}/runtime",
         "IPYTHONDIR": f"{scratch}/ipython",  # no start-up files, no shared history
     }
-
-
-def execute(run: Run, source: Path, parameters: dict[str, Any]) -> str | None:
-    """Run one notebook; None if it is in place, else what went wrong, in one line."""
-    output = run.executed / source.name
-    running, failed = output.with_suffix(".running.ipynb"), run.failed(source)
-    for folder in (run.executed, run.figures, failed.parent):
-        folder.mkdir(parents=True, exist_ok=True)
-    failed.unlink(missing_ok=True)
-    asked = {"input_path": str(source), "output_path": str(running), "cwd": str(run.sources), "parameters": parameters}
-    for _ in range(2):  # twice: a kernel may find its ports taken by one that starts beside it
-        running.unlink(missing_ok=True)
-        code, printed = call([sys.executable, "-c", PAPERMILL, json.dumps(asked)], run)
-        try:
-            done = notebooks.read(running)
-        except (OSError, ValueError):  # there is none, or it was cut off in the middle
-            continue
-        if code == 0:
-            notebooks.tidy(done, run.root)
-            notebooks.write(done, running)
-            os.replace(running, output)
-            return None
-        if notebooks.was_started(done):
-            os.replace(running, failed)
-            return f"{notebooks.failure_of(done)} (kept: {failed.relative_to(run.root)})"
-    running.unlink(missing_ok=True)
-    return f"papermill did not start it: {(printed or f'exit code {code}').splitlines()[-1]}"
-
-
-def call(command: list[str], run: Run) -> tuple[int, str]:
-    """Run a command of a notebook to its end: exit code, and what it printed."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-        log = Path(scratch) / "log"  # a pipe would wait for the command's children too
-        with log.open("wb") as printed:
-            options = {"stdout": printed, "stderr": subprocess.STDOUT, "env": environment(run, scratch)}
-            code = subprocess.run(command, cwd=run.sources, check=False, **options).returncode
-        return code, log.read_text(errors="replace").strip()
-
-
-def side_by_side(work: Callable[[Path], tuple[str | None, float]], sources: list[Path], workers: int) -> int:
-    """Do the work for each notebook, `workers` at a time, and print how it went; how many failed.
-
-    On Ctrl-C, say, no further one is begun, and running ones end.
-    """
-    failures, bar = 0, tqdm(total=len(sources), unit="notebook", disable=None)  # shown on a terminal only
-    with bar, ThreadPoolExecutor(workers) as pool:
-        futures = {pool.submit(work, source): source for source in sources}
-        try:
-            for future in as_completed(futures):
-                error, seconds = future.result()
-                failures += error is not None
-                verdict = "ok" if error is None else "FAILED"
-                bar.write(f"{verdict:6} {futures[future].stem}  {seconds:.0f} s{f'  {error}' if error else ''}")
-                sys.stdout.flush()
-                bar.update()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            while not all(future.done() for future in futures):
-                for process in psutil.Process().children():
-                    with contextlib.suppress(psutil.NoSuchProcess):
-                        process.terminate()  # its kernel notices by itself that it is alone
-                time.sleep(0.1)
-            raise
-    return failures
-
-
-def reproduce(run: Run, parameters: dict[Path, dict[str, Any]], only: str | None, force: bool) -> int:
-    """Run what is stale of these notebooks, each with its parameters; how many things failed."""
-
-    def key(source: Path) -> str:
-        files = [source, *stamps.library_files(run.root)]
-        if source.stem in LAST:
-            files += sorted(table for table in run.figures.glob("*.csv") if table.name[:2] != source.name[:2])
-        values = [parameters[source], run.profile.model_dump(exclude=HOW_ONLY)]
-        return key_of(files=stamps.hash_files(files), values=values)
-
-    def outdated(source: Path) -> bool:
-        return force or not stamps.is_current(run.stamp(source), key(source), run.executed / source.name)
-
-    stale = list(filter(outdated, parameters))
-    print(f"profile {run.label}: {len(stale)} notebooks to run, {len(parameters) - len(stale)} current", flush=True)
-    if not stale:
-        return 0
-    begun, lost, done, failed = time.monotonic(), 0, 0, 0
-    try:
-        run_streams(run, only)
-    except KeditError as error:  # notebooks that do not need the lost streams can still run
-        lost = 1
-        print(f"FAILED streams  {error}", flush=True)
-
-    def work(source: Path) -> tuple[str | None, float]:
-        start, before = time.monotonic(), key(source)  # a source that is edited while it runs stays stale
-        run.stamp(source).unlink(missing_ok=True)
-        error = execute(run, source, parameters[source])
-        if error is None and not lost + failed:  # what another failure may have left incomplete stays stale
-            stamps.write(run.stamp(source), before, run.executed / source.name)
-        return error, time.monotonic() - start
-
-    for last in (False, True):
-        chosen = [s for s in parameters if (s.stem in LAST) == last and (s in stale or outdated(s))]
-        failures = side_by_side(work, chosen, run.profile.workers)
-        done, failed = done + len(chosen) - failures, failed + failures
-    print(f"{done} done, {failed} failed in {time.monotonic() - begun:.0f} s: {run.executed}")
-    return lost + failed
-
-
-def check_sources(only: str | None = None) -> int:
-    """Print what is wrong with the notebooks' sources; 1 if anything is."""
-    sources = find_sources(REPOSITORY, only)
-    faults = [fault for source in sources for fault in notebooks.faults_of_source(source)]
-    print("\n".join([*faults, f"{len(sources)} notebook sources, {len(faults)} faults"]))
-    return 1 if faults else 0
-
-
-def reproduce_run(*run_arguments, only: str | None = None, force: bool = False) -> int:
-    """`reproduce` for the arguments of `make_run`; the exit code: 0, 1 a notebook failed, 2 wrong parameters."""
-    try:
-        sources = find_sources(REPOSITORY, only)
-        run = make_run(REPOSITORY, *run_arguments)
-        parameters = {source: parameters_for(run, source) for source in sources}
-        prepare(run)
-    except KeditError as error:
-        print(f"kedit: {error}", file=sys.stderr)
-        return 2
-    return 1 if reproduce(run, parameters, only, force) else 0

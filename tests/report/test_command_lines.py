@@ -95,7 +95,7 @@ def work(bench, name, order):
         open(f"saved-{order}", "w").close()
     raise KeyboardInterrupt
 
-sweep._stream = work
+sweep.Bench.run = work
 """
 
 

@@ -1,4 +1,5 @@
-"""A number in a notebook's prose is a constant: whatever was measured is computed by a cell."""
+"""The house rules for notebook sources, and for their prose: a number in it is a constant, for whatever was measured is
+computed by a cell."""
 
 import json
 import re
@@ -6,9 +7,11 @@ import re
 import pytest
 from latex2mathml.converter import convert
 
-from kedit_lib.data.config import REPOSITORY
+from kedit_lib.data.config import REPOSITORY, load_profile
+from kedit_lib.report.execution import RENAMED, parameters_of
 
 SOURCES = sorted((REPOSITORY / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+MAX_LINES = 25  # of a cell of code
 NUMBER = re.compile(r"(?<![\w.])(?:\d*\.\d+(?:e[-+]?\d+)?|\d+e[-+]?\d+)(?:\s?%)?|\d+\s?%")
 CONSTANTS = {
     "4.66e-08",  # the report's
@@ -21,6 +24,15 @@ BARS = {  # of predictions, in the words in which they were made
     "09": {".05", ".01"},
     "12": {"0.7", "1.5", "1.55"},
 }
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)
+def test_a_source_holds_short_cells_no_outputs_and_parameters_of_a_profile(source):
+    for cell in json.loads(source.read_text(encoding="utf-8"))["cells"]:
+        assert "id" in cell and not cell.get("outputs") and not cell.get("execution_count")
+        assert cell["cell_type"] != "code" or len("".join(cell["source"]).splitlines()) <= MAX_LINES
+    defaults = {RENAMED.get(name, name): value for name, value in parameters_of(source).items()}
+    load_profile(defaults.pop("profile"), **defaults)
 
 
 def numbers(prose: str) -> set[str]:
