@@ -15,11 +15,12 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import nbformat
+
 from ..data.atomic import replacing
 from ..data.config import REPOSITORY
 from ..errors import KeditError
-from . import notebooks
-from .notebooks import VERDICT, source_of, tags_of
+from .notebooks import VERDICT, tags_of
 
 PAGES = Path(__file__).resolve().parent / "pages"
 FORMS = (".svg", ".pdf", ".csv")  # of a figure, for download
@@ -90,7 +91,7 @@ def write_report(executed: Path, figures: Path, report: Path, root: Path = REPOS
     paths = [path for path in sorted(executed.glob("*.ipynb")) if not path.stem.endswith(".running")]
     if not paths:
         raise KeditError(f"{executed}: holds no executed notebook; run 'make reproduce' first")
-    sources = {path.stem: notebooks.read(path) for path in paths}
+    sources = {path.stem: nbformat.read(path, 4) for path in paths}
     docs = {path.stem: path.read_text(encoding="utf-8") for path in sorted((root / "docs").glob("*.md"))}
     titles = {stem: _title(_markdown(notebook), stem) for stem, notebook in sources.items()}
     known = {path.read_bytes(): path.stem for path in sorted(figures.glob("*.png"))}
@@ -123,7 +124,7 @@ def _title(text: str, stem: str) -> str:
 
 
 def _markdown(notebook: dict) -> str:
-    return "\n\n".join(source_of(cell) for cell in notebook["cells"] if cell["cell_type"] == "markdown")
+    return "\n\n".join(cell.source for cell in notebook["cells"] if cell["cell_type"] == "markdown")
 
 
 def _index(root: Path, sources: dict, docs: dict, site: Site, files: Path) -> str:
@@ -154,8 +155,8 @@ def _page(notebook: dict, site: Site, files: Path) -> str:
     parts = []
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":
-            parts.append(site.linked(source_of(cell), ".md"))
-        elif cell["cell_type"] == "code" and (code := source_of(cell).strip()):
+            parts.append(site.linked(cell.source, ".md"))
+        elif cell["cell_type"] == "code" and (code := cell.source.strip()):
             lines = len(code.splitlines())
             top = f'<details class="code"><summary>code, {lines} line{"s" if lines > 1 else ""}</summary>'
             folded = [top, f"{FENCE}python\n{code}\n{FENCE}", "</details>"]
