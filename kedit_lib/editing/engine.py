@@ -145,8 +145,10 @@ class Engine(ABC):
         """`_terms` and its gradient as CUDA graphs, captured once: a single edit's thousands of small kernels take the
         GPU less time than Python takes to launch them."""
         if self._replayed is None:
-            make, pool = torch.cuda.make_graphed_callables, _graph_memory(delta.device).pool()
-            self._replayed = make(self._terms, (delta,), num_warmup_iters=1, pool=pool)
+            # Of δ itself the backward pass would end on the stream where δ was first used, which cannot be captured.
+            like, pool = delta.detach().clone().requires_grad_(), _graph_memory(delta.device).pool()
+            make = torch.cuda.make_graphed_callables
+            self._replayed = make(self._terms, (like,), num_warmup_iters=1, pool=pool)
         return self._replayed(delta)
 
     def _terms(self, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
