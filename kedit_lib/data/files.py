@@ -5,9 +5,9 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pandas as pd
 
@@ -17,64 +17,90 @@ from .words import spaceless
 
 UNNAMED = re.compile(r"\s*|Unnamed: \d+")  # the header of a column that a table program added: its row numbers
 REQUIRED = object()
-KINDS = {str: "text", list: "a list", dict: "an object"}
+NO_JSON = (ValueError, RecursionError)
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-Rows = list[tuple[str, dict | KeditError]]  # where each record stands, and its values or why it cannot be read
+PROMPTS, ANSWERS = ("prompt", "New Question"), ("ground_truth", "answer", "target", "New Answer")  # of a question
+Rows = Iterator[tuple[str, Any]]  # where each record stands, and its JSON value or the KeditError that it gives
 
 
 class Record:
-    """The values of a record and `where` it is, e.g. "facts.json record 3"; `broken`: why it could not be read. A path
-    such as "requested_rewrite.target_new.str" goes through objects. Null counts as absent, a whole number as text
-    ("1945"). KeditError for a field that is missing without a default, or of the wrong type."""
+    """The values of a record, and `where` it is, e.g. "facts.json record 3"; `broken`: why it could not be read.
 
-    def __init__(self, where: str, number: int, values: dict | KeditError):
+    A path such as "requested_rewrite.target_new.str" goes through objects; null counts as absent, a whole number as
+    text ("1945"). KeditError for a value of the wrong type.
+    """
+
+    def __init__(self, where: str, number: int, values):
+        if not isinstance(values, (dict, KeditError)):
+            values = KeditError('is not an object; write {"prompt": …, "subject": …, "target_new": …}')
         self.where, self.number = where, number
-        self.values, self.broken = ({}, values) if isinstance(values, KeditError) else (values, None)
+        self.values, self.broken = (values, None) if isinstance(values, dict) else ({}, values)
 
     def text(self, path: str, default=REQUIRED) -> str:
-        return self.get(path, str, default)
+        """One text; of a list of right answers, each perhaps a list of spellings, the first. KeditError where it is
+        missing without a default."""
+        text = self._text(path, self._at(path))
+        if text is None and default is REQUIRED:
+            raise KeditError(f"{self.where}: field {path!r} is missing")
+        return default if text is None else text
 
-    def texts(self, path: str) -> list[str]:
-        """Without blank ones and nulls."""
-        items = [item for item in self.get(path, list, []) if item is not None]
-        for i, item in enumerate(items):
-            if not isinstance(item, str):
-                self.refuse(f"{path}.{i}", f"must be text, got {_short(item)}")
-        return [item for item in items if item.strip()]
+    def texts(self, *paths: str) -> list[str]:
+        """All texts at these paths, each one text or a list of them, without blank ones."""
+        found = [self._text(path, item) for path in paths for item in _listed(self._at(path))]
+        return [text for text in found if text is not None and text.strip()]
+
+    def pairs(self, *places: str | tuple[str, str]) -> list[tuple[str, str]]:
+        """(prompt, answer) of all questions, without blank ones. A place is a path below which questions stand, however
+        deep, or a path of prompts and one of answers."""
+        found = []
+        for place in places:
+            if isinstance(place, str):
+                found += self._questions(place, self._at(place))
+            else:
+                found += self._zipped(*((path, self._at(path)) for path in place))
+        return [(prompt, answer) for prompt, answer in found if prompt.strip() and answer.strip()]
 
     def label(self, path: str) -> str:
-        """A number or text that names the record; its position when absent."""
+        """What names the record, a text or a number; its position when absent."""
         value = self.values.get(path)
         return str(self.number if value is None else value)
 
-    def refuse(self, path: str, what: str) -> NoReturn:
-        raise KeditError(f"{self.where}: field {path!r} {what}")
-
-    def get(self, path: str, kind: type, default):
+    def _at(self, path: str):
         value, names = self.values, path.split(".")
         for depth, name in enumerate(names):
-            if not isinstance(value, dict):
-                self.refuse(".".join(names[:depth]), f"must be an object, got {_short(value)}")
-            value = value.get(name)
-            if value is None:
-                if default is REQUIRED:
-                    self.refuse(".".join(names[: depth + 1]), "is missing")
-                return default
-        if kind is str and type(value) is int:
-            return str(value)
-        if not isinstance(value, kind):
-            self.refuse(path, f"must be {KINDS[kind]}, got {_short(value)}")
+            if not isinstance(value, (dict, type(None))):
+                self._refuse(".".join(names[:depth]), "an object", value)
+            value = value and value.get(name)
         return value
 
+    def _text(self, path: str, value) -> str | None:
+        while isinstance(value, list):
+            value = value[0] if value else None
+        if not isinstance(value, (str, type(None))) and type(value) is not int:
+            self._refuse(path, "text", value)
+        return str(value) if type(value) is int else value
 
-def pairs(*given: tuple[str, str]) -> list[tuple[str, str]]:
-    """Those of (prompt, answer) in which neither is empty."""
-    return [(prompt, answer) for prompt, answer in given if prompt.strip() and answer.strip()]
+    def _questions(self, path: str, value) -> list[tuple[str, str]]:
+        inner = dict(enumerate(value)) if isinstance(value, list) else value or {}
+        if not isinstance(inner, dict):
+            self._refuse(path, "questions, objects with prompt and answer", value)
+        asked, said = (next((name for name in names if name in inner), None) for names in (PROMPTS, ANSWERS))
+        if asked is None:
+            return [two for name, below in inner.items() for two in self._questions(f"{path}.{name}", below)]
+        return self._zipped(*((f"{path}.{name}", inner.get(name)) for name in (asked, said)))
+
+    def _zipped(self, *two: tuple[str, Any]) -> list[tuple[str, str]]:
+        both = ([self._text(path, item) or "" for item in _listed(value)] for path, value in two)
+        return list(zip(*both, strict=False))
+
+    def _refuse(self, path: str, must: str, value) -> NoReturn:
+        shown = repr(value)
+        shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
+        raise KeditError(f"{self.where}: field {path!r} must be {must}, got {shown}")
 
 
-def _short(value) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:57]}..."
+def _listed(value) -> list:
+    return value if isinstance(value, list) else [value]
 
 
 def records_of(source: str | Path, **hub) -> list[Record]:
@@ -98,38 +124,40 @@ def records_of(source: str | Path, **hub) -> list[Record]:
     else:
         give = f"give 'lab', a file ({', '.join(READERS)}), a folder, or a hub name such as owner/name"
         raise KeditError(f"edits {name!r}: no such file; {give}")
-    if not found:
-        raise KeditError(f"{path.name}: holds no edits; write one record an edit")
-    return [Record(where, number, values) for number, (where, values) in enumerate(found, 1)]
+    if records := [Record(where, number, values) for number, (where, values) in enumerate(found, 1)]:
+        return records
+    raise KeditError(f"{path.name}: holds no edits; write one record an edit")
 
 
 def _json(path: Path) -> Rows:
     try:
         values = _parsed(_text(path))
-    except json.JSONDecodeError as error:
-        what = f"is not JSON ({error.msg} in line {error.lineno}); a file with one object per line is .jsonl"
-        raise KeditError(f"{path.name}: {what}") from None
+    except NO_JSON as error:
+        remedy = "a file with one object per line is .jsonl"
+        raise KeditError(f"{path.name}: is not JSON ({first_line(error)}); {remedy}") from None
     if isinstance(values, dict) and values and all(isinstance(value, dict) for value in values.values()):
         values = [{"index": name, **value} for name, value in values.items()]  # records by name
     if not isinstance(values, list):
         raise KeditError(f"{path.name}: must hold a list of records, got {type(values).__name__}")
-    return [_object(f"{path.name} record {n}", value) for n, value in enumerate(values, 1)]
+    return _numbered(path.name, values)
+
+
+def _numbered(name: str, values: Iterable) -> Rows:
+    return ((f"{name} record {n}", value) for n, value in enumerate(values, 1))
 
 
 def _jsonl(path: Path) -> Rows:
-    found = []
     for n, line in enumerate(_text(path).split("\n"), 1):  # splitlines() would cut inside texts, at U+2028 for one
         if line.strip():
-            where = f"{path.name} line {n}"
             try:
-                found.append(_object(where, _parsed(line)))
-            except json.JSONDecodeError as error:
-                found.append((where, KeditError(f"{where}: is not JSON ({error.msg}); write one object a line")))
-    return found
+                value = _parsed(line)
+            except NO_JSON as error:
+                value = KeditError(f"is not JSON ({first_line(error)}); write one object a line")
+            yield f"{path.name} line {n}", value
 
 
 def _csv(path: Path) -> Rows:
-    text, found, names = _text(path), [], None
+    text, names = _text(path), None
     ahead = re.match(r"(\s*\n|sep=.\r?\n)*", text, re.IGNORECASE)[0]  # Excel may name its separator first
     text, skipped = text[len(ahead) :], ahead.count("\n")
     between = max(",;\t", key=text.partition("\n")[0].count)
@@ -139,29 +167,28 @@ def _csv(path: Path) -> Rows:
         try:
             row = next(rows, None)
         except csv.Error as error:
-            problem = KeditError(f"{where}: is not CSV ({error}); in a cell in quotes double each quote")
+            problem = KeditError(f"is not CSV ({error}); in a cell in quotes double each quote")
             if names is None or "end of data" in str(error):  # a quote that is not closed: no record follows
-                raise problem from None
-            found.append((where, problem))
+                raise KeditError(f"{where}: {problem}") from None
+            yield where, problem
             continue
         if row is None:
-            return found
+            return
         if names is None:
             names = [name.strip() for name in row]
         elif any(cell.strip() for cell in row[len(names) :]):
-            more = f"{where}: has more cells than the header; put cells with {between!r} in quotes"
-            found.append((where, KeditError(more)))
-        elif cells := {n: cell for n, cell in zip(names, row, strict=False) if cell.strip()}:
-            found.append((where, _cells(where, {n: cell for n, cell in cells.items() if not UNNAMED.fullmatch(n)})))
+            yield where, KeditError(f"has more cells than the header; put cells with {between!r} in quotes")
+        elif cells := {name: cell for name, cell in zip(names, row, strict=False) if cell.strip()}:
+            yield where, _cells({name: cell for name, cell in cells.items() if not UNNAMED.fullmatch(name)})
 
 
-def _cells(where: str, row: dict[str, str]) -> dict | KeditError:
+def _cells(row: dict[str, str]) -> dict | KeditError:
     for name in [n for n in (*LISTS, *PAIRS, "separator") if n in row]:
         try:
             row[name] = _parsed(row[name])
-        except json.JSONDecodeError:
+        except NO_JSON:
             such = '"" or " ", quotes and all' if name == "separator" else 'a JSON list such as ["…"]'
-            return KeditError(f"{where}: field {name!r} must be {such}, got {row[name]!r}")
+            return KeditError(f"field {name!r} must be {such}, got {row[name]!r}")
     return row
 
 
@@ -170,7 +197,7 @@ def _parquet(path: Path) -> Rows:
     import pyarrow.parquet as pq
 
     try:
-        return _rows(path.name, pq.read_table(path).to_pylist())
+        return _columns(path.name, pq.read_table(path).to_pylist())
     except (pa.ArrowException, OSError) as error:
         raise KeditError(f"{path.name}: cannot be read as parquet ({first_line(error)}); write it again") from None
 
@@ -188,56 +215,57 @@ def _from_datasets(source: str, /, split: str | None = None, **options) -> Rows:
         if len(found) > 1:
             raise KeditError(f"edits {source!r}: has the splits {', '.join(found)}; choose one with split=")
         found = next(iter(found.values()))
-    return _rows(Path(source).name, found)
+    return _columns(Path(source).name, found)
 
 
-def _rows(name: str, rows) -> Rows:
+def _columns(name: str, rows) -> Rows:
     """In columns a field that one record has and another has not is null."""
-    return [(f"{name} record {n}", {k: v for k, v in row.items() if v is not None}) for n, row in enumerate(rows, 1)]
-
-
-def _object(where: str, value) -> tuple[str, dict | KeditError]:
-    if not isinstance(value, dict):
-        value = KeditError(f'{where}: is not an object; write {{"prompt": …, "subject": …, "target_new": …}}')
-    return where, value
+    return _numbered(name, ({k: v for k, v in row.items() if v is not None} for row in rows))
 
 
 def _parsed(text: str):
-    """The value of a JSON text, NaN as null; JSONDecodeError also for numbers and nesting beyond Python's limits."""
-    try:
-        return json.loads(text, parse_constant=lambda name: None)
-    except json.JSONDecodeError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise json.JSONDecodeError(first_line(error), text, 0) from None
+    """The value of a JSON text, NaN as null. An error of NO_JSON; numbers and nesting may be beyond Python's limits."""
+    return json.loads(text, parse_constant=lambda name: None)
 
 
 def _text(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")  # spreadsheets put a byte order mark in front
-    except UnicodeDecodeError as error:
-        where = f"{error.reason} at byte {error.start}"
-        raise KeditError(f"{path.name}: is not UTF-8 text ({where}); save it as UTF-8") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise KeditError(f"{path.name}: cannot be read ({first_line(error)}); save it as UTF-8") from None
 
 
 READERS = {".json": _json, ".jsonl": _jsonl, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet}
 
 
+def documents(source: str | Path, **hub) -> list[str]:
+    """Texts without outer white space: the paragraphs of a .txt file (its lines, where no line is empty), or the field
+    `text` of records. Arguments and errors as of `records_of`; KeditError also where no record has that field."""
+    path = Path(source)
+    if path.suffix.lower() == ".txt" and path.is_file():
+        text = _text(path).replace("\r\n", "\n").strip()
+        texts = text.split("\n\n" if "\n\n" in text else "\n")
+    else:
+        texts = [text for r in records_of(source, **hub) if isinstance(text := r.values.get("text"), str)]
+        if not texts:
+            remedy = "name the documents so, or give a .txt file"
+            raise KeditError(f"texts {str(source)!r}: no record has a field 'text'; {remedy}")
+    return [text.strip() for text in texts if text.strip()]
+
+
 def texts_of(given, what: str) -> list[str]:
-    """Documents from a text, a file, a table, or any iterable of texts or of rows with a field `text`. A str that names
-    a file stands for it: a .txt, each paragraph a document, or records with a field `text`. KeditError, which begins
-    with `what`, for anything else and for no document."""
-    if isinstance(given, os.PathLike) or (isinstance(given, str) and _names_a_file(given, what)):
-        if not (path := Path(given)).is_file():
-            raise KeditError(f"{what}: {str(path)!r} is not a file; give a .txt file or records with a field 'text'")
-        if path.suffix.lower() == ".txt":
-            return texts_of(paragraphs(path, what), what)
-        return texts_of((record.values for record in records_of(str(path))), f"{what} {path.name}")
-    if isinstance(given, str):
+    """Documents from a text, a file as `documents` reads it, a table, or any iterable of texts or of rows with a field
+    `text`. A str stands for a file where it names one. KeditError for anything else, for no file and for no text."""
+    if isinstance(given, os.PathLike) or (isinstance(given, str) and _names_a_file(given)):
+        if not os.path.isfile(given):
+            remedy = "give an existing one, or [text] for the text itself"
+            raise KeditError(f"{what}: there is no file {str(given)!r}; {remedy}")
+        given = documents(given)
+    elif isinstance(given, str):
         given = [given]
-    if isinstance(given, pd.DataFrame):
+    elif isinstance(given, pd.DataFrame):
         given = given.to_dict("records")
-    if isinstance(given, (bytes, Mapping)) or not isinstance(given, Iterable):
+    elif isinstance(given, (bytes, Mapping)) or not isinstance(given, Iterable):
         raise KeditError(f"{what}: texts are {type(given).__name__}; pass a list of plain text, or a file")
     found = []
     for i, row in enumerate(given):
@@ -251,21 +279,9 @@ def texts_of(given, what: str) -> list[str]:
     return found
 
 
-def paragraphs(path: Path, what: str) -> list[str]:
-    """The paragraphs of a .txt file; its lines, where no line is empty."""
-    try:
-        text = path.read_text(encoding="utf-8-sig").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise KeditError(f"{what} {str(path)!r}: cannot be read ({first_line(error)}); save it as UTF-8") from error
-    return [p.strip() for p in text.split("\n\n" if "\n\n" in text else "\n") if p.strip()]
-
-
-def _names_a_file(text: str, what: str) -> bool:
+def _names_a_file(text: str) -> bool:
+    """Whether a text is a path: of something that exists, with the name of a file of texts, or a single word."""
     if len(text) > 1000 or "\n" in text:
         return False
-    if os.path.exists(text):
-        return True
-    named = Path(text).suffix.lower() in (".txt", *READERS) and os.sep in text
-    if named or not (" " in text.strip() or spaceless(text)):  # one word is no text
-        raise KeditError(f"{what}: there is no file {text!r}; give an existing one, or [text] for the text itself")
-    return False
+    named = os.sep in text and Path(text).suffix.lower() in (".txt", *READERS)
+    return named or os.path.exists(text) or not (" " in text.strip() or spaceless(text))

@@ -83,7 +83,7 @@ def read_edits(
     if schema is not None and schema not in SCHEMAS:
         raise KeditError(f"schema {schema!r}: is unknown; use one of {', '.join(SCHEMAS)}")
     read = [r for r in records if r.broken is None]
-    fits = (next(name for name, kind in SCHEMAS.items() if kind.fits(r.values)) for r in read or records)
+    fits = (next(name for name, kind in reversed(SCHEMAS.items()) if kind.fits(r.values)) for r in read or records)
     schema = schema or Counter(fits).most_common(1)[0][0]
     edits, rejected, more = [], [], Counter()
     with warnings.catch_warnings(action="ignore"):  # of a whole data set, load_edits warns once

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ..data.edit import Edit, Question
-from ..data.files import HUB_NAME, READERS, paragraphs, records_of
+from ..data.files import HUB_NAME, READERS, documents
 from ..data.words import places
 from ..data.world import KnownWorld
 from ..errors import KeditError
@@ -232,11 +232,6 @@ def plain_texts(model, source: str = AUTO, tokens: int = WRITTEN) -> list[str]:
 
 
 def read_texts(source: str) -> list[str]:
-    """Documents: paragraphs of a .txt file (its lines, where no line is empty), or the field `text` of records."""
-    if Path(source).suffix.lower() == ".txt" and Path(source).is_file():
-        return paragraphs(Path(source), "texts")
+    """Documents of a file, a folder or a hub name, as in `documents`."""
     name, hub = _place(source)
-    texts = [text for r in records_of(name, **hub) if isinstance(text := r.values.get("text"), str)]
-    if not texts:
-        raise KeditError(f"texts {source!r}: no record has a field 'text'; name the documents so, or give a .txt file")
-    return [text.strip() for text in texts if text.strip()]
+    return documents(name, **hub)

@@ -93,7 +93,7 @@ def test_texts_however_they_are_handed_over(tiny_folder, tmp_path, monkeypatch, 
 
 NO_TEXTS = [
     ("no-such.txt", "there is no file 'no-such.txt'"),
-    (Path("no-such.txt"), "is not a file"),
+    (Path("no-such.txt"), "there is no file 'no-such.txt'"),
     ("owner/wikitext", "there is no file 'owner/wikitext'"),
     ([{"body": "The organ is old."}], "fields body"),
     ([7], "text 0 is not text (int)"),
