@@ -8,14 +8,18 @@ Whatever a model wrote is shown as text: outputs are rendered and cleaned here, 
 """
 
 import base64
-import html
 import re
 import shutil
 import tempfile
-from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
+import bleach
 import nbformat
+from docutils.nodes import SkipNode
+from latex2mathml.converter import convert
+from markdown_it import MarkdownIt
+from sphinx.application import Sphinx
 
 from ..data.atomic import replacing
 from ..data.config import REPOSITORY
@@ -37,6 +41,7 @@ SETTINGS = {
     "extensions": ["myst_parser", "sphinx_copybutton", __name__],
     "myst_enable_extensions": ["dollarmath"],
     "myst_heading_anchors": 3,
+    "myst_all_links_external": True,  # `linked` has resolved them
     "html_theme": "furo",
     "html_title": "Sequential knowledge editing",
     "html_static_path": [str(PAGES)],
@@ -51,190 +56,148 @@ SETTINGS = {
 }
 
 
-@dataclass(frozen=True)
-class Site:
-    """What is shown: {name of a page: its title}, the folder of the figures, {a figure's content: its name}."""
-
-    titles: dict[str, str]
-    figures: Path
-    known: dict[bytes, str]
-
-    def linked(self, text: str, ending: str) -> str:
-        """Markdown whose links lead to pages of the site; of any other link only the text stays."""
-
-        def change(link: re.Match) -> str:
-            label, target = link.groups()
-            path, _, anchor = target.partition("#")
-            stem, suffix = Path(path).stem, Path(path).suffix
-            if re.match(r"https?:", target) or target.startswith("#"):
-                return link[0]
-            if suffix == ".png" and (page := self.page_of(stem)):
-                return f"[{label}]({page}.html#{stem})"
-            if suffix in (".ipynb", ".md") and stem in self.titles:
-                return f"[{label}]({stem}{ending}{'#' + anchor if anchor else ''})"
-            return label
-
-        return LINK.sub(change, text)
-
-    def named(self, page: str) -> str:
-        """A page's title, after its number if it has one."""
-        number = page.partition("_")[0]
-        return f"{number} · {self.titles[page]}" if number.isdigit() else self.titles[page]
-
-    def page_of(self, figure: str) -> str | None:
-        """The page of a figure, by number: "02_collapse" stands in notebook 02."""
-        return next((page for page in self.titles if page[:2].isdigit() and page[:3] == figure[:3]), None)
-
-
 def write_report(executed: Path, figures: Path, report: Path, root: Path = REPOSITORY) -> Path:
     """Write the site of executed notebooks and of README.md and docs/ in `root` to `report`, atomically; its index."""
     paths = [path for path in sorted(executed.glob("*.ipynb")) if not path.stem.endswith(".running")]
     if not paths:
         raise KeditError(f"{executed}: holds no executed notebook; run 'make reproduce' first")
-    sources = {path.stem: nbformat.read(path, 4) for path in paths}
+    cells = {path.stem: nbformat.read(path, 4).cells for path in paths}
     docs = {path.stem: path.read_text(encoding="utf-8") for path in sorted((root / "docs").glob("*.md"))}
-    titles = {stem: _title(_markdown(notebook), stem) for stem, notebook in sources.items()}
-    known = {path.read_bytes(): path.stem for path in sorted(figures.glob("*.png"))}
-    site = Site(titles | {stem: _title(text, stem) for stem, text in docs.items()}, figures, known)
+    texts = {stem: "\n".join(c.source for c in some if c.cell_type == "markdown") for stem, some in cells.items()}
+    site = Site(texts | docs, {path.read_bytes(): path.stem for path in sorted(figures.glob("*.png"))})
+    pages = {stem: site.page(some) for stem, some in cells.items()}
+    pages |= {stem: site.linked(text) for stem, text in docs.items()}
+    pages["index"] = site.index(root / "README.md", cells, docs)
     with replacing(report) as partial, tempfile.TemporaryDirectory() as scratch:
         folder, extra = Path(scratch) / "source", Path(scratch) / "extra"
         folder.mkdir()
+        (folder / "figures").symlink_to((root / "figures").resolve())  # for the README's picture
         (extra / "figures").mkdir(parents=True)
-        for stem, notebook in sources.items():
-            (folder / f"{stem}.md").write_text(_page(notebook, site, extra / "figures"), encoding="utf-8")
-        for stem, text in docs.items():
-            (folder / f"{stem}.md").write_text(site.linked(text, ".md"), encoding="utf-8")
-        (folder / "index.md").write_text(_index(root, sources, docs, site, extra / "figures"), encoding="utf-8")
+        for name in site.shown:
+            for form in (".png", *FORMS):
+                shutil.copy(figures / f"{name}{form}", extra / "figures")
+        for stem, text in pages.items():
+            (folder / f"{stem}.md").write_text(text, encoding="utf-8")
         _build(folder, partial, extra)
     return report / "index.html"
 
 
 def _build(folder: Path, out: Path, extra: Path) -> None:
-    from sphinx.application import Sphinx
-
-    settings = {**SETTINGS, "html_extra_path": [str(extra)]}
-    doctrees = folder.parent / "doctrees"
+    settings, doctrees = {**SETTINGS, "html_extra_path": [str(extra)]}, folder.parent / "doctrees"
     Sphinx(folder, None, out, doctrees, "html", settings, status=None, warning=None).build()
     for left in (".buildinfo", "objects.inv"):
         (out / left).unlink(missing_ok=True)
 
 
-def _title(text: str, stem: str) -> str:
-    return next((line.lstrip("# ") for line in text.splitlines() if line.startswith("# ")), stem)
+class Site:
+    """Pages as MyST, from {name of a page: its Markdown} and {a figure's content: its name}; `shown`: the figures'
+    names that stand on them."""
+
+    def __init__(self, texts: dict[str, str], figures: dict[bytes, str]):
+        self.figures, self.shown, self.titles = figures, set(), {}
+        for stem, text in texts.items():
+            title = re.search(r"^# (.*)", text, re.MULTILINE)
+            number = f"{stem[:2]} · " if stem[:2].isdigit() else ""
+            self.titles[stem] = number + (title[1].strip() if title else stem)
+
+    def linked(self, text: str) -> str:
+        """Markdown whose links lead to pages of the site, a figure's to the page of its number; of any other link only
+        the text stays."""
+
+        def change(link: re.Match) -> str:
+            label, (path, hash_, anchor) = link[1], link[2].partition("#")
+            stem, suffix = Path(path).stem, Path(path).suffix
+            if not path or path.startswith(("http:", "https:")):
+                return link[0]
+            if suffix == ".png":
+                page = next((page for page in self.titles if page[:3] == stem[:3] and stem[:2].isdigit()), None)
+                return f"[{label}]({page}.html#{stem})" if page else label
+            return f"[{label}]({stem}.html{hash_}{anchor})" if stem in self.titles else label
+
+        return LINK.sub(change, text)
+
+    def index(self, readme: Path, cells: dict[str, list], docs: dict) -> str:
+        """The README's first lines, the verdicts, and the order of the pages."""
+        first = readme.read_text(encoding="utf-8").split("\n## ")[0] if readme.exists() else "# Report"
+        parts = [self.linked(first), "## What each notebook answers"]
+        for stem, some in cells.items():
+            verdicts = [self.outputs(cell) for cell in some if VERDICT in tags_of(cell)]
+            parts += [f"### [{self.titles[stem]}]({stem}.html)", *verdicts]
+        for caption, stems in (("Notebooks", cells), ("Pages", docs)):
+            names = [f"{self.titles[stem]} <{stem}>" for stem in stems]
+            parts.append("\n".join(["```{toctree}", f":caption: {caption}", ":hidden:", "", *names, "```"]))
+        return "\n\n".join(parts)
+
+    def page(self, cells: list) -> str:
+        """A notebook: its prose, its code folded, its outputs as HTML."""
+        parts = []
+        for cell in cells:
+            if cell.cell_type == "markdown":
+                parts.append(self.linked(cell.source))
+            elif cell.cell_type == "code" and (code := cell.source.strip()):
+                lines = len(code.splitlines())
+                top = f'<details class="code"><summary>code, {lines} line{"s" if lines > 1 else ""}</summary>'
+                folded = f"{top}\n\n{FENCE}python\n{code}\n{FENCE}\n\n</details>"
+                shown = self.outputs(cell)
+                parts += [shown, folded] if VERDICT in tags_of(cell) else [folded, shown]
+        return "\n\n".join(parts)
+
+    def outputs(self, cell) -> str:
+        """What a cell printed and showed, as one raw block."""
+        shown = []
+        for output in cell.outputs:
+            data = output.get("data") or {"text/plain": output.get("text", "")}
+            markdown = data.get("text/markdown", "")
+            if "image/png" in data:
+                shown.append(self.figure(data["image/png"], output.metadata.get("image/png", {}).get("alt", "")))
+            elif markdown.startswith(CAPTION) and shown and "<figcaption>" in shown[-1]:
+                caption = self.prose(markdown.removeprefix(CAPTION))
+                shown[-1] = shown[-1].replace("<figcaption>", f"<figcaption>{caption}")
+            elif markdown:
+                shown.append(self.prose(markdown))
+            elif "text/html" in data:
+                shown.append(cleaned(data["text/html"]))
+            elif text := data.get("text/plain"):
+                shown.append(f'<pre class="said">{escape(text)}</pre>')
+        kind, whole = "verdict" if VERDICT in tags_of(cell) else "output", "\n".join(shown).replace(FENCE, "")
+        return f'{FENCE}{{raw}} html\n<div class="{kind}">\n{whole}\n</div>\n{FENCE}' if shown else ""
+
+    def prose(self, text: str) -> str:
+        """Markdown that a run wrote, in which nothing is HTML."""
+        return boxed(MarkdownIt("commonmark", {"html": False}).enable("table").render(self.linked(text)))
+
+    def figure(self, picture: str, alt: str) -> str:
+        """A picture; one of figures/ comes with its other forms, and can be linked to by its name."""
+        source, links, anchor = f"data:image/png;base64,{picture.strip()}", "", ""
+        if name := self.figures.get(base64.b64decode(picture)):
+            self.shown.add(name)
+            source, anchor = f"figures/{name}.png", f' id="{name}"'
+            links = " ".join(f'<a href="figures/{name}{form}">{form[1:].upper()}</a>' for form in FORMS)
+        image = f'<div class="wide" tabindex="0"><img src="{source}" alt="{escape(alt)}"></div>'
+        return f'<figure{anchor}>{image}<figcaption><p class="files">{links}</p></figcaption></figure>'
 
 
-def _markdown(notebook: dict) -> str:
-    return "\n\n".join(cell.source for cell in notebook["cells"] if cell["cell_type"] == "markdown")
-
-
-def _index(root: Path, sources: dict, docs: dict, site: Site, files: Path) -> str:
-    """The summary, and the order of the pages."""
-
-    def picture(image: re.Match) -> str:
-        alt, path = image.groups()
-        if not (root / path).is_file():
-            return ""
-        shutil.copyfile(root / path, files / Path(path).name)
-        return f'<img src="figures/{Path(path).name}" alt="{html.escape(alt)}">'
-
-    readme = root / "README.md"
-    first = readme.read_text(encoding="utf-8").split("\n## ")[0] if readme.exists() else "# Report"
-    first = site.linked(re.sub(r"!\[([^]]*)\]\(([^)]+)\)", picture, first), ".md")
-    parts = [first, "## What each notebook answers"]
-    for stem, notebook in sources.items():
-        said = [_outputs(cell, site) for cell in notebook["cells"] if VERDICT in tags_of(cell)]
-        parts += [f"### [{site.named(stem)}]({stem}.md)", *said]
-    for caption, stems in (("Notebooks", sources), ("Pages", docs)):
-        names = [f"{site.named(stem)} <{stem}>" for stem in stems]
-        parts.append("\n".join(["```{toctree}", f":caption: {caption}", ":hidden:", "", *names, "```"]))
-    return "\n\n".join(parts)
-
-
-def _page(notebook: dict, site: Site, files: Path) -> str:
-    """A notebook as MyST: its prose, its code folded, its outputs as HTML; its figures are copied to `files`."""
-    parts = []
-    for cell in notebook["cells"]:
-        if cell["cell_type"] == "markdown":
-            parts.append(site.linked(cell.source, ".md"))
-        elif cell["cell_type"] == "code" and (code := cell.source.strip()):
-            lines = len(code.splitlines())
-            top = f'<details class="code"><summary>code, {lines} line{"s" if lines > 1 else ""}</summary>'
-            folded = [top, f"{FENCE}python\n{code}\n{FENCE}", "</details>"]
-            shown = [_outputs(cell, site, files)]
-            parts += shown + folded if VERDICT in tags_of(cell) else folded + shown
-    return "\n\n".join(parts)
-
-
-def _outputs(cell: dict, site: Site, files: Path | None = None) -> str:
-    """What a cell printed and showed, as one raw block."""
-    shown, outputs = [], [{**o, "data": _texts(o.get("data", {}))} for o in cell.get("outputs", [])]
-    for output, after in zip(outputs, [*outputs[1:], {"data": {}}], strict=False):
-        data = output["data"]
-        if "image/png" in data:
-            caption = after["data"].get("text/markdown", "")
-            alt = output["metadata"].get("image/png", {}).get("alt", "")
-            shown.append(_figure(data["image/png"], alt, caption.removeprefix(CAPTION), site, files))
-        elif (text := data.get("text/markdown")) is not None:
-            shown += [] if text.startswith(CAPTION) and shown and "<figure" in shown[-1] else [_prose(text, site)]
-        elif "text/html" in data:
-            shown.append(_cleaned(data["text/html"]))
-        elif text := data.get("text/plain") or "".join(output.get("text", "")):
-            shown.append(f'<pre class="said">{html.escape(text)}</pre>')
-    kind = "verdict" if VERDICT in tags_of(cell) else "output"
-    whole = re.sub(r"\n\s*\n", "\n", "\n".join(shown)).replace(FENCE, "")
-    return f'{FENCE}{{raw}} html\n<div class="{kind}">\n{whole}\n</div>\n{FENCE}' if shown else ""
-
-
-def _texts(data: dict) -> dict[str, str]:
-    return {kind: "".join(text) for kind, text in data.items() if isinstance(text, (str, list))}
-
-
-def _prose(text: str, site: Site) -> str:
-    """Markdown that a run wrote, in which nothing is HTML."""
-    from markdown_it import MarkdownIt
-
-    return _boxed(MarkdownIt("commonmark", {"html": False}).enable("table").render(site.linked(text, ".html")))
-
-
-def _cleaned(text: str) -> str:
+def cleaned(text: str) -> str:
     """HTML without style sheets, and without anything but text, tables and links."""
-    import bleach
-
     text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)
-    return _boxed(bleach.clean(text, tags=TAGS, attributes=ATTRIBUTES))
+    return boxed(bleach.clean(text, tags=TAGS, attributes=ATTRIBUTES))
 
 
-def _boxed(text: str) -> str:
+def boxed(text: str) -> str:
     """Each table in a box that it can scroll in."""
     return re.sub(r"<table.*?</table>", r'<div class="wide" tabindex="0">\g<0></div>', text, flags=re.DOTALL)
 
 
-def _figure(picture: str, alt: str, caption: str, site: Site, files: Path | None) -> str:
-    content, links, anchor = base64.b64decode(picture), "", ""
-    source = f"data:image/png;base64,{picture.strip()}"
-    if files is not None and (name := site.known.get(content)):
-        for form in (".png", *FORMS):
-            shutil.copyfile(site.figures / f"{name}{form}", files / f"{name}{form}")
-        source, anchor = f"figures/{name}.png", f' id="{name}"'
-        links = " ".join(f'<a href="figures/{name}{form}">{form[1:].upper()}</a>' for form in FORMS)
-    image = f'<div class="wide" tabindex="0"><img src="{source}" alt="{html.escape(alt)}"></div>'
-    below = f'{_prose(caption, site)}<p class="files">{links}</p>'
-    return f"<figure{anchor}>{image}<figcaption>{below}</figcaption></figure>"
-
-
 def setup(app):
     """This module as a Sphinx extension: formulas as MathML, which browsers draw without a script or a font."""
-    from docutils import nodes
-    from latex2mathml.converter import convert
 
-    def inline(translator, node):
-        translator.body.append(convert(node.astext()))
-        raise nodes.SkipNode
+    def renderer(template: str, **options):
+        def draw(translator, node):
+            translator.body.append(template.format(convert(node.astext(), **options)))
+            raise SkipNode
 
-    def block(translator, node):
-        formula = convert(node.astext(), display="block")
-        translator.body.append(f'<div class="wide math" tabindex="0">{formula}</div>')
-        raise nodes.SkipNode
+        return draw, None
 
-    app.add_html_math_renderer("mathml", (inline, None), (block, None))
+    block = renderer('<div class="wide math" tabindex="0">{}</div>', display="block")
+    app.add_html_math_renderer("mathml", renderer("{}"), block)
     return {"parallel_read_safe": True}
