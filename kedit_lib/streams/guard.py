@@ -21,7 +21,7 @@ import math
 import random
 import time
 import warnings
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from statistics import linear_regression, median
 
 import torch
@@ -41,7 +41,7 @@ class Collapsing(UserWarning):
     """Warning: the guard's alarm."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Reading:
     """One look. evidence: log10 of the e-value; alarm: raised now or before; seconds: that the look took."""
 
@@ -130,26 +130,26 @@ class CollapseGuard:
 
     def start(self, model, tokenizer=None) -> int:
         """Keep the canaries that this model, still unedited, says; how many. KeditError when there are too few."""
-        pairs = own_canaries(model, tokenizer, 4 * self.looks_at, self.seed) if self.canaries is None else self.canaries
+        hf, tokenizer = _parts(model, tokenizer)
+        pairs = own_canaries(hf, tokenizer, 4 * self.looks_at, self.seed) if self.canaries is None else self.canaries
         pairs = [p if isinstance(p, tuple) else (p.text, p.target_true) for p in pairs]
-        tokenizer = _parts(model, tokenizer)[1]
-        pairs = [(p, a) for p, a in pairs if a is not None]
-        rows = [(tuple(encode(tokenizer, p)), tuple(target_ids(tokenizer, p, a))) for p, a in pairs]
-        self._known = [row for row, right in zip(rows, _says(model, rows), strict=True) if right]
+        rows = [[encode(tokenizer, p), list(target_ids(tokenizer, p, a))] for p, a in pairs if a is not None]
+        self._known = [row for row, right in zip(rows, _says(hf, rows), strict=True) if right]
         if len(self._known) < 10:
-            raise KeditError(f"guard: the model knows {len(self._known)} of {len(pairs)} canaries; give facts it knows")
+            raise KeditError(f"guard: the model knows {len(self._known)} of {len(rows)} canaries; give facts it knows")
         return len(self._known)
 
     def check(self, model, edits: int | None = None, tokenizer=None) -> Reading:
         """Look once. model: an EditableModel, or a transformers model with its tokenizer; edits: made so far (None: one
         more than at the last look). The first look of an unstarted guard takes the model as the unedited one."""
-        begin = time.perf_counter()
+        begin, before = time.perf_counter(), self.alarm
         if self._known is None:
             self.start(model, tokenizer)
-        edits = (self.readings[-1].edits if self.readings else -1) + 1 if edits is None else edits
-        asked = random.Random(f"{self.seed}-{len(self.readings) + 1}")
-        asked = asked.sample(self._known, min(self.looks_at, len(self._known)))
-        lost, before = len(asked) - sum(_says(model, asked)), self.alarm
+        if edits is None:
+            edits = self.readings[-1].edits + 1 if self.readings else 0
+        drawn = random.Random(f"{self.seed}-{len(self.readings) + 1}")
+        asked = drawn.sample(self._known, min(self.looks_at, len(self._known)))
+        lost = len(asked) - sum(_says(getattr(model, "hf", model), asked))
         reading = self.judge(edits, lost, len(asked), time.perf_counter() - begin)
         if reading.alarm and not before:
             warnings.warn(f"guard: {reading}; the model is losing unrelated facts", Collapsing, stacklevel=2)
@@ -158,10 +158,11 @@ class CollapseGuard:
     def judge(self, edits: int, lost: int, asked: int, seconds: float = 0.0) -> Reading:
         """Take note of a further look, at which so many facts were lost."""
         evidence = math.log10(max(self.weigh(lost, asked), 1e-300))
-        self.readings.append(Reading(edits, asked - lost, asked, evidence, self.alarm, seconds))
+        reading = Reading(edits, asked - lost, asked, evidence, self.alarm, seconds)
+        self.readings.append(reading)
         if self.swollen or self.doubts and (self.within is None or self.edits_left() <= self.within):
-            self.readings[-1] = replace(self.readings[-1], alarm=True)
-        return self.readings[-1]
+            reading.alarm = True
+        return reading
 
     def weigh(self, lost: int, asked: int) -> float:
         """The e-value after a further look that lost so many: the mixture over all starts, Σⱼ Πᵢ≥ⱼ Lᵢ / j(j + 1)."""
@@ -190,13 +191,11 @@ class CollapseGuard:
         return [settings, None if self.canaries is None else list(map(repr, self.canaries))]
 
     def state(self) -> dict:
-        """Plain data for a checkpoint."""
+        """Plain data for a checkpoint, the arguments of `resume`."""
         return {"readings": [asdict(r) for r in self.readings], "mixture": self._mixture, "known": self._known}
 
-    def resume(self, state: dict) -> None:
-        self.readings = [Reading(**r) for r in state["readings"]]
-        self._mixture = state["mixture"]
-        self._known = state["known"] and [tuple(map(tuple, row)) for row in state["known"]]  # JSON knows no tuples
+    def resume(self, readings: list[dict], mixture: float = 0.0, known: list | None = None) -> None:
+        self.readings, self._mixture, self._known = [Reading(**r) for r in readings], mixture, known
 
 
 def alarms_at(looks, norms=(), batch: int = 1, **settings) -> int | None:
@@ -214,7 +213,7 @@ def alarms_at(looks, norms=(), batch: int = 1, **settings) -> int | None:
 def own_canaries(model, tokenizer, n: int, seed: int) -> list[tuple[str, str]]:
     """n (text, next word) pairs of text that the model samples itself, where it is sure of the word."""
     hf, tokenizer = _parts(model, tokenizer)
-    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     if start is None:
         raise KeditError("guard: the tokenizer has no start token to sample from; give canaries")
     ids, found = torch.full((16, 1), start, device=hf.device), []
@@ -243,10 +242,9 @@ def _parts(model, tokenizer):
 
 
 @torch.no_grad()
-def _says(model, rows) -> list[bool]:
-    """For rows (prompt ids, answer ids): whether each token of the answer is the model's own choice."""
+def _says(hf, rows) -> list[bool]:
+    """For rows [prompt ids, answer ids]: whether each token of the answer is the model's own choice."""
     if not rows:
         return []
-    hf = getattr(model, "hf", model)
     best = hf(pad([prompt + answer for prompt, answer in rows], hf.device)).logits.argmax(-1).tolist()
-    return [tuple(b[len(p) - 1 : len(p) + len(a) - 1]) == a for b, (p, a) in zip(best, rows, strict=True)]
+    return [b[len(p) - 1 : len(p) + len(a) - 1] == a for b, (p, a) in zip(best, rows, strict=True)]

@@ -68,15 +68,17 @@ class Trial:
 
 @dataclass(frozen=True)
 class Check:
-    """What `check` found."""
+    """What `check` found. table: of `check_model`; effect: of `causal_trace` at the subject's last token, over `traced`
+    facts (empty: it knows none that was asked); rome, memit: proposed layers; path: the model's parameter file, if any
+    """
 
-    table: pd.DataFrame  # index: what; column: value
-    effect: pd.DataFrame  # of `causal_trace`, at the subject's last token (empty: it knows no fact that was asked)
-    traced: int  # how many facts were traced
+    table: pd.DataFrame
+    effect: pd.DataFrame
+    traced: int
     trial: Trial
-    rome: list[int]  # proposed layers
+    rome: list[int]
     memit: list[int]
-    path: Path | None  # the model's parameter file (None: none was written)
+    path: Path | None
 
 
 def check_model(model, edits=None, profile: str | Profile | None = None, write: bool = True) -> pd.DataFrame:
@@ -99,8 +101,8 @@ def check(model, edits=None, profile: str | Profile | None = None, write: bool =
     if isinstance(model, torch.nn.Module):
         check_editable(model, "check_model")
     model = model if isinstance(model, EditableModel) else load_model(model)
-    profile = profile or ("lab" if model.name in LAB_MODELS else "gpu")
-    profile = profile if isinstance(profile, Profile) else load_profile(profile)
+    if not isinstance(profile, Profile):
+        profile = load_profile(profile or ("lab" if model.name in LAB_MODELS else "gpu"))
     given = check_edits(_own_edits(model) if edits is None else edits, "check_model")
     for edit in given:
         check_edit(model.tokenizer, edit)
@@ -111,11 +113,12 @@ def check(model, edits=None, profile: str | Profile | None = None, write: bool =
         facts = [(e.prompt, e.subject, e.target_true) for e in known[:TRACED]]
         effect = causal_trace(model, facts, samples=SAMPLES, places=("last subject token",)) if facts else None
         sections = propose(model, effect)
-        trial = try_edit(model, (known or given)[0], sections["rome"]["layers"])
+        rome, memit = (sections[name]["layers"] for name in ("rome", "memit"))
+        trial = try_edit(model, (known or given)[0], rome)
     why = f"causal tracing of {len(facts)} facts that it knows" if facts else "Llama-2-7B's depth; no fact to trace"
     path = write_proposal(model.name, sections, why) if write else None
-    rows = _recognised(model) | _memory(model, sections["memit"]["layers"])
-    rows |= {
+    rows = _recognised(model) | {
+        "memory, GiB: weights, while editing": _memory(model, len(memit)),
         "facts it knows, of those asked": f"{len(known)} of {len(given)}",
         "facts left out as unknown": unknown,
         "one edit, by ROME with C off": f"{trial.edit.text} {trial.edit.target_new}",
@@ -123,19 +126,18 @@ def check(model, edits=None, profile: str | Profile | None = None, write: bool =
         "seconds for it": roughly(trial.seconds, 0.1),
         "restored bit for bit": "yes" if trial.restored else "NO",
         "layers by": why,
-        "proposed layer, ROME": _listed(sections["rome"]["layers"]),
-        "proposed layers, MEMIT": _listed(sections["memit"]["layers"]),
+        "proposed layer, ROME": str(rome)[1:-1],
+        "proposed layers, MEMIT": str(memit)[1:-1],
         "proposed λ": sections["memit"]["mom2_update_weight"],
     }
     if path is not None:
         rows["parameters in use"] = "/".join(path.parts[-3:])
-        rows["layers in use, MEMIT"] = _listed(load_model_params(model.name)["memit"]["layers"])
+        rows["layers in use, MEMIT"] = str(load_model_params(model.name)["memit"]["layers"])[1:-1]
     minutes = notebook_minutes(profile, trial.seconds, seconds_asking)
     rows |= {f"minutes, {notebook} ({profile.name})": roughly(value, 1) for notebook, value in minutes.items()}
     table = pd.DataFrame({"value": rows}).rename_axis("what")
-    if effect is None:
-        effect = pd.DataFrame(columns=["place", "layer", "effect"])
-    return Check(table, effect, len(facts), trial, sections["rome"]["layers"], sections["memit"]["layers"], path)
+    effect = pd.DataFrame(columns=["place", "layer", "effect"]) if effect is None else effect
+    return Check(table, effect, len(facts), trial, rome, memit, path)
 
 
 def try_edit(model, edit: Edit, layers: list[int]) -> Trial:
@@ -161,9 +163,8 @@ def notebook_minutes(profile: Profile, seconds_an_edit: float, seconds_a_questio
     live, single = streams_of(profile), profile.n_single
     names = {n: {s for pattern in needs.split() for s in matching(live, pattern)} for n, needs in NEEDS.items()}
     alone = {"00": 1, "01": 2 * single, "04": sum(profile.mass_sizes), "08": LAYER_EDITS, "11": single}
-    found = {n: len(needed) * stream + alone.get(n, 0) * seconds_an_edit for n, needed in names.items()}
-    found["all"] = len(set().union(*names.values())) * stream + sum(alone.values()) * seconds_an_edit
-    return {notebook: seconds / 60 for notebook, seconds in found.items()}
+    names["all"], alone["all"] = set().union(*names.values()), sum(alone.values())
+    return {n: (len(names[n]) * stream + alone.get(n, 0) * seconds_an_edit) / 60 for n in names}
 
 
 def roughly(value: float, least: float) -> str:
@@ -180,18 +181,14 @@ def _own_edits(model) -> list[Edit]:
         return load_edits("lab", model=model, limit=2 * TRACED)
     writable = []
     for prompt, facts in COMMON:
-        for i, (subject, true) in enumerate(facts):
-            edit = Edit(prompt, subject, facts[(i + 1) % len(facts)][1], target_true=true)  # the next one's object
+        for (subject, true), (_, new) in zip(facts, facts[1:] + facts[:1], strict=True):
+            edit = Edit(prompt, subject, new, target_true=true)
             with contextlib.suppress(KeditError):
                 check_edit(model.tokenizer, edit)
                 writable.append(edit)
     if not writable:
         raise KeditError(f"check_model: {model.name} can write none of the well-known facts; pass edits it may know")
     return writable
-
-
-def _listed(layers: list[int]) -> str:
-    return ", ".join(map(str, layers))
 
 
 def _recognised(model) -> dict:
@@ -201,9 +198,8 @@ def _recognised(model) -> dict:
     groups = getattr(config, "num_key_value_heads", None) or heads
     begins = tokenizer.bos_token_id in encode(tokenizer, "The capital of France is")[:1]
     marked = tokenizer.convert_ids_to_tokens(target_ids(tokenizer, "It is", "a town"))[0]
-    spaces = "▁ (sentencepiece)" if marked.startswith("▁") else "Ġ (byte-level BPE)" if marked[0] == "Ġ" else marked
+    spaces = {"▁": "▁ (sentencepiece)", "Ġ": "Ġ (byte-level BPE)"}.get(marked[0], marked)
     pad = tokenizer.pad_token
-    padding = "none (not needed)" if pad is None else f"{pad}{' = eos' if pad == tokenizer.eos_token else ''}"
     tied = model.hf.get_output_embeddings().weight is embedded.weight
     beside = config.model_type == "gptj" or getattr(config, "use_parallel_residual", False)
     return {
@@ -218,16 +214,14 @@ def _recognised(model) -> dict:
         "tokens, embeddings": f"{len(tokenizer)}, {embedded.num_embeddings}",
         "spaces as": spaces,
         "begin of text": f"{tokenizer.bos_token}, put in front" if begins else "none in front",
-        "padding": padding,
+        "padding": f"{pad}{' = eos' if pad == tokenizer.eos_token else ''}" if pad else "none (not needed)",
         "dtype, device": f"{str(model.dtype).removeprefix('torch.')}, {model.device}",
+        "parameters, millions": round(model.hf.num_parameters() / 1e6, 1),
     }
 
 
-def _memory(model, layers: list[int]) -> dict:
-    """GiB: the weights; and with them what editing keeps, W₀ and W's sum for each edited layer, C and its factor."""
-    parameters, weights = model.hf.num_parameters(), sum(p.nbytes for p in model.hf.parameters())
-    edited = len(layers) * (model.d_model * model.d_ff * (model.weight(0).element_size() + 4) + model.d_ff**2 * 12)
-    return {
-        "parameters, millions": round(parameters / 1e6, 1),
-        "memory, GiB: weights, while editing": f"{weights / GIB:.2g}, {(weights + edited) / GIB:.2g}",
-    }
+def _memory(model, n_layers: int) -> str:
+    """The weights; and with them what editing keeps: W₀ and W's sum for each edited layer, C and its factor."""
+    weights = sum(p.nbytes for p in model.hf.parameters())
+    kept = model.d_model * model.d_ff * (model.weight(0).element_size() + 4) + model.d_ff**2 * 12
+    return f"{weights / GIB:.2g}, {(weights + n_layers * kept) / GIB:.2g}"

@@ -14,6 +14,7 @@ from ..evaluation.protocol import DEAD
 from .store import RunFolder
 
 WINDOW = 25  # edits in the medians that define N_optimisation
+KINDS = ("optimisation", "model")
 
 
 @dataclass
@@ -43,7 +44,10 @@ class Run:
         """{parameter name: tensor} of everything edited, at the end. KeditError for a run that stored no weights."""
         if self.path is None:
             raise KeditError("run: its weights were not stored; pass a store to run_stream")
-        return RunFolder.at(self.path).final_weights()
+        newest = RunFolder.at(self.path).newest_checkpoint()
+        if newest is None or newest.done != len(self.edits):
+            raise KeditError(f"{self.path}: final weights missing or damaged; remove the folder and run it again")
+        return newest.weights
 
     def curve(self, metric: str, cohort: str) -> pd.Series:
         """value by edits_done of one metric on one cohort."""
@@ -84,27 +88,18 @@ def measured_rows(model, probes, done_edits, rows, checks, last: bool) -> list[d
             found += probe(model, done_edits)
         elif brief := getattr(probe, "brief", None):
             found += brief(model, done_edits)
-    if seldom and (not done or last or _collapses(rows, checks + _at(done, found), before)):
-        found += [row for probe in seldom for row in probe(model, done_edits)]
+    if seldom:
+        so_far = Run(pd.DataFrame(rows), pd.DataFrame(checks + [{"edits_done": done, **row} for row in found]), {})
+        if not done or last or any((at := collapse_point(so_far, kind)) and at > before for kind in KINDS):
+            found += [row for probe in seldom for row in probe(model, done_edits)]
     found.append({"metric": "seconds", "cohort": "probes", "value": time.perf_counter() - begin, "n": 1})
-    return _at(done, found)
-
-
-def _at(done: int, found: list[dict]) -> list[dict]:
     return [{"edits_done": done, **row} for row in found]
-
-
-def _collapses(rows, checks, before: int) -> bool:
-    """Whether either collapse point lies after the checkpoint `before`."""
-    so_far = Run(pd.DataFrame(rows), pd.DataFrame(checks), {})
-    points = (collapse_point(so_far, kind) for kind in ("optimisation", "model"))
-    return any(point is not None and point > before for point in points)
 
 
 def is_dead(checks: list[dict]) -> bool:
     """Whether accuracy on untouched facts is below DEAD at the last checkpoint."""
-    latest = [c for c in checks if c["edits_done"] == checks[-1]["edits_done"]]
-    return any(c["value"] < DEAD for c in latest if (c["metric"], c["cohort"]) == ("accuracy", "untouched"))
+    vital = checks[-1]["edits_done"], "accuracy", "untouched"
+    return any(c["value"] < DEAD for c in checks if (c["edits_done"], c["metric"], c["cohort"]) == vital)
 
 
 def edit_rows(model, outcome, drift: dict, done: int, seconds: float) -> list[dict]:
@@ -115,10 +110,7 @@ def edit_rows(model, outcome, drift: dict, done: int, seconds: float) -> list[di
         shared[f"dW_{layer}"] = delta.double().norm().item()
         shared[f"along_{layer}"] = cosine(delta, drift[layer])
         shared[f"W_{layer}"] = model.weight(layer).detach().double().norm().item()
-    columns, rows = [], []
-    for layer in outcome.s | outcome.written:
-        of_edits = (("s", outcome.s), ("written", outcome.written))
-        columns += [(f"{name}_{layer}", found[layer]) for name, found in of_edits if layer in found]
+    rows = []
     for i, (edit, target) in enumerate(zip(outcome.edits, outcome.targets, strict=True)):
         row = {
             "edit": done + i + 1,
@@ -131,5 +123,8 @@ def edit_rows(model, outcome, drift: dict, done: int, seconds: float) -> list[di
             **{name: getattr(target, name) for name in ("v0_norm", "clamped", "already")},
             **shared,
         }
-        rows.append(row | {name: values[i].item() for name, values in columns})
+        for layer in outcome.s | outcome.written:
+            values = {"s": outcome.s, "written": outcome.written}
+            row |= {f"{name}_{layer}": found[layer][i].item() for name, found in values.items() if layer in found}
+        rows.append(row)
     return rows

@@ -22,7 +22,7 @@ from ..evaluation.protocol import AtStart, Probe
 from ..models.hooks import no_bar
 from ..models.memory import memory_for
 from ..models.model import EditableModel
-from .guard import CollapseGuard, Reading
+from .guard import CollapseGuard
 from .interrupts import postponed
 from .run import WINDOW, Run, edit_rows, is_dead, measured_rows
 from .store import Checkpoint, RunFolder, read_tables
@@ -95,46 +95,34 @@ def run_stream(
         decides["stop_below"] = stop_below
     if guard is not None:
         decides["guard"] = guard.identity
-    if isinstance(history, EditHistory) and history.edits:
-        decides["history"] = history.identity
+    if isinstance(history, EditHistory):
+        history = history.copy()
+        if history.edits:
+            decides["history"] = history.identity
     key = key_of(**decides)
     folder = RunFolder(store, f"{method.name.lower()}-b{batch_size}", key)
-    if folder.finished():
-        return _found(folder, guard)
 
-    if method.keeps_history and history is None:
-        history = method.new_history(model, moments)
-    call = method.prepare(model, edits, moments, contexts, _copy(history))
-    asked_of = [decides[name] for name in ("model", "setting", "dtype", "device", "algorithms")]
-    at_start = probes if known is None else [AtStart(probe, Path(known), asked_of) for probe in probes]
-    stream = _Stream(model, method, call, probes, at_start, folder, **numbers, stop_below=stop_below, guard=guard)
-    with folder.held():
-        if folder.finished():  # by the process that was waited for
-            return _found(folder, guard)
-        before = model.snapshot()
-        model.restore()
-        try:
-            stream.run(progress)
-        finally:
-            model.load_snapshot(before)
-        manifest = {**decides, "key": key, "started": stream.started, "finished": now()}
-        manifest |= {"versions": versions(), "arithmetic": arithmetic(model.device), "commit": commit()}
-        if guard is not None:
-            manifest["readings"] = guard.state()["readings"]
-        rows, checks = pd.DataFrame(stream.rows), pd.DataFrame(stream.checks)
-        return Run(rows, checks, folder.finish(rows, checks, manifest), folder.path)
-
-
-def _found(folder: RunFolder, guard: CollapseGuard | None) -> Run:
-    """The finished run, with its guard's readings restored."""
+    if not folder.finished():
+        if method.keeps_history and history is None:
+            history = method.new_history(model, moments)
+        call = method.prepare(model, edits, moments, contexts, history)
+        asked_of = [decides[name] for name in ("model", "setting", "dtype", "device", "algorithms")]
+        at_start = probes if known is None else [AtStart(probe, Path(known), asked_of) for probe in probes]
+        stream = _Stream(model, method, call, probes, at_start, folder, **numbers, stop_below=stop_below, guard=guard)
+        with folder.held():
+            if not folder.finished():  # by the process that was waited for
+                with model.temporarily():
+                    stream.run(progress)
+                manifest = {**decides, "key": key, "started": stream.started, "finished": now()}
+                manifest |= {"versions": versions(), "arithmetic": arithmetic(model.device), "commit": commit()}
+                if guard is not None:
+                    manifest["readings"] = guard.state()["readings"]
+                rows, checks = pd.DataFrame(stream.rows), pd.DataFrame(stream.checks)
+                return Run(rows, checks, folder.finish(rows, checks, manifest), folder.path)
     run = Run(*read_tables(folder.path, ""), folder.path)
     if guard is not None:
-        guard.readings = [Reading(**r) for r in run.manifest["readings"]]
+        guard.resume(run.manifest["readings"])
     return run
-
-
-def _copy(history):
-    return history.copy() if isinstance(history, EditHistory) else history
 
 
 def edits_hash(edits) -> str:
@@ -149,6 +137,7 @@ class _Stream:
     call      all edits, prepared; its history takes on the state of the edits made
     at_start  the probes as they are asked of the unedited model
     due       edits at the next checkpoint
+    healthy   where it stood at the guard's last look without doubts
     """
 
     model: EditableModel
@@ -167,24 +156,22 @@ class _Stream:
     started: str = field(default_factory=now)
     due: int = 0
     dead: bool = False
+    healthy: Checkpoint | None = None
 
     @property
     def done(self) -> int:
         return len(self.rows)
 
-    @property
-    def edits(self) -> list:
-        return self.call.edits
-
     def run(self, progress: bool) -> None:
         """Make the edits, from the last checkpoint on if there is one."""
         if saved := self.folder.resume():
             self._resume(saved)
-        elif self.guard is not None:
-            self.guard.check(self.model, 0)
-        healthy = self._state()
+        if self.guard is not None:
+            if not saved:
+                self.guard.check(self.model, 0)
+            self.healthy = self._checkpoint()
         name = f"{self.method.name} b{self.batch_size}"
-        options = {"total": len(self.edits), "initial": self.done, "unit": "edit", "mininterval": 2}
+        options = {"total": len(self.call.edits), "initial": self.done, "unit": "edit", "mininterval": 2}
         with tqdm(desc=name, disable=no_bar(progress), **options) as bar, postponed() as interrupt:
             while True:
                 n = self._length()
@@ -196,21 +183,20 @@ class _Stream:
                 if self.done == n:
                     return
                 self.rows += self._apply()
-                healthy = self._guarded(healthy)
+                self._watch()
                 bar.update(self.done - bar.n)
                 if self.rows:  # not rolled back to the start
                     bar.set_postfix(p=f"{self.rows[-1]['probability_last']:.3g}")
 
     def _length(self) -> int:
         """How many edits the stream will make: all, or those so far when it ends early (`stop_below`, the guard)."""
-        if self.guard is not None and self.guard.alarm and self.guard.action in ("stop", "roll back"):
-            return self.done
+        p, ended = [row["probability_last"] for row in self.rows], False
         if self.stop_below is not None:
-            p = [row["probability_last"] for row in self.rows]
             ends = range(WINDOW, len(p) - AFTERMATH + 1)
-            if any(statistics.median(p[n - WINDOW : n]) < self.stop_below for n in ends):
-                return self.done
-        return len(self.edits)
+            ended = any(statistics.median(p[n - WINDOW : n]) < self.stop_below for n in ends)
+        if self.guard is not None:
+            ended |= self.guard.alarm and self.guard.action in ("stop", "roll back")
+        return len(p) if ended else len(self.call.edits)
 
     def _look(self, n: int) -> bool:
         """Run the probes if a checkpoint is due; returns whether it was."""
@@ -219,16 +205,16 @@ class _Stream:
             return False
         with memory_for(f"probes after {done} edits", "measure less at once or take a larger device"):
             probes = self.probes if done else self.at_start
-            checks += measured_rows(self.model, probes, self.edits[:done], self.rows, checks, last=done == n)
+            checks += measured_rows(self.model, probes, self.call.edits[:done], self.rows, checks, last=done == n)
         self.dead = self.dead or (done > 0 and is_dead(checks))
         self.due = done + (self.checkpoint_every if self.dead else self.dense_every)
         return True
 
     def _apply(self) -> list[dict]:
         """Make the next batch; its rows. KeditError that says where the stream stands when it cannot be made."""
-        done, guard = self.done, self.guard
+        done, total, guard = self.done, len(self.call.edits), self.guard
         rest = guard is not None and guard.alarm and guard.action == "batch"
-        call = self.call.part(done, len(self.edits) if rest else done + self.batch_size)
+        call = self.call.part(done, total if rest else done + self.batch_size)
         drift = {layer: self.model.drift(layer) for layer in self.method.layers}
         begin = time.perf_counter()
         try:
@@ -239,49 +225,47 @@ class _Stream:
             n = len(call.edits)
             which = f"edit {done + 1}" if n == 1 else f"edits {done + 1} to {done + n}"
             where = f"{call.edits[0].subject!r}, layers {', '.join(map(str, self.method.layers))}"
-            said = f"stream stopped at {which} of {len(self.edits)} ({where}): {error}"
+            said = f"stream stopped at {which} of {total} ({where}): {error}"
             raise KeditError(f"{said}; {self.folder.last_checkpoint()}") from error
         return edit_rows(self.model, outcome, drift, done, time.perf_counter() - begin)
 
-    def _state(self):
-        """(edits, weights, history) to roll back to; the edits alone where there is no guard."""
-        if self.guard is None:
-            return self.done, None, None
-        return self.done, self.model.snapshot(), _copy(self.call.history)
-
-    def _guarded(self, healthy):
-        """Let the guard look if it is time, and roll back where its action says so. The last state without doubts."""
+    def _watch(self) -> None:
+        """Let the guard look if it is time, and roll back where its action says so."""
         guard = self.guard
         if guard is None or guard.alarm or not guard.due(self.done, [row["v0_norm"] for row in self.rows]):
-            return healthy
+            return
         alarm = guard.check(self.model, self.done).alarm
         if not guard.doubts:
-            return self._state()
-        if alarm and guard.action in ("roll back", "batch"):
-            done, weights, history = healthy
-            self.model.load_snapshot(weights)
-            if history is not None:
-                vars(self.call.history).update(vars(history))
-            self.rows = self.rows[:done]
-            self.checks = [row for row in self.checks if row["edits_done"] <= done]
-        return healthy
+            self.healthy = self._checkpoint()
+        elif alarm and guard.action in ("roll back", "batch"):
+            asked = [row for row in self.checks if row["edits_done"] <= self.healthy.done]
+            self._go_to(self.healthy)
+            self.checks = asked
+
+    def _checkpoint(self) -> Checkpoint:
+        history, state = self.call.history, {name: getattr(self, name) for name in KEPT}
+        history = None if history is None else history.copy()
+        return Checkpoint(self.done, self.model.snapshot(), list(self.rows), list(self.checks), state, history)
+
+    def _go_to(self, there: Checkpoint) -> None:
+        self.rows, self.checks = there.edits, there.checks
+        vars(self).update({name: there.state[name] for name in KEPT})
+        if there.history is not None:
+            vars(self.call.history).update(vars(there.history))
+        self.model.load_snapshot(there.weights)
 
     def _save(self) -> None:
-        state = {name: getattr(self, name) for name in KEPT} | {"arithmetic": arithmetic(self.model.device)}
+        checkpoint = self._checkpoint()
+        checkpoint.state["arithmetic"] = arithmetic(self.model.device)
         if self.guard is not None:
-            state["guard"] = self.guard.state()
-        weights = self.model.snapshot()
-        self.folder.save_checkpoint(Checkpoint(self.done, weights, self.rows, self.checks, state, self.call.history))
+            checkpoint.state["guard"] = self.guard.state()
+        self.folder.save_checkpoint(checkpoint)
 
     def _resume(self, saved: Checkpoint) -> None:
-        self.rows, self.checks = saved.edits, saved.checks
-        vars(self).update({name: saved.state[name] for name in KEPT})
-        if saved.history is not None:
-            vars(self.call.history).update(vars(saved.history))
-        self.model.load_snapshot({name: w.to(self.model.device) for name, w in saved.weights.items()})
+        self._go_to(saved)
         self.method.recall(self.model, self.call.history)
         if self.guard is not None:
-            self.guard.resume(saved.state["guard"])
+            self.guard.resume(**saved.state["guard"])
         begun, here = saved.state["arithmetic"], arithmetic(self.model.device)
         if changed := [f"{name} {begun.get(name)}, now {here[name]}" for name in here if begun.get(name) != here[name]]:
             said = f"{self.folder.path}: was begun with {'; '.join(changed)}; the last digits may differ from there on"

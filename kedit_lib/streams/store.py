@@ -5,6 +5,7 @@ import json
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import pandas as pd
@@ -101,11 +102,11 @@ class RunFolder:
     def newest_checkpoint(self) -> Checkpoint | None:
         """The newest undamaged checkpoint, with a warning for each damaged one."""
         there = self._checkpoints()
-        for i, folder in enumerate(there):
+        for folder, before in zip_longest(there, there[1:]):
             try:
                 return self._read(folder)
             except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-                instead = f"{there[i + 1].name} is used instead" if i + 1 < len(there) else "there is no other"
+                instead = f"{before.name} is used instead" if before else "there is no other"
                 warnings.warn(f"checkpoint {folder}: is damaged ({error}); {instead}", stacklevel=3)
         return None
 
@@ -144,19 +145,11 @@ class RunFolder:
 
     def finish(self, edits: pd.DataFrame, checkpoints: pd.DataFrame, manifest: dict) -> dict:
         """Write the final tables, the manifest last: a folder with a manifest is complete. The manifest as stored."""
-        if self.path is None:
-            return json.loads(json.dumps(manifest))
         for old in self._checkpoints()[1:]:
             remove(old)
+        if self.path is None:
+            return json.loads(json.dumps(manifest))
         return write_tables(self.path, "", edits, checkpoints, manifest)
-
-    def final_weights(self) -> dict:
-        """The edited weights at the end of the run. KeditError when its last checkpoint is damaged."""
-        edits, *_ = read_tables(self.path, "")
-        newest = self.newest_checkpoint()
-        if newest is None or newest.done != len(edits):
-            raise KeditError(f"{self.path}: final weights missing or damaged; remove the folder and run it again")
-        return newest.weights
 
 
 def write_parquet(table: pd.DataFrame, path: Path) -> None:
@@ -190,14 +183,12 @@ def write_tables(folder, prefix: str, edits: pd.DataFrame, checkpoints: pd.DataF
 
 def read_tables(folder, prefix: str):
     """(edits, checkpoints, manifest) that `write_tables` wrote; KeditError when a part is missing or damaged."""
-    folder, tables = Path(folder), []
+    paths = [Path(folder) / f"{prefix}{name}.parquet" for name in TABLES]
     try:
-        manifest = json.loads((folder / f"{prefix}manifest.json").read_text())
-        for name in TABLES:
-            path = folder / f"{prefix}{name}.parquet"
-            if (expected := manifest.get("checksums", {}).get(name)) is not None:  # else from before they were stored
-                _check(path, expected)
-            tables.append(pd.read_parquet(path))
+        manifest = json.loads((Path(folder) / f"{prefix}manifest.json").read_text())
+        for name, expected in manifest.get("checksums", {}).items():  # none in manifests from before they were stored
+            _check(paths[TABLES.index(name)], expected)
+        tables = [pd.read_parquet(path) for path in paths]
     except (OSError, ValueError, AttributeError) as error:
         where = f"{folder}/{prefix or '*'}"
         raise KeditError(f"{where}: stored run cannot be read ({error}); remove it and run again") from None
