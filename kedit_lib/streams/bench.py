@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..data.atomic import cached, replacing
+from ..data.atomic import cached
 from ..data.config import REPOSITORY, Profile, load_profile, results_folder
 from ..data.edit import Edit
 from ..data.provenance import ALGORITHMS, key_of
@@ -39,22 +39,21 @@ class Bench:
         run = bench.run("memit", order=0)          # live, or found in results/
         runs = bench.runs("memit")                 # {order: Run}: live orders run, the others from committed data
 
-    An *order* changes the sample of facts, their order, and the seed of the contexts.
+    An *order* changes the sample of facts, their order, and the seed of the contexts. `label` is what tables and
+    committed files call the model.
     """
 
     def __init__(self, profile: str | Profile = "lab", results=None, progress: bool = True, **overrides):
         if overrides or not isinstance(profile, Profile):
             profile = load_profile(getattr(profile, "name", profile), **overrides)
         self.profile = p = profile
-        self.results = Path(results or results_folder())
-        self.progress = progress
+        self.label = p.label or p.model.split("/")[-1]
+        self.results, self.progress = Path(results or results_folder()), progress
         self.model = load_model(p.model, dtype=p.dtype, device=p.device, originals=p.originals)
-        cache = self.results / "known"
+        known = self.results / "known"
         for asked in (data_folder() / "known").glob("*.json"):  # whatever machine asked, the same facts are edited
-            if not (cache / asked.name).exists():
-                with replacing(cache / asked.name) as partial:
-                    partial.write_bytes(asked.read_bytes())
-        self.facts = facts_of(self.model, p.edits, p.texts, cache, p.chat)
+            cached(known / asked.name, partial(json.loads, asked.read_text("utf-8")))
+        self.facts = facts_of(self.model, p.edits, p.texts, known, p.chat)
         self.streams = every_stream(p)
         self._runs, self._methods = {}, {}
 
@@ -76,7 +75,7 @@ class Bench:
         return self.edits(order, round(n))
 
     def probes(self, edits, order: int = 0, layers=(), families: bool = True) -> list:
-        """What is measured at the checkpoints of a stream of these edits in `layers`, as in `lab_probes`."""
+        """What is measured at the checkpoints of a stream of these edits in `layers`, as in `Facts.probes`."""
         p = self.profile
         return self.facts.probes(edits, p.untouched, order, layers, p.checkpoint_every, families)
 
@@ -90,9 +89,11 @@ class Bench:
 
     def method(self, name: str) -> Method:
         """The method of a named stream, with the λ, layers and other settings that its name stands for."""
-        if name in self._methods:
-            return self._methods[name]
-        stream = self._stream(name)
+        if name not in self._methods:
+            self._methods[name] = self._make(self._stream(name))
+        return self._methods[name]
+
+    def _make(self, stream: Stream) -> Method:
         make, overrides = partial(method_for, self.model, stream.method), dict(stream.overrides)
         if stream.at is not None or stream.last is not None:
             overrides["layers"] = self._layers(stream)
@@ -104,15 +105,12 @@ class Bench:
             overrides["mom2_update_weight"] = method.mom2_update_weight * stream.scale
         if stream.null_share is not None:
             overrides["nullspace_rank"] = round(stream.null_share * self.model.d_ff)
-        sample = self.edits(0)[:ANCHOR_SAMPLE] if stream.anchored or stream.nas else []
-        if stream.anchored:
-            overrides["norm_anchor"] = anchor_norm(self.model, method, sample, self.contexts(method), group=1)
-            overrides["anchor_skip"] = False
-        if stream.nas:
-            overrides["norm_anchor"] = anchor_norm(self.model, method, sample)
+        if stream.anchored or stream.nas:
+            sample = self.model, method, self.edits(0)[:ANCHOR_SAMPLE]
+            own = anchor_norm(*sample) if stream.nas else anchor_norm(*sample, self.contexts(method), group=1)
+            overrides |= {"norm_anchor": own} | ({} if stream.nas else {"anchor_skip": False})
         method = make(**overrides)
-        self._methods[name] = method if stream.change is None else changed(method, stream.change)
-        return self._methods[name]
+        return method if stream.change is None else changed(method, stream.change)
 
     def _layers(self, stream: Stream) -> list[int]:
         layers = method_for(self.model, stream.at or stream.method).layers
@@ -123,20 +121,18 @@ class Bench:
         if (asked := (name, order, n_edits)) in self._runs:
             return self._runs[asked]
         stream, method, p = self._stream(name), self.method(name), self.profile
-        edits = self.edits_of(name, order)
+        edits, inputs = self.edits_of(name, order), self.inputs(method, order)
         probes = self.probes(edits, order, method.layers, families=not stream.brief and n_edits is None)
-        edits = edits[:n_edits]
-        inputs = self.inputs(method, order)
         if stream.keep:
             n = round(stream.keep if stream.keep >= 1 else stream.keep * self.model.d_ff)
-            kept = kept_facts(self.facts, self.edits_of(name, order), n, p.untouched, order)
+            kept = kept_facts(self.facts, edits, n, p.untouched, order)
             inputs["history"] = method.new_history(self.model, inputs["moments"], kept)
-        size = stream.batch_size or len(edits)
+        edits = edits[:n_edits]
         when = {"checkpoint_every": p.checkpoint_every, "dense_every": p.dense_every, "stop_below": p.stop_below}
         where = {"store": self.results / "streams", "known": self.results / "known", "progress": self.progress}
-        run = run_stream(self.model, edits, method, size, **inputs, probes=probes, **when, **where)
-        self._runs[asked] = run
-        return run
+        size = stream.batch_size or len(edits)
+        self._runs[asked] = run_stream(self.model, edits, method, size, **inputs, probes=probes, **when, **where)
+        return self._runs[asked]
 
     def runs(self, name: str) -> dict[int, Run]:
         """{order: Run} of the profile's orders: the live ones run, the others from committed data, if there is some."""
@@ -150,11 +146,9 @@ class Bench:
 
     def singles_of(self, name: str) -> pd.DataFrame:
         """Independent edits by the method of one stream: one row per edit (columns as of `evaluation.single_edits`)."""
-        edits, method = self.edits(0, self.profile.n_single), self.method(name)
-        model = [self.model.checksum, self.model.setting]
-        match = self.facts.match
-        parts = [*model, method.name, method.hyperparameters, list(map(repr, edits)), ALGORITHMS]
-        parts += [match] if match != "exact" else []
+        edits, method, match = self.edits(0, self.profile.n_single), self.method(name), self.facts.match
+        parts = [self.model.checksum, self.model.setting, method.name, method.hyperparameters]
+        parts += [list(map(repr, edits)), ALGORITHMS, *([match] if match != "exact" else [])]
 
         def measure() -> pd.DataFrame:
             given = self.moments, self.contexts(method), self.facts.around
@@ -179,36 +173,27 @@ class Bench:
         where = {data_folder(): decides, self.results / "measured": [*decides, ALGORITHMS]}
         paths = [folder / f"{start}.{key_of(parts=parts)}.{what}" for folder, parts in where.items()]
         path = next((path for path in paths if path.exists()), paths[not commit])
-        live = measure is not None and order in self.profile.live_orders
-        if live or path.exists():
+        if path.exists() or (measure is not None and order in self.profile.live_orders):
             return cached(path, measure, write_parquet if path.suffix == ".parquet" else None)
 
     def committed(self, name: str, order: int) -> Run | None:
         """The stored run in figures/data, or None when there is none of this model, length and hyperparameters."""
-        folder, prefix = data_folder(), self._prefix(name, order)
+        folder, prefix = data_folder(), f"{self.label}.{name}.order{order}."
         if not (folder / f"{prefix}manifest.json").exists():
             return None
-        run, edits = Run(*read_tables(folder, prefix)), self.edits_of(name, order)
-        method = self.method(name)
+        run, edits, method = Run(*read_tables(folder, prefix)), self.edits_of(name, order), self.method(name)
         ours = {"model": self.model.checksum, "method": method.name, "n_edits": len(edits), "edits": edits_hash(edits)}
-        same = all(run.manifest[field] == value for field, value in ours.items())
         asked = json.loads(json.dumps(method.hyperparameters))
-        return run if same and same_settings(run.manifest["hyperparameters"], asked) else None
+        same = ours.items() <= run.manifest.items() and same_settings(run.manifest["hyperparameters"], asked)
+        return run if same else None
 
     def commit(self, name: str, order: int, folder: Path | None = None, run: Run | None = None) -> None:
         """Put a finished run into figures/data (or `folder`); its edits in single precision: half the bytes, far within
         the margin that a committed stream is compared by."""
         run = run or self.run(name, order)
         edits = run.edits.astype(dict.fromkeys(run.edits.select_dtypes("float64"), "float32"))
-        write_tables(folder or data_folder(), self._prefix(name, order), edits, run.checkpoints, run.manifest)
-
-    def _prefix(self, name: str, order: int) -> str:
-        return f"{self.label}.{name}.order{order}."
-
-    @property
-    def label(self) -> str:
-        """What tables and committed files call the model: the profile's label, else the model's name."""
-        return self.profile.label or self.profile.model.split("/")[-1]
+        prefix = f"{self.label}.{name}.order{order}."
+        write_tables(folder or data_folder(), prefix, edits, run.checkpoints, run.manifest)
 
     def _seed(self, order: int) -> int:
         return 1000 * self.profile.seed + order
@@ -229,8 +214,8 @@ def same_settings(stored: dict, asked: dict) -> bool:
     """Whether two sets of hyperparameters are one, measured numbers (a norm anchor) up to rounding."""
 
     def same(one, other) -> bool:
-        both_measured = isinstance(one, float) and isinstance(other, float)
-        return isclose(one, other, rel_tol=ROUNDING) if both_measured else one == other
+        measured = isinstance(one, float) and isinstance(other, float)
+        return isclose(one, other, rel_tol=ROUNDING) if measured else one == other
 
     return stored.keys() == asked.keys() and all(same(stored[name], value) for name, value in asked.items())
 

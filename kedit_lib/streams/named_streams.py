@@ -52,12 +52,6 @@ class Stream:
     per_d_ff: float | None = None
 
 
-ROME_VARIANTS = {
-    "rome": ("rome", True),
-    "rome-noC": ("rome", False),
-    "rrome": ("rrome", True),
-    "rrome-noC": ("rrome", False),
-}
 COLLAPSING = "memit-layers-steps"  # the lab's stream whose optimised probability collapses
 
 
@@ -79,7 +73,8 @@ def with_steps(stream: Stream, rho: float = SETTINGS["as scaled"]) -> Stream:
 def streams_of(profile: Profile) -> dict[str, Stream]:
     """The streams that are executed live: λ as published (per d_ff)."""
     found = [Stream("memit", "memit"), Stream("pmet", "pmet")]
-    found += [Stream(name, m, overrides={"mom2_adjustment": c}) for name, (m, c) in ROME_VARIANTS.items()]
+    for name in ("rome", "rrome"):
+        found += [Stream(name + end, name, overrides={"mom2_adjustment": not end}) for end in ("", "-noC")]
     found.append(Stream("ft", "ft-m"))
     for size in sorted(set(profile.batch_sizes) - {1}):
         whole = size >= profile.n_edits
@@ -90,33 +85,35 @@ def streams_of(profile: Profile) -> dict[str, Stream]:
 def scaled_streams(profile: Profile) -> dict[str, Stream]:
     """Streams with λ/d_ff a tenth or ten times the published one, such as "memit@0.1"."""
     base = streams_of(profile)
-    return _by_name(
-        Stream(f"{name}@{scale:g}", s.method, s.batch_size, s.overrides, scale)
-        for name, s in base.items()
-        if s.method in ("memit", "pmet") and (s.batch_size == 1 or name == "memit-mass")
-        for scale in profile.lambda_scales
-        if scale != 1
-    )
+    names = [name for name in ("memit", "pmet", "memit-mass") if name in base]
+    scales = [scale for scale in profile.lambda_scales if scale != 1]
+    return _by_name(replace(base[n], name=f"{n}@{scale:g}", scale=scale) for n in names for scale in scales)
 
 
 def setting_streams(profile: Profile) -> dict[str, Stream]:
     """The streams of `streams_of` and some others as scaled (ρ = 2), such as "memit-rho2"; on the way there and beyond
     it "memit-rho1", "memit-rho4" and for ROME "rome-rho8"."""
-    plain, own, others = streams_of(profile), _written()["settings"], _written()["others"]
-    printed = [stream for name, stream in (plain | own).items() if name != "ft"]
-    printed += [others[name] for name in ("memit-history", "alphaedit", "memit-anchored")]
-    printed += [_written()["editors"][name] for name in ("memit-history-anchored", "memit-kept", "memit-stream")]
-    printed += [_written()["baselines"]["gate"]]
+    plain, written = streams_of(profile), _written()
+    printed = [stream for name, stream in (plain | written["settings"]).items() if name != "ft"]
+    for group, names in AS_SCALED.items():
+        printed += [written[group][name] for name in names]
     ranges = [(name, rho) for name in ("memit", "pmet", "rome") for rho in (1.0, 4.0)] + [("rome", 8.0)]
-    return own | _by_name([*map(with_steps, printed), *(with_steps(plain[n], rho) for n, rho in ranges)])
+    found = [*map(with_steps, printed), *(with_steps(plain[n], rho) for n, rho in ranges)]
+    return written["settings"] | _by_name(found)
 
 
+AS_SCALED = {
+    "others": ("memit-history", "alphaedit", "memit-anchored"),
+    "editors": ("memit-history-anchored", "memit-kept", "memit-stream"),
+    "baselines": ("gate",),
+}
 SENSITIVITY = {  # one at a time; the collapsing stream's own value lies between, or is the last
     "v_lr": (0.25, 0.5, 1.0, 4.0),
     "clamp_norm_factor": (0.75, 2.0, 8.0),
     "v_weight_decay": (0.0, 0.05, 0.5),
     "v_num_grad_steps": (5, 10, 50),
 }
+KNOWN = {("v_lr", 0.5), ("clamp_norm_factor", 0.75)}  # "memit-layers" and "why-clamp"
 FACTORS = (0.1, 0.3, 3.0, 10.0)  # on λ/d_ff; 1 is the stream itself
 DEPTHS = (1, 2)  # layers, the uppermost of the stream's
 CONTEXTS = {3: "three contexts", 21: "twenty-one contexts"}  # how many, and the change; one alone is "why-clean-keys"
@@ -125,17 +122,14 @@ CONTEXTS = {3: "three contexts", 21: "twenty-one contexts"}  # how many, and the
 def sensitivity_streams() -> dict[str, Stream]:
     """The collapsing MEMIT with one hyperparameter moved, such as "vary-v_lr=1"."""
     base = replace(_written()["regimes"][COLLAPSING], brief=True)
-    known = {("v_lr", 0.5), ("clamp_norm_factor", 0.75)}  # "memit-layers" and "why-clamp"
-    found = [
-        replace(base, name=f"vary-{field}={value:g}", overrides=base.overrides | {field: value})
-        for field, values in SENSITIVITY.items()
-        for value in values
-        if (field, value) not in known
-    ]
-    found += [replace(base, name=f"vary-scale={scale:g}", scale=scale) for scale in FACTORS]
-    found += [replace(base, name=f"vary-layers={n}", last=n) for n in DEPTHS]
-    found += [replace(base, name=f"vary-contexts={n}", change=change) for n, change in CONTEXTS.items()]
-    return _by_name(found)
+    moves = [(field, value) for field, values in SENSITIVITY.items() for value in values]
+    moved = {
+        f"{f}={value:g}": {"overrides": base.overrides | {f: value}} for f, value in moves if (f, value) not in KNOWN
+    }
+    moved |= {f"scale={scale:g}": {"scale": scale} for scale in FACTORS}
+    moved |= {f"layers={n}": {"last": n} for n in DEPTHS}
+    moved |= {f"contexts={n}": {"change": change} for n, change in CONTEXTS.items()}
+    return _by_name(replace(base, name=f"vary-{name}", **fields) for name, fields in moved.items())
 
 
 def every_stream(profile: Profile) -> dict[str, Stream]:
