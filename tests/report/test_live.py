@@ -20,53 +20,54 @@ def bench(tmp_path_factory):
     return bench
 
 
-@pytest.fixture(scope="module")
-def knobs(bench):
-    return widgets.EditKnobs(bench, bench.edits(0)[0])
-
-
-def test_a_typed_edit_has_the_worlds_paraphrases_and_neighbors(bench, knobs):
+def test_a_typed_edit_has_the_worlds_paraphrases_and_neighbors(bench):
     known = bench.edits(0)[0]
     for prompt in (known.prompt, known.text):  # with a place for the subject, or with the subject
-        edit = knobs.edit(prompt, known.subject, known.target_new)
+        edit = widgets.typed_edit(bench, prompt, known.subject, known.target_new)
         assert edit.target_true == known.target_true
         assert sorted(edit.paraphrases) == sorted(known.paraphrases)
         assert len(edit.neighborhood) == len(known.neighborhood)
     world = bench.facts.world
     asked = {known.prompt.format(p) for p in world.people if world.objects_of[p, known.relation] == known.target_true}
     assert set(edit.neighborhood) <= asked - {known.text}
-    stranger = knobs.edit("The neighbour of {} is", "Nobody Inhere", "tall")  # asked about others
+    stranger = widgets.typed_edit(bench, "The neighbour of {} is", "Nobody Inhere", "tall")  # asked about others
     assert stranger.target_true is None and stranger.paraphrases == ()
     assert len(stranger.neighborhood) == widgets.OTHERS
     assert all(text.startswith("The neighbour of ") for text in stranger.neighborhood)
 
 
-def test_trying_an_edit_shows_it_and_takes_it_back(bench, knobs):
+def test_trying_an_edit_shows_it_and_takes_it_back(bench):
     known, weights = bench.edits(0)[0], bench.model.hf.state_dict()
     before = {name: w.clone() for name, w in weights.items()}
-    table, said = knobs.try_edit(known, "memit")
+    table, said = widgets.try_edit(bench, known, "memit")
     assert table["p(new) after"].iloc[0] > 0.3 > table["p(new) before"].iloc[0]
     assert list(table.index) == ["edit"] + ["paraphrase"] * 3 + ["neighbor"] * len(known.neighborhood)
     assert "optimised probability" in said
     assert all(torch.equal(w, before[name]) for name, w in bench.model.hf.state_dict().items())
 
 
-def test_pressing_the_button_shows_the_table_and_errors_are_one_line(knobs):
+def test_pressing_the_button_shows_the_table_and_errors_are_one_line(bench, monkeypatch, capsys):
     """The method is switched by buttons: letters typed in a drop-down are shortcuts to JupyterLab. Markup in a prompt
     is shown as text."""
-    assert type(knobs.method).__name__ == "ToggleButtons" and "memit" in knobs.method.options
-    for name, said in (("ft-m", "<p>FT: "), ("memit", "<p>MEMIT: ")):
-        knobs.method.value = name
-        knobs.button.click()
-        assert knobs.result.value.startswith(said)
-    assert "<table" in knobs.result.value and "said before" in knobs.result.value
-    knobs.prompt.value, knobs.subject.value = "<b onclick=x> of {} is", "<i>Ana</i>"
-    knobs.button.click()
-    assert "<i>" not in knobs.result.value and "<b " not in knobs.result.value
-    knobs.target.value = ""
-    knobs.button.click()
-    assert "target_new is empty" in knobs.result.value and "<table" not in knobs.result.value
-    assert not knobs.button.disabled
+    tables = []
+    monkeypatch.setattr(widgets, "display", lambda table: tables.append(table._repr_html_()))
+    prompt, subject, target, method, button, _ = widgets.edit_knobs(bench, bench.edits(0)[0]).children
+    assert type(method).__name__ == "ToggleButtons" and "memit" in method.options
+
+    def pressed() -> str:
+        button.click()
+        assert not button.disabled
+        return capsys.readouterr().out
+
+    for name, said in (("ft-m", "FT: "), ("memit", "MEMIT: ")):
+        method.value = name
+        assert said in pressed()
+    assert "<table" in tables[-1] and "said before" in tables[-1]
+    prompt.value, subject.value = "<b onclick=x> of {} is", "<i>Ana</i>"
+    pressed()
+    assert "&lt;i&gt;" in tables[-1] and "<i>" not in tables[-1] and "<b " not in tables[-1]
+    target.value = ""
+    assert "⚠" in (said := pressed()) and "target_new is empty" in said and len(tables) == 3
 
 
 def test_in_a_run_that_nobody_watches_a_live_cell_is_one_sentence(bench, monkeypatch, capsys):
