@@ -1,11 +1,8 @@
-"""Metrics and probes, one idea per file."""
+"""Metrics, and the probes that ask them at a checkpoint of an edit sequence."""
 
 from .accuracy import generation_accuracy
-from .consistency import consistency, idf_of, tf_idf
-from .fluency import fluency, n_gram_entropy, sampled_texts
+from .free_text import consistency, fluency, idf_of, n_gram_entropy, sampled_texts, tf_idf
 from .health import cosine, hidden_health, hidden_states, weight_health
-from .locality import answer_agreement, argmax_agreement, first_token_agreement
 from .perplexity import perplexity
-from .portability import Question, answerable, distracted, inverse_success, portability
-from .success import magnitude, score, success
-from .teacher_forcing import Forced, answer_probability, strict_accuracy, teacher_forced
+from .side_effects import Question, agreement, answerable, distracted, portability
+from .teacher_forcing import Forced, answer_probability, magnitude, score, strict_accuracy, success, teacher_forced

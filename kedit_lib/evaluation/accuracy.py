@@ -10,7 +10,7 @@ from ..errors import KeditError
 from ..models.checked import check_editable
 from ..models.generation import continuations, sentence
 from ..models.tokenization import encoded, targets_of
-from .teacher_forcing import Forced, score
+from .teacher_forcing import Forced, forced_ids
 
 ROOM = {"exact": 1, "begins": 3, "contains": 12}  # tokens beyond those of the answer
 
@@ -45,7 +45,7 @@ def generation_accuracy(
     if forced is None:
         targets = targets_of(tokenizer, prompts, answers, separators)
         asked = [i for i, target in enumerate(targets) if not isinstance(target, KeditError)]
-        forced = score(model, encoded(tokenizer, [prompts[i] for i in asked]), [targets[i] for i in asked])
+        forced = forced_ids(model, encoded(tokenizer, [prompts[i] for i in asked]), [targets[i] for i in asked])
     for i, ids in zip(asked, forced.begun, strict=True):
         text = tokenizer.decode(ids, skip_special_tokens=True)
         found[i] = settled(match, text, ids[-1] == tokenizer.eos_token_id, answers[i].strip())

@@ -5,9 +5,8 @@ from dataclasses import dataclass, field
 from ..data.edit import Edit
 from .accuracy import generation_accuracy
 from .perplexity import perplexity
-from .protocol import DEAD, Identified, panel, row, rows, true_object
-from .success import magnitude, score, success
-from .teacher_forcing import strict_accuracy, teacher_forced
+from .protocol import DEAD, Probe, panel, row, rows, true_object
+from .teacher_forcing import magnitude, score, strict_accuracy, success, teacher_forced
 
 COHORT_LIMIT = 50  # edits so far whose paraphrases and neighbors are asked, and two answers compared, at most
 BRIEF = 100  # facts between the full checkpoints; of the edits at most COHORT_LIMIT
@@ -17,7 +16,7 @@ LATEST = 25  # edits of the cohort "latest edits"
 
 
 @dataclass(frozen=True)
-class EditProbe(Identified):
+class EditProbe(Probe):
     """Measures all edits so far, the latest, each edit alone, and their paraphrases and neighbors.
 
     Rows for edits and latest edits: accuracy (generated) and probability of the new object; with `each` the same for
@@ -37,38 +36,34 @@ class EditProbe(Identified):
     def __call__(self, model, done: list[Edit]) -> list[dict]:
         if not done:
             return []
-        some = panel(done, done, COHORT_LIMIT)
+        some, few = panel(done, done, COHORT_LIMIT), panel(done, done, CONTAINED)
         true = {e: true_object(model, e) for e in some}
         asked = (
-            [(e.text, e.target_new, true.get(e), e.separator) for e in done],
-            [(e.paraphrases[0], e.target_new, true[e], e.separator) for e in some if e.paraphrases],
-            [(e.neighborhood[0], true[e], e.target_new, e.separator) for e in some if e.neighborhood and true[e]],
+            [(e, e.text, e.target_new, true.get(e)) for e in done],
+            [(e, e.paraphrases[0], e.target_new, true[e]) for e in some if e.paraphrases],
+            [(e, e.neighborhood[0], true[e], e.target_new) for e in some if e.neighborhood and true[e]],
         )
-        own, others, near = (_Asked(model, part, self.match) for part in asked)
+        own, others, near = parts = [_Asked(model, part, self.match) for part in asked]
+        prompts, new, separators = zip(*((e.text, e.target_new, e.separator) for e in few), strict=True)
+        contained = generation_accuracy(model, list(prompts), list(new), "contains", separators=list(separators))
+        p = own.wanted.probability
         found = own.rows("edits") + others.rows("paraphrases") + near.rows("neighbors")
-        found += rows("edits", probability=own.wanted.probability, containment=self._contained(model, done))
-        found += rows("latest edits", accuracy=own.right[-LATEST:], probability=own.wanted.probability[-LATEST:])
+        found += rows("edits", probability=p, containment=contained)
+        found += rows("latest edits", accuracy=own.right[-LATEST:], probability=p[-LATEST:])
         found += rows("new on neighbors", probability=near.other.probability)
-        three = [asked.success for asked in (own, others, near)]
-        if n := min(map(len, three)):
-            s = score(*(x.mean().item() for x in three))
+        if n := min(len(part.success) for part in parts):
+            s = score(*(part.success.mean().item() for part in parts))
             found.append({"metric": "score", "cohort": "edits", "value": s, "n": n})
         if self.each:
-            found += each_edit("accuracy", own.right) + each_edit("probability", own.wanted.probability)
+            found += each_edit("accuracy", own.right) + each_edit("probability", p)
         return found
 
     def brief(self, model, done: list[Edit]) -> list[dict]:
         some = panel(done, done, COHORT_LIMIT)
-        asked = [(e.text, e.target_new, None, e.separator) for e in (*some, *done[-LATEST:])]
-        asked = _Asked(model, asked, self.match)
+        asked = _Asked(model, [(e, e.text, e.target_new, None) for e in (*some, *done[-LATEST:])], self.match)
         right, p, n = asked.right, asked.wanted.probability, len(some)
         found = rows("edits", accuracy=right[:n], probability=p[:n])
         return found + rows("latest edits", accuracy=right[n:], probability=p[n:])
-
-    def _contained(self, model, done: list[Edit]) -> list[bool]:
-        some = panel(done, done, CONTAINED)
-        new, separators = [e.target_new for e in some], [e.separator for e in some]
-        return generation_accuracy(model, [e.text for e in some], new, "contains", separators=separators)
 
 
 def each_edit(metric: str, values) -> list[dict]:
@@ -77,20 +72,21 @@ def each_edit(metric: str, values) -> list[dict]:
 
 
 class _Asked:
-    """(prompt, wanted answer, other answer or None, separator), generated and scored.
+    """(edit, prompt, wanted answer, other answer or None), generated and scored.
 
     right: generated accuracy of each; wanted: all scored; success and magnitude: where there is another answer
     """
 
-    def __init__(self, model, asked: list[tuple[str, str, str | None, str | None]], match: str):
-        two = [one for one in asked if one[2] is not None]
-        prompts, wanted, separators = ([one[i] for one in asked] for i in (0, 1, 3))
-        again, others, too = ([one[i] for one in two] for i in (0, 2, 3))
-        both, n = teacher_forced(model, prompts + again, wanted + others, separators + too), len(asked)
+    def __init__(self, model, asked: list[tuple[Edit, str, str, str | None]], match: str):
+        two = [i for i, (*_, other) in enumerate(asked) if other is not None]
+        prompts, wanted = [prompt for _, prompt, *_ in asked], [answer for _, _, answer, _ in asked]
+        more, others = [prompts[i] for i in two], [asked[i][3] for i in two]
+        separators = [e.separator for e, *_ in (*asked, *(asked[i] for i in two))]
+        both, n = teacher_forced(model, prompts + more, wanted + others, separators), len(asked)
         self.wanted, self.other = both.at(range(n)), both.at(range(n, n + len(two)))
         self.right = generation_accuracy(model, prompts, wanted, match, self.wanted)
-        compared = self.wanted.at([i for i, one in enumerate(asked) if one[2] is not None])
-        self.success, self.magnitude = success(compared, self.other), magnitude(compared, self.other)
+        compared = self.wanted.at(two), self.other
+        self.success, self.magnitude = success(*compared), magnitude(*compared)
 
     def rows(self, cohort: str) -> list[dict]:
         return rows(
@@ -104,7 +100,7 @@ class _Asked:
 
 
 @dataclass(frozen=True)
-class FactProbe(Identified):
+class FactProbe(Probe):
     """Accuracy on a fixed list of (prompt, answer) that no edit of the sequence asks for."""
 
     version = "FactProbe-v2"
@@ -136,7 +132,7 @@ class VitalProbe(FactProbe):
 
 
 @dataclass(frozen=True)
-class PerplexityProbe(Identified):
+class PerplexityProbe(Probe):
     """Perplexity on held-out plain text."""
 
     version = "perplexity"

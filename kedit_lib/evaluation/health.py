@@ -1,12 +1,15 @@
 """Health of the weights and hidden states: norms, condition and drift. No floor: compare with the value at 0 edits."""
 
 import math
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from ..data.edit import Edit
 from ..models.hooks import by_length, pad, trace
 from ..models.tokenization import encode
+from .protocol import SELDOM, Probe, row
 
 ROWS = 64
 
@@ -66,3 +69,21 @@ def cosine(a: Tensor, b: Tensor) -> float:
     a, b = a.detach().double(), b.detach().to(a.device).double()
     norms = (a.norm() * b.norm()).item()
     return (a * b).sum().item() / norms if norms > 0 else math.nan
+
+
+@dataclass(frozen=True)
+class HealthProbe(Probe):
+    """Weights of the edited `layers`; hidden states on plain `texts` after each of them and after the last layer."""
+
+    version = "health-v1"
+    layers: tuple[int, ...]
+    texts: tuple[str, ...] = field(repr=False)
+    every: int = SELDOM
+
+    def __call__(self, model, done: list[Edit]) -> list[dict]:
+        seen, texts = sorted({*self.layers, model.n_layers - 1}), list(self.texts)
+        before = self.unedited(model, lambda m: hidden_states(m, texts, seen))
+        now = hidden_states(model, texts, seen)
+        found = [(layer, weight_health(model, layer)) for layer in self.layers]
+        found += [(layer, hidden_health(now[layer], before[layer])) for layer in seen]
+        return [row(name, f"layer {layer}", [v]) for layer, values in found for name, v in values.items()]

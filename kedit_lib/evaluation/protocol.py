@@ -2,32 +2,17 @@
 
 import hashlib
 import json
-import math
-import warnings
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 from ..data.atomic import cached
 from ..data.edit import Edit
 from ..errors import KeditError
 from ..models.tokenization import target_ids
 
+SELDOM = 50  # edits between two checkpoints at which what is costly is asked
 DEAD = 0.5  # accuracy on unrelated facts below which the model counts as dead
-
-
-class Probe(Protocol):
-    """Anything with these two: `identity` names what it measures for the store's key; a call with the model in its
-    present state and the edits so far gives rows (metric, cohort, value, n). A probe may also have
-
-    every  edits: it is asked at the first checkpoint at or after each multiple of it, and at the last. Without: at
-           every checkpoint. None: at 0 edits, at the first after either `collapse_point`, and at the last
-    brief  called like the probe itself at the checkpoints in between: fewer questions, rows of the same names
-    """
-
-    identity: str
-
-    def __call__(self, model, done: list[Edit]) -> list[dict]: ...
 
 
 def identity_of(name: str, what) -> str:
@@ -35,8 +20,15 @@ def identity_of(name: str, what) -> str:
     return f"{name}-{hashlib.sha256(json.dumps(what, default=repr).encode()).hexdigest()[:16]}"
 
 
-class Identified:
-    """A dataclass of questions. Its fields make its identity under the name `version`."""
+class Probe:
+    """A dataclass of questions; a call with the model in its present state and the edits so far gives rows (metric,
+    cohort, value, n). A probe need not be one of these: `run_stream` takes whatever has an `identity`, which names what
+    it measures for the store's key (here `version` and all fields), and is called so. It may also have
+
+    every  edits: it is asked at the first checkpoint at or after each multiple of it, and at the last. Without: at
+           every checkpoint. None: at 0 edits, at the first after either `collapse_point`, and at the last
+    brief  called like the probe itself at the checkpoints in between: fewer questions, rows of the same names
+    """
 
     version: ClassVar[str]
 
@@ -51,21 +43,6 @@ class Identified:
             with model.temporarily():
                 known[model.checksum] = ask(model)
         return known[model.checksum]
-
-
-class Unmeasured(UserWarning):
-    """Warning: a metric cannot measure a text; the message gives the reason."""
-
-
-def unmeasured(why: str) -> float:
-    """NaN, with a warning that says why there is no value."""
-    warnings.warn(why, Unmeasured, stacklevel=3)
-    return math.nan
-
-
-def measured(values: list[float]) -> list[float]:
-    """The values that are not NaN; a single NaN if all are, so that the row shows it."""
-    return [v for v in values if not math.isnan(v)] or values[:1]
 
 
 def row(metric: str, cohort: str, values) -> dict:

@@ -7,23 +7,30 @@ far; at 0 edits about a panel of those to come: the unedited model's value, the 
 from dataclasses import asdict, dataclass, field
 
 from ..data.edit import Edit, Question
+from ..data.words import full_stop, joint
 from ..models.generation import complete
-from .consistency import consistency, idf_of
-from .fluency import fluency, sampled_texts
-from .health import hidden_health, hidden_states, weight_health
-from .locality import answer_agreement, argmax_agreement, first_token_agreement
-from .portability import answerable, distracted, inverse_success, portability
-from .protocol import Identified, Probe, evenly, identity_of, measured, panel, row, rows, true_object
-from .success import magnitude, success
-from .teacher_forcing import answer_probability, compared, teacher_forced
+from .accuracy import generation_accuracy
+from .free_text import GenerationProbe
+from .health import HealthProbe
+from .protocol import SELDOM, Probe, evenly, identity_of, panel, row, rows, true_object
+from .teacher_forcing import answer_probability, compared, magnitude, success, teacher_forced
 
-PANEL, SELDOM = 25, 50  # edits that are asked about at a checkpoint; edits between two such checkpoints
+PANEL = 25  # edits that are asked about at a checkpoint
 KNOWN = 0.5  # of a kind of question, what the unedited model must be able to answer
 LOCAL, HEALTH_TEXTS = 40, 10  # prompts compared with the unedited model; documents for hidden states
 
 
+def agreement(now, before) -> list[float]:
+    """[n] share of equal places of n pairs of equally long sequences, 0..1. Of the argmax at each token of the answer,
+    (1/|t|) Σ_j [argmax_j = argmax_j⁰], it is EasyEdit's locality (`compute_locality_quality`, Wang et al. 2023; Yao et
+    al. 2023). 1 for an unedited model; floor: how often a destroyed one happens to say the same, near 0 unless one
+    answer is common."""
+    both = zip(now, before, strict=True)
+    return [sum(x == y for x, y in zip(a, b, strict=True)) / len(b) for a, b in both]
+
+
 @dataclass(frozen=True)
-class LocalityProbe(Identified):
+class LocalityProbe(Probe):
     """Agreement with the unedited model on prompts that no edit is about; `answers`: what is true there.
 
     Rows for `cohort`: argmax agreement, first token agreement, answer agreement (all 1 at 0 edits).
@@ -36,26 +43,49 @@ class LocalityProbe(Identified):
     every: int = SELDOM
 
     def __call__(self, model, done: list[Edit]) -> list[dict]:
-        now, before = self._ask(model), self.unedited(model, self._ask)
+        (now, text), (before, text_before) = self._ask(model), self.unedited(model, self._ask)
         return rows(
             self.cohort,
-            argmax_agreement=argmax_agreement(now[0], before[0]),
-            first_token_agreement=first_token_agreement(now[0], before[0]),
-            answer_agreement=answer_agreement(now[1], before[1]),
+            argmax_agreement=agreement(now, before),
+            first_token_agreement=[a[0] == b[0] for a, b in zip(now, before, strict=True)],
+            answer_agreement=[a == b for a, b in zip(text, text_before, strict=True)],
         )
 
     def _ask(self, model):
         prompts, answers = list(self.prompts), list(self.answers)
-        return teacher_forced(model, prompts, answers), complete(model.hf, model.tokenizer, prompts, answers=answers)
+        said = teacher_forced(model, prompts, answers).said
+        return said, complete(model.hf, model.tokenizer, prompts, answers=answers)
+
+
+def portability(model, questions: list[Question], match: str = "exact") -> list[bool]:
+    """For each question whether free greedy decoding gives the answer, by `match` as in `generation_accuracy`. Floor:
+    one over the number of likely answers. Source: Yao et al. 2023; the spelled-out hop asks a step at a time as MeLLo
+    does (Zhong et al. 2023)."""
+    prompts = [q.prompt for q in questions]
+    hops = [i for i, q in enumerate(questions) if q.bridge]
+    for i, said in zip(hops, complete(model.hf, model.tokenizer, [prompts[i] for i in hops]), strict=True):
+        prompts[i] = f"{prompts[i]} {said}. {questions[i].bridge.format(said)}"
+    return generation_accuracy(model, prompts, [q.answer for q in questions], match)
+
+
+def answerable(model, questions: list[Question], match: str = "exact") -> list[bool]:
+    """For each question whether the model, in its present state, passes the gate. Ask the unedited model, once."""
+    pairs = [(i, *pair) for i, q in enumerate(questions) for pair in q.gate]
+    said = generation_accuracy(model, [p for _, p, _ in pairs], [a for *_, a in pairs], match)
+    failed = {i for (i, *_), right in zip(pairs, said, strict=True) if not right}
+    return [i not in failed for i in range(len(questions))]
 
 
 @dataclass(frozen=True)
-class PortabilityProbe(Identified):
+class PortabilityProbe(Probe):
     """Accuracy on consequences, and success on inverses.
 
     questions  for each edit its consequences, if any. Asked are those whose gate the unedited model passes, at most
                `limit` of a kind, and none of a kind that it passes for less than KNOWN of the edits: these may be luck
-    inverses   for each edit (prompt with the new object, prompt with the true object) or None
+    inverses   for each edit (prompt with the new object, prompt with the true object) or None: whether its subject is
+               more probable after "Graz is the birthplace of" than after the true object's. Floor ½, where a model that
+               learnt facts in one direction only is before any edit. Source: Ma et al. 2023 (reversibility of edits),
+               as a comparison because many subjects share an object
 
     At 0 edits a row "answerable" for each kind: the share that passes. Inverses have their own cohort then, for it is
     not a healthy value but chance.
@@ -91,12 +121,21 @@ class PortabilityProbe(Identified):
 
     def _inverse(self, model, n: int, cohort: str) -> list[dict]:
         there = [i for i in evenly(n, self.limit) if self.inverses and self.inverses[i]]
+        subjects = [self.subjects[i] for i in there]
         new, true = ([self.inverses[i][side] for i in there] for side in (0, 1))
-        return rows(cohort, success=inverse_success(model, [self.subjects[i] for i in there], new, true))
+        return rows(cohort, success=success(*compared(model, (new, subjects), (true, subjects))))
+
+
+def distracted(edit: Edit, prompt: str) -> str:
+    """The edited sentence, then a neighbor's prompt: "The mother tongue of Danielle Darrieux is English. The mother
+    tongue of Léon Blum is". Score it like a neighbor: an edit that only boosts its object gives way. The unedited model
+    is distracted too: show its value beside it. Source: Hoelscher-Obermaier et al. 2023 (CounterFact+)."""
+    said = f"{edit.text}{joint(edit.text, edit.target_new, edit.separator)}{edit.target_new}"
+    return f"{said}{full_stop(said)}{prompt}"
 
 
 @dataclass(frozen=True)
-class DistractionProbe(Identified):
+class DistractionProbe(Probe):
     """The first neighbor of each edit after the edited sentence: success and magnitude of the true object over the
     new one."""
 
@@ -108,12 +147,12 @@ class DistractionProbe(Identified):
     def __call__(self, model, done: list[Edit]) -> list[dict]:
         edits = [e for e in panel(self.edits, done, self.limit) if e.neighborhood and true_object(model, e)]
         prompts = [distracted(e, e.neighborhood[0]) for e in edits]
-        two = compared(model, prompts, [e.target_true for e in edits], [e.target_new for e in edits])
+        two = compared(model, (prompts, [e.target_true for e in edits]), (prompts, [e.target_new for e in edits]))
         return rows("distracted neighbors", success=success(*two), magnitude=magnitude(*two))
 
 
 @dataclass(frozen=True)
-class OverfittingProbe(Identified):
+class OverfittingProbe(Probe):
     """Probability of each edit's new object on a prompt that asks for something else: a target that is reached by
     making one word likely everywhere shows here first. Floor: the unedited model's. Source: Zhang et al. 2024.
 
@@ -133,51 +172,6 @@ class OverfittingProbe(Identified):
         return [row("probability", cohort, values) for cohort, values in zip(self.prompts, p, strict=True)]
 
 
-@dataclass(frozen=True)
-class GenerationProbe(Identified):
-    """Fluency and consistency of freely sampled text about a few edits' subjects.
-
-    prompts     for each edit, what the text begins with
-    references  for each edit, texts about others that have its new object; corpus: what idf is counted on
-    limit       edits at a checkpoint: 100 tokens cost as much as many short answers
-    """
-
-    version = "generation-v1"
-    prompts: tuple[str, ...] = field(repr=False)
-    references: tuple[tuple[str, ...], ...] = field(default=(), repr=False)
-    corpus: tuple[str, ...] = field(default=(), repr=False)
-    limit: int = 10
-    tokens: int = 100
-    every: int = SELDOM
-
-    def __call__(self, model, done: list[Edit]) -> list[dict]:
-        texts = sampled_texts(model, panel(self.prompts, done, self.limit), self.tokens)
-        found = rows("free text", fluency=measured([fluency(t) for t in texts]))
-        if self.references:
-            idf, references = idf_of(list(self.corpus)), panel(self.references, done, self.limit)
-            like = [consistency(t, list(r), idf) for t, r in zip(texts, references, strict=True)]
-            found += rows("free text", consistency=measured(like))
-        return found
-
-
-@dataclass(frozen=True)
-class HealthProbe(Identified):
-    """Weights of the edited `layers`; hidden states on plain `texts` after each of them and after the last layer."""
-
-    version = "health-v1"
-    layers: tuple[int, ...]
-    texts: tuple[str, ...] = field(repr=False)
-    every: int = SELDOM
-
-    def __call__(self, model, done: list[Edit]) -> list[dict]:
-        seen, texts = sorted({*self.layers, model.n_layers - 1}), list(self.texts)
-        before = self.unedited(model, lambda m: hidden_states(m, texts, seen))
-        now = hidden_states(model, texts, seen)
-        found = [(layer, weight_health(model, layer)) for layer in self.layers]
-        found += [(layer, hidden_health(now[layer], before[layer])) for layer in seen]
-        return [row(name, f"layer {layer}", [v]) for layer, values in found for name, v in values.items()]
-
-
 def family_probes(
     edits,
     questions=(),
@@ -195,16 +189,14 @@ def family_probes(
 
     edits       those of the sequence, in order; their own `portability` and `locality` pairs are asked too, as the
                 cohorts "one hop" and "beside the edits" (LOCAL of these, over the whole sequence)
-    questions   for each edit its consequences; inverses: for each edit two prompts or None
+    questions   for each edit its consequences; inverses, aside, references, corpus: as their probes have them
     unrelated   (prompt, answer) pairs that no edit is about; the first LOCAL are asked
-    aside       {cohort: for each edit a prompt that asks for something else}
-    references  for each edit texts about others with its new object; corpus: texts to count idf on
     texts       plain documents, the first HEALTH_TEXTS for hidden states; layers: the edited ones
     every       edits between two checkpoints at which they are asked; twice as many for free text, which costs as much
                 as all the others
     match       what counts as right where a consequence is asked, as in `generation_accuracy`
     """
-    edits, unrelated = tuple(edits), tuple(unrelated)[:LOCAL]
+    edits = tuple(edits)
     begins = tuple(e.generation_prompts[0] if e.generation_prompts else e.subject for e in edits)
     found: list[Probe] = [
         DistractionProbe(edits, every=every),
@@ -212,12 +204,11 @@ def family_probes(
     ]
     beside = [pair for e in edits for pair in e.locality]
     beside = [beside[i] for i in evenly(len(beside), LOCAL)]
-    for cohort, pairs in (("untouched", unrelated), ("beside the edits", beside)):
+    for cohort, pairs in (("untouched", tuple(unrelated)[:LOCAL]), ("beside the edits", beside)):
         if pairs:
-            found.append(LocalityProbe(cohort, *map(tuple, zip(*pairs, strict=True)), every=every))
-    given = tuple(map(tuple, questions)) or ((),) * len(edits)
-    hops = [tuple(Question("one hop", *pair) for pair in e.portability) for e in edits]
-    asked = tuple(qs + hop for qs, hop in zip(given, hops, strict=True))
+            found.append(LocalityProbe(cohort, *zip(*pairs, strict=True), every=every))
+    given = zip(edits, questions or ((),) * len(edits), strict=True)
+    asked = tuple((*qs, *(Question("one hop", *pair) for pair in e.portability)) for e, qs in given)
     if any(asked) or inverses:
         subjects = tuple(e.subject for e in edits)
         found.append(PortabilityProbe(subjects, asked, tuple(inverses), every=every, match=match))

@@ -1,4 +1,5 @@
-"""Answers scored under teacher forcing: the model is given the answer so far and asked for its next token."""
+"""Answers scored under teacher forcing: the model is given the answer so far and asked for its next token. And which of
+two answers it prefers: the scores ES, PS, NS, EM, PM, NM and S of CounterFact (Meng et al. 2022a)."""
 
 from dataclasses import dataclass
 
@@ -47,12 +48,13 @@ def teacher_forced(model, prompts: list[str], answers: list[str], separators: li
     for target in targets:
         if isinstance(target, KeditError):
             raise target
-    return score(model, encoded(model.tokenizer, prompts), targets)
+    return forced_ids(model, encoded(model.tokenizer, prompts), targets)
 
 
-def compared(model, prompts, wanted, other) -> tuple[Forced, Forced]:
-    """Two answers to each prompt, scored in one pass."""
-    both, n = teacher_forced(model, [*prompts, *prompts], [*wanted, *other]), len(prompts)
+def compared(model, *two: tuple[list[str], list[str]]) -> tuple[Forced, Forced]:
+    """Two times (prompts, answers), n of each, scored in one pass."""
+    (prompts, wanted), (others, other) = two
+    both, n = teacher_forced(model, [*prompts, *others], [*wanted, *other]), len(prompts)
     return both.at(range(n)), both.at(range(n, 2 * n))
 
 
@@ -68,8 +70,28 @@ def strict_accuracy(forced: Forced) -> Tensor:
     return (forced.tokens_right == 1).double()
 
 
+def success(wanted: Forced, other: Forced) -> Tensor:
+    """[n] 1 where the wanted answer is the more probable one, [p(wanted) > p(other)], else 0 (a tie or NaN too).
+
+    p by the mean token log-probability, so that long answers do not lose for their length. ES: wanted new, other true,
+    on the edit prompt; PS: the same on paraphrases; NS: wanted true, other new, on neighbors. Floor about ½.
+    """
+    return (wanted.log_probability > other.log_probability).double()
+
+
+def magnitude(wanted: Forced, other: Forced) -> Tensor:
+    """[n] p(wanted) − p(other), p the geometric mean over the answer's tokens: EM, PM and NM. Range −1..1, floor 0."""
+    return wanted.probability - other.probability
+
+
+def score(es: float, ps: float, ns: float) -> float:
+    """S = 3 / (1/ES + 1/PS + 1/NS), the harmonic mean: 0 as soon as one of them is 0. Range 0..1 for shares; floor:
+    about that of its parts, a half."""
+    return 3 / (1 / es + 1 / ps + 1 / ns) if min(es, ps, ns) > 0 else 0.0
+
+
 @torch.no_grad()
-def score(model, prompts: list[tuple[int, ...]], targets: list[tuple[int, ...]]) -> Forced:
+def forced_ids(model, prompts: list[tuple[int, ...]], targets: list[tuple[int, ...]]) -> Forced:
     """`teacher_forced` of ids."""
     if not all(prompts):
         raise KeditError("prompt '': has no token, and the tokenizer puts none in front; give a text")

@@ -12,7 +12,7 @@ from kedit_lib import evaluation as metrics
 from kedit_lib.evaluation import Question
 from kedit_lib.evaluation import edit_probes as probes
 from kedit_lib.evaluation import side_effects as families
-from kedit_lib.evaluation.protocol import Identified, evenly, true_object
+from kedit_lib.evaluation.protocol import Probe, evenly, true_object
 from kedit_lib.lab import edits as questions
 from kedit_lib.lab.edits import lab_edits
 from kedit_lib.lab.world import World
@@ -138,7 +138,7 @@ def test_the_unedited_model_is_asked_once(model):
         return len(asked)
 
     edit(model)
-    one, other = Identified(), Identified()
+    one, other = Probe(), Probe()
     assert [probe.unedited(model, ask) for probe in (one, one, other)] == [1, 1, 2]
     assert asked == [True, True] and not torch.equal(model.weight(1), original)
 
@@ -186,7 +186,8 @@ def test_portability_asks_what_could_be_answered(model, monkeypatch):
     own = tuple((q, *hops[i : i + 1]) for i, q in enumerate(plays))
     probe = families.PortabilityProbe(tuple(SUBJECTS[:6]), own, inverses, limit=3)
     start, told = table(probe(model, [])), zip(inverses[0], inverses[2], strict=True)
-    wins = metrics.inverse_success(model, [SUBJECTS[0], SUBJECTS[2]], *map(list, told))
+    p = [metrics.answer_probability(model, list(prompts), [SUBJECTS[0], SUBJECTS[2]]) for prompts in told]
+    wins = (p[0] > p[1]).double()
     assert start == {
         ("answerable", "pronoun"): 5 / 6,
         ("answerable", "hop"): 1 / 3,

@@ -11,7 +11,8 @@ from library import holds, snapshot
 import kedit_lib as kedit
 from kedit_lib import evaluation as metrics
 from kedit_lib.evaluation import Forced, Question
-from kedit_lib.evaluation.protocol import Unmeasured
+from kedit_lib.evaluation.free_text import Unmeasured
+from kedit_lib.evaluation.teacher_forcing import compared
 from kedit_lib.models.tokenization import encode, target_ids
 
 EDITS = [
@@ -89,15 +90,11 @@ def test_token_and_strict_accuracy():
 
 
 def test_agreement_with_the_unedited_model():
-    edited = forced([0.0] * 4, said=[(1, 2, 3, 4), (5,), (6, 7), (8, 9)])
-    before = forced([0.0] * 4, said=[(1, 2, 3, 9), (5,), (9, 7), (8, 0)])
-    close(metrics.argmax_agreement(edited, before), [3 / 4, 1, 1 / 2, 1 / 2])
-    close(metrics.first_token_agreement(edited, before), [1, 1, 0, 1])
-    close(metrics.answer_agreement(["Graz", "a", ""], ["Graz", "b", ""]), [1, 0, 1])
-    other_answer = forced([0.0] * 4, said=[(1, 2, 3), (5,), (9, 7), (8, 0)])
-    for given in ((edited, before.at([0])), (edited, other_answer)):
+    now, before = [(1, 2, 3, 4), (5,), (6, 7), (8, 9)], [(1, 2, 3, 9), (5,), (9, 7), (8, 0)]
+    assert metrics.agreement(now, before) == [3 / 4, 1, 1 / 2, 1 / 2]
+    for given in (before[:1], [(1, 2, 3), *before[1:]]):
         with pytest.raises(ValueError):
-            metrics.argmax_agreement(*given)
+            metrics.agreement(now, given)
 
 
 SAYS = {  # what the model of these tests says
@@ -113,7 +110,7 @@ HOP = "The city of {} lies in"
 
 @pytest.fixture
 def speaker(monkeypatch, llama):
-    module = import_module("kedit_lib.evaluation.portability")
+    module = import_module("kedit_lib.evaluation.side_effects")
 
     def right(model, prompts, answers, match):
         return [SAYS.get(p) == a for p, a in zip(prompts, answers, strict=True)]
@@ -142,12 +139,11 @@ def test_a_question_counts_if_every_gate_is_passed(speaker):
     assert metrics.answerable(speaker, asked) == [True, False, False, False, True, True]
 
 
-def test_inverse_success_compares_the_subject_after_both_objects(llama):
-    new, true = ["The organ is played by"], ["The oboe is played by"]
-    p = [metrics.teacher_forced(llama, prompts, ["Zoë"]).log_probability.item() for prompts in (new, true)]
-    assert p[0] != p[1]
-    close(metrics.inverse_success(llama, ["Zoë"], new, true), [p[0] > p[1]])
-    close(metrics.inverse_success(llama, ["Zoë"] * 2, true + new, new + true), [p[1] > p[0], p[0] > p[1]])
+def test_two_answers_are_compared_in_one_pass(llama):
+    first, second = (["The organ is played by", "Ana plays the"], ["Zoë", "organ"]), (["The oboe is"], ["old"])
+    second = (second[0] * 2, second[1] * 2)
+    for found, given in zip(compared(llama, first, second), (first, second), strict=True):
+        close(found.log_probability, metrics.teacher_forced(llama, *given).log_probability)
 
 
 CHINESE = "春天来了，花园里的花都开了。孩子们在树下唱歌，老人坐在长椅上看书。远处的山上还有雪，河里的冰已经化了。"
@@ -206,7 +202,7 @@ def sampled_slowly(model, prompt, draws, top_k):
 
 
 def test_sampled_texts_are_those_of_each_prompt_alone(model, monkeypatch):
-    monkeypatch.setattr(import_module("kedit_lib.evaluation.fluency"), "ROWS", 3)
+    monkeypatch.setattr(import_module("kedit_lib.evaluation.free_text"), "ROWS", 3)
     prompts = ["Zoë", "Danielle Darrieux was born in Graz. The town", "Ana Brown", "Old English and", "Léon Blum"]
     draws = torch.rand(5, 12, generator=torch.Generator().manual_seed(7))
     expected = [sampled_slowly(model, p, u, 5) for p, u in zip(prompts, draws, strict=True)]
