@@ -134,9 +134,14 @@ def test_a_readme_without_figures_or_without_a_place_stays_as_it_is(tmp_path, mo
     monkeypatch.setattr(readme, "REPOSITORY", tmp_path)
     assert main(["readme"]) == 1
     assert "figures: cannot be read" in capsys.readouterr().err
-    path = tmp_path / "README.md"
-    path.write_text("<!-- a -->\nold\n<!-- end -->\nrest")
-    refused(lambda: readme.put(path, ("<!-- b -->", "<!-- end -->"), "x"), "has no lines '<!-- b -->'")
-    assert path.read_text() == "<!-- a -->\nold\n<!-- end -->\nrest"
-    readme.put(path, ("<!-- a -->", "<!-- end -->"), "new")
-    assert path.read_text() == "<!-- a -->\nnew\n<!-- end -->\nrest"
+    place = "<!-- a: written by kedit readme -->\n{}\n<!-- end of a -->\nrest"
+    page = tmp_path / "README.md"
+    page.write_text(place.format("old"))
+    monkeypatch.setattr(readme, "tables", lambda _: {"a": "new", "b": "x"})
+    monkeypatch.setattr(readme, "PLACES", {"a": "README.md", "b": "README.md"})
+    assert main(["readme"]) == 1
+    assert "README.md: has no marker lines of the table 'b'" in capsys.readouterr().err
+    assert page.read_text() == place.format("old")
+    monkeypatch.setattr(readme, "PLACES", {"a": "README.md"})
+    assert main(["readme"]) == 0
+    assert page.read_text() == place.format("new")

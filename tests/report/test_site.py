@@ -57,21 +57,14 @@ def test_every_figure_lies_there_in_each_form_with_its_numbers():
         assert len(pd.read_csv(FIGURES / f"{name}.csv"))
 
 
-def between(text: str, markers) -> str:
-    return text.split(markers[0])[1].split(markers[1])[0].strip()
-
-
 def test_readme_says_what_the_tables_say():
-    assert between(README, readme.CLAIMS) == readme.claims_table(FIGURES)
-    speed, machines = ((REPOSITORY / "docs" / f"{n}.md").read_text(encoding="utf-8") for n in ("speed", "machines"))
-    assert between(speed, readme.SPEED) == readme.speed_table(FIGURES)
-    assert between(speed, readme.SHORTCUTS) == readme.shortcuts_table(FIGURES)
-    assert between(machines, readme.PAPER) == readme.paper_table(FIGURES)
+    for name, table in readme.tables(FIGURES).items():
+        page = (REPOSITORY / readme.PLACES[name]).read_text(encoding="utf-8")
+        assert readme.between(name).search(page)[0] == table
 
 
 def test_readme_and_docs_are_short():
-    table = between(README, readme.CLAIMS)
-    assert len(README.replace(table, "").split()) <= 1500
+    assert len(readme.between("claims").sub("", README).split()) <= 1500
     for page in (REPOSITORY / "docs").glob("*.md"):
         assert len(page.read_text(encoding="utf-8").split()) <= 1200, page.name
 
