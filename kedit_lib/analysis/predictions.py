@@ -32,9 +32,9 @@ def scored(found: pd.DataFrame, notebook: str | None = None, figures: Path | Non
     for one in parse(PATH.read_text(encoding="utf-8"), PATH.name):
         if notebook in (None, one["notebook"]):
             asked = _asked(one, found, folder)
-            held = int(asked.eval(one["holds"], engine="python").sum()) if len(asked) else 0
-            verdict = one.get("verdict") or _verdict(held, len(asked))
-            rows.append((one["name"], one["notebook"], one["says"], held, len(asked), verdict))
+            n, held = len(asked), int(asked.eval(one["holds"], engine="python").sum()) if len(asked) else 0
+            came = "not testable" if not n else "held" if held == n else "failed" if not held else f"in {held} of {n}"
+            rows.append((one["name"], one["notebook"], one["says"], held, n, one.get("verdict") or came))
     return pd.DataFrame(rows, columns=["name", "notebook", "prediction", "held", "runs", "verdict"])
 
 
@@ -50,7 +50,3 @@ def _asked(one: dict, found: pd.DataFrame, folder: Path) -> pd.DataFrame:
         theirs = found[found.stream == one["against"]].drop(columns="stream")
         table = found.merge(theirs, on=["model", "setting", "order"], suffixes=("", "_other"))
     return table.query(one["where"], engine="python")
-
-
-def _verdict(held: int, runs: int) -> str:
-    return "not testable" if not runs else "held" if held == runs else "failed" if not held else f"in {held} of {runs}"

@@ -61,25 +61,18 @@ def load_runs(streams=None, bench=None, committed=None, each_edit: bool = False)
     KeditError when there is no such run.
     """
     models = [committed] if isinstance(committed, str) else committed
-    tables = []
-    for model, name, order, run in _runs(streams, bench, models):
-        stream, setting = setting_of(name)
-        tables.append(tidy(run, model=model, stream=stream, setting=setting, order=order))
-    if not tables:
-        raise KeditError(f"runs {streams}: none is stored; run them (kedit sweep), or name others")
-    table = pd.concat(tables, ignore_index=True)
-    return table if each_edit else table[~table.cohort.str.fullmatch(r"edit \d+")].reset_index(drop=True)
-
-
-def _runs(streams, bench, models):
-    """(model, stream's name, order, run) of each."""
+    found = []
     for model, name, order in committed_runs() if models or bench is None else ():
         if (streams is None or name in streams) and (models is None or model in models):
-            yield model, name, order, Run(*read_tables(data_folder(), f"{model}.{name}.order{order}."))
+            found.append((model, name, order, Run(*read_tables(data_folder(), f"{model}.{name}.order{order}."))))
     if bench is not None:
-        for name in (n for n in streams or bench.streams if n in bench.streams):
-            for order, run in bench.runs(name).items():
-                yield bench.label, name, order, run
+        names = [name for name in streams or bench.streams if name in bench.streams]
+        found += [(bench.label, name, order, run) for name in names for order, run in bench.runs(name).items()]
+    if not found:
+        raise KeditError(f"runs {streams}: none is stored; run them (kedit sweep), or name others")
+    labels = [dict(zip(LABELS, (model, *setting_of(name), order), strict=True)) for model, name, order, _ in found]
+    table = pd.concat([tidy(one[-1], **of) for one, of in zip(found, labels, strict=True)], ignore_index=True)
+    return table if each_edit else table[~table.cohort.str.fullmatch(r"edit \d+")].reset_index(drop=True)
 
 
 def outcomes(runs: pd.DataFrame) -> pd.DataFrame:

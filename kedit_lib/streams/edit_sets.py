@@ -16,6 +16,7 @@ from ..lab import world_of
 from ..lab.edits import lab_edits
 from ..models.checked import check_editable
 from ..models.tokenization import check_edit
+from .known import known_world
 
 MADE_BY_DEFAULT = 100  # edits
 MADE = {"lab": "the lab model whose world the edits are about", "world": "the model whose knowledge is to be edited"}
@@ -45,18 +46,32 @@ def load_edits(
     In CSV, lists are written as JSON. Records that cannot be an edit are left out with one warning; `read_edits` gives
     the reasons, which name the record and the field. KeditError where no record can be one.
     """
-    if (source := str(source)) in MADE:
+    source = str(source)
+    if source in MADE:
         if schema is not None or chat or hub:
             named = ", ".join([*hub, *["chat"] * chat]) or "schema"
             raise KeditError(f"load_edits({source!r}): {named} goes with data sets only; leave it out")
         if model is None:
             raise KeditError(f"load_edits({source!r}): pass model=, {MADE[source]}")
-        return _made(source, model, limit, seed)
+        n = MADE_BY_DEFAULT if limit is None else limit
+        if source == "world":
+            return known_world(model, results_folder() / "known").edits(n, seed)
+        world = world_of(model)
+        return lab_edits(world, min(n, len(world.streamed)) if limit is None else n, seed)
     edits, rejected = read_edits(source, model, schema, chat, **hub)
-    name = Path(source).name
+    name, n = Path(source).name, len(rejected)
     if not edits:
-        raise KeditError(f"{name}: none of {len(rejected)} records can be an edit; {rejected.reason[0]}")
-    _warn(name, edits, rejected)
+        raise KeditError(f"{name}: none of {n} records can be an edit; {rejected.reason[0]}")
+    said = []
+    if n:
+        left_out = f"{n} of {n + len(edits)} records cannot be edits and are left out"
+        said.append(f"{left_out}, the first: {rejected.reason[0]} (read_edits lists them all)")
+    if same := sum(e.target_new == e.target_true for e in edits):
+        said.append(f"in {same} of {len(edits)} edits target_new equals target_true")
+    if spaces := sum(e.ends_in_space for e in edits):
+        said.append(f"in {spaces} of {len(edits)} edits the prompt ends in a space; take it away")
+    if said:
+        warnings.warn(f"{name}: {'; '.join(said)}", stacklevel=2)
     if limit is None:
         return edits
     if not isinstance(limit, int) or not 1 <= limit <= len(edits):
@@ -91,7 +106,13 @@ def read_edits(
             try:
                 if record.broken is not None:
                     raise record.broken
-                edits.append(_edit(model, chat, **SCHEMAS[schema].fields(record)))
+                fields = SCHEMAS[schema].fields(record)
+                text = fields.pop("text", None)  # a prompt in which the subject stands
+                edit = Edit(**fields) if text is None else Edit.from_text(text, **fields)
+                edit = in_chat(edit, model.tokenizer) if chat else edit
+                if model is not None:
+                    check_edit(model.tokenizer, edit)
+                edits.append(edit)
                 more.update(unknown(record) if schema == "own" else [])
             except KeditError as error:
                 reason = f"{record.where}: {str(error).removeprefix(f'{record.where}: ')}"
@@ -103,41 +124,8 @@ def read_edits(
     return edits, pd.DataFrame(rejected, columns=["record", "id", "subject", "reason"])
 
 
-def _named(record: Record, *names: str, default: str = "") -> str:
+def _named(record: Record, *names: str, default: object = "") -> str:
     """The first of these fields that a record has, wherever its schema puts it."""
     inner = record.values.get("requested_rewrite")
     places = (record.values, inner if isinstance(inner, dict) else {})
-    found = (values[name] for values in places for name in names if values.get(name) is not None)
-    return str(next(found, default))
-
-
-def _made(source: str, model, limit: int | None, seed: int) -> list[Edit]:
-    if source == "lab":
-        world = world_of(model)
-        return lab_edits(world, min(MADE_BY_DEFAULT, len(world.streamed)) if limit is None else limit, seed)
-    from .known import known_world
-
-    return known_world(model, results_folder() / "known").edits(MADE_BY_DEFAULT if limit is None else limit, seed)
-
-
-def _edit(model, chat: bool, text: str | None = None, **fields) -> Edit:
-    """From the fields of `Edit`, with `text` in place of the prompt where the subject stands in it."""
-    edit = Edit(**fields) if text is None else Edit.from_text(text, **fields)
-    if chat:
-        edit = in_chat(edit, model.tokenizer)
-    if model is not None:
-        check_edit(model.tokenizer, edit)
-    return edit
-
-
-def _warn(name: str, edits: list[Edit], rejected: pd.DataFrame) -> None:
-    said = []
-    if n := len(rejected):
-        left_out = f"{n} of {n + len(edits)} records cannot be edits and are left out"
-        said.append(f"{left_out}, the first: {rejected.reason[0]} (read_edits lists them all)")
-    if same := sum(e.target_new == e.target_true for e in edits):
-        said.append(f"in {same} of {len(edits)} edits target_new equals target_true")
-    if spaces := sum(e.ends_in_space for e in edits):
-        said.append(f"in {spaces} of {len(edits)} edits the prompt ends in a space; take it away")
-    if said:
-        warnings.warn(f"{name}: {'; '.join(said)}", stacklevel=3)
+    return str(next((values[n] for values in places for n in names if values.get(n) is not None), default))
