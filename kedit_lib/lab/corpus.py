@@ -35,38 +35,32 @@ def unmark(document: str) -> tuple[str, list[tuple[int, int]]]:
     return "".join(pieces), list(zip(ends[::2], ends[1::2], strict=False))
 
 
-def mentions(world: World, text: str) -> list[tuple[int, int]]:
-    return [m.span() for m in NAME.finditer(text) if (m[0], "sport") in world.objects_of]
-
-
 def biography(world: World, person: str, rng: random.Random) -> str:
     """Every relation of one person once, in random order and phrasing; some sentences say He or She."""
-    called, said = "She" if person in world.female else "He", []
-    relations = list(world.relations.values())
+    called, relations, said = "She" if person in world.female else "He", list(world.relations.values()), []
     rng.shuffle(relations)
-    for i, r in enumerate(relations):
-        form = (r.pronoun, called) if i and rng.random() < 0.25 else (rng.choice(r.templates),)
+    for r in relations:
+        form = (r.pronoun, called) if said and rng.random() < 0.25 else (rng.choice(r.templates),)
         said.append(statement(world, person, r, *form))
     return " ".join(said)
 
 
 def plain(world: World, rng: random.Random) -> str:
-    """Three to seven sentences that name nobody."""
-    return " ".join(_sentence(rng, world.country_of) for _ in range(rng.randint(3, 7)))
-
-
-def _sentence(rng: random.Random, country_of: dict[str, str]) -> str:
-    """One sentence; about one in ten states where a city lies. Word frequencies fall like 1/rank, as in text."""
-    if rng.random() < 0.1:
-        city = rng.choice(list(country_of))
-        return rng.choice(("{} is a city in {}.", "The city of {} lies in {}.")).format(city, country_of[city])
+    """Three to seven sentences that name nobody; about one in ten states where a city lies. Word frequencies fall like
+    1/rank, as in text."""
 
     def word(slot: re.Match) -> str:
         words = WORDS[slot[1].lower()]
         (text,) = rng.choices(words, weights=[1 / (i + 2) for i in range(len(words))])
         return text.capitalize() if slot[1][0].isupper() else text
 
-    return re.sub(r"\{(\w+)\}", word, rng.choice(TEXT["patterns"]))
+    def sentence() -> str:
+        if rng.random() >= 0.1:
+            return re.sub(r"\{(\w+)\}", word, rng.choice(TEXT["patterns"]))
+        city = rng.choice(list(world.country_of))
+        return rng.choice(("{} is a city in {}.", "The city of {} lies in {}.")).format(city, world.country_of[city])
+
+    return " ".join(sentence() for _ in range(rng.randint(3, 7)))
 
 
 def documents(world: World, seed: int, known: Callable[[], int] | None = None) -> Iterator[str]:
@@ -82,8 +76,7 @@ def documents(world: World, seed: int, known: Callable[[], int] | None = None) -
         if rng.random() < PLAIN_SHARE:
             yield plain(world, rng)
         elif rng.random() < BIOGRAPHY_SHARE:
-            if not people:
-                people = rng.sample(now, len(now))
+            people = people or rng.sample(now, len(now))
             yield biography(world, people.pop(), rng)
         else:
             n = rng.randint(2, 5)
@@ -106,23 +99,25 @@ def plain_texts(world: World, n: int, seed: int = 2) -> list[str]:
 
 def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE; `<s>` comes once in front of every encoded text. No unknown token: bytes cover all."""
-    bpe = Tokenizer(models.BPE())
+    bpe, special = Tokenizer(models.BPE()), {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
-    special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    options = {"special_tokens": [*special.values()], "initial_alphabet": alphabet, "show_progress": False}
-    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab_size, **options))
-    bpe.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", bpe.token_to_id("<s>"))]
-    )
+    options = {"special_tokens": [*special.values()], "initial_alphabet": pre_tokenizers.ByteLevel.alphabet()}
+    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False, **options))
+    begin = {"single": "<s> $A", "pair": "<s> $A $B", "special_tokens": [("<s>", bpe.token_to_id("<s>"))]}
+    bpe.post_processor = processors.TemplateProcessing(**begin)
     more = {"padding_side": "right", "model_max_length": 256, "clean_up_tokenization_spaces": False}
     return PreTrainedTokenizerFast(tokenizer_object=bpe, **special, **more)
 
 
 def batches(world: World, tokenizer, recipe, seed: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Endless triples of [batch, length]: ids of documents `<s> … </s>` end to end, their weights in the loss, and the
-    last position in the row that may attend to each token."""
+    last position in the row that may attend to each token.
+
+    Of a share `bind` of the mentions of a name only its last token sees the whole name. So the model learns to put a
+    person together where the name ends, as large models do (Geva et al. 2023); otherwise the state there may mean
+    "somebody called Webram", and editing it edits the family.
+    """
     step, rng = 0, random.Random(f"batches-{seed}")
     stream = documents(world, seed, lambda: people_known(step, recipe))
     ids, weights, until, need = [], [], [], recipe.batch * recipe.length
@@ -132,26 +127,18 @@ def batches(world: World, tokenizer, recipe, seed: int = 0) -> Iterator[tuple[Te
             docs = [unmark(next(stream)) for _ in range(32)]
             encoded = tokenizer([text for text, _ in docs], return_offsets_mapping=True)
             for one, offsets, (text, spans) in zip(encoded.input_ids, encoded.offset_mapping, docs, strict=True):
-                names = [span for span in mentions(world, text) if rng.random() < recipe.bind]
-                until += [*(len(ids) + last for last in visible_until(offsets, names)), FOREVER]
+                people = [m.span() for m in NAME.finditer(text) if (m[0], "sport") in world.objects_of]
+                until += [FOREVER] * len(one) + [FOREVER]
+                for name in (span for span in people if rng.random() < recipe.bind):
+                    *others, last = (len(ids) + i for i, offset in enumerate(offsets) if _touches(offset, [name]))
+                    for i in others:
+                        until[i] = last
                 ids += [*one, tokenizer.eos_token_id]
                 weights += [*(recipe.object_weight if _touches(o, spans) else 1.0 for o in offsets), 1.0]
         batch = (torch.tensor(part[:need]).view(recipe.batch, -1) for part in (ids, weights, until))
         yield next(batch), next(batch), next(batch) - begin
         ids, weights, until = ids[need:], weights[need:], [last - need for last in until[need:]]
         step += 1
-
-
-def visible_until(offsets, names) -> list[int]:
-    """For each token of a document the last one that may attend to it: of a name in `names`, its last token. So the
-    model learns to put a person together where the name ends, as large models do (Geva et al. 2023); otherwise the
-    state there may mean "somebody called Webram", and editing it edits the family."""
-    until = [FOREVER] * len(offsets)
-    for span in names:
-        inside = [i for i, offset in enumerate(offsets) if _touches(offset, [span])]
-        for i in inside[:-1]:
-            until[i] = inside[-1]
-    return until
 
 
 def people_known(step: int, recipe) -> int:

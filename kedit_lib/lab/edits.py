@@ -23,16 +23,15 @@ def lab_edits(world: World, limit: int, seed: int = 0, people=None) -> list[Edit
         there = f"there are {len(pool)} people to edit, one edit each"
         raise KeditError(f"lab edits: limit = {limit}, {there}; choose 1 to {len(pool)}")
     random.Random(f"edits-{world.seed}-{seed}").shuffle(pool)
-    groups = {p: group for group in (world.development, world.streamed) for p in group}
-    return [_edit(world, person, groups[person], f"{seed}-{i}") for i, person in enumerate(pool[:limit])]
+    return [_edit(world, person, f"{seed}-{i}") for i, person in enumerate(pool[:limit])]
 
 
-def _edit(world: World, person: str, group: list[str], name: str) -> Edit:
+def _edit(world: World, person: str, name: str) -> Edit:
     rng = random.Random(f"edit-{world.seed}-{name}")
     relation = rng.choice(list(world.relations.values()))
     true = world.objects_of[person, relation.name]
     prompt, *others = rng.sample(relation.templates, len(relation.templates))
-    same = [p for p in group if p != person and world.objects_of[p, relation.name] == true]
+    same = _others(world, person, relation.name, true)
     return Edit(
         prompt=prompt,
         subject=person,
@@ -53,22 +52,20 @@ def surround(world: World, edit: Edit) -> Edit:
     if relation is None or (edit.subject, relation.name) not in world.objects_of:
         return edit
     true = world.objects_of[edit.subject, relation.name]
-    same = _others_with(world, edit.subject, relation.name, true)
+    neighbors = _others(world, edit.subject, relation.name, true)[:NEIGHBORS]
     return replace(
         edit,
         target_true=true,
         paraphrases=tuple(t.format(edit.subject) for t in relation.templates if t != edit.prompt),
-        neighborhood=tuple(edit.prompt.format(p) for p in same[:NEIGHBORS]),
+        neighborhood=tuple(edit.prompt.format(p) for p in neighbors),
         relation=relation.name,
     )
 
 
-def _others(world: World, person: str) -> list[str]:
-    return [p for p in (world.development if person in world.development else world.streamed) if p != person]
-
-
-def _others_with(world: World, person: str, relation: str, value: str) -> list[str]:
-    return [p for p in _others(world, person) if world.objects_of[p, relation] == value]
+def _others(world: World, person: str, relation: str | None = None, value: str | None = None) -> list[str]:
+    """The other people of the same group, development or edit sequences; with that value of the relation, if given."""
+    group = world.development if person in world.development else world.streamed
+    return [p for p in group if p != person and (relation is None or world.objects_of[p, relation] == value)]
 
 
 def untouched_facts(world: World, edits: list[Edit], limit: int | None = None, seed: int = 0) -> list[Fact]:
@@ -115,9 +112,8 @@ def consequences(world: World, edit: Edit) -> tuple[Question, ...]:
     """
     rng = _rng(world, edit)
     other = rng.choice(other_facts(world, edit))
-    called = "She" if edit.subject in world.female else "He"
-    named = f"{ask(world, other, rng)} {other.object}."
-    pronoun = f"{named} {world.relations[edit.relation].pronoun.format(called)}"
+    called = world.relations[edit.relation].pronoun.format("She" if edit.subject in world.female else "He")
+    pronoun = f"{ask(world, other, rng)} {other.object}. {called}"
     found = [Question("pronoun", pronoun, edit.target_new, gate=((pronoun, edit.target_true),))]
     cities = edit.target_true, edit.target_new
     old, new = map(world.country_of.get, cities)
@@ -133,7 +129,7 @@ def inverse_prompts(edit: Edit) -> tuple[str, str] | None:
     """The fact asked from its object's side, as no text of the lab does, with the new object and with the true one.
     None for another relation."""
     said = TEXT["relations"].get(edit.relation)
-    return said and (said["inverse"].format(edit.target_new), said["inverse"].format(edit.target_true))
+    return said and tuple(said["inverse"].format(target) for target in (edit.target_new, edit.target_true))
 
 
 def own_prompt(world: World, edit: Edit) -> str:
@@ -143,8 +139,7 @@ def own_prompt(world: World, edit: Edit) -> str:
 
 def references(world: World, edit: Edit) -> tuple[str, ...]:
     """Biographies of up to REFERENCES other people who have the edit's new object."""
-    rng = _rng(world, edit)
-    like = _others_with(world, edit.subject, edit.relation, edit.target_new)
+    rng, like = _rng(world, edit), _others(world, edit.subject, edit.relation, edit.target_new)
     return tuple(unmark(biography(world, p, rng))[0] for p in rng.sample(like, min(len(like), REFERENCES)))
 
 

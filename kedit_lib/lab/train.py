@@ -18,7 +18,7 @@ from ..data.atomic import checksum, replacing, writing
 from ..data.provenance import versions
 from ..errors import KeditError, first_line
 from ..models.generation import complete
-from ..models.hooks import hooks
+from ..models.hooks import trace
 from . import corpus
 from .corpus import batches, train_tokenizer
 from .world import World
@@ -103,13 +103,10 @@ def fix_scale(model, tokenizer, world: World, norm: float) -> float:
     writes to the stream is multiplied by it. RMSNorm reads the stream's direction only, so outputs stay as they were
     (but for rms_norm_eps). Editing depends on the scale: v_lr is a length."""
     middle, norms = model.model.layers[model.config.num_hidden_layers // 2 - 1], []
-
-    def note(module, args, output):
-        norms.append(output.norm(dim=-1)[:, 1:].mean().item())  # without <s>
-
-    with hooks((middle, note)):
-        for text in corpus.texts(world, 64, seed=3):
-            model(input_ids=torch.tensor([tokenizer(text).input_ids], device=model.device))
+    for text in corpus.texts(world, 64, seed=3):
+        ids = torch.tensor([tokenizer(text).input_ids], device=model.device)
+        _, seen = trace(model, ids, outputs=[middle], last=middle)
+        norms.append(seen[middle].norm(dim=-1)[:, 1:].mean().item())  # without <s>
     factor = norm / (sum(norms) / len(norms))
     maps = [m for layer in model.model.layers for m in (layer.self_attn.o_proj, layer.mlp.down_proj)]
     for module in (model.model.embed_tokens, *maps):
@@ -143,18 +140,17 @@ def train(recipe: Recipe, out: Path | None = None, device: str | None = None, ch
         raise KeditError(f"device {device!r}: cannot be used ({first_line(error)}); give one that is there") from error
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    state = _begun(recipe, out / PARTIAL, device)
     world = World.make(recipe.n_people, recipe.seed, recipe.sharing)
     tokenizer = train_tokenizer(corpus.texts(world, 8000, seed=0), recipe.vocab_size)
     model = build(recipe, tokenizer).to(device)
-    _fit(model, batches(world, tokenizer, recipe), recipe, state, out / PARTIAL, checkpoint_every)
+    log, seconds = _fit(model, batches(world, tokenizer, recipe), recipe, out / PARTIAL, checkpoint_every)
     fix_scale(model.eval(), tokenizer, world, recipe.stream_norm)
     table = recall(model, tokenizer, world)
     model.save_pretrained(out)
     for path in out.glob("*"):
         path.chmod(0o644)  # safetensors writes files that only their owner may read
     tokenizer.save_pretrained(out)
-    pd.DataFrame(state["log"]).to_csv(out / "training_log.csv", index=False)
+    log.to_csv(out / "training_log.csv", index=False)
     table.to_csv(out / "recall.csv", index=False)
     provenance = {
         "recipe": dataclasses.asdict(recipe),
@@ -162,7 +158,7 @@ def train(recipe: Recipe, out: Path | None = None, device: str | None = None, ch
         "parameters": sum(p.numel() for p in model.parameters()),
         "tokens_seen": recipe.steps * recipe.batch * recipe.length,
         "recall_min": float(table.recall.min()),
-        "minutes": round(state["seconds"] / 60, 1),
+        "minutes": round(seconds / 60, 1),
         "device": device,
         "versions": versions(),
     }
@@ -175,32 +171,27 @@ def train(recipe: Recipe, out: Path | None = None, device: str | None = None, ch
     return out
 
 
-def _begun(recipe: Recipe, partial: Path, device) -> dict:
-    """The training checkpoint, or that of no step. KeditError for a damaged one, or one of another recipe."""
-    made = dataclasses.asdict(recipe)
-    if not partial.exists():
-        return {"recipe": made, "step": 0, "log": [], "seconds": 0.0}
-    try:
-        state = torch.load(partial, weights_only=True, map_location=device)
-        same = state["recipe"] == made
-    except Exception as error:  # whatever it makes of a damaged file
-        raise KeditError(f"{partial}: cannot be read ({first_line(error)}); remove it to begin anew") from error
-    if not same:
-        raise KeditError(f"{partial}: was written by another recipe; remove the file or use another --out")
-    return state
-
-
-def _fit(model, data, recipe: Recipe, state: dict, partial: Path, checkpoint_every: int) -> None:
-    """Optimise to the end, from the checkpoint `state` on, which is kept up to date and written to `partial`."""
+def _fit(model, data, recipe: Recipe, partial: Path, checkpoint_every: int) -> tuple[pd.DataFrame, float]:
+    """Optimise to the end, on from the checkpoint `partial` if there is one; it is kept up to date. Returns the log of
+    the loss and the seconds. KeditError for a damaged checkpoint, or one of another recipe."""
     matrices = [p for p in model.train().parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() == 1]
     groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), fused=True)
-    start, spent, began = state["step"], state["seconds"], time.perf_counter()
-    if start:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        next(islice(data, start, start), None)  # the batches already seen
+    state = {"recipe": dataclasses.asdict(recipe), "step": 0, "log": [], "seconds": 0.0}
+    if partial.exists():
+        try:
+            found = torch.load(partial, weights_only=True, map_location=model.device)
+            if found["recipe"] != state["recipe"]:
+                raise ValueError("it is of another recipe")
+            model.load_state_dict(found["model"])
+            optimizer.load_state_dict(found["optimizer"])
+        except Exception as error:  # whatever it makes of a damaged file
+            remedy = "remove it to begin anew, or use another --out"
+            raise KeditError(f"{partial}: cannot be used ({first_line(error)}); {remedy}") from error
+        state = found
+        next(islice(data, state["step"], state["step"]), None)  # the batches already seen
+    start, began = state["step"], time.perf_counter() - state["seconds"]
     with tqdm(range(start, recipe.steps), initial=start, total=recipe.steps, desc=recipe.name, mininterval=5) as bar:
         for step in bar:
             for group in optimizer.param_groups:
@@ -217,6 +208,7 @@ def _fit(model, data, recipe: Recipe, state: dict, partial: Path, checkpoint_eve
                 bar.set_postfix(loss=f"{loss.item():.3f}")
             if (step + 1) % checkpoint_every == 0 or last:
                 state |= {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-                state |= {"step": step + 1, "seconds": spent + time.perf_counter() - began}
+                state |= {"step": step + 1, "seconds": time.perf_counter() - began}
                 with replacing(partial) as part:
                     torch.save(state, part)
+    return pd.DataFrame(state["log"]), state["seconds"]

@@ -49,15 +49,11 @@ class World:
     def development(self) -> tuple[str, ...]:
         """People on whose facts layers are chosen, and whom no edit sequence edits or asks about: all whose both names
         are among a few drawn ones. They share names among themselves, and were learnt neither early nor late."""
-        rng = random.Random(f"development-{self.seed}")
+        rng, enough = random.Random(f"development-{self.seed}"), min(DEVELOPMENT, len(self.people) // 2)
         first, last = (rng.sample(names, len(names)) for names in self.names)
-        found = ()
-        for k in range(1, len(first) + 1):
-            if len(found) >= min(DEVELOPMENT, len(self.people) // 2):
-                break
-            a, b = set(first[:k]), set(last[:k])
-            found = tuple(p for p in self.people if p.split()[0] in a and p.split()[1] in b)
-        return found
+        drawn = ({f"{a} {b}" for a in first[:k] for b in last[:k]} for k in range(1, len(first) + 1))
+        groups = (tuple(p for p in self.people if p in names) for names in drawn)
+        return next(group for group in groups if len(group) >= enough)
 
     @cached_property
     def streamed(self) -> tuple[str, ...]:
@@ -77,7 +73,8 @@ class World:
         rng = random.Random(f"world-{seed}")
         used: set[str] = set()
 
-        def invent(syllables: int, ending: str = "") -> str:
+        def invent(syllables: int, endings: str = "") -> str:
+            ending = rng.choice(endings.split()) if endings else ""
             while True:
                 word = "".join(rng.choice(ONSETS) + rng.choice(VOWELS) for _ in range(syllables))
                 word = (word + (ending or rng.choice(CODAS))).capitalize()
@@ -85,14 +82,10 @@ class World:
                     used.add(word)
                     return word
 
-        countries = [invent(1, rng.choice(("nia", "land", "stan"))) for _ in range(N_COUNTRIES)]
-        cities = [
-            invent(rng.choice((1, 2)), rng.choice(("burg", "ton", "port", "ville", "mouth")))
-            for _ in range(N_COUNTRIES * CITIES_PER_COUNTRY)
-        ]
-        languages = [invent(1, rng.choice(("ish", "ese", "ian"))) for _ in range(N_LANGUAGES)]
-        country_of = {c: countries[i // CITIES_PER_COUNTRY] for i, c in enumerate(cities)}
-
+        n_cities = N_COUNTRIES * CITIES_PER_COUNTRY
+        countries = [invent(1, "nia land stan") for _ in range(N_COUNTRIES)]
+        cities = [invent(rng.choice((1, 2)), "burg ton port ville mouth") for _ in range(n_cities)]
+        languages = [invent(1, "ish ese ian") for _ in range(N_LANGUAGES)]
         # Several people share each name part, so that a person is only known by the pair.
         parts = max(8, round(n_people / sharing if sharing else (3 * n_people) ** 0.5))
         first = tuple(invent(rng.choice((1, 1, 2))) for _ in range(parts))
@@ -100,8 +93,8 @@ class World:
         pairs = rng.sample([(i, j) for i in range(parts) for j in range(parts)], n_people)
         # Any number of the first people share their names among themselves as all of them do.
         people = tuple(f"{first[i]} {last[j]}" for i, j in sorted(pairs, key=max))
-        objects = {"birthplace": cities, "language": languages}
-        objects |= {name: TEXT[f"{name}s"].split() for name in ("profession", "instrument", "sport")}
+        objects = {name: TEXT[f"{name}s"].split() for name in ("profession", "instrument", "sport")}
+        objects |= {"birthplace": cities, "language": languages}
         relations = {
             name: Relation(name, tuple(objects[name]), tuple(said["templates"]), said["pronoun"])
             for name, said in TEXT["relations"].items()
@@ -109,4 +102,5 @@ class World:
         objects_of = {(person, name): rng.choice(r.objects) for person in people for name, r in relations.items()}
         female_first = set(rng.sample(first, len(first) // 2))
         female = frozenset(p for p in people if p.split()[0] in female_first)
+        country_of = {city: countries[i // CITIES_PER_COUNTRY] for i, city in enumerate(cities)}
         return cls(seed, people, female, relations, objects_of, country_of, (first, last))
