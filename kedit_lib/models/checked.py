@@ -28,13 +28,11 @@ def digest_of(tensors: dict[str, Tensor]) -> str:
 def setting_of(hf, tokenizer) -> str:
     """sha256 over the configuration and all of the tokenizer that decides its ids."""
     config = {k: v for k, v in hf.config.to_diff_dict().items() if k not in NO_SETTING}
+    rules = [tokenizer.get_vocab(), tokenizer.init_kwargs]
     if tokenizer.is_fast:
         rules = json.loads(tokenizer.backend_tokenizer.to_str()).items()
         rules = {name: rule for name, rule in rules if name not in ("padding", "truncation")}  # of the last call
-    else:
-        rules = [tokenizer.get_vocab(), tokenizer.init_kwargs]
-    parts = json.dumps([config, rules], sort_keys=True, default=str)
-    return hashlib.sha256(parts.encode()).hexdigest()
+    return hashlib.sha256(json.dumps([config, rules], sort_keys=True, default=str).encode()).hexdigest()
 
 
 def check_owner(what: str, checksum: str | None, model, remedy: str) -> None:
@@ -56,8 +54,7 @@ def unwrapped(hf, tokenizer, name: str) -> nn.Module:
     no model, no tokenizer, adapters, quantised weights, or weights that are not all in one place."""
     while isinstance(hf, (nn.DataParallel, nn.parallel.DistributedDataParallel)) or hasattr(hf, "_orig_mod"):
         hf = hf._orig_mod if hasattr(hf, "_orig_mod") else hf.module
-    headless = not hasattr(hf, "get_output_embeddings") or hf.get_output_embeddings() is None
-    if not isinstance(hf, nn.Module) or headless:
+    if not isinstance(hf, nn.Module) or getattr(hf, "get_output_embeddings", lambda: None)() is None:
         what = f"a {type(hf).__name__} is not a causal language model of transformers"
         raise KeditError(f"{name}: {what}; pass an AutoModelForCausalLM")
     if not callable(tokenizer) or not hasattr(tokenizer, "is_fast"):
@@ -86,7 +83,7 @@ def check_not_quantised(config, name: str) -> None:
 def check_weights(model) -> None:
     """KeditError unless all weights are finite, and the edited maps are matrices of one shape and a plain dtype."""
     for name, parameter in model.hf.named_parameters():
-        if parameter.is_floating_point() and parameter.dtype in PLAIN and not torch.isfinite(parameter).all():
+        if parameter.dtype in PLAIN and not torch.isfinite(parameter).all():
             raise KeditError(f"{model.name}: weight {name!r} holds NaN or inf; reload or re-download the model")
     for layer in range(model.n_layers):
         weight = model.weight(layer)
@@ -96,7 +93,6 @@ def check_weights(model) -> None:
             raise KeditError(f"{model.name}: {model.weight_name(layer)} is {found}; {must}")
 
 
-@torch.no_grad()
 def check_logits(model) -> bool:
     """KeditError unless `model.logits` of the last layer's stream are the model's own. Returns whether layers return
     tuples, which the stream leads."""

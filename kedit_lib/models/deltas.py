@@ -1,13 +1,13 @@
 """Edits on disk: deltas by themselves (`outcome.save`, `load_deltas`), and an edited model that transformers loads
 (`model.save_pretrained`). A file of deltas names the model it belongs to, its edits, and how they were made."""
 
-import contextlib
 import json
 import os
 import re
-import shutil
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import transformers
 from safetensors import SafetensorError, safe_open
@@ -61,9 +61,9 @@ def load_deltas(path) -> Deltas:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
         if about.get("sha256", digest_of(tensors)) != digest_of(tensors):  # older files have none
             raise ValueError("checksum mismatch")
-        method, hyperparameters, edits = (json.loads(about[part]) for part in ("method", "hyperparameters", "edits"))
-        edits, owner = [Edit(**e) for e in edits], about["model_checksum"]
-        return Deltas(method, edits, tensors, hyperparameters=hyperparameters, model_checksum=owner)
+        record = {part: json.loads(about[part]) for part in ("method", "hyperparameters", "edits")}
+        record["edits"] = [Edit(**e) for e in record["edits"]]
+        return Deltas(**record, deltas=tensors, model_checksum=about["model_checksum"])
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise KeditError(f"deltas {path}: cannot be read ({first_line(error)}); save them again") from error
 
@@ -89,39 +89,35 @@ def load_record(folder) -> list[Edit]:
 
 
 def save_model(model, folder) -> None:
-    """`model` as it is now, as a folder that transformers loads, and its edits in kedit_edits.json. All files are
-    written aside first; weights that lay there before are removed, other files stay. KeditError for edits that are in
-    no weight."""
+    """The model as it is now, as a folder that plain `transformers` loads, with its edits in kedit_edits.json. All
+    files are written aside first; weights that lay there before are removed, other files stay. KeditError for edits
+    that are in no weight."""
     if by := ", ".join(model.memory):
         raise KeditError(f"{model.name}: its edits by {by} are in no weight and would be lost; restore() it first")
-    folder = Path(folder)
-    partial = folder.with_name(f".{folder.resolve().name}.{os.getpid()}.tmp")
     about = {"model": {"name": model.name, "checksum": model.checksum}, "changed": sorted(model.edited)}
     about |= {"applied": model.applied, "versions": versions()}
+    folder = Path(folder).absolute()
     with writing(folder):
-        try:
-            partial.mkdir(parents=True)
-            with no_progress_bar():
-                model.hf.save_pretrained(partial)
-            model.tokenizer.save_pretrained(partial)
-            (partial / RECORD).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            folder.mkdir(parents=True, exist_ok=True)
-            new = [file.name for file in partial.iterdir()]
-            for file in new:
-                os.replace(partial / file, folder / file)
-            for file in folder.iterdir():
-                if WEIGHTS.fullmatch(file.name) and file.name not in new:
-                    file.unlink()
-        except ValueError as error:  # such as a temperature without sampling
-            why = " ".join(str(error).split())
-            raise KeditError(
-                f"{model.name}: transformers cannot save it ({why}); change hf.generation_config"
-            ) from error
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".", suffix=".tmp", dir=folder.parent) as aside, no_progress_bar():
+            try:
+                model.hf.save_pretrained(aside)
+            except ValueError as error:  # such as a temperature without sampling
+                why = f"transformers cannot save it ({' '.join(str(error).split())}); change hf.generation_config"
+                raise KeditError(f"{model.name}: {why}") from error
+            model.tokenizer.save_pretrained(aside)
+            record = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
+            Path(aside, RECORD).write_text(record, encoding="utf-8")
+            folder.mkdir(exist_ok=True)
+            new = os.listdir(aside)
+            for name in new:
+                os.replace(Path(aside, name), folder / name)
+        for file in folder.iterdir():
+            if WEIGHTS.fullmatch(file.name) and file.name not in new:
+                file.unlink()
 
 
-@contextlib.contextmanager
+@contextmanager
 def no_progress_bar():
     bars = transformers.utils.logging
     shown = bars.is_progress_bar_enabled()

@@ -1,6 +1,6 @@
 """`EditableModel`: a Hugging Face causal LM, its tokenizer, and weight changes that can be taken back."""
 
-import contextlib
+from contextlib import contextmanager
 from functools import cached_property
 
 import torch
@@ -31,6 +31,9 @@ class EditableModel:
     applied         the method calls that its weights hold, as plain data, oldest first (None: changed by other means)
     memory          {baseline: what it remembers in place of weights}; replaced, never changed in place
     originals       "device" or "host": where the one copy of what is changed is kept; the host saves device memory
+    checksum        sha256 over the unedited weights: names the model in caches and stores
+    setting         sha256 over its configuration and tokenizer, beside `checksum` in the keys of caches and stores
+    device, dtype   of its weights; math_dtype, which keys, targets and solves take: float64 for float64, else float32
     """
 
     def __init__(self, hf: nn.Module, tokenizer=None, name: str | None = None, folder=None, originals: str = "device"):
@@ -39,12 +42,10 @@ class EditableModel:
         hf = unwrapped(hf, tokenizer, name or "model")
         name = name or hf.config._name_or_path or f"model-{digest_of(dict(hf.named_parameters()))[:8]}"
         self.hf, self.tokenizer, self.name = hf.eval().requires_grad_(False), tokenizer, name
-        self.folder, self.originals = folder, originals
-        self.layout = layout_of(hf)
+        self.folder, self.originals, self.layout = folder, originals, layout_of(hf)
         self.layers = hf.get_submodule(self.layout.layers)
         self.n_layers = len(self.layers)
-        out, inner = self.weight(0).shape
-        self.d_model, self.d_ff = (inner, out) if self.layout.transposed else (out, inner)
+        self.d_model, self.d_ff = self.weight(0).shape[:: -1 if self.layout.transposed else 1]
         self.applied: list[dict] | None = []
         self.memory, self._originals = {}, {}
         self._sums: dict[str, Tensor] = {}  # edited weights of less than single precision: W₀ + ΣΔ before its rounding
@@ -54,10 +55,9 @@ class EditableModel:
 
     def __repr__(self) -> str:
         calls = "changed by hand" if self.applied is None else f"edit calls: {len(self.applied)}"
-        state = calls if self._originals else "unedited"
         size = f"{self.n_layers} layers, d_model {self.d_model}, d_ff {self.d_ff}"
-        dtype = str(self.dtype).removeprefix("torch.")
-        return f"EditableModel({self.name}: {self.hf.config.model_type}, {size}, {dtype} on {self.device}, {state})"
+        kind = f"{str(self.dtype).removeprefix('torch.')} on {self.device}, {calls if self._originals else 'unedited'}"
+        return f"EditableModel({self.name}: {self.hf.config.model_type}, {size}, {kind})"
 
     @property
     def device(self) -> torch.device:
@@ -65,33 +65,28 @@ class EditableModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        """dtype of the weights; keys, targets and solves are float32 or wider."""
         return self.weight(0).dtype
 
     @property
     def math_dtype(self) -> torch.dtype:
-        """What targets are optimised in: float64 for a float64 model, else float32."""
         return torch.float64 if self.dtype == torch.float64 else torch.float32
 
     @cached_property
     def checksum(self) -> str:
-        """sha256 over the unedited weights: names the model in caches and stores."""
         return digest_of(dict(self.hf.named_parameters()) | self._originals)
 
     @cached_property
     def setting(self) -> str:
-        """sha256 over its configuration and tokenizer, beside `checksum` in the keys of caches and stores."""
         return setting_of(self.hf, self.tokenizer)
 
     def check_layers(self, layers) -> list[int]:
         """`layers` as a list, or KeditError when there is none or one does not exist."""
-        layers = [layers] if isinstance(layers, (int, str)) else list(layers)
+        layers, there = [layers] if isinstance(layers, (int, str)) else list(layers), range(self.n_layers)
+        has = f"{self.name} has layers 0 to {self.n_layers - 1}"
         if not layers:
-            raise KeditError(f"layers: none were given; {self.name} has layers 0 to {self.n_layers - 1}")
-        for layer in layers:
-            if not isinstance(layer, int) or not 0 <= layer < self.n_layers:
-                there = f"{self.name} has layers 0 to {self.n_layers - 1}"
-                raise KeditError(f"layer {layer!r}: {there}; choose among these (0-based)")
+            raise KeditError(f"layers: none were given; {has}")
+        if wrong := [layer for layer in layers if not isinstance(layer, int) or layer not in there]:
+            raise KeditError(f"layer {wrong[0]!r}: {has}; choose among these (0-based)")
         return layers
 
     def mlp_out(self, layer: int) -> nn.Module:
@@ -127,8 +122,8 @@ class EditableModel:
     def logits(self, hidden: Tensor) -> Tensor:
         """head(norm(hidden)), from the residual stream [..., d_model] to [..., vocabulary], in math dtype; scaled
         (Cohere, Granite) or with the soft cap c·tanh(logits/c) (Gemma 2) where the family has that."""
-        normed = self.hf.get_submodule(self.layout.norm)(hidden)
-        found, config = through(self.head, normed).to(self.math_dtype), self.hf.config
+        normed, config = self.hf.get_submodule(self.layout.norm)(hidden), self.hf.config
+        found = through(self.head, normed).to(self.math_dtype)
         scale = (getattr(config, "logit_scale", None) or 1.0) / getattr(config, "logits_scaling", 1.0)
         found = found if scale == 1 else scale * found
         cap = getattr(config, "final_logit_softcapping", None)
@@ -141,12 +136,11 @@ class EditableModel:
         Weights of half precision are W₀ + ΣΔ rounded once, the sum kept in float32: one by one, small changes would be
         lost. KeditError for an unknown name, a wrong shape or a value that is not finite.
         """
-        sums = {}
+        parameters, sums = dict(self.hf.named_parameters(remove_duplicate=False)), {}
         for name, delta in deltas.items():
-            try:
-                parameter = self.hf.get_parameter(name)
-            except AttributeError:
-                raise KeditError(f"delta {name!r}: {self.name} has no such parameter; nothing was written") from None
+            if name not in parameters:
+                raise KeditError(f"delta {name!r}: {self.name} has no such parameter; nothing was written")
+            parameter = parameters[name]
             if parameter.shape != delta.shape:
                 shapes = f"shape {tuple(delta.shape)}, the parameter has {tuple(parameter.shape)}"
                 raise KeditError(f"delta {name!r}: {shapes}; nothing was written")
@@ -162,7 +156,7 @@ class EditableModel:
         if sums:
             self.applied = None
 
-    @contextlib.contextmanager
+    @contextmanager
     def recording(self, record: dict):
         """Whatever is added inside counts as one more call in `applied`."""
         before = self.applied
@@ -190,7 +184,6 @@ class EditableModel:
         self.add({name: -delta for name, delta in deltas.deltas.items()})
         self.applied = left
 
-    @torch.no_grad()
     def restore(self) -> None:
         """The weights that were loaded, bit for bit."""
         self.load_snapshot({})
@@ -209,7 +202,7 @@ class EditableModel:
     def load_snapshot(self, snapshot: dict[str, Tensor]) -> None:
         """The weights as they were at `snapshot()`."""
         self._keep_originals(snapshot)
-        for name in [n for n in self._originals if n not in snapshot]:
+        for name in self._originals.keys() - snapshot.keys():
             self.hf.get_parameter(name).copy_(self._originals[name])
             self._sums.pop(name, None)
             del self._originals[name]
@@ -230,7 +223,7 @@ class EditableModel:
         if torch.finfo(parameter.dtype).bits < 32:
             self._sums[name] = value.to(parameter.device, torch.float32, copy=True)
 
-    @contextlib.contextmanager
+    @contextmanager
     def temporarily(self, outcome=None):
         """Inside: the original weights plus this outcome's deltas (None: the originals alone). The weights at entry
         come back at the end, also after an exception."""
@@ -238,12 +231,9 @@ class EditableModel:
         self.restore()
         try:
             if outcome is not None:
-                with self.recording(outcome.record):
-                    self.add(outcome.deltas)
+                self.apply_deltas(outcome)
             yield self
         finally:
             self.load_snapshot(before)
 
-    def save_pretrained(self, folder) -> None:
-        """The model as it is now, as a folder that plain `transformers` loads, with its edits in kedit_edits.json."""
-        save_model(self, folder)
+    save_pretrained = save_model

@@ -27,7 +27,7 @@ class Tails:
 
     hidden     [n, T, d_model] what enters layer `first`, at the tail tokens
     behind     [n, T, d_model] what leaves it unedited, where only the lookup token changes in it; else None
-    arguments  what layers are called with beside the stream
+    arguments  what layers are called with beside the stream; alone: for the lookup token by itself
     prefix     keys and values of the P tokens before the lookup, by layer
     """
 
@@ -36,6 +36,7 @@ class Tails:
     hidden: Tensor
     behind: Tensor | None
     arguments: LayerArguments
+    alone: LayerArguments
     prefix: Cache
 
     @classmethod
@@ -60,7 +61,7 @@ class Tails:
         entry, calls = (seen_out if first else seen_in)[below], layer_calls(model, batch)
         at = (look[:, None] + torch.arange(max(tail), device=look.device)).clamp(max=width - 1)
         rows, here = torch.arange(n, device=look.device)[:, None], torch.arange(n, device=look.device) * width + look
-        arguments = LayerArguments.at(calls, at, before, entry.dtype)
+        arguments, by_itself = (LayerArguments.at(calls, to, before, entry.dtype) for to in (at, at[:, :1]))
         behind = seen_out[own][rows, at] if alone else None
         prefix = Cache.of(model, entry[:, :before], first, calls, [r[:end] for r, end in zip(ids, lookup, strict=True)])
         within = {part for mlp in mlps for part in mlp.modules()}  # these see one token of each kind
@@ -69,11 +70,11 @@ class Tails:
             return {m: seen[m].flatten(0, -2)[alike.back[here] if m in within else here] for m in modules}
 
         found = at_lookups(seen_in, inputs, within), at_lookups(seen_out, outputs, within - {*mlps})
-        return cls(model, first, entry[rows, at], behind, arguments, prefix), *found
+        return cls(model, first, entry[rows, at], behind, arguments, by_itself, prefix), *found
 
     def select(self, rows: Tensor) -> Tails:
         behind = None if self.behind is None else self.behind[rows]
-        parts = {"arguments": self.arguments.select(rows), "prefix": self.prefix.select(rows)}
+        parts = {name: getattr(self, name).select(rows) for name in ("arguments", "alone", "prefix")}
         return replace(self, hidden=self.hidden[rows], behind=behind, **parts)
 
     def run(self, hidden: Tensor, stops, add=(), only=None) -> dict[int, Tensor]:
@@ -87,16 +88,14 @@ class Tails:
         with hooks(*[(module, lambda _, args, output, v=v: at_lookup(output, v)) for module, v in add]):
             for i in range(self.first, max(stops) + 1):
                 if i == self.first and self.behind is not None:
-                    hidden = torch.cat([self._layer(i, hidden[:, :1]), self.behind[:, 1:]], 1)
+                    lookup = run_layer(self.model, i, hidden[:, :1], self.alone.layer(i, self.prefix))
+                    hidden = torch.cat([lookup, self.behind[:, 1:]], 1)
                 else:
                     with tokenwise.only(self.model.mlp(i), only.get(i)):
-                        hidden = self._layer(i, hidden)
+                        hidden = run_layer(self.model, i, hidden, self.arguments.layer(i, self.prefix))
                 if i in stops:
                     found[i] = hidden
         return found
-
-    def _layer(self, i: int, hidden: Tensor) -> Tensor:
-        return run_layer(self.model, i, hidden, self.arguments.layer(i, hidden.shape[1], self.prefix))
 
 
 @dataclass
@@ -118,7 +117,7 @@ class Cache:
             arguments = LayerArguments.at(calls, places, 0, entry.dtype)
             with suppress(Done), Alike(ids, length, entry.device).together([model.mlp(i) for i in layers]):
                 for i in layers:
-                    entry = run_layer(model, i, entry, arguments.layer(i, length, cache))
+                    entry = run_layer(model, i, entry, arguments.layer(i, cache))
         return cls(cache.keys, cache.values)
 
     def select(self, rows: Tensor) -> Cache:
@@ -146,7 +145,6 @@ class LayerArguments:
     """
 
     layers: list[dict]
-    cached: int
 
     @classmethod
     def at(cls, calls: list[dict], places: Tensor, cached: int, dtype) -> LayerArguments:
@@ -170,35 +168,23 @@ class LayerArguments:
         def cut(name: str, value):
             if name == MASK:
                 return mask(value)
-            if not _by_token(value):
+            if not isinstance(value, Tensor) or value.dim() < 2:
                 return value
             if name == ALIBI:  # [n · heads, 1, L]
                 return value.reshape(n, -1, value.shape[-1])[rows, :, keys].transpose(1, 2)[:, :, None]
             return value.expand(n, *value.shape[1:])[rows, places]
 
-        return cls(_each(calls, cut), cached)
+        return cls(_each(calls, cut))
 
     def select(self, rows: Tensor) -> LayerArguments:
-        return replace(self, layers=_each(self.layers, lambda _, x: x[rows] if isinstance(x, Tensor) else x))
+        return LayerArguments(_each(self.layers, lambda _, x: x[rows] if isinstance(x, Tensor) else x))
 
-    def layer(self, i: int, t: int, cache: Cache) -> dict:
-        """Arguments of layer i for the first t of the tokens, `cache` the keys and values of the cached ones."""
-        end = self.cached + t
-
-        def first(name: str, value):
-            if name in CACHES or name == "use_cache":
-                return cache if name in CACHES else True
-            if not _by_token(value):
-                return value
-            if name == MASK:
-                return value[:, :, :t, :end]
-            return value[..., :end].flatten(0, 1) if name == ALIBI else value[:, :t]
-
-        return _each([self.layers[i]], first)[0]
-
-
-def _by_token(value) -> bool:
-    return isinstance(value, Tensor) and value.dim() > 1
+    def layer(self, i: int, cache: Cache) -> dict:
+        """Arguments of layer i, `cache` the keys and values of the cached tokens."""
+        said = self.layers[i] | {name: cache for name in CACHES if name in self.layers[i]}
+        if said.get(ALIBI) is not None:
+            said[ALIBI] = said[ALIBI].flatten(0, 1)
+        return said | ({"use_cache": True} if "use_cache" in said else {})
 
 
 def _each(layers: list[dict], change) -> list[dict]:
