@@ -61,8 +61,8 @@ reproduce: $(ENV)  ## run what is stale into notebooks/executed and figures (und
 report: $(ENV)  ## turn what reproduce executed into report/index.html and its pages, read without a network (half a minute)
 	$(KEDIT) report $(WHICH)
 
-bench: $(ENV)  ## time every path against the plain one into figures/benchmarks*.csv (some minutes; PROFILE=smollm2: the pretrained model; PROFILE=gpu: Llama-2-7B's shape)
-	PYTHONPATH=tests OMP_NUM_THREADS=$(if $(filter gpu,$(PROFILE)),8,1) $(PY) bench/speed.py --profile $(PROFILE) $(if $(SHAPE),--shape "$(SHAPE)")
+bench: $(ENV)  ## time every path against the plain one into figures/benchmarks*.csv (some minutes; PROFILE=smollm2: the pretrained model)
+	PYTHONPATH=tests OMP_NUM_THREADS=1 $(PY) bench/speed.py --profile $(PROFILE)
 
 gpu: $(ENV)  ## what needs a GPU, part by part, into figures/gpu.* (8 minutes on one H100-class card; SHAPE=tiny rehearses it)
 	PYTHONPATH=tests $(PY) bench/gpu.py $(if $(SHAPE),--shape "$(SHAPE)")

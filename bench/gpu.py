@@ -23,44 +23,43 @@ import torch
 
 import kedit_lib as kedit
 from kedit_lib.analysis.runs import outcome, setting_of, tidy
-from kedit_lib.data.config import load_model_params
 
-SECONDS = {"tests": 60, "shape": 150, "repeats": 45, "streams": 220}  # on one H100-class card
+SECONDS = {"tests": 60, "shape": 190, "streams": 220}  # on one H100-class card
+TESTS = ["tests/test_gpu.py", "tests/models/test_model.py"]  # those that hold tests marked "gpu"
 STREAMS = [f"{name}{rho}" for rho in ("-rho2", "") for name in ("memit", "rome", "memit-share", "pmet", "memit-mass")]
 CARD = re.sub(r"[^A-Za-z0-9]+", "-", speed.device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu")))
 
 
 def tests(shape: str, out: Path, until: float) -> None:
     """Exact restore, originals on the host, smaller batches when memory is short, float32 targets on bf16 weights."""
-    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu"], check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", *TESTS], check=False
+    )
     save([{"part": "tests", "exit code": done.returncode}], "tests", out)
     if done.returncode:
         raise SystemExit(done.returncode)
 
 
 def shape(shape: str, out: Path, until: float) -> None:
-    """Seconds per edit, peak memory and roofline at Llama-2-7B's shape."""
-    save(llama_shape.large(shape), "shape", out)
+    """Seconds per edit, peak memory and roofline at Llama-2-7B's shape, and how far apart repeated runs are there."""
+    model, edits = llama_shape.made_up(shape)
+    methods, moments = llama_shape.methods_with_moments(model)
+    save(repeats(model, methods, moments, edits[0]), "repeats", out)
+    save(llama_shape.large(shape, model, methods, moments, edits), "shape", out)
 
 
-def repeats(shape: str, out: Path, until: float) -> None:
+def repeats(model, methods, moments, edit) -> list[dict]:
     """How far apart three runs of the same edit are on this device: atomic additions take sums in no fixed order."""
-    edits = llama_shape.made_up_edits(20)
-    tokenizer = llama_shape.made_up_tokenizer([f"{e.text} {e.target_new}" for e in edits])
-    cuda = torch.cuda.is_available()
-    device, dtype = torch.device("cuda" if cuda else "cpu"), torch.bfloat16 if cuda else torch.float32
-    model, rows = llama_shape.made_up_model(shape, tokenizer, device, dtype), []
-    hyper = load_model_params("Llama-2-7b-hf")
-    for name in ("memit", "rome"):
-        method = kedit.method_class(name)(**hyper[name])
-        moments, found = llama_shape.made_up_moments(model, method.layers), []
+    rows = []
+    for name, method in methods.items():
+        found, given = [], {"moments": moments, "contexts": llama_shape.made_up_contexts(5, ["and"])}
         for _ in range(3):
-            outcome = method.apply(model, edits[:1], moments=moments, contexts=llama_shape.made_up_contexts(5, ["and"]))
-            found.append(torch.cat([delta.flatten().double().cpu() for delta in outcome.deltas.values()]))
+            deltas = method.apply(model, [edit], **given).deltas.values()
+            found.append(torch.cat([delta.flatten().double().cpu() for delta in deltas]))
             model.restore()
         far = [speed.relative(x, found[0]) for x in found]
         rows += [{"method": name, "run": i, "relative difference": x} for i, x in enumerate(far)]
-    save(rows, "repeats", out)
+    return rows
 
 
 def streams(shape: str, out: Path, until: float) -> None:
@@ -84,7 +83,7 @@ def save(rows, part: str, out: Path) -> None:
     speed.save(pd.DataFrame(rows).assign(card=CARD), f"gpu.{CARD}.{part}.csv", out)
 
 
-PARTS = {"tests": tests, "shape": shape, "repeats": repeats, "streams": streams}
+PARTS = {"tests": tests, "shape": shape, "streams": streams}
 
 
 def main(argv=None) -> int:

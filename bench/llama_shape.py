@@ -77,10 +77,9 @@ def made_up_moments(model, layers, seed=0, rank=64):
     return kedit.SecondMoments.from_tensors(found)
 
 
-def made_up_rows(model, edits, peak, plan, singles):
+def made_up_rows(model, moments, edits, peak, plan, singles):
     """A row for each (method, edits at a time, how often by the plain path too, bar); `singles` edits one at a time."""
     rows, words = [], [word for e in edits[:50] for word in e.text.split()]
-    moments = made_up_moments(model, sorted({layer for method, *_ in plan for layer in method.layers}))
     for method, size, plain, bar in plan:
         contexts = made_up_contexts(20 if method.context_style == "rome" else 5, words)
         batches = [edits[:size]] if size > 1 else [[e] for e in edits[1 : singles + 1]]
@@ -90,26 +89,36 @@ def made_up_rows(model, edits, peak, plan, singles):
     return rows
 
 
-def large(shape):
-    """The table. KeditError where there is no GPU for a large shape."""
+def made_up(shape):
+    """(model, edits). KeditError where there is no GPU for a large shape."""
     cuda = torch.cuda.is_available()
     if shape not in SHAPES:
         raise kedit.KeditError(f"shape {shape!r}: is unknown; there are {', '.join(SHAPES)}")
     if not cuda and shape != "tiny":
         raise kedit.KeditError(f"{shape}: no CUDA device is here; run it on one with 24 GB, or try SHAPE=tiny here")
     device, dtype = torch.device("cuda" if cuda else "cpu"), torch.bfloat16 if cuda else torch.float32
-    singles, plain, together = SIZES[shape]
-    edits = made_up_edits(max(singles + 1, together))
+    edits = made_up_edits(max(SIZES[shape][0] + 1, SIZES[shape][2]))
     tokenizer = made_up_tokenizer([f"{e.text} {e.target_new}" for e in edits])
-    model = made_up_model(shape, tokenizer, device, dtype)
-    weights = sum(p.numel() * p.element_size() for p in model.hf.parameters()) / 2**30
-    print(f"{model.name} in {dtype}: {weights:.2f} GiB on {device_name(device)}", flush=True)
+    return made_up_model(shape, tokenizer, device, dtype), edits
+
+
+def methods_with_moments(model):
+    """{name: method} with EasyEdit's hyperparameters for Llama-2-7B, and moments of their layers."""
     hyper = load_model_params("Llama-2-7b-hf")
     made = {name: kedit.method_class(name)(**hyper[name]) for name in ("memit", "pmet", "rome")}
-    plan = [(method, 1, plain, SECONDS_ALONE) for method in made.values()]
-    plan.append((made["memit"], together, 0, SECONDS_TOGETHER))
-    rows = made_up_rows(model, edits, peaks(device, dtype, size=8192 if cuda else 256), plan, singles)
-    table = pd.DataFrame(rows).drop(columns=["largest difference", "same number of steps"])
+    return made, made_up_moments(model, sorted({layer for method in made.values() for layer in method.layers}))
+
+
+def large(shape, model, methods, moments, edits):
+    """The table."""
+    (singles, plain, together), cuda = SIZES[shape], model.device.type == "cuda"
+    weights = sum(p.numel() * p.element_size() for p in model.hf.parameters()) / 2**30
+    print(f"{model.name} in {model.dtype}: {weights:.2f} GiB on {device_name(model.device)}", flush=True)
+    plan = [(method, 1, plain, SECONDS_ALONE) for method in methods.values()]
+    plan.append((methods["memit"], together, 0, SECONDS_TOGETHER))
+    peak = peaks(model.device, model.dtype, size=8192 if cuda else 256)
+    table = pd.DataFrame(made_up_rows(model, moments, edits, peak, plan, singles))
+    table = table.drop(columns=["largest difference", "same number of steps"])
     table["bar"] = [f"{bar} s/edit, weights + {GIB_OVER_WEIGHTS} GiB" for bar in table["bar"]]
     table["peak over weights, GiB"] = table["peak MB"] / 1024 - weights if cuda else float("nan")
     return table.assign(shape=shape)

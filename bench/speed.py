@@ -2,7 +2,6 @@
 
     make bench                      # the lab model on the CPU → figures/benchmarks.csv
     make bench PROFILE=smollm2      # the pretrained model → figures/benchmarks_smollm2.csv
-    make bench PROFILE=gpu          # a model of Llama-2-7B's shape on a GPU → figures/benchmarks_gpu.csv
 
 Both paths are timed in one process, edit by edit in turn, on the same edits and contexts; each edit is taken back
 before the next. On the CPU seconds are those that the process computes, in one thread, so that other processes do not
@@ -318,17 +317,11 @@ def save(table, name, folder=FIGURES):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--profile", default="lab", choices=["lab", "smoke", "smollm2", "gpu"])
-    parser.add_argument("--shape", default=None, help="gpu: llama-2-7b, or tiny to try the command without one")
+    parser.add_argument("--profile", default="lab", choices=["lab", "smoke", "smollm2"])
     parser.add_argument("--out", type=Path, default=FIGURES, help="folder of the tables")
     args = parser.parse_args(argv)
     warnings.simplefilter("ignore", Doubtful)
     try:
-        if args.profile == "gpu":
-            from llama_shape import large
-
-            save(large(args.shape or "llama-2-7b"), "benchmarks_gpu.csv", args.out)
-            return 0
         torch.set_num_threads(1)
         if args.profile == "smollm2":
             save(pretrained(), "benchmarks_smollm2.csv", args.out)

@@ -52,12 +52,17 @@ def test_replayed_steps_are_those_of_the_whole_model(tiny_folder, device, name):
 @pytest.mark.gpu
 @pytest.mark.parametrize("device", [CUDA])
 def test_a_gpu_short_of_memory_takes_smaller_batches(tiny_folder, device):
-    model, many = kedit.load_model(tiny_folder("llama"), dtype=torch.float64, device=device), EDITS * 20
-    expected = edited(model, many)
-    model.restore()
+    model, many = kedit.load_model(tiny_folder("llama"), dtype=torch.float64, device=device), EDITS * 100
+    reserved, total = [], torch.cuda.get_device_properties(0).total_memory
+    for edits in (many[:20], many):  # the fewer are part of the more
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        expected = edited(model, edits)
+        model.restore()
+        reserved.append(torch.cuda.max_memory_reserved())
+    assert reserved[1] > 1.1 * reserved[0]
     torch.cuda.empty_cache()
-    peak, total = torch.cuda.max_memory_allocated(), torch.cuda.get_device_properties(0).total_memory
-    torch.cuda.set_per_process_memory_fraction(0.6 * peak / total)
+    torch.cuda.set_per_process_memory_fraction(sum(reserved) / 2 / total)
     try:
         outcome = edited(model, many)
     finally:
@@ -71,12 +76,24 @@ def test_the_parts_are_rehearsed(tmp_path, monkeypatch):
     """Each writes a table that names the card; one that fails loses only itself."""
     monkeypatch.setenv("KEDIT_RESULTS", str(tmp_path / "results"))
     monkeypatch.setattr(gpu, "STREAMS", ["memit"])
-    for part in ("shape", "repeats", "streams"):
+    for part in ("shape", "streams"):
         assert gpu.main(["--shape", "tiny", "--part", part, "--out", str(tmp_path)]) == 0
         (path,) = tmp_path.glob(f"gpu.*.{part}.csv")
         table = pd.read_csv(path)
         assert len(table) and table["card"].notna().all()
+    table = pd.read_csv(next(tmp_path.glob("gpu.*.shape.csv")))
+    assert list(table["path"]) == ["MEMIT", "PMET", "ROME", "MEMIT, batch of 6"]
+    assert list(table["steps"]) == [25, 20, 25, 25]  # random weights learn nothing
+    assert (table["s/edit"] > 0).all()
     assert pd.read_csv(next(tmp_path.glob("gpu.*.repeats.csv")))["relative difference"].max() < 1e-3
     assert list((tmp_path / "data").glob("*.memit.order0.manifest.json"))
-    monkeypatch.setattr(gpu, "SECONDS", {"tests": 0.01, "repeats": 60})
+    monkeypatch.setattr(gpu, "SECONDS", {"tests": 0.01, "shape": 60})
     assert gpu.main(["--shape", "tiny", "--out", str(tmp_path)]) == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what is said where there is none")
+def test_without_a_gpu(tmp_path, capsys):
+    assert gpu.main(["--part", "shape", "--out", str(tmp_path)]) == 1
+    (said,) = capsys.readouterr().out.splitlines()
+    assert said.startswith("kedit: llama-2-7b: no CUDA device is here")
+    assert not list(tmp_path.iterdir())

@@ -87,16 +87,6 @@ def test_peaks_are_speeds():
 
 
 @pytest.mark.slow
-def test_gpu_profile_at_a_tiny_shape(tmp_path, capsys):
-    assert speed.main(["--profile", "gpu", "--shape", "tiny", "--out", str(tmp_path)]) == 0
-    table = pd.read_csv(tmp_path / "benchmarks_gpu.csv")
-    assert list(table["path"]) == ["MEMIT", "PMET", "ROME", "MEMIT, batch of 6"]
-    assert list(table["steps"]) == [25, 20, 25, 25]  # random weights learn nothing
-    assert (table["s/edit"] > 0).all()
-    assert "GiB on" in capsys.readouterr().out
-
-
-@pytest.mark.slow
 def test_a_pretrained_model(tmp_path, monkeypatch):
     monkeypatch.setenv("KEDIT_RESULTS", str(tmp_path))
     table = speed.pretrained("smoke", singles=1, batch=3, plain=2).set_index("path")
@@ -105,12 +95,3 @@ def test_a_pretrained_model(tmp_path, monkeypatch):
     assert {*table.index} == {*exact, batch, *(half if multiplies_in_bfloat16() else ())}
     assert (table["times faster"].dropna() > 1).all() and table.loc[batch, "plain edits"] == 2
     assert (table.loc[exact, "largest difference"] < 1e-3).all()
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="says what is said where there is none")
-def test_gpu_profile_without_a_gpu(tmp_path, capsys):
-    assert speed.main(["--profile", "gpu", "--out", str(tmp_path)]) == 1
-    (said,) = capsys.readouterr().out.splitlines()
-    assert said.startswith("kedit: llama-2-7b: no CUDA device is here")
-    assert not list(tmp_path.iterdir())
-    assert speed.main(["--profile", "gpu", "--shape", "huge", "--out", str(tmp_path)]) == 1
