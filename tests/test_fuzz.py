@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 import kedit_lib as kedit
 from kedit_lib.data.config import load_profile, params_folder
-from kedit_lib.data.edit import LISTS, PAIRS, TEXTS
 from kedit_lib.report import execution
 from kedit_lib.streams.store import Checkpoint, RunFolder
 
@@ -26,7 +25,7 @@ scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_
 anything = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
 )
-fields = st.sampled_from([*TEXTS, *LISTS, *PAIRS, "requested_rewrite", "src", "alt", "cases", "rephrase"])
+fields = st.sampled_from([*kedit.Edit.__dataclass_fields__, "requested_rewrite", "src", "alt", "cases", "rephrase"])
 
 
 def read_or_refused(load, path):

@@ -172,6 +172,8 @@ def problem_of(error: ValidationError, what: str, known) -> str:
     if kind == "extra_forbidden":
         meant = "".join(f", did you mean {like}" for like in difflib.get_close_matches(name, known, 1))
         return f"{name} = {value!r}: there is no such {what}{meant}; there are {', '.join(known)}"
-    message = first["msg"].removeprefix("Value error, ").lower()
+    if kind == "string_too_short":
+        return f"{name} is empty; give it, or leave it out"
+    message = first["msg"].removeprefix("Value error, ").lower().replace("a valid tuple", "a list")
     message += "; write it without quotes" if isinstance(value, str) and kind.endswith("_type") else ""
     return f"{name} = {value!r}: {message}" if name else message

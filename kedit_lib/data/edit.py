@@ -1,19 +1,27 @@
 """An edit: a prompt with a place for the subject, the subject, and the new object."""
 
-import json
 import re
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
-from typing import Self
+from typing import Annotated, Literal, Self
+
+from pydantic import Strict, StringConstraints, ValidationError, create_model
 
 from ..errors import KeditError, first_line
+from .config import problem_of
 from .words import places, why_elsewhere
 
-TEXTS = ("prompt", "subject", "target_new", "target_true", "relation", "id")
 LISTS = ("paraphrases", "neighborhood", "generation_prompts", "attribute_prompts")  # of prompts
 PAIRS = ("portability", "locality")  # of (prompt, answer)
 LATER = ("attribute_prompts", *PAIRS, "separator")  # fields younger than the first stored results
+Text = Annotated[str, Strict(), StringConstraints(min_length=0)]  # a constraint refuses half a character too
+Name = Annotated[Text, StringConstraints(strip_whitespace=True, min_length=1)]
+Pair = tuple[Annotated[Text, StringConstraints(pattern=r"\S")], Name]
+TYPES = dict.fromkeys(("prompt", "relation", "id"), Text) | {"subject": Name, "target_new": Name}
+TYPES |= dict.fromkeys(LISTS, tuple[Text, ...]) | dict.fromkeys(PAIRS, tuple[Pair, ...])
+TYPES |= {"target_true": Name | None, "separator": Literal["", " "] | None}
+FIELDS = create_model("FIELDS", **{name: (of, ...) for name, of in TYPES.items()})
 
 
 @dataclass(frozen=True)
@@ -54,49 +62,29 @@ class Edit:
     separator: str | None = None
 
     def __post_init__(self):
-        for name in TEXTS:
-            value = getattr(self, name)
-            if not isinstance(value, str) and not (name == "target_true" and value is None):
-                raise self._error(f"{name} must be text, got {value!r}; give a string")
-        if self.separator not in (None, "", " "):
-            raise self._error(f"separator = {self.separator!r}; give '' or ' ', or leave it out (None): derived")
-        for name in LISTS:
-            object.__setattr__(self, name, self._prompts(name))
-        for name in PAIRS:
-            object.__setattr__(self, name, self._pairs(name))
+        label = f"edit {self.id} of {self.subject!r}" if self.id else f"edit of {self.subject!r}"
         try:
-            json.dumps([getattr(self, name) for name in (*TEXTS, *LISTS, *PAIRS)], ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            raise self._error(f"{error.object[error.start]!r} is half a character; write it as UTF-8") from None
-        for name, remedy in (
-            ("subject", "name who or what the fact is about"),
-            ("target_new", "give the new object"),
-            ("target_true", "give the known object, or leave it out"),
-        ):
-            if (value := getattr(self, name)) is not None:
-                object.__setattr__(self, name, value.strip())
-                if not value.strip():
-                    raise self._error(f"{'the subject' if name == 'subject' else name} is empty; {remedy}")
+            vars(self).update(vars(FIELDS.model_validate(vars(self))))
+        except ValidationError as error:
+            raise KeditError(f"{label}: {problem_of(error, 'field', FIELDS.model_fields)}") from None
         around = around_places(self.prompt)
         if len(around) != 2:
             found = f"has {len(around) - 1} places marked {{}}; it needs exactly one, where the subject goes"
-            raise self._error(f"the prompt {self.prompt!r} {found} (or use Edit.from_text)")
+            raise KeditError(f"{label}: the prompt {self.prompt!r} {found} (or use Edit.from_text)")
         if any(start != len(around[0]) for start in places(self.text, self.subject)):
             twice = "twice, as text and as {}; keep only the {}"
-            raise self._error(f"the subject stands in the prompt {self.prompt!r} {twice}")
+            raise KeditError(f"{label}: the subject stands in the prompt {self.prompt!r} {twice}")
         if self.target_true == self.target_new:
-            message = f"edit {self._label()}: target_new equals target_true ({self.target_new!r})"
-            warnings.warn(message, stacklevel=3)
+            warnings.warn(f"{label}: target_new equals target_true ({self.target_new!r})", stacklevel=3)
         if self.ends_in_space:
-            message = f"edit {self._label()}: the prompt {self.prompt!r} ends in a space, so its answer follows without"
-            warnings.warn(f"{message} one, as models seldom see it; take the space away", stacklevel=3)
+            message = f"{label}: the prompt {self.prompt!r} ends in a space, so its answer follows without one"
+            warnings.warn(f"{message}, as models seldom see it; take the space away", stacklevel=3)
 
     @classmethod
     def from_text(cls, prompt: str, subject: str, target_new: str, *fields, **rest) -> Self:
         """An edit whose prompt holds the subject as text, exactly once as words of its own; braces are kept as text."""
-        for name, value in (("prompt", prompt), ("subject", subject)):
-            if not isinstance(value, str):
-                raise KeditError(f"edit of {subject!r}: {name} must be text, got {value!r}; give a string")
+        if not (isinstance(prompt, str) and isinstance(subject, str)):
+            return cls(prompt, subject, target_new)  # which refuses it
         subject = subject.strip()
         starts = places(prompt, subject)
         if len(starts) != 1:
@@ -129,30 +117,6 @@ class Edit:
         """All fields, but later ones only when given: stored results are found by a hash over this text."""
         shown = [f.name for f in fields(self) if f.name not in LATER or getattr(self, f.name) not in ((), None)]
         return f"Edit({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
-
-    def _label(self) -> str:
-        return f"{self.id} of {self.subject!r}".strip() if isinstance(self.subject, str) else repr(self.id)
-
-    def _error(self, what: str) -> KeditError:
-        return KeditError(f"edit {self._label()}: {what}")
-
-    def _prompts(self, name: str) -> tuple[str, ...]:
-        value = getattr(self, name)
-        if isinstance(value, str):
-            raise self._error(f"{name} must be a list of prompts, not one; put it in [ ]")
-        prompts = tuple(value) if isinstance(value, Iterable) else (None,)
-        if not all(isinstance(prompt, str) for prompt in prompts):
-            raise self._error(f"{name} must be a list of prompts, got {value!r}")
-        return prompts
-
-    def _pairs(self, name: str) -> tuple[tuple[str, str], ...]:
-        value, pairs = getattr(self, name), []
-        for pair in value if isinstance(value, (list, tuple)) else (None,):
-            two = isinstance(pair, (list, tuple)) and len(pair) == 2
-            if not two or not all(isinstance(part, str) and part.strip() for part in pair):
-                raise self._error(f"{name} must be a list of (prompt, answer), both not empty, got {value!r}")
-            pairs.append((pair[0], pair[1].strip()))
-        return tuple(pairs)
 
 
 def around_places(prompt: str) -> list[str]:
@@ -212,10 +176,10 @@ def warn_of_contradictions(edits: list[Edit]) -> None:
     answers: dict[str, dict[str, None]] = {}
     for edit in edits:
         answers.setdefault(edit.text, {})[edit.target_new] = None
-    if several := {text: list(new) for text, new in answers.items() if len(new) > 1}:
-        text, new = next(iter(several.items()))
+    if several := [(text, *new) for text, new in answers.items() if len(new) > 1]:
+        text, one, other, *_ = several[0]
         message = f"{len(several)} prompts of one batch have more than one answer, the first: {text!r} "
-        warnings.warn(f"{message}{new[0]!r} and {new[1]!r}; keep one of them", stacklevel=4)
+        warnings.warn(f"{message}{one!r} and {other!r}; keep one of them", stacklevel=4)
 
 
 def check_edits(edits, what: str) -> list[Edit]:
