@@ -84,5 +84,5 @@ lab: $(ENV)  ## open the notebooks in JupyterLab, live cells included (until you
 
 clean:  ## remove results, stamps, report and failed notebooks; nothing committed (the next reproduce starts from nothing)
 	rm -rf results report .report.*.tmp .stamps .pytest_cache .ruff_cache .hypothesis build mutants *.egg-info
-	rm -f notebooks/executed/*.running.ipynb
+	rm -rf notebooks/executed/.*.tmp
 	find kedit_lib tests bench notebooks \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +

@@ -1,46 +1,76 @@
-"""Runs one notebook, in a process of its own: `python -m kedit_lib.report.notebooks ROOT '{"input_path": …, …}'`.
+"""One notebook: papermill injects its parameters, nbclient executes it.
 
 An executed notebook must be the same file for the same numbers, so `tidy` takes out what changes from run to run
 (times, random ids, process numbers) and what belongs to one machine (absolute paths).
 """
 
-import json
+import os
 import re
 import sys
 from pathlib import Path
+from subprocess import DEVNULL
+from typing import Any
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from papermill.iorw import load_notebook_node
+from papermill.parameterize import parameterize_notebook
+
+from ..data.atomic import replacing
+from ..data.config import params_folder
+from .execution import Run
 
 VERDICT = "verdict"  # tag of the cell that makes the box a notebook opens with
-INJECTED = "injected-parameters"
-ADDED = {INJECTED, "papermill-error-cell-tag"}  # tags of the cells that papermill adds
+INJECTED = "injected-parameters"  # and of the one that papermill adds
 
 
 def tags_of(cell) -> set[str]:
     return set(cell.metadata.get("tags", []))
 
 
-def main(root: str, arguments: str) -> None:
-    """Execute and tidy a notebook. `arguments`: those of papermill.execute_notebook, as JSON. Where it fails, the last
-    line that is printed names the cell, counted as in the source, and the error."""
-    sys.modules["rfc3987_syntax"] = None  # an optional check of web addresses that takes 2 seconds to import
-    import nbformat
-    import papermill
-    from nbclient.exceptions import DeadKernelError
-
-    asked = json.loads(arguments)
+def execute(run: Run, source: Path, parameters: dict[str, Any]) -> str | None:
+    """Run one notebook; None if it is in place, else where (counted as in the source) and why it stopped."""
+    output, failed = run.executed / source.name, run.results / "failed" / f"{source.stem}.failed.ipynb"
+    failed.unlink(missing_ok=True)
+    run.figures.mkdir(parents=True, exist_ok=True)
+    notebook, begun = parameterize_notebook(load_notebook_node(str(source)), parameters), [0]
+    options = {"kernel_name": "python3", "startup_timeout": 180, "timeout": None, "record_timing": False}
+    options |= {"resources": {"metadata": {"path": str(run.sources)}}}
+    client = NotebookClient(notebook, on_cell_start=lambda cell, cell_index: begun.append(cell_index), **options)
     try:
-        papermill.execute_notebook(**asked, kernel_name="python3", start_timeout=180, progress_bar=False)
-    except Exception as error:
-        cells = [cell for cell in nbformat.read(asked["output_path"], 4).cells if not ADDED & tags_of(cell)]
-        started = [n for n, cell in enumerate(cells, 1) if cell.metadata.get("papermill", {}).get("start_time")]
-        if not started:
-            raise
-        why = str(error).strip().splitlines()[-1]
-        if isinstance(error, DeadKernelError):
-            why = "the kernel died (killed, out of memory, or a crash in native code)"
-        sys.exit(f"cell {started[-1]}: {why}")
-    notebook = nbformat.read(asked["output_path"], 4)
-    tidy(notebook, Path(root))
-    nbformat.write(notebook, asked["output_path"])
+        client.execute(env=environment(run), stdout=DEVNULL, stderr=DEVNULL)
+    except (CellExecutionError, RuntimeError) as error:
+        failed.parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(notebook, failed)
+        if isinstance(error, CellExecutionError):
+            why = f"{error.ename}: {error.evalue}".strip().splitlines()[-1]
+        else:
+            why = f"{error} (it was killed, ran out of memory, or crashed in native code)"
+        number = sum(INJECTED not in tags_of(cell) for cell in notebook.cells[: begun[-1] + 1])
+        return f"cell {number}: {why} (kept: {failed.relative_to(run.root)})"
+    tidy(notebook, run.root)
+    with replacing(output) as partial:
+        nbformat.write(notebook, partial)
+    return None
+
+
+def environment(run: Run) -> dict[str, str]:
+    """The environment of a notebook's kernel: where outputs go, and nothing of the user's own set-up."""
+    threads = str(run.profile.threads)
+    inherited = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"}  # figures must go inline
+    return inherited | {
+        "KEDIT_PARAMS": str(params_folder()),
+        "KEDIT_RESULTS": str(run.results),
+        "KEDIT_FIGURES": str(run.figures),
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONHASHSEED": "0",  # sets print in the same order each time
+        "TQDM_DISABLE": "1",  # progress bars would put times into the output
+        "KEDIT_STATIC": "1",  # nobody is there to press the knobs of live cells
+        "IPYTHONDIR": str(run.results / "ipython"),  # no start-up files, no shared history
+    }
 
 
 def tidy(notebook, root: Path) -> None:
@@ -71,7 +101,3 @@ def _without_paths(text: str, root: Path) -> str:
         if len(Path(folder).parts) > 1:  # never "/" itself
             text = re.sub(re.escape(folder) + r"(?![\w.-])", folders[folder], text)
     return text
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

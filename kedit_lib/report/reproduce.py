@@ -1,7 +1,7 @@
 """Execute the notebooks that are stale: `kedit reproduce --help`.
 
 A profile says what is run. Its streams of edits run first, in parallel, into results/ (`report.sweep`). Then each stale
-notebook runs in a process of its own by papermill, with the profile's fields as its parameters. Only a notebook that
+notebook runs in a kernel of its own, with the profile's fields as its parameters (`report.notebooks`). Only one that
 ran to its end replaces the earlier output; a failed one is kept aside, and the others still finish.
 
 What is stale is decided by stamps: small files in an ignored folder with a hash of the *content* of everything that an
@@ -9,11 +9,8 @@ output was made from, and of the output itself. A fresh clone has none, and exec
 """
 
 import contextlib
-import json
 import os
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,11 +20,10 @@ from typing import Any
 import psutil
 
 from ..data.atomic import checksum
-from ..data.config import LAB_MODELS, REPOSITORY, find_model_params, params_folder
+from ..data.config import LAB_MODELS, REPOSITORY, find_model_params
 from ..data.provenance import key_of
 from ..errors import KeditError
 from ..streams.bench import Bench
-from . import notebooks
 from .execution import HOW_ONLY, Run, hash_files, library_files, make_run, parameters_for
 
 CHECKED = 40  # facts that a model without parameters is asked about
@@ -104,6 +100,8 @@ def reproduce(run: Run, parameters: dict[Path, dict[str, Any]], only: str | None
         failed.append("streams")
         print(f"FAILED streams  {error}", flush=True)
 
+    from .notebooks import execute  # takes seconds to import
+
     def work(source: Path) -> None:
         start, before, stamp = time.monotonic(), key(source), stamp_of(source)  # edited while it runs, it stays stale
         stamp.unlink(missing_ok=True)
@@ -146,61 +144,8 @@ def side_by_side(work: Callable[[Path], None], sources: list[Path], workers: int
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             while not all(future.done() for future in futures):
-                for process in psutil.Process().children():
+                for kernel in psutil.Process().children():
                     with contextlib.suppress(psutil.NoSuchProcess):
-                        process.terminate()  # its kernel notices by itself that it is alone
+                        kernel.kill()
                 time.sleep(0.1)
             raise
-
-
-def execute(run: Run, source: Path, parameters: dict[str, Any]) -> str | None:
-    """Run one notebook; None if it is in place, else what went wrong, in one line."""
-    output, failed = run.executed / source.name, run.results / "failed" / f"{source.stem}.failed.ipynb"
-    running = output.with_suffix(".running.ipynb")
-    for folder in (run.executed, run.figures, failed.parent):
-        folder.mkdir(parents=True, exist_ok=True)
-    for left in (running, failed):
-        left.unlink(missing_ok=True)
-    asked = {"input_path": str(source), "output_path": str(running), "cwd": str(run.sources), "parameters": parameters}
-    for _ in range(2):  # twice: a kernel may find its ports taken by one that starts beside it
-        code, printed = call([sys.executable, "-m", notebooks.__name__, str(run.root), json.dumps(asked)], run)
-        if "Kernel died before replying" not in printed:
-            break
-    if code == 0:
-        os.replace(running, output)
-        return None
-    error = (printed or f"exit code {code}").splitlines()[-1]
-    if not running.exists():
-        return error
-    os.replace(running, failed)
-    return f"{error} (kept: {failed.relative_to(run.root)})"
-
-
-def call(command: list[str], run: Run) -> tuple[int, str]:
-    """Run a command of a notebook to its end: exit code, and what it printed."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-        log = Path(scratch) / "log"  # a pipe would wait for the command's children too
-        with log.open("wb") as printed:
-            options = {"stdout": printed, "stderr": subprocess.STDOUT, "env": environment(run, scratch)}
-            code = subprocess.run(command, cwd=run.sources, check=False, **options).returncode
-        return code, log.read_text(errors="replace").strip()
-
-
-def environment(run: Run, scratch: str) -> dict[str, str]:
-    """The environment of a notebook's process: where outputs go, and nothing of the user's own set-up."""
-    threads = str(run.profile.threads)
-    inherited = {k: v for k, v in os.environ.items() if k != "MPLBACKEND"}  # figures must go inline
-    return inherited | {
-        "KEDIT_PARAMS": str(params_folder()),
-        "KEDIT_RESULTS": str(run.results),
-        "KEDIT_FIGURES": str(run.figures),
-        "OMP_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
-        "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONHASHSEED": "0",  # sets print in the same order each time
-        "TQDM_DISABLE": "1",  # progress bars would put times into the output
-        "KEDIT_STATIC": "1",  # nobody is there to press the knobs of live cells
-        "JUPYTER_PREFER_ENV_PATH": "1",  # this environment's kernel, not one in the home folder
-        "JUPYTER_RUNTIME_DIR": f"{scratch}/runtime",
-        "IPYTHONDIR": f"{scratch}/ipython",  # no start-up files, no shared history
-    }

@@ -58,7 +58,7 @@ SETTINGS = {
 
 def write_report(executed: Path, figures: Path, report: Path, root: Path = REPOSITORY) -> Path:
     """Write the site of executed notebooks and of README.md and docs/ in `root` to `report`, atomically; its index."""
-    paths = [path for path in sorted(executed.glob("*.ipynb")) if not path.stem.endswith(".running")]
+    paths = sorted(executed.glob("*.ipynb"))
     if not paths:
         raise KeditError(f"{executed}: holds no executed notebook; run 'make reproduce' first")
     cells = {path.stem: nbformat.read(path, 4).cells for path in paths}
