@@ -3,7 +3,6 @@ prompt where that holds the subject. A further schema is one function here; wher
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
 
 from ..errors import KeditError
 from .edit import LISTS, PAIRS, Edit, around_places
@@ -14,22 +13,30 @@ NO_ANSWER = ("", "<|endoftext|>")  # the latter in EasyEdit's files
 FLAT = {"ground_truth", "rephrase_prompt", "locality_prompt", "locality_ground_truth"}
 
 
-class Schema(NamedTuple):
-    fits: Callable[[dict], bool]  # a record's values
-    fields: Callable[[Record], dict]
-
-
-SCHEMAS: dict[str, Schema] = {}
+# {name: (whether it is the schema of a record with these values, the fields of such a record)}
+SCHEMAS: dict[str, tuple[Callable[[dict], bool], Callable[[Record], dict]]] = {}
 
 
 def schema(name: str, fits: Callable[[dict], bool]):
     """Registers a function as the schema `name`."""
 
     def register(fields):
-        SCHEMAS[name] = Schema(fits, fields)
+        SCHEMAS[name] = fits, fields
         return fields
 
     return register
+
+
+def fields_of(record: Record) -> tuple[dict, list[str]]:
+    """The fields of the record's edit, and the names of the user's own that no edit has."""
+    if record.broken is not None:
+        raise record.broken
+    fields = next(fields for fits, fields in reversed(SCHEMAS.values()) if fits(record.values))
+    return fields(record), _unknown(record) if fields is own else []
+
+
+def _unknown(record: Record) -> list[str]:
+    return [name for name in record.values if name not in FIELDS]
 
 
 @schema("own", lambda values: True)
@@ -37,7 +44,7 @@ def own(record: Record) -> dict:
     """The user's own records, with the fields of `Edit`; the prompt may hold the subject as text in place of {}."""
     given = {name: value for name, value in record.values.items() if name in FIELDS and value is not None}
     if missing := [name for name in FIELDS[:3] if name not in given]:
-        others = "".join(f"; {name!r} is unknown" for name in unknown(record))
+        others = "".join(f"; {name!r} is unknown" for name in _unknown(record))
         raise KeditError(f"{record.where}: field {missing[0]!r} is missing{others}; the fields are {', '.join(FIELDS)}")
     for name, value in given.items():
         if isinstance(value, list):
@@ -47,10 +54,6 @@ def own(record: Record) -> dict:
     if len(around_places(given["prompt"])) == 1 and given["subject"].strip() in given["prompt"]:
         given["text"] = given.pop("prompt")
     return given
-
-
-def unknown(record: Record) -> list[str]:
-    return [name for name in record.values if name not in FIELDS]
 
 
 def _fact(

@@ -2,7 +2,6 @@
 
 import random
 import warnings
-from collections import Counter
 from pathlib import Path
 
 import pandas as pd
@@ -10,7 +9,7 @@ import pandas as pd
 from ..data.config import results_folder
 from ..data.edit import Edit, in_chat
 from ..data.files import Record, records_of
-from ..data.schemas import SCHEMAS, each_rewrite, unknown
+from ..data.schemas import each_rewrite, fields_of
 from ..errors import KeditError
 from ..lab import world_of
 from ..lab.edits import lab_edits
@@ -27,7 +26,6 @@ def load_edits(
     model=None,
     limit: int | None = None,
     seed: int = 0,
-    schema: str | None = None,
     chat: bool = False,
     **hub,
 ) -> list[Edit]:
@@ -39,7 +37,6 @@ def load_edits(
             asked once and kept in results/known; seed and limit as for the lab
     others  with `limit` a sample of that size by the seed, else all in their order; with `model`, only what its
             tokenizer can write
-    schema  one of data.schemas.SCHEMAS, "own" for the fields of `Edit`; None: what most records look like
     chat    whether the prompts are questions to a chat model: they are put into the chat template of `model`
     hub     keywords of `datasets.load_dataset` for folders and hub names: split, name, data_files, …
 
@@ -48,8 +45,8 @@ def load_edits(
     """
     source = str(source)
     if source in MADE:
-        if schema is not None or chat or hub:
-            named = ", ".join([*hub, *["chat"] * chat]) or "schema"
+        if chat or hub:
+            named = ", ".join([*hub, *["chat"] * chat])
             raise KeditError(f"load_edits({source!r}): {named} goes with data sets only; leave it out")
         if model is None:
             raise KeditError(f"load_edits({source!r}): pass model=, {MADE[source]}")
@@ -58,7 +55,7 @@ def load_edits(
             return known_world(model, results_folder() / "known").edits(n, seed)
         world = world_of(model)
         return lab_edits(world, min(n, len(world.streamed)) if limit is None else n, seed)
-    edits, rejected = read_edits(source, model, schema, chat, **hub)
+    edits, rejected = read_edits(source, model, chat, **hub)
     name, n = Path(source).name, len(rejected)
     if not edits:
         raise KeditError(f"{name}: none of {n} records can be an edit; {rejected.reason[0]}")
@@ -79,9 +76,7 @@ def load_edits(
     return random.Random(seed).sample(edits, limit)
 
 
-def read_edits(
-    source: str | Path, model=None, schema: str | None = None, chat: bool = False, **hub
-) -> tuple[list[Edit], pd.DataFrame]:
+def read_edits(source: str | Path, model=None, chat: bool = False, **hub) -> tuple[list[Edit], pd.DataFrame]:
     """All edits of a file, a folder or a hub name in its order, and a row for every record that cannot be one.
 
     Columns of the rejected: record (counted from 1), id (as in the file), subject, reason: the subject is not in the
@@ -94,26 +89,18 @@ def read_edits(
         check_editable(model, "load_edits")
     if chat and model is None:
         raise KeditError(f"{Path(source).name}: chat=True needs the chat template of a model; pass model=")
-    records = [one for record in records_of(source, **hub) for one in each_rewrite(record)]
-    if schema is not None and schema not in SCHEMAS:
-        raise KeditError(f"schema {schema!r}: is unknown; use one of {', '.join(SCHEMAS)}")
-    read = [r for r in records if r.broken is None]
-    fits = (next(name for name, kind in reversed(SCHEMAS.items()) if kind.fits(r.values)) for r in read or records)
-    schema = schema or Counter(fits).most_common(1)[0][0]
-    edits, rejected, more = [], [], Counter()
+    edits, rejected, more = [], [], {}
     with warnings.catch_warnings(action="ignore"):  # of a whole data set, load_edits warns once
-        for record in records:
+        for record in (one for whole in records_of(source, **hub) for one in each_rewrite(whole)):
             try:
-                if record.broken is not None:
-                    raise record.broken
-                fields = SCHEMAS[schema].fields(record)
+                fields, unknown = fields_of(record)
                 text = fields.pop("text", None)  # a prompt in which the subject stands
                 edit = Edit(**fields) if text is None else Edit.from_text(text, **fields)
                 edit = in_chat(edit, model.tokenizer) if chat else edit
                 if model is not None:
                     check_edit(model.tokenizer, edit)
                 edits.append(edit)
-                more.update(unknown(record) if schema == "own" else [])
+                more |= dict.fromkeys(unknown)
             except KeditError as error:
                 reason = f"{record.where}: {str(error).removeprefix(f'{record.where}: ')}"
                 id = _named(record, "case_id", "id", default=record.number)

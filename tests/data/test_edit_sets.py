@@ -119,7 +119,7 @@ def test_every_schema_in_every_format(tmp_path, schema, suffix):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert kedit.load_edits(path) == [EDITS[schema]]
-        assert kedit.load_edits(str(path), schema=schema) == [EDITS[schema]]
+        assert kedit.load_edits(str(path)) == [EDITS[schema]]
     edits, rejected = kedit.read_edits(path)
     assert (edits, list(rejected)) == ([EDITS[schema]], ["record", "id", "subject", "reason"]) and rejected.empty
 
@@ -175,13 +175,11 @@ def test_answers_as_knowedit_and_easyedit_write_them(tmp_path):
     assert (edit.neighborhood, edit.locality) == ((), (("Ana Brown plays the", "oboe"),))  # another answer: no neighbor
 
 
-def test_most_records_decide_the_schema(tmp_path):
-    path = write(tmp_path / "facts.jsonl", [ZSRE, OWN, OWN])
-    assert kedit.read_edits(path)[1].reason.str.contains("line 1: field 'prompt' is missing; 'src' is unknown").all()
-    edits, rejected = kedit.read_edits(path, schema="zsre")
-    assert (edits, rejected.record.tolist()) == ([EDITS["zsre"]], [2, 3])
-    assert rejected.reason[0] == "facts.jsonl line 2: field 'src' is missing"
-    refused(lambda: kedit.load_edits(path, schema="mend"), "'mend'", "zsre", "counterfact-flat")
+def test_each_record_is_of_the_schema_that_it_looks_like(tmp_path):
+    edits, rejected = kedit.read_edits(write(tmp_path / "facts.jsonl", [ZSRE, OWN, FLAT, {"rephrase": "Who?"}]))
+    assert edits == [EDITS[schema] for schema in ("zsre", "own", "counterfact-flat")]
+    (reason,) = rejected.reason
+    assert reason.startswith("facts.jsonl line 4: field 'prompt' is missing; 'rephrase' is unknown; the fields are")
 
 
 def test_a_sample_of_a_file(tmp_path):
@@ -450,7 +448,6 @@ def test_options_that_do_not_apply(tmp_path):
     path = write(tmp_path / "facts.json", [OWN])
     refused(lambda: kedit.load_edits(path, split="test"), "facts.json", "split", "hub")
     refused(lambda: kedit.load_edits("lab", split="test"), "split", "leave it out")
-    refused(lambda: kedit.load_edits("lab", schema="own"), "schema", "leave it out")
     refused(lambda: kedit.read_edits("lab"), "load_edits('lab'")
     refused(lambda: kedit.load_edits(path, limit="1"), "limit = '1'", "1 edits")
     refused(lambda: kedit.load_edits("facts"), "'facts'", "no such file", "owner/name")

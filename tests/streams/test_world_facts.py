@@ -159,7 +159,7 @@ def test_a_model_that_knows_nothing_has_no_edits(small, tmp_path, monkeypatch):
         refused(lambda n=limit: kedit.load_edits("world", model=small, limit=n), says)
     assert len(list((tmp_path / "known").iterdir())) == 1
     refused(lambda: kedit.load_edits("world"), "load_edits('world'): pass model=")
-    refused(lambda: kedit.load_edits("world", model=small, schema="own"), "schema goes with data sets only")
+    refused(lambda: kedit.load_edits("world", model=small, chat=True), "chat goes with data sets only")
     refused(lambda: kedit.read_edits("world"), "read_edits('world'")
 
 
