@@ -145,7 +145,7 @@ def train_lab(
 @app.command("fetch-model")
 def fetch_model() -> None:
     """Fetch the pretrained model smollm2. It is there offline from then on."""
-    from .models.pretrained import SMOLLM2, local_folder
+    from .models.loading import SMOLLM2, local_folder
 
     print(f"{SMOLLM2}: {local_folder(SMOLLM2)}")
 

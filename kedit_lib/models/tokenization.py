@@ -17,10 +17,11 @@ NFC = partial(unicodedata.normalize, "NFC")
 
 @dataclass(frozen=True)
 class Prompt:
-    """Ids of a prompt (BOS in front iff the tokenizer adds it) and `lookup`, the index of the subject's last token."""
+    """Ids of a prompt (BOS in front iff the tokenizer adds it); indices of the subject's last and first token."""
 
     ids: tuple[int, ...]
     lookup: int
+    first: int = 0
 
 
 def encode(tokenizer, text: str) -> list[int]:
@@ -50,7 +51,7 @@ def encode_prompt(tokenizer, context: str, prompt: str, subject: str) -> Prompt:
     inside = [i for i, (a, b) in enumerate(found.offset_mapping[kept]) if a < end and b > start and b > a]
     if not inside:
         raise KeditError(f"edit of {subject!r}: no token of {text!r} covers the subject; check the tokenizer")
-    return Prompt(tuple(found.input_ids[kept]), inside[-1])
+    return Prompt(tuple(found.input_ids[kept]), inside[-1], inside[0])
 
 
 def target_ids(tokenizer, prompt: str, target: str, separator: str | None = None) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ import transformers
 from library import refused
 
 import kedit_lib as kedit
-from kedit_lib.models import pretrained
+from kedit_lib.models import loading
 from kedit_lib.models.generation import complete
 
 WEIGHTS = "0760121ff408c1c9a7c48679f7fea7ea1086a199cb1379a88d677de05adf462a"  # in the keys of committed runs
@@ -55,7 +55,7 @@ def test_the_real_model_knows_facts(smollm2):
 
 @pytest.mark.slow
 def test_a_gguf_file_is_what_transformers_makes_of_it(smollm2, cache, tmp_path):
-    path = pretrained.fetch_gguf(tmp_path)
+    path = loading.fetch_gguf(tmp_path)
     with pytest.warns(UserWarning, match="float32"):
         ours = kedit.load_model(str(path))
     theirs = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
@@ -100,7 +100,7 @@ def test_a_folder_whose_weights_changed_is_not_loaded(cache):
     folder = cache / "smollm2"
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(b"weights")
-    (folder / pretrained.RECORD).write_text('{"files": {"model.safetensors": "another"}}')
+    (folder / loading.RECORD).write_text('{"files": {"model.safetensors": "another"}}')
     refused(lambda: kedit.load_model("smollm2"), "checksum mismatch of model.safetensors; remove the folder")
-    (folder / pretrained.RECORD).write_text("{")
+    (folder / loading.RECORD).write_text("{")
     refused(lambda: kedit.load_model("smollm2"), "cannot be read")

@@ -10,7 +10,7 @@ from library import refused
 
 import kedit_lib as kedit
 from kedit_lib.evaluation import teacher_forced
-from kedit_lib.models.pretrained import cache_folder
+from kedit_lib.models.loading import cache_folder
 from kedit_lib.models.tokenization import check_edit, encode, target_ids, targets_of
 
 DATA = Path(os.environ.get("KEDIT_DATA", ""))
