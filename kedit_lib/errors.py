@@ -3,7 +3,8 @@
 import functools
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 class KeditError(ValueError):
@@ -16,6 +17,15 @@ class KeditError(ValueError):
 def first_line(error: Exception) -> str:
     """The first line of another library's exception, for an error message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+@contextmanager
+def explained(problem: str, remedy: str) -> Iterator[None]:
+    """Inside, any exception of another library is a KeditError: the problem, its first line in brackets, the remedy."""
+    try:
+        yield
+    except Exception as error:
+        raise KeditError(f"{problem} ({first_line(error)}); {remedy}") from error
 
 
 def program(main: Callable[..., int]) -> Callable[..., int]:

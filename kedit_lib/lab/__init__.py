@@ -2,7 +2,7 @@
 
 import json
 
-from ..errors import KeditError, first_line
+from ..errors import KeditError, explained
 from .corpus import texts
 from .world import World
 
@@ -15,11 +15,9 @@ def world_of(model) -> World:
     if path is None or not path.exists():
         remedy = "give edits and texts of its own, or use lab or lab-small"
         raise KeditError(f"{model.name}: is not a lab model (no provenance.json beside its weights); {remedy}")
-    try:
+    with explained(f"{path}: cannot be read", "train or fetch the model again"):
         recipe = json.loads(path.read_text())["recipe"]
         return World.make(recipe["n_people"], recipe["seed"], recipe.get("sharing"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise KeditError(f"{path}: cannot be read ({first_line(error)}); train or fetch the model again") from error
 
 
 def moment_texts(model) -> list[str]:

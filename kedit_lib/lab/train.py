@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from ..data.atomic import checksum, replacing, writing
 from ..data.provenance import versions
-from ..errors import KeditError, first_line
+from ..errors import KeditError, explained
 from ..models.generation import complete
 from ..models.hooks import trace
 from . import corpus
@@ -50,7 +50,7 @@ class Recipe:
     first_people: int = 60  # how many people the corpus speaks of at first, for `first_steps`: with few, the model
     first_steps: int = 300  # soon learns how to look a person up; then their number doubles every `doubling` steps,
     doubling: int = 200  # which keeps what is known. All at once, the plateau before any fact is learnt takes hours.
-    bind: float = 0.95  # share of the mentions of a name that only its last token sees in full (corpus.visible_until)
+    bind: float = 0.95  # share of the mentions of a name that only its last token sees in full (see corpus.batches)
     stream_norm: float = 16.0  # mean norm of the residual stream in the middle of the finished model (see fix_scale)
     sharing: float | None = None  # people who share a name part (see World.make)
     seed: int = 0
@@ -134,10 +134,8 @@ def train(recipe: Recipe, out: Path | None = None, device: str | None = None, ch
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if recipe.steps < 1:
         raise KeditError(f"training: {recipe.steps} steps; give at least 1")
-    try:
+    with explained(f"device {device!r}: cannot be used", "give one that is there"):
         torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise KeditError(f"device {device!r}: cannot be used ({first_line(error)}); give one that is there") from error
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     world = World.make(recipe.n_people, recipe.seed, recipe.sharing)
@@ -180,15 +178,12 @@ def _fit(model, data, recipe: Recipe, partial: Path, checkpoint_every: int) -> t
     optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), fused=True)
     state = {"recipe": dataclasses.asdict(recipe), "step": 0, "log": [], "seconds": 0.0}
     if partial.exists():
-        try:
+        with explained(f"{partial}: cannot be used", "remove it to begin anew, or use another --out"):
             found = torch.load(partial, weights_only=True, map_location=model.device)
             if found["recipe"] != state["recipe"]:
                 raise ValueError("it is of another recipe")
             model.load_state_dict(found["model"])
             optimizer.load_state_dict(found["optimizer"])
-        except Exception as error:  # whatever it makes of a damaged file
-            remedy = "remove it to begin anew, or use another --out"
-            raise KeditError(f"{partial}: cannot be used ({first_line(error)}); {remedy}") from error
         state = found
         next(islice(data, state["step"], state["step"]), None)  # the batches already seen
     start, began = state["step"], time.perf_counter() - state["seconds"]

@@ -53,31 +53,28 @@ RECURRENT = re.compile(r"mamba|rwkv|xlstm|recurrent|jamba|zamba|bamba|lfm|hybrid
 
 def check_type(config) -> None:
     """KeditError, with the reason, for a `config` of a family or a variant that cannot be edited here."""
-    kind = config.model_type
-    if why := _not_editable(config.get_text_config()):
-        raise KeditError(f"model type {kind!r}: cannot be edited here, {why}")
-    if kind not in LAYOUTS:
+    family, text = config.model_type, config.get_text_config()
+    kind, layer_types = text.model_type, set(getattr(text, "layer_types", None) or ())
+    experts = "moe" in kind or any((getattr(text, name, None) or 0) > 1 for name in EXPERTS)
+    if kind in ("llama4_text", "gemma4_text"):  # their configurations name experts of dense models too
+        experts = text.moe_layers if kind == "llama4_text" else text.enable_moe_block
+    recurrent = RECURRENT.search(kind) or layer_types & {"linear_attention", "mamba", "conv", "recurrent"}
+    encoder = text.is_encoder_decoder or (kind not in LAYOUTS and kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES)
+    shares = kind == "gemma4_text" and (text.num_kv_shared_layers or text.hidden_size_per_layer_input)
+    norms_last = kind == "opt" and not (text.do_layer_norm_before and text.word_embed_proj_dim == text.hidden_size)
+    for why, holds in {
+        "it is a mixture of experts, and which expert's map holds a fact is not known; take a dense model": experts,
+        "it has recurrent layers, and the methods read keys of an MLP after attention; take a transformer": recurrent,
+        "it is an encoder, and the methods edit models that continue a text; take a causal language model": encoder,
+        "its layers share keys or take inputs of their own (the E models); take a dense Gemma 4": shares,
+        "this OPT has its norms after the sums or narrower embeddings (350M has); take another size": norms_last,
+    }.items():
+        if holds:
+            raise KeditError(f"model type {family!r}: cannot be edited here, {why}")
+    if family not in LAYOUTS:
         add = "kedit_lib.models.architectures.LAYOUTS an entry with layers, mlp_out, mlp, attn_out, norm, head"
         known = ", ".join(sorted(LAYOUTS))
-        raise KeditError(f"model type {kind!r}: its layout is unknown (known: {known}); add to {add}")
-
-
-def _not_editable(config) -> str | None:
-    kind, layer_types = config.model_type, set(getattr(config, "layer_types", None) or ())
-    experts = "moe" in kind or any((getattr(config, name, None) or 0) > 1 for name in EXPERTS)
-    if kind in ("llama4_text", "gemma4_text"):  # their configurations name experts of dense models too
-        experts = config.moe_layers if kind == "llama4_text" else config.enable_moe_block
-    if experts:
-        return "it is a mixture of experts, and which expert's map holds a fact is not known; take a dense model"
-    if RECURRENT.search(kind) or layer_types & {"linear_attention", "mamba", "conv", "recurrent"}:
-        return "it has recurrent layers, and the methods read keys of an MLP after attention; take a transformer"
-    if config.is_encoder_decoder or (kind not in LAYOUTS and kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES):
-        return "it is an encoder, and the methods edit models that continue a text; take a causal language model"
-    if kind == "gemma4_text" and (config.num_kv_shared_layers or config.hidden_size_per_layer_input):
-        return "its layers share keys or take inputs of their own (the E models); take a dense Gemma 4"
-    if kind == "opt" and not (config.do_layer_norm_before and config.word_embed_proj_dim == config.hidden_size):
-        return "this OPT has its norms after the sums or narrower embeddings (350M has); take another size"
-    return None
+        raise KeditError(f"model type {family!r}: its layout is unknown (known: {known}); add to {add}")
 
 
 def layout_of(hf: nn.Module) -> Layout:

@@ -10,14 +10,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import transformers
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..data.atomic import replacing, writing
 from ..data.edit import Edit
 from ..data.provenance import versions
-from ..errors import KeditError, first_line
+from ..errors import KeditError, explained
 from .checked import digest_of
 
 # Files of weights, by the names that transformers gives them, and of adapters: none may outlive those of a new model.
@@ -55,7 +55,7 @@ class Deltas:
 def load_deltas(path) -> Deltas:
     """What `save` wrote, from the file or its folder. KeditError when it is missing or damaged."""
     path = Path(path) / DELTAS if Path(path).is_dir() else Path(path)
-    try:
+    with explained(f"deltas {path}: cannot be read", "save them again"):
         with safe_open(str(path), "pt") as file:
             about = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, not a dict
@@ -64,8 +64,6 @@ def load_deltas(path) -> Deltas:
         record = {part: json.loads(about[part]) for part in ("method", "hyperparameters", "edits")}
         record["edits"] = [Edit(**e) for e in record["edits"]]
         return Deltas(**record, deltas=tensors, model_checksum=about["model_checksum"])
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise KeditError(f"deltas {path}: cannot be read ({first_line(error)}); save them again") from error
 
 
 def record_of(method: str, hyperparameters: dict, edits: list[Edit]) -> dict:
@@ -78,11 +76,9 @@ def load_record(folder) -> list[Edit]:
     path = Path(folder) / RECORD
     if not path.exists():
         raise KeditError(f"{folder}: holds no {RECORD} that says which edits it has; name them yourself (--edits)")
-    try:
+    with explained(f"{path}: cannot be read", "name the edits yourself"):
         calls = json.loads(path.read_text(encoding="utf-8"))["applied"]
         edits = [Edit(**edit) for call in calls or [] for edit in call["edits"]]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise KeditError(f"{path}: cannot be read ({first_line(error)}); name the edits yourself") from error
     if not edits:
         raise KeditError(f"{path}: names no edits; name them yourself")
     return edits

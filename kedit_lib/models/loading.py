@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ..data.atomic import checksum, replacing, writing
 from ..data.config import LAB_MODELS
-from ..errors import KeditError, first_line
+from ..errors import KeditError, explained, first_line
 from .architectures import check_type
 from .checked import MERGE, check_not_quantised
 from .deltas import no_progress_bar
@@ -96,12 +96,9 @@ def load_model(
     if missing := sorted(seen["missing_keys"]):
         found = f"{len(missing)} weights are not in its files, the first: {missing[0]}"
         raise KeditError(f"{what}: {found}; save the whole model again, or download it again")
-    try:
+    with explained(f"device {device!r}: cannot take {name!r}", "give one that is there"):
         hf = hf.to(_device(device))
         next(hf.parameters()).flatten()[0].item()  # "meta" takes a model and keeps no value of it
-    except (RuntimeError, AssertionError, TypeError) as error:
-        problem = f"cannot take {name!r} ({first_line(error)}); give one that is there"
-        raise KeditError(f"device {device!r}: {problem}") from error
     return EditableModel(hf, tokenizer, name, where if where.is_dir() else None, originals)
 
 
@@ -157,11 +154,9 @@ def local_folder(name: str) -> Path | None:
         if not folder.exists():
             dequantise(fetch_gguf(Path(aside)) if name == SMOLLM2 else path, folder, source)
     remedy = "remove the folder and load the model again"
-    try:
+    with explained(f"{folder}: cannot be read", remedy):
         files = json.loads((folder / RECORD).read_text(encoding="utf-8"))["files"]
         changed = [name for name, digest in files.items() if checksum(folder / name) != digest]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise KeditError(f"{folder}: cannot be read ({first_line(error)}); {remedy}") from None
     if changed:
         raise KeditError(f"{folder}: checksum mismatch of {changed[0]}; {remedy}")
     return folder
@@ -187,12 +182,10 @@ def fetch_gguf(aside: Path) -> Path:
 
 def dequantise(path: Path, folder: Path, source: dict) -> None:
     """Write the GGUF file `path` as a float32 folder of transformers (an atomic write), `source` in its record."""
-    try:
+    remedy = "give a GGUF file of an architecture that transformers knows, a folder or a hub id"
+    with explained(f"model {path.name!r}: cannot be dequantised", remedy):
         model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    except Exception as error:  # whatever the loaders make of a damaged or unknown file
-        remedy = "give a GGUF file of an architecture that transformers knows, a folder or a hub id"
-        raise KeditError(f"model {path.name!r}: cannot be dequantised ({first_line(error)}); {remedy}") from error
     del model.config.quantization_config  # no longer: these are plain weights
     model.hf_quantizer = None
     with replacing(folder) as partial:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 
 import psutil
 import torch
@@ -43,9 +44,7 @@ def in_parts(work: Callable[[int, int], object], costs: list[float], budget: flo
     single item does not fit."""
     found, begin = [], 0
     while begin < len(costs):
-        end = begin + 1
-        while end < len(costs) and sum(costs[begin : end + 1]) <= budget:
-            end += 1
+        end = begin + max(1, sum(cost <= budget for cost in accumulate(costs[begin:])))
         try:
             found.append(work(begin, end))
             begin = end

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from ..data.atomic import cached, remove, replacing
 from ..data.provenance import key_of
-from ..errors import KeditError, first_line
+from ..errors import KeditError, explained
 from .generation import Feed
 from .hooks import no_bar
 from .loading import cache_folder
@@ -36,15 +36,13 @@ def self_texts(model, tokens: int = WRITTEN, seed: int = 0, progress: bool = Tru
     path = cache_folder() / "self-text" / f"{key}.json"
     for kept in (WRITTEN_BEFORE / f"{key}.json.xz", path):
         if kept.exists():
-            return _read(kept)["texts"]
-    parts, held, texts = path.with_suffix(""), 0, []
+            return _read(kept)
+    parts, part, held, texts = path.with_suffix(""), 0, 0, []
     with tqdm(total=tokens, desc="the model writes its plain text", unit="token", disable=no_bar(progress)) as bar:
-        for part in range(tokens):  # each has at least one token
+        while held < tokens:
             found = cached(parts / f"{part:04}.json", partial(write_part, model, seed, part))
-            texts, held = texts + found["texts"], held + found["tokens"]
+            texts, held, part = texts + found["texts"], held + found["tokens"], part + 1
             bar.update(found["tokens"])
-            if held >= tokens:
-                break
     about = {"recipe": recipe, "device": str(model.device), "torch": torch.__version__}
     about |= {"tokens": held, "texts": texts, "sha256": _digest(texts)}
     with replacing(path) as written:
@@ -89,13 +87,10 @@ def _digest(texts: list[str]) -> str:
     return hashlib.sha256("\x00".join(texts).encode()).hexdigest()
 
 
-def _read(path: Path) -> dict:
-    try:
+def _read(path: Path) -> list[str]:
+    with explained(f"plain text {path}: cannot be read", "remove it, and it is written again"):
         with (lzma.open if path.suffix == ".xz" else open)(path, "rt", encoding="utf-8") as file:
             found = json.load(file)
         if _digest(found["texts"]) != found["sha256"]:
             raise ValueError("checksum mismatch")
-        return found
-    except (OSError, EOFError, lzma.LZMAError, ValueError, KeyError, TypeError) as error:
-        remedy = "remove it, and it is written again"
-        raise KeditError(f"plain text {path}: cannot be read ({first_line(error)}); {remedy}") from error
+        return found["texts"]
