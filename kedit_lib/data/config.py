@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from kedit_lib.data.yaml_text import read_yaml
 from kedit_lib.errors import KeditError
@@ -81,12 +81,10 @@ def params_folder() -> Path:
 def load_profile(name_or_path: str | Path, **overrides: Any) -> Profile:
     """The profile of that name in params/profiles, or of that file, with `overrides` in place of its fields."""
     path = _find(name_or_path, params_folder() / "profiles", "profile")
-    values = read_yaml(path)
-    profile = _validated(values, path.name)
-    if profile.name != path.stem:
+    values, changed = read_yaml(path), f" with {', '.join(overrides)} overridden" if overrides else ""
+    profile = _checked(Profile, values | overrides, path.name + changed)
+    if values.get("name", profile.name) != path.stem:
         raise KeditError(f"{path.name}: name: {profile.name!r} is not the file's name; write {path.stem!r}")
-    if overrides:
-        profile = _validated({**values, **overrides}, f"{path.name} with {', '.join(overrides)} overridden")
     return profile
 
 
@@ -94,15 +92,8 @@ def load_model_params(name: str) -> dict[str, dict[str, Any]]:
     """What params/models holds for a model: {"model": {…}, "memit": {hyperparameters}, "rome": {…}, …}. A hub id or a
     folder is looked up by its last part, "meta-llama/Llama-2-7b-hf" as Llama-2-7b-hf.yaml, there or among those that
     check_model wrote into the results folder. Each method checks its own hyperparameters."""
-    shipped = REPOSITORY / "params" / "models" / f"{_last_part(name)}.yaml"  # whatever KEDIT_PARAMS says
-    path = find_model_params(name) or (shipped if os.path.isfile(shipped) else None)
-    path = path or _find(_last_part(name), params_folder() / "models", "model parameters")
-    sections = read_yaml(path)
-    for section, values in sections.items():
-        if not isinstance(values, dict):
-            raise KeditError(f"{path.name}: {section}: {values!r} is not a mapping; indent hyperparameters below it")
-        if odd := [name for name in values if not isinstance(name, str)]:
-            raise KeditError(f"{path.name}: {section}: {odd[0]!r} is not a hyperparameter's name; write it as text")
+    path = find_model_params(name) or _find(_last_part(name), params_folder() / "models", "model parameters")
+    sections = _checked(dict[str, dict[str, Any]], read_yaml(path), path.name)
     if "model" not in sections:
         raise KeditError(f"{path.name}: has no section 'model'; add it before the sections of the methods")
     return sections
@@ -130,14 +121,14 @@ def results_folder() -> Path:
 def find_model_params(model: str) -> Path | None:
     """A model's parameter file, or None if it has none yet. A folder without one of its own takes the one of its name,
     unless check_model proposed that for another model."""
-    folders = params_folder() / "models", results_folder() / "models"  # in the latter those that check_model proposed
-    paths = [path for folder in folders for path in sorted(folder.glob("*.yaml"))]
-    own, short = file_name(model), _last_part(model)
-    found = [path for path in paths if path.stem.casefold() == own.casefold()]  # hub ids are written in either case
-    if not found:
-        same = [path for path in paths if path.stem.casefold() == short.casefold()]
-        found = [path for path in same if not path.read_bytes().startswith(PROPOSED.encode())]
-    return found[0] if found else None
+    folders = params_folder(), results_folder(), REPOSITORY / "params"  # in results those that check_model proposed
+    paths = [path for folder in folders for path in sorted((folder / "models").glob("*.yaml"))]
+
+    def named(name: str) -> list[Path]:  # hub ids are written in either case
+        return [path for path in paths if path.stem.casefold() == name.casefold()]
+
+    same = (path for path in named(_last_part(model)) if not path.read_bytes().startswith(PROPOSED.encode()))
+    return next(iter(named(file_name(model))), None) or next(same, None)
 
 
 def _find(name_or_path: str | Path, folder: Path, what: str) -> Path:
@@ -155,11 +146,11 @@ def _find(name_or_path: str | Path, folder: Path, what: str) -> Path:
     raise KeditError(f"{what} {text!r}: not found in {folder} (there: {known}); {remedy}")
 
 
-def _validated(values: dict[str, Any], source: str) -> Profile:
+def _checked(kind, values: dict[str, Any], source: str):
     try:
-        return Profile.model_validate(values)
+        return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
-        raise KeditError(f"{source}: {problem_of(error, 'field', Profile.model_fields)}") from None
+        raise KeditError(f"{source}: {problem_of(error, 'field', getattr(kind, 'model_fields', ()))}") from None
 
 
 def problem_of(error: ValidationError, what: str, known) -> str:

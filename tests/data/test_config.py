@@ -106,7 +106,7 @@ def test_model_params_are_sections_of_values(folder):
 @pytest.mark.parametrize(
     ("old", "new", "parts"),
     [
-        ("rome: {layers: [2], mom2_adjustment: false}", "rome:", ["rome", "not a mapping"]),
+        ("rome: {layers: [2], mom2_adjustment: false}", "rome:", ["rome = None", "valid dictionary"]),
         ("model: {layers: 6}\n", "", ["no section 'model'"]),
         ("v_lr: 0.5", "v_lr: 0.5\n  v_lr: 0.1", ["duplicate key", "v_lr"]),
     ],
