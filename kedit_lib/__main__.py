@@ -9,10 +9,9 @@ import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
-from pydantic import ValidationError
 from typer import Option
 
 from . import model_commands
@@ -128,7 +127,7 @@ def readme() -> None:
 
 @app.command("train-lab")
 def train_lab(
-    recipe: Annotated[str, Option(help="lab or lab-small")] = "lab",
+    recipe: Annotated[Literal["lab", "lab-small"], Option()] = "lab",
     out: Annotated[Path | None, Option(help="folder for the model (default: results/lab-model/<recipe>)")] = None,
     steps: Annotated[int | None, Option(help="train for another number of steps")] = None,
     device: Annotated[str | None, Option(help="default: cuda if there is one, else cpu")] = None,
@@ -136,8 +135,6 @@ def train_lab(
     """Train a lab model from scratch. Its recall table and provenance are written beside it."""
     from .lab.train import RECIPES, train
 
-    if recipe not in RECIPES:
-        raise typer.BadParameter(f"{recipe!r}; there are {', '.join(sorted(RECIPES))}", param_hint="--recipe")
     asked = RECIPES[recipe] if steps is None else replace(RECIPES[recipe], steps=steps)
     print(f"trained {recipe}: {train(asked, out, device)}")
 
@@ -155,19 +152,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         code = typer.main.get_command(app).main(argv, prog_name="kedit", standalone_mode=False)
     except typer.TyperException as error:
-        print(f"kedit: {_one_line(error)}; see --help", file=sys.stderr)
+        print(f"kedit: {' '.join(error.format_message().split()).rstrip('.')}; see --help", file=sys.stderr)
         return 2
     if code == STOPPED:
         raise KeyboardInterrupt
     return code or 0
-
-
-def _one_line(error: typer.TyperException) -> str:
-    """typer's message, with the value that was given where pydantic found it wrong and typer leaves it out."""
-    text = " ".join(error.format_message().replace("Value error, ", "").split()).rstrip(".")
-    found = error.__cause__ or error.__context__
-    given = [repr(each["input"]) for each in found.errors()] if isinstance(found, ValidationError) else []
-    return f"{text} ({', '.join(given)})" if given and given[0] not in text else text
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def edit(
     loaded = kedit.load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     make = partial(kedit.Edit.from_chat, loaded) if chat else kedit.Edit
     asked = make(prompt, subject, to, paraphrases=ask or [])
-    editor = _method(loaded, method)
+    editor = kedit.method_for(loaded, method)
     before = kedit.ask(loaded, asked)
     outcome = editor.apply(loaded, [asked], moments=_moments(loaded, editor, texts))
     for kind, row in kedit.ask_table(before, kedit.ask(loaded, asked)).iterrows():
@@ -114,7 +114,7 @@ def stream(
     from .streams.facts import AUTO, LAB, facts_of, kept_facts
 
     loaded = kedit.load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    editor = _method(loaded, method)
+    editor = kedit.method_for(loaded, method)
     if save and editor.name in BASELINES:
         use = "in Python its edits are kept by history.save(path) and come back by method.recall(model, history)"
         raise KeditError(f"--save: {editor.name} writes no weights that a folder could hold; {use}")
@@ -183,15 +183,6 @@ def evaluate(
             table.to_csv(partial, index=False)
     print(f"{len(asked)} edits:")
     print(table.pivot(index="metric", columns="cohort", values="value").round(3).to_string(na_rep=""))
-
-
-def _method(model, name: str):
-    """The method with the model's parameters. KeditError without any, naming check-model."""
-    from .data.config import find_model_params
-
-    if find_model_params(model.name) is None:
-        raise KeditError(f"model {model.name!r}: has no parameters yet; run kedit check-model {model.name}")
-    return kedit.method_for(model, name)
 
 
 def _moments(model, method, texts: str | None):

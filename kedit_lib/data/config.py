@@ -92,7 +92,9 @@ def load_model_params(name: str) -> dict[str, dict[str, Any]]:
     """What params/models holds for a model: {"model": {…}, "memit": {hyperparameters}, "rome": {…}, …}. A hub id or a
     folder is looked up by its last part, "meta-llama/Llama-2-7b-hf" as Llama-2-7b-hf.yaml, there or among those that
     check_model wrote into the results folder. Each method checks its own hyperparameters."""
-    path = find_model_params(name) or _find(_last_part(name), params_folder() / "models", "model parameters")
+    path = find_model_params(name) or _find(
+        _last_part(name), params_folder() / "models", "model parameters", " that kedit check-model proposes"
+    )
     sections = _checked(dict[str, dict[str, Any]], read_yaml(path), path.name)
     if "model" not in sections:
         raise KeditError(f"{path.name}: has no section 'model'; add it before the sections of the methods")
@@ -131,7 +133,7 @@ def find_model_params(model: str) -> Path | None:
     return next(iter(named(file_name(model))), None) or next(same, None)
 
 
-def _find(name_or_path: str | Path, folder: Path, what: str) -> Path:
+def _find(name_or_path: str | Path, folder: Path, what: str, such: str = "") -> Path:
     """The path itself if it is spelled as one, else the file of that name in `folder`."""
     text = str(name_or_path)
     if text.endswith((".yaml", ".yml")):
@@ -142,7 +144,9 @@ def _find(name_or_path: str | Path, folder: Path, what: str) -> Path:
     if text and path.parent == folder and os.path.isfile(path):
         return path
     known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml"))) or "none"
-    remedy = f"take one of these, add {text}.yaml, or set KEDIT_PARAMS to a folder that has {folder.name}/{text}.yaml"
+    remedy = (
+        f"take one of these, add {text}.yaml{such}, or set KEDIT_PARAMS to a folder that has {folder.name}/{text}.yaml"
+    )
     raise KeditError(f"{what} {text!r}: not found in {folder} (there: {known}); {remedy}")
 
 

@@ -36,7 +36,7 @@ TABLE = [
     (["stream", "lab-small", "--edits", "missing.json"], ["missing.json"]),
     (["stream", "lab-small", "--edits", "lab", "--guard", "hope"], ["--guard"]),
     (["evaluate", "lab-small"], ["kedit_edits.json"]),
-    (["evaluate", "lab-small", "--limit", "-1"], ["--limit", "-1"]),
+    (["evaluate", "lab-small", "--limit", "-1"], ["--limit", "greater than or equal to 1"]),
     (["fly"], ["fly"]),
 ]
 
