@@ -142,7 +142,7 @@ def test_hyperparameters_of_any_type(name, data):
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory):
     """A run folder with two checkpoints."""
-    folder = RunFolder(tmp_path_factory.mktemp("runs"), "memit", "0123")
+    folder = RunFolder(tmp_path_factory.mktemp("runs") / "memit-0123")
     for done in (2, 4):
         rows = [{"edit": i, "p": 0.1 * i} for i in range(done)]
         folder.save_checkpoint(Checkpoint(done, {"w": torch.full((3, 2), float(done))}, rows, rows, {"due": 6}))

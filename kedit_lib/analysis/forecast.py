@@ -79,9 +79,6 @@ def _bearing(shift: np.ndarray, right: np.ndarray) -> float:
 
 def _walk(pool: np.ndarray, theta: float, seed: int) -> float:
     """The first N at which the median of sums of N draws from the pool exceeds θ²."""
-    rng, sums = np.random.default_rng(seed), np.zeros(WALKERS)
-    for n in range(1, FURTHEST + 1):
-        sums += rng.choice(pool, WALKERS)
-        if np.median(sums) > theta**2:
-            return float(n)
-    return math.inf
+    sums = np.random.default_rng(seed).choice(pool, (FURTHEST, WALKERS)).cumsum(axis=0)
+    beyond = np.median(sums, axis=1) > theta**2
+    return float(beyond.argmax() + 1) if beyond.any() else math.inf

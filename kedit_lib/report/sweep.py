@@ -58,7 +58,7 @@ def run_streams(profile: Profile, orders, names=None, commit: bool = False) -> N
 
 def _store(bench: Bench, name: str, order: int, run: Run, commit: bool) -> str:
     """Store the tables of a finished run here, in case its worker has a results folder of its own; a line about it."""
-    if run.path is not None and not (ours := RunFolder.at(bench.results / "streams" / run.path.name)).finished():
+    if run.path is not None and not (ours := RunFolder(bench.results / "streams" / run.path.name)).finished():
         write_tables(ours.path, "", run.edits, run.checkpoints, run.manifest)
     if commit:
         bench.commit(name, order, run=run)

@@ -21,7 +21,7 @@ import math
 import random
 import time
 import warnings
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from statistics import linear_regression, median
 
 import torch
@@ -32,7 +32,6 @@ from ..models.tokenization import encode, target_ids
 
 ACTIONS = ("warn", "stop", "roll back", "batch")
 DEAD = 0.5  # share of lost facts at which a model counts as dead
-KEPT = ("readings", "_known", "_mixture", "_norms")  # what a guard has seen, beside what it was given
 SPAN = 5  # edits in the medians of ‖v₀‖
 SURE = 0.5  # least probability of a continuation that the model itself supplies as a canary
 
@@ -86,20 +85,21 @@ class CollapseGuard:
     swelling: float | None = 2.5
     action: str = "warn"
     seed: int = 0
-    readings: list[Reading] = field(default_factory=list)
-    _known: list | None = None
-    _mixture: float = 0.0
-    _norms: list[float] = field(default_factory=list)
+    readings: list[Reading] = field(default_factory=list, init=False)
+    _known: list | None = field(default=None, init=False)
+    _mixture: float = field(default=0.0, init=False)
+    _norms: list[float] = field(default_factory=list, init=False)
 
     def __post_init__(self):
-        if not 0 < self.tolerated < self.noticed < 1 or not 0 < self.alpha < 1:
-            raise KeditError("guard: needs 0 < tolerated < noticed < 1 and 0 < alpha < 1")
         if self.action not in ACTIONS:
             raise KeditError(f"guard: action = {self.action!r}; use one of {', '.join(ACTIONS)}")
-        if min(self.every, self.looks_at) < 1 or (self.within is not None and self.within < 1):
-            raise KeditError("guard: every, looks_at and within must be at least 1")
-        if self.swelling is not None and not self.swelling > 1:
-            raise KeditError(f"guard: swelling = {self.swelling!r}; must be more than 1, or None")
+        shares = 0 < self.tolerated < self.noticed < 1 and 0 < self.alpha < 1
+        counts = min(self.every, self.looks_at, 1 if self.within is None else self.within) >= 1
+        if not (shares and counts and (self.swelling is None or self.swelling > 1)):
+            needs = (
+                "0 < tolerated < noticed < 1, 0 < alpha < 1, every, looks_at and within of at least 1, swelling over 1"
+            )
+            raise KeditError(f"guard: needs {needs}; change what is outside")
 
     def __str__(self) -> str:
         """The alarm or the last look, and the seconds of all looks."""
@@ -110,12 +110,12 @@ class CollapseGuard:
 
     @property
     def alarm(self) -> bool:
-        return bool(self.readings) and self.readings[-1].alarm
+        return self.readings != [] and self.readings[-1].alarm
 
     @property
     def doubts(self) -> bool:
         """Whether the evidence of the last look is enough for an alarm, or ‖v₀‖ has swollen."""
-        return self.swollen or (bool(self.readings) and self.readings[-1].evidence >= -math.log10(self.alpha))
+        return self.swollen or (self.readings != [] and self.readings[-1].evidence >= -math.log10(self.alpha))
 
     @property
     def swollen(self) -> bool:
@@ -147,8 +147,8 @@ class CollapseGuard:
             self.start(model, tokenizer)
         if edits is None:
             edits = self.readings[-1].edits + 1 if self.readings else 0
-        drawn = random.Random(f"{self.seed}-{len(self.readings) + 1}")
-        asked = drawn.sample(self._known, min(self.looks_at, len(self._known)))
+        rng = random.Random(f"{self.seed}-{len(self.readings) + 1}")
+        asked = rng.sample(self._known, min(self.looks_at, len(self._known)))
         lost = len(asked) - sum(_says(getattr(model, "hf", model), asked))
         reading = self.judge(edits, lost, len(asked), time.perf_counter() - begin)
         if reading.alarm and not before:
@@ -187,7 +187,7 @@ class CollapseGuard:
     @property
     def identity(self) -> list:
         """What decides the numbers of a guarded stream."""
-        settings = {k: v for k, v in asdict(self).items() if k != "canaries" and k not in KEPT}
+        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name != "canaries"}
         return [settings, None if self.canaries is None else list(map(repr, self.canaries))]
 
     def state(self) -> dict:

@@ -1,7 +1,6 @@
 """A stream's tables: a row for each edit, the rows of each checkpoint, and where it collapsed."""
 
 import math
-import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +43,7 @@ class Run:
         """{parameter name: tensor} of everything edited, at the end. KeditError for a run that stored no weights."""
         if self.path is None:
             raise KeditError("run: its weights were not stored; pass a store to run_stream")
-        newest = RunFolder.at(self.path).newest_checkpoint()
+        newest = RunFolder(self.path).newest_checkpoint()
         if newest is None or newest.done != len(self.edits):
             raise KeditError(f"{self.path}: final weights missing or damaged; remove the folder and run it again")
         return newest.weights
@@ -64,15 +63,14 @@ def collapse_point(run, kind: str = "optimisation") -> int | None:
     model         the first checkpoint at which accuracy on untouched facts is below 0.5
     """
     if kind == "optimisation":
-        p = run.edits["probability_last"].tolist()
-        bar = statistics.median(p[:WINDOW]) / 2
-        ends = range(WINDOW + 1, len(p) + 1)
-        return next((n for n in ends if statistics.median(p[n - WINDOW : n]) < bar), None)
-    if kind == "model":
+        p = run.edits["probability_last"]
+        low = (p.rolling(WINDOW).median() < p.head(WINDOW).median() / 2).to_numpy().nonzero()[0] + 1
+    elif kind == "model":
         untouched = run.curve("accuracy", "untouched")
-        below = untouched.index[untouched < DEAD]
-        return int(below[0]) if len(below) else None
-    raise KeditError(f"collapse_point: kind = {kind!r}; use 'optimisation' or 'model'")
+        low = untouched.index[untouched < DEAD]
+    else:
+        raise KeditError(f"collapse_point: kind = {kind!r}; use 'optimisation' or 'model'")
+    return int(low[0]) if len(low) else None
 
 
 def measured_rows(model, probes, done_edits, rows, checks, last: bool) -> list[dict]:

@@ -1,7 +1,6 @@
 """Edit sequences: batches of edits made one after another without restoring weights, measured at checkpoints."""
 
 import hashlib
-import statistics
 import time
 import warnings
 from dataclasses import dataclass, field
@@ -100,7 +99,7 @@ def run_stream(
         if history.edits:
             decides["history"] = history.identity
     key = key_of(**decides)
-    folder = RunFolder(store, f"{method.name.lower()}-b{batch_size}", key)
+    folder = RunFolder(None if store is None else Path(store) / f"{method.name.lower()}-b{batch_size}-{key}")
 
     if not folder.finished():
         if method.keeps_history and history is None:
@@ -190,13 +189,11 @@ class _Stream:
 
     def _length(self) -> int:
         """How many edits the stream will make: all, or those so far when it ends early (`stop_below`, the guard)."""
-        p, ended = [row["probability_last"] for row in self.rows], False
-        if self.stop_below is not None:
-            ends = range(WINDOW, len(p) - AFTERMATH + 1)
-            ended = any(statistics.median(p[n - WINDOW : n]) < self.stop_below for n in ends)
-        if self.guard is not None:
-            ended |= self.guard.alarm and self.guard.action in ("stop", "roll back")
-        return len(p) if ended else len(self.call.edits)
+        ended = self.guard is not None and self.guard.alarm and self.guard.action in ("stop", "roll back")
+        if self.stop_below is not None and self.done >= AFTERMATH:
+            p = pd.Series([row["probability_last"] for row in self.rows[: self.done - AFTERMATH]], dtype=float)
+            ended |= (p.rolling(WINDOW).median() < self.stop_below).any()
+        return self.done if ended else len(self.call.edits)
 
     def _look(self, n: int) -> bool:
         """Run the probes if a checkpoint is due; returns whether it was."""

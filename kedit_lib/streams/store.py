@@ -22,13 +22,8 @@ TABLES = ("edits", "checkpoints")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A stream after `done` edits.
-
-    weights   {parameter name: tensor} of everything edited, nothing else of the model
-    edits     rows so far; checks: rows of the probes so far
-    state     plain data of the stream's own
-    history   what its method carries from edit to edit (None: nothing)
-    """
+    """A stream after `done` edits: {parameter name: tensor} of everything edited, rows of the edits and of the probes
+    so far, plain data of the stream's own, and what its method carries from edit to edit (None: nothing)."""
 
     done: int
     weights: dict
@@ -38,31 +33,27 @@ class Checkpoint:
     history: EditHistory | None = None
 
 
+@dataclass(frozen=True)
 class RunFolder:
-    """`<root>/<name>-<key>/`: checkpoints while it runs, then edits.parquet, checkpoints.parquet, manifest.json.
+    """`<name>-<key>/`: checkpoints while it runs, then edits.parquet, checkpoints.parquet, manifest.json.
 
     A checkpoint is a folder `at-<edits done>`, written atomically, with a checksum of each of its files; the newest
-    two are kept. root None: the run is not stored, and its `path` is None.
+    two are kept. path None: the run is not stored.
     """
 
-    def __init__(self, root, name: str, key: str):
-        self.path, self.key = None if root is None else Path(root) / f"{name}-{key}", key
+    path: Path | None
 
-    @classmethod
-    def at(cls, path) -> "RunFolder":
-        """The folder of a run that is there."""
-        name, _, key = Path(path).name.rpartition("-")
-        return cls(Path(path).parent, name, key)
+    @property
+    def key(self) -> str:
+        return self.path.name.rpartition("-")[2]
 
     def finished(self) -> bool:
         return self.path is not None and (self.path / "manifest.json").exists()
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Lock the folder for this process; another one warns and waits. The lock ends with the process.
-
-        KeditError for a folder that cannot be written.
-        """
+        """Lock the folder for this process; another one warns and waits. The lock ends with the process. KeditError for
+        a folder that cannot be written."""
         if self.path is None:
             yield
             return
@@ -88,8 +79,8 @@ class RunFolder:
             partial.mkdir()
             weights = {n: w.contiguous().cpu() for n, w in checkpoint.weights.items()}
             save_file(weights, str(partial / "weights.safetensors"))
-            for name, rows in zip(TABLES, (checkpoint.edits, checkpoint.checks), strict=True):
-                pd.DataFrame(rows).to_parquet(partial / f"{name}.parquet")
+            pd.DataFrame(checkpoint.edits).to_parquet(partial / "edits.parquet")
+            pd.DataFrame(checkpoint.checks).to_parquet(partial / "checkpoints.parquet")
             if checkpoint.history is not None:
                 checkpoint.history.save(partial / "history.safetensors")
             state = {**checkpoint.state, "done": checkpoint.done, "key": self.key}

@@ -146,7 +146,7 @@ def test_a_kill_at_each_write_point(model, tmp_path):
         kills += 1
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # what a kill leaves is never damaged
-            found = [RunFolder.at(folder).newest_checkpoint() for folder in store.glob("*")]
+            found = [RunFolder(folder).newest_checkpoint() for folder in store.glob("*")]
         done = max((checkpoint.done for checkpoint in found if checkpoint), default=0)
         assert done >= before
         point, before = (1, done) if done > before else (point + 1, done)
