@@ -33,7 +33,7 @@ class DatasetFacts(Facts):
     def __init__(self, model, edits: str, texts: str, cache: Path | None = None, chat: bool = False):
         self.model, self.source, self.corpus, self.cache, self.chat = model, edits, texts, cache, chat
         self.rejected = 0  # records that could not be an edit
-        self._knows: dict[Edit, bool] = {}
+        self._says, self._knows = KnownAnswers(model, self.match, cache), {}
 
     @cached_property
     def _read(self) -> list[Edit]:
@@ -62,12 +62,11 @@ class DatasetFacts(Facts):
 
     def edits(self, n: int, seed: int) -> list[Edit]:
         """Records without target_true are taken as they are."""
-        order = _drawn(self.records, seed)
-        found = _first(n, order, ASKED, self._known)
-        if len(found) == n:
-            return found
-        there = f"has edits of {len(order)} subjects, of which the model knows {len(found)}"
-        raise KeditError(f"edits {self.source!r}: {there}, {n} were asked for; give more, or lower n_edits")
+        found = _first(n, _drawn(self.records, seed), ASKED, self._known)
+        if len(found) < n:
+            there = f"has edits of {len(self.records)} subjects, of which the model knows {len(found)}"
+            raise KeditError(f"edits {self.source!r}: {there}, {n} were asked for; give more, or lower n_edits")
+        return found
 
     def some(self, n: int) -> list[Edit]:
         return self._real[:n] or self.records[:n]
@@ -78,25 +77,18 @@ class DatasetFacts(Facts):
         return [e for e in self.records if e.target_true is not None]
 
     @property
-    def unknown(self) -> int:
-        return sum(not knows for knows in self._knows.values())
-
-    @property
     def selection(self) -> str:
         name = Path(self.source).name if os.path.exists(self.source) else self.source
         broken = f" {self.rejected} of its records cannot be an edit." if self.rejected else ""
         asked = f"Of {len(self._knows)} facts of {name} that the model was asked about"
-        return f"{asked} it does not know {self.unknown}; these were left out before any edit.{broken}"
+        unknown = sum(not knows for knows in self._knows.values())
+        return f"{asked} it does not know {unknown}; these were left out before any edit.{broken}"
 
     def _known(self, edits: list[Edit]) -> list[Edit]:
         """The edits whose true object the unedited model knows, or is not given."""
         if ask := [e for e in edits if e.target_true is not None and e not in self._knows]:
             self._knows.update(zip(ask, self._says([(e.text, e.target_true) for e in ask]), strict=True))
         return [e for e in edits if self._knows.get(e, True)]
-
-    @cached_property
-    def _says(self) -> KnownAnswers:
-        return KnownAnswers(self.model, self.match, self.cache)
 
     def strangers(self, edits, limit: int, seed: int) -> list[tuple[str, str, str]]:
         edited = {e.subject for e in edits}
@@ -197,9 +189,8 @@ def facts_of(model, edits: str, texts: str, cache: Path | None = None, chat: boo
         raise KeditError(f"chat = True, edits = {edits!r}: goes with a file or hub name of edits; leave it out")
     if edits == LAB:
         return LabFacts(model)
-    return (
-        WorldFacts(model, edits, texts, cache) if edits == "world" else DatasetFacts(model, edits, texts, cache, chat)
-    )
+    source = WorldFacts if edits == "world" else DatasetFacts
+    return source(model, edits, texts, cache, chat)
 
 
 def kept_facts(facts: Facts, edits, n: int, untouched: int, seed: int) -> list[tuple[str, str]]:

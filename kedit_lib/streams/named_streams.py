@@ -16,40 +16,26 @@ ANCHOR_SAMPLE = 20  # edits that the reference norm of an anchored stream is mea
 
 @dataclass(frozen=True)
 class Stream:
-    """A method at a batch size.
-
-    batch_size  None: all edits in one batch
-    scale       multiplies λ
-    at          edit in the layers of this other method instead
-    last        of the layers only so many, the uppermost
-    length      edits for each edit of the profile's streams
-    change      one of `interventions.CHANGES`
-    null_share  AlphaEdit's null space by rank, this share of d_ff, instead of by threshold
-    anchored    every target gets the norm that targets have on the unedited model
-    nas         the same as its authors measure it, with their rule for targets that are far longer
-    per_d_ff    edits for each unit of d_ff, instead of the profile's number
-    keep        its history begins with the keys of so many known facts that no edit touches, and no probe asks;
-                below 1: so many for each unit of d_ff
-    brief       without the metric families: for experiments that ask how long, not what else
-    rho         v_lr has this ρ on the model at hand (editing/transfer.py) instead of the printed value
-    """
+    """A method at a batch size, with what is changed."""
 
     name: str
     method: str
-    batch_size: int | None = 1
+    batch_size: int | None = 1  # None: all edits in one batch
     overrides: dict = field(default_factory=dict, hash=False)
-    scale: float = 1.0
-    at: str | None = None
-    last: int | None = None
-    length: float = 1.0
-    change: str | None = None
-    null_share: float | None = None
-    anchored: bool = False
-    nas: bool = False
+    scale: float = 1.0  # multiplies λ
+    at: str | None = None  # edit in the layers of this other method instead
+    last: int | None = None  # of the layers only so many, the uppermost
+    length: float = 1.0  # edits for each edit of the profile's streams
+    change: str | None = None  # one of `interventions.CHANGES`
+    null_share: float | None = None  # AlphaEdit's null space by rank, this share of d_ff, instead of by threshold
+    anchored: bool = False  # every target gets the norm that targets have on the unedited model
+    nas: bool = False  # the same as its authors measure it, with their rule for targets that are far longer
+    # Its history begins with the keys of so many known facts that no edit touches, and no probe asks; below 1: so many
+    # for each unit of d_ff.
     keep: float = 0
-    brief: bool = False
-    rho: float | None = None
-    per_d_ff: float | None = None
+    brief: bool = False  # without the metric families: for experiments that ask how long, not what else
+    rho: float | None = None  # v_lr has this ρ on the model at hand (editing/transfer.py), not the printed value
+    per_d_ff: float | None = None  # edits for each unit of d_ff, instead of the profile's number
 
 
 COLLAPSING = "memit-layers-steps"  # the lab's stream whose optimised probability collapses

@@ -60,11 +60,9 @@ def run_stream(
     guard             asks known facts between edits and acts when too many are lost (guard.py)
 
     The model comes back with the weights it had before the call. Ctrl-C finishes the edit at hand and writes a
-    checkpoint before it is raised. A second process with the same call waits for the first, and says so.
-
-    KeditError before anything runs for what `method.apply` would refuse in any edit, or a store that cannot be written;
-    later for an edit that gives NaN, memory or a disk that is full: it names the edit, the layer and the last
-    checkpoint, from which the same call resumes.
+    checkpoint before it is raised. A second process with the same call waits for the first, and says so. KeditError
+    before anything runs for what `method.apply` would refuse in any edit, or a store that cannot be written; later for
+    an edit that gives NaN, memory or a disk that is full, with the checkpoint from which the same call resumes.
     """
     edits = check_edits(edits, "stream")
     dense_every = min(10, checkpoint_every) if dense_every is None else dense_every
@@ -131,19 +129,13 @@ def edits_hash(edits) -> str:
 
 @dataclass
 class _Stream:
-    """A stream while it runs: what it is made of, and where it stands.
-
-    call      all edits, prepared; its history takes on the state of the edits made
-    at_start  the probes as they are asked of the unedited model
-    due       edits at the next checkpoint
-    healthy   where it stood at the guard's last look without doubts
-    """
+    """A stream while it runs: what it is made of, and where it stands."""
 
     model: EditableModel
     method: Method
-    call: Call
+    call: Call  # all edits, prepared; its history takes on the state of the edits made
     probes: list[Probe]
-    at_start: list[Probe]
+    at_start: list[Probe]  # as they are asked of the unedited model
     folder: RunFolder
     batch_size: int
     checkpoint_every: int
@@ -153,9 +145,9 @@ class _Stream:
     rows: list[dict] = field(default_factory=list)
     checks: list[dict] = field(default_factory=list)
     started: str = field(default_factory=now)
-    due: int = 0
+    due: int = 0  # edits at the next checkpoint
     dead: bool = False
-    healthy: Checkpoint | None = None
+    healthy: Checkpoint | None = None  # where it stood at the guard's last look without doubts
 
     @property
     def done(self) -> int:
@@ -264,6 +256,6 @@ class _Stream:
         if self.guard is not None:
             self.guard.resume(**saved.state["guard"])
         begun, here = saved.state["arithmetic"], arithmetic(self.model.device)
-        if changed := [f"{name} {begun.get(name)}, now {here[name]}" for name in here if begun.get(name) != here[name]]:
-            said = f"{self.folder.path}: was begun with {'; '.join(changed)}; the last digits may differ from there on"
+        if changed := "; ".join(f"{n} {begun.get(n)}, now {here[n]}" for n in here if begun.get(n) != here[n]):
+            said = f"{self.folder.path}: was begun with {changed}; the last digits may differ from there on"
             warnings.warn(said, stacklevel=4)

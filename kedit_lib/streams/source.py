@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from functools import partial
 
 from ..data.edit import Edit, around_places
 from ..evaluation.edit_probes import EditProbe, FactProbe, PerplexityProbe, VitalProbe
@@ -76,6 +77,9 @@ class Facts:
     def reference(self) -> list[Edit] | None:
         return None
 
+    def some(self, n: int) -> list[Edit]:
+        return self.edits(n, 0)
+
 
 class LabFacts(Facts):
     """Edits of a lab world, every fact around them known."""
@@ -85,26 +89,14 @@ class LabFacts(Facts):
     selection = "Every fact of the lab's world was taught, and the model knows it; none is left out."
 
     def __init__(self, model, n_held_out: int = HELD_OUT):
-        self.model, self.world = model, world_of(model)
-        self.held_out = corpus.plain_texts(self.world, n_held_out)
-
-    def edits(self, n: int, seed: int) -> list[Edit]:
-        return lab.lab_edits(self.world, n, seed)
-
-    def some(self, n: int) -> list[Edit]:
-        return self.edits(n, 0)
-
-    def texts(self) -> list[str]:
-        return moment_texts(self.model)
+        self.world = world = world_of(model)
+        self.held_out, self.texts = corpus.plain_texts(world, n_held_out), partial(moment_texts, model)
+        self.edits, self.surround, self.around = (
+            partial(of_world, world) for of_world in (lab.lab_edits, lab.surround, lab.lab_around)
+        )
 
     def reference(self) -> list[Edit]:
         return lab.lab_edits(self.world, REFERENCE, 2, people=self.world.development)
-
-    def surround(self, edit: Edit) -> Edit:
-        return lab.surround(self.world, edit)
-
-    def around(self, edit: Edit, rng: random.Random) -> tuple[list, list]:
-        return lab.lab_around(self.world, edit, rng)
 
     def strangers(self, edits, limit: int, seed: int) -> list[tuple[str, str, str]]:
         rng = random.Random(f"strangers-{seed}")
