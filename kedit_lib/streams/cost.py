@@ -27,8 +27,7 @@ def batch_cost(profile: Profile, size: int, results: Path) -> dict:
     key = key_of(profile=asked, name="memit", size=size, algorithms=ALGORITHMS, versions=versions())
 
     def measured() -> dict:
-        begin = {"initializer": _begin, "initargs": (profile.threads,)}
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn"), **begin) as process:
+        with ProcessPoolExecutor(1, get_context("spawn"), _begin, (profile.threads,)) as process:
             try:
                 return process.submit(_batch, profile, size, results).result()
             except (BrokenProcessPool, KeditError) as error:
@@ -59,14 +58,11 @@ def _batch(profile: Profile, size: int, results: Path) -> dict:
     bench.model.restore()
     begin = time.perf_counter()
     method.apply(bench.model, edits, **given)
-    row = {
-        "batch": size,
-        "N/d_ff": size / bench.model.d_ff,
-        "seconds_per_edit": (time.perf_counter() - begin) / size,
-        "peak_mb": peak_memory(),
-    }
-    for probe in bench.probes(edits, families=False):
-        for found in probe(bench.model, edits):
-            if found["metric"] in ("accuracy", "perplexity") and found["cohort"] != "latest edits":
-                row["perplexity" if found["metric"] == "perplexity" else found["cohort"]] = found["value"]
+    row = {"batch": size, "N/d_ff": size / bench.model.d_ff}
+    row |= {"seconds_per_edit": (time.perf_counter() - begin) / size, "peak_mb": peak_memory()}
+    for found in (found for probe in bench.probes(edits, families=False) for found in probe(bench.model, edits)):
+        if found["metric"] == "perplexity":
+            row["perplexity"] = found["value"]
+        elif found["metric"] == "accuracy" and found["cohort"] != "latest edits":
+            row[found["cohort"]] = found["value"]
     return row

@@ -6,42 +6,33 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass
 
 from tqdm.auto import tqdm
 
 # For a stream in a thread, which gets no signals: whether it shall stop.
 unwanted: ContextVar[Callable[[], bool]] = ContextVar("unwanted", default=lambda: False)
-under_way: list["Interrupt"] = []  # of this process
-
-
-@dataclass
-class Interrupt:
-    noted: bool = False
-
-    @property
-    def asked(self) -> bool:
-        return self.noted or unwanted.get()()
+under_way: list[threading.Event] = []  # of the streams of this process: whether Ctrl-C was pressed
 
 
 @contextlib.contextmanager
-def postponed() -> Iterator[Interrupt]:
-    """Inside, the first Ctrl-C is only noted, so that the caller can stop where it is safe; a second one acts at once.
-    Signals are left alone outside the main thread, which alone gets them, and in a process that ignores Ctrl-C."""
-    interrupt, before = Interrupt(), signal.getsignal(signal.SIGINT)
+def postponed() -> Iterator[Callable[[], bool]]:
+    """Inside, the first Ctrl-C is only noted, so that the caller, who asks what this yields, can stop where it is safe;
+    a second one acts at once. Signals are left alone outside the main thread, which alone gets them, and in a process
+    that ignores Ctrl-C."""
+    pressed, before = threading.Event(), signal.getsignal(signal.SIGINT)
     heeded = threading.current_thread() is threading.main_thread() and callable(before)
 
     def note(*_) -> None:
-        interrupt.noted = True
+        pressed.set()
         signal.signal(signal.SIGINT, before)
         tqdm.write("stopping after this edit; Ctrl-C again stops at once", file=sys.stderr)
 
-    under_way.append(interrupt)
+    under_way.append(pressed)
     if heeded:
         signal.signal(signal.SIGINT, note)
     try:
-        yield interrupt
+        yield lambda: pressed.is_set() or unwanted.get()()
     finally:
-        under_way.remove(interrupt)
+        under_way.remove(pressed)
         if heeded:
             signal.signal(signal.SIGINT, before)

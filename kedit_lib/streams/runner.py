@@ -163,13 +163,14 @@ class _Stream:
             self.healthy = self._checkpoint()
         name = f"{self.method.name} b{self.batch_size}"
         options = {"total": len(self.call.edits), "initial": self.done, "unit": "edit", "mininterval": 2}
-        with tqdm(desc=name, disable=no_bar(progress), **options) as bar, postponed() as interrupt:
+        with tqdm(desc=name, disable=no_bar(progress), **options) as bar, postponed() as stop:
             while True:
                 n = self._length()
-                looked = not interrupt.asked and self._look(n)
-                if self.done and (looked or interrupt.asked):
+                looked = not stop() and self._look(n)
+                stopped = stop()
+                if self.done and (looked or stopped):
                     self._save()
-                if interrupt.asked:
+                if stopped:
                     raise KeyboardInterrupt(f"stopped after {self.done} of {n} edits")
                 if self.done == n:
                     return

@@ -86,10 +86,10 @@ from kedit_lib.report import sweep
 from kedit_lib.streams.interrupts import postponed
 
 def work(bench, name, order):
-    with postponed() as interrupt:
+    with postponed() as stop:
         open(f"begun-{order}", "w").close()
         end = time.monotonic() + 60
-        while not interrupt.asked and time.monotonic() < end:
+        while not stop() and time.monotonic() < end:
             time.sleep(0.1)
         time.sleep(10)
         open(f"saved-{order}", "w").close()
