@@ -96,10 +96,8 @@ class CollapseGuard:
         shares = 0 < self.tolerated < self.noticed < 1 and 0 < self.alpha < 1
         counts = min(self.every, self.looks_at, 1 if self.within is None else self.within) >= 1
         if not (shares and counts and (self.swelling is None or self.swelling > 1)):
-            needs = (
-                "0 < tolerated < noticed < 1, 0 < alpha < 1, every, looks_at and within of at least 1, swelling over 1"
-            )
-            raise KeditError(f"guard: needs {needs}; change what is outside")
+            said = "0 < tolerated < noticed < 1, 0 < alpha < 1, every, looks_at, within ≥ 1 and swelling > 1"
+            raise KeditError(f"guard: needs {said}; change what is outside")
 
     def __str__(self) -> str:
         """The alarm or the last look, and the seconds of all looks."""
@@ -130,7 +128,9 @@ class CollapseGuard:
 
     def start(self, model, tokenizer=None) -> int:
         """Keep the canaries that this model, still unedited, says; how many. KeditError when there are too few."""
-        hf, tokenizer = _parts(model, tokenizer)
+        hf, tokenizer = getattr(model, "hf", model), tokenizer or getattr(model, "tokenizer", None)
+        if tokenizer is None:
+            raise KeditError("guard: a transformers model comes without its tokenizer; pass tokenizer=")
         pairs = own_canaries(hf, tokenizer, 4 * self.looks_at, self.seed) if self.canaries is None else self.canaries
         pairs = [p if isinstance(p, tuple) else (p.text, p.target_true) for p in pairs]
         rows = [[encode(tokenizer, p), list(target_ids(tokenizer, p, a))] for p, a in pairs if a is not None]
@@ -157,20 +157,15 @@ class CollapseGuard:
 
     def judge(self, edits: int, lost: int, asked: int, seconds: float = 0.0) -> Reading:
         """Take note of a further look, at which so many facts were lost."""
-        evidence = math.log10(max(self.weigh(lost, asked), 1e-300))
+        look, tau, q = len(self.readings) + 1, self.tolerated, self.noticed
+        ratio = (q / tau) ** lost * ((1 - q) / (1 - tau)) ** (asked - lost)  # L of this look
+        self._mixture = min((self._mixture + 1 / (look * (look + 1))) * ratio, 1e300)  # Σⱼ Πᵢ≥ⱼ Lᵢ / j(j + 1)
+        evidence = math.log10(max(self._mixture, 1e-300))
         reading = Reading(edits, asked - lost, asked, evidence, self.alarm, seconds)
         self.readings.append(reading)
         if self.swollen or self.doubts and (self.within is None or self.edits_left() <= self.within):
             reading.alarm = True
         return reading
-
-    def weigh(self, lost: int, asked: int) -> float:
-        """The e-value after a further look that lost so many: the mixture over all starts, Σⱼ Πᵢ≥ⱼ Lᵢ / j(j + 1)."""
-        look = len(self.readings) + 1
-        ratio = (self.noticed / self.tolerated) ** lost
-        ratio *= ((1 - self.noticed) / (1 - self.tolerated)) ** (asked - lost)
-        self._mixture = min((self._mixture + 1 / (look * (look + 1))) * ratio, 1e300)
-        return self._mixture
 
     def edits_left(self) -> float:
         """Edits until half of the facts are lost, by a line through the looks since half of the edits; inf: never."""
@@ -210,9 +205,8 @@ def alarms_at(looks, norms=(), batch: int = 1, **settings) -> int | None:
     return None
 
 
-def own_canaries(model, tokenizer, n: int, seed: int) -> list[tuple[str, str]]:
-    """n (text, next word) pairs of text that the model samples itself, where it is sure of the word."""
-    hf, tokenizer = _parts(model, tokenizer)
+def own_canaries(hf, tokenizer, n: int, seed: int) -> list[tuple[str, str]]:
+    """n (text, next word) pairs of text that a transformers model samples itself, where it is sure of the word."""
     start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     if start is None:
         raise KeditError("guard: the tokenizer has no start token to sample from; give canaries")
@@ -232,13 +226,6 @@ def own_canaries(model, tokenizer, n: int, seed: int) -> list[tuple[str, str]]:
             if len(found) >= n:
                 break
     return found[:n]
-
-
-def _parts(model, tokenizer):
-    tokenizer = tokenizer or getattr(model, "tokenizer", None)
-    if tokenizer is None:
-        raise KeditError("guard: a transformers model comes without its tokenizer; pass tokenizer=")
-    return getattr(model, "hf", model), tokenizer
 
 
 @torch.no_grad()

@@ -78,8 +78,7 @@ def test_the_mixture_is_the_sum_over_all_starts():
     guard, ratios = CollapseGuard([], looks_at=10), []
     for look, lost in enumerate([0, 3, 6, 2], 1):
         ratios.append((0.2 / 0.1) ** lost * (0.8 / 0.9) ** (10 - lost))
-        e_value = guard.weigh(lost, 10)
-        guard.readings.append(None)
+        e_value = 10 ** guard.judge(look, lost, 10).evidence
         by_hand = sum(torch.tensor(ratios[j - 1 :]).double().prod().item() / (j * (j + 1)) for j in range(1, look + 1))
         assert e_value == pytest.approx(by_hand)
 
@@ -156,6 +155,6 @@ def test_a_resumed_stream_goes_on_with_its_guard(model, canaries, tmp_path):
 def test_a_model_supplies_canaries_of_its_own():
     """Words that it is sure of in text that it writes: so it says them again when it is asked."""
     model = kedit.load_model("lab-small")
-    found = own_canaries(model, None, 12, 0)
-    assert len(set(found)) == 12 and found == own_canaries(model, None, 12, 0)
+    found = own_canaries(model.hf, model.tokenizer, 12, 0)
+    assert len(set(found)) == 12 and found == own_canaries(model.hf, model.tokenizer, 12, 0)
     assert CollapseGuard(found).start(model) >= 10
