@@ -1,7 +1,6 @@
 """One execution of the notebooks: its effective profile, where its outputs go, each notebook's parameters, and the
 content that all outputs depend on."""
 
-import ast
 import hashlib
 import json
 import os
@@ -111,8 +110,8 @@ def parameters_for(run: Run, source: Path) -> dict[str, Any]:
     return {name: values[name] for name in names}
 
 
-def parameters_of(source: Path) -> dict[str, Any]:
-    """{name: default} of a notebook's one `parameters` cell, which may only assign plain values to names."""
+def parameters_of(source: Path) -> list[str]:
+    """The names that a notebook's one `parameters` cell assigns."""
     try:
         cells = json.loads(source.read_text(encoding="utf-8"))["cells"]  # importing nbformat would take seconds
         texts = ["".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", [])]
@@ -120,13 +119,7 @@ def parameters_of(source: Path) -> dict[str, Any]:
         raise KeditError(f"{source.name}: is not a notebook; save it again with JupyterLab") from None
     if len(texts) != 1:
         raise KeditError(f"{source.name}: has {len(texts)} cells tagged 'parameters'; tag exactly one")
-    try:
-        lines = ast.parse(texts[0]).body
-        return {line.targets[0].id: ast.literal_eval(line.value) for line in lines}
-    except (SyntaxError, AttributeError, ValueError, TypeError, MemoryError, RecursionError):
-        raise KeditError(
-            f"{source.name}: the parameters cell does more than 'name = plain value' lines; move the rest below it"
-        ) from None
+    return re.findall(r"^(\w+) *=", texts[0], re.MULTILINE)
 
 
 def library_files(root: Path) -> list[Path]:
@@ -134,12 +127,9 @@ def library_files(root: Path) -> list[Path]:
 
     The weights' checksum, configuration and tokenizer stand for the megabytes of the weights themselves.
     """
-    files = {p for p in PACKAGE.rglob("*") if p.suffix in {".py", ".yaml"}}
-    files |= {p for p in (PACKAGE / "lab" / "weights").rglob("*") if p.is_file() and p.suffix != ".safetensors"}
-    files |= set(params_folder().rglob("*.yaml"))
-    files |= {p for p in (root / "figures" / "data").rglob("*") if p.suffix in {".parquet", ".json", ".csv"}}
-    files |= {p for p in [root / "constraints.txt", *(root / "examples").glob("*")] if p.is_file()}
-    return sorted(files)
+    folders = [PACKAGE, params_folder(), root / "figures" / "data", root / "examples"]
+    files = [root / "constraints.txt", *(path for folder in folders for path in folder.rglob("*"))]
+    return sorted(p for p in files if p.is_file() and p.suffix not in {".safetensors", ".pyc"})
 
 
 def hash_files(files: Iterable[Path]) -> str:

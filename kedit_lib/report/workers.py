@@ -16,7 +16,7 @@ from typing import Any
 
 import dask
 import torch
-from distributed import Client, LocalCluster, Reschedule, Status, as_completed, get_worker
+from distributed import Client, Reschedule, Status, as_completed, get_worker
 
 from ..data.config import Profile
 from ..data.provenance import ALGORITHMS, key_of
@@ -71,30 +71,24 @@ def in_workers(tasks: dict[str, tuple], profile: Profile, took: Callable = lambd
     return found
 
 
-@contextlib.contextmanager
-def _client(profile: Profile) -> Iterator[Client]:
-    """A client of the scheduler at SCHEDULER; without one, of `workers` processes that end with the block."""
-    with contextlib.ExitStack() as stack:
-        address = os.environ.get("SCHEDULER")
-        if address:
-            try:
-                client = stack.enter_context(Client(address, timeout=10))
-            except (OSError, ValueError) as error:
-                raise KeditError(
-                    f"scheduler {address!r}: cannot be reached ({first_line(error)}); start one by `dask scheduler` "
-                    "and give its tcp://host:port, or leave SCHEDULER out"
-                ) from None
-        else:
-            stack.enter_context(dask.config.set(LOCAL))
-            options = {"silence_logs": logging.CRITICAL, "env": {"OMP_NUM_THREADS": profile.threads}}
-            options |= {"n_workers": profile.workers, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
-            with _deaf():
-                cluster = LocalCluster(**options)
-                client = stack.enter_context(Client(stack.enter_context(cluster)))
-        workers = len(client.scheduler_info(n_workers=-1)["workers"])
-        shown = client.dashboard_link if find_spec("bokeh") else client.scheduler.address
-        print(f"{workers} workers: {shown}", flush=True)
-        yield client
+def _client(profile: Profile) -> Client:
+    """A client of the scheduler at SCHEDULER; without one, of `workers` processes that end with it."""
+    if address := os.environ.get("SCHEDULER"):
+        try:
+            client = Client(address, timeout=10)
+        except (OSError, ValueError) as error:
+            raise KeditError(
+                f"scheduler {address!r}: cannot be reached ({first_line(error)}); start one by `dask scheduler` and "
+                "give its tcp://host:port, or leave SCHEDULER out"
+            ) from None
+    else:
+        options = {"silence_logs": logging.CRITICAL, "env": {"OMP_NUM_THREADS": profile.threads}}
+        options |= {"n_workers": profile.workers, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}
+        with _deaf(), dask.config.set(LOCAL):
+            client = Client(**options)
+    shown = client.dashboard_link if find_spec("bokeh") else client.scheduler.address
+    print(f"{len(client.scheduler_info(n_workers=-1)['workers'])} workers: {shown}", flush=True)
+    return client
 
 
 @contextlib.contextmanager

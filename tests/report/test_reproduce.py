@@ -246,7 +246,6 @@ def wait_for(condition, seconds: float = 60) -> None:
         (["--only", "07"], "seed = 0", ["'07'", "00_ok"]),
         ([], "colour = 1", ["01_bad.ipynb", "'colour'", "no profile"]),
         ([], None, ["01_bad.ipynb", "0 cells tagged"]),
-        ([], "seed = compute()", ["01_bad.ipynb", "plain value"]),
     ],
 )
 def test_wrong_arguments_or_parameters_of_one_notebook_stop_all_before_they_start(

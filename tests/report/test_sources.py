@@ -1,6 +1,7 @@
 """The house rules for notebook sources, and for their prose: a number in it is a constant, for whatever was measured is
 computed by a cell."""
 
+import ast
 import json
 import re
 
@@ -28,11 +29,14 @@ BARS = {  # of predictions, in the words in which they were made
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)
 def test_a_source_holds_short_cells_no_outputs_and_parameters_of_a_profile(source):
-    for cell in json.loads(source.read_text(encoding="utf-8"))["cells"]:
+    cells = json.loads(source.read_text(encoding="utf-8"))["cells"]
+    for cell in cells:
         assert "id" in cell and not cell.get("outputs") and not cell.get("execution_count")
         assert cell["cell_type"] != "code" or len("".join(cell["source"]).splitlines()) <= MAX_LINES
-    defaults = {RENAMED.get(name, name): value for name, value in parameters_of(source).items()}
-    load_profile(defaults.pop("profile"), **defaults)
+    (given,) = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    defaults = {line.targets[0].id: ast.literal_eval(line.value) for line in ast.parse(given).body}
+    assert list(defaults) == parameters_of(source)
+    load_profile(defaults.pop("profile"), **{RENAMED.get(name, name): value for name, value in defaults.items()})
 
 
 def numbers(prose: str) -> set[str]:
