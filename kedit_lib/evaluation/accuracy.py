@@ -82,22 +82,20 @@ def known_edits(model, edits: list[Edit], match: str | None = None) -> tuple[lis
     return known, len(edits) - len(known)
 
 
-# Whether a text says the answer. text: what was written so far; ended: whether the model ended it there
+# Whether a text says the answer: its first sentence is it, it begins with it, or its first sentence mentions it.
+# ended: the model ended the text there
 
 
 def says(text: str, ended: bool, answer: str) -> bool:
-    """The first sentence is the answer and nothing else."""
     said, stopped = sentence(text, [answer])
     return said == answer and (stopped or ended)
 
 
 def begins(text: str, ended: bool, answer: str) -> bool:
-    """The text begins with the answer, as words of its own."""
     return 0 in places(_bare(text), _bare(answer))
 
 
 def mentions(text: str, ended: bool, answer: str) -> bool:
-    """The answer begins within the first sentence, as words of its own."""
     return _mentioned(text, answer) is not None
 
 
@@ -111,22 +109,18 @@ def settled(match: str, text: str, ended: bool, answer: str) -> bool | None:
     text = text.rstrip("\ufffd")  # a character of which some bytes are still to come
     if match == "exact":
         return None if answer.startswith(text.strip()) and "\n" not in text.lstrip() else says(text, False, answer)
+    plain, wanted = _plain(text), _plain(answer)
     if match == "begins":
         if begins(text, False, answer):
             return True if len(_bare(text)) > len(_bare(answer)) else None
-        return None if may_begin(text, answer) else False
-    at, end, plain, wanted = _mentioned(text, answer), _first(text), _plain(text), _plain(answer)
+        open_ = "the".startswith(plain) or _bare(answer).startswith(_bare(text)) or wanted.startswith(plain)
+        return None if open_ else False
+    at, end = _mentioned(text, answer), _first(text)
     if (end if at is None else at) + len(wanted) < len(plain):
         return at is not None
     # Behind the first sentence only an answer that began in it goes on; an accent may still change the last letter.
     begun = len(plain) <= end or any(wanted.startswith(plain[i:-1]) for i in range(end + 1))
     return None if begun or at is not None else False
-
-
-def may_begin(text: str, answer: str) -> bool:
-    """Whether a text that goes on from this one can still begin with the answer."""
-    begun = _plain(text.rstrip("\ufffd"))
-    return "the".startswith(begun) or _bare(answer).startswith(_bare(begun)) or _plain(answer).startswith(begun)
 
 
 def _mentioned(text: str, answer: str) -> int | None:

@@ -13,18 +13,13 @@ from .teacher_forcing import answer_probability
 
 def ask(model, edit: Edit) -> pd.DataFrame:
     """Rows: the edit prompt, its paraphrases, its neighbors; what the model says, p of the new and the true object."""
-    prompts = [
-        ("edit", edit.text),
-        *(("paraphrase", p) for p in edit.paraphrases),
-        *(("neighbor", p) for p in edit.neighborhood),
-    ]
-    texts = [p for _, p in prompts]
-    table = pd.DataFrame(prompts, columns=["", "prompt"])
-    objects = [o for o in (edit.target_new, edit.target_true) if o is not None]
-    table["says"] = complete(model.hf, model.tokenizer, texts, answers=objects)
-    for column, answer in (("p(new)", edit.target_new), ("p(true)", edit.target_true)):
-        if answer is not None:
-            table[column] = answer_probability(model, texts, [answer] * len(texts)).numpy()
+    kinds = {"edit": [edit.text], "paraphrase": edit.paraphrases, "neighbor": edit.neighborhood}
+    table = pd.DataFrame([(kind, p) for kind, prompts in kinds.items() for p in prompts], columns=["", "prompt"])
+    objects = {"p(new)": edit.target_new} | ({} if edit.target_true is None else {"p(true)": edit.target_true})
+    prompts = table.prompt.tolist()
+    table["says"] = complete(model.hf, model.tokenizer, prompts, answers=list(objects.values()))
+    for column, answer in objects.items():
+        table[column] = answer_probability(model, prompts, [answer] * len(prompts)).numpy()
     return table.set_index("").round(4)
 
 
