@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pandas as pd
 
@@ -18,6 +18,7 @@ from .words import spaceless
 UNNAMED = re.compile(r"\s*|Unnamed: \d+")  # the header of a column that a table program added: its row numbers
 REQUIRED = object()
 NO_JSON = (ValueError, RecursionError)
+DEEPEST = 9  # objects in objects
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 PROMPTS, ANSWERS = ("prompt", "New Question"), ("ground_truth", "answer", "target", "New Answer")  # of a question
 Rows = Iterator[tuple[str, Any]]  # where each record stands, and its JSON value or the KeditError that it gives
@@ -26,8 +27,7 @@ Rows = Iterator[tuple[str, Any]]  # where each record stands, and its JSON value
 class Record:
     """The values of a record, and `where` it is, e.g. "facts.json record 3"; `broken`: why it could not be read.
 
-    A path such as "requested_rewrite.target_new.str" goes through objects; null counts as absent, a whole number as
-    text ("1945"). KeditError for a value of the wrong type.
+    leaves   {path: value} of all that is in it, such as "requested_rewrite.target_new.str"; null counts as absent
     """
 
     def __init__(self, where: str, number: int, values):
@@ -35,72 +35,61 @@ class Record:
             values = KeditError('is not an object; write {"prompt": …, "subject": …, "target_new": …}')
         self.where, self.number = where, number
         self.values, self.broken = (values, None) if isinstance(values, dict) else ({}, values)
+        self.leaves = dict(_leaves(self.values))
 
     def text(self, path: str, default=REQUIRED) -> str:
-        """One text; of a list of right answers, each perhaps a list of spellings, the first. KeditError where it is
-        missing without a default."""
-        text = self._text(path, self._at(path))
-        if text is None and default is REQUIRED:
+        """One text or whole number ("1945"); of a list of right answers, each perhaps a list of spellings, the first.
+        KeditError for anything else, and where it is missing without a default."""
+        found = self._text(path, self.leaves.get(path))
+        if found is None and default is REQUIRED:
             raise KeditError(f"{self.where}: field {path!r} is missing")
-        return default if text is None else text
+        return default if found is None else found
 
     def texts(self, *paths: str) -> list[str]:
         """All texts at these paths, each one text or a list of them, without blank ones."""
-        found = [self._text(path, item) for path in paths for item in _listed(self._at(path))]
-        return [text for text in found if text is not None and text.strip()]
+        return [text for path in paths for text in self._listed(path) if text.strip()]
 
     def pairs(self, *places: str | tuple[str, str]) -> list[tuple[str, str]]:
         """(prompt, answer) of all questions, without blank ones. A place is a path below which questions stand, however
         deep, or a path of prompts and one of answers."""
-        found = []
-        for place in places:
-            if isinstance(place, str):
-                found += self._questions(place, self._at(place))
-            else:
-                found += self._zipped(*((path, self._at(path)) for path in place))
+        two = [pair for place in places for pair in ([place] if isinstance(place, tuple) else self._questions(place))]
+        found = [pair for paths in two for pair in zip(*map(self._listed, paths), strict=False)]
         return [(prompt, answer) for prompt, answer in found if prompt.strip() and answer.strip()]
 
     def label(self, path: str) -> str:
         """What names the record, a text or a number; its position when absent."""
-        value = self.values.get(path)
+        value = self.leaves.get(path)
         return str(self.number if value is None else value)
-
-    def _at(self, path: str):
-        value, names = self.values, path.split(".")
-        for depth, name in enumerate(names):
-            if not isinstance(value, (dict, type(None))):
-                self._refuse(".".join(names[:depth]), "an object", value)
-            value = value and value.get(name)
-        return value
 
     def _text(self, path: str, value) -> str | None:
         while isinstance(value, list):
             value = value[0] if value else None
-        if not isinstance(value, (str, type(None))) and type(value) is not int:
-            self._refuse(path, "text", value)
-        return str(value) if type(value) is int else value
+        if value is None or isinstance(value, str):
+            return value
+        if type(value) is not int:
+            raise KeditError(f"{self.where}: field {path!r} must be text, got {value!r:.60}")
+        return str(value)
 
-    def _questions(self, path: str, value) -> list[tuple[str, str]]:
-        inner = dict(enumerate(value)) if isinstance(value, list) else value or {}
-        if not isinstance(inner, dict):
-            self._refuse(path, "questions, objects with prompt and answer", value)
-        asked, said = (next((name for name in names if name in inner), None) for names in (PROMPTS, ANSWERS))
-        if asked is None:
-            return [two for name, below in inner.items() for two in self._questions(f"{path}.{name}", below)]
-        return self._zipped(*((f"{path}.{name}", inner.get(name)) for name in (asked, said)))
+    def _listed(self, path: str) -> list[str]:
+        value = self.leaves.get(path)
+        return [self._text(path, item) or "" for item in (value if isinstance(value, list) else [value])]
 
-    def _zipped(self, *two: tuple[str, Any]) -> list[tuple[str, str]]:
-        both = ([self._text(path, item) or "" for item in _listed(value)] for path, value in two)
-        return list(zip(*both, strict=False))
-
-    def _refuse(self, path: str, must: str, value) -> NoReturn:
-        shown = repr(value)
-        shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
-        raise KeditError(f"{self.where}: field {path!r} must be {must}, got {shown}")
+    def _questions(self, path: str) -> Iterator[tuple[str, str]]:
+        """(path of the prompt, path of the answer)."""
+        for leaf in self.leaves:
+            above, _, name = leaf.rpartition(".")
+            if name in PROMPTS and f"{above}.".startswith(f"{path}."):
+                yield leaf, next((said for n in ANSWERS if (said := f"{above}.{n}") in self.leaves), "")
 
 
-def _listed(value) -> list:
-    return value if isinstance(value, list) else [value]
+def _leaves(value, path: str = "") -> Iterator[tuple[str, Any]]:
+    """What is no object and no list of objects, or lies deeper than any schema has it."""
+    inner = dict(enumerate(value)) if isinstance(value, list) and any(isinstance(v, dict) for v in value) else value
+    if not isinstance(inner, dict) or path.count(".") >= DEEPEST:
+        yield path, value
+        return
+    for name, below in inner.items():
+        yield from _leaves(below, f"{path}.{name}" if path else name)
 
 
 def records_of(source: str | Path, **hub) -> list[Record]:

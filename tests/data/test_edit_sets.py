@@ -207,11 +207,10 @@ LEFT_OUT = [  # a record, the field that is changed and its value, what the reas
     (ZSRE, "subject", None, ["field 'subject' is missing"]),
     (COUNTERFACT, f"{REWRITE}.target_new.str", ..., [f"'{REWRITE}.target_new.str' is missing"]),
     (COUNTERFACT, f"{REWRITE}.target_true", ..., [f"'{REWRITE}.target_true.str' is missing"]),
-    (COUNTERFACT, f"{REWRITE}.target_new", "violin", [f"'{REWRITE}.target_new'", "an object", "'violin'"]),
+    (COUNTERFACT, f"{REWRITE}.target_new", "violin", [f"'{REWRITE}.target_new.str' is missing"]),
     (FLAT, "target_new", 1998.5, ["'target_new'", "text", "1998.5"]),
     (COUNTERFACT, "paraphrase_prompts", ["a", 2.5], ["'paraphrase_prompts'", "text", "2.5"]),
     (COUNTERFACT, "portability.New Answer", 5.5, ["'portability.New Answer'", "text", "5.5"]),
-    (KNOWEDIT, "portability.Reasoning", "it", ["'portability.Reasoning'", "questions", "'it'"]),
     (KNOWEDIT, "portability.Reasoning.0.ground_truth", [[3.5]], ["'portability.Reasoning.0.ground_truth'", "3.5"]),
     (OWN, "prompt", "He plays the", ["0 places", "from_text"]),
 ]
