@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from ..data.edit import Edit, Question
+from ..data.edit import Edit, Question, around_places
 from ..data.files import HUB_NAME, READERS, documents
 from ..data.words import places
 from ..data.world import KnownWorld
@@ -89,6 +89,12 @@ class DatasetFacts(Facts):
         if ask := [e for e in edits if e.target_true is not None and e not in self._knows]:
             self._knows.update(zip(ask, self._says([(e.text, e.target_true) for e in ask]), strict=True))
         return [e for e in edits if self._knows.get(e, True)]
+
+    def cohorts(self, edits, untouched: int, seed: int) -> dict[str, list[tuple[str, str]]]:
+        strangers = self.strangers(edits, untouched, seed)
+        facts = [(subject.join(around_places(prompt)), answer) for prompt, subject, answer in strangers]
+        facts += self.neighbors(edits, untouched - len(facts), seed)
+        return {"untouched": facts, "same subjects": self.own(edits, max(1, untouched // 5), seed)}
 
     def strangers(self, edits, limit: int, seed: int) -> list[tuple[str, str, str]]:
         edited = {e.subject for e in edits}

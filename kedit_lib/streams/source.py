@@ -4,7 +4,7 @@ import random
 from dataclasses import replace
 from functools import partial
 
-from ..data.edit import Edit, around_places
+from ..data.edit import Edit
 from ..evaluation.edit_probes import EditProbe, FactProbe, PerplexityProbe, VitalProbe
 from ..evaluation.protocol import Probe
 from ..evaluation.side_effects import SELDOM, family_probes, other_prompts
@@ -24,6 +24,7 @@ class Facts:
     strangers(edits, limit, seed)  (prompt with {}, subject, answer) of facts whose subject no edit names
     around(edit, rng)  (prompt, answer) pairs that an edit should leave alone: of other subjects, and of its own
     surround(edit)    the edit with what the source knows around it
+    cohorts(edits, untouched, seed)  {cohort: (prompt, answer) pairs that the edits should leave alone}
     reference()       facts for ‖v₀‖ that no stream edits (None: those of `transfer`)
     selection         a sentence on the facts left out so far, because the model does not know them
     """
@@ -63,13 +64,6 @@ class Facts:
             found += family_probes(edits, **asked, every=every, match=match)
         return found
 
-    def cohorts(self, edits, untouched: int, seed: int) -> dict[str, list[tuple[str, str]]]:
-        """{cohort: (prompt, answer) pairs that the edits should leave alone}."""
-        strangers = self.strangers(edits, untouched, seed)
-        facts = [(subject.join(around_places(prompt)), answer) for prompt, subject, answer in strangers]
-        facts += self.neighbors(edits, untouched - len(facts), seed)
-        return {"untouched": facts, "same subjects": self.own(edits, max(1, untouched // 5), seed)}
-
     def consequences(self, edits) -> dict:
         """Keywords of `family_probes`: questions about what follows from the edits."""
         return {}
@@ -91,9 +85,8 @@ class LabFacts(Facts):
     def __init__(self, model, n_held_out: int = HELD_OUT):
         self.world = world = world_of(model)
         self.held_out, self.texts = corpus.plain_texts(world, n_held_out), partial(moment_texts, model)
-        self.edits, self.surround, self.around = (
-            partial(of_world, world) for of_world in (lab.lab_edits, lab.surround, lab.lab_around)
-        )
+        self.edits = partial(lab.lab_edits, world)
+        self.surround, self.around = partial(lab.surround, world), partial(lab.lab_around, world)
 
     def reference(self) -> list[Edit]:
         return lab.lab_edits(self.world, REFERENCE, 2, people=self.world.development)
