@@ -64,7 +64,7 @@ def whole_files(folder):
     kedit.SecondMoments.from_tensors({i: c[:4, :4] for i, c in tiny.second_moments([1, 2]).items()}).save(folder / "C")
     history = kedit.EditHistory()
     history.edits, history.model_checksum, history._b = 2, "0" * 64, "B"
-    history.keys, history._products = {1: torch.ones(2, 4)}, {1: torch.ones(2, 4)}
+    history.tensors = {"k.1": torch.ones(2, 4), "bk.1": torch.ones(2, 4)}
     history.save(folder / "H")
     profile = (params_folder() / "profiles" / "smoke.yaml").read_bytes()
     source = {"cells": [{"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": ["seed = 0\n"]}]}

@@ -46,14 +46,12 @@ def method_class(name: str) -> type[Method]:
     """The method of that name, in any case: "r-rome" is RROME, "memit-mass" MEMIT, "ft-l" and "ft-m" FT, "simie-rome"
     SimIE, around ROME. KeditError for an unknown one."""
     classes = {_plain(known): cls for known, cls in (METHODS | BASELINES).items()}
-    plain = ALSO_CALLED.get(_plain(name), _plain(name))
-    around, _, base = name.partition("-")
-    if plain not in classes and base and issubclass(classes.get(_plain(around), Method), Wrapper):
-        method_class(base)
-        return classes[_plain(around)]
-    if plain not in classes:
-        raise KeditError(f"method {name!r}: is unknown; use one of {', '.join(METHODS | BASELINES)}")
-    return classes[plain]
+    around, _, base = str(name).partition("-")
+    if found := classes.get(ALSO_CALLED.get(_plain(name), _plain(name))):
+        return found
+    if base and issubclass(found := classes.get(_plain(around), Method), Wrapper) and method_class(base):
+        return found
+    raise KeditError(f"method {name!r}: is unknown; use one of {', '.join(METHODS | BASELINES)}")
 
 
 def method_for(model, name: str, **overrides) -> Method:
@@ -65,21 +63,20 @@ def method_for(model, name: str, **overrides) -> Method:
     """
     if name == "stream-weights":
         name, overrides = "memit", {"use_history": True, "stop": "argmax", "line_search": 1.12, **overrides}
-    cls, model_name = method_class(name), getattr(model, "name", model)
+    cls, model_name = method_class(name), str(getattr(model, "name", model))
     if cls is Retrieval:  # nothing about it depends on the model
         return cls(**overrides)
-    found = load_model_params(str(model_name))
-    published, own = found["model"].get("d_ff"), getattr(model, "d_ff", None)
+    sections = {_plain(key): values for key, values in load_model_params(model_name).items()}
+    published, own = sections["MODEL"].get("d_ff"), getattr(model, "d_ff", None)
     if None not in (published, own) and published != own:
         problem = f"its parameters are of a model with d_ff {published}, it has {own}"
         raise KeditError(f"model {model_name!r}: {problem}; rename one of two models that share a name")
-    sections = {_plain(key): values for key, values in found.items()}
-    for section in (_plain(name), _plain(cls.__name__)):
-        if section in sections:
-            values = {**sections[section], **overrides}
-            if issubclass(cls, Wrapper) and isinstance(values.get("base"), str):
-                named = _plain(name) not in sections and name.partition("-")[2]
-                values["base"] = method_for(model, overrides.get("base") or named or values["base"])
-            return cls(**values)
-    where = f"params/models has no hyperparameters for it under {model_name!r}"
-    raise KeditError(f"method {name!r}: {where}; pass them yourself")
+    values = sections.get(_plain(name), sections.get(_plain(cls.__name__)))
+    if values is None:
+        where = f"params/models has no hyperparameters for it under {model_name!r}"
+        raise KeditError(f"method {name!r}: {where}; pass them yourself")
+    values = {**values, **overrides}
+    if issubclass(cls, Wrapper) and isinstance(values.get("base"), str):
+        named = _plain(name) not in sections and name.partition("-")[2]
+        values["base"] = method_for(model, overrides.get("base") or named or values["base"])
+    return cls(**values)

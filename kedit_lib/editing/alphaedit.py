@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from pydantic import Field
 
+from ..errors import KeditError
 from .null_space import NullSpace
 from .spread import Spread
 
@@ -19,7 +20,7 @@ class InNullSpace(Spread):
     """nullspace_threshold, nullspace_rank: P is over the singular values of C below this absolute number, or over so
     many of the smallest. A `projection` given to `apply` goes before both."""
 
-    takes = frozenset({"targets", "projection"})
+    takes = Spread.takes | {"projection"}
     shift = None  # P needs no inverse of C
     keeps_history = True
     nullspace_threshold: float = Field(0.02, gt=0)
@@ -31,10 +32,12 @@ class InNullSpace(Spread):
 
     def _check(self, call):
         call = super()._check(call)
-        if call.projection is None:
-            call = replace(call, projection=self.null_space(call.moments))
-            call.projection.check(call.model, self.layers)
-        return call
+        projection = self.null_space(call.moments) if call.projection is None else call.projection
+        if not isinstance(projection, NullSpace):
+            kind = type(projection).__name__
+            raise KeditError(f"{self.name}: projection is of type {kind}; pass NullSpace.from_moments(moments, …)")
+        projection.check(call.model, self.layers)
+        return replace(call, projection=projection)
 
     def _fixed(self, call):
         return f"P of {call.projection.identity}", call.projection.project

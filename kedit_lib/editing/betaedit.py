@@ -8,14 +8,15 @@ written, nor anything after it. With B = U₀ [U₀ᵀ λ₁C U₀ + λ₂ I]⁻
 """
 
 from math import sqrt
+from typing import ClassVar
 
 import torch
 from pydantic import Field
 
 from .alphaedit import InNullSpace
-from .locate_then_edit import Targeted
 from .null_space import NullSpace
 from .second_moments import SecondMoments
+from .spread import Spread
 
 BROKEN = 20  # ‖Δ‖/√N at which the authors stop
 
@@ -23,29 +24,25 @@ BROKEN = 20  # ‖Δ‖/√N at which the authors stop
 class BetaEdit(InNullSpace):
     """The fields of its null space; lambda1: weight of C; lambda2: of ‖Δ‖²; tau: edits after which P is renewed."""
 
-    takes = Targeted.takes  # P is renewed from the moments
+    takes = Spread.takes  # P is renewed from the moments
     needs_history = True
     keys_after = False
+    sigma: ClassVar[float] = 1.0
     lambda1: float = Field(3000.0, gt=0)
     lambda2: float = Field(10.0, gt=0)
     tau: int = Field(1000, ge=1)
 
-    @property
-    def sigma(self) -> float:
-        return 1.0
-
-    def _edit_layers(self, call, outcome, first_keys):
+    def _apply(self, call):
         done, numbers = call.history.edits, call.history.numbers
         if done - numbers.get("renewed", 0) >= self.tau:
             numbers["renewed"] = done
-        super()._edit_layers(call, outcome, first_keys)
+        return super()._apply(call)
 
     def _solve(self, call, layer, k, r, outcome):
         delta, numbers = super()._solve(call, layer, k, r, outcome), call.history.numbers
         if "broken" in numbers or float(delta.norm()) / sqrt(len(k)) > BROKEN:
             numbers["broken"] = True
-            outcome.written[layer] = outcome.written[layer] * 0
-            return delta * 0
+            delta, outcome.written[layer] = delta * 0, outcome.written[layer] * 0
         return delta
 
     def _fixed(self, call):

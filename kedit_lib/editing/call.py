@@ -52,7 +52,7 @@ class Call:
     """The checked arguments of one `apply`, with the edits as token ids.
 
     requests   a Request an edit, its clean prompt first
-    z          finished targets, a tensor [d_model] an edit (None: they are optimised)
+    targets    finished ones, a tensor [d_model] an edit (None: they are optimised)
     engine     what evaluates the loss of a target, one of `engine.ENGINES` (None: the method's own)
     filters    the `filters.Filter`s that change each update before it is written, in this order
     """
@@ -63,7 +63,7 @@ class Call:
     moments: SecondMoments | None = None
     history: EditHistory | None = None
     projection: NullSpace | None = None
-    z: list[Tensor] | None = None
+    targets: list[Tensor] | None = None
     engine: str | None = None
     filters: tuple = ()
 
@@ -77,8 +77,8 @@ class Call:
         return [r.prompts[0] for r in self.requests]
 
     def part(self, begin: int, end: int) -> Self:
-        z = None if self.z is None else self.z[begin:end]
-        return replace(self, edits=self.edits[begin:end], requests=self.requests[begin:end], z=z)
+        targets = self.targets and self.targets[begin:end]
+        return replace(self, edits=self.edits[begin:end], requests=self.requests[begin:end], targets=targets)
 
 
 def in_turn(name: str, call: Call, insert) -> Outcome:

@@ -24,52 +24,43 @@ def check_pipeline(tokenizer, subject, input_ids, lookup, target_ids, attention_
     if not rows or len(lookups) != len(rows) or len({len(row) for row in rows}) != 1:
         given = f"{len(rows)} rows of lengths {sorted({len(r) for r in rows})} and {len(lookups)} lookups"
         raise KeditError(f"check_pipeline: {given}; give padded rows, [n, t], and one index a row")
-    if attention_mask is None:  # runs of the pad token at either end are padding
-        tokens = [[p for p, token in enumerate(row) if token != tokenizer.pad_token_id] for row in rows]
-        reals = [list(range(at[0], at[-1] + 1)) if at else [] for at in tokens]
-    else:
-        reals = [[p for p, seen in enumerate(mask) if seen] for mask in _lists(attention_mask)]
     found, own = [], [t for t in target if t not in tokenizer.all_special_ids]
     if target[:1] != own[:1]:
         token = tokenizer.decode(target[:1])
         found.append(f"target: begins with the special token {token!r}; encode it with add_special_tokens=False")
-    for i, (row, real, at) in enumerate(zip(rows, reals, lookups, strict=True)):
-        problems = [
-            _started_again(tokenizer, [row[p] for p in real], own),
-            _looked_up(tokenizer, row, real, subject, at % len(row)),
-            "" if labels is None else _expected(real, _lists(labels)[i]),
-        ]
-        found += [f"row {i}: {problem}" for problem in problems if problem]
+    for i, (row, at) in enumerate(zip(rows, lookups, strict=True)):
+        if attention_mask is None:  # runs of the pad token at either end are padding
+            tokens = [p for p, token in enumerate(row) if token != tokenizer.pad_token_id]
+            real = list(range(tokens[0], tokens[-1] + 1)) if tokens else []
+        else:
+            real = [p for p, seen in enumerate(_lists(attention_mask)[i]) if seen]
+        problems = _prompt(tokenizer, row, real, own, subject, at % len(row))
+        places = real[-1:] if labels is None else [p for p, label in enumerate(_lists(labels)[i]) if label != UNSEEN]
+        if not places or places != real[-len(places) :]:
+            where = f"at {places[0]} to {places[-1]}" if places else "nowhere"
+            problems.append(f"the target is expected {where}, the sentence ends at {real[-1]}")
+        found += [f"row {i}: {problem}" for problem in problems]
     return found
 
 
-def _started_again(tokenizer, ids: list[int], target: list[int]) -> str:
-    tail = [tokenizer.bos_token_id, *target[:-1]]
-    if tail[0] is None or len(ids) <= len(tail) or ids[-len(tail) :] != tail:
-        return ""
-    return f"the start token {tokenizer.decode(tail[:1])!r} stands between prompt and target"
-
-
-def _looked_up(tokenizer, row: list[int], real: list[int], subject: str, at: int) -> str:
-    ids = [row[p] for p in real]
+def _prompt(tokenizer, row: list[int], real: list[int], target: list[int], subject: str, at: int) -> list[str]:
+    """What is wrong with a row whose tokens stand at `real`, when its subject is looked up `at`."""
+    ids, start, found = [row[p] for p in real], tokenizer.bos_token_id, []
+    tail = [start, *target[:-1]]
+    if start is not None and len(ids) > len(tail) and ids[-len(tail) :] == tail:
+        found.append(f"the start token {tokenizer.decode([start])!r} stands between prompt and target")
     counts = [tokenizer.decode(ids[: n + 1]).count(subject) for n in range(len(ids))]
     if not counts or not counts[-1]:
-        return f"the subject {subject!r} is not in it: {tokenizer.decode(ids)!r}"
+        return [*found, f"the subject {subject!r} is not in it: {tokenizer.decode(ids)!r}"]
     last = counts.index(counts[-1])
-    right, what = real[last], repr(tokenizer.decode([row[at]])) if at in real else "padding"
-    said = f"index {at} is {what}, the subject's last token is {tokenizer.decode([row[right]])!r} at {right}"
-    if at == last:
-        said += f"; the row has {right - last} tokens of padding in front and is counted as if it had none"
-        said += ": set tokenizer.padding_side = 'right', or add them"
-    return "" if at == right else said
-
-
-def _expected(real: list[int], labels: list[int]) -> str:
-    places = [p for p, label in enumerate(labels) if label != UNSEEN]
-    if places and places == real[-len(places) :]:
-        return ""
-    where = f"at {places[0]} to {places[-1]}" if places else "nowhere"
-    return f"the target is expected {where}, the sentence ends at {real[-1]}"
+    if at != (right := real[last]):
+        what = repr(tokenizer.decode([row[at]])) if at in real else "padding"
+        said = f"index {at} is {what}, the subject's last token is {tokenizer.decode([row[right]])!r} at {right}"
+        if at == last:
+            said += f"; the row has {right - last} tokens of padding in front and is counted as if it had none"
+            said += ": set tokenizer.padding_side = 'right', or add them"
+        found.append(said)
+    return found
 
 
 def _lists(values) -> list:

@@ -18,10 +18,5 @@ class EMMET(Spread):
     emmet_lambda: float = Field(0.1, ge=0)
     update_norm_lambda: float = Field(0.0, ge=0)
 
-    @property
-    def shift(self) -> float:
-        """C′ = λ (C + shift·I)."""
-        return self.update_norm_lambda / self.mom2_update_weight
-
     def _ridge(self, n):
         return self.emmet_lambda if n > 1 else 0.0

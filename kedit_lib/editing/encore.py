@@ -25,8 +25,3 @@ class ENCORE(Spread):
     @property
     def cutoff(self) -> float:
         return self.prob_cutoff
-
-    @property
-    def shift(self) -> float:
-        """λC + λ_n I = λ (C + shift·I)."""
-        return self.update_norm_lambda / self.mom2_update_weight

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .alphaedit import InNullSpace
 from .closed_form import update
+from .method import off_unless_given
 
 JITTER = 1e-6
 SMALL = 1e-10  # singular values of Y that count as none
@@ -25,22 +26,19 @@ NOTHING_MISSING = 1e-2  # mean ‖r‖ below which the code skips
 class EvoEdit(InNullSpace):
     """The fields of its null space; L2: weight of ‖Δ‖²; as_code: the authors' rule for keys that come again."""
 
-    options = (*InNullSpace.options, "as_code")
     needs_history = True
     keys_after = False
     L2: float = Field(4.0, gt=0)
-    as_code: bool = False
+    as_code: bool = off_unless_given()
 
-    def _edit_layers(self, call, outcome, first_keys):
+    def _apply(self, call):
         call.history.cache.pop("skipping", None)
-        super()._edit_layers(call, outcome, first_keys)
+        return super()._apply(call)
 
     def _solve(self, call, layer, k, r, outcome):
         history, free = call.history, call.projection.project(layer, k)  # P₀k
         q = history.get("Q", layer, k.device)
-        q = free[:0] if q is None else q
-        if not self.as_code:
-            q = _given_back(q, free)
+        q = free[:0] if q is None else q if self.as_code else _given_back(q, free)
         y = free - free @ q.T @ q
         missing = r.norm(dim=1).mean() / self._share(self.layers.index(layer))
         if self.as_code and ("skipping" in history.cache or missing < NOTHING_MISSING or y.norm() < LOST):

@@ -22,48 +22,44 @@ def method_from_file(path, method: str | None = None) -> Method:
     of defaults that are taken. KeditError for a file that cannot be read, an unknown method or field, a value of the
     wrong type, and a switch whose position is not supported.
     """
-    values = _read(path := Path(path))
+    path = Path(path)
+    values = {str(field): value for field, value in _read(path).items()}
     named = [values.pop(key) for key in ("alg_name", "alg") if key in values]
     name = method or (named[0] if named else path.parent.name)
     try:
-        cls = method_class(str(name))
+        return _made(path, method_class(str(name)), values)
     except KeditError as error:
         unnamed = f"does not say its method (no alg_name, and its folder {name!r} is not one); pass method="
-        raise KeditError(f"{path.name}: {error if method or named else unnamed}") from None
-    return _made(path, cls, {str(field): value for field, value in values.items()})
+        unknown = not (method or named) and "is unknown; use one of" in str(error)
+        raise KeditError(f"{path.name}: {unnamed if unknown else error}") from None
 
 
 def _made(path: Path, cls: type[Method], values: dict[str, Any]) -> Method:
+    known = cls.model_fields
     for theirs, ours in FIELDS["renamed"].items():
-        if theirs in values and ours in cls.model_fields:
+        if theirs in values and ours in known:
             values[ours] = values.pop(theirs)
     if issubclass(cls, Wrapper):
         values = _with_base(path, cls, values)
     for field, value in FIELDS["only"].items():
-        if field not in cls.model_fields and (found := values.pop(field, value)) != value:
-            raise KeditError(f"{path.name}: {field} = {found!r}: is not supported here; only {value!r} is")
+        if field not in known and (found := values.pop(field, value)) != value:
+            raise KeditError(f"{field} = {found!r}: is not supported here; only {value!r} is")
     for field in ("rewrite_module_tmp", "rewrite_module_tmps", "inner_params"):
         modules = values.get(field, [])
         for module in modules if isinstance(modules, list) else [modules]:
             if not MLP_OUTPUT.fullmatch(str(module)):
-                raise KeditError(f"{path.name}: {field} = {module!r}: here methods edit the map that leaves the MLP")
-    if isinstance(named := values.get("inner_params"), list):  # GRACE's, which has no other word for its layer
-        values = {f: v for f, v in values.items() if f != "inner_params"}
-        values["layers"] = [int(number) for name in named for number in re.findall(r"\d+", name)[:1]]
+                raise KeditError(f"{field} = {module!r}: here methods edit the map that leaves the MLP")
+    if isinstance(values.get("inner_params"), list):  # GRACE's, which has no other word for its layer
+        values["layers"] = [int(n) for name in values.pop("inner_params") for n in re.findall(r"\d+", name)[:1]]
     left_out = []
     unread = {"nothing that its program reads": FIELDS["unread"].get(cls.__name__, "")}
     for place, fields in (FIELDS["elsewhere"] | unread).items():
-        if found := [f for f in fields.split() if f in values and f not in cls.model_fields]:
+        if found := [f for f in fields.split() if f not in known and values.pop(f, values) is not values]:
             left_out.append(f"{', '.join(found)} ({place})")
-            values = {f: value for f, value in values.items() if f not in found}
-    off = FIELDS["off"]
-    try:
-        made = cls(**{f: off[f] if value is False and f in off else value for f, value in values.items()})
-    except KeditError as error:
-        raise KeditError(f"{path.name}: {error}") from None
+    made = cls(**{f: FIELDS["off"].get(f, False) if value is False else value for f, value in values.items()})
     if left_out:
         warnings.warn(f"{path.name}: left out, because it is set elsewhere: {'; '.join(left_out)}", stacklevel=3)
-    numbers = [f for f, info in cls.model_fields.items() if type(info.default) in (int, float) and f != "batch_size"]
+    numbers = [f for f, info in known.items() if type(info.default) in (int, float) and f != "batch_size"]
     if missing := [f"{f} = {getattr(made, f)}" for f in numbers if f not in values]:
         warnings.warn(f"{path.name}: does not give {', '.join(missing)}; the default is taken", stacklevel=3)
     return made

@@ -20,7 +20,7 @@ from .call import Call, Outcome, drift, matrix
 from .closed_form import update
 from .locate_then_edit import Targeted
 from .memit import MEMIT
-from .method import Method
+from .method import Method, off_unless_given
 
 
 class Filter(Method):
@@ -45,8 +45,7 @@ class Filter(Method):
 class FilteredMEMIT(Filter, MEMIT):
     """MEMIT's hyperparameters; compensation: whether the next batch makes up for what the filter takes."""
 
-    options = (*MEMIT.options, "compensation")
-    compensation: bool = False
+    compensation: bool = off_unless_given()
 
     @property
     def keeps_history(self) -> bool:
@@ -90,10 +89,15 @@ class FilteredMEMIT(Filter, MEMIT):
         super()._remember(call, outcome, keys)
 
 
+def _of_base(name: str) -> property:
+    return property(lambda wrapper: getattr(wrapper.base, name))
+
+
 class Wrapper(Method):
     """A method around another one, its base, with the same layers; its name has both."""
 
     base: SerializeAsAny[Targeted]
+    context_style, needs_moments = _of_base("context_style"), _of_base("needs_moments")
 
     def __init__(self, base=None, **values):
         if not isinstance(base, Targeted) or type(base).recall is not Method.recall:
@@ -111,14 +115,6 @@ class Wrapper(Method):
     def hyperparameters(self) -> dict:
         return super().hyperparameters | {"base": {"method": self.base.name, **self.base.hyperparameters}}
 
-    @property
-    def context_style(self) -> str:
-        return self.base.context_style
-
-    @property
-    def needs_moments(self) -> bool:
-        return self.base.needs_moments
-
     def contexts(self, model, given=None):
         return self.base.contexts(model, given)
 
@@ -126,13 +122,7 @@ class Wrapper(Method):
 class Filtering(Filter, Wrapper):
     """A wrapper that changes every update of its base. The history, if any, is the base's."""
 
-    @property
-    def keeps_history(self) -> bool:
-        return self.base.keeps_history
-
-    @property
-    def history_kind(self) -> str:
-        return self.base.history_kind
+    keeps_history, history_kind = _of_base("keeps_history"), _of_base("history_kind")
 
     def prepare(self, *args, **given) -> Call:
         call = self.base.prepare(*args, **given)

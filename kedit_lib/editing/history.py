@@ -23,6 +23,8 @@ from ..errors import KeditError
 from ..models.checked import check_owner
 from .closed_form import grown_factor
 
+DERIVED = ("bk", "factor")  # BK, and the factor of σI + KBKᵀ for the first edits at least
+
 
 class EditHistory:
     """Belongs to one model and to the edits in its weights: after `model.restore()` start a new one.
@@ -30,28 +32,27 @@ class EditHistory:
     kind             methods of one kind read each other's histories
     edits            how many edits it remembers
     model_checksum   of their model (None while it is empty)
-    keys             {layer: [edits, d_ff]}, for methods that keep keys
-    tensors          {"<what>.<layer>": tensor} a method's own; replaced, never changed in place
+    tensors          {"<what>.<layer>": tensor}: "k" [edits, d_ff], for methods that keep keys, with what is DERIVED of
+                     it; or a method's own. Replaced, never changed in place
     numbers          {name: number or plain data} likewise
     cache            derived values; neither saved nor part of the identity
     """
 
     def __init__(self, kind: str = "keys"):
         self.kind, self.edits, self.model_checksum = kind, 0, None
-        self.keys: dict[int, Tensor] = {}
-        self._b, self._products = "", {}  # the name of B, and BK by layer
-        self._ridge, self._factors = 0.0, {}  # σ, and by layer the factor of σI + KBKᵀ for the first edits at least
         self.tensors: dict[str, Tensor] = {}
         self.numbers: dict = {}
         self.cache: dict = {}
+        self._b, self._ridge = "", 0.0  # the name of B, and σ
 
     def __repr__(self) -> str:
-        size = sum(t.nbytes for part in (*self._by_layer.values(), self.tensors) for t in part.values()) / 2**20
+        size = sum(t.nbytes for t in self.tensors.values()) / 2**20
         return f"EditHistory({self.kind}: {self.edits} edits, {size:.3g} MiB)"
 
     @property
-    def _by_layer(self) -> dict[str, dict[int, Tensor]]:
-        return {"k": self.keys, "bk": self._products, "factor": self._factors}
+    def keys(self) -> dict[int, Tensor]:
+        """{layer: [edits, d_ff]}"""
+        return {int(name[2:]): k for name, k in self.tensors.items() if name.startswith("k.")}
 
     def check(self, model, layers) -> None:
         """KeditError unless it is empty or belongs to `model` and, where it keeps keys, to exactly these layers."""
@@ -64,46 +65,52 @@ class EditHistory:
     def recall(self, layer: int, b: str, times, ridge: float) -> tuple[Tensor, Tensor, Tensor]:
         """(K, BK, L): rows [edits, d_ff] of all edits so far, and the factor of σI + KBKᵀ [edits, edits]. b names the
         matrix B, times(layer, k) multiplies by it, ridge is σ; only what is new, or of another B or σ, is computed."""
-        if b != self._b:
-            self._b, self._products, self._factors = b, {}, {}
-        if ridge != self._ridge:
-            self._ridge, self._factors = ridge, {}
-        k, products = self.keys[layer], self._products.get(layer)
-        if products is None:
-            products = times(layer, k)
-        elif len(products) < len(k):
-            products = torch.cat([products, times(layer, k[len(products) :]).to(products)])
-        self._products[layer] = products
-        self._factors[layer] = grown_factor(self._factors.get(layer), k.to(products.device), products, ridge)
-        return k, products, self._factors[layer]
+        stale = DERIVED if b != self._b else DERIVED[1:] if ridge != self._ridge else ()
+        self.tensors = {name: t for name, t in self.tensors.items() if name.split(".")[0] not in stale}
+        self._b, self._ridge = b, ridge
+        k, bk = self.get("k", layer), self.get("bk", layer)
+        if bk is None:
+            bk = times(layer, k)
+        elif len(bk) < len(k):
+            bk = torch.cat([bk, times(layer, k[len(bk) :]).to(bk)])
+        factor = grown_factor(self.get("factor", layer), k.to(bk.device), bk, ridge)
+        self.tensors |= {f"bk.{layer}": bk, f"factor.{layer}": factor}
+        return k, bk, factor
 
     def remember(self, model, keys: dict[int, Tensor]) -> None:
         """The keys {layer: [N, d_ff]} of a finished batch."""
         for layer, k in keys.items():
-            self.keys[layer] = torch.cat([self.keys[layer].to(k.device), k]) if layer in self.keys else k
+            self.append("k", layer, k)
         self.count(model, len(k))
 
     def count(self, model, edits: int) -> None:
         self.edits, self.model_checksum = self.edits + edits, model.checksum
 
     def get(self, what: str, layer, device=None) -> Tensor | None:
-        """The method's own tensor of that layer, or None before the first."""
+        """That tensor of that layer, or None before the first."""
         found = self.tensors.get(f"{what}.{layer}")
         return found if found is None else found.to(device)
 
     def put(self, what: str, layer, value: Tensor) -> None:
         self.tensors[f"{what}.{layer}"] = value.contiguous()  # as a file gives it back: products then round alike
 
+    def append(self, what: str, layer, rows: Tensor) -> None:
+        past = self.get(what, layer, rows.device)
+        self.put(what, layer, rows if past is None else torch.cat([past, rows]))
+
     @property
     def identity(self) -> str:
         """A hash, for stores."""
         digest = hashlib.sha256(f"{self.edits} {self.model_checksum}".encode())
-        for layer, k in sorted(self.keys.items()):
-            digest.update(f"{layer} {k.dtype}".encode() + k.cpu().contiguous().numpy().tobytes())
+
+        def add(named) -> None:
+            for name, tensor in sorted(named.items()):
+                digest.update(f"{name} {tensor.dtype}".encode() + tensor.cpu().contiguous().numpy().tobytes())
+
+        add(self.keys)
         if self.numbers:
             digest.update(json.dumps(self.numbers, sort_keys=True).encode())
-        for name, value in sorted(self.tensors.items()):
-            digest.update(f"{name} {value.dtype}".encode() + value.cpu().contiguous().numpy().tobytes())
+        add({name: t for name, t in self.tensors.items() if name.split(".")[0] not in ("k", *DERIVED)})
         return digest.hexdigest()[:20]
 
     def copy(self) -> Self:
@@ -115,9 +122,8 @@ class EditHistory:
         """Write one safetensors file, atomically."""
         about = {"kind": self.kind, "edits": str(self.edits), "model_checksum": self.model_checksum or ""}
         about |= {"numbers": json.dumps(self.numbers), "b": self._b, "ridge": float(self._ridge).hex()}
-        tensors = {f"{part}.{i}": t for part, found in self._by_layer.items() for i, t in found.items()} | self.tensors
         with replacing(path) as partial:
-            save_file({name: t.cpu().contiguous() for name, t in tensors.items()}, str(partial), metadata=about)
+            save_file({name: t.cpu().contiguous() for name, t in self.tensors.items()}, str(partial), metadata=about)
 
     @classmethod
     def load(cls, path) -> Self:
@@ -125,18 +131,12 @@ class EditHistory:
         try:
             with safe_open(str(path), "pt") as file:
                 about = file.metadata()
+                found = cls(about.get("kind", "keys"))
                 # Cloned into memory that is aligned as torch's own: products round differently elsewhere.
-                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118, not a dict
-            found = cls(about.get("kind", "keys"))
+                found.tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
             found.edits, found.model_checksum = int(about["edits"]), about["model_checksum"] or None
             found.numbers = json.loads(about.get("numbers", "{}"))
             found._b, found._ridge = about.get("b", ""), float.fromhex(about.get("ridge", "0"))
-            for name, tensor in tensors.items():
-                part, layer = name.split(".")
-                if part in found._by_layer:
-                    found._by_layer[part][int(layer)] = tensor
-                else:
-                    found.tensors[name] = tensor
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise KeditError(f"history file {path}: cannot be read ({error}); remove it and edit again") from error
         return found

@@ -13,6 +13,16 @@ from .engine import Plain, Suffix
 from .method import Method
 
 
+def changed(method: Method, change: str) -> Method:
+    """`method` with one of CHANGES, which its name says too. KeditError for one that is unknown or does not apply."""
+    if change not in CHANGES:
+        raise KeditError(f"change {change!r}: is unknown; there are {', '.join(CHANGES)}")
+    mixin, fits = CHANGES[change]
+    if not isinstance(method, fits):
+        raise KeditError(f"change {change!r}: does not apply to {method.name}; use it with {fits[0].__name__}")
+    return type(f"{method.name} {change}", (mixin, type(method)), {})(**dict(method))
+
+
 class _Superposed:
     """Every update is computed on the unedited model and added: W = W₀ + Σ Δᵢ. No edit responds to those before it."""
 
@@ -38,8 +48,9 @@ def _as_now(method, call, targets) -> list:
     return [replace(t, delta=d) for t, d in zip(targets, delta, strict=True)]
 
 
-def _healing(heal) -> type[Suffix]:
-    """An engine in which heal(tails, tails of the unedited model) is run in front of the layers above z."""
+def _healed(heal) -> type:
+    """Targets are optimised with some tokens healed, where the answer is read: the layers above z run on heal(tails,
+    tails of the unedited model). Keys and residual are those of the edited model."""
 
     class Healing(Suffix):
         def _tails(self, *prompts, **where):
@@ -48,25 +59,19 @@ def _healing(heal) -> type[Suffix]:
                 unedited, *_ = super()._tails(*prompts, **where)
             return heal(now, unedited), *seen
 
-    return Healing
+    class Healed:
+        engine = Healing
+
+        def _check(self, call):
+            if self._site(call.model).inside:
+                raise KeditError(f"{self.name}: needs targets that are values of the stream; use it with MEMIT")
+            return super()._check(call)
+
+    return Healed
 
 
-class _HealedBehind:
-    """Targets are optimised with the tokens after the subject healed, where the answer is read; keys and residual are
-    those of the edited model."""
-
-    engine = _healing(lambda now, old: replace(now, hidden=torch.cat([now.hidden[:, :1], old.hidden[:, 1:]], 1)))
-
-    def _check(self, call):
-        if self._site(call.model).inside:
-            raise KeditError(f"{self.name}: needs targets that are values of the stream; use it with MEMIT")
-        return super()._check(call)
-
-
-class _HealedBefore(_HealedBehind):
-    """The same for the tokens in front of the subject's last."""
-
-    engine = _healing(lambda now, old: replace(now, prefix=old.prefix))
+def _behind_the_subject(now, old):
+    return replace(now, hidden=torch.cat([now.hidden[:, :1], old.hidden[:, 1:]], 1))
 
 
 class _StartInTarget:
@@ -125,38 +130,21 @@ class _LeftPadded:
         return {i: self._mean(k, call) for i, k in misplaced_keys(call.model, call.prompts, layers).items()}
 
 
-class _AsInTheLog(_StartInTarget, _LeftPadded):
-    """Both bugs."""
+def _with(*bases, **attributes) -> type:
+    return type("", bases, attributes)
 
 
-class _ThreeContexts:
-    """The clean prompt and the first two sampled contexts."""
-
-    def contexts(self, model, given=None):
-        return super().contexts(model, given)[:3]
-
-
+# {change: (what goes in front of the method's class, the classes that it fits)}
 CHANGES = {
     "superposed": (_Superposed, (MEMIT, PMET, ROME)),
     "frozen z": (_FrozenTargets, (MEMIT, PMET, ROME)),
-    "healed behind": (_HealedBehind, (MEMIT,)),
-    "healed before": (_HealedBefore, (MEMIT,)),
-    "clean keys": (type("", (), {"clean_only": True}), (MEMIT, PMET, ROME)),  # the clean prompt is the only context
-    "three contexts": (_ThreeContexts, (MEMIT, PMET, ROME)),
-    "twenty-one contexts": (type("", (), {"context_style": "rome"}), (MEMIT, PMET)),
-    "linear share": (type("", (), {"_share": MEMIT._share}), (PMET,)),  # R/(m − i) for R/√(m − i)
+    "healed behind": (_healed(_behind_the_subject), (MEMIT,)),
+    "healed before": (_healed(lambda now, old: replace(now, prefix=old.prefix)), (MEMIT,)),
+    "clean keys": (_with(clean_only=True), (MEMIT, PMET, ROME)),  # the clean prompt is the only context
+    "three contexts": (_with(contexts=lambda self, *given: Method.contexts(self, *given)[:3]), (MEMIT, PMET, ROME)),
+    "twenty-one contexts": (_with(context_style="rome"), (MEMIT, PMET)),
+    "linear share": (_with(_share=MEMIT._share), (PMET,)),  # R/(m − i) for R/√(m − i)
     "start in target": (_StartInTarget, (MEMIT, PMET, ROME)),
     "left padded": (_LeftPadded, (PMET, MEMIT)),
-    "both bugs": (_AsInTheLog, (PMET, MEMIT)),
+    "both bugs": (_with(_StartInTarget, _LeftPadded), (PMET, MEMIT)),
 }
-
-
-def changed(method: Method, change: str) -> Method:
-    """`method` with one of CHANGES, which its name says too. KeditError for one that is unknown or does not apply."""
-    if change not in CHANGES:
-        raise KeditError(f"change {change!r}: is unknown; there are {', '.join(CHANGES)}")
-    mixin, fits = CHANGES[change]
-    if not isinstance(method, fits):
-        raise KeditError(f"change {change!r}: does not apply to {method.name}; use it with {fits[0].__name__}")
-    cls = type(f"{method.name} {change}", (mixin, type(method)), {"__doc__": mixin.__doc__})
-    return cls(**method.model_dump())

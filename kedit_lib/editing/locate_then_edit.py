@@ -2,7 +2,6 @@
 
 from abc import abstractmethod
 from dataclasses import replace
-from math import inf
 from typing import ClassVar, Literal
 
 from pydantic import Field
@@ -13,8 +12,8 @@ from .call import Call
 from .compute_k import Reading
 from .compute_z import Target, optimise
 from .engine import ENGINES, Engine, Site, Suffix
-from .method import Method
-from .norm_anchor import anchored, mlp_values
+from .method import Method, off_unless_given
+from .norm_anchor import anchored
 
 
 class Targeted(Method):
@@ -34,8 +33,7 @@ class Targeted(Method):
     A method says with `_site` where δ goes and what z is a value of.
     """
 
-    options = (*Method.options, "anchor_skip", "stop")
-    takes = frozenset({"targets"})
+    takes = frozenset({"targets", "engine"})
     engine: ClassVar[type[Engine]] = Suffix
     loss_stop: ClassVar[float] = 0.05
     skipped_beyond: ClassVar[float] = 2  # times norm_anchor
@@ -45,9 +43,9 @@ class Targeted(Method):
     v_weight_decay: float = Field(1e-3, ge=0)
     clamp_norm_factor: float = Field(4.0, gt=0)
     kl_factor: float = Field(0.0625, ge=0)
-    norm_anchor: float | None = Field(None, gt=0)
+    norm_anchor: float | None = off_unless_given(None, gt=0)
     anchor_skip: bool = True
-    stop: Literal["argmax"] | None = None
+    stop: Literal["argmax"] | None = off_unless_given(None)
 
     @property
     def cutoff(self) -> float:
@@ -78,20 +76,20 @@ class Targeted(Method):
 
     def _check(self, call: Call) -> Call:
         model, call = call.model, super()._check(call)
-        problem, z, shape = None, call.z or [], (model.d_model,)
+        problem, z, shape = None, [] if call.targets is None else list(call.targets), (model.d_model,)
         good = [isinstance(one, Tensor) and one.shape == shape and bool(one.isfinite().all()) for one in z]
         if self.v_loss_layer is not None and self.v_loss_layer >= model.n_layers:
             there = f"{model.name} has layers 0 to {model.n_layers - 1}; leave it out for the last"
             problem = f"v_loss_layer = {self.v_loss_layer}, {there}"
-        elif call.engine is not None and call.engine not in ENGINES:
+        elif call.engine not in (None, *ENGINES):
             problem = f"engine = {call.engine!r}: is unknown; use one of {', '.join(ENGINES)}"
-        elif call.z is not None and len(z) != len(call.edits):
+        elif call.targets is not None and len(z) != len(call.edits):
             problem = f"{len(z)} targets for {len(call.edits)} edits; give one z an edit"
         elif not all(good):
             problem = f"target {good.index(False)} is not a finite tensor of shape {shape}; give one z an edit"
         if problem:
             raise KeditError(f"{self.name}: {problem}")
-        return replace(call, z=call.z and [one.to(model.device, model.math_dtype) for one in z])
+        return replace(call, targets=[one.to(model.device, model.math_dtype) for one in z] or None)
 
     def _optimise(self, call: Call) -> tuple[list[Target], Tensor | None]:
         """The targets on the weights at hand, and the keys [n, contexts, d_ff] of the first layer."""
@@ -100,15 +98,11 @@ class Targeted(Method):
 
     def _targets(self, call: Call) -> tuple[list[Target], Tensor | None]:
         """The targets that are written, given or optimised and anchored; and the first layer's keys if measured."""
-        if call.z is not None:
-            pairs = zip(call.z, self._values(Reading(call.model, call.clean)), strict=True)
+        if call.targets is not None:
+            pairs = zip(call.targets, self._values(Reading(call.model, call.clean)), strict=True)
             return [Target(z, z - v, [], [], v.norm().item(), False, False) for z, v in pairs], None
         targets, keys = self._optimise(call)
-        if (r := self.norm_anchor) is not None:
-            longest = self.skipped_beyond * r if self.anchor_skip else inf
-            pairs = zip(targets, mlp_values(call, targets, self.layers[-1]), strict=True)
-            targets = [anchored(target, v, r, longest) for target, v in pairs]
-        return targets, keys
+        return anchored(self, call, targets) if self.norm_anchor else targets, keys
 
     def _values(self, clean: Reading, settled: int = 0) -> Tensor:
         """[n, d_model] what z is a value of, at the clean prompts on the weights so far."""

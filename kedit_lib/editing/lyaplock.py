@@ -40,10 +40,9 @@ class LyapLock(Spread):
         sigma = self.mom2_update_weight * history.numbers.get(f"q.{layer}", 1.0)
         g = (k * bk).sum(1)
         if history.edits:
-            past_k, past_bk, factor = history.recall(layer, *self._fixed(call), sigma)
-            k, bk = torch.cat([past_k.to(k), k]), torch.cat([past_bk.to(bk), bk])
-            y = torch.cat([history.get("y", layer, y.device), y])
-            factor = factor.to(k.device)
+            past = (*history.recall(layer, *self._fixed(call), sigma), history.get("y", layer))
+            past_k, past_bk, factor, past_y = (part.to(k.device) for part in past)
+            k, bk, y = torch.cat([past_k, k]), torch.cat([past_bk, bk]), torch.cat([past_y, y])
         x = torch.cholesky_solve(y, grown_factor(factor, k, bk, sigma))
         history.cache["damage", layer] = float((x * (k @ (bk.T @ x))).sum())  # tr C (W−W₀)ᵀ(W−W₀) of W₀ + xᵀbk
         outcome.s[layer], outcome.written[layer] = g, g / (sigma + g)
@@ -52,8 +51,7 @@ class LyapLock(Spread):
     def _remember(self, call, outcome, keys):
         history, numbers = call.history, call.history.numbers
         for layer, k in keys.items():
-            y, past = k.double() @ drift(call.model, layer).T, history.get("y", layer)
-            history.put("y", layer, y if past is None else torch.cat([past.to(y), y]))
+            history.append("y", layer, k.double() @ drift(call.model, layer).T)
             damage = history.cache.pop(("damage", layer))
             limit = self.alpha * numbers.setdefault(f"first damage.{layer}", damage)
             z = numbers.get(f"Z.{layer}", sqrt(limit)) + (damage - limit) / sqrt(limit)

@@ -11,6 +11,7 @@ the earlier batches, each measured on the weights after it. MEMIT-MASS is MEMIT 
 
 from pydantic import Field
 
+from .method import off_unless_given
 from .spread import Spread
 
 
@@ -19,7 +20,7 @@ class MEMIT(Spread):
     use_history: whether successive calls share an EditHistory (M)."""
 
     mom2_update_weight: float = Field(15000, gt=0)
-    use_history: bool = False
+    use_history: bool = off_unless_given()
 
     @property
     def keeps_history(self) -> bool:

@@ -4,7 +4,7 @@ A method overrides `_apply`, and what it differs in of
 
     needs_moments, shift           whether C is used; C + shift·I is inverted (None: nothing is)
     keeps_history, needs_history   whether calls may share a history; whether a call without one starts its own
-    takes                          which of targets and projection may be given
+    takes                          which of projection, targets and engine may be given
     context_style, clean_only      the contexts that keys and targets are averaged over; whether there are none
     one_layer                      whether it edits exactly one layer
     _check(call)                   what else it refuses, and what it prepares of its arguments
@@ -14,6 +14,7 @@ A method overrides `_apply`, and what it differs in of
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from inspect import Parameter, Signature
+from operator import not_
 from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -31,9 +32,14 @@ from .compute_z import warn_if_doubtful
 from .contexts import check_contexts, generate_contexts
 from .engine import requests_of
 from .history import EditHistory
-from .null_space import NullSpace
 
 CALLED = "__init__ apply contexts hyperparameters keeps_history name needs_moments new_history".split()
+UNUSED = {"projection": "uses no projection", "targets": "optimises no targets", "engine": "optimises no targets"}
+
+
+def off_unless_given(default=False, **rules):
+    """A hyperparameter that stored keys leave out while it is off: runs from before it existed are found again."""
+    return Field(default, exclude_if=not_, **rules)
 
 
 class _Listed(type(BaseModel)):
@@ -58,7 +64,6 @@ class Method(BaseModel, ABC, metaclass=_Listed):
     shift: ClassVar[float | None] = 0.0
     keeps_history: ClassVar[bool] = False
     needs_history: ClassVar[bool] = False
-    options: ClassVar[tuple[str, ...]] = ("use_history", "norm_anchor")  # off unless given
     layers: list[int] = Field(min_length=1)
 
     @classmethod
@@ -69,14 +74,18 @@ class Method(BaseModel, ABC, metaclass=_Listed):
 
     def __init__(self, **values):
         """KeditError for an unknown hyperparameter and for a value out of its range."""
+        problem = None
         try:
             super().__init__(**values)
         except ValidationError as error:
             problem = problem_of(error, "hyperparameter", type(self).model_fields)
-            raise KeditError(f"{type(self).__name__}: {problem}") from None
-        if list(self.layers) != sorted(set(self.layers)) or (self.one_layer and len(self.layers) != 1):
-            must = "edits exactly one layer; give a list of one" if self.one_layer else "must ascend without repeats"
-            raise KeditError(f"{type(self).__name__}: layers = {self.layers}: {must}")
+        else:
+            if self.one_layer and len(self.layers) != 1:
+                problem = f"layers = {self.layers}: edits exactly one layer; give a list of one"
+            elif self.layers != sorted(set(self.layers)):
+                problem = f"layers = {self.layers}: must ascend without repeats"
+        if problem:
+            raise KeditError(f"{type(self).__name__}: {problem}")
 
     @property
     def name(self) -> str:
@@ -85,11 +94,8 @@ class Method(BaseModel, ABC, metaclass=_Listed):
     @property
     def hyperparameters(self) -> dict:
         """The hyperparameters as plain data, for the keys of stores; an option that is off is left out."""
-        # Left out, so that runs stored before the option existed are found again.
-        found = {n: v for n, v in self.model_dump().items() if n not in self.options or v}
-        if "norm_anchor" not in found:
-            found.pop("anchor_skip", None)
-        return found
+        anchored = vars(self).get("norm_anchor") and self.anchor_skip
+        return self.model_dump(exclude=None if anchored else {"anchor_skip"})
 
     @property
     def history_kind(self) -> str:
@@ -134,8 +140,8 @@ class Method(BaseModel, ABC, metaclass=_Listed):
         check_editable(model, self.name)
         edits = check_edits(edits, self.name)
         model.check_layers(self.layers)
-        z, history = None if targets is None else list(targets), self._history(model, moments, history)
-        call = self._check(Call(model, edits, [], moments, history, projection, z, engine))
+        history = self._history(model, moments, history)
+        call = self._check(Call(model, edits, [], moments, history, projection, targets, engine))
         requests = requests_of(model.tokenizer, edits, self.contexts(model, contexts))
         check_embedded(model.hf, model.name, max(token for r in requests for token in r.target))
         return replace(call, requests=requests)
@@ -144,14 +150,14 @@ class Method(BaseModel, ABC, metaclass=_Listed):
         """`apply` for what `prepare` returned, or for a part of it."""
         warn_of_contradictions(call.edits)
         model, history, before = call.model, call.history, call.model.snapshot()
-        known = None if history is None else history.copy()
+        known = history and history.copy()
         try:
             remedy = "give fewer edits in a batch, fewer contexts or a larger device"
             with memory_for(self.name, remedy), model.recording(record_of(self.name, self.hyperparameters, call.edits)):
                 outcome = self._apply(call)
         except BaseException:
             model.load_snapshot(before)
-            if known is not None:
+            if history:
                 vars(history).update(vars(known))
             raise
         outcome.hyperparameters, outcome.model_checksum = self.hyperparameters, model.checksum
@@ -174,29 +180,22 @@ class Method(BaseModel, ABC, metaclass=_Listed):
         if not self.keeps_history:
             use = "; MEMIT(use_history=True) does" if "use_history" in type(self).model_fields else ""
             raise KeditError(f"{self.name}: keeps no memory of earlier edits; call it with history=None{use}")
-        if not isinstance(given, EditHistory) or given.kind != self.history_kind:
-            what = f"kind {given.kind!r}" if isinstance(given, EditHistory) else f"type {type(given).__name__}"
-            raise KeditError(f"{self.name}: history is of {what}; pass method.new_history(model, moments)")
+        kind = getattr(given, "kind", type(given).__name__)
+        if not isinstance(given, EditHistory) or kind != self.history_kind:
+            raise KeditError(f"{self.name}: history is of kind {kind!r}; pass method.new_history(model, moments)")
         given.check(model, self.layers)
         return given
 
     def _check(self, call: Call) -> Call:
         """KeditError for arguments that the method cannot work with; the call, with what can be prepared."""
-        if call.projection is not None:
-            if "projection" not in self.takes:
-                raise KeditError(f"{self.name}: uses no projection; call it with projection=None")
-            if not isinstance(call.projection, NullSpace):
-                kind = type(call.projection).__name__
-                raise KeditError(f"{self.name}: projection is of type {kind}; pass NullSpace.from_moments(moments, …)")
-            call.projection.check(call.model, self.layers)
-        elif self.needs_moments:
+        for argument, why in UNUSED.items():
+            if getattr(call, argument) is not None and argument not in self.takes:
+                raise KeditError(f"{self.name}: {why}; call it with {argument}=None")
+        if self.needs_moments and call.projection is None:
             if call.moments is None:
                 make = "moments=SecondMoments.estimate(model, texts, layers=…)"
                 raise KeditError(f"{self.name}: needs second moments; pass {make}")
             call.moments.check(call.model, self.layers, invert=self.shift)
-        for name, given in (("targets", call.z), ("engine", call.engine)):
-            if given is not None and "targets" not in self.takes:
-                raise KeditError(f"{self.name}: optimises no targets; call it with {name}=None")
         return call
 
     def recall(self, model, history) -> None:

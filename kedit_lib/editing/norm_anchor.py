@@ -27,17 +27,20 @@ from .engine import Site, requests_of
 LEFT_OUT = 0.05  # share of the pilot edits, those of the largest norms, that does not count
 
 
-def mlp_values(call: Call, targets: list[Target], layer: int) -> Tensor:
-    """v* = v₀ + δ of each edit, [n, d_model], at the MLP's output of `layer`."""
-    return outputs_at(call.model, call.clean, call.model.mlp_out(layer)) + torch.stack([t.delta for t in targets])
+def anchored(method, call: Call, targets: list[Target]) -> list[Target]:
+    """The targets with v* of norm r, or with δ = 0 where v* is far longer."""
+    r, found = method.norm_anchor, []
+    for target, v in zip(targets, mlp_values(method, call, targets), strict=True):
+        skipped = method.anchor_skip and v.norm() > method.skipped_beyond * r
+        change = -target.delta if skipped else v * (r / v.norm() - 1)
+        found.append(replace(target, z=target.z + change, delta=target.delta + change))
+    return found
 
 
-def anchored(target: Target, v: Tensor, r: float, longest: float) -> Target:
-    """The target with v* of norm r, or with δ = 0 where v* is longer than `longest`."""
-    if v.norm() > longest:
-        return replace(target, z=target.z - target.delta, delta=target.delta * 0)
-    change = v * (r / v.norm() - 1)
-    return replace(target, z=target.z + change, delta=target.delta + change)
+def mlp_values(method, call: Call, targets: list[Target]) -> Tensor:
+    """v* = v₀ + δ of each edit, [n, d_model]."""
+    v0 = outputs_at(call.model, call.clean, call.model.mlp_out(method.layers[-1]))
+    return v0 + torch.stack([t.delta for t in targets])
 
 
 def anchor_norm(model, method, edits, contexts=("{}",), group: int = 16) -> float:
@@ -54,28 +57,22 @@ def anchor_norm(model, method, edits, contexts=("{}",), group: int = 16) -> floa
         edits, contexts = check_edits(edits, "anchor norm"), None if contexts is None else list(contexts)
         call = Call(model, edits, requests_of(model.tokenizer, edits, method.contexts(model, contexts)))
         targets = method._optimise(call)[0] if group == 1 else _in_groups(method, call, group)
-        norms = mlp_values(call, targets, method.layers[-1]).norm(dim=1).sort().values
+        norms = mlp_values(method, call, targets).norm(dim=1).sort().values
     return float(norms[: len(norms) - int(LEFT_OUT * len(norms))].mean())
 
 
 def _in_groups(method, call: Call, size: int) -> list[Target]:
     """As MEMIT's: whatever the method, δ goes to the stream, and its clamp is relative to that."""
-    model, z_layer, found = call.model, method.layers[-1], []
+    model, z_layer = call.model, method.layers[-1]
     site = Site(z_layer, method._loss_layer(model), (model.layers[z_layer],), model.mlp_out(z_layer))
     site = site if model.layout.mlp_norm is None else method._site(model)
-    for begin in range(0, len(call.requests), size):
-        found += compute_z(method.engine(model, call.requests[begin : begin + size], site), _Together(method))
-    return found
+    together = type(method.name, (_Together, type(method)), {})(**dict(method))
+    parts = [call.requests[begin : begin + size] for begin in range(0, len(call.requests), size)]
+    return [target for part in parts for target in compute_z(method.engine(model, part, site), together)]
 
 
 class _Together:
-    """The method, except that all targets stop together, when their mean loss is small."""
-
-    def __init__(self, method):
-        self.method = method
-
-    def __getattr__(self, name):
-        return getattr(self.method, name)
+    """All targets stop together, when their mean loss is small."""
 
     def total(self, loss: Tensor) -> Tensor:  # Adam's ε makes a difference where gradients are small
         return loss.mean()

@@ -40,9 +40,7 @@ class NullSpace:
     def project(self, layer: int, k: Tensor) -> Tensor:
         """P k in float64 for k [n, d_ff] (rows), as [n, d_ff]."""
         u, energy = self._of(layer)
-        if u.device != k.device:
-            u = u.to(k.device)
-            self._found[layer] = u, energy
+        self._found[layer] = u, _ = u.to(k.device), energy
         return (k.double() @ u) @ u.T
 
     def check(self, model, layers) -> None:
@@ -54,15 +52,14 @@ class NullSpace:
             raise KeditError(f"null space: C is of {tokens} tokens, {why}; {remedy}")
         for layer in layers:
             if not self.basis(layer).shape[1]:
-                least = f"smallest {torch.linalg.svdvals(self.moments.tensors[layer])[-1]:.3g}"
-                problem = f"no singular value of C lies below {self.threshold} ({least})"
+                problem = f"no singular value of C lies below {self.threshold}"
                 raise KeditError(f"null space of layer {layer}: {problem}; raise the threshold or cut by rank")
 
     def report(self, layers=None) -> pd.DataFrame:
         """One row per layer (None: all): rank of P, d_ff, and energy = tr(PC)/tr(C), 0..1, the share of plain text's
         keys that P lets change."""
-        layers = sorted(self.moments.tensors) if layers is None else layers
-        rows = [(layer, self.basis(layer).shape[1], len(self.basis(layer)), self._of(layer)[1]) for layer in layers]
+        found = {i: self._of(i) for i in (sorted(self.moments.tensors) if layers is None else layers)}
+        rows = [(i, u.shape[1], len(u), energy) for i, (u, energy) in found.items()]
         return pd.DataFrame(rows, columns=["layer", "rank", "d_ff", "energy"])
 
     @property
@@ -73,16 +70,15 @@ class NullSpace:
 
     def _of(self, layer: int) -> tuple[Tensor, float]:
         if layer not in self._found:
-            c = self.moments.tensors[layer]
+            c, problem = self.moments.tensors[layer], None
             # In C's own precision, as published: where singular values crowd around an absolute threshold,
             # rounding turns the cut, and float64 would cut a float32 C elsewhere.
             u, values, vt = torch.linalg.svd(c)
             # Of a symmetric matrix the two singular vectors of a negative eigenvalue are opposite to each other.
             negative = (u * vt.T).sum(0) < 0
-            problem = None
             if (negative & (values > len(c) * torch.finfo(c.dtype).eps * values[0])).any():
                 problem = "C has a negative eigenvalue, which no E[k kᵀ] has; estimate it again"
-            elif self.rank is not None and self.rank > len(c):
+            elif (self.rank or 0) > len(c):
                 problem = f"rank = {self.rank}, d_ff is {len(c)}; lower it"
             if problem:
                 raise KeditError(f"null space of layer {layer}: {problem}")

@@ -47,9 +47,7 @@ def propose(model, effect: pd.DataFrame | None = None) -> dict[str, dict]:
         if "modules" in values:
             values["modules"] = [f"{model.layout.layers}.{i}.{model.layout.mlp_out}" for i in sorted({*deep})]
             values["lr"] = rounded(values["lr"] * D_FF / model.d_ff)
-        for field in BY_WIDTH:
-            if field in values:
-                values[field] = rounded(values[field] * model.d_ff / D_FF)
+        values |= {f: rounded(values[f] * model.d_ff / D_FF) for f in BY_WIDTH if f in values}
     return sections
 
 

@@ -13,16 +13,16 @@ from pydantic import Field
 from torch import Tensor
 
 from .call import matrix
+from .method import off_unless_given
 from .spread import Spread
 
 
 class RLSEdit(Spread):
     """mom2_update_weight: λ. as_code: the recursion as the authors' program feeds it."""
 
-    options = (*Spread.options, "as_code")
     keeps_history = needs_history = True
     mom2_update_weight: float = Field(15000, gt=0)
-    as_code: bool = False
+    as_code: bool = off_unless_given()
 
     @property
     def keys_after(self) -> bool:

@@ -40,10 +40,9 @@ class SecondMoments:
     def __init__(self, tensors: dict[int, Tensor], model_checksum: str | None = None, about: dict | None = None):
         for layer, c in tensors.items():
             problem = None
-            if not isinstance(c, Tensor) or not c.is_floating_point():
-                problem = f"are {getattr(c, 'dtype', type(c).__name__)}; give a tensor of floating-point numbers"
-            elif c.dim() != 2 or c.shape[0] != c.shape[1]:
-                problem = f"shape {tuple(c.shape)}; C must be square, d_ff × d_ff"
+            if not isinstance(c, Tensor) or not c.is_floating_point() or c.dim() != 2 or c.shape[0] != c.shape[1]:
+                shape = f"{getattr(c, 'dtype', type(c).__name__)}, shape {tuple(getattr(c, 'shape', ()))}"
+                problem = f"{shape}; C must be a square tensor of floating-point numbers, d_ff × d_ff"
             elif not torch.isfinite(c).all():
                 problem = "hold NaN or inf; estimate them again"
             elif (off := float((c - c.T).abs().max())) > SYMMETRIC * float(c.abs().max()):
@@ -79,26 +78,22 @@ class SecondMoments:
             raise KeditError(f"moments: tokens = {tokens!r}; must be a whole number of at least 1, or None for all")
         check_editable(model, "moments")
         layers, texts = model.check_layers(layers), texts_of(texts, "moments")
-        corpus = hashlib.sha256("\x00".join(texts).encode()).hexdigest()
-        about = {"corpus": corpus, "texts": len(texts), "dtype": str(model.dtype), "layers": list(layers)}
-        if tokens is not None:
-            about["budget"] = tokens
         limit = min(positions_of(model.hf.config), NO_LIMIT)
+        about = {"corpus": _sha256("\x00".join(texts).encode()), "texts": len(texts), "dtype": str(model.dtype)}
+        about |= {"layers": list(layers)} | ({} if tokens is None else {"budget": tokens})
         # No text has more tokens than bytes.
         if any(len(encode(model.tokenizer, text)) > limit for text in texts if len(text.encode()) > limit):
             about["windows"] = limit
-        whole = json.dumps([model.checksum, model.setting, about], sort_keys=True)
-        path = cache and Path(cache) / f"moments-{hashlib.sha256(whole.encode()).hexdigest()[:20]}.safetensors"
+        key = _sha256(json.dumps([model.checksum, model.setting, about], sort_keys=True).encode())[:20]
+        path = cache and Path(cache) / f"moments-{key}.safetensors"
         if path and path.exists():
             return cls.load(path).warned(model.d_ff)
-        rows, held = [], 0
+        rows, about["tokens"] = [], 0
         for text in texts:
-            if tokens is not None and held >= tokens:
-                break
-            cut = windows(model.tokenizer, text, limit)
-            rows, held = rows + cut, held + sum(map(len, cut))
+            if tokens is None or about["tokens"] < tokens:
+                cut = windows(model.tokenizer, text, limit)
+                rows, about["tokens"] = rows + cut, about["tokens"] + sum(map(len, cut))
         moments = cls(_mean_products(model, rows, layers, batch_tokens, progress), model.checksum, about)
-        about["tokens"] = held
         if path:
             moments.save(path)
         return moments.warned(model.d_ff)
@@ -106,52 +101,47 @@ class SecondMoments:
     def warned(self, d_ff: int) -> Self:
         """Itself, with a warning if fewer tokens than d_ff were measured: C's rank is at most their number."""
         if (tokens := self.about.get("tokens", d_ff)) < d_ff:
-            message = f"moments: {tokens} tokens were measured, C has {d_ff} directions and says nothing about "
-            message += f"{d_ff - tokens}; estimate it on at least {10 * d_ff} tokens"
-            warnings.warn(message, FewTokens, stacklevel=3)
+            says = (
+                f"C has {d_ff} directions and says nothing about {d_ff - tokens}; estimate it on at least {10 * d_ff}"
+            )
+            warnings.warn(f"moments: {tokens} tokens were measured, {says} tokens", FewTokens, stacklevel=3)
         return self
 
     def check(self, model, layers, invert: float | None = 0.0) -> None:
         """KeditError unless these moments belong to `model`, cover `layers`, and C + invert·I has an inverse (None: is
         not asked for)."""
         check_owner("moments: are", self.model_checksum, model, "estimate them on this one")
+        self.warned(model.d_ff)
         for layer in layers:
             if layer not in self.tensors:
-                problem = f"none for layer {layer} (there are {sorted(self.tensors)}); estimate that layer too"
-                raise KeditError(f"moments: {problem}")
+                there = f"there are {sorted(self.tensors)}"
+                raise KeditError(f"moments: none for layer {layer} ({there}); estimate that layer too")
             if (width := len(self.tensors[layer])) != model.d_ff:
                 whose = f"{model.name} has d_ff {model.d_ff}; they belong to another model"
                 raise KeditError(f"moments of layer {layer}: width {width}, {whose}")
-        self.warned(model.d_ff)
-        for layer in layers if invert is not None else ():
-            self.factor(layer, invert, model.device)
+            if invert is not None:
+                self.factor(layer, invert, model.device)
 
     @cached_property
     def identity(self) -> str:
         """A hash of the matrices' values that names them in stores."""
-        values = {layer: c.cpu().contiguous().view(torch.uint8).numpy().data for layer, c in self.tensors.items()}
-        hashes = [
-            (i, str(self.tensors[i].dtype), hashlib.sha256(data).hexdigest()) for i, data in sorted(values.items())
-        ]
-        parts = [self.model_checksum, *hashes]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
+        data = {i: c.cpu().contiguous().view(torch.uint8).numpy().data for i, c in sorted(self.tensors.items())}
+        hashes = [(i, str(self.tensors[i].dtype), _sha256(values)) for i, values in data.items()]
+        return _sha256(json.dumps([self.model_checksum, *hashes], sort_keys=True).encode())[:20]
 
     def factor(self, layer: int, shift: float = 0.0, device: torch.device | None = None) -> Tensor:
         """Lower Cholesky factor of C + shift·I in float64, computed once and kept on the `device` last asked for (None:
         where it is, at first C's own). KeditError if it is not positive definite."""
-        if (layer, shift) not in self._factors:
+        if (found := self._factors.get((layer, shift))) is None:
             c = self.tensors[layer].to(device, torch.float64)
             c = (c + c.T).mul_(0.5)
-            if shift:
-                c.diagonal().add_(shift)
-            self._factors[layer, shift], info = torch.linalg.cholesky_ex(c)
+            c.diagonal().add_(shift)
+            found, info = torch.linalg.cholesky_ex(c)
             if info.item():
-                del self._factors[layer, shift]
                 remedy = f"estimate it on more text, at least ten times d_ff = {c.shape[0]} tokens"
                 problem = f"C is not positive definite (leading minor {info.item()})"
                 raise KeditError(f"moments of layer {layer}: {problem}; {remedy}")
-        elif device is not None:
-            self._factors[layer, shift] = self._factors[layer, shift].to(device)
+        self._factors[layer, shift] = found.to(device)
         return self._factors[layer, shift]
 
     def solve(self, layer: int, k: Tensor, shift: float = 0.0) -> Tensor:
@@ -181,10 +171,14 @@ class SecondMoments:
             raise KeditError(f"moments file {path}: cannot be read ({error}); remove it and estimate again") from error
 
 
+def _sha256(data) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
 @torch.no_grad()
 def _mean_products(model, rows: list[tuple], layers, batch_tokens: int, progress: bool) -> dict[int, Tensor]:
     """{layer: C} of rows of token ids; sorted by length, so that there is little padding."""
-    rows, modules, count = sorted(rows, key=len), {layer: model.mlp_out(layer) for layer in layers}, 0
+    rows, modules, count = sorted(rows, key=len), {layer: model.mlp_out(layer) for layer in layers}, sum(map(len, rows))
     total = {i: torch.zeros(model.d_ff, model.d_ff, dtype=torch.float64, device=model.device) for i in layers}
     with model.temporarily(), tqdm(total=len(rows), desc="second moments", disable=no_bar(progress)) as bar:
         while rows:
@@ -197,6 +191,5 @@ def _mean_products(model, rows: list[tuple], layers, batch_tokens: int, progress
             for layer, module in modules.items():
                 k = seen[module][real].to(model.math_dtype)
                 total[layer] += (k.T @ k).double()
-            count += int(real.sum())
             bar.update(len(part))
     return {i: (c / count).to(model.math_dtype).cpu() for i, c in total.items()}

@@ -11,7 +11,6 @@ share of R that falls to a layer, and what their history keeps.
 from typing import ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from ..errors import KeditError
@@ -21,6 +20,7 @@ from .compute_k import Reading, context_mean
 from .engine import Site
 from .line_search import searched
 from .locate_then_edit import Targeted
+from .method import off_unless_given
 
 
 class Spread(Targeted):
@@ -34,18 +34,14 @@ class Spread(Targeted):
                  two differ only where a filter or a line search has written all layers again
     """
 
-    options = (*Targeted.options, "line_search")
     keys_after: ClassVar[bool] = True
-
-    line_search: float | None = Field(None, ge=1)
+    line_search: float | None = off_unless_given(None, ge=1)
 
     def _check(self, call):
-        model = call.model
-        if not self._site(model).inside and model.layout.mlp_norm is not None:
-            raise KeditError(
-                f"{self.name}: its targets are values of the residual stream, and {model.name} has a norm "
-                f"({model.layout.mlp_norm}) before it; use ROME or PMET, whose targets are the map's own output"
-            )
+        norm = call.model.layout.mlp_norm
+        if norm is not None and not self._site(call.model).inside:
+            where = f"values of the residual stream, and {call.model.name} has a norm ({norm}) before it"
+            raise KeditError(f"{self.name}: its targets are {where}; use ROME or PMET, whose are the map's own output")
         return super()._check(call)
 
     def _site(self, model):
@@ -54,46 +50,47 @@ class Spread(Targeted):
 
     def _apply(self, call: Call) -> Outcome:
         if self.line_search and (call.filters or self.history_kind != "keys"):
-            raise KeditError(
-                f"{self.name}: line_search = {self.line_search}: goes with MEMIT, PMET, EMMET or AlphaEdit"
-            )
-        (targets, keys), model = self._targets(call), call.model
+            fit = "goes with MEMIT, PMET, EMMET or AlphaEdit"
+            raise KeditError(f"{self.name}: line_search = {self.line_search}: {fit}")
+        model, later = call.model, [f for f in call.filters if not f.each_layer]
+        again, (targets, keys) = later or self.line_search, self._targets(call)
         outcome = Outcome(self.name, call.edits, {}, targets)
-        before = model.snapshot() if self.line_search else None
-        self._edit_layers(call, outcome, None if keys is None else self._mean(keys.flatten(0, 1), call))
-        if self.line_search:
-            outcome.deltas = searched(model, call.requests, before, outcome.deltas, self.line_search)
-            outcome.written = {}
-        if call.history is not None:
-            again = self.keys_after and bool(self.line_search or not all(f.each_layer for f in call.filters))
-            used = {layer: outcome.keys(layer) for layer in self.layers}
-            prompts = Reading(model, call.prompts)
-            self._remember(call, outcome, self._keys(call, prompts, self.layers) if again else used)
-        return outcome
-
-    def _edit_layers(self, call: Call, outcome: Outcome, first_keys: Tensor | None) -> None:
-        """first_keys [N, d_ff]: of the first layer, where they are known already."""
-        model, targets = call.model, outcome.targets
-        later = [f for f in call.filters if not f.each_layer]
-        before = model.snapshot() if later else None
-        scale = 1 if self._site(model).inside else model.mlp_scale  # what the stream gets of the map's output
-        z, missing = torch.stack([t.z for t in targets]), torch.stack([t.delta for t in targets])  # H is v₀ at first
-        prompts, clean = Reading(model, call.prompts), Reading(model, call.clean)
-        for i, layer in enumerate(self.layers):  # below `layer` nothing changes any more
-            known = i == 0 and first_keys is not None
-            k = first_keys if known else self._keys(call, prompts, [layer], layer)[layer]
-            missing = z - self._values(clean, layer) if i else missing
-            delta = self._solve(call, layer, k, missing * self._share(i) / scale, outcome)
-            write(call, layer, delta, outcome.deltas, [f for f in call.filters if f.each_layer])
-            for target, key in zip(targets, k, strict=True):
-                target.key_per_layer[layer] = key
+        before = model.snapshot() if again else None
+        self._edit_layers(call, outcome, keys)
         if later:  # they see the weights at entry
             raw, outcome.deltas = outcome.deltas, {}
             model.load_snapshot(before)
             for layer in self.layers:
                 write(call, layer, as_matrix(model, raw[model.weight_name(layer)]), outcome.deltas, later)
-        if call.filters:
+        if self.line_search:
+            outcome.deltas = searched(model, call.requests, before, outcome.deltas, self.line_search)
+        if call.filters or self.line_search:
             outcome.written = {}  # no longer known
+        if call.history is not None:
+            used = {layer: outcome.keys(layer) for layer in self.layers}
+            measured = self.keys_after and again
+            keys = self._keys(call, Reading(model, call.prompts), self.layers) if measured else used
+            self._remember(call, outcome, keys)
+        return outcome
+
+    def _edit_layers(self, call: Call, outcome: Outcome, first_keys: Tensor | None) -> None:
+        """first_keys [N, contexts, d_ff]: of the first layer, where they are known already."""
+        model, targets = call.model, outcome.targets
+        scale = 1 if self._site(model).inside else model.mlp_scale  # what the stream gets of the map's output
+        z, missing = torch.stack([t.z for t in targets]), torch.stack([t.delta for t in targets])  # H is v₀ at first
+        prompts, clean = Reading(model, call.prompts), Reading(model, call.clean)
+        for i, layer in enumerate(self.layers):  # below `layer` nothing changes any more
+            known = i == 0 and first_keys is not None
+            k = (
+                self._mean(first_keys.flatten(0, 1), call)
+                if known
+                else self._keys(call, prompts, [layer], layer)[layer]
+            )
+            missing = z - self._values(clean, layer) if i else missing
+            delta = self._solve(call, layer, k, missing * self._share(i) / scale, outcome)
+            write(call, layer, delta, outcome.deltas, [f for f in call.filters if f.each_layer])
+            for target, key in zip(targets, k, strict=True):
+                target.key_per_layer[layer] = key
 
     def _keys(self, call: Call, prompts: Reading, layers, settled: int = 0) -> dict[int, Tensor]:
         return {layer: self._mean(k, call) for layer, k in prompts.keys(layers, settled).items()}
@@ -126,15 +123,18 @@ class Spread(Targeted):
 
     def _fixed(self, call: Call):
         """The matrix σB, which no edit changes, here (C + shift·I)⁻¹: its name, and times(layer, k)."""
-        if not self.shift:
-            return f"C⁻¹ of moments {call.moments.identity}", call.moments.solve
-        name = f"(C + {self.shift!r})⁻¹ of moments {call.moments.identity}"
-        return name, lambda layer, k: call.moments.solve(layer, k, self.shift)
+        inverse = f"(C + {self.shift!r})⁻¹" if self.shift else "C⁻¹"
+        return f"{inverse} of moments {call.moments.identity}", lambda i, k: call.moments.solve(i, k, self.shift)
 
     @property
     def sigma(self) -> float:
         """λ where B is (λC)⁻¹, L2 where it is P/L2."""
         return self.mom2_update_weight
+
+    @property
+    def shift(self) -> float | None:
+        """η/λ, for methods whose B is (λC + ηI)⁻¹ = (λ (C + shift·I))⁻¹."""
+        return getattr(self, "update_norm_lambda", 0.0) / self.sigma
 
     def _ridge(self, n: int) -> float:
         """ρ of the closed form for a batch of n."""

@@ -12,7 +12,7 @@ On Llama-2-7B ρ of the published v_lr is near 2, between 1 and 4; docs/your_mod
 """
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import isfinite, sqrt
 from pathlib import Path
 from statistics import median
@@ -43,7 +43,7 @@ class Transfer:
     method    the Method for this model
     source    whose hyperparameters they were;  model: whose they are now
     changes   (hyperparameter, there, here, the rule) of each that was carried
-    v0_norm   ‖v₀‖ on this model (None: not measured);  rho: ρ on it (None: the method optimises no target)
+    v0_norm   ‖v₀‖ on this model, and rho: ρ (None: the method optimises no target)
     """
 
     method: Method
@@ -86,42 +86,40 @@ def transfer(method: str | Method, source: str, model, facts=None, rho: float | 
     size = load_model_params(source)["model"]
     if missing := [name for name in ("n_layers", "d_ff") if name not in size]:
         raise KeditError(f"source {source!r}: its parameters do not say {missing[0]}; add it there under 'model:'")
-    of, d_ff = size["n_layers"], size["d_ff"]
-    values = {name: getattr(published, name) for name in type(published).model_fields}
-    inner = transfer(published.base, source, model, facts, rho) if isinstance(published, Wrapper) else None
-    changes = [] if inner is None else [*inner.changes]
+    depth, width, values, changes, measured = size["n_layers"], size["d_ff"], dict(published), [], (None, None)
 
     def carry(name, value, rule):
         changes.append((name, values[name], value, rule))
         values[name] = value
 
-    if inner is None:
-        carry("layers", at_depth(published.layers, of, model.n_layers), f"depth of {of} layers and of {model.n_layers}")
-    else:
+    if isinstance(published, Wrapper):
+        inner = transfer(published.base, source, model, facts, rho)
         values |= {"base": inner.method, "layers": inner.method.layers}
+        changes, measured = [*inner.changes], (inner.v0_norm, inner.rho)
+    else:
+        rule = f"depth of {depth} layers and of {model.n_layers}"
+        carry("layers", at_depth(published.layers, depth, model.n_layers), rule)
     for name in BY_WIDTH:
         if value := values.get(name):
-            carry(name, rounded(value * model.d_ff / d_ff), f"per d_ff, {d_ff} and {model.d_ff}")
+            carry(name, rounded(value * model.d_ff / width), f"per d_ff, {width} and {model.d_ff}")
     if isinstance(published, UltraEdit):
 
-        def at_same_depth(found: re.Match) -> str:
-            return f".{at_depth([int(found[1])], of, model.n_layers)[0]}."
+        def carried_over(number: re.Match) -> str:
+            return str(at_depth([int(number[0])], depth, model.n_layers)[0])
 
-        values["modules"] = sorted({re.sub(r"\.(\d+)\.", at_same_depth, m, count=1) for m in published.modules})
-        carry("lr", rounded(published.lr * d_ff / model.d_ff), "lr · ‖k̂‖², which is d_ff")
+        values["modules"] = sorted({re.sub(r"(?<=\.)\d+(?=\.)", carried_over, m, count=1) for m in published.modules})
+        carry("lr", rounded(published.lr * width / model.d_ff), "lr · ‖k̂‖², which is d_ff")
     if "v_loss_layer" in values:
         there = "last" if published.v_loss_layer is None else published.v_loss_layer
         changes.append(("v_loss_layer", there, "last", f"here {model.n_layers - 1}"))
         values["v_loss_layer"] = None
     carried = type(published)(**values)
-    if inner is not None:
-        return replace(inner, method=carried, changes=tuple(changes))
-    if "v_lr" not in values:
-        return Transfer(carried, str(source), model.name, tuple(changes))
-    found, v0 = with_rho(carried, model, rho, facts)
-    here = found.v_lr * sqrt(model.d_model) / v0
-    carry("v_lr", found.v_lr, f"ρ = v_lr·√{model.d_model}/‖v₀‖ = {here:.3g} with ‖v₀‖ = {v0:.4g}")
-    return Transfer(found, str(source), model.name, tuple(changes), v0, here)
+    if "v_lr" in values:
+        carried, v0 = with_rho(carried, model, rho, facts)
+        measured = v0, carried.v_lr * sqrt(model.d_model) / v0
+        rule = f"ρ = v_lr·√{model.d_model}/‖v₀‖ = {measured[1]:.3g} with ‖v₀‖ = {v0:.4g}"
+        carry("v_lr", carried.v_lr, rule)
+    return Transfer(carried, str(source), model.name, tuple(changes), *measured)
 
 
 def with_rho(method: Method, model, rho: float | None, facts=None) -> tuple[Method, float]:
@@ -130,7 +128,7 @@ def with_rho(method: Method, model, rho: float | None, facts=None) -> tuple[Meth
         raise KeditError(f"rho = {rho!r}: must be above 0, or None for v_lr as printed")
     v0 = v0_norm(model, method, facts)
     v_lr = method.v_lr if rho is None else rounded(rho * v0 / sqrt(model.d_model), DIGITS)
-    return type(method)(**{**method.model_dump(), "v_lr": v_lr}), v0
+    return type(method)(**{**dict(method), "v_lr": v_lr}), v0
 
 
 @torch.no_grad()
