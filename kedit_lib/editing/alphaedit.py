@@ -3,17 +3,101 @@
     Δᵀ = [P (K Kᵀ + M) + L2·I]⁻¹ P K Rᵀ / (m − i)
        = U₀ [U₀ᵀ (K Kᵀ + M) U₀ + L2·I]⁻¹ U₀ᵀ K Rᵀ / (m − i),      P = U₀U₀ᵀ
 
-P projects onto the null space of C (`null_space.py`), M = Σ k kᵀ over the earlier batches, each measured on the weights
-after it. With B = P/L2 it is MEMIT's closed form (`closed_form.py`).
+U₀ are the singular vectors of C = E[k kᵀ] with singular values below a threshold, M = Σ k kᵀ over the earlier batches,
+each measured on the weights after it. With B = P/L2 it is MEMIT's closed form (`closed_form.py`). What the published
+threshold, an absolute 0.02, cuts depends on the scale of C: rank and energy tr(PC)/tr(C) belong beside every result, or
+the cut is by rank.
 """
 
 from dataclasses import replace
+from typing import Self
 
+import pandas as pd
+import torch
 from pydantic import Field
+from torch import Tensor
 
 from ..errors import KeditError
-from .null_space import NullSpace
+from .method import same_as
 from .spread import Spread
+
+
+class NullSpace:
+    """P of each layer, made by `from_moments`; each layer is decomposed once, when it is first asked for."""
+
+    def __init__(self, moments, threshold: float | None, rank: int | None):
+        self.moments, self.threshold, self.rank = moments, threshold, rank
+        self._found: dict[int, tuple[Tensor, float]] = {}  # U₀ in float64, energy
+
+    @classmethod
+    def from_moments(cls, moments, threshold: float | None = None, rank: int | None = None) -> Self:
+        """P from C by exactly one of
+
+        threshold   all directions whose singular value of C is below this absolute number (AlphaEdit: 0.02)
+        rank        the `rank` directions with the smallest singular values, 1 to d_ff
+        """
+        problem = None
+        if (threshold is None) == (rank is None):
+            problem = "the cut is made by threshold or by rank; give exactly one of them"
+        elif threshold is not None and not (isinstance(threshold, (int, float)) and 0 < threshold < float("inf")):
+            problem = f"threshold = {threshold!r}; must be a number above 0, AlphaEdit has 0.02"
+        elif rank is not None and not (type(rank) is int and rank >= 1):
+            problem = f"rank = {rank!r}; must be a whole number of at least 1"
+        if problem:
+            raise KeditError(f"null space: {problem}")
+        return moments.null_spaces.setdefault((threshold, rank), cls(moments, threshold, rank))
+
+    def basis(self, layer: int) -> Tensor:
+        """U₀ [d_ff, rank] in float64"""
+        return self._of(layer)[0]
+
+    def project(self, layer: int, k: Tensor) -> Tensor:
+        """P k in float64 for k [n, d_ff] (rows), as [n, d_ff]."""
+        u, energy = self._of(layer)
+        self._found[layer] = u, _ = u.to(k.device), energy
+        return (k.double() @ u) @ u.T
+
+    def check(self, model, layers) -> None:
+        """KeditError unless it belongs to `model`, covers `layers` and leaves some direction open in each."""
+        self.moments.check(model, layers, invert=None)
+        if (tokens := self.moments.about.get("tokens", model.d_ff)) < model.d_ff:
+            why = f"so its rank is below d_ff = {model.d_ff} and directions seem free that text uses"
+            raise KeditError(f"null space: C is of {tokens} tokens, {why}; estimate it on at least {10 * model.d_ff}")
+        for layer in layers:
+            if not self.basis(layer).shape[1]:
+                problem = f"no singular value of C lies below {self.threshold}"
+                raise KeditError(f"null space of layer {layer}: {problem}; raise the threshold or cut by rank")
+
+    def report(self, layers=None) -> pd.DataFrame:
+        """One row per layer (None: all): rank of P, d_ff, and energy = tr(PC)/tr(C), 0..1, the share of plain text's
+        keys that P lets change."""
+        found = {i: self._of(i) for i in (sorted(self.moments.tensors) if layers is None else layers)}
+        rows = [(i, u.shape[1], len(u), energy) for i, (u, energy) in found.items()]
+        return pd.DataFrame(rows, columns=["layer", "rank", "d_ff", "energy"])
+
+    @property
+    def identity(self) -> str:
+        """Names this projection in stores."""
+        cut = f"threshold {self.threshold!r}" if self.rank is None else f"rank {self.rank}"
+        return f"{self.moments.identity} {cut}"
+
+    def _of(self, layer: int) -> tuple[Tensor, float]:
+        if layer not in self._found:
+            c, problem = self.moments.tensors[layer], None
+            # In C's own precision, as published: where singular values crowd around an absolute threshold,
+            # rounding turns the cut, and float64 would cut a float32 C elsewhere.
+            u, values, vt = torch.linalg.svd(c)
+            # Of a symmetric matrix the two singular vectors of a negative eigenvalue are opposite to each other.
+            negative = (u * vt.T).sum(0) < 0
+            if (negative & (values > len(c) * torch.finfo(c.dtype).eps * values[0])).any():
+                problem = "C has a negative eigenvalue, which no E[k kᵀ] has; estimate it again"
+            elif (self.rank or 0) > len(c):
+                problem = f"rank = {self.rank}, d_ff is {len(c)}; lower it"
+            if problem:
+                raise KeditError(f"null space of layer {layer}: {problem}")
+            first = int((values >= self.threshold).sum()) if self.rank is None else len(c) - self.rank
+            self._found[layer] = u[:, first:].double(), float(values[first:].sum() / values.sum())
+        return self._found[layer]
 
 
 class InNullSpace(Spread):
@@ -47,7 +131,4 @@ class AlphaEdit(InNullSpace):
     """The fields of its null space, and L2: weight of ‖Δ‖² against the edits."""
 
     L2: float = Field(10.0, gt=0)
-
-    @property
-    def sigma(self) -> float:
-        return self.L2
+    sigma = same_as("L2")

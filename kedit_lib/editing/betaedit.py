@@ -13,8 +13,7 @@ from typing import ClassVar
 import torch
 from pydantic import Field
 
-from .alphaedit import InNullSpace
-from .null_space import NullSpace
+from .alphaedit import InNullSpace, NullSpace
 from .second_moments import SecondMoments
 from .spread import Spread
 

@@ -14,7 +14,6 @@ from ..models.tokenization import Prompt
 from .compute_z import Target
 from .engine import Request
 from .history import EditHistory
-from .null_space import NullSpace
 from .second_moments import SecondMoments
 
 
@@ -53,6 +52,7 @@ class Call:
 
     requests   a Request an edit, its clean prompt first
     targets    finished ones, a tensor [d_model] an edit (None: they are optimised)
+    projection a NullSpace of AlphaEdit's (None: the method's own)
     engine     what evaluates the loss of a target, one of `engine.ENGINES` (None: the method's own)
     filters    the `filters.Filter`s that change each update before it is written, in this order
     """
@@ -62,7 +62,7 @@ class Call:
     requests: list[Request]
     moments: SecondMoments | None = None
     history: EditHistory | None = None
-    projection: NullSpace | None = None
+    projection: object = None
     targets: list[Tensor] | None = None
     engine: str | None = None
     filters: tuple = ()

@@ -22,9 +22,8 @@ def update(k: Tensor, r: Tensor, bk: Tensor, ridge: float = 1.0) -> tuple[Tensor
     Returns Δ [d_model, d_ff] and g [N], g_i = k_iᵀBk_i: alone, edit i is written to g_i / (ρ + g_i) of its residual.
     """
     gram = k.double() @ bk.T
-    eye = torch.eye(len(k), dtype=torch.float64, device=k.device)
     try:
-        return torch.linalg.solve(ridge * eye + gram, r.double()).T @ bk, gram.diagonal()
+        return torch.linalg.solve(ridge * _eye(gram) + gram, r.double()).T @ bk, gram.diagonal()
     except torch.linalg.LinAlgError:
         alike = "edits of this batch have keys that depend on each other, as where a fact is given twice"
         raise KeditError(f"{alike}; leave repeats out, or give emmet_lambda > 0") from None
@@ -49,12 +48,16 @@ def grown_factor(factor: Tensor | None, k: Tensor, bk: Tensor, ridge: float) -> 
     done = 0 if factor is None else len(factor)
     if done == len(k):
         return factor
-    grams = bk[done:] @ k.double().T
-    grown = torch.zeros(len(k), len(k), dtype=torch.float64, device=k.device)
-    corner = grams[:, done:] + ridge * torch.eye(len(k) - done, dtype=torch.float64, device=k.device)
+    g21, g22 = (bk[done:] @ k.double().T).tensor_split([done], 1)
+    corner = g22 + ridge * _eye(g22)
+    grown = corner.new_zeros(len(k), len(k))
     if done:
         grown[:done, :done] = factor
-        grown[done:, :done] = below = torch.linalg.solve_triangular(factor, grams[:, :done].T, upper=False).T
-        corner = corner - below @ below.T
+        grown[done:, :done] = l21 = torch.linalg.solve_triangular(factor, g21.T, upper=False).T
+        corner = corner - l21 @ l21.T
     grown[done:, done:] = torch.linalg.cholesky(corner)
     return grown
+
+
+def _eye(like: Tensor) -> Tensor:
+    return torch.eye(len(like), dtype=torch.float64, device=like.device)

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from functools import partial
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -19,6 +19,10 @@ class Codebook(NamedTuple):
     values: Tensor
     targets: tuple[tuple[int, ...], ...] = ()
 
+    def and_one(self, key: Tensor, reach: Tensor, value: Tensor, *target: tuple[int, ...]) -> Self:
+        grown = zip(self[:3], (key, reach, value), strict=True)
+        return Codebook(*(torch.cat([old, new.to(old)[None]]) for old, new in grown), (*self.targets, *target))
+
 
 class InCodebook(Method):
     """layers: the one with the codebook."""
@@ -27,6 +31,7 @@ class InCodebook(Method):
     keeps_history = needs_history = one_layer = True
     parts: ClassVar[tuple[str, str, str]] = ("keys", "reaches", "values")  # as histories on disk call them
     replaces: ClassVar[bool] = False  # whether a value stands in for the map's output, or is added to it
+    precision: ClassVar[torch.dtype | None] = None  # of keys and reaches (None: the model's math dtype)
 
     @property
     def history_kind(self) -> str:
@@ -46,12 +51,18 @@ class InCodebook(Method):
             parts = (history.get(part, layer, model.device) for part in self.parts)
             self._hold(model, Codebook(*parts, tuple(map(tuple, history.numbers.get("targets", ())))))
 
+    def _book(self, model) -> Codebook:
+        """That of the model, which is empty at first."""
+        keys = torch.zeros(0, model.d_ff, dtype=self.precision or model.math_dtype, device=model.device)
+        values = torch.zeros(0, model.d_model, dtype=model.math_dtype, device=model.device)
+        return model.memory.get(self.history_kind, Codebook(keys, keys[:, 0], values))
+
     def _hold(self, model, book: Codebook) -> None:
         model.memory = {**model.memory, self.history_kind: book}
 
     def _outcome(self, call, targets) -> Outcome:
         """The codebook as it is now goes into the history."""
-        history, book = call.history, call.model.memory[self.history_kind]
+        history, book = call.history, self._book(call.model)
         for part, value in zip(self.parts, book[:3], strict=True):
             history.put(part, self.layers[0], value)
         if book.targets:

@@ -52,23 +52,21 @@ class Reading:
 
         def some(begin: int, end: int) -> list[Tensor]:
             ids, lookup = self.ids[begin:end], self.lookup[begin:end]
-            seen_in, seen_out = trace(self._run(begin, end), ids, inputs, [*outputs, *below], last)
+            run = self._upper_layers(begin, end) if self.first else self.model.hf
+            seen_in, seen_out = trace(run, ids, inputs, [*outputs, *below], last)
+            if below and self.hidden is None:
+                self.hidden = seen_out[below[0]].new_empty(*self.ids.shape, self.model.d_model)
+            for module in below:
+                self.hidden[begin:end] = seen_out[module]
             at = torch.arange(len(ids), device=ids.device), lookup
-            found = [seen_in[module][at] for module in inputs] + [seen_out[module][at] for module in outputs]
-            for stream in (seen_out[module] for module in below):
-                if self.hidden is None:
-                    self.hidden = stream.new_empty(*self.ids.shape, stream.shape[-1])
-                self.hidden[begin:end] = stream
-            return found
+            return [seen_in[module][at] for module in inputs] + [seen_out[module][at] for module in outputs]
 
         parts = in_parts(some, [1.0] * len(self.ids), ROWS, "reading a prompt")
         self.first = max(self.first, settled)
         return [torch.cat(part).to(self.model.math_dtype) for part in zip(*parts, strict=True)]
 
-    def _run(self, begin: int, end: int):
-        """The model, or its layers from `first` on, as a function."""
-        if not self.first:
-            return self.model.hf
+    def _upper_layers(self, begin: int, end: int):
+        """The layers from `first` on, as a function like the model."""
         calls = layer_calls(self.model, self.ids[begin:end])
 
         def layers(**_):

@@ -20,20 +20,16 @@ def generate_contexts(model, seed: int = 0, style: str = "memit", top_k: int = 5
     if style not in STYLES:
         raise KeditError(f"context style {style!r}: is unknown; use {' or '.join(map(repr, STYLES))}")
     check_editable(model, "generate_contexts")
-    generator = torch.Generator().manual_seed(seed)
-    wanted = [(start, length) for each, length in STYLES[style] for start in STARTERS for _ in range(each)]
-    texts = [_sample(model, start, length, top_k, generator).strip() for start, length in wanted]
-    return ["{}", *(f"{escaped(text)}. {{}}" for text in texts)]
-
-
-def _sample(model, start: str, length: int, top_k: int, generator: torch.Generator) -> str:
-    ids = encode(model.tokenizer, start)
-    wanted = len(ids) + length - len(model.tokenizer(start, add_special_tokens=False).input_ids)
-    while len(ids) < wanted:
-        logits = model.hf(input_ids=torch.tensor([ids], device=model.device)).logits[0, -1].float().cpu()
-        best, token = logits.topk(top_k)
-        ids.append(int(token[torch.multinomial(best.softmax(-1), 1, generator=generator)]))
-    return model.tokenizer.decode(ids, skip_special_tokens=True)
+    generator, contexts = torch.Generator().manual_seed(seed), ["{}"]
+    for start, length in [(start, length) for n, length in STYLES[style] for start in STARTERS for _ in range(n)]:
+        ids = encode(model.tokenizer, start)
+        for _ in range(length - len(model.tokenizer(start, add_special_tokens=False).input_ids)):
+            logits = model.hf(input_ids=torch.tensor([ids], device=model.device)).logits[0, -1].float().cpu()
+            best, token = logits.topk(top_k)
+            ids.append(int(token[torch.multinomial(best.softmax(-1), 1, generator=generator)]))
+        text = model.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        contexts.append(f"{escaped(text)}. {{}}")
+    return contexts
 
 
 def check_contexts(contexts) -> list[str]:

@@ -8,6 +8,7 @@ for a while ("most probable early stopping"). Source: scalable-model-editing/kno
 
 from pydantic import Field
 
+from .method import same_as
 from .spread import Spread
 
 
@@ -21,7 +22,4 @@ class ENCORE(Spread):
     mom2_update_weight: float = Field(15000, gt=0)
     update_norm_lambda: float = Field(20.0, ge=0)
     prob_cutoff: float = Field(-2.0, lt=1)
-
-    @property
-    def cutoff(self) -> float:
-        return self.prob_cutoff
+    cutoff = same_as("prob_cutoff")

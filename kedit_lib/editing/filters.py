@@ -20,7 +20,7 @@ from .call import Call, Outcome, drift, matrix
 from .closed_form import update
 from .locate_then_edit import Targeted
 from .memit import MEMIT
-from .method import Method, off_unless_given
+from .method import Method, off_unless_given, same_as
 
 
 class Filter(Method):
@@ -46,14 +46,11 @@ class FilteredMEMIT(Filter, MEMIT):
     """MEMIT's hyperparameters; compensation: whether the next batch makes up for what the filter takes."""
 
     compensation: bool = off_unless_given()
+    needs_history = same_as("compensation")
 
     @property
     def keeps_history(self) -> bool:
         return self.use_history or self.compensation
-
-    @property
-    def needs_history(self) -> bool:
-        return self.compensation
 
     @property
     def history_kind(self) -> str:
@@ -89,15 +86,13 @@ class FilteredMEMIT(Filter, MEMIT):
         super()._remember(call, outcome, keys)
 
 
-def _of_base(name: str) -> property:
-    return property(lambda wrapper: getattr(wrapper.base, name))
-
-
 class Wrapper(Method):
     """A method around another one, its base, with the same layers; its name has both."""
 
     base: SerializeAsAny[Targeted]
-    context_style, needs_moments = _of_base("context_style"), _of_base("needs_moments")
+    context_style = same_as("base.context_style")
+    needs_moments = same_as("base.needs_moments")
+    contexts = same_as("base.contexts")
 
     def __init__(self, base=None, **values):
         if not isinstance(base, Targeted) or type(base).recall is not Method.recall:
@@ -115,14 +110,12 @@ class Wrapper(Method):
     def hyperparameters(self) -> dict:
         return super().hyperparameters | {"base": {"method": self.base.name, **self.base.hyperparameters}}
 
-    def contexts(self, model, given=None):
-        return self.base.contexts(model, given)
-
 
 class Filtering(Filter, Wrapper):
     """A wrapper that changes every update of its base. The history, if any, is the base's."""
 
-    keeps_history, history_kind = _of_base("keeps_history"), _of_base("history_kind")
+    keeps_history = same_as("base.keeps_history")
+    history_kind = same_as("base.history_kind")
 
     def prepare(self, *args, **given) -> Call:
         call = self.base.prepare(*args, **given)

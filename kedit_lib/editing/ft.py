@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field
+from torch import Tensor
 
 from ..errors import KeditError
 from ..models.hooks import hooks
@@ -41,7 +42,7 @@ class FT(Method):
     batch_size: int = Field(1, ge=1)
 
     def _apply(self, call: Call) -> Outcome:
-        model, bound = call.model, inf if self.norm_constraint is None else self.norm_constraint
+        model, bound = call.model, self.norm_constraint or inf
         w0 = {layer: matrix(model, layer).clone() for layer in self.layers}
         w = {layer: start.clone().requires_grad_(True) for layer, start in w0.items()}
         adam = torch.optim.Adam(w.values(), lr=self.lr, weight_decay=self.weight_decay)
@@ -63,15 +64,13 @@ class FT(Method):
             epochs.append([torch.cat(part) for part in zip(*seen, strict=True)])
             if sum(epochs[-1][0].tolist()) / len(call.edits) < LOSS_STOP:
                 break
-        outcome, bounded = Outcome(self.name, call.edits, {}, []), False
-        for layer, final in w.items():
-            delta = final.detach() - w0[layer]
-            bounded |= bool((delta.abs() >= bound * (1 - 1e-5)).any())
-            write(call, layer, delta, outcome.deltas)
-        losses, already = torch.stack([nll for nll, _ in epochs], 1), epochs[0][1].tolist()
-        for one, known in zip(losses, already, strict=True):
-            p = one.double().neg().exp().tolist()
-            outcome.targets.append(Target(None, None, one.tolist(), p, nan, bounded, known))
+        outcome, delta = Outcome(self.name, call.edits, {}, []), {i: w[i].detach() - w0[i] for i in self.layers}
+        for layer in self.layers:
+            write(call, layer, delta[layer], outcome.deltas)
+        bounded = any(bool((d.abs() >= bound * (1 - 1e-5)).any()) for d in delta.values())
+        for losses, known in zip(torch.stack([nll for nll, _ in epochs], 1), epochs[0][1].tolist(), strict=True):
+            p = losses.double().neg().exp().tolist()
+            outcome.targets.append(Target(None, None, losses.tolist(), p, nan, bounded, known))
         return outcome
 
 
@@ -79,31 +78,31 @@ class _Batch:
     """Prompt and target of some edits, run from the first edited layer on."""
 
     def __init__(self, model, requests, method: FT):
-        self.model, self.requests, self.prompts = model, requests, [r.prompts[0] for r in requests]
-        ids = [p.ids + r.target[:-1] for p, r in zip(self.prompts, requests, strict=True)]
+        self.model, self.requests = model, requests
+        self.at_last = method.objective_optimization == "prompt_last"
+        ids = [r.prompts[0].ids + r.target[:-1] for r in requests]
         # Nothing of a prompt is a fixed prefix here: its "tail" is all of it.
         self.tails, _, _ = Tails.of(model, ids, [0] * len(ids), [len(row) for row in ids], method.layers[0])
-        self.targets = [torch.tensor(r.target, device=model.device) for r in requests]
-        self.at_last = method.objective_optimization == "prompt_last"
 
-    def evaluate(self, w) -> tuple[torch.Tensor, torch.Tensor]:
+    def evaluate(self, w) -> tuple[Tensor, Tensor]:
         """nll [n] of each edit under the weights w, and said [n]: every target token is the argmax in its place."""
-        model, top, nll, said = self.model, self.model.n_layers - 1, [], []
+        model, top, found = self.model, self.model.n_layers - 1, []
         with hooks(*[(model.mlp_out(layer), _with_weight(each)) for layer, each in w.items()]):
             final = self.tails.run(self.tails.hidden, [top])[top]
-        for row, prompt, target in zip(final, self.prompts, self.targets, strict=True):
-            last, j = len(prompt.ids) - 1, torch.arange(len(target), device=target.device)
-            log_p = model.logits(row[last + j]).log_softmax(-1)
-            said.append((log_p.argmax(-1) == target).all())
-            read = log_p[torch.zeros_like(j) if self.at_last else j, target]
-            nll.append(-read.mean())
-            if not nll[-1].isfinite():
+        for row, request in zip(final, self.requests, strict=True):
+            target = torch.tensor(request.target, device=row.device)
+            j = torch.arange(len(target), device=row.device)
+            log_p = model.logits(row[len(request.prompts[0].ids) - 1 + j]).log_softmax(-1)
+            nll = -log_p[torch.zeros_like(j) if self.at_last else j, target].mean()
+            if not nll.isfinite():
                 problem = "its fine-tuning gave NaN or inf; lower lr or check the model's weights"
-                raise KeditError(f"edit of {self.requests[len(nll) - 1].subject!r}: {problem}")
+                raise KeditError(f"edit of {request.subject!r}: {problem}")
+            found.append((nll, (log_p.argmax(-1) == target).all()))
+        nll, said = zip(*found, strict=True)
         return torch.stack(nll), torch.stack(said)
 
 
-def _with_weight(w):
+def _with_weight(w: Tensor):
     """A hook that gives the output the module would have with the weight w [d_model, d_ff]."""
 
     def hook(module, args, output):

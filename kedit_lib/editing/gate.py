@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 
 from ..errors import KeditError
 from .call import Call, Outcome
-from .codebook import Codebook, InCodebook
+from .codebook import InCodebook
 from .compute_k import context_mean, keys_at
 from .engine import Site
 from .locate_then_edit import Targeted
@@ -32,9 +32,8 @@ class Gate(InCodebook, Targeted):
     threshold: float = Field(0.8, gt=0, le=1)
 
     def _site(self, model):
-        (layer,) = self.layers
-        edited = model.mlp_out(layer)
-        return Site(layer, self._loss_layer(model), (edited,), edited, inside=True)
+        edited = model.mlp_out(self.layers[0])
+        return Site(self.layers[0], self._loss_layer(model), (edited,), edited, inside=True)
 
     @staticmethod
     def answering(x, book):
@@ -44,23 +43,21 @@ class Gate(InCodebook, Targeted):
         return nearest.isfinite(), i
 
     def _apply(self, call: Call) -> Outcome:
-        model, (layer,) = call.model, self.layers
+        model, (layer,), n_contexts = call.model, self.layers, len(call.requests[0].prompts)
         self.recall(model, call.history)
         targets, found = self._targets(call)
         found = keys_at(model, call.prompts, [layer])[layer] if found is None else found.flatten(0, 1)
-        n_contexts = len(call.requests[0].prompts)
-        new, clean = normalize(context_mean(found, n_contexts, grouped=True), dim=-1), found[::n_contexts]
-        own = (normalize(clean, dim=-1) * new).sum(-1)
-        book = model.memory.get(self.history_kind, Codebook(new[:0], own[:0], new.new_zeros(0, model.d_model)))
-        for target, k, x, reach in zip(targets, new, clean, (own - SLACK).clamp(max=self.threshold), strict=True):
+        keys, clean = normalize(context_mean(found, n_contexts, grouped=True), dim=-1), found[::n_contexts]
+        reaches = ((normalize(clean, dim=-1) * keys).sum(-1) - SLACK).clamp(max=self.threshold)
+        book = self._book(model)
+        for target, k, x, reach in zip(targets, keys, clean, reaches, strict=True):
             if not target.delta.isfinite().all():
                 raise KeditError(f"layer {layer}: δ holds NaN or inf; nothing was written, check the learning rate")
             near, i = self.answering(x, book) if len(book.keys) else (False, 0)
             if near:
                 book = book._replace(values=book.values.index_add(0, i[None], target.delta[None]))
             else:
-                own = zip(book[:3], (k, reach, target.delta), strict=True)
-                book = Codebook(*(torch.cat([old, one[None]]) for old, one in own))
+                book = book.and_one(k, reach, target.delta)
             target.key_per_layer[layer] = k
         self._hold(model, book)
         return self._outcome(call, targets)

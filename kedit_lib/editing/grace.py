@@ -43,9 +43,8 @@ def placed(book: Codebook, k: Tensor, target: tuple[int, ...], eps: float) -> tu
             return book._replace(reaches=radii, targets=(*book.targets[:i], target, *book.targets[i + 1 :])), i
         if close:
             radii[i], eps = d / 2 - 1e-5, d / 2
-    start = torch.rand(1, book.values.shape[1], generator=torch.Generator().manual_seed(n))
-    own = (book.keys, k[None]), (radii, radii.new_tensor([eps])), (book.values, start.to(book.values))
-    return Codebook(*map(torch.cat, own), (*book.targets, target)), n
+    start = torch.rand(1, book.values.shape[1], generator=torch.Generator().manual_seed(n))[0]
+    return book._replace(reaches=radii).and_one(k, torch.tensor(eps, dtype=torch.float64), start, target), n
 
 
 class GRACE(InCodebook):
@@ -53,6 +52,7 @@ class GRACE(InCodebook):
 
     clean_only = True
     parts = ("keys", "radii", "values")
+    precision = torch.float64
     replaces = True
     edit_lr: float = Field(1.0, gt=0)
     n_iter: int = Field(50, ge=1)
@@ -73,11 +73,10 @@ class GRACE(InCodebook):
         last = Prompt(ids, len(ids) - 1)
         site = Site(self.layers[0], model.n_layers - 1, (module,), module, inside=True)
         engine = Suffix(model, [Request((last,), last, request.target, request.subject)], site)
-        k, v0, one = engine.keys[0, 0], engine.v0, torch.arange(1, device=model.device)
-        empty = Codebook(k.new_zeros(0, len(k)).double(), k.new_zeros(0).double(), k.new_zeros(0, model.d_model))
-        book, i = placed(model.memory.get(self.history_kind, empty), k, request.target, self.eps)
+        v0, one, seen = engine.v0, torch.arange(1, device=model.device), []
+        book, i = placed(self._book(model), engine.keys[0, 0], request.target, self.eps)
         value = book.values[i].clone().requires_grad_()
-        adam, seen = torch.optim.Adam([value], lr=self.edit_lr), []
+        adam = torch.optim.Adam([value], lr=self.edit_lr)
         for step in range(self.n_iter + 2):  # the first one, of the model as it is, and the last one only measure
             nll, _, said = engine.loss_terms((value - v0) * (step > 0), one)
             seen.append((nll.item(), bool(said)))
@@ -87,6 +86,6 @@ class GRACE(InCodebook):
                 (value.grad,) = torch.autograd.grad(nll.sum(), [value])
                 adam.step()
         (losses, said), value = zip(*seen, strict=True), value.detach()
-        facts = [*losses], [exp(-loss) for loss in losses], v0.norm().item(), False, said[0]
         self._hold(model, book._replace(values=book.values.index_put((torch.tensor(i),), value)))
-        return Target(value, value - v0[0, 0], *facts)
+        p = [exp(-loss) for loss in losses]
+        return Target(value, value - v0[0, 0], [*losses], p, v0.norm().item(), False, said[0])

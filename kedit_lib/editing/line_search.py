@@ -43,10 +43,9 @@ def searched(model, requests: list[Request], before: dict, deltas: dict, margin:
 
 def says(model, requests: list[Request]) -> bool:
     """Whether all tokens of each request's target are the most probable ones after its prompt in every context."""
-    asked = [(p.ids, r.target) for r in requests for p in r.prompts]
-    texts = [ids + target[:-1] for ids, target in asked]
-    places = [range(len(ids) - 1, len(text)) for (ids, _), text in zip(asked, texts, strict=True)]
-    for part, logits in logits_at(model, texts, places):
+    asked = [(p.ids + r.target[:-1], r.target) for r in requests for p in r.prompts]
+    texts = [text for text, _ in asked]
+    for part, logits in logits_at(model, texts, [range(len(text) - len(new), len(text)) for text, new in asked]):
         wanted = torch.tensor([token for i in part for token in asked[i][1]], device=logits.device)
         if not torch.equal(logits.argmax(-1), wanted):
             return False

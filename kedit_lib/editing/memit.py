@@ -11,7 +11,7 @@ the earlier batches, each measured on the weights after it. MEMIT-MASS is MEMIT 
 
 from pydantic import Field
 
-from .method import off_unless_given
+from .method import off_unless_given, same_as
 from .spread import Spread
 
 
@@ -21,7 +21,4 @@ class MEMIT(Spread):
 
     mom2_update_weight: float = Field(15000, gt=0)
     use_history: bool = off_unless_given()
-
-    @property
-    def keeps_history(self) -> bool:
-        return self.use_history
+    keeps_history = same_as("use_history")

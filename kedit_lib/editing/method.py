@@ -1,20 +1,9 @@
-"""What all methods share: typed hyperparameters, checks before anything changes, and `apply`, all or nothing.
-
-A method overrides `_apply`, and what it differs in of
-
-    needs_moments, shift           whether C is used; C + shift·I is inverted (None: nothing is)
-    keeps_history, needs_history   whether calls may share a history; whether a call without one starts its own
-    takes                          which of projection, targets and engine may be given
-    context_style, clean_only      the contexts that keys and targets are averaged over; whether there are none
-    one_layer                      whether it edits exactly one layer
-    _check(call)                   what else it refuses, and what it prepares of its arguments
-    recall(model, history)         how the model gets back edits that are in no weight
-"""
+"""What all methods share: typed hyperparameters, checks before anything changes, and `apply`, all or nothing."""
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from inspect import Parameter, Signature
-from operator import not_
+from operator import attrgetter, not_
 from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -42,6 +31,11 @@ def off_unless_given(default=False, **rules):
     return Field(default, exclude_if=not_, **rules)
 
 
+def same_as(attribute: str) -> property:
+    """What another attribute of the method, or of its base, is."""
+    return property(lambda method: attrgetter(attribute)(method))
+
+
 class _Listed(type(BaseModel)):
     """Keeps dir() and help() of methods short: no names of pydantic, no overrides of subclasses."""
 
@@ -56,14 +50,14 @@ class Method(BaseModel, ABC, metaclass=_Listed):
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-    context_style: ClassVar[str] = "memit"
-    clean_only: ClassVar[bool] = False
-    one_layer: ClassVar[bool] = False
-    takes: ClassVar[frozenset[str]] = frozenset()
-    needs_moments: ClassVar[bool] = True
-    shift: ClassVar[float | None] = 0.0
-    keeps_history: ClassVar[bool] = False
-    needs_history: ClassVar[bool] = False
+    context_style: ClassVar[str] = "memit"  # of the contexts that keys and targets are averaged over
+    clean_only: ClassVar[bool] = False  # the clean prompt is the only context
+    one_layer: ClassVar[bool] = False  # it edits exactly one
+    takes: ClassVar[frozenset[str]] = frozenset()  # which of UNUSED may be given
+    needs_moments: ClassVar[bool] = True  # C is used
+    shift: ClassVar[float | None] = 0.0  # C + shift·I is inverted (None: nothing is)
+    keeps_history: ClassVar[bool] = False  # calls may share a history
+    needs_history: ClassVar[bool] = False  # a call without one starts its own
     layers: list[int] = Field(min_length=1)
 
     @classmethod

@@ -38,20 +38,18 @@ class Retrieval(Method):
             model.memory = {**model.memory, self.name: facts}
 
     def _apply(self, call: Call) -> Outcome:
-        model = call.model
-        self.recall(model, call.history)
+        model, history, targets = call.model, call.history, []
+        self.recall(model, history)
         before = [_probability(model, r.prompts[0].ids, r.target) for r in call.requests]
-        known = [list(fact[:3]) for fact in model.memory.get(self.name, ())]
-        said = [e.text + joint(e.text, e.target_new, e.separator) + e.target_new for e in call.edits]
-        parts = zip(call.edits, said, strict=True)
-        new = [[e.prompt.replace("{}", " "), e.subject, f"{one.removesuffix('.')}."] for e, one in parts]
-        call.history.numbers = {"facts": [*known, *new]}  # [prompt without its subject, subject, sentence] each
-        call.history.count(model, len(call.edits))
-        self.recall(model, call.history)
-        asked = [encode(model.tokenizer, edit.text) for edit in call.edits]
-        after = [_probability(model, ids, r.target) for ids, r in zip(asked, call.requests, strict=True)]
-        targets = []
-        for (p, said), (q, _) in zip(before, after, strict=True):
+        facts = [list(fact[:3]) for fact in model.memory.get(self.name, ())]
+        for e in call.edits:
+            sentence = e.text + joint(e.text, e.target_new, e.separator) + e.target_new
+            facts.append([e.prompt.replace("{}", " "), e.subject, f"{sentence.removesuffix('.')}."])
+        history.numbers = {"facts": facts}  # [prompt without its subject, subject, sentence] each
+        history.count(model, len(call.edits))
+        self.recall(model, history)
+        for edit, request, (p, said) in zip(call.edits, call.requests, before, strict=True):
+            q, _ = _probability(model, encode(model.tokenizer, edit.text), request.target)
             losses = [-log(max(each, 1e-300)) for each in (p, q)]
             targets.append(Target(None, None, losses, [p, q], nan, False, said))
         return Outcome(self.name, call.edits, {}, targets)
@@ -77,18 +75,13 @@ class Reminding:
 
 def nearest(memory, text: str) -> str | None:
     """The sentence to put before `text`, if any. memory: (prompt, subject, sentence, overlap), the oldest first."""
-    words, found = _words(text), []
+    found = []
     for age, (prompt, subject, sentence, overlap) in enumerate(memory):
         if subject in text and places(text, subject):
-            asked = _words(prompt)
+            asked, words = ({word.lower() for word in re.findall(r"\w+", one)} for one in (prompt, text))
             share = len(asked & words) / len(asked) if asked else 1.0
-            if share >= overlap:
-                found.append((share, len(subject), age, sentence))
+            found += [(share, len(subject), age, sentence)] if share >= overlap else []
     return max(found)[-1] if found else None
-
-
-def _words(text: str) -> set[str]:
-    return {word.lower() for word in re.findall(r"\w+", text)}
 
 
 @torch.no_grad()

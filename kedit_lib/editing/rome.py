@@ -19,6 +19,7 @@ from .call import Outcome, in_turn, write
 from .compute_k import context_mean, keys_at, outputs_at
 from .engine import Site
 from .locate_then_edit import Targeted
+from .method import same_as
 
 
 class ROME(Targeted):
@@ -29,10 +30,7 @@ class ROME(Targeted):
     mean_direction: ClassVar[bool] = True  # k′ is k̄, not k₀
     mean_value: ClassVar[bool] = False  # k is k̄, not k₀
     mom2_adjustment: bool = True
-
-    @property
-    def needs_moments(self) -> bool:
-        return self.mom2_adjustment
+    needs_moments = same_as("mom2_adjustment")
 
     def _apply(self, call) -> Outcome:
         return in_turn(self.name, call, self._insert)

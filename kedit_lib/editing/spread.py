@@ -20,7 +20,7 @@ from .compute_k import Reading, context_mean
 from .engine import Site
 from .line_search import searched
 from .locate_then_edit import Targeted
-from .method import off_unless_given
+from .method import off_unless_given, same_as
 
 
 class Spread(Targeted):
@@ -35,6 +35,7 @@ class Spread(Targeted):
     """
 
     keys_after: ClassVar[bool] = True
+    sigma = same_as("mom2_update_weight")  # λ where B is (λC)⁻¹, L2 where it is P/L2
     line_search: float | None = off_unless_given(None, ge=1)
 
     def _check(self, call):
@@ -125,11 +126,6 @@ class Spread(Targeted):
         """The matrix σB, which no edit changes, here (C + shift·I)⁻¹: its name, and times(layer, k)."""
         inverse = f"(C + {self.shift!r})⁻¹" if self.shift else "C⁻¹"
         return f"{inverse} of moments {call.moments.identity}", lambda i, k: call.moments.solve(i, k, self.shift)
-
-    @property
-    def sigma(self) -> float:
-        """λ where B is (λC)⁻¹, L2 where it is P/L2."""
-        return self.mom2_update_weight
 
     @property
     def shift(self) -> float | None:

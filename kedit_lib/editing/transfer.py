@@ -67,9 +67,6 @@ class Transfer:
         changes = "; ".join(f"{name} {there} → {here} ({rule})" for name, there, here, rule in self.changes)
         return f"{self.method.name} of {self.source} on {self.model}: {changes}; all else as printed"
 
-    def _repr_html_(self) -> str:
-        return self.table.to_html(index=False)
-
 
 def transfer(method: str | Method, source: str, model, facts=None, rho: float | None = 2.0) -> Transfer:
     """The method of `source` carried to `model`, a wrapper with its base.

@@ -44,77 +44,68 @@ class UltraEdit(Method):
         super().__init__(modules=modules, **{"layers": sorted({int(n[1]) for n in numbers if n}), **values})
 
     def prepare(self, model, *args, **given) -> Call:
-        self._modules(model)
-        return super().prepare(model, *args, **given)
-
-    def _modules(self, model) -> dict:
-        found = {}
         for name in self.modules:
             try:
-                found[name] = model.hf.get_submodule(name)
+                weight = getattr(model.hf.get_submodule(name), "weight", None)
             except AttributeError:
                 raise KeditError(f"{self.name}: {model.name} has no module {name!r}; name one of its own") from None
-            if getattr(found[name], "weight", None) is None or found[name].weight.dim() != 2:
+            if weight is None or weight.dim() != 2:
                 raise KeditError(f"{self.name}: module {name!r} has no weight matrix; name a linear map")
-        return found
+        return super().prepare(model, *args, **given)
 
     def _apply(self, call: Call) -> Outcome:
-        outcome, modules = Outcome(self.name, call.edits, {}, [None] * len(call.edits)), self._modules(call.model)
+        outcome, history = Outcome(self.name, call.edits, {}, [None] * len(call.edits)), call.history
         order = sorted(range(len(call.edits)), key=lambda i: -len(_ids(call.requests[i])))
-        rows = {name: ([], []) for name in modules}  # k and g by mini-batch
-        for begin in range(0, len(order), self.batch_size):
-            chunk = order[begin : begin + self.batch_size]
-            for name, seen in self._gradients(call, chunk, modules, outcome).items():
-                for part, kept in zip(seen, rows[name], strict=True):
-                    kept.append(part)
-        for k, g in rows.values():  # all updates of the normalisers come before any use
-            for pair in zip(k, g, strict=True):
-                _count(call.history, _shape(k, g), torch.cat(pair, 1))
-        for name, (k, g) in rows.items():
-            mean, spread, n = (call.history.get(part, _shape(k, g), k[0].device) for part in COUNTED)
-            k, g = torch.cat(k), torch.cat(g)
+        chunks = [order[begin : begin + self.batch_size] for begin in range(0, len(order), self.batch_size)]
+        found = [self._gradients(call, chunk, outcome) for chunk in chunks]
+        rows = {name: [part[name] for part in found] for name in self.modules}  # [k, g] by mini-batch
+        for parts in rows.values():  # all updates of the normalisers come before any use
+            for part in parts:
+                _count(history, _shape(part), torch.cat(part, 1))
+        for name, parts in rows.items():
+            k, g = (torch.cat(part) for part in zip(*parts, strict=True))
+            mean, spread, n = (history.get(part, _shape((k, g)), k.device) for part in COUNTED)
             normal = (torch.cat([k, g], 1) - mean) / ((spread / (n - 1 + EPS)).sqrt() + EPS)
             k_hat, g_hat = normal.split([k.shape[1], g.shape[1]], 1)
             v = -self.lr * (k_hat**2).sum(1, keepdim=True) * g_hat
             delta = as_matrix(call.model, update(k, v, k)[0]).to(call.model.math_dtype).contiguous()
             outcome.deltas[f"{name}.weight"] = delta
         call.model.add(outcome.deltas)
-        call.history.count(call.model, len(call.edits))
+        history.count(call.model, len(call.edits))
         return outcome
 
-    def _gradients(self, call: Call, chunk: list[int], modules: dict, outcome: Outcome) -> dict:
+    def _gradients(self, call: Call, chunk: list[int], outcome: Outcome) -> dict[str, tuple[Tensor, Tensor]]:
         """{module: (k, g)} of a mini-batch, [tokens, width] each in float64; the targets of its edits are noted."""
         model, requests = call.model, [call.requests[i] for i in chunk]
         ids = pad([_ids(r) for r in requests], model.device)
         at = [(row, len(r.prompts[0].ids) - 1 + j) for row, r in enumerate(requests) for j in range(len(r.target))]
         at = tuple(torch.tensor(index, device=ids.device) for index in zip(*at, strict=True))
         answers = torch.tensor([t for r in requests for t in r.target], device=ids.device)
-        seen, names = {}, {module: name for name, module in modules.items()}
+        seen, modules = {}, [model.hf.get_submodule(name) for name in self.modules]
 
         def keep(module, args, output):
             output = output if output.requires_grad else output.requires_grad_()
-            seen[names[module]] = args[0].detach(), output
+            seen[module] = args[0].detach(), output
             return output
 
-        with torch.enable_grad(), hooks(*[(module, keep) for module in modules.values()]):
+        with torch.enable_grad(), hooks(*[(module, keep) for module in modules]):
             logits = model.hf(input_ids=ids, use_cache=False).logits[at].to(model.math_dtype)
             log_p = logits.log_softmax(-1).gather(1, answers[:, None])[:, 0]
-            gradients = torch.autograd.grad(-log_p.mean(), [seen[name][1] for name in modules])
-        lengths = [len(r.target) for r in requests]
-        said = (logits.argmax(-1) == answers).split(lengths)
-        for i, one, right in zip(chunk, log_p.detach().split(lengths), said, strict=True):
+            gradients = torch.autograd.grad(-log_p.mean(), [seen[module][1] for module in modules])
+        lengths, right = [len(r.target) for r in requests], logits.argmax(-1) == answers
+        for i, one, said in zip(chunk, log_p.detach().split(lengths), right.split(lengths), strict=True):
             mean = one.mean().item()  # nothing is optimised: what the model gave the new object before the edit
-            outcome.targets[i] = Target(None, None, [-mean], [exp(mean)], nan, False, bool(right.all()))
-        pairs = zip(modules, gradients, strict=True)
-        return {name: tuple(x.view(*ids.shape, -1)[at].double() for x in (seen[name][0], g)) for name, g in pairs}
+            outcome.targets[i] = Target(None, None, [-mean], [exp(mean)], nan, False, bool(said.all()))
+        both = zip(self.modules, [seen[module][0] for module in modules], gradients, strict=True)
+        return {name: tuple(x.view(*ids.shape, -1)[at].double() for x in pair) for name, *pair in both}
 
 
 def _ids(request) -> tuple[int, ...]:
     return request.prompts[0].ids + request.target[:-1]
 
 
-def _shape(k: list[Tensor], g: list[Tensor]) -> str:
-    return f"{k[0].shape[1]}x{g[0].shape[1]}"
+def _shape(pair: tuple[Tensor, Tensor]) -> str:
+    return "x".join(str(part.shape[1]) for part in pair)
 
 
 def _count(history, shape: str, x: Tensor) -> None:
