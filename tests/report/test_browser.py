@@ -193,10 +193,10 @@ def test_a_report_that_fails_leaves_the_old_one_whole(tmp_path, monkeypatch):
     page = table_site(tmp_path, "<table><tbody><tr><td>1</td></tr></tbody></table>")
     before = {p.name: p.read_bytes() for p in page.parent.rglob("*") if p.is_file()}
 
-    def no_index(*_):
+    def no_index(*_, **__):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(report, "_build", no_index)
+    monkeypatch.setattr(report, "Sphinx", no_index)
     with pytest.raises(ZeroDivisionError):
         table_site(tmp_path, "<table><tbody><tr><td>2</td></tr></tbody></table>")
     assert {p.name: p.read_bytes() for p in page.parent.rglob("*") if p.is_file()} == before
