@@ -25,16 +25,15 @@ Rows = Iterator[tuple[str, Any]]  # where each record stands, and its JSON value
 
 
 class Record:
-    """The values of a record, and `where` it is, e.g. "facts.json record 3"; `broken`: why it could not be read.
-
-    leaves   {path: value} of all that is in it, such as "requested_rewrite.target_new.str"; null counts as absent
-    """
+    """The values of a record without nulls, and `where` it is, e.g. "facts.json record 3". broken: why it could not be
+    read; leaves: {path: value} of all that is in it, such as "requested_rewrite.target_new.str"."""
 
     def __init__(self, where: str, number: int, values):
         if not isinstance(values, (dict, KeditError)):
             values = KeditError('is not an object; write {"prompt": …, "subject": …, "target_new": …}')
         self.where, self.number = where, number
-        self.values, self.broken = (values, None) if isinstance(values, dict) else ({}, values)
+        self.broken = None if isinstance(values, dict) else values
+        self.values = {} if self.broken else {name: value for name, value in values.items() if value is not None}
         self.leaves = dict(_leaves(self.values))
 
     def text(self, path: str, default=REQUIRED) -> str:
@@ -186,7 +185,7 @@ def _parquet(path: Path) -> Rows:
     import pyarrow.parquet as pq
 
     try:
-        return _columns(path.name, pq.read_table(path).to_pylist())
+        return _numbered(path.name, pq.read_table(path).to_pylist())
     except (pa.ArrowException, OSError) as error:
         raise KeditError(f"{path.name}: cannot be read as parquet ({first_line(error)}); write it again") from None
 
@@ -204,12 +203,7 @@ def _from_datasets(source: str, /, split: str | None = None, **options) -> Rows:
         if len(found) > 1:
             raise KeditError(f"edits {source!r}: has the splits {', '.join(found)}; choose one with split=")
         found = next(iter(found.values()))
-    return _columns(Path(source).name, found)
-
-
-def _columns(name: str, rows) -> Rows:
-    """In columns a field that one record has and another has not is null."""
-    return _numbered(name, ({k: v for k, v in row.items() if v is not None} for row in rows))
+    return _numbered(Path(source).name, found)
 
 
 def _parsed(text: str):
@@ -260,8 +254,7 @@ def texts_of(given, what: str) -> list[str]:
     for i, row in enumerate(given):
         text = row.get("text") if isinstance(row, Mapping) else row
         if not isinstance(text, str):
-            held = f"has the fields {', '.join(map(str, row))}" if isinstance(row, Mapping) else type(row).__name__
-            raise KeditError(f"{what}: text {i} is not text ({held}); pass texts, or rows with a field 'text'")
+            raise KeditError(f"{what}: text {i} is not text ({row!r:.60}); pass texts, or rows with a field 'text'")
         found.append(text)
     if not any(text.strip() for text in found):
         raise KeditError(f"{what}: no texts were given; pass a list of plain text")

@@ -42,7 +42,7 @@ def _unknown(record: Record) -> list[str]:
 @schema("own", lambda values: True)
 def own(record: Record) -> dict:
     """The user's own records, with the fields of `Edit`; the prompt may hold the subject as text in place of {}."""
-    given = {name: value for name, value in record.values.items() if name in FIELDS and value is not None}
+    given = {name: value for name, value in record.values.items() if name in FIELDS}
     if missing := [name for name in FIELDS[:3] if name not in given]:
         others = "".join(f"; {name!r} is unknown" for name in _unknown(record))
         raise KeditError(f"{record.where}: field {missing[0]!r} is missing{others}; the fields are {', '.join(FIELDS)}")

@@ -95,8 +95,8 @@ NO_TEXTS = [
     ("no-such.txt", "there is no file 'no-such.txt'"),
     (Path("no-such.txt"), "there is no file 'no-such.txt'"),
     ("owner/wikitext", "there is no file 'owner/wikitext'"),
-    ([{"body": "The organ is old."}], "fields body"),
-    ([7], "text 0 is not text (int)"),
+    ([{"body": "The organ is old."}], "text 0 is not text ({'body': 'The organ"),
+    ([7], "text 0 is not text (7)"),
     ([], "no texts"),
     (b"The organ", "bytes"),
 ]
