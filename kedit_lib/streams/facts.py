@@ -62,19 +62,14 @@ class DatasetFacts(Facts):
 
     def edits(self, n: int, seed: int) -> list[Edit]:
         """Records without target_true are taken as they are."""
-        found = _first(n, _drawn(self.records, seed), ASKED, self._known)
+        found = _first(n, self.records, seed, ASKED, self._known)
         if len(found) < n:
             there = f"has edits of {len(self.records)} subjects, of which the model knows {len(found)}"
             raise KeditError(f"edits {self.source!r}: {there}, {n} were asked for; give more, or lower n_edits")
         return found
 
     def some(self, n: int) -> list[Edit]:
-        return self._real[:n] or self.records[:n]
-
-    @property
-    def _real(self) -> list[Edit]:
-        """The records whose true object is given."""
-        return [e for e in self.records if e.target_true is not None]
+        return _real(self.records)[:n] or self.records[:n]
 
     @property
     def selection(self) -> str:
@@ -86,8 +81,8 @@ class DatasetFacts(Facts):
 
     def _known(self, edits: list[Edit]) -> list[Edit]:
         """The edits whose true object the unedited model knows, or is not given."""
-        if ask := [e for e in edits if e.target_true is not None and e not in self._knows]:
-            self._knows.update(zip(ask, self._says([(e.text, e.target_true) for e in ask]), strict=True))
+        ask = [e for e in _real(edits) if e not in self._knows]
+        self._knows.update(zip(ask, self._says([(e.text, e.target_true) for e in ask]), strict=True))
         return [e for e in edits if self._knows.get(e, True)]
 
     def cohorts(self, edits, untouched: int, seed: int) -> dict[str, list[tuple[str, str]]]:
@@ -98,19 +93,21 @@ class DatasetFacts(Facts):
 
     def strangers(self, edits, limit: int, seed: int) -> list[tuple[str, str, str]]:
         edited = {e.subject for e in edits}
-        others = _drawn([e for e in self._real if e.subject not in edited], f"untouched-{seed}")
-        return [(e.prompt, e.subject, e.target_true) for e in _first(limit, others, 2 * limit, self._known)]
+        others = [e for e in _real(self.records) if e.subject not in edited]
+        found = _first(limit, others, f"untouched-{seed}", 2 * limit, self._known)
+        return [(e.prompt, e.subject, e.target_true) for e in found]
 
     def own(self, edits, limit: int, seed: int) -> list[tuple[str, str]]:
         """(prompt, answer) of known facts of edited subjects that their edits leave true."""
         edited = {e.subject: e.text for e in edits}
-        others = [e for e in self._read if e.target_true is not None and edited.get(e.subject, e.text) != e.text]
-        return [(e.text, e.target_true) for e in self._known(_drawn(others, f"own-{seed}"))[:limit]]
+        others = [e for e in _real(self._read) if edited.get(e.subject, e.text) != e.text]
+        found = _first(limit, others, f"own-{seed}", len(others), self._known)
+        return [(e.text, e.target_true) for e in found]
 
     def neighbors(self, edits, limit: int, seed: int) -> list[tuple[str, str]]:
         """(prompt, answer) of known facts about no edited subject that records name as neighbors, or that the model
         says in a record's paraphrase only: they fill up a panel for which there are too few known records."""
-        edited, real = [e.subject for e in edits], self._real
+        edited, real = [e.subject for e in edits], _real(self.records)
         facts = {(prompt, e.target_true) for e in real for prompt in e.neighborhood}
         facts |= {(e.paraphrases[0], e.target_true) for e in real if e.paraphrases and not self._knows.get(e)}
         facts -= {(e.text, e.target_true) for e in real}
@@ -119,7 +116,7 @@ class DatasetFacts(Facts):
             part = [(p, a) for p, a in part if not any(s in p and places(p, s) for s in edited)]
             return [pair for pair, says in zip(part, self._says(part), strict=True) if says]
 
-        return _first(max(0, limit), _drawn(sorted(facts), f"neighbors-{seed}"), ASKED, known)
+        return _first(max(0, limit), sorted(facts), f"neighbors-{seed}", ASKED, known)
 
     def surround(self, edit: Edit) -> Edit:
         known = (e for e in self.records if (e.subject, e.text) == (edit.subject, edit.text))
@@ -129,13 +126,14 @@ class DatasetFacts(Facts):
         return [(prompt, edit.target_true) for prompt in edit.neighborhood if edit.target_true is not None], []
 
 
-def _drawn(items: list, seed) -> list:
-    return random.Random(seed).sample(items, len(items))
+def _real(edits: list[Edit]) -> list[Edit]:
+    """Those whose true object is given."""
+    return [e for e in edits if e.target_true is not None]
 
 
-def _first(n: int, order: list, step: int, known) -> list:
-    """The first n of those that `known` leaves of `order`, `step` at a time."""
-    found = []
+def _first(n: int, items: list, seed, step: int, known) -> list:
+    """The first n of the items in the seed's order that `known` leaves, asked `step` at a time."""
+    order, found = random.Random(seed).sample(items, len(items)), []
     while order and len(found) < n:
         found, order = found + known(order[:step]), order[step:]
     return found[:n]

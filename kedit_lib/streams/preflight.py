@@ -12,6 +12,7 @@ import torch
 
 from ..data.config import LAB_MODELS, Profile, load_model_params, load_profile
 from ..data.edit import Edit, check_edits
+from ..data.yaml_text import read_yaml
 from ..editing import ROME, method_class
 from ..editing.contexts import generate_contexts
 from ..editing.proposal import propose, write_proposal
@@ -29,30 +30,7 @@ from .named_streams import streams_of
 TRACED, SAMPLES = 5, 3  # known facts that are traced, and noises for each
 LAYER_EDITS = 20  # that the notebook on one's own model makes, at several layers
 GIB = 2**30
-
-# Live streams that each notebook shows.
-NEEDS = {
-    "00": "*",
-    "01": "",
-    "02": "memit pmet",
-    "03": "memit rome* rrome*",
-    "04": "memit memit-*",
-    "05": "memit pmet rome ft memit-mass",
-    "06": "memit",
-    "07": "*",
-    "08": "",
-    "09": "memit pmet",
-    "10": "memit pmet rome",
-    "11": "memit",
-}
-
-# What most language models have read: (prompt, [(subject, object), …]).
-COMMON = (
-    ("The capital of {} is", [("France", "Paris"), ("Japan", "Tokyo"), ("Italy", "Rome"), ("Spain", "Madrid")]),
-    ("The mother tongue of {} is", [("Danielle Darrieux", "French"), ("Leonardo da Vinci", "Italian")]),
-    ("{} is located in the city of", [("The Eiffel Tower", "Paris"), ("The Colosseum", "Rome")]),
-    ("{} was founded by", [("Microsoft", "Bill Gates"), ("Apple", "Steve Jobs")]),
-)
+DATA = read_yaml(Path(__file__).with_suffix(".yaml"))
 
 
 @dataclass(frozen=True)
@@ -161,7 +139,7 @@ def notebook_minutes(profile: Profile, seconds_an_edit: float, seconds_a_questio
     asked = (1 + profile.n_edits / profile.checkpoint_every) * profile.untouched * seconds_a_question
     stream = len(profile.live_orders) * (profile.n_edits * seconds_an_edit + asked)
     live, single = streams_of(profile), profile.n_single
-    names = {n: {s for pattern in needs.split() for s in matching(live, pattern)} for n, needs in NEEDS.items()}
+    names = {n: {s for pattern in shown for s in matching(live, pattern)} for n, shown in DATA["streams"].items()}
     alone = {"00": 1, "01": 2 * single, "04": sum(profile.mass_sizes), "08": LAYER_EDITS, "11": single}
     names["all"], alone["all"] = set().union(*names.values()), sum(alone.values())
     return {n: (len(names[n]) * stream + alone.get(n, 0) * seconds_an_edit) / 60 for n in names}
@@ -180,9 +158,9 @@ def _own_edits(model) -> list[Edit]:
     if model.name in LAB_MODELS:
         return load_edits("lab", model=model, limit=2 * TRACED)
     writable = []
-    for prompt, facts in COMMON:
-        for (subject, true), (_, new) in zip(facts, facts[1:] + facts[:1], strict=True):
-            edit = Edit(prompt, subject, new, target_true=true)
+    for prompt, facts in DATA["facts"].items():
+        for i, (subject, true) in enumerate(facts.items(), 1):
+            edit = Edit(prompt, subject, [*facts.values()][i % len(facts)], target_true=true)  # the next one's object
             with contextlib.suppress(KeditError):
                 check_edit(model.tokenizer, edit)
                 writable.append(edit)
