@@ -12,7 +12,7 @@ import torch
 
 from ..data.edit import Edit
 from ..data.words import SPACELESS, words
-from ..models.generation import Feed
+from ..models.generation import decode
 from ..models.tokenization import encode
 from .protocol import SELDOM, Probe, panel, rows
 
@@ -39,15 +39,17 @@ def sampled_texts(model, prompts: list[str], tokens: int = 100, top_k: int = 5, 
     draws = torch.rand(len(prompts), tokens, generator=torch.Generator().manual_seed(seed))
     texts = []
     for begin in range(0, len(prompts), ROWS):
-        ids, u = [encode(model.tokenizer, p) for p in prompts[begin : begin + ROWS]], draws[begin : begin + ROWS]
-        room = getattr(model.hf.config, "max_position_embeddings", math.inf) - max(map(len, ids))
-        feed, new = Feed(ids, model.device), []
-        for t in range(int(min(tokens, room))):
-            best, token = feed.logits(model.hf).to(model.math_dtype).cpu().topk(top_k)
-            chosen = (best.softmax(-1).cumsum(-1) < u[:, t : t + 1]).sum(1, keepdim=True).clamp(max=top_k - 1)
-            new.append(token.gather(1, chosen).to(model.device))
-            feed.say(new[-1])
-        texts += model.tokenizer.batch_decode(torch.cat(new, 1).tolist(), skip_special_tokens=True)
+        ids = dict(enumerate(encode(model.tokenizer, p) for p in prompts[begin : begin + ROWS]))
+        room = getattr(model.hf.config, "max_position_embeddings", math.inf) - max(map(len, ids.values()))
+        steps, most = iter(draws[begin : begin + ROWS].split(1, 1)), min(tokens, room)
+
+        def sampled(logits, steps=steps):
+            best, token = logits.to(model.math_dtype).cpu().topk(top_k)
+            chosen = (best.softmax(-1).cumsum(-1) < next(steps)).sum(1, keepdim=True).clamp(max=top_k - 1)
+            return token.gather(1, chosen)
+
+        new = decode(model.hf, ids, sampled, lambda going, out, most=most: going if len(out[0]) < most else [])
+        texts += model.tokenizer.batch_decode(list(new.values()), skip_special_tokens=True)
     return texts
 
 

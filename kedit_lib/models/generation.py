@@ -14,60 +14,52 @@ ROWS, FEW = 256, 24  # prompts of a batch at most; prompts of one length below w
 
 
 @torch.no_grad()
+def decode(model, rows: dict[int, list[int]], choose, stay) -> dict[int, list[int]]:
+    """What a model writes after each of `rows` (ids), a token at a time, all together: padded in front, keys and values
+    kept. None depends on the others.
+
+    choose(logits [n, vocabulary]) → the next token [n, 1] of each row that is left
+    stay(going, out) → those of the rows `going` that go on; out: {row: what it wrote so far}, which is returned at last
+    """
+    device, longest = next(model.parameters()).device, max(map(len, rows.values()))
+    step = torch.tensor([[FILL] * (longest - len(r)) + list(r) for r in rows.values()], device=device)
+    mask = torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in rows.values()], device=device)
+    position, padded, past = (mask.cumsum(1) - 1).clamp(min=0), not bool(mask.all()), None
+    out, going = {i: [] for i in rows}, list(rows)
+    while going:
+        # Without padding no mask: attention is then the causal one, which is computed faster.
+        places = {"attention_mask": mask, "position_ids": position} if padded else {}
+        found = model(input_ids=step, past_key_values=past, use_cache=True, logits_to_keep=1, **places)
+        step, past = choose(found.logits[:, -1]).to(device), found.past_key_values
+        position, mask = position[:, -1:] + 1, torch.cat([mask, mask.new_ones(len(step), 1)], 1)
+        for i, token in zip(going, step[:, 0].tolist(), strict=True):
+            out[i].append(token)
+        before, going = going, stay(going, out)
+        if going and len(going) < len(before):
+            at = torch.tensor([before.index(i) for i in going], device=device)
+            step, position, mask = step[at], position[at], mask[at]
+            past.batch_select_indices(at)
+    return out
+
+
 def generate_ids(model, tokenizer, prompts, max_new_tokens: int | list[int], stop=(), enough=None) -> list[list[int]]:
     """Greedy continuations of each prompt, as token ids without the prompt, up to `</s>` and with it. A batch ends once
     every row has said `</s>` or one of the ids in `stop`; a row leaves it at its own max_new_tokens, or when enough(i,
-    ids) is true of the continuation of prompt i. No row depends on the others."""
-    eos, device = tokenizer.eos_token_id, next(model.parameters()).device
-    ids, ends = encoded(tokenizer, prompts), {eos, *stop}
+    ids) is true of the continuation of prompt i."""
+    eos, ids, ended, out = tokenizer.eos_token_id, encoded(tokenizer, prompts), set(), {}
+    ends = {eos, *stop}
     most = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
-    out: list[list[int]] = [[] for _ in prompts]
 
-    def goes_on(i: int) -> bool:
-        return len(out[i]) < most[i] and not (enough and enough(i, out[i]))
+    def stay(going: list[int], out) -> list[int]:
+        ended.update(i for i in going if out[i][-1] in ends)
+        if ended.issuperset(going):
+            return []
+        return [i for i in going if len(out[i]) < most[i] and not (enough and enough(i, out[i]))]
 
-    for rows in _batches([len(one) for one in ids], ROWS):
-        feed, ended = Feed([ids[i] for i in rows], device), set()
-        while rows:
-            new = feed.logits(model).argmax(-1, keepdim=True)
-            for i, token in zip(rows, new[:, 0].tolist(), strict=True):
-                out[i].append(token)
-                if token in ends:
-                    ended.add(i)
-            if ended.issuperset(rows):
-                break
-            stay = [k for k, i in enumerate(rows) if goes_on(i)]
-            rows = [rows[k] for k in stay]
-            feed.say(new, stay)
-    return [said[: said.index(eos) + 1] if eos in said else said for said in out]
-
-
-class Feed:
-    """Prompts that a model goes on with together, a token at a time; padded in front, keys and values kept."""
-
-    def __init__(self, rows: list[list[int]], device):
-        longest = max(map(len, rows))
-        self.step = torch.tensor([[FILL] * (longest - len(r)) + list(r) for r in rows], device=device)
-        self.mask = torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in rows], device=device)
-        self.position = (self.mask.cumsum(1) - 1).clamp(min=0)
-        self.padded, self.past = not bool(self.mask.all()), None
-
-    def logits(self, model) -> torch.Tensor:
-        """[n, vocabulary] for the next token of each row."""
-        # Without padding no mask: attention is then the causal one, which is computed faster.
-        places = {"attention_mask": self.mask, "position_ids": self.position} if self.padded else {}
-        found = model(input_ids=self.step, past_key_values=self.past, use_cache=True, logits_to_keep=1, **places)
-        self.past = found.past_key_values
-        return found.logits[:, -1]
-
-    def say(self, tokens: torch.Tensor, stay: list[int] | None = None) -> None:
-        """The next token [n, 1] of each row; stay: the rows that go on, the others leave (None: all go on)."""
-        self.step, self.position = tokens, self.position[:, -1:] + 1
-        self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], 1)
-        if stay and len(stay) < len(tokens):
-            kept = torch.tensor(stay, device=tokens.device)
-            self.step, self.position, self.mask = self.step[kept], self.position[kept], self.mask[kept]
-            self.past.batch_select_indices(kept)
+    for part in _batches([len(one) for one in ids], ROWS):
+        out |= decode(model, {i: ids[i] for i in part}, lambda logits: logits.argmax(-1, keepdim=True), stay)
+    written = [out[i] for i in range(len(prompts))]
+    return [said[: said.index(eos) + 1] if eos in said else said for said in written]
 
 
 def _batches(lengths: list[int], size: int) -> list[list[int]]:

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from ..data.atomic import cached, remove, replacing
 from ..data.provenance import key_of
 from ..errors import KeditError, explained
-from .generation import Feed
+from .generation import decode
 from .hooks import no_bar
 from .loading import cache_folder
 
@@ -59,24 +59,22 @@ def start_token(tokenizer) -> int:
     return found
 
 
-@torch.no_grad()
 def write_part(model, seed: int, part: int) -> dict:
     """AT_ONCE documents of the unedited model: {"texts", "tokens"}. The same seed and part, the same draws."""
     tokenizer, generator = model.tokenizer, torch.Generator().manual_seed(10_000 * seed + part)
     start = start_token(tokenizer)
-    feed, ends, rows = Feed([[start]] * AT_ONCE, model.device), {start, tokenizer.eos_token_id}, list(range(AT_ONCE))
-    documents = [[] for _ in rows]
+    ends = {start, tokenizer.eos_token_id}
+
+    def sampled(logits):
+        return torch.multinomial(logits.float().cpu().softmax(-1), 1, generator=generator)
+
+    def stay(going: list[int], out) -> list[int]:
+        tokens = len(out[going[0]])
+        going = going if tokens % COMPACT else [i for i in going if ends.isdisjoint(out[i])]
+        return going if tokens < DOCUMENT else []
+
     with model.temporarily():
-        for step in range(1, DOCUMENT + 1):
-            p = feed.logits(model.hf).float().cpu().softmax(-1)
-            token = torch.multinomial(p, 1, generator=generator)
-            for i, said in zip(rows, token[:, 0].tolist(), strict=True):
-                documents[i].append(said)
-            stay = [k for k, i in enumerate(rows) if step % COMPACT or ends.isdisjoint(documents[i])]
-            rows = [rows[k] for k in stay]
-            if not rows:
-                break
-            feed.say(token.to(model.device), stay)
+        documents = decode(model.hf, dict.fromkeys(range(AT_ONCE), [start]), sampled, stay).values()
     written = [list(takewhile(lambda token: token not in ends, ids)) for ids in documents]
     texts = [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in written]
     tokens = sum(len(ids) for ids, text in zip(written, texts, strict=True) if text)

@@ -29,9 +29,9 @@ def test_a_part_is_the_models_own_distribution(model):
     part = write_part(model, seed=0, part=0)
     assert part == write_part(model, seed=0, part=0) != write_part(model, seed=0, part=1)
     assert 0 < part["tokens"] <= self_text.AT_ONCE * self_text.DOCUMENT
-    feed, counts, n = self_text.Feed([[start_token(model.tokenizer)]], model.device), {}, 0
+    counts, n = {}, 0
     with torch.no_grad():
-        p = feed.logits(model.hf).softmax(-1)[0]
+        p = model.hf(input_ids=torch.tensor([[start_token(model.tokenizer)]])).logits[0, -1].softmax(-1)
     for seed in range(1, 7):
         for text in write_part(model, seed=seed, part=0)["texts"]:
             counts[text[:1]] = counts.get(text[:1], 0) + 1
