@@ -23,26 +23,16 @@ def lab_edits(world: World, limit: int, seed: int = 0, people=None) -> list[Edit
         there = f"there are {len(pool)} people to edit, one edit each"
         raise KeditError(f"lab edits: limit = {limit}, {there}; choose 1 to {len(pool)}")
     random.Random(f"edits-{world.seed}-{seed}").shuffle(pool)
-    return [_edit(world, person, f"{seed}-{i}") for i, person in enumerate(pool[:limit])]
-
-
-def _edit(world: World, person: str, name: str) -> Edit:
-    rng = random.Random(f"edit-{world.seed}-{name}")
-    relation = rng.choice(list(world.relations.values()))
-    true = world.objects_of[person, relation.name]
-    prompt, *others = rng.sample(relation.templates, len(relation.templates))
-    same = _others(world, person, relation.name, true)
-    return Edit(
-        prompt=prompt,
-        subject=person,
-        target_new=rng.choice([o for o in relation.objects if o != true]),
-        target_true=true,
-        paraphrases=[t.format(person) for t in others],
-        neighborhood=[prompt.format(p) for p in rng.sample(same, min(NEIGHBORS, len(same)))],
-        generation_prompts=[person],
-        relation=relation.name,
-        id=name,
-    )
+    found = []
+    for i, person in enumerate(pool[:limit]):
+        rng = random.Random(f"edit-{world.seed}-{seed}-{i}")
+        relation = rng.choice(list(world.relations.values()))
+        true = world.objects_of[person, relation.name]
+        prompt, *others = rng.sample(relation.templates, len(relation.templates))
+        new, same = rng.choice([o for o in relation.objects if o != true]), _others(world, person, relation.name, true)
+        edit = Edit(prompt, person, new, true, relation=relation.name, generation_prompts=[person], id=f"{seed}-{i}")
+        found.append(_asked_of(edit, others, rng.sample(same, min(NEIGHBORS, len(same)))))
+    return found
 
 
 def surround(world: World, edit: Edit) -> Edit:
@@ -52,14 +42,14 @@ def surround(world: World, edit: Edit) -> Edit:
     if relation is None or (edit.subject, relation.name) not in world.objects_of:
         return edit
     true = world.objects_of[edit.subject, relation.name]
-    neighbors = _others(world, edit.subject, relation.name, true)[:NEIGHBORS]
-    return replace(
-        edit,
-        target_true=true,
-        paraphrases=tuple(t.format(edit.subject) for t in relation.templates if t != edit.prompt),
-        neighborhood=tuple(edit.prompt.format(p) for p in neighbors),
-        relation=relation.name,
-    )
+    same = _others(world, edit.subject, relation.name, true)[:NEIGHBORS]
+    edit = replace(edit, target_true=true, relation=relation.name)
+    return _asked_of(edit, [t for t in relation.templates if t != edit.prompt], same)
+
+
+def _asked_of(edit: Edit, templates: list[str], neighbors: list[str]) -> Edit:
+    paraphrases = tuple(template.format(edit.subject) for template in templates)
+    return replace(edit, paraphrases=paraphrases, neighborhood=tuple(edit.prompt.format(p) for p in neighbors))
 
 
 def _others(world: World, person: str, relation: str | None = None, value: str | None = None) -> list[str]:
@@ -73,9 +63,7 @@ def untouched_facts(world: World, edits: list[Edit], limit: int | None = None, s
     of that many, the same for the same edits and seed; None: all."""
     edited = {e.subject for e in edits}
     facts = world.facts([p for p in world.streamed if p not in edited])
-    if limit is None or limit >= len(facts):
-        return facts
-    return random.Random(f"panel-{seed}").sample(facts, limit)
+    return facts if limit is None or limit >= len(facts) else random.Random(f"panel-{seed}").sample(facts, limit)
 
 
 def other_facts(world: World, edit: Edit) -> list[Fact]:

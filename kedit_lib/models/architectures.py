@@ -62,7 +62,9 @@ def check_type(config) -> None:
     encoder = text.is_encoder_decoder or (kind not in LAYOUTS and kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES)
     shares = kind == "gemma4_text" and (text.num_kv_shared_layers or text.hidden_size_per_layer_input)
     norms_last = kind == "opt" and not (text.do_layer_norm_before and text.word_embed_proj_dim == text.hidden_size)
+    packed = _packing(config)
     for why, holds in {
+        f"its weights are quantised ({packed}); load the model that was quantised, or model.dequantize()": packed,
         "it is a mixture of experts, and which expert's map holds a fact is not known; take a dense model": experts,
         "it has recurrent layers, and the methods read keys of an MLP after attention; take a transformer": recurrent,
         "it is an encoder, and the methods edit models that continue a text; take a causal language model": encoder,
@@ -75,6 +77,16 @@ def check_type(config) -> None:
         add = "kedit_lib.models.architectures.LAYOUTS an entry with layers, mlp_out, mlp, attn_out, norm, head"
         known = ", ".join(sorted(LAYOUTS))
         raise KeditError(f"model type {family!r}: its layout is unknown (known: {known}); add to {add}")
+
+
+def _packing(config) -> str | None:
+    """How the configuration says that its weights are packed: "gptq, 4 bits"."""
+    if not (found := getattr(config, "quantization_config", None)):
+        return None
+    said = found if isinstance(found, dict) else found.to_dict()
+    bits = 4 if said.get("load_in_4bit") else 8 if said.get("load_in_8bit") else said.get("bits")
+    kind = said.get("quant_method") or "in a way it does not name"
+    return f"{getattr(kind, 'value', kind)}{f', {bits} bits' if bits else ''}"
 
 
 def layout_of(hf: nn.Module) -> Layout:

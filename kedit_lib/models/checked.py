@@ -51,7 +51,7 @@ def check_editable(model, what: str) -> None:
 
 def unwrapped(hf, tokenizer, name: str) -> nn.Module:
     """The plain causal LM in `hf`, which torch.compile or (Distributed)DataParallel may have wrapped. KeditError for
-    no model, no tokenizer, adapters, quantised weights, or weights that are not all in one place."""
+    no model, no tokenizer, adapters, or weights that are not all in one place."""
     while isinstance(hf, (nn.DataParallel, nn.parallel.DistributedDataParallel)) or hasattr(hf, "_orig_mod"):
         hf = hf._orig_mod if hasattr(hf, "_orig_mod") else hf.module
     if not isinstance(hf, nn.Module) or getattr(hf, "get_output_embeddings", lambda: None)() is None:
@@ -61,23 +61,11 @@ def unwrapped(hf, tokenizer, name: str) -> nn.Module:
         raise KeditError(f"{name}: came without its tokenizer; give it: transformers.AutoTokenizer.from_pretrained(…)")
     if any(hasattr(module, "base_layer") or type(module).__module__.startswith("peft.") for module in hf.modules()):
         raise KeditError(f"{name}: has an adapter, in which an edit would be lost on saving; {MERGE}")
-    check_not_quantised(hf.config, name)
     devices = sorted({str(p.device) for p in hf.parameters()})
     if len(devices) > 1 or "meta" in devices:
         where = "on disk or nowhere (meta)" if "meta" in devices else f"on {', '.join(devices)}"
         raise KeditError(f"{name}: has weights {where}; load it on one device: without device_map, in a smaller dtype")
     return hf
-
-
-def check_not_quantised(config, name: str) -> None:
-    """KeditError for a configuration that says its weights are packed."""
-    if found := getattr(config, "quantization_config", None):
-        said = found if isinstance(found, dict) else found.to_dict()
-        kind = said.get("quant_method") or "quantised"
-        bits = 4 if said.get("load_in_4bit") else 8 if said.get("load_in_8bit") else said.get("bits")
-        kind = f"{getattr(kind, 'value', kind)}{f', {bits} bits' if bits else ''}"
-        remedy = "load the model that was quantised, or save model.dequantize() and load that"
-        raise KeditError(f"{name}: its weights are quantised ({kind}) and cannot take an edit; {remedy}")
 
 
 def check_weights(model) -> None:
@@ -88,16 +76,15 @@ def check_weights(model) -> None:
     for layer in range(model.n_layers):
         weight = model.weight(layer)
         if weight.dtype not in PLAIN or weight.dim() != 2 or weight.shape != model.weight(0).shape:
+            found = f"{model.weight_name(layer)} is {tuple(weight.shape)} of {weight.dtype}"
             must = "edited maps must be matrices of one shape in float32, bfloat16, float16 or float64 (not quantised)"
-            found = f"{tuple(weight.shape)} of {weight.dtype}"
-            raise KeditError(f"{model.name}: {model.weight_name(layer)} is {found}; {must}")
+            raise KeditError(f"{model.name}: {found}; {must}")
 
 
 def check_logits(model) -> bool:
     """KeditError unless `model.logits` of the last layer's stream are the model's own. Returns whether layers return
     tuples, which the stream leads."""
-    ids = torch.arange(min(4, model.hf.get_input_embeddings().num_embeddings), device=model.device)[None]
-    seen = []
+    ids, seen = torch.arange(min(4, model.hf.get_input_embeddings().num_embeddings), device=model.device)[None], []
     with hooks((model.layers[-1], lambda module, args, output: seen.append(output))):
         own = model.hf(input_ids=ids, use_cache=False).logits.to(model.math_dtype)
     tuples = isinstance(seen[0], tuple)

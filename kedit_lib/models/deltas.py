@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import transformers
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers.utils import logging
 
 from ..data.atomic import replacing, writing
 from ..data.edit import Edit
@@ -74,13 +74,10 @@ def record_of(method: str, hyperparameters: dict, edits: list[Edit]) -> dict:
 def load_record(folder) -> list[Edit]:
     """The edits that a folder of `save_model` names. KeditError when it names none."""
     path = Path(folder) / RECORD
-    if not path.exists():
-        raise KeditError(f"{folder}: holds no {RECORD} that says which edits it has; name them yourself (--edits)")
-    with explained(f"{path}: cannot be read", "name the edits yourself"):
+    with explained(f"{path}: cannot be read for the model's edits", "name them yourself (--edits)"):
         calls = json.loads(path.read_text(encoding="utf-8"))["applied"]
-        edits = [Edit(**edit) for call in calls or [] for edit in call["edits"]]
-    if not edits:
-        raise KeditError(f"{path}: names no edits; name them yourself")
+        if not (edits := [Edit(**edit) for call in calls or [] for edit in call["edits"]]):
+            raise ValueError("it names none")
     return edits
 
 
@@ -102,11 +99,9 @@ def save_model(model, folder) -> None:
                 why = f"transformers cannot save it ({' '.join(str(error).split())}); change hf.generation_config"
                 raise KeditError(f"{model.name}: {why}") from error
             model.tokenizer.save_pretrained(aside)
-            record = json.dumps(about, indent=2, ensure_ascii=False) + "\n"
-            Path(aside, RECORD).write_text(record, encoding="utf-8")
+            Path(aside, RECORD).write_text(json.dumps(about, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
             folder.mkdir(exist_ok=True)
-            new = os.listdir(aside)
-            for name in new:
+            for name in (new := os.listdir(aside)):
                 os.replace(Path(aside, name), folder / name)
         for file in folder.iterdir():
             if WEIGHTS.fullmatch(file.name) and file.name not in new:
@@ -115,11 +110,10 @@ def save_model(model, folder) -> None:
 
 @contextmanager
 def no_progress_bar():
-    bars = transformers.utils.logging
-    shown = bars.is_progress_bar_enabled()
-    bars.disable_progress_bar()
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
     try:
         yield
     finally:
         if shown:
-            bars.enable_progress_bar()
+            logging.enable_progress_bar()

@@ -2,7 +2,6 @@
 id. The quantised weights of a GGUF file are dequantised once to float32; the folder of the result is kept in the cache,
 with checksums that are compared at every load."""
 
-import difflib
 import json
 import os
 import subprocess
@@ -22,7 +21,7 @@ from ..data.atomic import checksum, replacing, writing
 from ..data.config import LAB_MODELS
 from ..errors import KeditError, explained, first_line
 from .architectures import check_type
-from .checked import MERGE, check_not_quantised
+from .checked import MERGE
 from .deltas import no_progress_bar
 from .model import EditableModel
 
@@ -76,9 +75,7 @@ def load_model(
     hub["trust_remote_code"] = trust_remote_code
     how = {"attn_implementation": attn_implementation} if attn_implementation else {}
     try:
-        config = AutoConfig.from_pretrained(str(where), **hub)
-        check_type(config)
-        check_not_quantised(config, what)
+        check_type(AutoConfig.from_pretrained(str(where), **hub))
         tokenizer = AutoTokenizer.from_pretrained(str(where), **hub)
         with no_progress_bar():
             how |= {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
@@ -108,9 +105,7 @@ def _check_given(what: str, dtype: str, device, attn_implementation: str | None,
         if key.startswith("load_in_") or key == "quantization_config":
             raise KeditError(f"{what}: {key}: quantised weights cannot be edited; leave it out")
         if key not in OF_HUB:
-            like = difflib.get_close_matches(key, GIVEN, 1)
-            meant = f"did you mean {like[0]}?" if like else f"there are {', '.join(GIVEN)}"
-            raise KeditError(f"{what}: load_model takes no {key}; {meant}")
+            raise KeditError(f"{what}: load_model takes no {key}; there are {', '.join(GIVEN)}")
     if dtype not in ("auto", *DTYPES):
         raise KeditError(f"dtype {dtype!r}: models are not loaded in it; use one of {', '.join(DTYPES)}")
     if isinstance(device, dict) or device in ("auto", "balanced", "balanced_low_0", "sequential"):

@@ -150,9 +150,7 @@ class EditableModel:
             if not torch.isfinite(sums[name].to(parameter.dtype)).all():
                 where = f"holds NaN or inf, or leads to one in {self.dtype}"
                 raise KeditError(f"delta {name!r}: {where}; nothing was written, check moments and learning rate")
-        self._keep_originals(sums)
-        for name, value in sums.items():
-            self._set(name, value)
+        self._write(sums)
         if sums:
             self.applied = None
 
@@ -201,27 +199,23 @@ class EditableModel:
     @torch.no_grad()
     def load_snapshot(self, snapshot: dict[str, Tensor]) -> None:
         """The weights as they were at `snapshot()`."""
-        self._keep_originals(snapshot)
+        self._write(snapshot)
         for name in self._originals.keys() - snapshot.keys():
             self.hf.get_parameter(name).copy_(self._originals[name])
             self._sums.pop(name, None)
             del self._originals[name]
-        for name, value in snapshot.items():
-            self._set(name, value)
         self.applied = getattr(snapshot, "applied", None) if snapshot else []
         self.memory = getattr(snapshot, "memory", {})
 
-    def _keep_originals(self, names) -> None:
-        """Before any of them is written, so that memory which runs out here finds all weights as they were."""
-        new = {n: self.hf.get_parameter(n).detach() for n in names if n not in self._originals}
-        on_host = self.originals == "host"
+    def _write(self, values: dict[str, Tensor]) -> None:
+        parameters, on_host = {n: self.hf.get_parameter(n).detach() for n in values}, self.originals == "host"
+        # All are copied before any is written, so that memory which runs out here finds the weights as they were.
+        new = {n: p for n, p in parameters.items() if n not in self._originals}
         self._originals.update({n: p.to("cpu" if on_host else p.device, copy=True) for n, p in new.items()})
-
-    def _set(self, name: str, value: Tensor) -> None:
-        parameter = self.hf.get_parameter(name)
-        parameter.copy_(value)
-        if torch.finfo(parameter.dtype).bits < 32:
-            self._sums[name] = value.to(parameter.device, torch.float32, copy=True)
+        for name, parameter in parameters.items():
+            parameter.copy_(values[name])
+            if torch.finfo(parameter.dtype).bits < 32:
+                self._sums[name] = values[name].to(parameter.device, torch.float32, copy=True)
 
     @contextmanager
     def temporarily(self, outcome=None):

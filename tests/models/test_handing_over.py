@@ -55,7 +55,7 @@ def test_the_words_of_from_pretrained(tiny_folder):
         ({"load_in_4bit": True}, "quantised weights cannot be edited"),
         ({"device_map": "auto"}, "give one device"),
         ({"attn_implementation": "flash_attention_2"}, "eager or sdpa"),
-        ({"dtipe": "float32"}, "did you mean dtype?"),
+        ({"dtipe": "float32"}, "takes no dtipe; there are dtype, device"),
         ({"low_cpu_mem_usage": True}, "takes no low_cpu_mem_usage"),
     ],
 )
