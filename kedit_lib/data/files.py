@@ -19,7 +19,7 @@ UNNAMED = re.compile(r"\s*|Unnamed: \d+")  # the header of a column that a table
 REQUIRED = object()
 NO_JSON = (ValueError, RecursionError)
 DEEPEST = 9  # objects in objects
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+)(?::(.+))?")  # a set, and perhaps one of its configurations
 PROMPTS, ANSWERS = ("prompt", "New Question"), ("ground_truth", "answer", "target", "New Answer")  # of a question
 Rows = Iterator[tuple[str, Any]]  # where each record stands, and its JSON value or the KeditError that it gives
 
@@ -92,9 +92,10 @@ def _leaves(value, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def records_of(source: str | Path, **hub) -> list[Record]:
-    """Every record of `source`: a .json, .jsonl, .csv, .tsv or .parquet file, a folder of such files, or a hub name.
+    """Every record of `source`: a .json, .jsonl, .csv, .tsv or .parquet file, a folder of such files, or a hub name,
+    "owner/name" or "owner/name:configuration".
 
-    hub   for folders and hub names: keywords of `datasets.load_dataset`, such as split, name, data_files, revision
+    hub   for folders and hub names: keywords of `datasets.load_dataset`, such as split (of the hub: train), data_files
 
     In CSV (commas, semicolons or tabs) lists and a separator are JSON; an empty cell is an absent field. A line that
     cannot be read is a broken record. KeditError for a source that is not there, cannot be read, or holds no records.
@@ -107,8 +108,10 @@ def records_of(source: str | Path, **hub) -> list[Record]:
         if suffix not in READERS:
             raise KeditError(f"edits {name!r}: format {suffix!r} is unknown; give {', '.join(READERS)}")
         found = READERS[suffix](path)
-    elif os.path.isdir(path) or (HUB_NAME.fullmatch(name) and suffix not in READERS):
+    elif os.path.isdir(path):
         found = _from_datasets(name, **hub)
+    elif suffix not in READERS and (there := HUB_NAME.fullmatch(name)):
+        found = _from_datasets(there[1], **{"split": "train", "name": there[2], **hub})
     else:
         give = f"give 'lab', a file ({', '.join(READERS)}), a folder, or a hub name such as owner/name"
         raise KeditError(f"edits {name!r}: no such file; {give}")
@@ -221,15 +224,15 @@ def _text(path: Path) -> str:
 READERS = {".json": _json, ".jsonl": _jsonl, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet}
 
 
-def documents(source: str | Path, **hub) -> list[str]:
+def read_texts(source: str | Path) -> list[str]:
     """Texts without outer white space: the paragraphs of a .txt file (its lines, where no line is empty), or the field
-    `text` of records. Arguments and errors as of `records_of`; KeditError also where no record has that field."""
+    `text` of records. Sources and errors as of `records_of`; KeditError also where no record has that field."""
     path = Path(source)
     if path.suffix.lower() == ".txt" and path.is_file():
         text = _text(path).replace("\r\n", "\n").strip()
         texts = text.split("\n\n" if "\n\n" in text else "\n")
     else:
-        texts = [text for r in records_of(source, **hub) if isinstance(text := r.values.get("text"), str)]
+        texts = [text for r in records_of(source) if isinstance(text := r.values.get("text"), str)]
         if not texts:
             remedy = "name the documents so, or give a .txt file"
             raise KeditError(f"texts {str(source)!r}: no record has a field 'text'; {remedy}")
@@ -237,13 +240,13 @@ def documents(source: str | Path, **hub) -> list[str]:
 
 
 def texts_of(given, what: str) -> list[str]:
-    """Documents from a text, a file as `documents` reads it, a table, or any iterable of texts or of rows with a field
+    """Documents from a text, a file as `read_texts` reads it, a table, or any iterable of texts or of rows with a field
     `text`. A str stands for a file where it names one. KeditError for anything else, for no file and for no text."""
     if isinstance(given, os.PathLike) or (isinstance(given, str) and _names_a_file(given)):
         if not os.path.isfile(given):
             remedy = "give an existing one, or [text] for the text itself"
             raise KeditError(f"{what}: there is no file {str(given)!r}; {remedy}")
-        given = documents(given)
+        given = read_texts(given)
     elif isinstance(given, str):
         given = [given]
     elif isinstance(given, pd.DataFrame):

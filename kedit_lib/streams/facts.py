@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from ..data.edit import Edit, Question, around_places
-from ..data.files import HUB_NAME, READERS, documents
+from ..data.files import read_texts
 from ..data.words import places
 from ..data.world import KnownWorld
 from ..errors import KeditError
@@ -37,8 +37,7 @@ class DatasetFacts(Facts):
 
     @cached_property
     def _read(self) -> list[Edit]:
-        name, hub = _place(self.source)
-        edits, rejected = read_edits(name, self.model, chat=self.chat, **hub)
+        edits, rejected = read_edits(self.source, self.model, chat=self.chat)
         self.rejected = len(rejected)
         return edits
 
@@ -206,14 +205,6 @@ def kept_facts(facts: Facts, edits, n: int, untouched: int, seed: int) -> list[t
     return random.Random(f"kept-{seed}").sample(free, min(n, len(free)))
 
 
-def _place(source: str) -> tuple[str, dict]:
-    """A source and its keywords for the hub: "owner/name:configuration" names both."""
-    name, colon, configuration = source.partition(":")
-    if os.path.exists(source) or Path(source).suffix.lower() in READERS or not HUB_NAME.fullmatch(name):
-        return source, {}
-    return name, {"split": "train"} | ({"name": configuration} if colon else {})
-
-
 def plain_texts(model, source: str = AUTO, tokens: int = WRITTEN) -> list[str]:
     """Documents of plain text: "self": what the model wrote itself; "auto": the hub's WikiText-2, or, where the hub
     cannot be reached, what the model wrote; else as in `read_texts`. tokens: how much the model writes at least."""
@@ -224,9 +215,3 @@ def plain_texts(model, source: str = AUTO, tokens: int = WRITTEN) -> list[str]:
         if source != AUTO:
             raise
     return self_texts(model, tokens)
-
-
-def read_texts(source: str) -> list[str]:
-    """Documents of a file, a folder or a hub name, as in `documents`."""
-    name, hub = _place(source)
-    return documents(name, **hub)

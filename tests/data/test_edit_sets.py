@@ -477,6 +477,19 @@ def test_a_name_that_the_hub_does_not_give(monkeypatch):
     )
 
 
+def test_a_hub_name_is_its_train_split_unless_told_otherwise(monkeypatch):
+    import datasets
+
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *name, **how: asked.append((*name, how)) or [OWN])
+    for source, hub in (("me/set", {}), ("me/set:small", {}), ("me/set", {"split": "test", "revision": "v2"})):
+        assert kedit.load_edits(source, **hub) == [EDITS["own"]]
+    assert [(name, how["name"], how["split"]) for name, how in asked] == [
+        ("me/set", None, "train"), ("me/set", "small", "train"), ("me/set", None, "test")
+    ]  # fmt: skip
+    assert asked[-1][1]["revision"] == "v2"
+
+
 DATA = Path(os.environ["KEDIT_DATA"]) if os.environ.get("KEDIT_DATA") else None
 REAL = sorted(DATA.glob("*.json")) if DATA else []
 NONE = pytest.param(None, marks=pytest.mark.skip(reason="KEDIT_DATA does not name a folder of edit sets"), id="-")
