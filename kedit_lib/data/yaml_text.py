@@ -6,7 +6,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.error import YAMLError
 
 from ..errors import KeditError, first_line
 
@@ -19,13 +19,11 @@ def parse(text: str, source: str, duplicates: bool = False) -> Any:
         reader.constructor.check_mapping_key = lambda *_: True
     try:
         return reader.load(text)
-    except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f" line {mark.line + 1}" if mark else ""
-        remedy = "; keep one of them" if isinstance(error, DuplicateKeyError) else ""
-        raise KeditError(f"{source}{where}: is not valid YAML here: {error.problem}{remedy}") from None
     except (YAMLError, ValueError, TypeError, RecursionError) as error:  # an invalid date; a list as key
-        raise KeditError(f"{source}: is not YAML: {first_line(error)}") from None
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        where, what = f" line {mark.line + 1}" if mark else "", getattr(error, "problem", None) or first_line(error)
+        remedy = "; keep one of them" if isinstance(error, DuplicateKeyError) else ""
+        raise KeditError(f"{source}{where}: is not valid YAML here: {what}{remedy}") from None
 
 
 def read_yaml(path: Path, duplicates: bool = False) -> dict[str, Any]:

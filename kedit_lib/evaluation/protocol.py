@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import ClassVar
 
@@ -76,17 +76,8 @@ def true_object(model, edit: Edit) -> str | None:
         return None
 
 
-@dataclass(frozen=True)
-class AtStart:
-    """A probe of the unedited model, asked once for all runs that share `folder`, where its rows are kept.
-
-    asked_of: what the answers depend on beside the probe's identity
-    """
-
-    probe: Probe
-    folder: Path
-    asked_of: list
-
-    def __call__(self, model, done: list[Edit]) -> list[dict]:
-        path = self.folder / f"{identity_of(self.probe.identity, self.asked_of)}.json"
-        return cached(path, lambda: self.probe(model, done))
+def once_at_start(probe, folder: Path, asked_of: list):
+    """The probe as it is asked of the unedited model: once for all runs that share `folder`, where its rows are kept.
+    asked_of: what the answers depend on beside the probe's identity."""
+    path = folder / f"{identity_of(probe.identity, asked_of)}.json"
+    return lambda model, done: cached(path, lambda: probe(model, done))

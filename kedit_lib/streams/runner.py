@@ -17,7 +17,7 @@ from ..editing.history import EditHistory
 from ..editing.method import Method
 from ..errors import KeditError
 from ..evaluation.edit_probes import EditProbe
-from ..evaluation.protocol import AtStart, Probe
+from ..evaluation.protocol import Probe, once_at_start
 from ..models.hooks import no_bar
 from ..models.memory import memory_for
 from ..models.model import EditableModel
@@ -104,7 +104,7 @@ def run_stream(
             history = method.new_history(model, moments)
         call = method.prepare(model, edits, moments, contexts, history)
         asked_of = [decides[name] for name in ("model", "setting", "dtype", "device", "algorithms")]
-        at_start = probes if known is None else [AtStart(probe, Path(known), asked_of) for probe in probes]
+        at_start = probes if known is None else [once_at_start(probe, Path(known), asked_of) for probe in probes]
         stream = _Stream(model, method, call, probes, at_start, folder, **numbers, stop_below=stop_below, guard=guard)
         with folder.held():
             if not folder.finished():  # by the process that was waited for
