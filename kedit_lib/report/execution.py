@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +39,9 @@ class Run:
         self.figures = root / "figures" if self.committed else self.results / f"figures-{label}"
 
 
-def make_run(
-    root: Path,
-    name: str = DEFAULT_PROFILE,
-    model: str | None = None,
-    data: str | None = None,
-    texts: str | None = None,
-    orders: str | None = None,
-    fields: Sequence[str] = (),
-) -> Run:
-    """The effective profile: the one of that name or file, with what the other arguments change."""
+def make_run(root, name=DEFAULT_PROFILE, model=None, data=None, texts=None, orders=None, fields=()) -> Run:
+    """The profile of that name or file, with what the options of `kedit reproduce` change, as texts; for the notebooks
+    it is stored in results/profiles."""
     base = load_profile(name)
     overrides = dict(map(_override, fields))
     overrides |= {field: given for field, given in zip(PATHS, (model, data, texts), strict=True) if given}
@@ -64,12 +57,9 @@ def make_run(
     for field in PATHS:
         if values[field] not in LAB_MODELS and os.path.exists(values[field]):
             values[field] = str(Path(values[field]).resolve())
-    parts = [
-        *(["own"] if own else []),
-        base.name,
-        *(f"{field}-{str(v).rsplit('/')[-1]}" for field, v in changed.items()),
-    ]
-    label = re.sub(r"[^a-z0-9_-]+", "-", "-".join(parts).lower())[:LONGEST_LABEL].strip("-")
+    parts = [base.name, *(f"{field}-{str(v).rsplit('/')[-1]}" for field, v in changed.items())]
+    label = "-".join(["own", *parts] if own else parts).lower()
+    label = re.sub(r"[^a-z0-9_-]+", "-", label)[:LONGEST_LABEL].strip("-")
     if changed:
         label += f"-{key_of(values={f: v for f, v in values.items() if f not in HOW_ONLY})[:6]}"
     path = root / "results" / "profiles" / f"{label}.yaml"

@@ -70,7 +70,7 @@ def write_report(executed: Path, figures: Path, report: Path, root: Path = REPOS
         folder.mkdir()
         (folder / "figures").symlink_to((root / "figures").resolve())  # for the README's picture
         (extra / "figures").mkdir(parents=True)
-        for path in figures.iterdir():
+        for path in figures.glob("*"):
             if path.stem in known.values() and path.suffix in (".png", *FORMS):
                 shutil.copy(path, extra / "figures")
         for stem, text in _pages(notebooks, docs, readme, known).items():

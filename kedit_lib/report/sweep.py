@@ -10,7 +10,7 @@ from ..data.config import LAST_ORDER, Profile, load_profile
 from ..errors import KeditError
 from ..streams.bench import Bench, committed_runs
 from ..streams.cost import batch_cost
-from ..streams.named_streams import every_stream, groups_of, streams_of
+from ..streams.named_streams import groups_of, streams_of
 from ..streams.run import Run
 from ..streams.store import RunFolder, write_tables
 from .execution import PACKAGE, hash_files, parse_orders
@@ -94,16 +94,13 @@ def _again(bench: Bench, name: str, order: int) -> str:
 
 
 def run(profile_name: str, which_orders: str, which: str, plan_only: bool = False) -> None:
-    """`kedit sweep`: the streams `which` of a profile for orders such as "1,2", or what that costs."""
-    profile = load_profile(profile_name)
-    names, known = list(dict.fromkeys(groups_of(profile).get(which, which.split(",")))), every_stream(profile)
-    if unknown := [n for n in names if n not in known]:
-        raise KeditError(f"stream {unknown[0]!r}: is unknown; there are {', '.join(known)}")
-    orders = sorted(set(parse_orders(which_orders)))
+    """`kedit sweep`: the streams `which` of a profile for orders such as "1,2", after what that costs."""
+    profile, orders = load_profile(profile_name), sorted(set(parse_orders(which_orders)))
     if orders[-1] > LAST_ORDER:
         raise KeditError(f"--orders {which_orders}: the last order is {LAST_ORDER}")
-    plan = budget(Bench(profile, progress=False), names)
-    print(plan.to_string(index=False))
+    bench, names = Bench(profile, progress=False), list(groups_of(profile).get(which, dict.fromkeys(which.split(","))))
+    plan = pd.DataFrame([_cost(bench, name) for name in names], names, ["edits", "s/edit", "minutes"])
+    print(plan.round(2).to_string())
     minutes, unknown = plan.minutes.sum() * len(orders), plan.minutes.isna().sum()
     print(
         f"{len(orders)} orders of these, about {minutes:.0f} minutes of one core, probes included, as the same streams "
@@ -113,14 +110,10 @@ def run(profile_name: str, which_orders: str, which: str, plan_only: bool = Fals
         run_streams(profile, orders, names, commit=True)
 
 
-def budget(bench: Bench, names) -> pd.DataFrame:
-    """One row per stream: edits, seconds per edit and minutes with all probes, as in its committed run of the lowest
-    order (NaN: there is none)."""
-    rows = []
-    for name in names:
-        runs = (bench.committed(name, order) for order in bench.profile.orders)
-        known, n, each, probes = next(filter(None, runs), None), len(bench.edits_of(name)), float("nan"), float("nan")
-        if known:
-            each, probes = known.edits.seconds.mean(), known.curve("seconds", "probes").sum()
-        rows.append((name, n, each, (n * each + probes) / 60))
-    return pd.DataFrame(rows, columns=["stream", "edits", "s/edit", "minutes"]).round(2)
+def _cost(bench: Bench, name: str) -> dict:
+    """Edits of a stream; seconds per edit and minutes with all probes, if there is a committed run of it."""
+    row = {"edits": len(bench.edits_of(name))}
+    for known in filter(None, (bench.committed(name, order) for order in bench.profile.orders)):
+        each, probes = known.edits.seconds.mean(), known.curve("seconds", "probes").sum()
+        return row | {"s/edit": each, "minutes": (row["edits"] * each + probes) / 60}
+    return row
