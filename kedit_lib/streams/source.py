@@ -114,6 +114,9 @@ class LabFacts(Facts):
         }
 
 
-def lab_probes(model, edits: list[Edit], untouched: int = 500, texts: int = HELD_OUT, **how) -> list[Probe]:
-    """The standard probes of a lab stream, with perplexity on `texts` documents; the others as in `Facts.probes`."""
-    return LabFacts(model, texts).probes(edits, untouched, **how)
+def lab_probes(
+    model, edits: list[Edit], untouched: int = 500, texts: int = HELD_OUT, seed: int = 0, **how
+) -> list[Probe]:
+    """The standard probes of a lab stream, with perplexity on `texts` documents. how: layers, every and families, as in
+    `Facts.probes`."""
+    return LabFacts(model, texts).probes(edits, untouched, seed, **how)
