@@ -65,18 +65,10 @@ RECIPES = {
 def build(recipe: Recipe, tokenizer) -> LlamaForCausalLM:
     """A fresh Llama of the recipe's shape; initial weights depend on the seed only."""
     torch.manual_seed(recipe.seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=recipe.d_model,
-        intermediate_size=recipe.d_ff,
-        num_hidden_layers=recipe.n_layers,
-        num_attention_heads=recipe.n_heads,
-        num_key_value_heads=recipe.n_kv_heads,
-        max_position_embeddings=256,
-        rms_norm_eps=1e-6,
-        **{name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
-    )
-    return LlamaForCausalLM(config)
+    shape = {"hidden_size": recipe.d_model, "intermediate_size": recipe.d_ff, "num_hidden_layers": recipe.n_layers}
+    shape |= {"num_attention_heads": recipe.n_heads, "num_key_value_heads": recipe.n_kv_heads, "rms_norm_eps": 1e-6}
+    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=256, **shape, **special))
 
 
 def weighted_loss(model, ids, weights, until):
@@ -108,21 +100,21 @@ def fix_scale(model, tokenizer, world: World, norm: float) -> float:
         _, seen = trace(model, ids, outputs=[middle], last=middle)
         norms.append(seen[middle].norm(dim=-1)[:, 1:].mean().item())  # without <s>
     factor = norm / (sum(norms) / len(norms))
-    maps = [m for layer in model.model.layers for m in (layer.self_attn.o_proj, layer.mlp.down_proj)]
-    for module in (model.model.embed_tokens, *maps):
-        module.weight.mul_(factor)
+    model.model.embed_tokens.weight.mul_(factor)
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.weight.mul_(factor)
+        layer.mlp.down_proj.weight.mul_(factor)
     return factor
 
 
 def recall(model, tokenizer, world: World, people=None) -> pd.DataFrame:
     """Free greedy generation of every fact: (relation, template, recall), the share of people, 0..1, after whose prompt
     the model writes the true object and a full stop; floor 1/number of objects."""
-    rows, people = [], list(world.people if people is None else people)
-    for r in world.relations.values():
-        for j, template in enumerate(r.templates):
-            said = complete(model, tokenizer, [template.format(p) for p in people])
-            right = [t == world.objects_of[p, r.name] for t, p in zip(said, people, strict=True)]
-            rows.append({"relation": r.name, "template": j, "recall": sum(right) / len(right)})
+    rows, people = [], world.people if people is None else people
+    for name, j, template in ((r.name, j, t) for r in world.relations.values() for j, t in enumerate(r.templates)):
+        said = complete(model, tokenizer, [template.format(p) for p in people])
+        right = [t == world.objects_of[p, name] for t, p in zip(said, people, strict=True)]
+        rows.append({"relation": name, "template": j, "recall": sum(right) / len(right)})
     return pd.DataFrame(rows)
 
 
@@ -172,8 +164,7 @@ def train(recipe: Recipe, out: Path | None = None, device: str | None = None, ch
 def _fit(model, data, recipe: Recipe, partial: Path, checkpoint_every: int) -> tuple[pd.DataFrame, float]:
     """Optimise to the end, on from the checkpoint `partial` if there is one; it is kept up to date. Returns the log of
     the loss and the seconds. KeditError for a damaged checkpoint, or one of another recipe."""
-    matrices = [p for p in model.train().parameters() if p.dim() > 1]
-    vectors = [p for p in model.parameters() if p.dim() == 1]
+    matrices, vectors = ([p for p in model.train().parameters() if (p.dim() > 1) == matrix] for matrix in (True, False))
     groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), fused=True)
     state = {"recipe": dataclasses.asdict(recipe), "step": 0, "log": [], "seconds": 0.0}

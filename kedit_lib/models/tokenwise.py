@@ -5,12 +5,11 @@ it. So `logits_at` scores many short texts at the cost of what they do not share
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .hooks import by_likeness, hooks, pad
 
 ROWS = 64  # texts in a pass; with more, padding and memory cost more than a pass
-FEW = 64  # tokens
 
 
 def only(mlp, index: Tensor | None):
@@ -74,20 +73,3 @@ def logits_at(model, texts: list[tuple[int, ...]], places: list[range]) -> Itera
         with Alike([texts[i] for i in part], width, ids.device).together(lower), only(last, read), at_read:
             logits = model.hf(input_ids=ids, use_cache=False).logits[0]
         yield part, logits.to(model.math_dtype)
-
-
-def through(head: nn.Module, x: Tensor) -> Tensor:
-    """head(x) [..., vocabulary]; of few tokens [m, d_model] on a CPU as (W xᵀ)ᵀ, in half the time."""
-    few = x.dim() == 2 and len(x) <= FEW and x.device.type == "cpu" and x.dtype.itemsize > 2
-    return _Few.apply(x, head.weight) if few and type(head) is nn.Linear and head.bias is None else head(x)
-
-
-class _Few(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, weight):
-        ctx.weight = weight
-        return (weight @ x.T).T
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad @ ctx.weight, None
