@@ -23,7 +23,7 @@ _PUBLIC = {
     "editing.contexts": ["generate_contexts"],
     "editing.external_hparams": ["method_from_file"],
     "editing.history": ["EditHistory"],
-    "editing.norm_anchor": ["anchor_norm"],
+    "editing.locate_then_edit": ["anchor_norm"],
     "editing.prune": ["prune"],
     "editing.second_moments": ["SecondMoments"],
     "editing.transfer": ["transfer"],

@@ -36,15 +36,12 @@ class NullSpace:
         threshold   all directions whose singular value of C is below this absolute number (AlphaEdit: 0.02)
         rank        the `rank` directions with the smallest singular values, 1 to d_ff
         """
-        problem = None
         if (threshold is None) == (rank is None):
-            problem = "the cut is made by threshold or by rank; give exactly one of them"
-        elif threshold is not None and not (isinstance(threshold, (int, float)) and 0 < threshold < float("inf")):
-            problem = f"threshold = {threshold!r}; must be a number above 0, AlphaEdit has 0.02"
-        elif rank is not None and not (type(rank) is int and rank >= 1):
-            problem = f"rank = {rank!r}; must be a whole number of at least 1"
-        if problem:
-            raise KeditError(f"null space: {problem}")
+            raise KeditError("null space: the cut is made by threshold or by rank; give exactly one of them")
+        if threshold is not None and not (isinstance(threshold, (int, float)) and 0 < threshold < float("inf")):
+            raise KeditError(f"null space: threshold = {threshold!r}; must be a number above 0, AlphaEdit has 0.02")
+        if rank is not None and not (type(rank) is int and rank >= 1):
+            raise KeditError(f"null space: rank = {rank!r}; must be a whole number of at least 1")
         return moments.null_spaces.setdefault((threshold, rank), cls(moments, threshold, rank))
 
     def basis(self, layer: int) -> Tensor:

@@ -19,7 +19,7 @@ from .second_moments import SecondMoments
 
 @dataclass(repr=False)
 class Outcome(Deltas):
-    """The result of one `apply`: what was written, and how each edit went. The deltas are already in the model.
+    """The result of one `apply`: what was written, which is already in the model, and how each edit went.
 
     deltas    {parameter name: tensor of the parameter's own shape}, float32 (float64 models: float64)
     targets   a Target for each edit, in order

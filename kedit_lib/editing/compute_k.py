@@ -78,9 +78,9 @@ class Reading:
 
 
 def context_mean(values: Tensor, n_contexts: int, grouped: bool) -> Tensor:
-    """Mean over contexts: [n·c, d] (contexts of one edit side by side, clean first) → [n, d]. grouped: ½ clean + ½ mean
+    """Mean over contexts: [n·c, d] or [n, c, d] (clean first) → [n, d]. grouped: ½ clean + ½ mean
     of the others (MEMIT, PMET); else the plain mean (ROME)."""
-    values = values.view(-1, n_contexts, values.shape[-1])
+    values = values.reshape(-1, n_contexts, values.shape[-1])
     if not grouped or n_contexts == 1:
         return values.mean(1)
     return (values[:, 0] + values[:, 1:].mean(1)) / 2

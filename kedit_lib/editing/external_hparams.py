@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.yaml_text import read_yaml
-from ..errors import KeditError
+from ..errors import KeditError, explained
 from . import Method, Wrapper, method_class
 
 FIELDS = read_yaml(Path(__file__).with_name("external_fields.yaml"))  # what fields of those programs mean here
@@ -82,10 +82,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise KeditError(f"{path}: there is no such file; give an existing one")
     if path.suffix != ".json":
         return read_yaml(path, duplicates=True)  # published files hold a field twice
-    try:
+    with explained(f"{path.name}: is not valid JSON", "write it again"):
         values = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise KeditError(f"{path.name}: is not valid JSON: {error}; write it again") from None
     if not isinstance(values, dict):
         raise KeditError(f"{path.name}: holds no object of hyperparameters; give one {{…}}")
     return values

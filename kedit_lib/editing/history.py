@@ -1,9 +1,5 @@
 """What an edit sequence remembers of its earlier edits: their keys, as M = Σ k kᵀ, or a method's own state.
 
-    history = method.new_history(model, moments)
-    method.apply(model, [first], moments=moments, history=history)
-    method.apply(model, [second], moments=moments, history=history)   # leaves what `first` wrote as it is
-
 M is never formed: the keys are kept as rows, with their products with the fixed matrix B of the closed form and the
 Cholesky factor of their Gram matrix (`closed_form.py`). Other methods keep a projector, an inverse, a queue …
 """
@@ -14,12 +10,12 @@ import json
 from typing import Self
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ..data.atomic import replacing
-from ..errors import KeditError
+from ..errors import KeditError, explained
 from ..models.checked import check_owner
 from .closed_form import grown_factor
 
@@ -27,7 +23,8 @@ DERIVED = ("bk", "factor")  # BK, and the factor of σI + KBKᵀ for the first e
 
 
 class EditHistory:
-    """Belongs to one model and to the edits in its weights: after `model.restore()` start a new one.
+    """Made by `method.new_history(model, moments)` and given to successive calls of `apply`. It belongs to one model
+    and to the edits in its weights: after `model.restore()` start a new one.
 
     kind             methods of one kind read each other's histories
     edits            how many edits it remembers
@@ -87,7 +84,6 @@ class EditHistory:
         self.edits, self.model_checksum = self.edits + edits, model.checksum
 
     def get(self, what: str, layer, device=None) -> Tensor | None:
-        """That tensor of that layer, or None before the first."""
         found = self.tensors.get(f"{what}.{layer}")
         return found if found is None else found.to(device)
 
@@ -128,15 +124,13 @@ class EditHistory:
     @classmethod
     def load(cls, path) -> Self:
         """What `save` wrote, bit for bit. KeditError when the file is missing or damaged."""
-        try:
-            with safe_open(str(path), "pt") as file:
-                about = file.metadata()
-                found = cls(about.get("kind", "keys"))
-                # Cloned into memory that is aligned as torch's own: products round differently elsewhere.
-                found.tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        damaged = explained(f"history file {path}: cannot be read", "remove it and edit again")
+        with damaged, safe_open(str(path), "pt") as file:
+            about = file.metadata()
+            found = cls(about.get("kind", "keys"))
+            # Cloned into memory that is aligned as torch's own: products round differently elsewhere.
+            found.tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
             found.edits, found.model_checksum = int(about["edits"]), about["model_checksum"] or None
             found.numbers = json.loads(about.get("numbers", "{}"))
             found._b, found._ridge = about.get("b", ""), float.fromhex(about.get("ridge", "0"))
-        except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise KeditError(f"history file {path}: cannot be read ({error}); remove it and edit again") from error
-        return found
+            return found

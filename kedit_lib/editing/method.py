@@ -68,18 +68,14 @@ class Method(BaseModel, ABC, metaclass=_Listed):
 
     def __init__(self, **values):
         """KeditError for an unknown hyperparameter and for a value out of its range."""
-        problem = None
         try:
             super().__init__(**values)
         except ValidationError as error:
             problem = problem_of(error, "hyperparameter", type(self).model_fields)
-        else:
-            if self.one_layer and len(self.layers) != 1:
-                problem = f"layers = {self.layers}: edits exactly one layer; give a list of one"
-            elif self.layers != sorted(set(self.layers)):
-                problem = f"layers = {self.layers}: must ascend without repeats"
-        if problem:
-            raise KeditError(f"{type(self).__name__}: {problem}")
+            raise KeditError(f"{type(self).__name__}: {problem}") from None
+        if self.layers != sorted(set(self.layers)) or (self.one_layer and len(self.layers) != 1):
+            must = "edits exactly one layer; give a list of one" if self.one_layer else "must ascend without repeats"
+            raise KeditError(f"{type(self).__name__}: layers = {self.layers}: {must}")
 
     @property
     def name(self) -> str:

@@ -43,14 +43,12 @@ def prune(model) -> pd.DataFrame:
     rows, changes = [], {}
     for name, original in edited.items():
         weight = model.hf.get_parameter(name).double()
-        original = original.to(weight)
-        u, s, vt = torch.linalg.svd(weight - original, full_matrices=False)
-        sigma = torch.linalg.matrix_norm(original, 2)
-        bounded = restrained(s, sigma)
-        if lowered := int((s > sigma).sum()):
+        u, s, vt = torch.linalg.svd(weight - original.to(weight), full_matrices=False)
+        sigma = torch.linalg.matrix_norm(original.to(weight), 2)
+        bounded, lowered = restrained(s, sigma), int((s > sigma).sum())
+        rows.append((name, float(sigma), float(s[0]), float(bounded[0]), lowered))
+        if lowered:
             changes[name] = (u * (bounded - s)) @ vt
-        found = {"sigma_max": float(sigma), "before": float(s[0]), "after": float(bounded[0]), "reduced": lowered}
-        rows.append({"parameter": name, **found})
     with model.recording({"method": "PRUNE", "hyperparameters": {}, "edits": []}):
         model.add(changes)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["parameter", "sigma_max", "before", "after", "reduced"])

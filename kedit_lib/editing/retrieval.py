@@ -25,10 +25,8 @@ class Retrieval(Method):
     clean_only = True
     needs_moments = False
     keeps_history = needs_history = True
+    layers: list[int] = [0]  # none is edited; every method names one
     overlap: float = Field(0.0, ge=0, le=1)
-
-    def __init__(self, **values):
-        super().__init__(**{"layers": [0], **values})  # none is edited; every method names one
 
     def recall(self, model, history):
         if not isinstance(model.tokenizer, Reminding):

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..data.atomic import replacing
 from ..data.files import texts_of
-from ..errors import KeditError
+from ..errors import KeditError, explained
 from ..models.checked import check_editable, check_owner
 from ..models.hooks import no_bar, pad, trace
 from ..models.tokenization import encode, positions_of, windows
@@ -157,18 +157,14 @@ class SecondMoments:
     @classmethod
     def load(cls, path) -> Self:
         """What `save` wrote. KeditError when the file is missing or damaged, or its matrices are no moments."""
-        try:
-            with safe_open(str(path), "pt") as file:
-                meta, names = file.metadata() or {}, list(file.keys())
-                tensors = {int(name.removeprefix("layer")): file.get_tensor(name) for name in names}
+        damaged = explained(f"moments file {path}: cannot be read", "remove it and estimate again")
+        with damaged, safe_open(str(path), "pt") as file:
+            meta, names = file.metadata() or {}, list(file.keys())
+            tensors = {int(name.removeprefix("layer")): file.get_tensor(name) for name in names}
             moments = cls(tensors, meta.get("model_checksum") or None, json.loads(meta.get("about", "{}")))
             if meta.get("identity", moments.identity) != moments.identity:  # older files have none
-                raise KeditError("checksum mismatch; remove it and estimate again")
+                raise ValueError("checksum mismatch")
             return moments
-        except KeditError as error:
-            raise KeditError(f"moments file {path}: {error}") from None
-        except (OSError, SafetensorError, ValueError) as error:
-            raise KeditError(f"moments file {path}: cannot be read ({error}); remove it and estimate again") from error
 
 
 def _sha256(data) -> str:

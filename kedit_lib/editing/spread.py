@@ -6,6 +6,11 @@ For each edited layer i = 0 … m−1, on the weights so far, with K its keys an
 
 and a history adds M = Σ k kᵀ over the keys of the earlier batches to B⁻¹. Methods differ in B (`_fixed`, `sigma`), the
 share of R that falls to a layer, and what their history keeps.
+
+The closed form gives the direction Δ of an update and, by its ridge, a length that depends on λ and on the keys in the
+history, not on what the edit needs; every other fact gets its share of what is written beyond that. A line search
+writes W + αΔ, with the smallest α, found by doubling and bisection (to 1/16, to 1/8 above 2), for which all tokens of
+the targets are the most probable ones in every context, times a margin. A batch has one α.
 """
 
 from typing import ClassVar
@@ -14,13 +19,16 @@ import torch
 from torch import Tensor
 
 from ..errors import KeditError
+from ..models.tokenwise import logits_at
 from .call import Call, Outcome, as_matrix, write
 from .closed_form import update, with_memory
 from .compute_k import Reading, context_mean
-from .engine import Site
-from .line_search import searched
+from .engine import Request, Site
 from .locate_then_edit import Targeted
 from .method import off_unless_given, same_as
+
+LONGEST = 4  # multiples of Δ at most
+HALVINGS = 4
 
 
 class Spread(Targeted):
@@ -28,8 +36,8 @@ class Spread(Targeted):
 
     z belongs to the last of `layers`; it is a value of the residual stream unless `_site` names another place.
 
-    line_search  a margin of 1 or more: of each update as little is written as its targets need, times this margin (see
-                 `line_search.py`); methods whose history is keys, without filters. None: the update as it is
+    line_search  a margin of 1 or more: of each update as little is written as its targets need, times this margin;
+                 methods whose history is keys, without filters. None: the update as it is
     keys_after   whether a history's keys are those after the batch, else those that the layers were solved with; the
                  two differ only where a filter or a line search has written all layers again
     """
@@ -69,9 +77,8 @@ class Spread(Targeted):
             outcome.written = {}  # no longer known
         if call.history is not None:
             used = {layer: outcome.keys(layer) for layer in self.layers}
-            measured = self.keys_after and again
-            keys = self._keys(call, Reading(model, call.prompts), self.layers) if measured else used
-            self._remember(call, outcome, keys)
+            written = self.keys_after and again and self._keys(call, Reading(model, call.prompts), self.layers)
+            self._remember(call, outcome, written or used)
         return outcome
 
     def _edit_layers(self, call: Call, outcome: Outcome, first_keys: Tensor | None) -> None:
@@ -81,12 +88,8 @@ class Spread(Targeted):
         z, missing = torch.stack([t.z for t in targets]), torch.stack([t.delta for t in targets])  # H is v₀ at first
         prompts, clean = Reading(model, call.prompts), Reading(model, call.clean)
         for i, layer in enumerate(self.layers):  # below `layer` nothing changes any more
-            known = i == 0 and first_keys is not None
-            k = (
-                self._mean(first_keys.flatten(0, 1), call)
-                if known
-                else self._keys(call, prompts, [layer], layer)[layer]
-            )
+            measured = first_keys is not None and i == 0
+            k = self._mean(first_keys, call) if measured else self._keys(call, prompts, [layer], layer)[layer]
             missing = z - self._values(clean, layer) if i else missing
             delta = self._solve(call, layer, k, missing * self._share(i) / scale, outcome)
             write(call, layer, delta, outcome.deltas, [f for f in call.filters if f.each_layer])
@@ -97,7 +100,6 @@ class Spread(Targeted):
         return {layer: self._mean(k, call) for layer, k in prompts.keys(layers, settled).items()}
 
     def _mean(self, k: Tensor, call: Call) -> Tensor:
-        """[N·contexts, d_ff] → [N, d_ff]"""
         return context_mean(k, len(call.requests[0].prompts), grouped=True)
 
     def _share(self, i: int) -> float:
@@ -138,3 +140,39 @@ class Spread(Targeted):
 
     def _remember(self, call: Call, outcome: Outcome, keys: dict[int, Tensor]) -> None:
         call.history.remember(call.model, keys)
+
+
+def searched(model, requests: list[Request], before: dict, deltas: dict, margin: float) -> dict[str, Tensor]:
+    """αΔ, which is what the model holds afterwards; α is at most LONGEST, and 1 where no multiple is enough. before:
+    the weights without Δ (`model.snapshot()`)."""
+
+    def write(alpha: float) -> dict[str, Tensor]:
+        model.load_snapshot(before)
+        scaled = {name: alpha * delta for name, delta in deltas.items()}
+        model.add(scaled)
+        return scaled
+
+    def enough(alpha: float) -> bool:
+        write(alpha)
+        return says(model, requests)
+
+    low, high = 0.0, 1.0
+    while not enough(high):
+        low, high = high, 2 * high
+        if high > LONGEST:
+            return write(1.0)
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return write(min(margin * high, LONGEST))
+
+
+def says(model, requests: list[Request]) -> bool:
+    """Whether all tokens of each request's target are the most probable ones after its prompt in every context."""
+    asked = [(p.ids + r.target[:-1], r.target) for r in requests for p in r.prompts]
+    texts = [text for text, _ in asked]
+    for part, logits in logits_at(model, texts, [range(len(text) - len(new), len(text)) for text, new in asked]):
+        wanted = torch.tensor([token for i in part for token in asked[i][1]], device=logits.device)
+        if not torch.equal(logits.argmax(-1), wanted):
+            return False
+    return True

@@ -16,7 +16,7 @@ from ..data.provenance import ALGORITHMS, key_of
 from ..editing import Method, method_for
 from ..editing.contexts import generate_contexts
 from ..editing.interventions import changed
-from ..editing.norm_anchor import anchor_norm
+from ..editing.locate_then_edit import anchor_norm
 from ..editing.second_moments import SecondMoments
 from ..editing.transfer import with_rho
 from ..errors import KeditError

@@ -7,7 +7,7 @@ from library import refused
 import kedit_lib as kedit
 from kedit_lib.editing.compute_k import context_mean, keys_at
 from kedit_lib.editing.engine import requests_of
-from kedit_lib.editing.line_search import HALVINGS, LONGEST, says
+from kedit_lib.editing.spread import HALVINGS, LONGEST, says
 
 
 @pytest.fixture(scope="module")
