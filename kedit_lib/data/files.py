@@ -55,10 +55,10 @@ class Record:
         found = [pair for paths in two for pair in zip(*map(self._listed, paths), strict=False)]
         return [(prompt, answer) for prompt, answer in found if prompt.strip() and answer.strip()]
 
-    def label(self, path: str) -> str:
-        """What names the record, a text or a number; its position when absent."""
-        value = self.leaves.get(path)
-        return str(self.number if value is None else value)
+    def label(self, *paths: str, default=None) -> str:
+        """A name of the record, text or number: what stands at the first of these paths; without, its position."""
+        found = (self.leaves[path] for path in paths if self.leaves.get(path) is not None)
+        return str(next(found, self.number if default is None else default))
 
     def _text(self, path: str, value) -> str | None:
         while isinstance(value, list):

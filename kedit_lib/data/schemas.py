@@ -12,7 +12,6 @@ FIELDS = tuple(f.name for f in dataclasses.fields(Edit))
 NO_ANSWER = ("", "<|endoftext|>")  # the latter in EasyEdit's files
 FLAT = {"ground_truth", "rephrase_prompt", "locality_prompt", "locality_ground_truth"}
 
-
 # {name: (whether it is the schema of a record with these values, the fields of such a record)}
 SCHEMAS: dict[str, tuple[Callable[[dict], bool], Callable[[Record], dict]]] = {}
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from ..data.config import results_folder
 from ..data.edit import Edit, in_chat
-from ..data.files import Record, records_of
+from ..data.files import records_of
 from ..data.schemas import each_rewrite, fields_of
 from ..errors import KeditError
 from ..lab import world_of
@@ -103,16 +103,9 @@ def read_edits(source: str | Path, model=None, chat: bool = False, **hub) -> tup
                 more |= dict.fromkeys(unknown)
             except KeditError as error:
                 reason = f"{record.where}: {str(error).removeprefix(f'{record.where}: ')}"
-                id = _named(record, "case_id", "id", default=record.number)
-                rejected.append((record.number, id, _named(record, "subject"), reason))
+                subject = record.label("subject", "requested_rewrite.subject", default="")
+                rejected.append((record.number, record.label("case_id", "id"), subject, reason))
     if more:
         said = ", ".join(f"{name!r}" for name in more)
         warnings.warn(f"{Path(source).name}: no field of an edit, and left out: {said}", stacklevel=2)
     return edits, pd.DataFrame(rejected, columns=["record", "id", "subject", "reason"])
-
-
-def _named(record: Record, *names: str, default: object = "") -> str:
-    """The first of these fields that a record has, wherever its schema puts it."""
-    inner = record.values.get("requested_rewrite")
-    places = (record.values, inner if isinstance(inner, dict) else {})
-    return str(next((values[n] for values in places for n in names if values.get(n) is not None), default))
