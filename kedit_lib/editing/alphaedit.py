@@ -4,9 +4,8 @@
        = U₀ [U₀ᵀ (K Kᵀ + M) U₀ + L2·I]⁻¹ U₀ᵀ K Rᵀ / (m − i),      P = U₀U₀ᵀ
 
 U₀ are the singular vectors of C = E[k kᵀ] with singular values below a threshold, M = Σ k kᵀ over the earlier batches,
-each measured on the weights after it. With B = P/L2 it is MEMIT's closed form (`closed_form.py`). What the published
-threshold, an absolute 0.02, cuts depends on the scale of C: rank and energy tr(PC)/tr(C) belong beside every result, or
-the cut is by rank.
+each measured on the weights after it. With B = P/L2 it is MEMIT's closed form. What the published threshold cuts, an
+absolute 0.02, depends on the scale of C: rank and energy belong beside every result, or the cut is by rank.
 """
 
 from dataclasses import replace
@@ -23,7 +22,7 @@ from .spread import Spread
 
 
 class NullSpace:
-    """P of each layer, made by `from_moments`; each layer is decomposed once, when it is first asked for."""
+    """P of each layer, made by `from_moments` and decomposed once, when it is first asked for."""
 
     def __init__(self, moments, threshold: float | None, rank: int | None):
         self.moments, self.threshold, self.rank = moments, threshold, rank
@@ -31,11 +30,8 @@ class NullSpace:
 
     @classmethod
     def from_moments(cls, moments, threshold: float | None = None, rank: int | None = None) -> Self:
-        """P from C by exactly one of
-
-        threshold   all directions whose singular value of C is below this absolute number (AlphaEdit: 0.02)
-        rank        the `rank` directions with the smallest singular values, 1 to d_ff
-        """
+        """P over the directions whose singular value of C is below `threshold`, an absolute number (AlphaEdit: 0.02),
+        or over the `rank` ones with the smallest, 1 to d_ff."""
         if (threshold is None) == (rank is None):
             raise KeditError("null space: the cut is made by threshold or by rank; give exactly one of them")
         if threshold is not None and not (isinstance(threshold, (int, float)) and 0 < threshold < float("inf")):

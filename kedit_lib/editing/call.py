@@ -48,24 +48,17 @@ class Outcome(Deltas):
 
 @dataclass(frozen=True)
 class Call:
-    """The checked arguments of one `apply`, with the edits as token ids.
-
-    requests   a Request an edit, its clean prompt first
-    targets    finished ones, a tensor [d_model] an edit (None: they are optimised)
-    projection a NullSpace of AlphaEdit's (None: the method's own)
-    engine     what evaluates the loss of a target, one of `engine.ENGINES` (None: the method's own)
-    filters    the `filters.Filter`s that change each update before it is written, in this order
-    """
+    """The checked arguments of one `apply`, with the edits as token ids."""
 
     model: EditableModel
     edits: list[Edit]
-    requests: list[Request]
+    requests: list[Request]  # one an edit, its clean prompt first
     moments: SecondMoments | None = None
     history: EditHistory | None = None
-    projection: object = None
-    targets: list[Tensor] | None = None
-    engine: str | None = None
-    filters: tuple = ()
+    projection: object = None  # AlphaEdit's NullSpace
+    targets: list[Tensor] | None = None  # finished ones, [d_model] an edit (None: they are optimised)
+    engine: str | None = None  # one of `engine.ENGINES` (None: the method's own)
+    filters: tuple = ()  # the `filters.Filter`s that change each update before it is written, in this order
 
     @property
     def prompts(self) -> list[Prompt]:

@@ -27,11 +27,14 @@ def method_from_file(path, method: str | None = None) -> Method:
     named = [values.pop(key) for key in ("alg_name", "alg") if key in values]
     name = method or (named[0] if named else path.parent.name)
     try:
-        return _made(path, method_class(str(name)), values)
+        cls = method_class(str(name))
     except KeditError as error:
         unnamed = f"does not say its method (no alg_name, and its folder {name!r} is not one); pass method="
-        unknown = not (method or named) and "is unknown; use one of" in str(error)
-        raise KeditError(f"{path.name}: {unnamed if unknown else error}") from None
+        raise KeditError(f"{path.name}: {error if method or named else unnamed}") from None
+    try:
+        return _made(path, cls, values)
+    except KeditError as error:
+        raise KeditError(f"{path.name}: {error}") from None
 
 
 def _made(path: Path, cls: type[Method], values: dict[str, Any]) -> Method:
@@ -54,8 +57,9 @@ def _made(path: Path, cls: type[Method], values: dict[str, Any]) -> Method:
     left_out = []
     unread = {"nothing that its program reads": FIELDS["unread"].get(cls.__name__, "")}
     for place, fields in (FIELDS["elsewhere"] | unread).items():
-        if found := [f for f in fields.split() if f not in known and values.pop(f, values) is not values]:
+        if found := [f for f in fields.split() if f in values and f not in known]:
             left_out.append(f"{', '.join(found)} ({place})")
+            values = {f: value for f, value in values.items() if f not in found}
     made = cls(**{f: FIELDS["off"].get(f, False) if value is False else value for f, value in values.items()})
     if left_out:
         warnings.warn(f"{path.name}: left out, because it is set elsewhere: {'; '.join(left_out)}", stacklevel=3)

@@ -23,6 +23,10 @@ def changed(method: Method, change: str) -> Method:
     return type(f"{method.name} {change}", (mixin, type(method)), {})(**dict(method))
 
 
+def _with(*bases, **attributes) -> type:
+    return type("", bases, attributes)
+
+
 class _Superposed:
     """Every update is computed on the unedited model and added: W = W₀ + Σ Δᵢ. No edit responds to those before it."""
 
@@ -103,11 +107,6 @@ def padded_in_front(model, rows: list[tuple[int, ...]]) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask[:, None]}
 
 
-class _PaddedInFront(Plain):
-    def _padded(self, ids):
-        return padded_in_front(self.model, ids)
-
-
 def misplaced_keys(model, prompts, layers) -> dict[int, Tensor]:
     """`compute_k.keys_at` with the bug, all prompts in one batch."""
     wanted = {i: model.mlp_out(i) for i in layers}
@@ -119,7 +118,7 @@ def misplaced_keys(model, prompts, layers) -> dict[int, Tensor]:
 class _LeftPadded:
     """The padding bug, one edit at a time: its clean prompt, alone when the residual is measured, has no padding."""
 
-    engine = _PaddedInFront
+    engine = _with(Plain, _padded=lambda engine, ids: padded_in_front(engine.model, ids))
 
     def _optimise(self, call):
         each = [call.part(i, i + 1) for i in range(len(call.edits))]
@@ -128,10 +127,6 @@ class _LeftPadded:
 
     def _keys(self, call, prompts, layers, settled=0):
         return {i: self._mean(k, call) for i, k in misplaced_keys(call.model, call.prompts, layers).items()}
-
-
-def _with(*bases, **attributes) -> type:
-    return type("", bases, attributes)
 
 
 # {change: (what goes in front of the method's class, the classes that it fits)}

@@ -6,9 +6,8 @@ unedited model's norm. After the optimisation, and so after the last clamp,
     v* = v₀ + δ;   v* ← r · v*/‖v*‖, or v₀ where ‖v*‖ > 2r (ROME: 5r);   z ← z + (the change of v*)
 
 with v₀ the output of the MLP of the last edited layer at the clean prompt, on the weights at hand: where z is the
-residual stream only the MLP's part of it is rescaled. The reference norm is
-
-    r = mean of ‖v*‖ over pilot edits, optimised on the unedited weights, the largest 5 % left out.
+residual stream only the MLP's part of it is rescaled. r is the mean of ‖v*‖ over pilot edits, optimised on the unedited
+weights, the largest 5 % left out.
 """
 
 from abc import abstractmethod
@@ -79,7 +78,7 @@ class Targeted(Method):
         return nll
 
     def total(self, loss: Tensor) -> Tensor:
-        """What is differentiated, of the losses [n]: each request's own gradient."""
+        """What is differentiated, of the losses [n]."""
         return loss.sum()
 
     def done(self, loss: Tensor, kl: Tensor, p: Tensor, leads: Tensor, led: Tensor) -> Tensor:

@@ -7,10 +7,10 @@ For each edited layer i = 0 … m−1, on the weights so far, with K its keys an
 and a history adds M = Σ k kᵀ over the keys of the earlier batches to B⁻¹. Methods differ in B (`_fixed`, `sigma`), the
 share of R that falls to a layer, and what their history keeps.
 
-The closed form gives the direction Δ of an update and, by its ridge, a length that depends on λ and on the keys in the
-history, not on what the edit needs; every other fact gets its share of what is written beyond that. A line search
-writes W + αΔ, with the smallest α, found by doubling and bisection (to 1/16, to 1/8 above 2), for which all tokens of
-the targets are the most probable ones in every context, times a margin. A batch has one α.
+The closed form gives an update its direction Δ and, by its ridge, a length that depends on λ and the history, not on
+what the edit needs; every other fact gets its share of what is written beyond that. A line search writes W + αΔ, with
+the smallest α, found by doubling and bisection (to 1/16, to 1/8 above 2), for which all tokens of the targets are the
+most probable ones in every context, times a margin. A batch has one α.
 """
 
 from typing import ClassVar
@@ -32,9 +32,8 @@ HALVINGS = 4
 
 
 class Spread(Targeted):
-    """Methods that spread a batch of edits over several layers, as MEMIT does.
-
-    z belongs to the last of `layers`; it is a value of the residual stream unless `_site` names another place.
+    """Methods that spread a batch of edits over several layers. z belongs to the last of `layers`; it is a value of the
+    residual stream unless `_site` names another place.
 
     line_search  a margin of 1 or more: of each update as little is written as its targets need, times this margin;
                  methods whose history is keys, without filters. None: the update as it is

@@ -38,13 +38,8 @@ FACTS = tuple((prompt, subject) for prompt, subjects in KNOWN.items() for subjec
 
 @dataclass(frozen=True, repr=False)
 class Transfer:
-    """A published method on another model, which edits as `method` does, and how it was carried.
-
-    method    the Method for this model
-    source    whose hyperparameters they were;  model: whose they are now
-    changes   (hyperparameter, there, here, the rule) of each that was carried
-    v0_norm   ‖v₀‖ on this model, and rho: ρ (None: the method optimises no target)
-    """
+    """A published method on another model, which edits as `method` does, and how it was carried from `source` to
+    `model`: (hyperparameter, there, here, the rule) of each change; ‖v₀‖ and ρ here (None: there are no targets)."""
 
     method: Method
     source: str
