@@ -1,7 +1,5 @@
 """Probes at a checkpoint of an edit sequence: the edits themselves, facts, perplexity."""
 
-from dataclasses import dataclass, field
-
 from ..data.edit import Edit
 from .accuracy import generation_accuracy
 from .perplexity import perplexity
@@ -15,8 +13,7 @@ CONTAINED = 25  # edits whose long answers are searched for the new object
 LATEST = 25  # edits of the cohort "latest edits"
 
 
-@dataclass(frozen=True)
-class EditProbe(Probe):
+class EditProbe(Probe, version="edits-v2"):
     """Measures all edits so far, the latest, each edit alone, and their paraphrases and neighbors.
 
     Rows for edits and latest edits: accuracy (generated) and probability of the new object; with `each` the same for
@@ -28,7 +25,6 @@ class EditProbe(Probe):
     Between multiples of `every`: only accuracy and probability, on at most COHORT_LIMIT such edits and the latest.
     """
 
-    version = "edits-v2"
     each: bool = True
     every: int = 1
     match: str = "exact"
@@ -99,14 +95,12 @@ class _Asked:
         )
 
 
-@dataclass(frozen=True)
-class FactProbe(Probe):
+class FactProbe(Probe, version="FactProbe-v2"):
     """Accuracy on a fixed list of (prompt, answer) that no edit of the sequence asks for."""
 
-    version = "FactProbe-v2"
     cohort: str
-    prompts: tuple[str, ...] = field(repr=False)
-    answers: tuple[str, ...] = field(repr=False)
+    prompts: tuple[str, ...]
+    answers: tuple[str, ...]
     every: int | None = 1
     match: str = "exact"
 
@@ -117,12 +111,9 @@ class FactProbe(Probe):
         return generation_accuracy(model, list(self.prompts[some]), list(self.answers[some]), self.match)
 
 
-@dataclass(frozen=True)
-class VitalProbe(FactProbe):
+class VitalProbe(FactProbe, version="VitalProbe-v2"):
     """Facts that decide whether the model counts as dead. Between multiples of `every` the first BRIEF are asked,
     and all where these leave it open."""
-
-    version = "VitalProbe-v2"
 
     def brief(self, model, done: list[Edit]) -> list[dict]:
         right = self._right(model, slice(BRIEF))
@@ -131,12 +122,10 @@ class VitalProbe(FactProbe):
         return [row("accuracy", self.cohort, right)]
 
 
-@dataclass(frozen=True)
-class PerplexityProbe(Probe):
+class PerplexityProbe(Probe, version="perplexity"):
     """Perplexity on held-out plain text."""
 
-    version = "perplexity"
-    texts: tuple[str, ...] = field(repr=False)
+    texts: tuple[str, ...]
     every: int = 1
 
     def __call__(self, model, done: list[Edit]) -> list[dict]:

@@ -5,7 +5,6 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
@@ -109,8 +108,7 @@ def _terms(text: str) -> list[str]:
     return found
 
 
-@dataclass(frozen=True)
-class GenerationProbe(Probe):
+class GenerationProbe(Probe, version="generation-v1"):
     """Fluency and consistency of freely sampled text about a few edits' subjects.
 
     prompts     for each edit, what the text begins with
@@ -118,10 +116,9 @@ class GenerationProbe(Probe):
     limit       edits at a checkpoint: 100 tokens cost as much as many short answers
     """
 
-    version = "generation-v1"
-    prompts: tuple[str, ...] = field(repr=False)
-    references: tuple[tuple[str, ...], ...] = field(default=(), repr=False)
-    corpus: tuple[str, ...] = field(default=(), repr=False)
+    prompts: tuple[str, ...]
+    references: tuple[tuple[str, ...], ...] = ()
+    corpus: tuple[str, ...] = ()
     limit: int = 10
     tokens: int = 100
     every: int = SELDOM

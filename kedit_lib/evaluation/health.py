@@ -1,7 +1,6 @@
 """Health of the weights and hidden states: norms, condition and drift. No floor: compare with the value at 0 edits."""
 
 import math
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -71,13 +70,11 @@ def cosine(a: Tensor, b: Tensor) -> float:
     return (a * b).sum().item() / norms if norms > 0 else math.nan
 
 
-@dataclass(frozen=True)
-class HealthProbe(Probe):
+class HealthProbe(Probe, version="health-v1"):
     """Weights of the edited `layers`; hidden states on plain `texts` after each of them and after the last layer."""
 
-    version = "health-v1"
     layers: tuple[int, ...]
-    texts: tuple[str, ...] = field(repr=False)
+    texts: tuple[str, ...]
     every: int = SELDOM
 
     def __call__(self, model, done: list[Edit]) -> list[dict]:

@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import ClassVar
+from typing import dataclass_transform
 
 from ..data.atomic import cached
 from ..data.edit import Edit
@@ -20,17 +20,20 @@ def identity_of(name: str, what) -> str:
     return f"{name}-{hashlib.sha256(json.dumps(what, default=repr).encode()).hexdigest()[:16]}"
 
 
+@dataclass_transform(frozen_default=True)
 class Probe:
-    """A dataclass of questions; a call with the model in its present state and the edits so far gives rows (metric,
-    cohort, value, n). A probe need not be one of these: `run_stream` takes whatever has an `identity`, which names what
-    it measures for the store's key (here `version` and all fields), and is called so. It may also have
+    """Questions, the fields of a frozen dataclass. A call with the model in its present state and the edits gives
+    rows (metric, cohort, value, n). `run_stream` takes whatever is called so and has an `identity`, which names what is
+    measured for the store's key: here the class's version and all fields. A probe may also have
 
     every  edits: it is asked at the first checkpoint at or after each multiple of it, and at the last. Without: at
            every checkpoint. None: at 0 edits, at the first after either `collapse_point`, and at the last
     brief  called like the probe itself at the checkpoints in between: fewer questions, rows of the same names
     """
 
-    version: ClassVar[str]
+    def __init_subclass__(cls, version: str):
+        cls.version = version
+        dataclass(frozen=True, repr=False)(cls)
 
     @property
     def identity(self) -> str:

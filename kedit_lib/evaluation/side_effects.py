@@ -4,7 +4,7 @@ Each knows what to ask about every edit of the sequence, in order. At a checkpoi
 far; at 0 edits about a panel of those to come: the unedited model's value, the start of every curve.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 
 from ..data.edit import Edit, Question
 from ..data.words import full_stop, joint
@@ -29,17 +29,15 @@ def agreement(now, before) -> list[float]:
     return [sum(x == y for x, y in zip(a, b, strict=True)) / len(b) for a, b in both]
 
 
-@dataclass(frozen=True)
-class LocalityProbe(Probe):
+class LocalityProbe(Probe, version="locality-v1"):
     """Agreement with the unedited model on prompts that no edit is about; `answers`: what is true there.
 
     Rows for `cohort`: argmax agreement, first token agreement, answer agreement (all 1 at 0 edits).
     """
 
-    version = "locality-v1"
     cohort: str
-    prompts: tuple[str, ...] = field(repr=False)
-    answers: tuple[str, ...] = field(repr=False)
+    prompts: tuple[str, ...]
+    answers: tuple[str, ...]
     every: int = SELDOM
 
     def __call__(self, model, done: list[Edit]) -> list[dict]:
@@ -76,8 +74,7 @@ def answerable(model, questions: list[Question], match: str = "exact") -> list[b
     return [i not in failed for i in range(len(questions))]
 
 
-@dataclass(frozen=True)
-class PortabilityProbe(Probe):
+class PortabilityProbe(Probe, version="portability-v1"):
     """Accuracy on consequences, and success on inverses.
 
     questions  for each edit its consequences, if any. Asked are those whose gate the unedited model passes, at most
@@ -91,10 +88,9 @@ class PortabilityProbe(Probe):
     not a healthy value but chance.
     """
 
-    version = "portability-v1"
-    subjects: tuple[str, ...] = field(repr=False)
-    questions: tuple[tuple[Question, ...], ...] = field(repr=False)
-    inverses: tuple[tuple[str, str] | None, ...] = field(default=(), repr=False)
+    subjects: tuple[str, ...]
+    questions: tuple[tuple[Question, ...], ...]
+    inverses: tuple[tuple[str, str] | None, ...] = ()
     limit: int = PANEL
     every: int = SELDOM
     match: str = "exact"
@@ -134,13 +130,11 @@ def distracted(edit: Edit, prompt: str) -> str:
     return f"{said}{full_stop(said)}{prompt}"
 
 
-@dataclass(frozen=True)
-class DistractionProbe(Probe):
+class DistractionProbe(Probe, version="distraction-v1"):
     """The first neighbor of each edit after the edited sentence: success and magnitude of the true object over the
     new one."""
 
-    version = "distraction-v1"
-    edits: tuple[Edit, ...] = field(repr=False)
+    edits: tuple[Edit, ...]
     limit: int = PANEL
     every: int = SELDOM
 
@@ -151,17 +145,15 @@ class DistractionProbe(Probe):
         return rows("distracted neighbors", success=success(*two), magnitude=magnitude(*two))
 
 
-@dataclass(frozen=True)
-class OverfittingProbe(Probe):
+class OverfittingProbe(Probe, version="overfitting-v1"):
     """Probability of each edit's new object on a prompt that asks for something else: a target that is reached by
     making one word likely everywhere shows here first. Floor: the unedited model's. Source: Zhang et al. 2024.
 
     prompts  {cohort: for each edit one such prompt}, such as another relation of its subject
     """
 
-    version = "overfitting-v1"
-    edits: tuple[Edit, ...] = field(repr=False)
-    prompts: dict[str, tuple[str, ...]] = field(repr=False, hash=False)
+    edits: tuple[Edit, ...]
+    prompts: dict[str, tuple[str, ...]]
     limit: int = PANEL
     every: int = SELDOM
 
