@@ -22,7 +22,7 @@ SHAPES = {
     "llama-2-7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32},
     "tiny": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 10, "num_attention_heads": 4},
 }
-SIZES = {"llama-2-7b": (5, 2, 1000), "tiny": (2, 1, 6)}  # single edits, of these by the plain path too, batch
+SIZES = {"llama-2-7b": (5, 1, 1000), "tiny": (2, 1, 6)}  # single edits, of these by the plain path too, batch
 SECONDS_ALONE, SECONDS_TOGETHER, GIB_OVER_WEIGHTS = 0.5, 0.1, 8  # the bars
 SYLLABLES = [a + b for a in "bdfgklmnprstvz" for b in ("a", "e", "i", "o", "u")]
 OBJECTS = ["French", "German", "Old Norse", "English", "Japanese", "Latin"]
@@ -77,18 +77,6 @@ def made_up_moments(model, layers, seed=0, rank=64):
     return kedit.SecondMoments.from_tensors(found)
 
 
-def made_up_rows(model, moments, edits, peak, plan, singles):
-    """A row for each (method, edits at a time, how often by the plain path too, bar); `singles` edits one at a time."""
-    rows, words = [], [word for e in edits[:50] for word in e.text.split()]
-    for method, size, plain, bar in plan:
-        contexts = made_up_contexts(20 if method.context_style == "rome" else 5, words)
-        batches = [edits[:size]] if size > 1 else [[e] for e in edits[1 : singles + 1]]
-        title = method.name if size == 1 else f"{method.name}, batch of {size}"
-        rows.append(compared(Paths(model, method, moments, contexts), batches, plain, peak, title, bar))
-        print(line(rows[-1]), flush=True)
-    return rows
-
-
 def made_up(shape):
     """(model, edits). KeditError where there is no GPU for a large shape."""
     cuda = torch.cuda.is_available()
@@ -110,15 +98,21 @@ def methods_with_moments(model):
 
 
 def large(shape, model, methods, moments, edits):
-    """The table."""
-    (singles, plain, together), cuda = SIZES[shape], model.device.type == "cuda"
+    """The table of single edits by each method and of a batch by MEMIT, after every row."""
+    (singles, plain, together), cuda, rows = SIZES[shape], model.device.type == "cuda", []
     weights = sum(p.numel() * p.element_size() for p in model.hf.parameters()) / 2**30
     print(f"{model.name} in {model.dtype}: {weights:.2f} GiB on {device_name(model.device)}", flush=True)
     plan = [(method, 1, plain, SECONDS_ALONE) for method in methods.values()]
     plan.append((methods["memit"], together, 0, SECONDS_TOGETHER))
     peak = peaks(model.device, model.dtype, size=8192 if cuda else 256)
-    table = pd.DataFrame(made_up_rows(model, moments, edits, peak, plan, singles))
-    table = table.drop(columns=["largest difference", "same number of steps"])
-    table["bar"] = [f"{bar} s/edit, weights + {GIB_OVER_WEIGHTS} GiB" for bar in table["bar"]]
-    table["peak over weights, GiB"] = table["peak MB"] / 1024 - weights if cuda else float("nan")
-    return table.assign(shape=shape)
+    words = [word for e in edits[:50] for word in e.text.split()]
+    for method, size, plain_edits, bar in plan:
+        contexts = made_up_contexts(20 if method.context_style == "rome" else 5, words)
+        batches = [edits[:size]] if size > 1 else [[e] for e in edits[1 : singles + 1]]
+        title = method.name if size == 1 else f"{method.name}, batch of {size}"
+        row = compared(Paths(model, method, moments, contexts), batches, plain_edits, peak, title, bar)
+        print(line(row), flush=True)
+        over = row["peak MB"] / 1024 - weights if cuda else float("nan")
+        bars = f"{bar} s/edit, weights + {GIB_OVER_WEIGHTS} GiB"
+        rows.append(row | {"bar": bars, "peak over weights, GiB": over, "shape": shape})
+        yield pd.DataFrame(rows).drop(columns=["largest difference", "same number of steps"])

@@ -11,7 +11,13 @@ from ..data.config import REPOSITORY
 from ..errors import KeditError, first_line
 from . import claims
 
-PLACES = {"claims": "README.md", "speed": "docs/speed.md", "shortcuts": "docs/speed.md", "paper": "docs/machines.md"}
+PLACES = {
+    "claims": "README.md",
+    "speed": "docs/speed.md",
+    "shortcuts": "docs/speed.md",
+    "gpu": "docs/speed.md",
+    "paper": "docs/machines.md",
+}
 RATES = {  # {a column of figures/benchmarks*.csv: its name in docs/speed.md, and its format}
     "model": ("one core", "{}"),
     "path": ("edit", "{}"),
@@ -31,6 +37,7 @@ def tables(figures: Path) -> dict[str, str]:
     speed       seconds of one core for an edit, and how many times as fast as the plain path, measured in one process;
                 the least that its arithmetic and its memory traffic take on the same core
     shortcuts   what faster and not exact targets cost, of single edits
+    gpu         single edits on a GPU, with and without CUDA graphs
     paper       estimated hours of 1,000 edits in three orders on models that were not run
     """
     judged = claims.shown(claims.verdicts(claims.read(figures / "claims.csv")))
@@ -48,6 +55,7 @@ def tables(figures: Path) -> dict[str, str]:
         "claims": _markdown(judged),
         "speed": _markdown(speed.replace("nan", "")),
         "shortcuts": _markdown(pd.read_csv(figures / "benchmarks_shortcuts.csv").round(3)),
+        "gpu": _markdown(pd.concat(map(pd.read_csv, sorted(figures.glob("gpu.*.replay.csv")))).fillna("")),
         "paper": _markdown(
             hours.assign(**{"cards an order": paper.cards.astype(int)}).replace("nan", "").reset_index()
         ),
