@@ -15,7 +15,7 @@ PLACES = {
     "claims": "README.md",
     "speed": "docs/speed.md",
     "shortcuts": "docs/speed.md",
-    "gpu": "docs/speed.md",
+    "gpu": "docs/machines.md",
     "paper": "docs/machines.md",
 }
 RATES = {  # {a column of figures/benchmarks*.csv: its name in docs/speed.md, and its format}
@@ -55,7 +55,9 @@ def tables(figures: Path) -> dict[str, str]:
         "claims": _markdown(judged),
         "speed": _markdown(speed.replace("nan", "")),
         "shortcuts": _markdown(pd.read_csv(figures / "benchmarks_shortcuts.csv").round(3)),
-        "gpu": _markdown(pd.concat(map(pd.read_csv, sorted(figures.glob("gpu.*.replay.csv")))).fillna("")),
+        "gpu": _markdown(
+            pd.concat(map(pd.read_csv, sorted(figures.glob("gpu.*.replay.csv")))).astype(object).fillna("")
+        ),
         "paper": _markdown(
             hours.assign(**{"cards an order": paper.cards.astype(int)}).replace("nan", "").reset_index()
         ),
