@@ -219,7 +219,7 @@ def test_sampled_text_is_the_models(tiny_folder, monkeypatch):
             ids = torch.cat([ids, model.hf(input_ids=ids).logits[:, -1:].argmax(-1)], 1)
         text = model.tokenizer.decode(ids[0], skip_special_tokens=True).strip()
         assert context == text.replace("{", "{{").replace("}", "}}") + ". {}"
-    monkeypatch.setattr(contexts_module, "_sample", lambda model, start, *rest: f"{start} {{0}} }} {{")
+    monkeypatch.setattr(type(model.tokenizer), "decode", lambda self, ids, **how: "The {0} } {")
     found = kedit.generate_contexts(model, style="memit")
     assert found[1] == "The {{0}} }} {{. {}"
     assert fill(check_context(found[1]), "{} plays", "Zoë")[0] == "The {0} } {. Zoë plays"
