@@ -28,10 +28,8 @@ def digest_of(tensors: dict[str, Tensor]) -> str:
 def setting_of(hf, tokenizer) -> str:
     """sha256 over the configuration and all of the tokenizer that decides its ids."""
     config = {k: v for k, v in hf.config.to_diff_dict().items() if k not in NO_SETTING}
-    rules = [tokenizer.get_vocab(), tokenizer.init_kwargs]
-    if tokenizer.is_fast:
-        rules = json.loads(tokenizer.backend_tokenizer.to_str()).items()
-        rules = {name: rule for name, rule in rules if name not in ("padding", "truncation")}  # of the last call
+    rules = json.loads(tokenizer.backend_tokenizer.to_str()).items()
+    rules = {name: rule for name, rule in rules if name not in ("padding", "truncation")}  # of the last call
     return hashlib.sha256(json.dumps([config, rules], sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -59,6 +57,8 @@ def unwrapped(hf, tokenizer, name: str) -> nn.Module:
         raise KeditError(f"{name}: {what}; pass an AutoModelForCausalLM")
     if not callable(tokenizer) or not hasattr(tokenizer, "is_fast"):
         raise KeditError(f"{name}: came without its tokenizer; give it: transformers.AutoTokenizer.from_pretrained(…)")
+    if not tokenizer.is_fast:
+        raise KeditError(f"{name}: {type(tokenizer).__name__} has no character offsets; load its fast version")
     if any(hasattr(module, "base_layer") or type(module).__module__.startswith("peft.") for module in hf.modules()):
         raise KeditError(f"{name}: has an adapter, in which an edit would be lost on saving; {MERGE}")
     devices = sorted({str(p.device) for p in hf.parameters()})

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import warnings
 import zipfile
-from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -94,7 +93,7 @@ def load_model(
         found = f"{len(missing)} weights are not in its files, the first: {missing[0]}"
         raise KeditError(f"{what}: {found}; save the whole model again, or download it again")
     with explained(f"device {device!r}: cannot take {name!r}", "give one that is there"):
-        hf = hf.to(_device(device))
+        hf = hf.to(torch.device("cpu" if device is None else int(device) if str(device).isdigit() else device))
         next(hf.parameters()).flatten()[0].item()  # "meta" takes a model and keeps no value of it
     return EditableModel(hf, tokenizer, name, where if where.is_dir() else None, originals)
 
@@ -112,16 +111,6 @@ def _check_given(what: str, dtype: str, device, attn_implementation: str | None,
         raise KeditError(f"{what}: device_map = {device!r} may spread it; give one device, as device='cuda'")
     if attn_implementation not in (None, "eager", "sdpa"):  # these take a mask of numbers
         raise KeditError(f"{what}: attn_implementation must be eager or sdpa, whose masks can be given")
-
-
-def _device(device) -> torch.device | str:
-    """A number is an accelerator's, and without one CUDA's, which then says that it is not there."""
-    if device is None:
-        return "cpu"
-    device = int(device) if isinstance(device, str) and device.isdigit() else device  # from a command line
-    with suppress(RuntimeError):
-        return torch.device(device)
-    return torch.device("cuda", device) if type(device) is int and device >= 0 else device
 
 
 def cache_folder() -> Path:

@@ -44,8 +44,6 @@ def _text_of(tokenizer, text: str, ids: list[int]) -> slice:
 def encode_prompt(tokenizer, context: str, prompt: str, subject: str) -> Prompt:
     """`context` around the prompt, tokenised once; the subject is found by character offsets."""
     text, start, end = fill(context, prompt, subject)
-    if not tokenizer.is_fast:
-        raise KeditError(f"tokenizer {type(tokenizer).__name__}: has no character offsets; load its fast version")
     found = tokenizer(text, return_offsets_mapping=True)
     kept = _text_of(tokenizer, text, found.input_ids)
     inside = [i for i, (a, b) in enumerate(found.offset_mapping[kept]) if a < end and b > start and b > a]
