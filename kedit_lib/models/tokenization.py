@@ -63,9 +63,7 @@ def target_ids(tokenizer, prompt: str, target: str, separator: str | None = None
     return found
 
 
-def targets_of(
-    tokenizer, prompts: list[str], targets: list[str], separators=None
-) -> list[tuple[int, ...] | KeditError]:
+def targets_of(tokenizer, prompts, targets, separators=None) -> list[tuple[int, ...] | KeditError]:
     """`target_ids` of each triple (separators None: derived for all), in few calls; where one has none, its error."""
     triples, turn = list(zip(prompts, targets, separators or [None] * len(prompts), strict=True)), _turn(tokenizer)
     if not triples:
