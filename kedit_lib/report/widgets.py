@@ -37,31 +37,25 @@ def try_edits(bench, edit: Edit) -> None:
     live(lambda: edit_knobs(bench, edit), "type an edit of your own, choose a method, and see what it does")
 
 
-def edit_knobs(bench, edit: Edit) -> knobs.VBox:
-    """Fields for one edit, a method, a button and what it found; edits are made on the bench's unedited model and taken
-    back."""
-    filled = {"prompt": edit.prompt, "subject": edit.subject, "new object": edit.target_new}
-    look = {"layout": knobs.Layout(width="95%"), "style": {"description_width": "6em"}}
-    fields = [knobs.Text(text, description=name, **look) for name, text in filled.items()]
+def edit_knobs(bench, edit: Edit) -> knobs.interactive:
+    """Fields for one edit, a method and a button; edits are made on the bench's unedited model and taken back."""
+
+    def attempt(prompt: str, subject: str, target_new: str, method: str) -> None:
+        try:
+            table, said = try_edit(bench, typed_edit(bench, prompt, subject, target_new), method)
+        except KeditError as error:
+            print(f"⚠ {error}")
+        else:
+            print(said)
+            display(table.round(3))
+
+    look = {"rows": 1, "layout": knobs.Layout(width="95%")}
+    filled = {"prompt": edit.prompt, "subject": edit.subject, "target_new": edit.target_new}
+    fields = {name: knobs.Textarea(text, description=name, **look) for name, text in filled.items()}
     methods = [name for name in load_model_params(bench.model.name) if name != "model"]
     # No drop-down: JupyterLab takes letters typed in one for its shortcuts, and "r" for rome unmakes the cell.
     method = knobs.ToggleButtons(options=methods, description="method", style={"button_width": "auto"})
-    button, result = knobs.Button(description="Edit", button_style="primary"), knobs.Output()
-
-    @result.capture(clear_output=True, wait=True)
-    def pressed(_) -> None:
-        button.disabled = True
-        try:
-            table, said = try_edit(bench, typed_edit(bench, *(field.value for field in fields)), method.value)
-            print(said)
-            display(table.round(3))
-        except KeditError as error:
-            print(f"⚠ {error}")
-        finally:
-            button.disabled = False
-
-    button.on_click(pressed)
-    return knobs.VBox([*fields, method, button, result])
+    return knobs.interactive(attempt, {"manual": True, "manual_name": "Edit"}, **fields, method=method)
 
 
 def typed_edit(bench, prompt: str, subject: str, target_new: str) -> Edit:

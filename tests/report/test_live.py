@@ -78,4 +78,4 @@ def test_in_a_run_that_nobody_watches_a_live_cell_is_one_sentence(bench, monkeyp
     assert [s.data.startswith("*Live in JupyterLab") for s in shown] == [True]
     monkeypatch.delenv("KEDIT_STATIC")
     widgets.try_edits(bench, bench.edits(0)[0])
-    assert type(shown[1]).__name__ == "VBox"
+    assert type(shown[1]).__name__ == "interactive"

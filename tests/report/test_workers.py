@@ -17,7 +17,7 @@ from library import assert_same_runs, assert_same_weights
 import kedit_lib as kedit
 from kedit_lib.data.config import load_profile
 from kedit_lib.report import sweep
-from kedit_lib.report.workers import in_workers
+from kedit_lib.report.sweep import in_workers
 
 pytestmark = [pytest.mark.slow, pytest.mark.crash]
 PROFILE = load_profile("smoke", workers=3)
