@@ -60,7 +60,7 @@ def show(fig, name: str, caption: str, alt: str, data: pd.DataFrame) -> None:
     data.to_csv(where / f"{name}.csv", index=False, float_format="%.6g")
     plt.close(fig)
     display(Image(picture, alt=alt))
-    display(Markdown(without_tags(f"**Figure.** {caption}")))
+    say(f"**Figure.** {caption}")
 
 
 def png_of(fig) -> bytes:
@@ -102,13 +102,8 @@ def _digits(value: float) -> str:
 
 
 def say(text: str) -> None:
-    """Show a paragraph."""
-    display(Markdown(without_tags(text)))
-
-
-def without_tags(text: str) -> str:
-    """Markdown in which nothing is HTML, for paragraphs quote what a model wrote."""
-    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)
+    """Show a paragraph, in which nothing is HTML: it may quote what a model wrote."""
+    display(Markdown(re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)))
 
 
 def verdict(claim: str, answer: str, number: str, where: str, figure: str | None = None) -> None:
