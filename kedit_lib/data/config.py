@@ -136,18 +136,15 @@ def find_model_params(model: str) -> Path | None:
 def _find(name_or_path: str | Path, folder: Path, what: str, such: str = "") -> Path:
     """The path itself if it is spelled as one, else the file of that name in `folder`."""
     text = str(name_or_path)
-    if text.endswith((".yaml", ".yml")):
-        if os.path.isfile(text):  # Path.is_file() raises for a name that is too long
-            return Path(text)
-        raise KeditError(f"{text}: there is no such file; give an existing file or one of the names in {folder}")
-    path = folder / f"{text}.yaml"
-    if text and path.parent == folder and os.path.isfile(path):
+    own = text.endswith((".yaml", ".yml"))
+    path = Path(text) if own else folder / f"{text}.yaml"
+    if os.path.isfile(path) and (own or path.parent == folder):  # Path.is_file() raises for a name that is too long
         return path
     known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml"))) or "none"
     remedy = (
-        f"take one of these, add {text}.yaml{such}, or set KEDIT_PARAMS to a folder that has {folder.name}/{text}.yaml"
+        f"take one of these, add {path.name}{such}, or set KEDIT_PARAMS to a folder that has {folder.name}/{path.name}"
     )
-    raise KeditError(f"{what} {text!r}: not found in {folder} (there: {known}); {remedy}")
+    raise KeditError(f"{what} {text!r}: there is no such file in {folder} (there: {known}); {remedy}")
 
 
 def _checked(kind, values: dict[str, Any], source: str):

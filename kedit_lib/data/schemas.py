@@ -10,7 +10,6 @@ from .files import Record
 
 FIELDS = tuple(f.name for f in dataclasses.fields(Edit))
 NO_ANSWER = ("", "<|endoftext|>")  # the latter in EasyEdit's files
-FLAT = {"ground_truth", "rephrase_prompt", "locality_prompt", "locality_ground_truth"}
 
 # {name: (whether it is the schema of a record with these values, the fields of such a record)}
 SCHEMAS: dict[str, tuple[Callable[[dict], bool], Callable[[Record], dict]]] = {}
@@ -69,13 +68,13 @@ def _fact(
     }
 
 
-def _by_criterion(values: dict) -> bool:
-    given = (values.get(name) for name in ("portability", "locality"))
-    return any(isinstance(v, dict) and "New Question" not in v for v in given)
+def _is_easyedit(values: dict) -> bool:
+    flat = {"ground_truth", "rephrase_prompt", "locality_prompt", "locality_ground_truth"} & values.keys()
+    criteria = [values[n] for n in ("portability", "locality") if isinstance(values.get(n), dict)]
+    return bool(flat) or any("New Question" not in c for c in criteria) or {"concept", "labels"} <= values.keys()
 
 
-@schema("knowedit", lambda values: _by_criterion(values) or {"concept", "labels"} <= values.keys())
-@schema("counterfact-flat", lambda values: not FLAT.isdisjoint(values))
+@schema("easyedit", _is_easyedit)
 def easyedit(record: Record) -> dict:
     """EasyEdit's records: CounterFact with one prompt of each kind (Wang et al., arXiv 2308.07269); KnowEdit, with
     questions by criterion, of which WikiBio calls its fields concept, text and labels (Zhang et al., arXiv 2401.01286).
