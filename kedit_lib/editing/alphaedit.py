@@ -26,7 +26,7 @@ class NullSpace:
 
     def __init__(self, moments, threshold: float | None, rank: int | None):
         self.moments, self.threshold, self.rank = moments, threshold, rank
-        self._found: dict[int, tuple[Tensor, float]] = {}  # U₀ in float64, energy
+        self._found: dict[int, Tensor] = {}  # U₀ by layer
 
     @classmethod
     def from_moments(cls, moments, threshold: float | None = None, rank: int | None = None) -> Self:
@@ -42,12 +42,26 @@ class NullSpace:
 
     def basis(self, layer: int) -> Tensor:
         """U₀ [d_ff, rank] in float64"""
-        return self._of(layer)[0]
+        if layer not in self._found:
+            c, problem = self.moments.tensors[layer], None
+            # In C's own precision, as published: where singular values crowd around an absolute threshold,
+            # rounding turns the cut, and float64 would cut a float32 C elsewhere.
+            u, values, vt = torch.linalg.svd(c)
+            # Of a symmetric matrix the two singular vectors of a negative eigenvalue are opposite to each other.
+            negative = (u * vt.T).sum(0) < 0
+            if (negative & (values > len(c) * torch.finfo(c.dtype).eps * values[0])).any():
+                problem = "C has a negative eigenvalue, which no E[k kᵀ] has; estimate it again"
+            elif (self.rank or 0) > len(c):
+                problem = f"rank = {self.rank}, d_ff is {len(c)}; lower it"
+            if problem:
+                raise KeditError(f"null space of layer {layer}: {problem}")
+            first = int((values >= self.threshold).sum()) if self.rank is None else len(c) - self.rank
+            self._found[layer] = u[:, first:].double()
+        return self._found[layer]
 
     def project(self, layer: int, k: Tensor) -> Tensor:
         """P k in float64 for k [n, d_ff] (rows), as [n, d_ff]."""
-        u, energy = self._of(layer)
-        self._found[layer] = u, _ = u.to(k.device), energy
+        u = self._found[layer] = self.basis(layer).to(k.device)
         return (k.double() @ u) @ u.T
 
     def check(self, model, layers) -> None:
@@ -64,8 +78,11 @@ class NullSpace:
     def report(self, layers=None) -> pd.DataFrame:
         """One row per layer (None: all): rank of P, d_ff, and energy = tr(PC)/tr(C), 0..1, the share of plain text's
         keys that P lets change."""
-        found = {i: self._of(i) for i in (sorted(self.moments.tensors) if layers is None else layers)}
-        rows = [(i, u.shape[1], len(u), energy) for i, (u, energy) in found.items()]
+        rows = []
+        for layer in sorted(self.moments.tensors) if layers is None else layers:
+            u = self.basis(layer)
+            c = self.moments.tensors[layer].to(u)
+            rows.append((layer, u.shape[1], len(u), float((u * (c @ u)).sum() / c.trace())))
         return pd.DataFrame(rows, columns=["layer", "rank", "d_ff", "energy"])
 
     @property
@@ -73,24 +90,6 @@ class NullSpace:
         """Names this projection in stores."""
         cut = f"threshold {self.threshold!r}" if self.rank is None else f"rank {self.rank}"
         return f"{self.moments.identity} {cut}"
-
-    def _of(self, layer: int) -> tuple[Tensor, float]:
-        if layer not in self._found:
-            c, problem = self.moments.tensors[layer], None
-            # In C's own precision, as published: where singular values crowd around an absolute threshold,
-            # rounding turns the cut, and float64 would cut a float32 C elsewhere.
-            u, values, vt = torch.linalg.svd(c)
-            # Of a symmetric matrix the two singular vectors of a negative eigenvalue are opposite to each other.
-            negative = (u * vt.T).sum(0) < 0
-            if (negative & (values > len(c) * torch.finfo(c.dtype).eps * values[0])).any():
-                problem = "C has a negative eigenvalue, which no E[k kᵀ] has; estimate it again"
-            elif (self.rank or 0) > len(c):
-                problem = f"rank = {self.rank}, d_ff is {len(c)}; lower it"
-            if problem:
-                raise KeditError(f"null space of layer {layer}: {problem}")
-            first = int((values >= self.threshold).sum()) if self.rank is None else len(c) - self.rank
-            self._found[layer] = u[:, first:].double(), float(values[first:].sum() / values.sum())
-        return self._found[layer]
 
 
 class InNullSpace(Spread):

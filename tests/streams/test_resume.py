@@ -389,11 +389,11 @@ def test_an_edit_that_cannot_be_solved_stops_before_the_write(model, tmp_path, m
     """With one line that names the edit, of NaN the layer, and the last checkpoint; from there it goes on."""
     before, solve, calls, of_numbers = snapshot(model), kedit.SecondMoments.solve, [], failure != failure
 
-    def fails_later(self, layer, k):
+    def fails_later(self, layer, k, shift):
         calls.append(layer)
         if len(calls) == 13 and not of_numbers:  # in the fourth edit: the second layer's new key
             raise failure
-        return solve(self, layer, k) * (failure if len(calls) == 13 else 1)
+        return solve(self, layer, k, shift) * (failure if len(calls) == 13 else 1)
 
     says = [SEQUENCE[3].subject, "layer 2: ", "NaN or inf"] if of_numbers else ["out of memory"]
     with monkeypatch.context() as m:
