@@ -20,11 +20,13 @@ def first_line(error: Exception) -> str:
 
 
 @contextmanager
-def explained(problem: str, remedy: str) -> Iterator[None]:
-    """Inside, any exception of another library is a KeditError: the problem, its first line in brackets, the remedy."""
+def explained(problem: str, remedy: str, concerns: Callable[[Exception], bool] = lambda error: True) -> Iterator[None]:
+    """Inside, an exception that it concerns is a KeditError: the problem, its first line in brackets, the remedy."""
     try:
         yield
     except Exception as error:
+        if not concerns(error):
+            raise
         raise KeditError(f"{problem} ({first_line(error)}); {remedy}") from error
 
 

@@ -93,11 +93,10 @@ def sentence(text: str, answers=()) -> tuple[str, bool]:
     there was one. Full stops inside one of `answers` that the text begins with ("St. Louis") end nothing; its own last
     one ("U.S.") ends the sentence when a space follows."""
     margin = len(text) - len(text.lstrip())
-    begun = [a for a in answers if text.startswith(a, margin) and "\n" not in text[:margin]]
-    answer = max(begun, key=len, default="")
-    kept = margin + len(answer) if answer else 0
-    if answer.endswith(".") and text[kept : kept + 1].isspace():
-        return answer, True
+    begun = (margin + len(a) for a in answers if a and text.startswith(a, margin) and "\n" not in text[:margin])
+    kept = max(begun, default=0)
+    if text[:kept].endswith(".") and text[kept : kept + 1].isspace():
+        return text[:kept].strip(), True
     said = re.split(f"[{re.escape(SENTENCE_ENDS)}\n]", text[kept:], maxsplit=1)[0]
     return (text[:kept] + said).strip(), said != text[kept:]
 

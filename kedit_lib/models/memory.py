@@ -1,13 +1,12 @@
 """Work in parts that fit into free memory."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import accumulate
 
 import psutil
 import torch
 
-from ..errors import KeditError, first_line
+from ..errors import KeditError, explained
 
 # Messages of torch's CPU allocator; there is no exception class for it.
 CPU_SAYS = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory", "std::bad_alloc")
@@ -27,15 +26,9 @@ def ran_out(error: BaseException) -> bool:
     return on_cpu or isinstance(error, (torch.OutOfMemoryError, MemoryError))
 
 
-@contextmanager
-def memory_for(what: str, remedy: str) -> Iterator[None]:
+def memory_for(what: str, remedy: str):
     """Inside, memory that runs out is a KeditError with this remedy."""
-    try:
-        yield
-    except Exception as error:
-        if not ran_out(error):
-            raise
-        raise KeditError(f"{what}: out of memory ({first_line(error)}); {remedy}") from error
+    return explained(f"{what}: out of memory", remedy, ran_out)
 
 
 def in_parts(work: Callable[[int, int], object], costs: list[float], budget: float, what: str) -> list:

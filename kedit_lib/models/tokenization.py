@@ -115,8 +115,8 @@ def _ids_of(tokenizer, pairs: list[tuple[str, str]]) -> dict[tuple[str, str], tu
 def check_edit(tokenizer, edit: Edit) -> None:
     """KeditError unless this tokenizer can locate the edit's subject and write every answer of it."""
     encode_prompt(tokenizer, "{}", edit.prompt, edit.subject)
-    objects = [o for o in (edit.target_new, edit.target_true) if o is not None]
-    for prompt, answer in (*((edit.text, o) for o in objects), *edit.portability, *edit.locality):
+    objects = [(edit.text, o) for o in (edit.target_new, edit.target_true) if o is not None]
+    for prompt, answer in (*objects, *edit.portability, *edit.locality):
         target_ids(tokenizer, prompt, answer, edit.separator)
 
 
