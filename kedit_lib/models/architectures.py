@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from ..errors import KeditError
+from ..errors import KeditError, explained
 
 
 @dataclass(frozen=True)
@@ -93,13 +93,11 @@ def layout_of(hf: nn.Module) -> Layout:
     """The layout of a Hugging Face causal LM, by `config.model_type`. KeditError when the family is unknown, lacks a
     module, or cannot be edited."""
     check_type(hf.config)
-    layout = LAYOUTS[hf.config.model_type]
+    kind = hf.config.model_type
+    layout = LAYOUTS[kind]
     parts = (layout.mlp_out, layout.mlp, layout.attn_out, layout.mlp_norm)
     in_layer = (f"{layout.layers}.0.{path}" for path in filter(None, parts))
     for path in (layout.layers, layout.norm, layout.head, *in_layer):
-        try:
+        with explained(f"model type {kind!r}: has no module {path!r}", "its entry in LAYOUTS does not fit"):
             hf.get_submodule(path)
-        except AttributeError:
-            what = f"has no module {path!r}; its entry in LAYOUTS does not fit"
-            raise KeditError(f"model type {hf.config.model_type!r}: {what}") from None
     return layout
