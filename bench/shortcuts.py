@@ -2,7 +2,8 @@
 
     python bench/shortcuts.py 100         → figures/benchmarks_shortcuts.csv: a row per setting, means over 100 edits
 
-Matrix products in bfloat16 (`engine="bfloat16"`), targets that stop once the model says them (`stop="argmax"`), both.
+Matrix products in bfloat16 (`engine="bfloat16"`), targets that stop once the model says them (`stop="argmax"`), both;
+targets that stop where the loss hardly falls (`stop="plateau"`).
 """
 
 import sys
@@ -18,7 +19,7 @@ from kedit_lib.evaluation.single_edits import single_edits
 from kedit_lib.models.llama import multiplies_in_bfloat16
 
 FIGURES = Path(__file__).resolve().parents[1] / "figures"
-SETTINGS = {"exact": (None, None), "argmax": (None, "argmax")}
+SETTINGS = {"exact": (None, None), "plateau": (None, "plateau"), "argmax": (None, "argmax")}
 if multiplies_in_bfloat16():
     SETTINGS |= {"bfloat16": ("bfloat16", None), "argmax, bfloat16": ("bfloat16", "argmax")}
 

@@ -69,7 +69,8 @@ class Target:
 def compute_z(engine: Engine, hp) -> list[Target]:
     """Adam on L(δ) from δ = 0, for all n requests of the engine side by side; a vector for every value of its site.
 
-    hp: v_num_grad_steps, v_lr, v_weight_decay, clamp_norm_factor, kl_factor, the method's `weighed`, `total`, `done`.
+    hp: v_num_grad_steps, v_lr, v_weight_decay, clamp_norm_factor, kl_factor, the method's `weighed`, `total`, `done`
+    and `stuck`.
     """
     v0, n = engine.v0, len(engine.v0)
     v0_norm = v0.norm(dim=-1)
@@ -92,7 +93,8 @@ def compute_z(engine: Engine, hp) -> list[Target]:
         losses[step, active], probabilities[step, active] = loss.detach(), p
         steps[active], found[active] = step + 1, delta.detach()[active]
 
-        active = active[~hp.done(loss.detach(), kl.detach(), p, leads[active], led[active])]
+        done = hp.done(loss.detach(), kl.detach(), p, leads[active], led[active])
+        active = active[~(done | hp.stuck(losses[: step + 1, active], p))]
         if not len(active) or step + 1 == hp.v_num_grad_steps:
             break
         adam.zero_grad()

@@ -28,6 +28,8 @@ from .method import Method, off_unless_given
 
 LEFT_OUT = 0.05  # share of the pilot edits, those of the largest norms, that does not count
 
+PATIENCE = 5  # steps
+
 
 class Targeted(Method):
     """Methods that first optimise a target value for each edit.
@@ -41,7 +43,9 @@ class Targeted(Method):
     norm_anchor           r, the norm that every v* gets, from `anchor_norm` (None: v* as optimised)
     anchor_skip           whether an edit whose v* is far longer than r is dropped
     stop                  "argmax": most probable early stopping (Gupta et al. 2025, arXiv 2502.01636): a target stops a
-                          step after all its tokens first lead in every context but the clean one (None: by the loss)
+                          step after all its tokens first lead in every context but the clean one. "plateau": also
+                          where the mean probability is above 0.9 and PATIENCE steps lowered the loss by less than a
+                          fifth (None: by the loss alone)
 
     A method says with `_site` where δ goes and what z is a value of.
     """
@@ -58,7 +62,7 @@ class Targeted(Method):
     kl_factor: float = Field(0.0625, ge=0)
     norm_anchor: float | None = off_unless_given(None, gt=0)
     anchor_skip: bool = True
-    stop: Literal["argmax"] | None = off_unless_given(None)
+    stop: Literal["argmax", "plateau"] | None = off_unless_given(None)
 
     @property
     def cutoff(self) -> float:
@@ -80,6 +84,12 @@ class Targeted(Method):
     def total(self, loss: Tensor) -> Tensor:
         """What is differentiated, of the losses [n]."""
         return loss.sum()
+
+    def stuck(self, losses: Tensor, p: Tensor) -> Tensor:
+        """Which of the n requests are on a plateau, [n]; losses [steps so far, n]."""
+        if self.stop != "plateau" or len(losses) <= PATIENCE:
+            return torch.zeros_like(p, dtype=torch.bool)
+        return (p > 0.9) & (losses[-1] > 0.8 * losses[-1 - PATIENCE])
 
     def done(self, loss: Tensor, kl: Tensor, p: Tensor, leads: Tensor, led: Tensor) -> Tensor:
         """Which of the n requests stop, [n]; kl is weighted, p the mean probability, leads is this step's, and led [n]

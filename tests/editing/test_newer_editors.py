@@ -52,6 +52,22 @@ def test_most_probable_early_stopping(tiny_model, name, layers, stop):
     assert ("stop" in edit_by.hyperparameters) == bool(stop["stop"])
 
 
+def test_a_target_on_a_plateau_stops(tiny_model):
+    """At the first step at which five have lowered the loss by less than a fifth, above a mean probability of 0.9."""
+    crawls = {"v_lr": 0.2, "v_weight_decay": 0.3, "clamp_norm_factor": 8.0, "kl_factor": 1e-4}
+    values, found = hyper(layers=[1, 2, 3], v_num_grad_steps=40, **crawls), {}
+    for stop in (None, "plateau"):
+        edit_by = kedit.MEMIT(**values, stop=stop)
+        model, given = ready(tiny_model("llama"), edit_by)
+        (found[stop],) = edit_by.apply(model, [library_edit(EDITS[4])], **given).targets
+    whole, short = found[None], found["plateau"]
+    flat = [
+        i for i in range(5, whole.steps) if whole.losses[i] > 0.8 * whole.losses[i - 5] and whole.probabilities[i] > 0.9
+    ]
+    assert short.steps == flat[0] + 1 < whole.steps
+    assert short.losses == whole.losses[: short.steps]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_evoedit(tiny_model, kind):
     values, C, P = in_a_gap(L2=3.0)
