@@ -22,6 +22,7 @@ from ..data.config import params_folder
 from .execution import Run
 
 VERDICT = "verdict"  # tag of the cell that makes the box a notebook opens with
+BOX = "# The answer first: what the run below printed. Run again, it stands where it is computed."
 INJECTED = "injected-parameters"  # and of the one that papermill adds
 
 
@@ -88,9 +89,10 @@ def tidy(notebook, root: Path) -> None:
                 told = {kind: text for kind, text in texts.items() if isinstance(text, str) and kind != "image/png"}
                 texts.update({kind: _without_paths(text, root) for kind, text in told.items()})
     for cell in [cell for cell in notebook.cells if VERDICT in tags_of(cell)]:  # the answer first: after the title
-        notebook.cells.remove(cell)
-        notebook.cells.insert(1, cell)
-        cell.metadata["jupyter"] = {"source_hidden": True}
+        hidden = {"tags": [VERDICT], "jupyter": {"source_hidden": True}}
+        box = nbformat.v4.new_code_cell(BOX, id=VERDICT, outputs=cell.outputs, metadata=hidden)
+        cell.outputs, cell.metadata.tags = [], [tag for tag in cell.metadata.tags if tag != VERDICT]
+        notebook.cells.insert(1, box)
 
 
 def _without_paths(text: str, root: Path) -> str:
