@@ -37,16 +37,14 @@ def setting_of(name: str) -> tuple[str, str]:
 def tidy(run: Run, **labels) -> pd.DataFrame:
     """One run in long form: the labels, then edits, metric, cohort, value, n. What is measured while edit i is made has
     edits = i and the cohort "each edit"."""
-    columns = [name for name in OF_EDITS if name in run.edits]
-    edits = run.edits.rename(columns={"edit": "edits"})
-    made = edits.melt("edits", columns, "metric")
-    made = made.assign(metric=made.metric.map(OF_EDITS), cohort=EDIT, n=1)
-    written = []
+    about = {name: (metric, EDIT) for name, metric in OF_EDITS.items() if name in run.edits}
     for prefix, metric in OF_LAYERS.items():
-        each = edits.filter(regex=f"^edits$|^{prefix}").melt("edits", var_name="cohort")
-        written.append(each.assign(metric=metric, cohort="layer " + each.cohort.str.removeprefix(prefix), n=1))
+        layers = {name: name.removeprefix(prefix) for name in run.edits if name.startswith(prefix)}
+        about |= {name: (metric, f"layer {layer}") for name, layer in layers.items()}
+    made = run.edits.melt("edit", list(about), "column").rename(columns={"edit": "edits"})
+    made[["metric", "cohort"]] = made.column.map(about).tolist()
     asked = run.checkpoints.rename(columns={"edits_done": "edits"})
-    table = pd.concat([made, *written, asked], ignore_index=True).assign(**labels)
+    table = pd.concat([made.assign(n=1), asked], ignore_index=True).assign(**labels)
     return table[[*labels, "edits", "metric", "cohort", "value", "n"]]
 
 

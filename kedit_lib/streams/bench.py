@@ -23,12 +23,13 @@ from ..errors import KeditError
 from ..evaluation.single_edits import single_edits
 from ..models.loading import load_model
 from .facts import facts_of, kept_facts
-from .named_streams import ANCHOR_SAMPLE, Stream, every_stream, streams_of
+from .named_streams import Stream, every_stream, streams_of
 from .run import Run
 from .runner import edits_hash, run_stream
 from .store import read_tables, write_parquet, write_tables
 
 NAMED = r"([^.]+)\.(.+)\.order(\d+)\.(?:[0-9a-f]{16}\.)?"  # <label>.<stream>.order<n>.[<key>.]<what>
+ANCHOR_SAMPLE = 20  # edits that the reference norm of an anchored stream is measured on, unedited
 ROUNDING = 1e-5  # relative; single precision on two machines differs by less, two settings that someone chose by more
 
 
@@ -89,11 +90,9 @@ class Bench:
 
     def method(self, name: str) -> Method:
         """The method of a named stream, with the λ, layers and other settings that its name stands for."""
-        if name not in self._methods:
-            self._methods[name] = self._make(self._stream(name))
-        return self._methods[name]
-
-    def _make(self, stream: Stream) -> Method:
+        if name in self._methods:
+            return self._methods[name]
+        stream = self._stream(name)
         make, overrides = partial(method_for, self.model, stream.method), dict(stream.overrides)
         if stream.at is not None or stream.last is not None:
             overrides["layers"] = self._layers(stream)
@@ -110,7 +109,8 @@ class Bench:
             own = anchor_norm(*sample) if stream.nas else anchor_norm(*sample, self.contexts(method), group=1)
             overrides |= {"norm_anchor": own} | ({} if stream.nas else {"anchor_skip": False})
         method = make(**overrides)
-        return method if stream.change is None else changed(method, stream.change)
+        self._methods[name] = method if stream.change is None else changed(method, stream.change)
+        return self._methods[name]
 
     def _layers(self, stream: Stream) -> list[int]:
         layers = method_for(self.model, stream.at or stream.method).layers
@@ -170,9 +170,9 @@ class Bench:
         decides = [self.model.checksum, method.name, method.hyperparameters, edits_hash(self.edits(order))]
         start = f"{self.profile.model.split('/')[-1]}.{name}.order{order}"
         # In results/ the library's own version counts, too; committed data stay what they are.
-        where = {data_folder(): decides, self.results / "measured": [*decides, ALGORITHMS]}
-        paths = [folder / f"{start}.{key_of(parts=parts)}.{what}" for folder, parts in where.items()]
-        path = next((path for path in paths if path.exists()), paths[not commit])
+        shared = data_folder() / f"{start}.{key_of(parts=decides)}.{what}"
+        own = self.results / "measured" / f"{start}.{key_of(parts=[*decides, ALGORITHMS])}.{what}"
+        path = shared if commit or shared.exists() else own
         if path.exists() or (measure is not None and order in self.profile.live_orders):
             return cached(path, measure, write_parquet if path.suffix == ".parquet" else None)
 

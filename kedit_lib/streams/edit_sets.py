@@ -22,12 +22,7 @@ MADE = {"lab": "the lab model whose world the edits are about", "world": "the mo
 
 
 def load_edits(
-    source: str | Path,
-    model=None,
-    limit: int | None = None,
-    seed: int = 0,
-    chat: bool = False,
-    **hub,
+    source: str | Path, model=None, limit: int | None = None, seed: int = 0, chat: bool = False, **hub
 ) -> list[Edit]:
     """Edits from "lab" or "world", from a file (.json, .jsonl, .csv, .parquet), a folder, or a hub name "owner/name".
 
@@ -50,25 +45,24 @@ def load_edits(
             raise KeditError(f"load_edits({source!r}): {named} goes with data sets only; leave it out")
         if model is None:
             raise KeditError(f"load_edits({source!r}): pass model=, {MADE[source]}")
-        n = MADE_BY_DEFAULT if limit is None else limit
         if source == "world":
-            return known_world(model, results_folder() / "known").edits(n, seed)
+            known = known_world(model, results_folder() / "known")
+            return known.edits(MADE_BY_DEFAULT if limit is None else limit, seed)
         world = world_of(model)
-        return lab_edits(world, min(n, len(world.streamed)) if limit is None else n, seed)
+        return lab_edits(world, min(MADE_BY_DEFAULT, len(world.streamed)) if limit is None else limit, seed)
     edits, rejected = read_edits(source, model, chat, **hub)
     name, n = Path(source).name, len(rejected)
     if not edits:
         raise KeditError(f"{name}: none of {n} records can be an edit; {rejected.reason[0]}")
-    said = []
-    if n:
-        left_out = f"{n} of {n + len(edits)} records cannot be edits and are left out"
-        said.append(f"{left_out}, the first: {rejected.reason[0]} (read_edits lists them all)")
-    if same := sum(e.target_new == e.target_true for e in edits):
-        said.append(f"in {same} of {len(edits)} edits target_new equals target_true")
-    if spaces := sum(e.ends_in_space for e in edits):
-        said.append(f"in {spaces} of {len(edits)} edits the prompt ends in a space; take it away")
-    if said:
-        warnings.warn(f"{name}: {'; '.join(said)}", stacklevel=2)
+    same, spaces = sum(e.target_new == e.target_true for e in edits), sum(e.ends_in_space for e in edits)
+    first = f"the first: {rejected.reason[0]} (read_edits lists them all)" if n else ""
+    doubts = {
+        f"{n} of {n + len(edits)} records cannot be edits and are left out, {first}": n,
+        f"in {same} of {len(edits)} edits target_new equals target_true": same,
+        f"in {spaces} of {len(edits)} edits the prompt ends in a space; take it away": spaces,
+    }
+    if said := "; ".join(doubt for doubt, count in doubts.items() if count):
+        warnings.warn(f"{name}: {said}", stacklevel=2)
     if limit is None:
         return edits
     if not isinstance(limit, int) or not 1 <= limit <= len(edits):

@@ -6,6 +6,8 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
+import pandas as pd
+
 from ..data.edit import Edit, Question, around_places
 from ..data.files import read_texts
 from ..data.words import places
@@ -32,18 +34,15 @@ class DatasetFacts(Facts):
 
     def __init__(self, model, edits: str, texts: str, cache: Path | None = None, chat: bool = False):
         self.model, self.source, self.corpus, self.cache, self.chat = model, edits, texts, cache, chat
-        self.rejected = 0  # records that could not be an edit
         self._says, self._knows = KnownAnswers(model, self.match, cache), {}
 
     @cached_property
-    def _read(self) -> list[Edit]:
-        edits, rejected = read_edits(self.source, self.model, chat=self.chat)
-        self.rejected = len(rejected)
-        return edits
+    def _read(self) -> tuple[list[Edit], pd.DataFrame]:
+        return read_edits(self.source, self.model, chat=self.chat)
 
     @cached_property
     def records(self) -> list[Edit]:
-        return list({e.subject: e for e in reversed(self._read)}.values())[::-1]
+        return list({e.subject: e for e in reversed(self._read[0])}.values())[::-1]
 
     @cached_property
     def documents(self) -> list[str]:
@@ -73,7 +72,7 @@ class DatasetFacts(Facts):
     @property
     def selection(self) -> str:
         name = Path(self.source).name if os.path.exists(self.source) else self.source
-        broken = f" {self.rejected} of its records cannot be an edit." if self.rejected else ""
+        broken = f" {n} of its records cannot be an edit." if (n := len(self._read[1])) else ""
         asked = f"Of {len(self._knows)} facts of {name} that the model was asked about"
         unknown = sum(not knows for knows in self._knows.values())
         return f"{asked} it does not know {unknown}; these were left out before any edit.{broken}"
@@ -99,7 +98,7 @@ class DatasetFacts(Facts):
     def own(self, edits, limit: int, seed: int) -> list[tuple[str, str]]:
         """(prompt, answer) of known facts of edited subjects that their edits leave true."""
         edited = {e.subject: e.text for e in edits}
-        others = [e for e in _real(self._read) if edited.get(e.subject, e.text) != e.text]
+        others = [e for e in _real(self._read[0]) if edited.get(e.subject, e.text) != e.text]
         found = _first(limit, others, f"own-{seed}", len(others), self._known)
         return [(e.text, e.target_true) for e in found]
 

@@ -175,9 +175,7 @@ class CollapseGuard:
         slope, lost = 0.0, recent[-1].lost  # one look has no slope
         if recent[0].edits < now:
             slope, lost = linear_regression([r.edits - now for r in recent], [r.lost for r in recent])
-        if lost >= DEAD:
-            return 0.0
-        return (DEAD - lost) / slope if slope > 0 else math.inf
+        return 0.0 if lost >= DEAD else (DEAD - lost) / slope if slope > 0 else math.inf
 
     @property
     def identity(self) -> list:

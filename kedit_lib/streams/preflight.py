@@ -34,29 +34,21 @@ DATA = read_yaml(Path(__file__).with_suffix(".yaml"))
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One edit that was made and taken back. before, success: p of the new object on the edit prompt, 0..1."""
-
-    edit: Edit
-    seconds: float
-    before: float
-    success: float
-    restored: bool
-
-
-@dataclass(frozen=True)
 class Check:
     """What `check` found. table: of `check_model`; effect: of `causal_trace` at the subject's last token, over `traced`
-    facts (empty: it knows none that was asked); rome, memit: proposed layers; path: the model's parameter file, if any
-    """
+    facts (empty: it knows none that was asked); rome, memit: proposed layers; path: the model's parameter file, if any;
+    seconds, before, after, restored: of the edit that was made and taken back, with p(new) on its prompt, 0..1."""
 
     table: pd.DataFrame
     effect: pd.DataFrame
     traced: int
-    trial: Trial
     rome: list[int]
     memit: list[int]
     path: Path | None
+    seconds: float
+    before: float
+    after: float
+    restored: bool
 
 
 def check_model(model, edits=None, profile: str | Profile | None = None, write: bool = True) -> pd.DataFrame:
@@ -92,17 +84,18 @@ def check(model, edits=None, profile: str | Profile | None = None, write: bool =
         effect = causal_trace(model, facts, samples=SAMPLES, places=("last subject token",)) if facts else None
         sections = propose(model, effect)
         rome, memit = (sections[name]["layers"] for name in ("rome", "memit"))
-        trial = try_edit(model, (known or given)[0], rome)
+        tried = (known or given)[0]
+        trial = try_edit(model, tried, rome)
     why = f"causal tracing of {len(facts)} facts that it knows" if facts else "Llama-2-7B's depth; no fact to trace"
     path = write_proposal(model.name, sections, why) if write else None
     rows = _recognised(model) | {
         "memory, GiB: weights, while editing": _memory(model, len(memit)),
         "facts it knows, of those asked": f"{len(known)} of {len(given)}",
         "facts left out as unknown": unknown,
-        "one edit, by ROME with C off": f"{trial.edit.text} {trial.edit.target_new}",
-        "p(new) before and after, edited model": f"{trial.before:.3g}, {trial.success:.3g}",
-        "seconds for it": roughly(trial.seconds, 0.1),
-        "restored bit for bit": "yes" if trial.restored else "NO",
+        "one edit, by ROME with C off": f"{tried.text} {tried.target_new}",
+        "p(new) before and after, edited model": f"{trial['before']:.3g}, {trial['after']:.3g}",
+        "seconds for it": roughly(trial["seconds"], 0.1),
+        "restored bit for bit": "yes" if trial["restored"] else "NO",
         "layers by": why,
         "proposed layer, ROME": str(rome)[1:-1],
         "proposed layers, MEMIT": str(memit)[1:-1],
@@ -111,26 +104,25 @@ def check(model, edits=None, profile: str | Profile | None = None, write: bool =
     if path is not None:
         rows["parameters in use"] = "/".join(path.parts[-3:])
         rows["layers in use, MEMIT"] = str(load_model_params(model.name)["memit"]["layers"])[1:-1]
-    minutes = notebook_minutes(profile, trial.seconds, seconds_asking)
+    minutes = notebook_minutes(profile, trial["seconds"], seconds_asking)
     rows |= {f"minutes, {notebook} ({profile.name})": roughly(value, 1) for notebook, value in minutes.items()}
     table = pd.DataFrame({"value": rows}).rename_axis("what")
     effect = pd.DataFrame(columns=["place", "layer", "effect"]) if effect is None else effect
-    return Check(table, effect, len(facts), trial, rome, memit, path)
+    return Check(table, effect, len(facts), rome, memit, path, **trial)
 
 
-def try_edit(model, edit: Edit, layers: list[int]) -> Trial:
-    """One edit by ROME without C, over as many contexts as MEMIT has, and taken back."""
+def try_edit(model, edit: Edit, layers: list[int]) -> dict:
+    """One edit by ROME without C, over as many contexts as MEMIT has, and taken back: the last fields of a Check."""
     method, asked = ROME(layers=layers, mom2_adjustment=False), ([edit.text], [edit.target_new])
-    was, held = [model.weight(layer).detach().clone() for layer in layers], model.snapshot()
     contexts = generate_contexts(model, style=method_class("memit").context_style)
-    before = answer_probability(model, *asked).item()
-    begin = time.perf_counter()
-    method.apply(model, [edit], contexts=contexts)
-    seconds = time.perf_counter() - begin
-    after = answer_probability(model, *asked).item()
-    model.load_snapshot(held)
+    was, before = [model.weight(layer).detach().clone() for layer in layers], answer_probability(model, *asked).item()
+    with model.temporarily():
+        begin = time.perf_counter()
+        method.apply(model, [edit], contexts=contexts)
+        seconds = time.perf_counter() - begin
+        after = answer_probability(model, *asked).item()
     restored = all(torch.equal(w, model.weight(layer)) for w, layer in zip(was, layers, strict=True))
-    return Trial(edit, seconds, before, after, restored)
+    return {"seconds": seconds, "before": before, "after": after, "restored": restored}
 
 
 def notebook_minutes(profile: Profile, seconds_an_edit: float, seconds_a_question: float) -> dict[str, float]:
@@ -158,12 +150,10 @@ def _own_edits(model) -> list[Edit]:
     if model.name in LAB_MODELS:
         return load_edits("lab", model=model, limit=2 * TRACED)
     writable = []
-    for prompt, facts in DATA["facts"].items():
-        for i, (subject, true) in enumerate(facts.items(), 1):
-            edit = Edit(prompt, subject, [*facts.values()][i % len(facts)], target_true=true)  # the next one's object
-            with contextlib.suppress(KeditError):
-                check_edit(model.tokenizer, edit)
-                writable.append(edit)
+    for edit in (Edit(**fact) for fact in DATA["facts"]):
+        with contextlib.suppress(KeditError):
+            check_edit(model.tokenizer, edit)
+            writable.append(edit)
     if not writable:
         raise KeditError(f"check_model: {model.name} can write none of the well-known facts; pass edits it may know")
     return writable

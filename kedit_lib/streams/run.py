@@ -1,7 +1,6 @@
 """A stream's tables: a row for each edit, the rows of each checkpoint, and where it collapsed."""
 
 import math
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from ..evaluation.protocol import DEAD
 from .store import RunFolder
 
 WINDOW = 25  # edits in the medians that define N_optimisation
-KINDS = ("optimisation", "model")
+VITAL = ("accuracy", "untouched")  # metric and cohort by which a model is alive
 
 
 @dataclass
@@ -66,38 +65,11 @@ def collapse_point(run, kind: str = "optimisation") -> int | None:
         p = run.edits["probability_last"]
         low = (p.rolling(WINDOW).median() < p.head(WINDOW).median() / 2).to_numpy().nonzero()[0] + 1
     elif kind == "model":
-        untouched = run.curve("accuracy", "untouched")
+        untouched = run.curve(*VITAL)
         low = untouched.index[untouched < DEAD]
     else:
         raise KeditError(f"collapse_point: kind = {kind!r}; use 'optimisation' or 'model'")
     return int(low[0]) if len(low) else None
-
-
-def measured_rows(model, probes, done_edits, rows, checks, last: bool) -> list[dict]:
-    """Rows of the probes that are due (see evaluation.protocol.Probe); rows, checks: all of the stream so far."""
-    begin, done = time.perf_counter(), len(done_edits)
-    before = checks[-1]["edits_done"] if checks else -1
-    found, seldom = [], []
-    for probe in probes:
-        every = getattr(probe, "every", 1)
-        if every is None:
-            seldom.append(probe)
-        elif last or done // every > before // every:
-            found += probe(model, done_edits)
-        elif brief := getattr(probe, "brief", None):
-            found += brief(model, done_edits)
-    if seldom:
-        so_far = Run(pd.DataFrame(rows), pd.DataFrame(checks + [{"edits_done": done, **row} for row in found]), {})
-        if not done or last or any((at := collapse_point(so_far, kind)) and at > before for kind in KINDS):
-            found += [row for probe in seldom for row in probe(model, done_edits)]
-    found.append({"metric": "seconds", "cohort": "probes", "value": time.perf_counter() - begin, "n": 1})
-    return [{"edits_done": done, **row} for row in found]
-
-
-def is_dead(checks: list[dict]) -> bool:
-    """Whether accuracy on untouched facts is below DEAD at the last checkpoint."""
-    vital = checks[-1]["edits_done"], "accuracy", "untouched"
-    return any(c["value"] < DEAD for c in checks if (c["edits_done"], c["metric"], c["cohort"]) == vital)
 
 
 def edit_rows(model, outcome, drift: dict, done: int, seconds: float) -> list[dict]:
@@ -121,8 +93,7 @@ def edit_rows(model, outcome, drift: dict, done: int, seconds: float) -> list[di
             **{name: getattr(target, name) for name in ("v0_norm", "clamped", "already")},
             **shared,
         }
-        for layer in outcome.s | outcome.written:
-            values = {"s": outcome.s, "written": outcome.written}
-            row |= {f"{name}_{layer}": found[layer][i].item() for name, found in values.items() if layer in found}
+        for name, values in (("s", outcome.s), ("written", outcome.written)):
+            row |= {f"{name}_{layer}": each[i].item() for layer, each in values.items()}
         rows.append(row)
     return rows

@@ -17,13 +17,13 @@ from ..editing.history import EditHistory
 from ..editing.method import Method
 from ..errors import KeditError
 from ..evaluation.edit_probes import EditProbe
-from ..evaluation.protocol import Probe, once_at_start
+from ..evaluation.protocol import DEAD, Probe, once_at_start
 from ..models.hooks import no_bar
 from ..models.memory import memory_for
 from ..models.model import EditableModel
 from .guard import CollapseGuard
 from .interrupts import postponed
-from .run import WINDOW, Run, edit_rows, is_dead, measured_rows
+from .run import VITAL, WINDOW, Run, collapse_point, edit_rows
 from .store import Checkpoint, RunFolder, read_tables
 
 KEPT = ("due", "dead", "started")  # of a stream, beside its rows, in a checkpoint
@@ -88,14 +88,11 @@ def run_stream(
         "algorithms": ALGORITHMS,
         **numbers,
     }
-    if stop_below is not None:
-        decides["stop_below"] = stop_below
-    if guard is not None:
-        decides["guard"] = guard.identity
     if isinstance(history, EditHistory):
         history = history.copy()
-        if history.edits:
-            decides["history"] = history.identity
+    begun = history.identity if isinstance(history, EditHistory) and history.edits else None
+    optional = {"stop_below": stop_below, "guard": None if guard is None else guard.identity, "history": begun}
+    decides |= {name: value for name, value in optional.items() if value is not None}
     key = key_of(**decides)
     folder = RunFolder(None if store is None else Path(store) / f"{method.name.lower()}-b{batch_size}-{key}")
 
@@ -155,7 +152,7 @@ class _Stream:
 
     def run(self, progress: bool) -> None:
         """Make the edits, from the last checkpoint on if there is one."""
-        if saved := self.folder.resume():
+        if saved := self.folder.newest_checkpoint(clean=True):
             self._resume(saved)
         if self.guard is not None:
             if not saved:
@@ -169,7 +166,7 @@ class _Stream:
                 looked = not stop() and self._look(n)
                 stopped = stop()
                 if self.done and (looked or stopped):
-                    self._save()
+                    self.folder.save_checkpoint(self._checkpoint())
                 if stopped:
                     raise KeyboardInterrupt(f"stopped after {self.done} of {n} edits")
                 if self.done == n:
@@ -189,16 +186,34 @@ class _Stream:
         return self.done if ended else len(self.call.edits)
 
     def _look(self, n: int) -> bool:
-        """Run the probes if a checkpoint is due; returns whether it was."""
-        done, checks = self.done, self.checks
-        if not (done >= self.due or done == n) or (checks and checks[-1]["edits_done"] == done):
+        """Ask the probes that are due (see evaluation.protocol.Probe) if a checkpoint is; returns whether it was."""
+        done, edits, begin = self.done, self.call.edits[: self.done], time.perf_counter()
+        before = self.checks[-1]["edits_done"] if self.checks else -1
+        if done == before or done < min(self.due, n):
             return False
+        found, seldom = [], []
         with memory_for(f"probes after {done} edits", "measure less at once or take a larger device"):
-            probes = self.probes if done else self.at_start
-            checks += measured_rows(self.model, probes, self.call.edits[:done], self.rows, checks, last=done == n)
-        self.dead = self.dead or (done > 0 and is_dead(checks))
+            for probe in self.probes if done else self.at_start:
+                every = getattr(probe, "every", 1)
+                if every is None:
+                    seldom.append(probe)
+                elif done == n or done // every > before // every:
+                    found += probe(self.model, edits)
+                elif brief := getattr(probe, "brief", None):
+                    found += brief(self.model, edits)
+            if seldom and (done in (0, n) or self._turned(before, found)):
+                found += [row for probe in seldom for row in probe(self.model, edits)]
+        self.dead |= done > 0 and any(r["value"] < DEAD for r in found if (r["metric"], r["cohort"]) == VITAL)
+        found.append({"metric": "seconds", "cohort": "probes", "value": time.perf_counter() - begin, "n": 1})
+        self.checks += [{"edits_done": done, **row} for row in found]
         self.due = done + (self.checkpoint_every if self.dead else self.dense_every)
         return True
+
+    def _turned(self, before: int, found: list[dict]) -> bool:
+        """Whether it has collapsed since the checkpoint `before`, by the rows found now."""
+        checks = self.checks + [{"edits_done": self.done, **row} for row in found]
+        run = Run(pd.DataFrame(self.rows), pd.DataFrame(checks), {})
+        return any((at := collapse_point(run, kind)) and at > before for kind in ("optimisation", "model"))
 
     def _apply(self) -> list[dict]:
         """Make the next batch; its rows. KeditError that says where the stream stands when it cannot be made."""
@@ -233,8 +248,10 @@ class _Stream:
             self.checks = asked
 
     def _checkpoint(self) -> Checkpoint:
-        history, state = self.call.history, {name: getattr(self, name) for name in KEPT}
-        history = None if history is None else history.copy()
+        state = {name: getattr(self, name) for name in KEPT} | {"arithmetic": arithmetic(self.model.device)}
+        if self.guard is not None:
+            state["guard"] = self.guard.state()
+        history = None if self.call.history is None else self.call.history.copy()
         return Checkpoint(self.done, self.model.snapshot(), list(self.rows), list(self.checks), state, history)
 
     def _go_to(self, there: Checkpoint) -> None:
@@ -243,13 +260,6 @@ class _Stream:
         if there.history is not None:
             vars(self.call.history).update(vars(there.history))
         self.model.load_snapshot(there.weights)
-
-    def _save(self) -> None:
-        checkpoint = self._checkpoint()
-        checkpoint.state["arithmetic"] = arithmetic(self.model.device)
-        if self.guard is not None:
-            checkpoint.state["guard"] = self.guard.state()
-        self.folder.save_checkpoint(checkpoint)
 
     def _resume(self, saved: Checkpoint) -> None:
         self._go_to(saved)

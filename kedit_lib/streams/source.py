@@ -43,24 +43,20 @@ class Facts:
         none: without). every: edits between two checkpoints at which all this is asked; in between only whether the
         model is dead, and whether edits hold.
         """
-        held_out, match = tuple(self.held_out), self.match
-        cohorts = self.cohorts(edits, untouched, seed)
-        kinds = {"untouched": (VitalProbe, every), "same subjects": (FactProbe, every)}
-        if families:
-            kinds[EVERY_FACT] = FactProbe, None
+        held_out, match, cohorts = tuple(self.held_out), self.match, self.cohorts(edits, untouched, seed)
+        kinds = [("untouched", VitalProbe, every), ("same subjects", FactProbe, every), (EVERY_FACT, FactProbe, None)]
         found = [EditProbe(families, every, match=match)]
-        for name, (probe, often) in kinds.items():
+        for name, probe, often in kinds if families else kinds[:2]:
             if pairs := cohorts.get(name):
                 found.append(probe(name, *zip(*pairs, strict=True), often, match=match))
         found.insert(self.perplexity_at, PerplexityProbe(held_out, every))
         if families:
             more, facts = self.consequences(edits), cohorts["untouched"]
-            aside = more.pop("aside", {})
             if facts:
-                aside["new on strangers"] = other_prompts(edits, *zip(*facts, strict=True))
+                more.setdefault("aside", {})["new on strangers"] = other_prompts(edits, *zip(*facts, strict=True))
             if "questions" in more:  # in place of the edits' own
                 edits = [replace(e, portability=()) for e in edits]
-            asked = {"unrelated": facts, "aside": aside, "texts": held_out, "layers": layers, **more}
+            asked = {"unrelated": facts, "texts": held_out, "layers": layers, **more}
             found += family_probes(edits, **asked, every=every, match=match)
         return found
 
@@ -114,9 +110,7 @@ class LabFacts(Facts):
         }
 
 
-def lab_probes(
-    model, edits: list[Edit], untouched: int = 500, texts: int = HELD_OUT, seed: int = 0, **how
-) -> list[Probe]:
+def lab_probes(model, edits, untouched: int = 500, texts: int = HELD_OUT, seed: int = 0, **how) -> list[Probe]:
     """The standard probes of a lab stream, with perplexity on `texts` documents. how: layers, every and families, as in
     `Facts.probes`."""
     return LabFacts(model, texts).probes(edits, untouched, seed, **how)

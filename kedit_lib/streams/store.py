@@ -61,16 +61,14 @@ class RunFolder:
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             try:
-                lock.acquire(blocking=False)
+                held = lock.acquire(blocking=False)
             except Timeout:
                 warnings.warn(f"{self.path}: another process is running this stream; waiting for it", stacklevel=4)
-                lock.acquire()
-        try:
+                held = lock.acquire()
+        with held:
             for partial in self.path.glob(LEFT_OVER):
                 remove(partial)
             yield
-        finally:
-            lock.release()
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
         if self.path is None:
@@ -79,8 +77,8 @@ class RunFolder:
             partial.mkdir()
             weights = {n: w.contiguous().cpu() for n, w in checkpoint.weights.items()}
             save_file(weights, str(partial / "weights.safetensors"))
-            pd.DataFrame(checkpoint.edits).to_parquet(partial / "edits.parquet")
-            pd.DataFrame(checkpoint.checks).to_parquet(partial / "checkpoints.parquet")
+            for name, rows in zip(TABLES, (checkpoint.edits, checkpoint.checks), strict=True):
+                pd.DataFrame(rows).to_parquet(partial / f"{name}.parquet")
             if checkpoint.history is not None:
                 checkpoint.history.save(partial / "history.safetensors")
             state = {**checkpoint.state, "done": checkpoint.done, "key": self.key}
@@ -90,8 +88,9 @@ class RunFolder:
         for old in self._checkpoints()[2:]:
             remove(old)
 
-    def newest_checkpoint(self) -> Checkpoint | None:
-        """The newest undamaged checkpoint, with a warning for each damaged one."""
+    def newest_checkpoint(self, clean: bool = False) -> Checkpoint | None:
+        """The newest undamaged checkpoint, with a warning for each damaged one. clean: remove these (in a folder that
+        is held)."""
         there = self._checkpoints()
         for folder, before in zip_longest(there, there[1:]):
             try:
@@ -99,22 +98,13 @@ class RunFolder:
             except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
                 instead = f"{before.name} is used instead" if before else "there is no other"
                 warnings.warn(f"checkpoint {folder}: is damaged ({error}); {instead}", stacklevel=3)
-        return None
-
-    def resume(self) -> Checkpoint | None:
-        """The checkpoint to resume from; later ones, which are damaged, are removed. The folder must be held."""
-        found = self.newest_checkpoint()
-        for folder in self._checkpoints():
-            if found is None or folder.name > f"at-{found.done:06d}":
+            if clean:
                 remove(folder)
-        return found
+        return None
 
     def last_checkpoint(self) -> str:
         """For messages: where the newest checkpoint lies."""
-        if self.path is None:
-            return "no store was given to go on from"
-        there = self._checkpoints()
-        return f"last healthy checkpoint: {there[0]}" if there else "there is no checkpoint yet"
+        return f"last healthy checkpoint: {there[0]}" if (there := self._checkpoints()) else "no checkpoint is stored"
 
     def _checkpoints(self) -> list[Path]:
         """The newest first."""
@@ -146,16 +136,10 @@ class RunFolder:
 def write_parquet(table: pd.DataFrame, path: Path) -> None:
     """A table as a small Parquet file: bytes of numbers split, strongly compressed, without statistics."""
     numbers = list(table.select_dtypes("floating"))
+    columns = {"use_dictionary": [name for name in table if name not in numbers], "use_byte_stream_split": numbers}
+    packed = {"compression": "zstd", "compression_level": 19, "write_statistics": False}
     with replacing(path) as partial:
-        table.to_parquet(
-            partial,
-            index=False,
-            compression="zstd",
-            compression_level=19,
-            use_dictionary=[name for name in table if name not in numbers],
-            use_byte_stream_split=numbers,
-            write_statistics=False,
-        )
+        table.to_parquet(partial, index=False, **columns, **packed)
 
 
 def write_tables(folder, prefix: str, edits: pd.DataFrame, checkpoints: pd.DataFrame, manifest: dict) -> dict:

@@ -202,7 +202,7 @@ def test_where_a_stream_turns(model, tmp_path, monkeypatch):
         return collapse_point(run, kind) if kind == "model" else 7 if len(p) >= 7 else None
 
     collapse_point = kedit.collapse_point
-    monkeypatch.setattr("kedit_lib.streams.run.collapse_point", point)
+    monkeypatch.setattr("kedit_lib.streams.runner.collapse_point", point)
     options = {"edits": EDITS, "dense_every": 2, "checkpoint_every": 2}
     options["method"] = kedit.ROME(layers=[1], v_num_grad_steps=1)
     Turns = type("Turns", (Panel,), {"every": None})
