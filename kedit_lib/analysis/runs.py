@@ -96,16 +96,9 @@ def outcome(one: pd.DataFrame) -> dict:
     last = {name: c.iloc[-1] if len(c) and c.index[-1] else float("nan") for name, c in curves.items()}
     start = {f"{n}_start": curves[n].get(0, float("nan")) for n in ("untouched", "perplexity")}
     points = {f"N_{kind}": collapse_point(run, kind) for kind in ("optimisation", "model")}
-    return {
-        "edits_made": len(p),
-        **points,
-        "p_first": p.head(WINDOW).median(),
-        "p_last": p.tail(WINDOW).median(),
-        "p_lowest": p.min(),
-        **last,
-        **start,
-        "seconds": one[(one.metric == "seconds") & (one.cohort == EDIT)].value.median(),
-    }
+    chosen = {"p_first": p.head(WINDOW).median(), "p_last": p.tail(WINDOW).median(), "p_lowest": p.min()}
+    seconds = one[(one.metric == "seconds") & (one.cohort == EDIT)].value.median()
+    return {"edits_made": len(p), **points, **chosen, **last, **start, "seconds": seconds}
 
 
 def window_median(runs: pd.DataFrame) -> pd.DataFrame:

@@ -62,7 +62,7 @@ class Bench:
     def moments(self) -> SecondMoments:
         """C at every layer that some method edits with it; measured once and kept in results/moments."""
         uses = (s for s in self.streams.values() if method_for(self.model, s.method, **s.overrides).needs_moments)
-        layers = sorted({layer for stream in uses for layer in self._layers(stream)})
+        layers = sorted({layer for s in uses for layer in method_for(self.model, s.at or s.method).layers})
         cache = self.results / "moments"
         return SecondMoments.estimate(self.model, self.facts.texts(), layers, cache=cache, progress=self.progress)
 
@@ -95,7 +95,8 @@ class Bench:
         stream = self._stream(name)
         make, overrides = partial(method_for, self.model, stream.method), dict(stream.overrides)
         if stream.at is not None or stream.last is not None:
-            overrides["layers"] = self._layers(stream)
+            layers = method_for(self.model, stream.at or stream.method).layers
+            overrides["layers"] = list(layers[-(stream.last or len(layers)) :])
         method = make(**overrides)
         if stream.rho is not None:
             overrides["v_lr"] = with_rho(method, self.model, stream.rho, self.facts.reference())[0].v_lr
@@ -111,10 +112,6 @@ class Bench:
         method = make(**overrides)
         self._methods[name] = method if stream.change is None else changed(method, stream.change)
         return self._methods[name]
-
-    def _layers(self, stream: Stream) -> list[int]:
-        layers = method_for(self.model, stream.at or stream.method).layers
-        return list(layers[-(stream.last or len(layers)) :])
 
     def run(self, name: str, order: int = 0, n_edits: int | None = None) -> Run:
         """Run the stream, resume it, or find it finished in results/ (looked up once)."""

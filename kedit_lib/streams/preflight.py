@@ -3,9 +3,9 @@
 import contextlib
 import math
 import time
-from dataclasses import dataclass
 from fnmatch import filter as matching
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import torch
@@ -33,24 +33,6 @@ GIB = 2**30
 DATA = read_yaml(Path(__file__).with_suffix(".yaml"))
 
 
-@dataclass(frozen=True)
-class Check:
-    """What `check` found. table: of `check_model`; effect: of `causal_trace` at the subject's last token, over `traced`
-    facts (empty: it knows none that was asked); rome, memit: proposed layers; path: the model's parameter file, if any;
-    seconds, before, after, restored: of the edit that was made and taken back, with p(new) on its prompt, 0..1."""
-
-    table: pd.DataFrame
-    effect: pd.DataFrame
-    traced: int
-    rome: list[int]
-    memit: list[int]
-    path: Path | None
-    seconds: float
-    before: float
-    after: float
-    restored: bool
-
-
 def check_model(model, edits=None, profile: str | Profile | None = None, write: bool = True) -> pd.DataFrame:
     """A table (index: what; column: value): what a model is, what one edit of it does and costs, where to edit, and the
     minutes that the notebooks would take.
@@ -66,8 +48,10 @@ def check_model(model, edits=None, profile: str | Profile | None = None, write: 
     return check(model, edits, profile, write).table
 
 
-def check(model, edits=None, profile: str | Profile | None = None, write: bool = True) -> Check:
-    """`check_model` with all that its table is made of."""
+def check(model, edits=None, profile: str | Profile | None = None, write: bool = True) -> SimpleNamespace:
+    """`check_model` with what its table is made of. table; effect: of `causal_trace` at the subject's last token, over
+    `traced` facts (empty: it knows none that was asked); rome, memit: proposed layers; path: the model's parameter
+    file, if any; seconds, before, after, restored: of the edit that was made and taken back, with p(new), 0..1."""
     if isinstance(model, torch.nn.Module):
         check_editable(model, "check_model")
     model = model if isinstance(model, EditableModel) else load_model(model)
@@ -108,11 +92,11 @@ def check(model, edits=None, profile: str | Profile | None = None, write: bool =
     rows |= {f"minutes, {notebook} ({profile.name})": roughly(value, 1) for notebook, value in minutes.items()}
     table = pd.DataFrame({"value": rows}).rename_axis("what")
     effect = pd.DataFrame(columns=["place", "layer", "effect"]) if effect is None else effect
-    return Check(table, effect, len(facts), rome, memit, path, **trial)
+    return SimpleNamespace(table=table, effect=effect, traced=len(facts), rome=rome, memit=memit, path=path, **trial)
 
 
 def try_edit(model, edit: Edit, layers: list[int]) -> dict:
-    """One edit by ROME without C, over as many contexts as MEMIT has, and taken back: the last fields of a Check."""
+    """One edit by ROME without C, over as many contexts as MEMIT has, and taken back."""
     method, asked = ROME(layers=layers, mom2_adjustment=False), ([edit.text], [edit.target_new])
     contexts = generate_contexts(model, style=method_class("memit").context_style)
     was, before = [model.weight(layer).detach().clone() for layer in layers], answer_probability(model, *asked).item()
