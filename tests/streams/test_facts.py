@@ -110,7 +110,8 @@ def test_other_facts_of_edited_subjects_are_a_cohort_of_their_own(material):
     edits = material.edits(4, 0)
     assert material.own(edits, 3, 0) == []  # one record a subject
     others = [replace(e, prompt=f"Everybody says: {e.prompt}") for e in material.records]
-    material._read = [*material._read, *others]
+    read, rejected = material._read
+    material._read = [*read, *others], rejected
     known = {(e.text, e.target_true) for e in others if e.subject in {e.subject for e in edits}}
     assert material.own(edits, 3, 0) and set(material.own(edits, 3, 0)) <= known
 
