@@ -1,8 +1,5 @@
-"""The command line: `kedit --help`, or `python -m kedit_lib --help`.
-
-Exit code: 0 all well, 1 it could not be done (one line says why), 2 the arguments are wrong, 130 stopped by Ctrl-C.
-What a command needs is imported when it runs, so that --help is fast.
-"""
+"""The command line: `kedit --help`, or `python -m kedit_lib --help`. Exit code: 0 all well, 1 it could not be done (one
+line says why), 2 the arguments are wrong, 130 stopped by Ctrl-C. Commands import what they need, so --help is fast."""
 
 import os
 import signal
@@ -43,6 +40,7 @@ Data = Annotated[str | None, Option(help="other edits for this run: a file, a fo
 Texts = Annotated[str | None, Option(help="other plain text for second moments: a file or a hub name")]
 LiveOrders = Annotated[str | None, Option("--orders", help="edit orders to execute now: all, or numbers such as 0,2")]
 Fields = Annotated[list[str] | None, Option("-p", metavar="NAME=VALUE", help="change a field of the profile")]
+Streams = Annotated[str, Option(help="main, scaled, settings, regimes, others, editors, causes, sensitivity, or names")]
 Only = Annotated[str | None, Option(metavar="NB", help="only notebooks whose names begin with this, such as 03")]
 
 
@@ -88,12 +86,7 @@ def report(
 def sweep(
     profile: ProfileName = "lab",
     orders: Annotated[str, Option(help="edit orders, such as 1,2")] = "1,2",
-    streams: Annotated[
-        str,
-        Option(
-            help="a group (main, scaled, settings, regimes, others, editors, causes, sensitivity), or names with commas"
-        ),
-    ] = "main",
+    streams: Streams = "main",
     plan: Annotated[bool, Option("--plan", help="only say what would run")] = False,
     scheduler: Annotated[str, Option(envvar="SCHEDULER", help="a Dask scheduler, such as tcp://host:8786")] = "",
 ) -> None:

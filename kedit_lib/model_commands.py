@@ -20,13 +20,13 @@ MethodName = Annotated[str, Option("--method", help="rome, r-rome, memit, pmet, 
 Texts = Annotated[str | None, Option(help="plain text for second moments: a file, a hub name, or self (model-written)")]
 EDIT_SET = Option(help="lab, world, or a file, folder or hub name of edits: CounterFact, zsRE, yours")
 Facts = Annotated[str | None, Option(help="facts to ask, as edits with their true objects (default: well-known ones)")]
-For = Annotated[
-    str | None, Option(help="the run that minutes are estimated for (default: lab for a lab model, else gpu)")
-]
+For = Annotated[str | None, Option(help="the run that minutes are estimated for (default: lab or gpu, by the model)")]
 Ask = Annotated[list[str] | None, Option(metavar="PROMPT", help="another prompt to show (may be repeated)")]
 Limit = Annotated[int | None, Option(min=1, help="at most this many (default: all; 100 of the lab's)")]
 Chat = Annotated[bool, Option("--chat", help="prompts are questions to a chat model: apply its chat template")]
 Seed = Annotated[int, Option(help="decides the sample and the order")]
+Guard = Annotated[Literal["warn", "stop"] | None, Option(help="what to do when the model loses unrelated known facts")]
+Keep = Annotated[int, Option(min=0, help="begin the history with this many known facts that no edit touches")]
 Save = Annotated[str | None, Option(metavar="FOLDER", help="save the edited model there, for transformers to load")]
 Deltas = Annotated[str | None, Option(metavar="FOLDER", help="save the updates alone there (kedit.load_deltas)")]
 Store = Annotated[str | None, Option(metavar="FOLDER", help="keep rows and checkpoints there; rerun to resume")]
@@ -93,13 +93,8 @@ def stream(
     batch: Annotated[int, Option(help="edits written at a time; 0: all at once")] = 1,
     every: Annotated[int, Option(help="edits between measurements")] = 25,
     out: Store = None,
-    guard: Annotated[
-        Literal["warn", "stop"] | None,
-        Option(help="ask unrelated known facts between edits; when the model loses them, warn or stop"),
-    ] = None,
-    keep: Annotated[
-        int, Option(min=0, help="begin the history with this many known facts of the source that no edit touches")
-    ] = 0,
+    guard: Guard = None,
+    keep: Keep = 0,
     save: Save = None,
     dtype: Dtype = None,
     device: Device = "cpu",
@@ -126,9 +121,8 @@ def stream(
     source = facts_of(loaded, edits, LAB if edits == LAB else texts or AUTO, results_folder() / "known", chat)
     watch, kept, canaries = None, [], CANARIES if guard else 0
     if guard:
-        asked = [
-            (s.join(around_places(prompt)), answer) for prompt, s, answer in source.strangers(known, canaries, seed)
-        ]
+        strangers = source.strangers(known, canaries, seed)
+        asked = [(subject.join(around_places(prompt)), answer) for prompt, subject, answer in strangers]
         watch = kedit.CollapseGuard(asked if len(asked) >= CANARIES / 4 else None, action=guard, seed=seed)
     if keep:
         kept = kept_facts(source, known, keep, canaries, seed)

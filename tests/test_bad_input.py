@@ -87,7 +87,6 @@ CONTEXTS = [
     (["I read. {}"], ["contexts", "'{}' is missing"]),
     (["{}", "{} I read. {}"], ["'{} I read. {}'", "exactly one {}"]),
     (["{}", "I read. {prompt}"], ["'I read. {prompt}'", "exactly one {}"]),
-    (["{}", "I { read. {}"], ["'I { read. {}'", "double"]),
 ]
 
 

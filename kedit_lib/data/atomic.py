@@ -79,13 +79,9 @@ def checksum(path: Path) -> str:
 
 
 def cached(path: Path | None, compute: Callable[[], Any], write: Callable[[Any, Path], None] | None = None) -> Any:
-    """The value stored in `path`; on the first call `compute()`, whose value is stored there and read back.
-
-    path     .json or .parquet; its name must hold a hash of all that the value depends on. None: nothing is kept
-    write    (value, path), where the suffix's own way of writing is not wanted
-
-    An unreadable file is computed again. KeditError for a disk that cannot be written.
-    """
+    """The value stored in `path`, .json or .parquet, whose name must hold a hash of all that the value depends on; if
+    there is none, or it cannot be read, `compute()`, stored and read back (path None: not kept). write: another way to
+    write it, called with value and path. KeditError for a disk that cannot be written."""
     if path is None:
         return compute()
     path = Path(path)

@@ -125,12 +125,10 @@ def find_model_params(model: str) -> Path | None:
     unless check_model proposed that for another model."""
     folders = params_folder(), results_folder(), REPOSITORY / "params"  # in results those that check_model proposed
     paths = [path for folder in folders for path in sorted((folder / "models").glob("*.yaml"))]
-
-    def named(name: str) -> list[Path]:  # hub ids are written in either case
-        return [path for path in paths if path.stem.casefold() == name.casefold()]
-
-    same = (path for path in named(_last_part(model)) if not path.read_bytes().startswith(PROPOSED.encode()))
-    return next(iter(named(file_name(model))), None) or next(same, None)
+    own, short = file_name(model).casefold(), _last_part(model).casefold()  # hub ids are written in either case
+    same = [path for path in paths if path.stem.casefold() == short]
+    others = [path for path in same if not path.read_bytes().startswith(PROPOSED.encode())]
+    return next(iter([path for path in paths if path.stem.casefold() == own] + others), None)
 
 
 def _find(name_or_path: str | Path, folder: Path, what: str, such: str = "") -> Path:

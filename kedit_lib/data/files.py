@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..errors import KeditError, first_line
+from ..errors import KeditError, explained, first_line
 from .edit import LISTS, PAIRS
 from .words import spaceless
 
@@ -121,11 +121,9 @@ def records_of(source: str | Path, **hub) -> list[Record]:
 
 
 def _json(path: Path) -> Rows:
-    try:
-        values = _parsed(_text(path))
-    except NO_JSON as error:
-        remedy = "a file with one object per line is .jsonl"
-        raise KeditError(f"{path.name}: is not JSON ({first_line(error)}); {remedy}") from None
+    text = _text(path)
+    with explained(f"{path.name}: is not JSON", "a file with one object per line is .jsonl"):
+        values = _parsed(text)
     if isinstance(values, dict) and values and all(isinstance(value, dict) for value in values.values()):
         values = [{"index": name, **value} for name, value in values.items()]  # records by name
     if not isinstance(values, list):
@@ -184,24 +182,18 @@ def _cells(row: dict[str, str]) -> dict | KeditError:
 
 
 def _parquet(path: Path) -> Rows:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    with explained(f"{path.name}: cannot be read as parquet", "write it again"):
         return _numbered(path.name, pq.read_table(path).to_pylist())
-    except (pa.ArrowException, OSError) as error:
-        raise KeditError(f"{path.name}: cannot be read as parquet ({first_line(error)}); write it again") from None
 
 
 def _from_datasets(source: str, /, split: str | None = None, **options) -> Rows:
     from datasets import load_dataset  # here: slow to import, and only folders and hub names need it
 
-    try:
+    remedy = "check the name, the network, and that you are logged in; or give a local file"
+    with explained(f"edits {source!r}: cannot be loaded with the datasets library", remedy):
         found = load_dataset(source, split=split, **options)
-    except Exception as error:  # whatever it makes of a name, a login, a network or a file
-        remedy = "check the name, the network, and that you are logged in; or give a local file"
-        problem = f"cannot be loaded with the datasets library ({first_line(error)})"
-        raise KeditError(f"edits {source!r}: {problem}; {remedy}") from error
     if isinstance(found, dict):
         if len(found) > 1:
             raise KeditError(f"edits {source!r}: has the splits {', '.join(found)}; choose one with split=")
@@ -215,10 +207,8 @@ def _parsed(text: str):
 
 
 def _text(path: Path) -> str:
-    try:
+    with explained(f"{path.name}: cannot be read", "save it as UTF-8"):
         return path.read_bytes().decode("utf-8-sig")  # spreadsheets put a byte order mark in front
-    except (OSError, UnicodeDecodeError) as error:
-        raise KeditError(f"{path.name}: cannot be read ({first_line(error)}); save it as UTF-8") from None
 
 
 READERS = {".json": _json, ".jsonl": _jsonl, ".csv": _csv, ".tsv": _csv, ".parquet": _parquet}

@@ -54,9 +54,7 @@ def own(record: Record) -> dict:
     return given
 
 
-def _fact(
-    record: Record, text="prompt", subject="subject", new="target_new", true="ground_truth", id="case_id"
-) -> dict:
+def _fact(record, text="prompt", subject="subject", new="target_new", true="ground_truth", id="case_id") -> dict:
     """What all other schemas have, under these names."""
     known = record.text(true, "").strip()
     return {

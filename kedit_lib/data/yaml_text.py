@@ -8,7 +8,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import YAMLError
 
-from ..errors import KeditError, first_line
+from ..errors import KeditError, explained, first_line
 
 
 def parse(text: str, source: str, duplicates: bool = False) -> Any:
@@ -28,10 +28,8 @@ def parse(text: str, source: str, duplicates: bool = False) -> Any:
 
 def read_yaml(path: Path, duplicates: bool = False) -> dict[str, Any]:
     """The 'name: value' lines of a file; one line of KeditError for whatever is wrong with it."""
-    try:
+    with explained(f"{path.name}: is not a text file of YAML", "save it as UTF-8"):
         text = path.read_text(encoding="utf-8")
-    except ValueError as error:
-        raise KeditError(f"{path.name}: is not a text file of YAML: {first_line(error)}") from None
     values = parse(text, path.name, duplicates)
     if not isinstance(values, dict):
         raise KeditError(f"{path.name}: holds no 'name: value' lines; write them as in {path.parent}")

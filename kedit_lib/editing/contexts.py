@@ -3,7 +3,7 @@
 
 import torch
 
-from ..data.edit import check_context, escaped
+from ..data.edit import around_places, escaped
 from ..errors import KeditError
 from ..models.checked import check_editable
 from ..models.tokenization import encode
@@ -36,7 +36,10 @@ def check_contexts(contexts) -> list[str]:
     """The list with the clean context first; KeditError for none, a malformed one, or no `{}` among them."""
     if isinstance(contexts, str):
         raise KeditError(f"contexts: must be a list of strings, got one string {contexts!r}; put it in [ ]")
-    contexts = [check_context(c) for c in contexts]
+    contexts = list(contexts)
+    for context in contexts:
+        if not isinstance(context, str) or len(around_places(context)) != 2:
+            raise KeditError(f"context {context!r}: needs exactly one {{}} where the prompt goes")
     if "{}" not in contexts:
         raise KeditError("contexts: the clean context '{}' is missing; put it first")
     return ["{}"] + [c for c in contexts if c != "{}"]

@@ -34,9 +34,8 @@ def generation_accuracy(
     forced: `teacher_forced` of the same prompts and answers, when it is there already; separators as there. Floor of a
     model that knows only the relation: one over the number of objects.
 
-    A pass over prompt and answer shows how far greedy decoding writes the answer's tokens; what that leaves open is
-    written out token by token, no further than its verdict needs. The verdict is that of writing out everything (the
-    answer as the draft of speculative decoding, Leviathan et al. 2023).
+    The answer is the draft of speculative decoding (Leviathan et al. 2023): what one pass over prompt and answer leaves
+    open is written out token by token, no further than its verdict needs.
     """
     if match not in ROOM:
         raise KeditError(f"generation_accuracy: match = {match!r}; use {' or '.join(map(repr, ROOM))}")
@@ -61,7 +60,7 @@ def generation_accuracy(
             enough=lambda k, text: settled(match, text, False, sought[k]) is not None,
         )
         for i, (text, ended), answer in zip(still, written, sought, strict=True):
-            found[i] = RULES[match](text, ended, answer)
+            found[i] = verdict(match, text, ended, answer)
     return found
 
 
@@ -82,36 +81,30 @@ def known_edits(model, edits: list[Edit], match: str | None = None) -> tuple[lis
     return known, len(edits) - len(known)
 
 
-# Whether a text says the answer: its first sentence is it, it begins with it, or its first sentence mentions it.
-# ended: the model ended the text there
-
-
-def says(text: str, ended: bool, answer: str) -> bool:
-    said, stopped = sentence(text, [answer])
-    return said == answer and (stopped or ended)
-
-
-def begins(text: str, ended: bool, answer: str) -> bool:
-    return 0 in places(_bare(text), _bare(answer))
-
-
-def mentions(text: str, ended: bool, answer: str) -> bool:
+def verdict(match: str, text: str, ended: bool, answer: str) -> bool:
+    """Whether a text says the answer; ended: the model ended the text there."""
+    if match == "exact":
+        said, stopped = sentence(text, [answer])
+        return said == answer and (stopped or ended)
+    if match == "begins":
+        return 0 in places(_bare(text), _bare(answer))
     return _mentioned(text, answer) is not None
-
-
-RULES = {"exact": says, "begins": begins, "contains": mentions}
 
 
 def settled(match: str, text: str, ended: bool, answer: str) -> bool | None:
     """The verdict of a text that may go on, None while it is open."""
     if ended:
-        return RULES[match](text, True, answer)
+        return verdict(match, text, True, answer)
     text = text.rstrip("\ufffd")  # a character of which some bytes are still to come
     if match == "exact":
-        return None if answer.startswith(text.strip()) and "\n" not in text.lstrip() else says(text, False, answer)
+        return (
+            None
+            if answer.startswith(text.strip()) and "\n" not in text.lstrip()
+            else verdict(match, text, False, answer)
+        )
     plain, wanted = _plain(text), _plain(answer)
     if match == "begins":
-        if begins(text, False, answer):
+        if verdict(match, text, False, answer):
             return True if len(_bare(text)) > len(_bare(answer)) else None
         open_ = "the".startswith(plain) or _bare(answer).startswith(_bare(text)) or wanted.startswith(plain)
         return None if open_ else False

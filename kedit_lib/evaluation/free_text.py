@@ -18,12 +18,8 @@ from .protocol import SELDOM, Probe, panel, rows
 ROWS = 64
 
 
-class Unmeasured(UserWarning):
-    """Warning: a metric cannot measure a text; the message gives the reason."""
-
-
 def _unmeasured(why: str) -> float:
-    warnings.warn(why, Unmeasured, stacklevel=3)
+    warnings.warn(why, stacklevel=3)
     return math.nan
 
 

@@ -25,16 +25,12 @@ def perplexity(model, texts) -> float:
     check_editable(model, "perplexity")
     limit = min(positions_of(model.hf.config), MOST_TOKENS)
     rows = [row for text in texts_of(texts, "perplexity") for row in windows(model.tokenizer, text, limit)]
-    total, count = 0.0, 0
-    for part in by_length([len(r) for r in rows], ROWS):
-        size = max(1, MOST_TOKENS // len(rows[part[-1]]))
-        for begin in range(0, len(part), size):
-            nll = _nll(model, [rows[i] for i in part[begin : begin + size]])
-            total += nll.double().sum().item()
-            count += len(nll)
-    if not count:
+    lengths = [len(r) for r in rows]
+    parts = by_length(lengths, max(1, min(ROWS, MOST_TOKENS // max(lengths))))
+    nll = torch.cat([_nll(model, [rows[i] for i in part]).double() for part in parts])
+    if not len(nll):
         raise KeditError("perplexity: no text has two tokens or more; give longer texts")
-    return torch.tensor(total / count, dtype=torch.float64).exp().item()  # inf, not an error, beyond float64's range
+    return nll.mean().exp().item()
 
 
 def _nll(model, rows: list[tuple[int, ...]]) -> Tensor:
@@ -42,11 +38,8 @@ def _nll(model, rows: list[tuple[int, ...]]) -> Tensor:
     ids = pad(rows, model.device)
     lengths = torch.tensor([len(r) for r in rows], device=ids.device)
     real = torch.arange(1, ids.shape[1], device=ids.device) < lengths[:, None]
-    vocabulary = model.hf.get_input_embeddings().num_embeddings
-    if ids.numel() * vocabulary <= MOST_LOGITS:
-        log_p = model.hf(input_ids=ids).logits[:, :-1].to(model.math_dtype).log_softmax(-1)
-        return -log_p.gather(-1, ids[:, 1:, None])[..., 0][real]
     _, seen = trace(model.hf, ids, outputs=[model.layers[-1]], last=model.layers[-1])
     stream, token = seen[model.layers[-1]][:, :-1][real], ids[:, 1:][real]
-    parts = zip(*(x.split(max(1, MOST_LOGITS // vocabulary)) for x in (stream, token)), strict=True)
+    size = max(1, MOST_LOGITS // model.hf.get_input_embeddings().num_embeddings)
+    parts = zip(stream.split(size), token.split(size), strict=True)
     return torch.cat([-model.logits(s).log_softmax(-1).gather(-1, t[:, None])[:, 0] for s, t in parts])

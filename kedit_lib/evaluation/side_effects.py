@@ -1,8 +1,5 @@
-"""Probes of side effects: what else has changed while the edits were made.
-
-Each knows what to ask about every edit of the sequence, in order. At a checkpoint it asks about a panel of the edits so
-far; at 0 edits about a panel of those to come: the unedited model's value, the start of every curve.
-"""
+"""Probes of side effects: what else has changed while the edits were made. Each asks about a panel of the edits so far;
+at 0 edits of those to come: the unedited model's value, the start of every curve."""
 
 from dataclasses import asdict
 
@@ -179,14 +176,13 @@ def family_probes(
 ) -> list[Probe]:
     """All probes of side effects that the given material allows; distraction and fluency need the edits alone.
 
-    edits       those of the sequence, in order; their own `portability` and `locality` pairs are asked too, as the
-                cohorts "one hop" and "beside the edits" (LOCAL of these, over the whole sequence)
-    questions   for each edit its consequences; inverses, aside, references, corpus: as their probes have them
-    unrelated   (prompt, answer) pairs that no edit is about; the first LOCAL are asked
-    texts       plain documents, the first HEALTH_TEXTS for hidden states; layers: the edited ones
-    every       edits between two checkpoints at which they are asked; twice as many for free text, which costs as much
-                as all the others
-    match       what counts as right where a consequence is asked, as in `generation_accuracy`
+    edits      those of the sequence, in order; their own `portability` and `locality` pairs are asked too, as the
+               cohorts "one hop" and "beside the edits" (LOCAL of these, over the whole sequence)
+    unrelated  (prompt, answer) pairs that no edit is about; the first LOCAL are asked
+    aside      `prompts` of OverfittingProbe; texts: the first HEALTH_TEXTS are read for hidden states
+    every      for free text, which costs as much as all the others, twice as many edits
+
+    The others are those of the probes.
     """
     edits = tuple(edits)
     begins = tuple(e.generation_prompts[0] if e.generation_prompts else e.subject for e in edits)

@@ -25,10 +25,8 @@ def ask(model, edit: Edit) -> pd.DataFrame:
 
 def ask_table(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     """The answers of `ask` before and after the edit, side by side."""
-    table = before[["prompt", "says"]].rename(columns={"says": "said before"})
-    table["says after"] = after["says"]
-    table["p(new) before"], table["p(new) after"] = before["p(new)"], after["p(new)"]
-    return table
+    columns = {"prompt": before.prompt, "said before": before.says, "says after": after.says}
+    return pd.DataFrame({**columns, "p(new) before": before["p(new)"], "p(new) after": after["p(new)"]})
 
 
 def single_edits(model, method, edits, moments, contexts, around, seed: int = 0, match: str = "exact") -> pd.DataFrame:
@@ -45,19 +43,18 @@ def single_edits(model, method, edits, moments, contexts, around, seed: int = 0,
     rng, rows = random.Random(f"single-{seed}"), []
     for edit in edits:
         near, own = around(edit, rng)
-        asked = [*((prompt, edit.target_new) for prompt in (edit.text, *edit.paraphrases)), *near, *own]
+        templates = [(prompt, edit.target_new) for prompt in edit.paraphrases]
+        asked = {"edit": [(edit.text, edit.target_new)], "templates": templates, "near": near, "same_subject": own}
+        prompts, answers = zip(*(pair for pairs in asked.values() for pair in pairs), strict=True)
         outcome = method.apply(model, [edit], moments=moments, contexts=contexts)
-        right = iter(generation_accuracy(model, [p for p, _ in asked], [a for _, a in asked], match))
+        right = iter(generation_accuracy(model, list(prompts), list(answers), match))
         model.restore()
         target = outcome.targets[0]
         rows.append(
             {
                 "method": method.name,
                 "layers": "-".join(map(str, method.layers)),
-                "edit": float(next(right)),
-                "templates": pd.Series(islice(right, len(edit.paraphrases)), dtype=float).mean(),
-                "near": pd.Series(islice(right, len(near)), dtype=float).mean(),
-                "same_subject": pd.Series(islice(right, len(own)), dtype=float).mean(),
+                **{name: pd.Series(islice(right, len(of)), dtype=float).mean() for name, of in asked.items()},
                 "probability_last": target.probabilities[-1],
                 "steps": target.steps,
                 "clamped": target.clamped,

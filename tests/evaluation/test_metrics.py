@@ -12,7 +12,7 @@ from library import refused
 
 import kedit_lib as kedit
 from kedit_lib.evaluation import answer_probability, generation_accuracy, perplexity, teacher_forced
-from kedit_lib.evaluation.accuracy import RULES, mentions, says, settled
+from kedit_lib.evaluation.accuracy import ROOM, settled, verdict
 from kedit_lib.models.generation import complete, continuations, generate_ids, sentence
 from kedit_lib.models.tokenization import target_ids, targets_of
 
@@ -193,7 +193,7 @@ SAID = {
 
 @pytest.mark.parametrize("text, ended, answer, exact, contained", SAID.values(), ids=SAID)
 def test_what_counts_as_said(text, ended, answer, exact, contained):
-    assert (says(text, ended, answer), mentions(text, ended, answer)) == (exact, contained)
+    assert [verdict(match, text, ended, answer) for match in ("exact", "contains")] == [exact, contained]
 
 
 def test_containment_and_completions(taught):
@@ -251,7 +251,7 @@ def test_rows_leave_when_their_verdict_is_settled(taught):
     ],
 )
 def test_a_text_begins_with_its_answer_as_words_of_its_own(text, answer, begins):
-    assert RULES["begins"](text, True, answer) == begins
+    assert verdict("begins", text, True, answer) == begins
     assert not begins or all(settled("begins", text[:k], False, answer) is not False for k in range(len(answer)))
 
 
@@ -259,7 +259,7 @@ TEXTS = "| | Graz| Graz.| Graz. A town| Graz and| Gra| the Graz| Grazer| in Graz
 TEXTS += "| 格拉茨|格拉茨。|城市格拉茨。是| in it. Graz| U.S. is| 1945|19456"
 
 
-@pytest.mark.parametrize("match", RULES)
+@pytest.mark.parametrize("match", ROOM)
 def test_a_verdict_is_settled_only_where_nothing_behind_can_change_it(match):
     """Whatever follows, the verdict on the whole text is the one that was settled; and most are settled."""
     closed = 0
@@ -269,8 +269,8 @@ def test_a_verdict_is_settled_only_where_nothing_behind_can_change_it(match):
         found = settled(match, text, False, answer)
         for behind in ("", ".", " and so", "\n", "er", "。", ". Louis", "5", " Graz", "̈"):
             if found is not None:
-                assert RULES[match](text + behind, True, answer) == found, (text, behind, answer)
-        assert settled(match, text, True, answer) == RULES[match](text, True, answer)
+                assert verdict(match, text + behind, True, answer) == found, (text, behind, answer)
+        assert settled(match, text, True, answer) == verdict(match, text, True, answer)
         closed += found is not None
     assert closed > 30
     assert settled("contains", " a town. It is", False, "Graz in the south of the country") is False
@@ -284,8 +284,8 @@ def test_sentences_end_in_every_script():
     assert sentence("Yahoo! is") == ("Yahoo! is", False)
     assert sentence(" St. Louis. The town") == ("St", True)
     assert sentence(" St. Louis. The town", ["St", "St. Louis"]) == ("St. Louis", True)
-    assert RULES["contains"]("首都是北京。", True, "北京")
-    assert not RULES["contains"]("我不知道。北京", True, "北京")
+    assert verdict("contains", "首都是北京。", True, "北京")
+    assert not verdict("contains", "我不知道。北京", True, "北京")
 
 
 def written_out(model, prompts, answers, match):
@@ -293,7 +293,7 @@ def written_out(model, prompts, answers, match):
     more = {"exact": 1, "begins": 3, "contains": 12}[match]
     room = [len(model.tokenizer(" " + a.strip(), add_special_tokens=False).input_ids) + more for a in answers]
     said = continuations(model.hf, model.tokenizer, prompts, room, past_full_stops=True)
-    return [RULES[match](text, ended, a.strip()) for (text, ended), a in zip(said, answers, strict=True)]
+    return [verdict(match, text, ended, a.strip()) for (text, ended), a in zip(said, answers, strict=True)]
 
 
 def counted(monkeypatch):

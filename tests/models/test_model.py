@@ -10,7 +10,7 @@ from library import EDITS, holds, moments, parameters, snapshot
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import kedit_lib as kedit
-from kedit_lib.data.edit import check_context, fill
+from kedit_lib.data.edit import fill
 from kedit_lib.editing import contexts as contexts_module
 from kedit_lib.editing.compute_k import context_mean, keys_at, outputs_at
 from kedit_lib.models.tokenization import encode, encode_prompt
@@ -200,8 +200,9 @@ def test_contexts_are_a_function_of_weights_and_seed(tiny_folder, style, count):
     assert len(found) == count
     for start in contexts_module.STARTERS:
         assert sum(context.startswith(start) for context in found) >= (count - 1) // 5
+    assert contexts_module.check_contexts(found) == found
     for context in found:
-        assert check_context(context).endswith("{}" if context == "{}" else ". {}")
+        assert context.endswith("{}" if context == "{}" else ". {}")
     before = torch.random.get_rng_state()
     kedit.generate_contexts(model, seed=3, style=style)
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -222,7 +223,7 @@ def test_sampled_text_is_the_models(tiny_folder, monkeypatch):
     monkeypatch.setattr(type(model.tokenizer), "decode", lambda self, ids, **how: "The {0} } {")
     found = kedit.generate_contexts(model, style="memit")
     assert found[1] == "The {{0}} }} {{. {}"
-    assert fill(check_context(found[1]), "{} plays", "Zoë")[0] == "The {0} } {. Zoë plays"
+    assert fill(found[1], "{} plays", "Zoë")[0] == "The {0} } {. Zoë plays"
 
 
 def test_generated_contexts_are_those_of_the_unedited_model(tiny_folder):
