@@ -70,7 +70,7 @@ gpu: $(ENV)  ## what needs a GPU, part by part, into figures/gpu.* (8 minutes on
 test: $(ENV)  ## every test, the smoke run of the notebooks included (about a quarter of an hour)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS)
 
-mutate: $(ENV)  ## how much the tests notice: small changes to some files, one at a time (minutes; MUTANTS='kedit_lib.data.scripts*')
+mutate: $(ENV)  ## how much the tests notice: small changes to some files, one at a time (minutes; MUTANTS='kedit_lib.editing.closed_form*')
 	OMP_NUM_THREADS=1 $(PY) -m mutmut run --max-children $(JOBS) $(if $(MUTANTS),"$(MUTANTS)")
 	$(PY) -m mutmut results
 

@@ -40,7 +40,7 @@ BAD_EDITS = [
     (("{} plays the", "Zoë", " \n"), ["'Zoë'", "target_new is empty"]),
     (("{} plays the", "Zoë", ["violin"]), ["'Zoë'", "target_new", "['violin']"]),
     (("{} plays the", "Zoë", "violin", None, "Zoë"), ["'Zoë'", "paraphrases", "list"]),
-    (("{} plays the", "Zoë", "violin", None, [1]), ["'Zoë'", "paraphrases.0 = 1", "string"]),
+    (("{} plays the", "Zoë", "violin", None, [1]), ["'Zoë'", "paraphrases must be a list of prompts", "[1]"]),
     (("plays the", "Zoë\nMüller", "violin"), ["'Zoë\\nMüller'", "0 places"]),
 ]
 

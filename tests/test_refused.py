@@ -38,7 +38,7 @@ def test_rows_go_into_a_file(tmp_path, capsys, place):
 @pytest.mark.parametrize("field", ["subject", "target_new", "paraphrases", "portability"])
 def test_half_a_character_is_no_text(field):
     value = {"paraphrases": ["\ud800"], "portability": [("a", "\udcff")]}.get(field, "\ud800")
-    with pytest.raises(kedit.KeditError, match="unicode"):
+    with pytest.raises(kedit.KeditError, match="half a character"):
         kedit.Edit(**{"prompt": "{} is", "subject": "Ana", "target_new": "French", field: value})
 
 

@@ -138,6 +138,8 @@ def _find(name_or_path: str | Path, folder: Path, what: str, such: str = "") -> 
     path = Path(text) if own else folder / f"{text}.yaml"
     if os.path.isfile(path) and (own or path.parent == folder):  # Path.is_file() raises for a name that is too long
         return path
+    if own:
+        raise KeditError(f"{what} {text!r}: there is no such file; give an existing one, or a name without .yaml")
     known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml"))) or "none"
     remedy = (
         f"take one of these, add {path.name}{such}, or set KEDIT_PARAMS to a folder that has {folder.name}/{path.name}"

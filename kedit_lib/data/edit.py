@@ -9,7 +9,6 @@ from typing import Annotated, Literal, Self
 from pydantic import Strict, StringConstraints, ValidationError, create_model
 
 from ..errors import KeditError, explained
-from .config import problem_of
 from .words import places, why_elsewhere
 
 LISTS = ("paraphrases", "neighborhood", "generation_prompts", "attribute_prompts")  # of prompts
@@ -22,6 +21,9 @@ TYPES = dict.fromkeys(("prompt", "relation", "id"), Text) | {"subject": Name, "t
 TYPES |= dict.fromkeys(LISTS, tuple[Text, ...]) | dict.fromkeys(PAIRS, tuple[Pair, ...])
 TYPES |= {"target_true": Name | None, "separator": Literal["", " "] | None}
 FIELDS = create_model("FIELDS", **{name: (of, ...) for name, of in TYPES.items()})
+MUST_BE = dict.fromkeys(LISTS, "a list of prompts; put one alone in [ ]")  # text, where it is not named here
+MUST_BE |= dict.fromkeys(PAIRS, "a list of (prompt, answer), both not empty")
+MUST_BE |= {"separator": "'', ' ' or None, which derives it from the texts"}
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Edit:
         try:
             vars(self).update(vars(FIELDS.model_validate(vars(self))))
         except ValidationError as error:
-            raise KeditError(f"{label}: {problem_of(error, 'field', FIELDS.model_fields)}") from None
+            raise KeditError(f"{label}: {self._wrong(error.errors()[0])}") from None
         around = around_places(self.prompt)
         if len(around) != 2:
             found = f"has {len(around) - 1} places marked {{}}; it needs exactly one, where the subject goes"
@@ -79,6 +81,14 @@ class Edit:
         if self.ends_in_space:
             message = f"{label}: the prompt {self.prompt!r} ends in a space, so its answer follows without one"
             warnings.warn(f"{message}, as models seldom see it; take the space away", stacklevel=3)
+
+    def _wrong(self, found: dict) -> str:
+        name, kind, whole = found["loc"][0], found["type"], len(found["loc"]) == 1
+        if kind == "string_unicode":
+            return f"{name} holds half a character; write it as UTF-8"
+        if kind == "string_too_short" and (whole or name == "target_true"):
+            return f"{name} is empty; give it{', or leave it out' * (name == 'target_true')}"
+        return f"{name} must be {MUST_BE.get(name, 'text')}, got {getattr(self, name)!r:.80}"
 
     @classmethod
     def from_text(cls, prompt: str, subject: str, target_new: str, *fields, **rest) -> Self:

@@ -41,7 +41,9 @@ class Record:
         KeditError for anything else, and where it is missing without a default."""
         found = self._text(path, self.leaves.get(path))
         if found is None and default is REQUIRED:
-            raise KeditError(f"{self.where}: field {path!r} is missing")
+            given = self.values.get(path)
+            got = "is missing" if given in (None, []) else f"must be text, got {given!r:.60}"
+            raise KeditError(f"{self.where}: field {path!r} {got}")
         return default if found is None else found
 
     def texts(self, *paths: str) -> list[str]:

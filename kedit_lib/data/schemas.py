@@ -45,10 +45,12 @@ def own(record: Record) -> dict:
         others = "".join(f"; {name!r} is unknown" for name in _unknown(record))
         raise KeditError(f"{record.where}: field {missing[0]!r} is missing{others}; the fields are {', '.join(FIELDS)}")
     for name, value in given.items():
-        if isinstance(value, list):
-            given[name] = [item for item in value if item not in (None, "")]
-        elif name not in (*LISTS, *PAIRS, "separator"):
+        if isinstance(value, list) and name in FIELDS[:3]:
+            raise KeditError(f"{record.where}: field {name!r} must be text, got {value!r:.60}")
+        if name not in (*LISTS, *PAIRS, "separator"):
             given[name] = record.text(name)
+        elif isinstance(value, list):
+            given[name] = [item for item in value if item not in (None, "")]
     if len(around_places(given["prompt"])) == 1 and given["subject"].strip() in given["prompt"]:
         given["text"] = given.pop("prompt")
     return given

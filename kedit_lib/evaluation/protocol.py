@@ -33,7 +33,7 @@ class Probe:
 
     def __init_subclass__(cls, version: str):
         cls.version = version
-        dataclass(frozen=True, repr=False)(cls)
+        dataclass(frozen=True)(cls)
 
     @property
     def identity(self) -> str:

@@ -93,11 +93,18 @@ class CollapseGuard:
     def __post_init__(self):
         if self.action not in ACTIONS:
             raise KeditError(f"guard: action = {self.action!r}; use one of {', '.join(ACTIONS)}")
-        shares = 0 < self.tolerated < self.noticed < 1 and 0 < self.alpha < 1
-        counts = min(self.every, self.looks_at, 1 if self.within is None else self.within) >= 1
-        if not (shares and counts and (self.swelling is None or self.swelling > 1)):
-            said = "0 < tolerated < noticed < 1, 0 < alpha < 1, every, looks_at, within ≥ 1 and swelling > 1"
-            raise KeditError(f"guard: needs {said}; change what is outside")
+        within = {
+            "tolerated": 0 < self.tolerated < self.noticed < 1,
+            "alpha": 0 < self.alpha < 1,
+            **{
+                name: getattr(self, name) is None or getattr(self, name) >= 1
+                for name in ("every", "looks_at", "within")
+            },
+            "swelling": self.swelling is None or self.swelling > 1,
+        }
+        if outside := [name for name, holds in within.items() if not holds]:
+            rule = "0 < tolerated < noticed < 1, 0 < alpha < 1, every, looks_at, within at least 1, swelling above 1"
+            raise KeditError(f"guard: {outside[0]} = {getattr(self, outside[0])!r}; needed are {rule}")
 
     def __str__(self) -> str:
         """The alarm or the last look, and the seconds of all looks."""

@@ -213,6 +213,7 @@ LEFT_OUT = [  # a record, the field that is changed and its value, what the reas
     (COUNTERFACT, "portability.New Answer", 5.5, ["'portability.New Answer'", "text", "5.5"]),
     (KNOWEDIT, "portability.Reasoning.0.ground_truth", [[3.5]], ["'portability.Reasoning.0.ground_truth'", "3.5"]),
     (OWN, "prompt", "He plays the", ["0 places", "from_text"]),
+    (OWN, "prompt", ["{} plays the"], ["field 'prompt' must be text"]),
 ]
 
 

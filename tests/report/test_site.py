@@ -108,7 +108,7 @@ def test_the_readmes_first_lines_say_what_the_runs_say():
         f"PMET's from {pmet.p_first.max():.2f} to between {pmet.p_last.min():.0e} and {pmet.p_last.max():.0e} within "
         f"{pmet.edits_made.max()} (two orders)",
         f"has halved at edit {printed.N_optimisation:.0f} and is {printed.p_last:.0e} after {printed.edits_made} edits",
-        f"at edit {printed.N_model:.0f} as printed and {three.N_model.min():.0f} or {three.N_model.max():.0f} as scaled",
+        f"at edit {printed.N_model:.0f} as printed and {three.N_model.min():.0f} or {three.N_model.max():.0f}",
         f"ROME still reports {rome.p_last:.3f} after {rome.edits_made} edits, in a model with {rome.untouched:.0%} of",
         f"MEMIT reports {short.p_last.memit:.2f} and ROME {short.p_last.rome:.2f}, with "
         f"{short.untouched.memit:.0%} and {short.untouched.rome:.0%} of the unrelated facts left",
