@@ -9,7 +9,6 @@ it, and last its KL prompt.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from ..data.edit import Edit
 from ..errors import KeditError
 from ..models.hooks import adding, hooks, pad, trace
 from ..models.llama import LlamaTails, written_out
+from ..models.memory import graph_memory
 from ..models.suffix import Tails, at_lookup
 from ..models.tokenization import Prompt, encode_prompt, target_ids
 
@@ -146,7 +146,7 @@ class Engine(ABC):
         GPU less time than Python takes to launch them."""
         if self._replayed is None:
             # Of δ itself the backward pass would end on the stream where δ was first used, which cannot be captured.
-            like, pool = delta.detach().clone().requires_grad_(), _graph_memory(delta.device).pool()
+            like, pool = delta.detach().clone().requires_grad_(), graph_memory(delta.device).pool()
             make = torch.cuda.make_graphed_callables
             self._replayed = make(self._terms, (like,), num_warmup_iters=0, pool=pool)  # the first step was one
         return self._replayed(delta)
@@ -158,10 +158,7 @@ class Engine(ABC):
         if at_loss is final:
             log_p, log_kl = self._log_p(final, self._both).tensor_split([self._n_read])
         else:
-            log_p, log_kl = (
-                self._log_p(stream, places)
-                for stream, places in zip((at_loss, final), self._both.tensor_split([self._n_read]), strict=True)
-            )
+            log_p, log_kl = map(self._log_p, (at_loss, final), self._both.tensor_split([self._n_read]))
         right = log_p.gather(1, self._token[:, None])[:, 0]
         nll = self._by_context(right, 0.0).sum(-1) / -self._n_tokens
         said = self._by_context(log_p.argmax(-1) == self._token, True).all(-1)
@@ -205,15 +202,6 @@ class Engine(ABC):
     def _run(self) -> Tensor:
         """[n, contexts + 1] tokens of each row that are run."""
         return torch.cat([self._last + self._length[:, None], self._kl_at + 1], 1)
-
-
-@cache
-def _graph_memory(device: torch.device) -> torch.cuda.CUDAGraph:
-    """A graph whose memory the graphs of all edits share; it lives on, since memory ends with its last graph."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(device), torch.cuda.graph(graph):
-        torch.zeros(1, device=device)
-    return graph
 
 
 class Suffix(Engine):

@@ -1,6 +1,7 @@
 """Work in parts that fit into free memory."""
 
 from collections.abc import Callable
+from functools import cache
 from itertools import accumulate
 
 import psutil
@@ -18,6 +19,15 @@ def free_memory(device: torch.device) -> int:
         reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + reserve
     return psutil.virtual_memory().available
+
+
+@cache
+def graph_memory(device: torch.device) -> torch.cuda.CUDAGraph:
+    """A graph whose `pool()` all others share; it lives on, since a pool ends with its last graph."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.device(device), torch.cuda.graph(graph):
+        torch.zeros(1, device=device)
+    return graph
 
 
 def ran_out(error: BaseException) -> bool:
