@@ -147,8 +147,7 @@ class Engine(ABC):
         if self._replayed is None:
             # Of δ itself the backward pass would end on the stream where δ was first used, which cannot be captured.
             like, pool = delta.detach().clone().requires_grad_(), graph_memory(delta.device).pool()
-            make = torch.cuda.make_graphed_callables
-            self._replayed = make(self._terms, (like,), num_warmup_iters=0, pool=pool)  # the first step was one
+            self._replayed = torch.cuda.make_graphed_callables(self._terms, (like,), num_warmup_iters=0, pool=pool)
         return self._replayed(delta)
 
     def _terms(self, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
