@@ -71,7 +71,7 @@ def make_run(root, name=DEFAULT_PROFILE, model=None, data=None, texts=None, orde
 def _override(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals or name == "name":
-        raise KeditError(f"-p {text}: must be a field of the profile (not its name) and a value, such as n_edits=50")
+        raise KeditError(f"-p {text}: must be name=value of a field but the profile's name, such as n_edits=50")
     return name, parse(value, f"-p {text}")  # read as the profile's file is; the profile checks the type
 
 
