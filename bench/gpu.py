@@ -15,6 +15,7 @@ import time
 import warnings
 from itertools import product
 from pathlib import Path
+from unittest.mock import patch
 
 import llama_shape
 import pandas as pd
@@ -23,6 +24,7 @@ import torch
 
 import kedit_lib as kedit
 from kedit_lib.analysis.runs import outcome, setting_of, tidy
+from kedit_lib.editing.engine import Suffix
 
 SECONDS = {"tests": 60, "shape": 220, "streams": 190}  # on one H100-class card
 TESTS = ["tests/test_gpu.py", "tests/models/test_model.py"]  # those that hold tests marked "gpu"
@@ -45,6 +47,7 @@ def shape(shape: str, out: Path, until: float) -> None:
     model, edits = llama_shape.made_up(shape)
     methods, moments = llama_shape.methods_with_moments(model)
     save(repeats(model, methods, moments, edits[0]), "repeats", out)
+    save(replay(model, methods, moments, edits), "replay", out)
     for table in llama_shape.large(shape, model, methods, moments, edits):  # a limit of time loses no row
         save(table, "shape", out)
 
@@ -60,6 +63,22 @@ def repeats(model, methods, moments, edit) -> list[dict]:
             model.restore()
         far = [speed.relative(x, found[0]) for x in found]
         rows += [{"method": name, "run": i, "relative difference": x} for i, x in enumerate(far)]
+    return rows
+
+
+def replay(model, methods, moments, edits, n=3) -> list[dict]:
+    """Single edits with their steps replayed as CUDA graphs, and launched one kernel at a time."""
+    rows, weights = [], sum(p.numel() * p.element_size() for p in model.hf.parameters()) / 2**30
+    for method in methods.values():
+        paths, row = speed.Paths(model, method, moments, llama_shape.made_up_contexts(5, ["and"])), {}
+        for how, replays in {"replayed": True, "launched": False}.items():
+            with patch.object(Suffix, "replays", replays), speed.Peak(model.device) as memory:
+                paths.ours(edits[:1])
+                found = [paths.ours([edit]) for edit in edits[1 : n + 1]]
+            row[f"s/edit {how}"] = sum(seconds for seconds, _ in found) / n
+            row.setdefault("peak over weights, GiB", memory.mb / 1024 - weights)
+        steps = found[0][1].targets[0].steps
+        rows.append({"model": model.name, "method": method.name, "steps": steps} | row)
     return rows
 
 

@@ -85,6 +85,8 @@ def test_the_parts_are_rehearsed(tmp_path, monkeypatch):
     assert list(table["path"]) == ["MEMIT", "PMET", "ROME", "MEMIT, batch of 6"]
     assert list(table["steps"]) == [25, 20, 25, 25]  # random weights learn nothing
     assert (table["s/edit"] > 0).all()
+    replay = pd.read_csv(next(tmp_path.glob("gpu.*.replay.csv")))
+    assert list(replay["method"]) == ["MEMIT", "PMET", "ROME"] and list(replay["steps"]) == [25, 20, 25]
     assert pd.read_csv(next(tmp_path.glob("gpu.*.repeats.csv")))["relative difference"].max() < 1e-3
     assert list((tmp_path / "data").glob("*.memit.order0.manifest.json"))
     monkeypatch.setattr(gpu, "SECONDS", {"tests": 0.01, "shape": 60})
