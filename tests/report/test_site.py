@@ -100,6 +100,8 @@ def test_the_readmes_first_lines_say_what_the_runs_say():
     batch_printed = found.loc["memit-share", "as printed"]
     three, pmet = (kedit.outcomes(kedit.load_runs([f"{n}-rho2"], committed="smollm2")) for n in ("memit", "pmet"))
     printed = kedit.outcomes(kedit.load_runs(["memit"], committed="smollm2").query("order == 0")).iloc[0]
+    p = pd.read_parquet(FIGURES / "data" / "smollm2.memit.order0.edits.parquet").probability_last
+    low = int(100 * p.rolling(25).median()[:290].min()) / 100
     short = kedit.outcomes(kedit.load_runs(["memit", "rome"], committed="smollm2-60").query("order == 0"))
     short = short.set_index("stream")
     for said in (
@@ -117,6 +119,8 @@ def test_the_readmes_first_lines_say_what_the_runs_say():
         "as printed",
         f"and {batch.edits:.0%} and {batch.untouched:.0%} as scaled",
         f"where the sequence keeps {memit.edits:.0%} and {memit.untouched:.0%}",
+        f"stays above {low:.2f} until edit 290",
+        f"Relative to d_ff {printed.edits_made} edits are {printed.edits_made / 1536 / (450 / 11008):.1f} times",
     ):
         assert said.replace("%", " %") in README
     assert (short.edits_made == 60).all() and len(three) == 3 and len(pmet) == 2
