@@ -106,7 +106,8 @@ def reproduce(run: Run, parameters: dict[Path, dict[str, Any]], only: str | None
         start, before, stamp = time.monotonic(), key(source), stamp_of(source)  # edited while it runs, it stays stale
         stamp.unlink(missing_ok=True)
         error = execute(run, source, parameters[source])
-        if error is None and not failed:  # what another failure may have left incomplete stays stale
+        incomplete = "streams" in failed or (source.stem in LAST and failed)  # lacks what a failure left out
+        if error is None and not incomplete:
             stamp.parent.mkdir(parents=True, exist_ok=True)
             stamp.write_text(f"{before} {checksum(run.executed / source.name)}\n")
         (done if error is None else failed).append(source.stem)
