@@ -21,7 +21,7 @@ from ..data.atomic import replacing
 from ..data.config import LAB_MODELS, REPOSITORY
 from ..data.yaml_text import parse
 from ..errors import KeditError, first_line
-from ..streams.bench import Bench, data_folder
+from ..streams.bench import Bench, committed_table, data_folder
 
 PATH = REPOSITORY / "params" / "claims.yaml"
 CLAIMS = parse(PATH.read_text(encoding="utf-8"), PATH.name)
@@ -43,7 +43,7 @@ def measure(runs: pd.DataFrame, memory: dict[str, float] | None = None) -> pd.Da
     rows = []
     for (model, setting, order), some in runs.groupby(["model", "setting", "order"]):
         names = _names(some)
-        if order == 0 and setting == "as printed" and model in (memory or {}):
+        if order == 0 and model in (memory or {}):  # whatever the length of the steps
             names["memory"] = memory[model]
         for labels, asked in VARIANTS.items():
             try:
@@ -120,9 +120,10 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
 def judge(bench: Bench, figures: Path, hold: bool) -> None:
     """`measure` on a bench's streams and on the committed ones of the profile's `beside`, into <figures>/claims.csv.
     `hold`: KeditError that names the values that left their bands; where none is accepted yet there are none."""
-    mass = bench.mass_table()
-    runs = load_runs(STREAMS, bench, [bench.profile.beside] if bench.profile.beside else None)
-    measured = measure(runs, {bench.label: mass.peak_mb.iloc[-1] / mass.peak_mb.iloc[0]})
+    beside = bench.profile.beside
+    mass = {bench.label: bench.mass_table(), beside: committed_table(beside, "mass")}
+    memory = {label: one.peak_mb.iloc[-1] / one.peak_mb.iloc[0] for label, one in mass.items() if one is not None}
+    measured = measure(load_runs(STREAMS, bench, [beside] if beside else None), memory)
     with replacing(figures / "claims.csv") as partial:
         measured.to_csv(partial, index=False, float_format="%.6g")
     counted = verdicts(measured).verdict.value_counts()

@@ -207,6 +207,12 @@ def data_folder() -> Path:
     return REPOSITORY / "figures" / "data"
 
 
+def committed_table(label: str, what: str) -> pd.DataFrame | None:
+    """A table of a model that is not measured again ("singles", "mass"); None when there is none."""
+    path = data_folder() / f"{label}.{what}.csv"
+    return pd.read_csv(path) if path.exists() else None
+
+
 def same_settings(stored: dict, asked: dict) -> bool:
     """Whether two sets of hyperparameters are one, measured numbers (a norm anchor) up to rounding."""
 
