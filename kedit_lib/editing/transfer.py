@@ -1,8 +1,8 @@
-"""Published hyperparameters carried to another model: layers by depth, weights of C by width, steps by ‖v₀‖.
+"""Published hyperparameters on another model: layers by depth, weights of C by width, steps by ‖v₀‖.
 
     layers     at the same depth, i · n_layers / n_layers′, rounded; the loss is read at the last layer
     λ, L2      λ / d_ff held
-    v_lr       ρ = v_lr · √d_model / ‖v₀‖ held
+    v_lr       ρ = v_lr · √d_model / ‖v₀‖ held (a proposal has it as printed)
     others     as they are: clamp and decay are relative to ‖v₀‖ already
 
 Adam's first updates are v_lr·√d_model long whatever the gradient: ρ is a step relative to the vector that it changes.
@@ -20,15 +20,17 @@ from statistics import median
 import pandas as pd
 import torch
 
-from ..data.config import LAB_MODELS, load_model_params
-from ..data.yaml_text import read_yaml
+from ..data.atomic import replacing
+from ..data.config import LAB_MODELS, PROPOSED, file_name, find_model_params, load_model_params, results_folder
+from ..data.yaml_text import dump, read_yaml
 from ..errors import KeditError
-from . import Method, UltraEdit, Wrapper, method_for
+from . import Method, Wrapper, method_for
 from .compute_k import outputs_at, prompts_of
 
 SETTINGS = {"as printed": None, "as scaled": 2.0}  # ρ of the two settings that streams are reported in
 # hyperparameters that weigh an edit against C, whose scale is d_ff
 BY_WIDTH = ("mom2_update_weight", "L2", "update_norm_lambda", "lambda1", "lambda2", "lamHyper")
+LIKE, WIDEST = "Llama-2-7b-hf", 5  # whose values a proposal takes, and over how many layers an edit is spread there
 DIGITS = 3  # of a measured v_lr: fewer than rounding on another machine moves, for it is in the keys of stored runs
 
 # (prompt, subject), people and things, in front of the prompt or inside as in public data sets; only ‖v₀‖ is measured
@@ -75,10 +77,8 @@ def transfer(method: str | Method, source: str, model, facts=None, rho: float | 
     KeditError for an unknown method or source, or one of unknown size.
     """
     published = method if isinstance(method, Method) else method_for(source, method)
-    size = load_model_params(source)["model"]
-    if missing := [name for name in ("n_layers", "d_ff") if name not in size]:
-        raise KeditError(f"source {source!r}: its parameters do not say {missing[0]}; add it there under 'model:'")
-    depth, width, values, changes, measured = size["n_layers"], size["d_ff"], dict(published), [], (None, None)
+    values, changes, measured = dict(published), [], (None, None)
+    carried = by_size(values, source, model)
 
     def carry(name, value, rule):
         changes.append((name, values[name], value, rule))
@@ -88,30 +88,39 @@ def transfer(method: str | Method, source: str, model, facts=None, rho: float | 
         inner = transfer(published.base, source, model, facts, rho)
         values |= {"base": inner.method, "layers": inner.method.layers}
         changes, measured = [*inner.changes], (inner.v0_norm, inner.rho)
-    else:
-        rule = f"depth of {depth} layers and of {model.n_layers}"
-        carry("layers", at_depth(published.layers, depth, model.n_layers), rule)
-    for name in BY_WIDTH:
-        if value := values.get(name):
-            carry(name, rounded(value * model.d_ff / width), f"per d_ff, {width} and {model.d_ff}")
-    if isinstance(published, UltraEdit):
-
-        def carried_over(number: re.Match) -> str:
-            return str(at_depth([int(number[0])], depth, model.n_layers)[0])
-
-        values["modules"] = sorted({re.sub(r"(?<=\.)\d+(?=\.)", carried_over, m, count=1) for m in published.modules})
-        carry("lr", rounded(published.lr * width / model.d_ff), "lr · ‖k̂‖², which is d_ff")
+        del carried["layers"]
+    for name, change in carried.items():
+        carry(name, *change)
     if "v_loss_layer" in values:
         there = "last" if published.v_loss_layer is None else published.v_loss_layer
         changes.append(("v_loss_layer", there, "last", f"here {model.n_layers - 1}"))
         values["v_loss_layer"] = None
-    carried = type(published)(**values)
+    here = type(published)(**values)
     if "v_lr" in values:
-        carried, v0 = with_rho(carried, model, rho, facts)
-        measured = v0, carried.v_lr * sqrt(model.d_model) / v0
-        rule = f"ρ = v_lr·√{model.d_model}/‖v₀‖ = {measured[1]:.3g} with ‖v₀‖ = {v0:.4g}"
-        carry("v_lr", carried.v_lr, rule)
-    return Transfer(carried, str(source), model.name, tuple(changes), *measured)
+        here, v0 = with_rho(here, model, rho, facts)
+        measured = v0, here.v_lr * sqrt(model.d_model) / v0
+        carry("v_lr", here.v_lr, f"ρ = v_lr·√{model.d_model}/‖v₀‖ = {measured[1]:.3g} with ‖v₀‖ = {v0:.4g}")
+    return Transfer(here, str(source), model.name, tuple(changes), *measured)
+
+
+def by_size(values: dict, source: str, model) -> dict[str, tuple]:
+    """{hyperparameter: (its value on `model`, the rule)} of those that go with a model's depth or width. KeditError for
+    a source of unknown size."""
+    size = load_model_params(source)["model"]
+    if missing := [name for name in ("n_layers", "d_ff") if name not in size]:
+        raise KeditError(f"source {source!r}: its parameters do not say {missing[0]}; add it there under 'model:'")
+    (depth, width), here, found = (size["n_layers"], size["d_ff"]), model.n_layers, {}
+    if "layers" in values:
+        found["layers"] = at_depth(values["layers"], depth, here), f"depth of {depth} layers and of {here}"
+    for name in BY_WIDTH:
+        if value := values.get(name):
+            found[name] = rounded(value * model.d_ff / width), f"per d_ff, {width} and {model.d_ff}"
+    if "modules" in values:
+        numbered = [(m, n) for m in values["modules"] for n in re.findall(r"\.(\d+)\.", m)[:1]]
+        moved = {m.replace(f".{n}.", f".{at_depth([int(n)], depth, here)[0]}.", 1) for m, n in numbered}
+        found["modules"] = sorted(moved), "as layers"
+        found["lr"] = rounded(values["lr"] * width / model.d_ff), "lr · ‖k̂‖², which is d_ff"
+    return found
 
 
 def with_rho(method: Method, model, rho: float | None, facts=None) -> tuple[Method, float]:
@@ -142,3 +151,46 @@ def at_depth(layers: list[int], of: int, here: int) -> list[int]:
 
 def rounded(value: float, digits: int = 5) -> float:
     return float(f"{value:.{digits}g}")
+
+
+def propose_layers(n_layers: int, effect: pd.DataFrame | None = None) -> tuple[list[int], list[int]]:
+    """ROME's layer, and the layers of methods that spread an edit, both as lists. effect: what `causal_trace` gives
+    (None: the depth is Llama-2-7B's). The last layer is left out: a change there reaches only the next token."""
+    of = load_model_params(LIKE)["model"]["n_layers"]
+    if effect is None:
+        at = round(8 / of * n_layers)
+    else:
+        states = effect[(effect.place == "last subject token") & (effect.layer < max(1, n_layers - 1))]
+        at = int(states.set_index("layer").effect.idxmax())
+    at = max(0, min(at, n_layers - 2))
+    width = min(WIDEST, max(1, round(WIDEST * n_layers / of)), at + 1)
+    return [at], list(range(at - width + 1, at + 1))
+
+
+def propose(model, effect: pd.DataFrame | None = None) -> dict[str, dict]:
+    """Sections of a params/models file for `model` (see `propose_layers` for `effect`), steps as printed."""
+    published, (one, several), sections = load_model_params(LIKE), propose_layers(model.n_layers, effect), {}
+    for name, values in published.items():
+        carried = {field: value for field, (value, _) in by_size(values, LIKE, model).items()}
+        for traced, found in (("rome", one), ("memit", several)):
+            if values.get("layers") == published[traced]["layers"]:
+                carried["layers"] = found
+        if "modules" in values:
+            at = re.findall(r"\.(\d+)\.", " ".join(carried["modules"]))
+            carried["modules"] = [f"{model.layout.layers}.{i}.{model.layout.mlp_out}" for i in at]
+        sections[name] = values | carried
+    return sections | {"model": {"d_ff": model.d_ff}}
+
+
+def write_proposal(name: str, sections: dict[str, dict], why: str) -> Path:
+    """Write models/<name>.yaml into the results folder, where method_for finds it, unless there is one; its path. why:
+    how the layers came about."""
+    if (there := find_model_params(name)) is not None:
+        return there
+    d_ff = load_model_params(LIKE)["model"]["d_ff"]
+    weights = f"weights of C (mom2_update_weight, L2): times {sections['model']['d_ff']} / {d_ff}, the models' d_ff"
+    text = f"{PROPOSED}: the values of {LIKE}.yaml, but\n#   layers: {why}\n#   {weights}\n{dump(sections)}"
+    path = results_folder() / "models" / f"{file_name(name)}.yaml"
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+    return path

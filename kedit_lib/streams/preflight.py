@@ -15,7 +15,7 @@ from ..data.edit import Edit, check_edits
 from ..data.yaml_text import read_yaml
 from ..editing import ROME, method_class
 from ..editing.contexts import generate_contexts
-from ..editing.proposal import propose, write_proposal
+from ..editing.transfer import propose, write_proposal
 from ..errors import KeditError
 from ..evaluation import answer_probability
 from ..evaluation.accuracy import known_edits

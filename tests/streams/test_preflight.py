@@ -10,10 +10,9 @@ import torch
 from library import holds, refused, snapshot
 
 import kedit_lib as kedit
-from kedit_lib.data.config import file_name, find_model_params, load_model_params, load_profile
+from kedit_lib.data.config import REPOSITORY, file_name, find_model_params, load_model_params, load_profile
 from kedit_lib.data.yaml_text import read_yaml
-from kedit_lib.editing import proposal
-from kedit_lib.editing.proposal import propose, propose_layers, write_proposal
+from kedit_lib.editing.transfer import propose, propose_layers, write_proposal
 from kedit_lib.streams import preflight as checking
 
 EDITS = [kedit.Edit(*each, target_true="Graz") for each in tiny.EDITS]
@@ -43,7 +42,7 @@ def check(model, **given):
 
 
 def load_profile_of_smoke():
-    return load_profile(proposal.REPOSITORY / "params" / "profiles" / "smoke.yaml")
+    return load_profile(REPOSITORY / "params" / "profiles" / "smoke.yaml")
 
 
 SAYS = {
@@ -82,8 +81,8 @@ def test_edits_that_the_model_held_are_still_there(made):
 @pytest.mark.slow
 def test_the_lab_is_known_and_its_own_parameters_stay(monkeypatch):
     """Its facts are traced, the edit succeeds; a file that is there is not written over."""
-    monkeypatch.setenv("KEDIT_PARAMS", str(proposal.REPOSITORY / "params"))
-    path = proposal.REPOSITORY / "params" / "models" / "lab-small.yaml"
+    monkeypatch.setenv("KEDIT_PARAMS", str(REPOSITORY / "params"))
+    path = REPOSITORY / "params" / "models" / "lab-small.yaml"
     before = path.read_bytes()
     found = kedit.check_model("lab-small", profile="smoke").value
     assert found["facts left out as unknown"] == 0
@@ -166,7 +165,7 @@ def test_folders_of_one_name_have_a_file_each(tmp_path, folders, name):
 
 
 def test_minutes_grow_with_the_edits():
-    smoke, lab = load_profile_of_smoke(), load_profile(proposal.REPOSITORY / "params" / "profiles" / "lab.yaml")
+    smoke, lab = load_profile_of_smoke(), load_profile(REPOSITORY / "params" / "profiles" / "lab.yaml")
     one, twice = checking.notebook_minutes(lab, 1.0, 0.0), checking.notebook_minutes(lab, 2.0, 0.0)
     assert one["02"] == pytest.approx(2 * 450 / 60, abs=0.1)  # MEMIT and PMET
     assert one["03"] == pytest.approx(5 * 450 / 60, abs=0.1)  # and the four of ROME beside MEMIT
