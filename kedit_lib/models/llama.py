@@ -91,11 +91,11 @@ class LlamaTails:
         (self.n, self.t, self.d), self.head = tails.hidden.shape, self.layers[0].self_attn.head_dim
         self.real, self.read = real, read
         self._find_rows()
-        cos, sin = (
-            x.flatten(0, 1)[real, None, : self.head // 2] for x in tails.arguments.layers[first]["position_embeddings"]
+        given = tails.arguments[first]
+        self.turn = torch.complex(
+            *(x.flatten(0, 1)[real, None, : self.head // 2] for x in given["position_embeddings"])
         )
-        self.turn = torch.complex(cos, sin)
-        mask = tails.arguments.layers[first]["attention_mask"].expand(-1, self.kv, -1, -1)
+        mask = given["attention_mask"].expand(-1, self.kv, -1, -1)
         self.mask = mask.repeat(1, 1, self.heads // self.kv, 1).flatten(0, 1)  # [n · kv, queries of a key, P + T]
         room = tails.hidden.new_zeros(2, self.n, self.kv, self.t, self.head)  # the tail's own, at every step
         self.kept = [

@@ -27,7 +27,7 @@ class Tails:
 
     hidden     [n, T, d_model] what enters layer `first`, at the tail tokens
     behind     [n, T, d_model] what leaves it unedited, where only the lookup token changes in it; else None
-    arguments  what layers are called with beside the stream; alone: for the lookup token by itself
+    arguments  what layers are called with beside the stream (`arguments_at`); alone: for the lookup token by itself
     prefix     keys and values of the P tokens before the lookup, by layer
     """
 
@@ -35,8 +35,8 @@ class Tails:
     first: int
     hidden: Tensor
     behind: Tensor | None
-    arguments: LayerArguments
-    alone: LayerArguments
+    arguments: list[dict]
+    alone: list[dict]
     prefix: Cache
 
     @classmethod
@@ -61,7 +61,7 @@ class Tails:
         entry, calls = (seen_out if first else seen_in)[below], layer_calls(model, batch)
         at = (look[:, None] + torch.arange(max(tail), device=look.device)).clamp(max=width - 1)
         rows, here = torch.arange(n, device=look.device)[:, None], torch.arange(n, device=look.device) * width + look
-        arguments, by_itself = (LayerArguments.at(calls, to, before, entry.dtype) for to in (at, at[:, :1]))
+        arguments, by_itself = (arguments_at(calls, to, before, entry.dtype) for to in (at, at[:, :1]))
         behind = seen_out[own][rows, at] if alone else None
         prefix = Cache.of(model, entry[:, :before], first, calls, [r[:end] for r, end in zip(ids, lookup, strict=True)])
         within = {part for mlp in mlps for part in mlp.modules()}  # these see one token of each kind
@@ -73,9 +73,12 @@ class Tails:
         return cls(model, first, entry[rows, at], behind, arguments, by_itself, prefix), *found
 
     def select(self, rows: Tensor) -> Tails:
-        behind = None if self.behind is None else self.behind[rows]
-        parts = {name: getattr(self, name).select(rows) for name in ("arguments", "alone", "prefix")}
-        return replace(self, hidden=self.hidden[rows], behind=behind, **parts)
+        arguments, alone = (
+            _each(layers, lambda _, x: x[rows] if isinstance(x, Tensor) else x)
+            for layers in (self.arguments, self.alone)
+        )
+        behind, prefix = None if self.behind is None else self.behind[rows], self.prefix.select(rows)
+        return replace(self, hidden=self.hidden[rows], behind=behind, arguments=arguments, alone=alone, prefix=prefix)
 
     def run(self, hidden: Tensor, stops, add=(), only=None) -> dict[int, Tensor]:
         """Layers from `first` on, on the tails: [n, T, d_model] → {stop: the residual stream after that layer}.
@@ -88,11 +91,11 @@ class Tails:
         with hooks(*[(module, lambda _, args, output, v=v: at_lookup(output, v)) for module, v in add]):
             for i in range(self.first, max(stops) + 1):
                 if i == self.first and self.behind is not None:
-                    lookup = run_layer(self.model, i, hidden[:, :1], self.alone.layer(i, self.prefix))
+                    lookup = run_layer(self.model, i, hidden[:, :1], self.alone[i], self.prefix)
                     hidden = torch.cat([lookup, self.behind[:, 1:]], 1)
                 else:
                     with tokenwise.only(self.model.mlp(i), only.get(i)):
-                        hidden = run_layer(self.model, i, hidden, self.arguments.layer(i, self.prefix))
+                        hidden = run_layer(self.model, i, hidden, self.arguments[i], self.prefix)
                 if i in stops:
                     found[i] = hidden
         return found
@@ -114,10 +117,10 @@ class Cache:
         cache, (n, length, _), layers = cls(last=model.n_layers - 1), entry.shape, range(first, model.n_layers)
         if length and layers:
             places = torch.arange(length, device=entry.device).expand(n, -1)
-            arguments = LayerArguments.at(calls, places, 0, entry.dtype)
+            arguments = arguments_at(calls, places, 0, entry.dtype)
             with suppress(Done), Alike(ids, length, entry.device).together([model.mlp(i) for i in layers]):
                 for i in layers:
-                    entry = run_layer(model, i, entry, arguments.layer(i, cache))
+                    entry = run_layer(model, i, entry, arguments[i], cache)
         return cls(cache.keys, cache.values)
 
     def select(self, rows: Tensor) -> Cache:
@@ -136,55 +139,35 @@ class Cache:
         return 0  # asked by Llama 4, which scales queries at some thousands of tokens alone
 
 
-@dataclass
-class LayerArguments:
-    """What layers are called with when only some tokens [n, T] of prompts run, after P cached ones.
+def arguments_at(calls: list[dict], places: Tensor, cached: int, dtype) -> list[dict]:
+    """What each layer is called with when only the tokens at `places` [n, T] run, after the first P = `cached` ones;
+    calls: the same on whole prompts. Masks become [n, heads or 1, T, P + T], ALiBi's biases [n, heads, 1, P + T], all
+    else that goes by token [n, T, …]. The model's own masks may let a token see less than all before it."""
+    (n, t), device = places.shape, places.device
+    rows, front = torch.arange(n, device=device)[:, None], torch.arange(cached, device=device).expand(n, -1)
+    keys, before = torch.cat([front, places], 1), (front < places[:, :1])[:, None].expand(-1, t, -1)
+    causal = torch.ones(t, t, dtype=torch.bool, device=device).tril().expand(n, -1, -1)
+    seen = torch.cat([before, causal], 2)[:, None]
 
-    layers   for each layer {name: value}: masks are [n, heads or 1, T, P + T], ALiBi's biases [n, heads, 1, P + T],
-             all else that goes by token [n, T, …]
-    """
+    def mask(own: Tensor | None) -> Tensor:
+        """Additive: a bias where a token is seen, the lowest number where it is not."""
+        allowed, bias = seen, torch.zeros(seen.shape, dtype=dtype, device=device)
+        if own is not None:
+            own = own.expand(n, *own.shape[1:])[rows[..., None], :, places[:, :, None], keys[:, None]]
+            own = own.movedim(-1, 1)
+            allowed, bias = (seen & own, bias) if own.dtype == torch.bool else (seen, bias + own)
+        return bias.masked_fill(~allowed, torch.finfo(dtype).min)
 
-    layers: list[dict]
+    def cut(name: str, value):
+        if name == MASK:
+            return mask(value)
+        if not isinstance(value, Tensor) or value.dim() < 2:
+            return value
+        if name == ALIBI:  # [n · heads, 1, L]
+            return value.reshape(n, -1, value.shape[-1])[rows, :, keys].transpose(1, 2)[:, :, None]
+        return value.expand(n, *value.shape[1:])[rows, places]
 
-    @classmethod
-    def at(cls, calls: list[dict], places: Tensor, cached: int, dtype) -> LayerArguments:
-        """From `layer_calls` on whole prompts, for the tokens at `places` [n, T], which go on from the first `cached`
-        ones. The model's own masks may let a token see less than all before it."""
-        (n, t), device = places.shape, places.device
-        rows, front = torch.arange(n, device=device)[:, None], torch.arange(cached, device=device).expand(n, -1)
-        keys, before = torch.cat([front, places], 1), (front < places[:, :1])[:, None].expand(-1, t, -1)
-        causal = torch.ones(t, t, dtype=torch.bool, device=device).tril().expand(n, -1, -1)
-        seen = torch.cat([before, causal], 2)[:, None]
-
-        def mask(own: Tensor | None) -> Tensor:
-            """Additive: a bias where a token is seen, the lowest number where it is not."""
-            allowed, bias = seen, torch.zeros(seen.shape, dtype=dtype, device=device)
-            if own is not None:
-                own = own.expand(n, *own.shape[1:])[rows[..., None], :, places[:, :, None], keys[:, None]]
-                own = own.movedim(-1, 1)
-                allowed, bias = (seen & own, bias) if own.dtype == torch.bool else (seen, bias + own)
-            return bias.masked_fill(~allowed, torch.finfo(dtype).min)
-
-        def cut(name: str, value):
-            if name == MASK:
-                return mask(value)
-            if not isinstance(value, Tensor) or value.dim() < 2:
-                return value
-            if name == ALIBI:  # [n · heads, 1, L]
-                return value.reshape(n, -1, value.shape[-1])[rows, :, keys].transpose(1, 2)[:, :, None]
-            return value.expand(n, *value.shape[1:])[rows, places]
-
-        return cls(_each(calls, cut))
-
-    def select(self, rows: Tensor) -> LayerArguments:
-        return LayerArguments(_each(self.layers, lambda _, x: x[rows] if isinstance(x, Tensor) else x))
-
-    def layer(self, i: int, cache: Cache) -> dict:
-        """Arguments of layer i, `cache` the keys and values of the cached tokens."""
-        said = self.layers[i] | {name: cache for name in CACHES if name in self.layers[i]}
-        if said.get(ALIBI) is not None:
-            said[ALIBI] = said[ALIBI].flatten(0, 1)
-        return said | ({"use_cache": True} if "use_cache" in said else {})
+    return _each(calls, cut)
 
 
 def _each(layers: list[dict], change) -> list[dict]:
@@ -228,9 +211,15 @@ def layer_calls(model, ids: Tensor) -> list[dict]:
     return calls
 
 
-def run_layer(model, i: int, hidden: Tensor, said: dict) -> Tensor:
-    """Layer i on the stream [n, T, d_model]; said: what it is handed beside that."""
-    out = model.layers[i](hidden, **said)
+def run_layer(model, i: int, hidden: Tensor, given: dict, cache: Cache | None = None) -> Tensor:
+    """Layer i on the stream [n, T, d_model]; given: what it is called with beside that; cache: the keys and values in
+    front of it, for `given` of `arguments_at`."""
+    if cache is not None:
+        given = given | {name: cache for name in CACHES if name in given}
+        given |= {"use_cache": True} if "use_cache" in given else {}
+        if given.get(ALIBI) is not None:
+            given[ALIBI] = given[ALIBI].flatten(0, 1)
+    out = model.layers[i](hidden, **given)
     return out[0] if isinstance(out, tuple) else out
 
 
