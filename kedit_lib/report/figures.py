@@ -28,8 +28,8 @@ def style() -> None:
 
     In styled tables what a model writes is text, not HTML.
     """
-    pd.set_option("display.max_colwidth", 120)  # whole prompts
-    pd.set_option("styler.format.escape", "html")
+    pd.set_option("display.max_colwidth", 120, "styler.format.escape", "html")  # whole prompts
+    pd.set_option("display.multi_sparse", False, "styler.sparse.index", False)  # a row that moves keeps its names
     looks = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25}
     looks |= {"figure.constrained_layout.w_pad": 0.09, "figure.constrained_layout.h_pad": 0.09}  # inches
     looks |= {"figure.dpi": 110, "savefig.dpi": 110, "legend.frameon": False, "pdf.compression": 9}

@@ -107,8 +107,8 @@ def test_the_readmes_first_lines_say_what_the_runs_say():
     for said in (
         f"falls from {three.p_first.min():.3f} to between {three.p_last.min():.0e} and {three.p_last.max():.0e} within "
         f"{three.edits_made.min()} to {three.edits_made.max()} edits (three orders, two of them below 4.66e-08)",
-        f"PMET's from {pmet.p_first.max():.2f} to between {pmet.p_last.min():.0e} and {pmet.p_last.max():.0e} within "
-        f"{pmet.edits_made.max()} (two orders)",
+        f"PMET's from {pmet.p_first.min():.2f} or {pmet.p_first.max():.2f} to between {pmet.p_last.min():.0e} and "
+        f"{pmet.p_last.max():.0e} within {pmet.edits_made.max()} (two orders)",
         f"has halved at edit {printed.N_optimisation:.0f} and is {printed.p_last:.0e} after {printed.edits_made} edits",
         f"at edit {printed.N_model:.0f} as printed and {three.N_model.min():.0f} or {three.N_model.max():.0f}",
         f"ROME still reports {rome.p_last:.3f} after {rome.edits_made} edits, in a model with {rome.untouched:.0%} of",
