@@ -63,9 +63,11 @@ report: $(ENV)  ## turn what reproduce executed into report/index.html and its p
 
 bench: $(ENV)  ## time every path against the plain one into figures/benchmarks*.csv (some minutes; PROFILE=smollm2: the pretrained model)
 	PYTHONPATH=tests OMP_NUM_THREADS=1 $(PY) bench/speed.py --profile $(PROFILE)
+	$(PY) bench/docs_tables.py
 
 gpu: $(ENV)  ## what needs a GPU, part by part, into figures/gpu.* (8 minutes on one H100-class card; SHAPE=tiny rehearses it)
 	PYTHONPATH=tests $(PY) bench/gpu.py $(if $(SHAPE),--shape "$(SHAPE)")
+	$(PY) bench/docs_tables.py
 
 test: $(ENV)  ## every test, the smoke run of the notebooks included (about a quarter of an hour)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS)

@@ -40,8 +40,6 @@ Data = Annotated[str | None, Option(help="other edits for this run: a file, a fo
 Texts = Annotated[str | None, Option(help="other plain text for second moments: a file or a hub name")]
 LiveOrders = Annotated[str | None, Option("--orders", help="edit orders to execute now: all, or numbers such as 0,2")]
 Fields = Annotated[list[str] | None, Option("-p", metavar="NAME=VALUE", help="change a field of the profile")]
-Streams = Annotated[str, Option(help="main, scaled, settings, regimes, others, editors, causes, sensitivity, or names")]
-Only = Annotated[str | None, Option(metavar="NB", help="only notebooks whose names begin with this, such as 03")]
 
 
 @app.command()
@@ -52,7 +50,9 @@ def reproduce(
     texts: Texts = None,
     orders: LiveOrders = None,
     fields: Fields = None,
-    only: Only = None,
+    only: Annotated[
+        str | None, Option(metavar="NB", help="only notebooks whose names begin with it, such as 03")
+    ] = None,
     force: Annotated[bool, Option("--force", help="run them even if they are current")] = False,
 ) -> int:
     """Execute the notebooks that are stale: source, parameters, library or data changed since their last run.
@@ -86,7 +86,7 @@ def report(
 def sweep(
     profile: ProfileName = "lab",
     orders: Annotated[str, Option(help="edit orders, such as 1,2")] = "1,2",
-    streams: Streams = "main",
+    streams: Annotated[str, Option(help="names, or a group of params/streams.yaml, such as settings")] = "main",
     plan: Annotated[bool, Option("--plan", help="only say what would run")] = False,
     scheduler: Annotated[str, Option(envvar="SCHEDULER", help="a Dask scheduler, such as tcp://host:8786")] = "",
 ) -> None:
@@ -109,10 +109,10 @@ def claims(
 
 @app.command()
 def readme() -> None:
-    """Rewrite the README's table of claims and the speeds in docs/speed.md, from figures/."""
+    """Rewrite the README's table of claims, from figures/."""
     from .report import readme
 
-    readme.rewrite()
+    readme.rewrite("README.md", {"claims": readme.claims_table()})
 
 
 # ---- models ----------------------------------------------------------------------------------------------------------

@@ -19,18 +19,10 @@ Trust = Annotated[bool, Option("--trust-remote-code", help="run the code that th
 MethodName = Annotated[str, Option("--method", help="rome, r-rome, memit, pmet, alphaedit, ft-m, …")]
 Texts = Annotated[str | None, Option(help="plain text for second moments: a file, a hub name, or self (model-written)")]
 EDIT_SET = Option(help="lab, world, or a file, folder or hub name of edits: CounterFact, zsRE, yours")
-Facts = Annotated[str | None, Option(help="facts to ask, as edits with their true objects (default: well-known ones)")]
-For = Annotated[str | None, Option(help="the run that minutes are estimated for (default: lab or gpu, by the model)")]
-Ask = Annotated[list[str] | None, Option(metavar="PROMPT", help="another prompt to show (may be repeated)")]
 Limit = Annotated[int | None, Option(min=1, help="at most this many (default: all; 100 of the lab's)")]
 Chat = Annotated[bool, Option("--chat", help="prompts are questions to a chat model: apply its chat template")]
 Seed = Annotated[int, Option(help="decides the sample and the order")]
-Guard = Annotated[Literal["warn", "stop"] | None, Option(help="what to do when the model loses unrelated known facts")]
-Keep = Annotated[int, Option(min=0, help="begin the history with this many known facts that no edit touches")]
 Save = Annotated[str | None, Option(metavar="FOLDER", help="save the edited model there, for transformers to load")]
-Deltas = Annotated[str | None, Option(metavar="FOLDER", help="save the updates alone there (kedit.load_deltas)")]
-Store = Annotated[str | None, Option(metavar="FOLDER", help="keep rows and checkpoints there; rerun to resume")]
-Rows = Annotated[Path | None, Option(metavar="FILE", help="write every row there, as .csv")]
 
 
 def check_model(
@@ -38,8 +30,10 @@ def check_model(
     dtype: Dtype = None,
     device: Device = "cpu",
     trust_remote_code: Trust = False,
-    edits: Facts = None,
-    profile: For = None,
+    edits: Annotated[
+        str | None, Option(help="facts to ask, as edits with their true objects (default: common ones)")
+    ] = None,
+    profile: Annotated[str | None, Option(help="the run that minutes are estimated for (default: lab or gpu)")] = None,
     dry: Annotated[bool, Option("--dry", help="write no results/models/<name>.yaml")] = False,
 ) -> None:
     """Check a model and propose its parameters. Tries one edit, takes it back, and proposes layers and λ."""
@@ -56,12 +50,12 @@ def edit(
     prompt: Annotated[str, Option(help="the question, with {} where the subject goes, in quotes")],
     subject: Annotated[str, Option(help="who or what the fact is about")],
     to: Annotated[str, Option(help="the new object")],
-    ask: Ask = None,
+    ask: Annotated[list[str] | None, Option(metavar="PROMPT", help="another prompt to show (may be repeated)")] = None,
     method: MethodName = "memit",
     chat: Chat = False,
     texts: Texts = None,
     save: Save = None,
-    deltas: Deltas = None,
+    deltas: Annotated[str | None, Option(metavar="FOLDER", help="save the updates alone (kedit.load_deltas)")] = None,
     dtype: Dtype = None,
     device: Device = "cpu",
     trust_remote_code: Trust = False,
@@ -92,9 +86,11 @@ def stream(
     texts: Texts = None,
     batch: Annotated[int, Option(help="edits written at a time; 0: all at once")] = 1,
     every: Annotated[int, Option(help="edits between measurements")] = 25,
-    out: Store = None,
-    guard: Guard = None,
-    keep: Keep = 0,
+    out: Annotated[str | None, Option(metavar="FOLDER", help="keep rows and checkpoints; rerun to resume")] = None,
+    guard: Annotated[
+        Literal["warn", "stop"] | None, Option(help="what to do when unrelated known facts are lost")
+    ] = None,
+    keep: Annotated[int, Option(min=0, help="begin the history with so many known facts that no edit touches")] = 0,
     save: Save = None,
     dtype: Dtype = None,
     device: Device = "cpu",
@@ -157,7 +153,7 @@ def evaluate(
     limit: Limit = None,
     seed: Seed = 0,
     chat: Chat = False,
-    out: Rows = None,
+    out: Annotated[Path | None, Option(metavar="FILE", help="write every row there, as .csv")] = None,
     dtype: Dtype = None,
     device: Device = "cpu",
     trust_remote_code: Trust = False,

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import pandas as pd
 import pytest
 import torch
 from library import EDITS, moments, refused
@@ -132,16 +133,16 @@ def test_a_table_of_claims_that_is_none(tmp_path, monkeypatch, capsys, text):
 
 def test_a_readme_without_figures_or_without_a_place_stays_as_it_is(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(readme, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(claims, "REPOSITORY", tmp_path)
     assert main(["readme"]) == 1
-    assert "figures: cannot be read" in capsys.readouterr().err
-    place = "<!-- a: written by kedit readme -->\n{}\n<!-- end of a -->\nrest"
-    page = tmp_path / "README.md"
+    assert "claims.csv: cannot be read" in capsys.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.setattr(readme, "REPOSITORY", tmp_path)
+    place, page = "<!-- a: written by a program -->\n{}\n<!-- end of a -->\nrest", tmp_path / "README.md"
     page.write_text(place.format("old"))
-    monkeypatch.setattr(readme, "tables", lambda _: {"a": "new", "b": "x"})
-    monkeypatch.setattr(readme, "PLACES", {"a": "README.md", "b": "README.md"})
-    assert main(["readme"]) == 1
-    assert "README.md: has no marker lines of the table 'b'" in capsys.readouterr().err
+    table = pd.DataFrame({"a": [1]})
+    with pytest.raises(kedit.KeditError, match="README.md: has no marker lines of the table 'b'"):
+        readme.rewrite("README.md", {"a": table, "b": table})
     assert page.read_text() == place.format("old")
-    monkeypatch.setattr(readme, "PLACES", {"a": "README.md"})
-    assert main(["readme"]) == 0
-    assert page.read_text() == place.format("new")
+    readme.rewrite("README.md", {"a": table})
+    assert page.read_text() == place.format("| a |\n|---|\n| 1 |")

@@ -184,35 +184,25 @@ class KnownWorld:
         fact = rng.choices(known, [RELATIONS[f.relation].often for f in known])[0]
         prompt = rng.choice(list(self.facts[fact]))
         objects = [o for o in self._objects[fact.relation] if o != fact.object and not alike(o, subject)]
-        return self._surrounded(Edit(prompt, subject, rng.choice(objects), id=name), fact, rng)
-
-    def surround(self, edit: Edit) -> Edit:
-        """The edit with what is known around it; unchanged where its prompt is no wording, or its fact is not known."""
-        for fact in self.of_subject.get(edit.subject, []):
-            if edit.prompt in self.facts[fact]:
-                return self._surrounded(edit, fact, random.Random(f"world-{edit.text}"))
-        return edit
-
-    def _surrounded(self, edit: Edit, fact: Fact, rng: random.Random) -> Edit:
-        relation, said = RELATIONS[fact.relation], self.facts[fact]
-        true = said[edit.prompt]
+        new, said, relation = rng.choice(objects), self.facts[fact], RELATIONS[fact.relation]
 
         def others(answer: str) -> list[str]:
             """The edit's prompt about other subjects after which the model says the answer."""
-            some = [s for s in self._saying.get((edit.prompt, answer), []) if s != edit.subject]
-            return [edit.prompt.format(s) for s in rng.sample(some, min(NEIGHBORS, len(some)))]
+            some = [s for s in self._saying.get((prompt, answer), []) if s != subject]
+            return [prompt.format(s) for s in rng.sample(some, min(NEIGHBORS, len(some)))]
 
-        edit = replace(
-            edit,
-            target_true=true,
-            # in the wordings that the model says it in first
-            paraphrases=[
-                w.format(edit.subject) for w in dict.fromkeys([*said, *relation.wordings]) if w != edit.prompt
-            ],
-            neighborhood=others(true),
-            attribute_prompts=others(edit.target_new),
-            generation_prompts=[relation.prose.format(edit.subject)],
+        wordings = dict.fromkeys([*said, *relation.wordings])  # those that the model says it in first
+        edit = Edit(
+            prompt,
+            subject,
+            new,
+            target_true=said[prompt],
+            paraphrases=[w.format(subject) for w in wordings if w != prompt],
+            neighborhood=others(said[prompt]),
+            attribute_prompts=others(new),
+            generation_prompts=[relation.prose.format(subject)],
             relation=fact.relation,
+            id=name,
         )
         follows = [(prompt, new) for _, prompt, new, _ in self.follows(edit)]
         return replace(edit, portability=follows, locality=[self.stated(f) for f in self.beside(edit)])

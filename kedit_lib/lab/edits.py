@@ -2,7 +2,6 @@
 world, the edit and a seed."""
 
 import random
-from dataclasses import replace
 
 from ..data.edit import Edit, Question
 from ..errors import KeditError
@@ -30,26 +29,10 @@ def lab_edits(world: World, limit: int, seed: int = 0, people=None) -> list[Edit
         true = world.objects_of[person, relation.name]
         prompt, *others = rng.sample(relation.templates, len(relation.templates))
         new, same = rng.choice([o for o in relation.objects if o != true]), _others(world, person, relation.name, true)
-        edit = Edit(prompt, person, new, true, relation=relation.name, generation_prompts=[person], id=f"{seed}-{i}")
-        found.append(_asked_of(edit, others, rng.sample(same, min(NEIGHBORS, len(same)))))
+        paraphrases = [template.format(person) for template in others]
+        neighbors = [prompt.format(p) for p in rng.sample(same, min(NEIGHBORS, len(same)))]
+        found.append(Edit(prompt, person, new, true, paraphrases, neighbors, [person], relation.name, f"{seed}-{i}"))
     return found
-
-
-def surround(world: World, edit: Edit) -> Edit:
-    """The edit with its true object, other phrasings and neighbors; unchanged where the world does not know its
-    subject, or the prompt is no phrasing of a relation."""
-    relation = next((r for r in world.relations.values() if edit.prompt in r.templates), None)
-    if relation is None or (edit.subject, relation.name) not in world.objects_of:
-        return edit
-    true = world.objects_of[edit.subject, relation.name]
-    same = _others(world, edit.subject, relation.name, true)[:NEIGHBORS]
-    edit = replace(edit, target_true=true, relation=relation.name)
-    return _asked_of(edit, [t for t in relation.templates if t != edit.prompt], same)
-
-
-def _asked_of(edit: Edit, templates: list[str], neighbors: list[str]) -> Edit:
-    paraphrases = tuple(template.format(edit.subject) for template in templates)
-    return replace(edit, paraphrases=paraphrases, neighborhood=tuple(edit.prompt.format(p) for p in neighbors))
 
 
 def _others(world: World, person: str, relation: str | None = None, value: str | None = None) -> list[str]:

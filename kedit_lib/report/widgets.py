@@ -42,7 +42,7 @@ def edit_knobs(bench, edit: Edit) -> knobs.interactive:
 
     def attempt(prompt: str, subject: str, target_new: str, method: str) -> None:
         try:
-            table, said = try_edit(bench, typed_edit(bench, prompt, subject, target_new), method)
+            table, said = try_edit(bench, typed_edit(bench, edit, prompt, subject, target_new), method)
         except KeditError as error:
             print(f"⚠ {error}")
         else:
@@ -58,12 +58,12 @@ def edit_knobs(bench, edit: Edit) -> knobs.interactive:
     return knobs.interactive(attempt, {"manual": True, "manual_name": "Edit"}, **fields, method=method)
 
 
-def typed_edit(bench, prompt: str, subject: str, target_new: str) -> Edit:
-    """An edit from typed text; the prompt holds `{}` where the subject goes, or the subject itself. Paraphrases,
-    neighbors and the true object are those of the bench's own fact; without one, neighbors are the same question about
-    others."""
-    make = Edit if "{}" in prompt else Edit.from_text
-    edit = bench.facts.surround(make(prompt, subject, target_new))
+def typed_edit(bench, known: Edit, prompt: str, subject: str, target_new: str) -> Edit:
+    """An edit from typed text; the prompt holds `{}` where the subject goes, or the subject itself. About the `known`
+    fact it has its paraphrases and neighbors; without these, neighbors are the same question about others."""
+    edit = (Edit if "{}" in prompt else Edit.from_text)(prompt, subject, target_new)
+    if edit.text == known.text:
+        edit = replace(known, target_new=edit.target_new)
     if edit.neighborhood:
         return edit
     others = [e.subject for e in bench.edits(0, OTHERS + 1) if e.subject != edit.subject]

@@ -2,7 +2,6 @@
 
 import os
 import random
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -116,10 +115,6 @@ class DatasetFacts(Facts):
 
         return _first(max(0, limit), sorted(facts), f"neighbors-{seed}", ASKED, known)
 
-    def surround(self, edit: Edit) -> Edit:
-        known = (e for e in self.records if (e.subject, e.text) == (edit.subject, edit.text))
-        return replace(record, target_new=edit.target_new) if (record := next(known, None)) else edit
-
     def around(self, edit: Edit, rng: random.Random) -> tuple[list, list]:
         return [(prompt, edit.target_true) for prompt in edit.neighborhood if edit.target_true is not None], []
 
@@ -156,9 +151,6 @@ class WorldFacts(DatasetFacts):
         asked = len(self.known.geography.asked)
         unknown = f"the model does not know {asked - len(self.known.facts)} in two wordings"
         return f"Of {asked} facts about cities and countries (GeoNames) {unknown}; these were left out before any edit."
-
-    def surround(self, edit: Edit) -> Edit:
-        return self.known.surround(edit)
 
     def around(self, edit: Edit, rng: random.Random) -> tuple[list, list]:
         return self.known.near(edit, rng), [self.known.stated(f, rng) for f in self.known.beside(edit)]

@@ -23,7 +23,6 @@ class Facts:
     texts()           plain text for C;  held_out: other documents, for perplexity
     strangers(edits, limit, seed)  (prompt with {}, subject, answer) of facts whose subject no edit names
     around(edit, rng)  (prompt, answer) pairs that an edit should leave alone: of other subjects, and of its own
-    surround(edit)    the edit with what the source knows around it
     cohorts(edits, untouched, seed)  {cohort: (prompt, answer) pairs that the edits should leave alone}
     reference()       facts for ‖v₀‖ that no stream edits (None: those of `transfer`)
     selection         a sentence on the facts left out so far, because the model does not know them
@@ -81,8 +80,7 @@ class LabFacts(Facts):
     def __init__(self, model, n_held_out: int = HELD_OUT):
         self.world = world = world_of(model)
         self.held_out, self.texts = corpus.plain_texts(world, n_held_out), partial(moment_texts, model)
-        self.edits = partial(lab.lab_edits, world)
-        self.surround, self.around = partial(lab.surround, world), partial(lab.lab_around, world)
+        self.edits, self.around = partial(lab.lab_edits, world), partial(lab.lab_around, world)
 
     def reference(self) -> list[Edit]:
         return lab.lab_edits(self.world, REFERENCE, 2, people=self.world.development)

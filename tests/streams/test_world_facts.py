@@ -126,15 +126,6 @@ def test_facts_beside_an_edit_stay_true(world, edits):
             assert e.relation.startswith("country") or of[e.target_new] == f.object
 
 
-def test_an_edit_of_ones_own_is_surrounded(world, edits):
-    e = edits[0]
-    bare = kedit.Edit(e.prompt, e.subject, e.target_new)
-    found = world.surround(bare)
-    assert (found.target_true, found.paraphrases, found.relation) == (e.target_true, e.paraphrases, e.relation)
-    stranger = kedit.Edit("{} plays", "Nobody", "oboe")
-    assert world.surround(stranger) == stranger
-
-
 @pytest.fixture
 def small(monkeypatch, there):
     """A few facts of the world only, asked of a small model that knows none of them."""
