@@ -26,7 +26,7 @@ WHICH := --profile $(PROFILE) $(if $(MODEL),--model "$(MODEL)") $(if $(DATA),--d
 RUN := $(KEDIT) reproduce $(WHICH) $(if $(NB),--only "$(NB)")
 
 .DEFAULT_GOAL := help
-.PHONY: help env lab-model sweep smoke reproduce report bench gpu test mutate lint clean lab
+.PHONY: help env lab-model sweep smoke reproduce report bench gpu tables test mutate lint clean lab
 
 help:  ## this list
 	@echo "make TARGET [PROFILE=smoke|lab|gpu] [MODEL=id or folder] [DATA=edits] [TEXTS=plain text] [NB=03] [SEED=1] [ORDERS=all or 0,1] [STREAMS=…] [SCHEDULER=tcp://…] [SHAPE=tiny]"
@@ -63,11 +63,12 @@ report: $(ENV)  ## turn what reproduce executed into report/index.html and its p
 
 bench: $(ENV)  ## time every path against the plain one into figures/benchmarks*.csv (some minutes; PROFILE=smollm2: the pretrained model)
 	PYTHONPATH=tests OMP_NUM_THREADS=1 $(PY) bench/speed.py --profile $(PROFILE)
-	$(PY) bench/docs_tables.py
 
 gpu: $(ENV)  ## what needs a GPU, part by part, into figures/gpu.* (8 minutes on one H100-class card; SHAPE=tiny rehearses it)
 	PYTHONPATH=tests $(PY) bench/gpu.py $(if $(SHAPE),--shape "$(SHAPE)")
-	$(PY) bench/docs_tables.py
+
+tables: $(ENV)  ## write the tables of README.md and docs/ from figures/ (seconds)
+	$(PY) bench/page_tables.py
 
 test: $(ENV)  ## every test, the smoke run of the notebooks included (about a quarter of an hour)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n $(JOBS)

@@ -107,14 +107,6 @@ def claims(
     return claims.accept_or_compare(accept)
 
 
-@app.command()
-def readme() -> None:
-    """Rewrite the README's table of claims, from figures/."""
-    from .report import readme
-
-    readme.rewrite("README.md", {"claims": readme.claims_table()})
-
-
 # ---- models ----------------------------------------------------------------------------------------------------------
 
 

@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import pandas as pd
 import pytest
 import torch
 from library import EDITS, moments, refused
@@ -12,7 +11,7 @@ import kedit_lib as kedit
 from kedit_lib.__main__ import main
 from kedit_lib.data.atomic import replacing
 from kedit_lib.models.deltas import load_record
-from kedit_lib.report import claims, readme, reproduce
+from kedit_lib.report import claims, reproduce
 from kedit_lib.streams.facts import read_texts
 
 LONG = "m" * 300
@@ -129,20 +128,3 @@ def test_a_table_of_claims_that_is_none(tmp_path, monkeypatch, capsys, text):
     monkeypatch.setattr(claims, "REPOSITORY", tmp_path)
     assert main(["claims"]) == 1
     assert "claims.csv: " in capsys.readouterr().err
-
-
-def test_a_readme_without_figures_or_without_a_place_stays_as_it_is(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(readme, "REPOSITORY", tmp_path)
-    monkeypatch.setattr(claims, "REPOSITORY", tmp_path)
-    assert main(["readme"]) == 1
-    assert "claims.csv: cannot be read" in capsys.readouterr().err
-    monkeypatch.undo()
-    monkeypatch.setattr(readme, "REPOSITORY", tmp_path)
-    place, page = "<!-- a: written by a program -->\n{}\n<!-- end of a -->\nrest", tmp_path / "README.md"
-    page.write_text(place.format("old"))
-    table = pd.DataFrame({"a": [1]})
-    with pytest.raises(kedit.KeditError, match="README.md: has no marker lines of the table 'b'"):
-        readme.rewrite("README.md", {"a": table, "b": table})
-    assert page.read_text() == place.format("old")
-    readme.rewrite("README.md", {"a": table})
-    assert page.read_text() == place.format("| a |\n|---|\n| 1 |")

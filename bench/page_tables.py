@@ -1,12 +1,16 @@
-"""The tables of docs/speed.md and docs/machines.md, written from figures/ (`make bench` and `make gpu` end with it)."""
+"""The tables of README.md, docs/speed.md and docs/machines.md, written from figures/, each between two marker lines:
+`make tables`."""
 
+import re
 from pathlib import Path
 
 import pandas as pd
 
-from kedit_lib.report.readme import rewrite
+from kedit_lib.data.atomic import replacing
+from kedit_lib.report import claims as judged
 
-FIGURES = Path(__file__).resolve().parents[1] / "figures"
+ROOT = Path(__file__).resolve().parents[1]
+FIGURES = ROOT / "figures"
 RATES = {  # {a column of figures/benchmarks*.csv: its name in docs/speed.md, and its format}
     "model": ("one core", "{}"),
     "path": ("edit", "{}"),
@@ -17,6 +21,13 @@ RATES = {  # {a column of figures/benchmarks*.csv: its name in docs/speed.md, an
     "largest difference": ("updates differ by", "{:.2g}"),
     "peak MB": ("peak MB", "{:.0f}"),
 }
+
+
+def claims() -> pd.DataFrame:
+    """One row per claim, one column for each model and setting, its notebook as a link."""
+    table = judged.shown(judged.verdicts(judged.read()))
+    names = {path.name[:2]: path.name for path in (ROOT / "notebooks").glob("*.ipynb")}
+    return table.assign(notebook=table.notebook.map(lambda n: f"[{n}](notebooks/executed/{names[n]})"))
 
 
 def speed() -> pd.DataFrame:
@@ -46,8 +57,31 @@ def paper() -> pd.DataFrame:
     return hours.assign(**{"cards an order": table.cards.astype(int)}).replace("nan", "").reset_index()
 
 
-PAGES = {"docs/speed.md": (speed, shortcuts), "docs/machines.md": (gpu, paper)}
+PAGES = {"README.md": (claims,), "docs/speed.md": (speed, shortcuts), "docs/machines.md": (gpu, paper)}
+
+
+def markdown(table: pd.DataFrame) -> str:
+    lines = ["| " + " | ".join(map(str, row)) + " |" for row in [table.columns, *table.itertuples(index=False)]]
+    return "\n".join([lines[0], "|" + "---|" * len(table.columns), *lines[1:]])
+
+
+def between(name: str) -> re.Pattern:
+    """What stands between the two marker lines of a table."""
+    return re.compile(rf"(?<=<!-- {name}: written by make tables -->\n).*(?=\n<!-- end of {name} -->)", re.DOTALL)
+
+
+def written(page: str) -> str:
+    """The text of a page with its tables as figures/ has them."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for table in PAGES[page]:
+        made = markdown(table())
+        text, places = between(table.__name__).subn(lambda _, made=made: made, text)
+        if not places:
+            raise SystemExit(f"{page}: has no marker lines of the table {table.__name__!r}; put them in")
+    return text
+
 
 if __name__ == "__main__":
-    for page, tables in PAGES.items():
-        rewrite(page, {table.__name__: table() for table in tables})
+    for page, text in {page: written(page) for page in PAGES}.items():
+        with replacing(ROOT / page) as partial:
+            partial.write_text(text, encoding="utf-8")
