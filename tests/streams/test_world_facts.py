@@ -3,6 +3,7 @@
 import random
 from dataclasses import replace
 
+import geography as taken
 import pytest
 from library import refused
 
@@ -34,6 +35,11 @@ def world(there):
 @pytest.fixture(scope="module")
 def edits(world):
     return world.edits(700, 0)
+
+
+@pytest.mark.slow
+def test_the_facts_are_those_of_geonames(there):
+    assert there.facts == tuple(taken.facts())
 
 
 def test_facts_have_one_answer_that_the_prompt_does_not_give_away(there):
