@@ -90,15 +90,11 @@ def keep(table: pd.DataFrame, name: str) -> pd.DataFrame:
 def for_readers(table: pd.DataFrame) -> pd.DataFrame:
     """A table in the report's words, at three digits; a point that was not reached and what was not asked are named."""
 
-    def shown(column: pd.Series) -> pd.Series:
-        gap = "not reached" if str(column.name).startswith("N_") else "not measured"
-        return column.map(lambda v: gap if pd.isna(v) else _digits(v) if isinstance(v, float) else v)
+    def shown(value):
+        return value if not isinstance(value, float) else f"{value:{',.0f' if 1e3 <= abs(value) < 1e6 else '.3g'}}"
 
-    return table.astype(object).apply(shown).rename(columns=HEADERS)
-
-
-def _digits(value: float) -> str:
-    return f"{value:,.0f}" if 1e3 <= abs(value) < 1e6 else f"{value:.3g}"
+    gaps = {name: "not reached" if name.startswith("N_") else "not measured" for name in map(str, table)}
+    return table.astype(object).map(shown, na_action="ignore").fillna(gaps).rename(columns=HEADERS)
 
 
 def say(text: str) -> None:

@@ -25,6 +25,7 @@ from sphinx.application import Sphinx
 
 from ..data.atomic import replacing
 from ..data.config import REPOSITORY
+from ..data.yaml_text import read_yaml
 from ..errors import KeditError
 
 PAGES = Path(__file__).resolve().parent / "pages"
@@ -34,24 +35,6 @@ FENCE = "`" * 12  # longer than any that a text has
 TAGS = "a b br caption code div em i p pre span strong sub sup table tbody td th thead tr".split()  # no other HTML
 ATTRIBUTES = {"*": ["id"], "a": ["href", "title"], "th": ["colspan", "rowspan"], "td": ["colspan", "rowspan"]}
 MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table")  # of what a run wrote: nothing in it is HTML
-SETTINGS = {
-    "project": "kedit",
-    "extensions": ["myst_parser", "sphinx_copybutton", __name__],
-    "myst_enable_extensions": ["dollarmath"],
-    "myst_heading_anchors": 3,
-    "myst_all_links_external": True,  # `linked` has resolved them
-    "html_theme": "furo",
-    "html_title": "Sequential knowledge editing",
-    "html_static_path": [str(PAGES)],
-    "html_css_files": ["report.css"],
-    "html_js_files": [("tables.js", {"defer": "defer"})],
-    "html_math_renderer": "mathml",
-    "html_show_search_summary": False,  # a page that lies in a folder may not read the others
-    "html_copy_source": False,
-    "html_use_index": False,
-    "html_show_copyright": False,
-    "smartquotes": False,
-}
 
 
 def write_report(executed: Path, figures: Path, report: Path, root: Path = REPOSITORY) -> Path:
@@ -72,7 +55,8 @@ def write_report(executed: Path, figures: Path, report: Path, root: Path = REPOS
                 shutil.copy(path, extra / "figures")
         for stem, text in _pages(notebooks, docs, readme, known).items():
             (folder / f"{stem}.md").write_text(text, encoding="utf-8")
-        settings = {**SETTINGS, "html_extra_path": [str(extra)]}
+        settings = read_yaml(PAGES.parent / "site.yaml")
+        settings |= {"html_static_path": [str(PAGES)], "html_extra_path": [str(extra)]}
         Sphinx(folder, None, partial, Path(scratch) / "doctrees", "html", settings, status=None, warning=None).build()
         for left in (".buildinfo", "objects.inv"):
             (partial / left).unlink(missing_ok=True)

@@ -78,8 +78,8 @@ class DatasetFacts(Facts):
 
     def _known(self, edits: list[Edit]) -> list[Edit]:
         """The edits whose true object the unedited model knows, or is not given."""
-        ask = [e for e in _real(edits) if e not in self._knows]
-        self._knows.update(zip(ask, self._says([(e.text, e.target_true) for e in ask]), strict=True))
+        real = _real(edits)
+        self._knows |= zip(real, self._says([(e.text, e.target_true) for e in real]), strict=True)
         return [e for e in edits if self._knows.get(e, True)]
 
     def cohorts(self, edits, untouched: int, seed: int) -> dict[str, list[tuple[str, str]]]:

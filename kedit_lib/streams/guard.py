@@ -93,16 +93,15 @@ class CollapseGuard:
     def __post_init__(self):
         if self.action not in ACTIONS:
             raise KeditError(f"guard: action = {self.action!r}; use one of {', '.join(ACTIONS)}")
-        within = {
+        allowed = {
             "tolerated": 0 < self.tolerated < self.noticed < 1,
             "alpha": 0 < self.alpha < 1,
-            **{
-                name: getattr(self, name) is None or getattr(self, name) >= 1
-                for name in ("every", "looks_at", "within")
-            },
+            "every": self.every >= 1,
+            "looks_at": self.looks_at >= 1,
+            "within": self.within is None or self.within >= 1,
             "swelling": self.swelling is None or self.swelling > 1,
         }
-        if outside := [name for name, holds in within.items() if not holds]:
+        if outside := [name for name, holds in allowed.items() if not holds]:
             rule = "0 < tolerated < noticed < 1, 0 < alpha < 1, every, looks_at, within at least 1, swelling above 1"
             raise KeditError(f"guard: {outside[0]} = {getattr(self, outside[0])!r}; needed are {rule}")
 

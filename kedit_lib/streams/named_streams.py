@@ -43,11 +43,6 @@ def _written() -> tuple[dict[str, dict[str, Stream]], dict[float, list[str]]]:
     return made, stepped
 
 
-def with_steps(stream: Stream, rho: float) -> Stream:
-    """The stream with optimisation steps ρ‖v₀‖ long, such as "memit-rho2"."""
-    return replace(stream, name=f"{stream.name}-rho{rho:g}", rho=rho)
-
-
 def streams_of(profile: Profile) -> dict[str, Stream]:
     """The streams that are executed live: λ as published (per d_ff), MEMIT in each of the profile's batch sizes."""
     sized = []
@@ -59,15 +54,15 @@ def streams_of(profile: Profile) -> dict[str, Stream]:
 
 def groups_of(profile: Profile) -> dict[str, dict[str, Stream]]:
     """The named streams, grouped by the question they answer. "scaled": λ/d_ff a tenth or ten times the published one,
-    such as "memit@0.1"; "settings" has those of the main streams and others with longer or shorter steps, too."""
+    such as "memit@0.1"; "settings" has streams with optimisation steps ρ‖v₀‖ long, such as "memit-rho2", too."""
     (written, stepped), main = _written(), streams_of(profile)
     names = [name for name in ("memit", "pmet", "memit-mass") if name in main]
     scales = [scale for scale in profile.lambda_scales if scale != 1]
     scaled = [replace(main[n], name=f"{n}@{scale:g}", scale=scale) for n in names for scale in scales]
     known = main | {name: stream for group in written.values() for name, stream in group.items()}
     steps = [(name, 2.0) for name in main if name != "ft"] + [(n, rho) for rho, some in stepped.items() for n in some]
-    settings = [*written["settings"].values(), *(with_steps(known[name], rho) for name, rho in steps)]
-    return written | {"main": main, "scaled": _by_name(scaled), "settings": _by_name(settings)}
+    settings = written["settings"] | _by_name(replace(known[n], name=f"{n}-rho{r:g}", rho=r) for n, r in steps)
+    return written | {"main": main, "scaled": _by_name(scaled), "settings": settings}
 
 
 def every_stream(profile: Profile) -> dict[str, Stream]:

@@ -72,8 +72,11 @@ def check(model, edits=None, profile: str | Profile | None = None, write: bool =
         trial = try_edit(model, tried, rome)
     why = f"causal tracing of {len(facts)} facts that it knows" if facts else "Llama-2-7B's depth; no fact to trace"
     path = write_proposal(model.name, sections, why) if write else None
+    weights = sum(p.nbytes for p in model.hf.parameters())
+    # Editing keeps W₀ and W's sum for each edited layer, C and its factor.
+    kept = model.d_model * model.d_ff * (model.weight(0).element_size() + 4) + model.d_ff**2 * 12
     rows = _recognised(model) | {
-        "memory, GiB: weights, while editing": _memory(model, len(memit)),
+        "memory, GiB: weights, while editing": f"{weights / GIB:.2g}, {(weights + len(memit) * kept) / GIB:.2g}",
         "facts it knows, of those asked": f"{len(known)} of {len(given)}",
         "facts left out as unknown": unknown,
         "one edit, by ROME with C off": f"{tried.text} {tried.target_new}",
@@ -170,10 +173,3 @@ def _recognised(model) -> dict:
         "dtype, device": f"{str(model.dtype).removeprefix('torch.')}, {model.device}",
         "parameters, millions": round(model.hf.num_parameters() / 1e6, 1),
     }
-
-
-def _memory(model, n_layers: int) -> str:
-    """The weights; and with them what editing keeps: W₀ and W's sum for each edited layer, C and its factor."""
-    weights = sum(p.nbytes for p in model.hf.parameters())
-    kept = model.d_model * model.d_ff * (model.weight(0).element_size() + 4) + model.d_ff**2 * 12
-    return f"{weights / GIB:.2g}, {(weights + n_layers * kept) / GIB:.2g}"

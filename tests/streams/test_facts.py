@@ -20,7 +20,6 @@ from kedit_lib.lab.corpus import texts
 from kedit_lib.report import reproduce
 from kedit_lib.streams.bench import same_settings
 from kedit_lib.streams.facts import HELD_OUT, DatasetFacts, facts_of, read_texts
-from kedit_lib.streams.named_streams import with_steps
 
 N_RECORDS, N_TEXTS = 60, 500
 UNKNOWN = 5  # records whose true object the model was never taught
@@ -233,7 +232,7 @@ def test_plain_text_is_the_models_own_where_no_hub_is_reached(tmp_path):
 def test_steps_as_scaled_have_their_length_on_the_lab(tmp_path):
     bench = kedit.Bench("smoke", results=tmp_path, progress=False)
     for name, rho in (("memit", 2.0), ("rome", 8.0)):
-        scaled = with_steps(bench.streams[name], rho)
+        scaled = replace(bench.streams[name], name=f"{name}-rho{rho:g}", rho=rho)
         bench.streams[scaled.name] = scaled
         assert scaled.name == f"{name}-rho{rho:g}"
         method, people = bench.method(scaled.name), {e.subject for e in bench.facts.reference()}
