@@ -91,7 +91,7 @@ def for_readers(table: pd.DataFrame) -> pd.DataFrame:
     """A table in the report's words, at three digits; a point that was not reached and what was not asked are named."""
 
     def shown(value):
-        return value if not isinstance(value, float) else f"{value:{',.0f' if 1e3 <= abs(value) < 1e6 else '.3g'}}"
+        return format(value, ",.0f" if 1e3 <= abs(value) < 1e6 else ".3g") if isinstance(value, float) else value
 
     gaps = {name: "not reached" if name.startswith("N_") else "not measured" for name in map(str, table)}
     return table.astype(object).map(shown, na_action="ignore").fillna(gaps).rename(columns=HEADERS)

@@ -62,7 +62,7 @@ def typed_edit(bench, known: Edit, prompt: str, subject: str, target_new: str) -
     """An edit from typed text; the prompt holds `{}` where the subject goes, or the subject itself. About the `known`
     fact it has its paraphrases and neighbors; without these, neighbors are the same question about others."""
     edit = (Edit if "{}" in prompt else Edit.from_text)(prompt, subject, target_new)
-    if edit.text == known.text:
+    if (edit.text, edit.subject) == (known.text, known.subject):
         edit = replace(known, target_new=edit.target_new)
     if edit.neighborhood:
         return edit
