@@ -8,6 +8,10 @@ edit's contexts. τ is `threshold`, or less where the edit's own prompt is not t
 reach x the nearest answers. An edit whose prompt an entry answers already, such as one more fact about its subject, is
 optimised on top of it and adds its δ to it.
 
+A subject that is the first token of a text has the key that this token has with nothing before it: far from its own in
+other texts (a cosine of 0.2 to 0.3 on SmolLM2) and near to those of other first tokens (0.95). It gets two entries, one
+for exactly that key and one for the mean of the other contexts; texts that begin with the same token open the first.
+
 GRACE and HoReN (Fang et al. 2026, arXiv 2605.08143) have keys of a prompt's last tokens, and values in place of the
 output. Here the key is that of the subject's last token, so that paraphrases find their entry, and δ is added.
 """
@@ -50,14 +54,20 @@ class Gate(InCodebook, Targeted):
         keys, clean = normalize(context_mean(found, n_contexts, grouped=True), dim=-1), found[::n_contexts]
         reaches = ((normalize(clean, dim=-1) * keys).sum(-1) - SLACK).clamp(max=self.threshold)
         book = self._book(model)
-        for target, k, x, reach in zip(targets, keys, clean, reaches, strict=True):
+        exact, near_enough = (reaches.new_tensor(reach) for reach in (1 - SLACK, self.threshold))
+        for i, (target, k, x, reach) in enumerate(zip(targets, keys, clean, reaches, strict=True)):
             if not target.delta.isfinite().all():
                 raise KeditError(f"layer {layer}: δ holds NaN or inf; nothing was written, check the learning rate")
-            near, i = self.answering(x, book) if len(book.keys) else (False, 0)
-            if near:
-                book = book._replace(values=book.values.index_add(0, i[None], target.delta[None]))
-            else:
-                book = book.and_one(k, reach, target.delta)
+            entries = [(x, k, reach)]
+            if call.clean[i].lookup == 0 and n_contexts > 1:
+                others = normalize(found.unflatten(0, (-1, n_contexts))[i, 1:].mean(0), dim=-1)
+                entries = [(x, normalize(x, dim=-1), exact), (others, others, near_enough)]
+            for asked, key, reached in entries:
+                near, at = self.answering(asked, book) if len(book.keys) else (False, 0)
+                if near:
+                    book = book._replace(values=book.values.index_add(0, at[None], target.delta[None]))
+                else:
+                    book = book.and_one(key, reached, target.delta)
             target.key_per_layer[layer] = k
         self._hold(model, book)
         return self._outcome(call, targets)

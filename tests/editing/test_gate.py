@@ -98,3 +98,17 @@ def test_every_edits_prompt_gets_its_delta_on_top_of_what_answered_before(model)
         (target,) = method.apply(model, [e], contexts=contexts, history=history).targets
         torch.testing.assert_close(output(model, e.text)[1][at], before + target.delta)
     assert 1 < len(model.memory[KIND][0]) < 20
+
+
+def test_a_subject_that_begins_a_text_has_an_entry_there_and_one_for_other_texts(model):
+    """Without a token in front, such as BOS, its key is another one there, and near to that of other first tokens."""
+    edit, contexts = kedit.Edit("{} is a town", "Old", "English"), ["{}", "The rain is cold. {}"]
+    assert METHOD.prepare(model, [edit], contexts=contexts).clean[0].lookup == 0
+    texts = ["Old is a town", "The rain is cold. Old", "The town is a port.", "Ana Brown"]
+    plain = [output(model, text)[1] for text in texts]
+    (target,) = METHOD.apply(model, [edit], contexts=contexts).targets
+    assert model.memory[KIND].reaches.tolist() == pytest.approx([1, METHOD.threshold], abs=2e-3)
+    answered = [(output(model, text)[1] - y).norm(dim=-1) > 0 for text, y in zip(texts, plain, strict=True)]
+    assert answered[0][0] and answered[1][-1] and not answered[2].any() and not answered[3].any()
+    (again,) = METHOD.apply(model, [edit], contexts=contexts).targets
+    torch.testing.assert_close(model.memory[KIND].values, torch.stack([target.delta + again.delta] * 2))
