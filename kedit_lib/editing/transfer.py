@@ -3,12 +3,15 @@
     layers     at the same depth, i · n_layers / n_layers′, rounded; the loss is read at the last layer
     λ, L2      λ / d_ff held
     v_lr       ρ = v_lr · √d_model / ‖v₀‖ held (a proposal has it as printed)
+    lr         of UltraEdit: ρ = 100 · lr · d_ff · √d_model / ‖v₀‖ held
     others     as they are: clamp and decay are relative to ‖v₀‖ already
 
 Adam's first updates are v_lr·√d_model long whatever the gradient: ρ is a step relative to the vector that it changes.
 ‖v₀‖ is the median over facts that no edit uses, at the clean prompt on the unedited weights, of the value that the
 method optimises: the stream after its last layer (MEMIT and its kin), the MLP's output (ROME, PMET).
 On Llama-2-7B ρ of the published v_lr is near 2, between 1 and 4; docs/your_model.md has the public evidence.
+UltraEdit's only step is lr·d_ff·√d_model long, for ‖k̂‖² is d_ff: a hundredth of such ρ of the stream after its last
+layer, at the token that predicts the answer. That holds where its modules write into the stream; else lr goes by width.
 """
 
 import re
@@ -24,7 +27,8 @@ from ..data.atomic import replacing
 from ..data.config import LAB_MODELS, PROPOSED, file_name, find_model_params, load_model_params, results_folder
 from ..data.yaml_text import dump, read_yaml
 from ..errors import KeditError
-from . import Method, Wrapper, method_for
+from ..models.tokenization import Prompt
+from . import Method, UltraEdit, Wrapper, method_for
 from .compute_k import outputs_at, prompts_of
 
 SETTINGS = {"as printed": None, "as scaled": 2.0}  # ρ of the two settings that streams are reported in
@@ -72,7 +76,7 @@ def transfer(method: str | Method, source: str, model, facts=None, rho: float | 
     source   a file of params/models, such as "Llama-2-7b-hf", which says n_layers and d_ff
     facts    edits, or (prompt with {}, subject) pairs, that nothing else uses, to measure ‖v₀‖ on; None: well-known
              ones in English
-    rho      ρ that v_lr is to have, > 0; None: v_lr as printed
+    rho      ρ that steps are to have, > 0; None: v_lr as printed
 
     KeditError for an unknown method or source, or one of unknown size.
     """
@@ -96,10 +100,11 @@ def transfer(method: str | Method, source: str, model, facts=None, rho: float | 
         changes.append(("v_loss_layer", there, "last", f"here {model.n_layers - 1}"))
         values["v_loss_layer"] = None
     here = type(published)(**values)
-    if "v_lr" in values:
+    if step := step_of(here, model):
         here, v0 = with_rho(here, model, rho, facts)
-        measured = v0, here.v_lr * sqrt(model.d_model) / v0
-        carry("v_lr", here.v_lr, f"ρ = v_lr·√{model.d_model}/‖v₀‖ = {measured[1]:.3g} with ‖v₀‖ = {v0:.4g}")
+        name, formula, length = step
+        measured = v0, getattr(here, name) * length / v0
+        carry(name, getattr(here, name), f"ρ = {formula}/‖v₀‖ = {measured[1]:.3g} with ‖v₀‖ = {v0:.4g}")
     return Transfer(here, str(source), model.name, tuple(changes), *measured)
 
 
@@ -124,12 +129,22 @@ def by_size(values: dict, source: str, model) -> dict[str, tuple]:
 
 
 def with_rho(method: Method, model, rho: float | None, facts=None) -> tuple[Method, float]:
-    """`method`, one of `model` itself, with the v_lr that has this ρ (None: as it is), and ‖v₀‖."""
+    """`method`, one of `model` itself, with the v_lr (UltraEdit: lr) that has this ρ (None: as it is), and ‖v₀‖."""
     if rho is not None and not (isfinite(rho) and rho > 0):
         raise KeditError(f"rho = {rho!r}: must be above 0, or None for v_lr as printed")
-    v0 = v0_norm(model, method, facts)
-    v_lr = method.v_lr if rho is None else rounded(rho * v0 / sqrt(model.d_model), DIGITS)
-    return type(method)(**{**dict(method), "v_lr": v_lr}), v0
+    v0, (name, _, length) = v0_norm(model, method, facts), step_of(method, model)
+    value = getattr(method, name) if rho is None else rounded(rho * v0 / length, DIGITS)
+    return type(method)(**{**dict(method), name: value}), v0
+
+
+def step_of(method: Method, model) -> tuple[str, str, float] | None:
+    """What ρ decides: the hyperparameter, ρ‖v₀‖ as a formula, and ρ‖v₀‖ where the hyperparameter is 1."""
+    if "v_lr" in type(method).model_fields:
+        return "v_lr", f"v_lr·√{model.d_model}", sqrt(model.d_model)
+    writing = {model.weight_name(i).removesuffix(".weight") for i in range(model.n_layers)}
+    if isinstance(method, UltraEdit) and writing.issuperset(method.modules):
+        return "lr", f"100·lr·{model.d_ff}·√{model.d_model}", 100 * model.d_ff * sqrt(model.d_model)
+    return None
 
 
 @torch.no_grad()
@@ -139,9 +154,13 @@ def v0_norm(model, method: Method, facts=None) -> float:
         some = "facts=kedit.load_edits('lab', model=model, limit=25, seed=1)"
         raise KeditError(f"facts: {model.name} knows its own world only; give some of it, such as {some}")
     model.check_layers(method.layers)
-    prompts = prompts_of(model, facts or FACTS)
+    prompts, last = prompts_of(model, facts or FACTS), model.layers[method.layers[-1]]
+    if isinstance(method, UltraEdit):
+        prompts = [Prompt(p.ids, len(p.ids) - 1) for p in prompts]
+    else:
+        last = method._site(model).values[0]
     with model.temporarily():
-        return median(outputs_at(model, prompts, method._site(model).values[0]).norm(dim=1).tolist())
+        return median(outputs_at(model, prompts, last).norm(dim=1).tolist())
 
 
 def at_depth(layers: list[int], of: int, here: int) -> list[int]:

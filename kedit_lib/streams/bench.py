@@ -99,8 +99,8 @@ class Bench:
             overrides["layers"] = list(layers[-(stream.last or len(layers)) :])
         method = make(**overrides)
         if stream.rho is not None:
-            overrides["v_lr"] = with_rho(method, self.model, stream.rho, self.facts.reference())[0].v_lr
-            method = make(**overrides)
+            method, _ = with_rho(method, self.model, stream.rho, self.facts.reference())
+            overrides |= {name: getattr(method, name) for name in ("v_lr", "lr") if hasattr(method, name)}
         if stream.scale != 1:
             overrides["mom2_update_weight"] = method.mom2_update_weight * stream.scale
         if stream.null_share is not None:

@@ -54,6 +54,24 @@ def test_lambda_goes_with_the_width_and_layers_with_the_depth(model):
     assert kedit.transfer("ft", SOURCE, model).method.layers == at_depth([21], 32, model.n_layers)
 
 
+def test_ultraedits_one_step_is_a_hundredth_of_rho(model):
+    """Relative to the stream behind its last layer, at the token that predicts the answer."""
+    carried = kedit.transfer("ultraedit", "Mistral-7B-v0.1", model, facts=PAIRS)
+    assert carried.method.modules == [f"model.layers.{i}.mlp.down_proj" for i in at_depth([29, 30], 32, model.n_layers)]
+    norms, layer = [], model.layers[carried.layers[-1]]
+    handle = layer.register_forward_hook(lambda module, args, output: norms.append(output[0, -1].norm().item()))
+    for prompt, subject in PAIRS:
+        ids = torch.tensor([model.tokenizer(prompt.format(subject)).input_ids])
+        model.hf(ids)
+    handle.remove()
+    length = carried.lr * model.d_ff * sqrt(model.d_model)
+    assert length / sorted(norms)[1] == pytest.approx(0.02, rel=5e-3) and carried.rho == pytest.approx(2, rel=5e-3)
+    printed = kedit.transfer("ultraedit", "Mistral-7B-v0.1", model, facts=PAIRS, rho=None)
+    assert printed.lr * model.d_ff == pytest.approx(1e-6 * 14336, rel=1e-4)
+    inside = kedit.transfer("ultraedit", "Meta-Llama-3-8B", model, facts=PAIRS)  # its modules do not write the stream
+    assert inside.rho is None and inside.lr == kedit.transfer("ultraedit", "Meta-Llama-3-8B", model, rho=None).lr
+
+
 def test_it_says_what_it_did_and_edits_as_the_method(model):
     given = kedit.ROME(layers=[16], v_loss_layer=20, mom2_adjustment=False)
     edit = kedit.Edit(*EDITS[0])
