@@ -31,7 +31,6 @@ from ..models.tokenization import Prompt
 from . import Method, UltraEdit, Wrapper, method_for
 from .compute_k import outputs_at, prompts_of
 
-SETTINGS = {"as printed": None, "as scaled": 2.0}  # ρ of the two settings that streams are reported in
 # hyperparameters that weigh an edit against C, whose scale is d_ff
 BY_WIDTH = ("mom2_update_weight", "L2", "update_norm_lambda", "lambda1", "lambda2", "lamHyper")
 LIKE, WIDEST = "Llama-2-7b-hf", 5  # whose values a proposal takes, and over how many layers an edit is spread there
