@@ -187,6 +187,30 @@ def test_shipped_hyperparameters_are_the_published_ones(name, section):
     assert expected.items() <= found.items()
 
 
+# what the authors of the newer editors give for a model, beside the target's hyperparameters
+NEWER = {
+    ("gpt2-xl", "encore"): {"mom2_update_weight": 20000, "update_norm_lambda": 10, "prob_cutoff": -4},
+    ("Llama-2-7b-hf", "encore"): {"mom2_update_weight": 15000, "update_norm_lambda": 10, "prob_cutoff": -3},
+    ("Meta-Llama-3-8B", "encore"): {"mom2_update_weight": 15000, "update_norm_lambda": 20, "prob_cutoff": -2},
+    ("Llama-2-7b-hf", "evoedit"): {"L2": 4, "nullspace_threshold": 0.02, "v_lr": 0.1},
+    ("Meta-Llama-3-8B", "evoedit"): {"L2": 4, "nullspace_threshold": 0.02, "v_lr": 0.1},
+    ("Meta-Llama-3-8B", "betaedit"): {"lambda1": 3000, "lambda2": 10, "tau": 1000, "nullspace_threshold": 0.02},
+    ("Meta-Llama-3-8B", "lyaplock"): {"mom2_update_weight": 1000, "alpha": 60},
+    ("Llama-2-7b-hf", "rlsedit"): {"mom2_update_weight": 15000},
+    ("Llama-2-7b-hf", "simie"): {"lamHyper": 10, "init_model": False},
+    ("Meta-Llama-3-8B", "sphere"): {"beta_hse": 0.5, "alpha": 0.5},
+    ("Meta-Llama-3-8B", "sphere-memit"): {"beta_hse": 0.5, "alpha": 0.8},
+    ("Meta-Llama-3-8B", "ultraedit"): {"lr": 1e-6, "batch_size": 10, "layers": [*range(11, 16), *range(18, 25)]},
+    ("Mistral-7B-v0.1", "ultraedit"): {"lr": 1e-6, "batch_size": 10, "layers": [29, 30]},
+    ("Llama-2-7b-hf", "grace"): {"layers": [27], "edit_lr": 1, "n_iter": 50, "eps": 1},
+}
+
+
+@pytest.mark.parametrize("name, section", NEWER)
+def test_the_newer_editors_published_ones(name, section):
+    assert NEWER[name, section].items() <= dict(kedit.method_for(name, section)).items()
+
+
 def test_the_original_reports_experiment():
     """1,000 edits one at a time by MEMIT, PMET and ROME, and in one batch, with Llama-2-7B's own parameters."""
     profile = load_profile("llama2-7b-1000")
