@@ -50,9 +50,7 @@ def reproduce(
     texts: Texts = None,
     orders: LiveOrders = None,
     fields: Fields = None,
-    only: Annotated[
-        str | None, Option(metavar="NB", help="only notebooks whose names begin with it, such as 03")
-    ] = None,
+    only: Annotated[str | None, Option(metavar="NB", help="only notebooks whose names begin so: 03")] = None,
     force: Annotated[bool, Option("--force", help="run them even if they are current")] = False,
 ) -> int:
     """Execute the notebooks that are stale: source, parameters, library or data changed since their last run.

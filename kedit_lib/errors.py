@@ -1,9 +1,10 @@
 """The one exception users see."""
 
+import difflib
 import functools
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 
@@ -17,6 +18,24 @@ class KeditError(ValueError):
 def first_line(error: Exception) -> str:
     """The first line of another library's exception, for an error message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """ ", did you mean …" for a name that is nearly one of the known ones, else ""."""
+    return "".join(f", did you mean {like}" for like in difflib.get_close_matches(str(name), list(known), 1))
+
+
+def check_kind(what: str, given, kind, remedy: str) -> None:
+    """KeditError unless `given` is an instance of `kind`."""
+    if not isinstance(given, kind):
+        raise KeditError(f"{what} is of type {type(given).__name__}; {remedy}")
+
+
+def check_editable(model, what: str) -> None:
+    """KeditError unless `model` is an EditableModel, which the plain model of transformers is not."""
+    if not hasattr(model, "check_layers"):
+        wrap = "wrap it: kedit.EditableModel(model, tokenizer)" if hasattr(model, "forward") else "kedit.load_model"
+        raise KeditError(f"{what}: a {type(model).__name__} is not an EditableModel; {wrap}")
 
 
 @contextmanager

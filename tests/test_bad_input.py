@@ -81,6 +81,21 @@ def turn_head(model, prompt):
     return word
 
 
+@pytest.mark.parametrize("wrong", ["text", None, 5, [EDIT], {"prompt": "{} is"}], ids=repr)
+def test_ask_takes_one_edit(model, wrong):
+    refused_unchanged(
+        model, lambda: kedit.ask(model, wrong), f"ask: edit is of type {type(wrong).__name__}", "one edit"
+    )
+
+
+@pytest.mark.parametrize("wrong", [5, "deltas.safetensors", None], ids=repr)
+def test_deltas_are_given_loaded(model, wrong):
+    for call in (model.apply_deltas, model.take_back):
+        refused_unchanged(
+            model, lambda call=call: call(wrong), f"of type {type(wrong).__name__}", "load_deltas(folder)"
+        )
+
+
 CONTEXTS = [
     ([], ["contexts"]),
     ("{}", ["contexts", "one string"]),
@@ -118,6 +133,8 @@ def asymmetric():
 
 MOMENTS = [
     (lambda: None, ["MEMIT", "needs second moments", "SecondMoments.estimate"]),
+    (lambda: "wiki.txt", ["MEMIT", "needs second moments", "SecondMoments.estimate"]),
+    (lambda: {1: torch.eye(48), 2: torch.eye(48)}, ["MEMIT", "needs second moments", "SecondMoments.estimate"]),
     (lambda: moments(model_checksum="0" * 64), ["moments", "another model", "000000000000"]),
     (lambda: moments(tensors={2: torch.eye(49)}), ["layer 2", "width 49", f"d_ff {tiny.D_FF}"]),
     (lambda: kedit.SecondMoments.from_tensors({1: tiny.second_moments()[1]}), ["none for layer 2", "[1]"]),
@@ -248,7 +265,9 @@ def test_methods_by_name(model):
     names = ("r-rome", "P_ROME", "memit-mass", "alphaedit", "AlphaEdit", "ft-l", "FT-M", "rect")
     expected = ["RROME", "PROME", "MEMIT", "AlphaEdit", "AlphaEdit", "FT", "FT", "RECT"]
     assert [kedit.method_class(name).__name__ for name in names] == expected
-    refused(lambda: kedit.method_class("MEMET"), "'MEMET'", "unknown", "MEMIT")
+    refused(lambda: kedit.method_class("MEMET"), "'MEMET'", "unknown, did you mean MEMIT; use one of ROME")
+    refused(lambda: kedit.method_class("rmoe"), "'rmoe'", "unknown, did you mean rome; use one of ROME")
+    refused(lambda: kedit.method_class("magic"), "'magic': is unknown; use one of ROME")
     refused(lambda: kedit.method_for("lab", "memit", v_lrate=1.0), "MEMIT", "v_lrate")
     refused(lambda: kedit.method_for("no-such-model", "memit"), "'no-such-model'", "lab")
 

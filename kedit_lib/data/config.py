@@ -1,7 +1,6 @@
 """Typed parameters: what a run does (params/profiles) and how a model is edited (params/models). Types are strict: text
 is not a number and a float is not an int. An error is one line: file, field, value, remedy."""
 
-import difflib
 import hashlib
 import os
 import re
@@ -11,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from kedit_lib.data.yaml_text import read_yaml
-from kedit_lib.errors import KeditError
+from kedit_lib.errors import KeditError, meant
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LAB_MODELS = ("lab", "lab-small")  # the built-in ones
@@ -140,11 +139,10 @@ def _find(name_or_path: str | Path, folder: Path, what: str, such: str = "") -> 
         return path
     if own:
         raise KeditError(f"{what} {text!r}: there is no such file; give an existing one, or a name without .yaml")
-    known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml"))) or "none"
-    remedy = (
-        f"take one of these, add {path.name}{such}, or set KEDIT_PARAMS to a folder that has {folder.name}/{path.name}"
-    )
-    raise KeditError(f"{what} {text!r}: there is no such file in {folder} (there: {known}); {remedy}")
+    known = sorted(p.stem for p in folder.glob("*.yaml"))
+    there = f"there is no such file in {folder}{meant(text, known)} (there: {', '.join(known) or 'none'})"
+    remedy = f"take one of these, add {path.name}{such}, or set KEDIT_PARAMS to a folder with {folder.name}/{path.name}"
+    raise KeditError(f"{what} {text!r}: {there}; {remedy}")
 
 
 def _checked(kind, values: dict[str, Any], source: str):
@@ -162,8 +160,7 @@ def problem_of(error: ValidationError, what: str, known) -> str:
     if kind == "missing":
         return f"{name} is missing; give it"
     if kind == "extra_forbidden":
-        meant = "".join(f", did you mean {like}" for like in difflib.get_close_matches(name, known, 1))
-        return f"{name} = {value!r}: there is no such {what}{meant}; there are {', '.join(known)}"
+        return f"{name} = {value!r}: there is no such {what}{meant(name, known)}; there are {', '.join(known)}"
     if kind == "string_too_short":
         return f"{name} is empty; give it, or leave it out"
     message = first["msg"].removeprefix("Value error, ").lower().replace("a valid tuple", "a list")

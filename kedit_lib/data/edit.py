@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Strict, StringConstraints, ValidationError, create_model
 
-from ..errors import KeditError, explained
+from ..errors import KeditError, check_kind, explained
 from .words import places, why_elsewhere
 
 LISTS = ("paraphrases", "neighborhood", "generation_prompts", "attribute_prompts")  # of prompts
@@ -190,8 +190,7 @@ def check_edits(edits, what: str) -> list[Edit]:
     if not edits:
         raise KeditError(f"{what}: there are no edits; pass a non-empty list of Edit")
     for i, edit in enumerate(edits):
-        if not isinstance(edit, Edit):
-            raise KeditError(f"{what}: edit {i} is of type {type(edit).__name__}; pass a list of Edit")
+        check_kind(f"{what}: edit {i}", edit, Edit, "pass a list of Edit")
     return edits
 
 

@@ -1,7 +1,7 @@
 """The editing methods by name, and their published hyperparameters for each model."""
 
 from ..data.config import load_model_params
-from ..errors import KeditError
+from ..errors import KeditError, meant
 from .alphaedit import AlphaEdit
 from .betaedit import BetaEdit
 from .emmet import EMMET
@@ -51,7 +51,8 @@ def method_class(name: str) -> type[Method]:
         return found
     if base and issubclass(found := classes.get(_plain(around), Method), Wrapper) and method_class(base):
         return found
-    raise KeditError(f"method {name!r}: is unknown; use one of {', '.join(METHODS | BASELINES)}")
+    unknown = f"is unknown{meant(name, [*METHODS, *BASELINES, *map(str.lower, METHODS | BASELINES)])}"
+    raise KeditError(f"method {name!r}: {unknown}; use one of {', '.join(METHODS | BASELINES)}")
 
 
 def method_for(model, name: str, **overrides) -> Method:

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ..errors import KeditError
+from ..errors import KeditError, check_kind
 from .method import same_as
 from .spread import Spread
 
@@ -109,9 +109,7 @@ class InNullSpace(Spread):
     def _check(self, call):
         call = super()._check(call)
         projection = self.null_space(call.moments) if call.projection is None else call.projection
-        if not isinstance(projection, NullSpace):
-            kind = type(projection).__name__
-            raise KeditError(f"{self.name}: projection is of type {kind}; pass NullSpace.from_moments(moments, …)")
+        check_kind(f"{self.name}: projection", projection, NullSpace, "pass NullSpace.from_moments(moments, …)")
         projection.check(call.model, self.layers)
         return replace(call, projection=projection)
 

@@ -105,11 +105,8 @@ def compute_z(engine: Engine, hp) -> list[Target]:
             delta *= torch.where(norm > radius, radius / norm, 1.0)[..., None]
 
     z, clamped = v0 + found, (found.norm(dim=-1) >= radius * (1 - 1e-5))[:, 0].tolist()
-    finite, losses, probabilities = (
-        found.isfinite().flatten(1).all(1).tolist(),
-        losses.T.tolist(),
-        probabilities.T.tolist(),
-    )
+    finite = found.isfinite().flatten(1).all(1).tolist()
+    losses, probabilities = losses.T.tolist(), probabilities.T.tolist()
     targets = []
     for i, (last, norm, known) in enumerate(zip(steps.tolist(), v0_norm[:, 0].tolist(), already.tolist(), strict=True)):
         if not finite[i] or not isfinite(losses[i][last - 1]):

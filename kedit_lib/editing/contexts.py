@@ -4,8 +4,7 @@
 import torch
 
 from ..data.edit import around_places, escaped
-from ..errors import KeditError
-from ..models.checked import check_editable
+from ..errors import KeditError, check_editable
 from ..models.tokenization import encode
 
 STARTERS = ("The", "Therefore", "Because", "I", "You")

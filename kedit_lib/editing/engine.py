@@ -291,9 +291,9 @@ class Bfloat16(Suffix):
         found = super()._first_pass(ids, lookup)
         if not self._written_out:
             needs = (
-                "a model of Llama's or Mistral's class in float32 on a CPU that multiplies in bfloat16, with room for"
+                "Llama's or Mistral's class in float32, a CPU that multiplies in bfloat16, room for its weights twice"
             )
-            raise KeditError(f"engine = 'bfloat16': needs {needs} its weights once more; leave it out")
+            raise KeditError(f"engine = 'bfloat16': needs a model of {needs}; leave it out")
         return found
 
 

@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from ..data.edit import check_edits
-from ..errors import KeditError
+from ..errors import KeditError, check_editable
 from .call import Call
 from .compute_k import Reading, outputs_at
 from .compute_z import Target, compute_z, optimise
@@ -148,6 +148,7 @@ def anchor_norm(model, method, edits, contexts=("{}",), group: int = 16) -> floa
     stop together when their mean loss is small, as in the authors' code (1: each by itself). KeditError for a method
     without targets.
     """
+    check_editable(model, "anchor norm")
     if "targets" not in method.takes:
         raise KeditError(f"anchor norm: {method.name} optimises no targets; give one of the other methods")
     model.check_layers(method.layers)

@@ -10,8 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..data.config import problem_of
 from ..data.edit import check_edits, warn_of_contradictions
-from ..errors import KeditError
-from ..models.checked import check_editable
+from ..errors import KeditError, check_editable
 from ..models.deltas import record_of
 from ..models.memory import memory_for
 from ..models.tokenization import check_embedded
@@ -98,6 +97,7 @@ class Method(BaseModel, ABC, metaclass=_Listed):
         keep   facts that no edit is to change: edits (their targets play no part) or (prompt with {}, subject) pairs.
                Their keys on the unedited model count as those of earlier edits; methods whose histories are keys only
         """
+        check_editable(model, self.name)
         history = EditHistory(self.history_kind) if self.keeps_history else None
         if keep:
             if history is None or history.kind != "keys":
@@ -156,6 +156,7 @@ class Method(BaseModel, ABC, metaclass=_Listed):
 
     def contexts(self, model, given=None) -> list[str]:
         """The contexts that are used: `given`, checked, or generated ones."""
+        check_editable(model, self.name)
         if self.clean_only:
             return ["{}"]
         if given is None:
@@ -182,7 +183,7 @@ class Method(BaseModel, ABC, metaclass=_Listed):
             if getattr(call, argument) is not None and argument not in self.takes:
                 raise KeditError(f"{self.name}: {why}; call it with {argument}=None")
         if self.needs_moments and call.projection is None:
-            if call.moments is None:
+            if not hasattr(call.moments, "check"):
                 make = "moments=SecondMoments.estimate(model, texts, layers=…)"
                 raise KeditError(f"{self.name}: needs second moments; pass {make}")
             call.moments.check(call.model, self.layers, invert=self.shift)

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..errors import KeditError
+from ..errors import KeditError, check_editable
 from .call import drift
 from .filters import FilteredMEMIT
 
@@ -37,6 +37,7 @@ def prune(model) -> pd.DataFrame:
     Returns one row per edited matrix: parameter, sigma_max (of the unedited weight), before and after (largest singular
     value of the total update), reduced (how many were lowered; 0: it is untouched). KeditError when there are no edits.
     """
+    check_editable(model, "prune")
     edited = {name: original for name, original in model.edited.items() if original.dim() == 2}
     if not edited:
         raise KeditError(f"prune: {model.name} holds no edits; apply a method first, prune after the last edit")

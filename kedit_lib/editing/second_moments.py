@@ -16,8 +16,8 @@ from tqdm.auto import tqdm
 
 from ..data.atomic import replacing
 from ..data.files import texts_of
-from ..errors import KeditError, explained
-from ..models.checked import check_editable, check_owner
+from ..errors import KeditError, check_editable, explained
+from ..models.checked import check_owner
 from ..models.hooks import no_bar, pad, trace
 from ..models.tokenization import encode, positions_of, windows
 
@@ -101,9 +101,7 @@ class SecondMoments:
     def warned(self, d_ff: int) -> Self:
         """Itself, with a warning if fewer tokens than d_ff were measured: C's rank is at most their number."""
         if (tokens := self.about.get("tokens", d_ff)) < d_ff:
-            says = (
-                f"C has {d_ff} directions and says nothing about {d_ff - tokens}; estimate it on at least {10 * d_ff}"
-            )
+            says = f"C says nothing about {d_ff - tokens} of {d_ff} directions; estimate it on at least {10 * d_ff}"
             warnings.warn(f"moments: {tokens} tokens were measured, {says} tokens", FewTokens, stacklevel=3)
         return self
 

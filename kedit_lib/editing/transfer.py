@@ -26,7 +26,7 @@ import torch
 from ..data.atomic import replacing
 from ..data.config import LAB_MODELS, PROPOSED, file_name, find_model_params, load_model_params, results_folder
 from ..data.yaml_text import dump, read_yaml
-from ..errors import KeditError
+from ..errors import KeditError, check_editable
 from ..models.tokenization import Prompt
 from . import Method, UltraEdit, Wrapper, method_for
 from .compute_k import outputs_at, prompts_of
@@ -79,6 +79,7 @@ def transfer(method: str | Method, source: str, model, facts=None, rho: float | 
 
     KeditError for an unknown method or source, or one of unknown size.
     """
+    check_editable(model, "transfer")
     published = method if isinstance(method, Method) else method_for(source, method)
     values, changes, measured = dict(published), [], (None, None)
     carried = by_size(values, source, model)

@@ -6,8 +6,7 @@ import unicodedata
 from ..data.config import LAB_MODELS
 from ..data.edit import Edit, check_edits
 from ..data.words import SENTENCE_ENDS, places
-from ..errors import KeditError
-from ..models.checked import check_editable
+from ..errors import KeditError, check_editable
 from ..models.generation import continuations, sentence
 from ..models.tokenization import encoded, targets_of
 from .teacher_forcing import Forced, forced_ids
@@ -97,11 +96,8 @@ def settled(match: str, text: str, ended: bool, answer: str) -> bool | None:
         return verdict(match, text, True, answer)
     text = text.rstrip("\ufffd")  # a character of which some bytes are still to come
     if match == "exact":
-        return (
-            None
-            if answer.startswith(text.strip()) and "\n" not in text.lstrip()
-            else verdict(match, text, False, answer)
-        )
+        open_ = answer.startswith(text.strip()) and "\n" not in text.lstrip()
+        return None if open_ else verdict(match, text, False, answer)
     plain, wanted = _plain(text), _plain(answer)
     if match == "begins":
         if verdict(match, text, False, answer):

@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 
 from ..data.files import texts_of
-from ..errors import KeditError
-from ..models.checked import check_editable
+from ..errors import KeditError, check_editable
 from ..models.hooks import by_length, pad, trace
 from ..models.tokenization import positions_of, windows
 

@@ -6,6 +6,7 @@ from itertools import islice
 import pandas as pd
 
 from ..data.edit import Edit
+from ..errors import check_editable, check_kind
 from ..models.generation import complete
 from .accuracy import generation_accuracy
 from .teacher_forcing import answer_probability
@@ -13,6 +14,8 @@ from .teacher_forcing import answer_probability
 
 def ask(model, edit: Edit) -> pd.DataFrame:
     """Rows: the edit prompt, its paraphrases, its neighbors; what the model says, p of the new and the true object."""
+    check_editable(model, "ask")
+    check_kind("ask: edit", edit, Edit, "give one edit, kedit.Edit(prompt, subject, target_new)")
     kinds = {"edit": [edit.text], "paraphrase": edit.paraphrases, "neighbor": edit.neighborhood}
     table = pd.DataFrame([(kind, p) for kind, prompts in kinds.items() for p in prompts], columns=["", "prompt"])
     objects = {"p(new)": edit.target_new} | ({} if edit.target_true is None else {"p(true)": edit.target_true})

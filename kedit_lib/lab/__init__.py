@@ -2,7 +2,7 @@
 
 import json
 
-from ..errors import KeditError, explained
+from ..errors import KeditError, check_editable, explained
 from .corpus import texts
 from .world import World
 
@@ -11,6 +11,7 @@ MOMENT_TEXTS = 2000  # documents, about 100,000 tokens: a hundred times d_ff
 
 def world_of(model) -> World:
     """The world a lab model was trained on, from the provenance beside its weights; KeditError for any other model."""
+    check_editable(model, "the lab's world")
     path = model.folder / "provenance.json" if model.folder else None
     if path is None or not path.exists():
         remedy = "give edits and texts of its own, or use lab or lab-small"

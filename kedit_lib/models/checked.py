@@ -40,13 +40,6 @@ def check_owner(what: str, checksum: str | None, model, remedy: str) -> None:
         raise KeditError(f"{what} of another model or dtype ({checksums}); {remedy}")
 
 
-def check_editable(model, what: str) -> None:
-    """KeditError unless `model` is an EditableModel, which the plain model of transformers is not."""
-    if not hasattr(model, "check_layers"):
-        wrap = "wrap it: kedit.EditableModel(model, tokenizer)" if isinstance(model, nn.Module) else "kedit.load_model"
-        raise KeditError(f"{what}: a {type(model).__name__} is not an EditableModel; {wrap}")
-
-
 def unwrapped(hf, tokenizer, name: str) -> nn.Module:
     """The plain causal LM in `hf`, which torch.compile or (Distributed)DataParallel may have wrapped. KeditError for
     no model, no tokenizer, adapters, or weights that are not all in one place."""

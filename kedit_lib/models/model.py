@@ -6,10 +6,10 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from ..errors import KeditError
+from ..errors import KeditError, check_kind
 from .architectures import layout_of
 from .checked import check_logits, check_owner, check_weights, digest_of, setting_of, unwrapped
-from .deltas import save_model
+from .deltas import Deltas, save_model
 from .tokenization import positions_of, refuse_beyond
 
 FEW = 64  # tokens, of which W xᵀ takes a CPU half the time of x Wᵀ
@@ -162,14 +162,18 @@ class EditableModel:
     def apply_deltas(self, deltas) -> None:
         """Add saved deltas (kedit.load_deltas), or an outcome, to the weights; all or nothing. KeditError for deltas of
         another model, or of this one in another dtype."""
-        check_owner(f"deltas of {deltas.method}: are", deltas.model_checksum, self, "load that one")
+        self._check_deltas(deltas)
         with self.recording(deltas.record):
             self.add(deltas.deltas)
+
+    def _check_deltas(self, deltas) -> None:
+        check_kind("deltas: what is given", deltas, Deltas, "give an outcome, or kedit.load_deltas(folder)")
+        check_owner(f"deltas of {deltas.method}: are", deltas.model_checksum, self, "load that one")
 
     def take_back(self, deltas) -> None:
         """Take applied deltas out again: bit for bit where nothing else was applied, else to a rounding. KeditError for
         deltas of another model, and for those that are not among `applied`."""
-        check_owner(f"deltas of {deltas.method}: are", deltas.model_checksum, self, "load that one")
+        self._check_deltas(deltas)
         left = list(self.applied or ())
         if deltas.record not in left:
             what = f"{deltas.method} edit of {', '.join(repr(e.subject) for e in deltas.edits[:3])}"

@@ -94,9 +94,8 @@ def parameters_for(run: Run, source: Path) -> dict[str, Any]:
             values[field] = os.path.relpath(there[0], run.sources)
     values |= {name: values[field] for name, field in RENAMED.items()}
     if unknown := [name for name in names if name not in values]:
-        raise KeditError(
-            f"{source.name}: parameter {unknown[0]!r} is in no profile; rename it, or add it to kedit_lib.data.config"
-        )
+        remedy = "rename it, or add it to kedit_lib.data.config"
+        raise KeditError(f"{source.name}: parameter {unknown[0]!r} is in no profile; {remedy}")
     return {name: values[name] for name in names}
 
 

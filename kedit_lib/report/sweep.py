@@ -114,10 +114,8 @@ def _again(bench: Bench, name: str, order: int) -> str:
     facts = (new.curve("accuracy", "untouched") - old.curve("accuracy", "untouched")).abs().max()
     found = f"|Δp| median {difference.median():.1e}, largest {difference.max():.1e}, unrelated facts {facts:.2f}"
     if not difference.median() <= CHECK_MARGIN or facts > CHECK_FACTS:
-        raise KeditError(
-            f"the committed stream {name} order {order} is not reproduced: {found}; run make sweep and commit "
-            "figures/data"
-        )
+        problem = f"the committed stream {name} order {order} is not reproduced: {found}"
+        raise KeditError(f"{problem}; run make sweep and commit figures/data")
     return f"reproduced: {found}"
 
 
@@ -170,9 +168,8 @@ def in_workers(tasks: dict[str, tuple], profile: Profile, took: Callable = lambd
                     found.append(took(name, future.result()))
                     print(f"{at} {name}: {found[-1]}", flush=True)
                 except CancelledError:
-                    raise KeditError(
-                        f"scheduler {client.scheduler.address}: is lost; the same command goes on from what is done"
-                    ) from None
+                    lost = f"scheduler {client.scheduler.address}: is lost"
+                    raise KeditError(f"{lost}; the same command goes on from what is done") from None
                 except Exception as error:  # one task's failure must not lose the others
                     failures.append(f"{name}: {error}")
                     print(f"{at} FAILED {failures[-1]}", flush=True)
@@ -192,10 +189,8 @@ def _client(profile: Profile) -> Client:
         try:
             client = Client(address, timeout=10)
         except (OSError, ValueError) as error:
-            raise KeditError(
-                f"scheduler {address!r}: cannot be reached ({first_line(error)}); start one by `dask scheduler` and "
-                "give its tcp://host:port, or leave SCHEDULER out"
-            ) from None
+            remedy = "start one by `dask scheduler` and give its tcp://host:port, or leave SCHEDULER out"
+            raise KeditError(f"scheduler {address!r}: cannot be reached ({first_line(error)}); {remedy}") from None
     else:
         options = {"silence_logs": logging.CRITICAL, "env": {"OMP_NUM_THREADS": profile.threads}}
         options |= {"n_workers": profile.workers, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}

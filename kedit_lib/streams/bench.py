@@ -19,7 +19,7 @@ from ..editing.interventions import changed
 from ..editing.locate_then_edit import anchor_norm
 from ..editing.second_moments import SecondMoments
 from ..editing.transfer import with_rho
-from ..errors import KeditError
+from ..errors import KeditError, meant
 from ..evaluation.single_edits import single_edits
 from ..models.loading import load_model
 from .facts import facts_of, kept_facts
@@ -197,8 +197,8 @@ class Bench:
 
     def _stream(self, name: str) -> Stream:
         if name not in self.streams:
-            there = ", ".join(self.streams)
-            raise KeditError(f"stream {name!r}: is not in profile {self.profile.name}; there are {there}")
+            where = f"is not in profile {self.profile.name}{meant(name, self.streams)}"
+            raise KeditError(f"stream {name!r}: {where}; there are {', '.join(self.streams)}")
         return self.streams[name]
 
 

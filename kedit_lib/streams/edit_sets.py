@@ -10,10 +10,9 @@ from ..data.config import results_folder
 from ..data.edit import Edit, in_chat
 from ..data.files import records_of
 from ..data.schemas import each_rewrite, fields_of
-from ..errors import KeditError
+from ..errors import KeditError, check_editable
 from ..lab import world_of
 from ..lab.edits import lab_edits
-from ..models.checked import check_editable
 from ..models.tokenization import check_edit
 from .known import known_world
 
@@ -45,6 +44,7 @@ def load_edits(
             raise KeditError(f"load_edits({source!r}): {named} goes with data sets only; leave it out")
         if model is None:
             raise KeditError(f"load_edits({source!r}): pass model=, {MADE[source]}")
+        check_editable(model, "load_edits")
         if source == "world":
             known = known_world(model, results_folder() / "known")
             return known.edits(MADE_BY_DEFAULT if limit is None else limit, seed)

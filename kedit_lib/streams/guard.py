@@ -21,15 +21,19 @@ import math
 import random
 import time
 import warnings
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from statistics import linear_regression, median
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 
+from ..data.edit import Edit, Pair
 from ..errors import KeditError
 from ..models.hooks import pad
 from ..models.tokenization import encode, target_ids
 
+PAIR = TypeAdapter(Pair)
 ACTIONS = ("warn", "stop", "roll back", "batch")
 DEAD = 0.5  # share of lost facts at which a model counts as dead
 SPAN = 5  # edits in the medians of ‖v₀‖
@@ -93,17 +97,21 @@ class CollapseGuard:
     def __post_init__(self):
         if self.action not in ACTIONS:
             raise KeditError(f"guard: action = {self.action!r}; use one of {', '.join(ACTIONS)}")
-        allowed = {
-            "tolerated": 0 < self.tolerated < self.noticed < 1,
-            "alpha": 0 < self.alpha < 1,
-            "every": self.every >= 1,
-            "looks_at": self.looks_at >= 1,
-            "within": self.within is None or self.within >= 1,
-            "swelling": self.swelling is None or self.swelling > 1,
+        n = {name: x if isinstance(x, (int, float)) else math.nan for name, x in vars(self).items()}
+        fits = {
+            "noticed": n["noticed"] < 1,
+            "tolerated": 0 < n["tolerated"] < n["noticed"],
+            "alpha": 0 < n["alpha"] < 1,
+            "within": self.within is None or n["within"] >= 1,
+            "swelling": self.swelling is None or n["swelling"] > 1,
+            **{name: isinstance(n[name], int) and n[name] >= 1 for name in ("every", "looks_at")},
         }
-        if outside := [name for name, holds in allowed.items() if not holds]:
+        if outside := [name for name, holds in fits.items() if not holds]:
             rule = "0 < tolerated < noticed < 1, 0 < alpha < 1, every, looks_at, within at least 1, swelling above 1"
             raise KeditError(f"guard: {outside[0]} = {getattr(self, outside[0])!r}; needed are {rule}")
+        if self.canaries is not None:
+            given = self.canaries if isinstance(self.canaries, Iterable) else [self.canaries]
+            self.canaries = [canary if isinstance(canary, Edit) else _pair(canary) for canary in given]
 
     def __str__(self) -> str:
         """The alarm or the last look, and the seconds of all looks."""
@@ -207,6 +215,14 @@ def alarms_at(looks, norms=(), batch: int = 1, **settings) -> int | None:
         if guard.swollen or edits in looks and guard.judge(edits, *looks[edits]).alarm:
             return edits
     return None
+
+
+def _pair(canary) -> tuple[str, str]:
+    try:
+        return PAIR.validate_python(canary)
+    except ValidationError:
+        pairs = "give (prompt, answer) pairs of text, or edits (kedit.load_edits)"
+        raise KeditError(f"guard: canary {canary!r:.60} is none; {pairs}") from None
 
 
 def own_canaries(hf, tokenizer, n: int, seed: int) -> list[tuple[str, str]]:

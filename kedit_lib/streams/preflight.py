@@ -16,11 +16,10 @@ from ..data.yaml_text import read_yaml
 from ..editing import ROME, method_class
 from ..editing.contexts import generate_contexts
 from ..editing.transfer import propose, write_proposal
-from ..errors import KeditError
+from ..errors import KeditError, check_editable
 from ..evaluation import answer_probability
 from ..evaluation.accuracy import known_edits
 from ..models.causal_trace import causal_trace
-from ..models.checked import check_editable
 from ..models.loading import load_model
 from ..models.model import EditableModel
 from ..models.tokenization import check_edit, encode, target_ids

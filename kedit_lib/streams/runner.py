@@ -15,7 +15,8 @@ from ..editing.call import Call
 from ..editing.compute_z import Doubtful
 from ..editing.history import EditHistory
 from ..editing.method import Method
-from ..errors import KeditError
+from ..editing.transfer import Transfer
+from ..errors import KeditError, check_kind
 from ..evaluation.edit_probes import EditProbe
 from ..evaluation.protocol import DEAD, Probe, once_at_start
 from ..models.hooks import no_bar
@@ -65,11 +66,16 @@ def run_stream(
     an edit that gives NaN, memory or a disk that is full, with the checkpoint from which the same call resumes.
     """
     edits = check_edits(edits, "stream")
-    dense_every = min(10, checkpoint_every) if dense_every is None else dense_every
+    check_kind("stream: method", method, (Method, Transfer), "give one, such as kedit.method_for(model, 'memit')")
+    check_kind("stream: guard", guard, CollapseGuard | None, "give a kedit.CollapseGuard")
+    if dense_every is None and isinstance(checkpoint_every, int):
+        dense_every = min(10, checkpoint_every)
     numbers = {"batch_size": batch_size, "checkpoint_every": checkpoint_every, "dense_every": dense_every}
     for name, value in numbers.items():
         if not isinstance(value, int) or value < 1:
             raise KeditError(f"stream: {name} = {value!r}; must be a whole number of at least 1")
+    if stop_below is not None and not (isinstance(stop_below, (int, float)) and stop_below > 0):
+        raise KeditError(f"stream: stop_below = {stop_below!r}; must be a probability above 0, or None")
     contexts = method.contexts(model, contexts)
     probes = [EditProbe()] if probes is None else list(probes)
 
@@ -83,7 +89,7 @@ def run_stream(
         "edits": edits_hash(edits),
         "n_edits": len(edits),
         "contexts": contexts,
-        "moments": moments.identity if moments is not None and method.needs_moments else None,
+        "moments": getattr(moments, "identity", None) if method.needs_moments else None,
         "probes": [p.identity for p in probes],
         "algorithms": ALGORITHMS,
         **numbers,

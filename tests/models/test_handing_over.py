@@ -55,7 +55,10 @@ def test_the_words_of_from_pretrained(tiny_folder):
         ({"load_in_4bit": True}, "quantised weights cannot be edited"),
         ({"device_map": "auto"}, "give one device"),
         ({"attn_implementation": "flash_attention_2"}, "eager or sdpa"),
-        ({"dtipe": "float32"}, "takes no dtipe; there are dtype, device"),
+        ({"dtipe": "float32"}, "takes no dtipe, did you mean dtype; there are dtype, device"),
+        ({"revison": "main"}, "takes no revison, did you mean revision; there are"),
+        ({"trust_remote": True}, "takes no trust_remote, did you mean trust_remote_code; there are"),
+        ({"colour": "red"}, "takes no colour; there are dtype"),
         ({"low_cpu_mem_usage": True}, "takes no low_cpu_mem_usage"),
     ],
 )
@@ -110,6 +113,16 @@ def test_what_is_no_editable_model_is_told_to_be_wrapped(plain):
     refused(lambda: kedit.generate_contexts(hf), "generate_contexts", wrap)
     refused(lambda: kedit.load_edits(FACTS, model=hf), "load_edits", wrap)
     refused(lambda: kedit.load_edits(FACTS, model="lab"), "load_edits", "kedit.load_model")
+    refused(lambda: kedit.load_edits("world", hf), "load_edits", wrap)
+    refused(lambda: kedit.load_edits("lab", hf), "load_edits", wrap)
+    refused(lambda: kedit.lab_probes(hf, [EDIT]), "lab", wrap)
+    refused(lambda: kedit.ask(hf, EDIT), "ask", wrap)
+    refused(lambda: kedit.run_stream(hf, [EDIT], ROME, progress=False), "ROME", wrap)
+    refused(lambda: ROME.contexts(hf), "ROME", wrap)
+    refused(lambda: kedit.MEMIT(layers=[1], use_history=True).new_history(hf, keep=[EDIT]), "MEMIT", wrap)
+    refused(lambda: kedit.anchor_norm(hf, ROME, [EDIT]), "anchor norm", wrap)
+    refused(lambda: kedit.prune(hf), "prune", wrap)
+    refused(lambda: kedit.transfer("memit", "Llama-2-7b-hf", hf), "transfer", wrap)
     refused(lambda: kedit.load_model(hf), "a LlamaForCausalLM is no name of a model", wrap)
     refused(lambda: kedit.EditableModel(hf), "without its tokenizer")
     refused(lambda: kedit.EditableModel(hf.model, plain[1]), "a LlamaModel is not a causal language model")

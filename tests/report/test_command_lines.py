@@ -17,12 +17,16 @@ from kedit_lib.report import reproduce
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = [
     (["sweep", "--profile", "nope"], ["'nope'", "lab"]),
+    (["sweep", "--profile", "smok"], ["'smok'", "did you mean smoke"]),
+    (["sweep", "--profil", "smoke"], ["--profil", "--profile"]),
     (["sweep", "--profile", "nope.yaml"], ["nope.yaml", "no such file"]),
-    (["sweep", "--profile", "smoke", "--streams", "memet"], ["'memet'", "there are memit"]),
+    (["sweep", "--profile", "smoke", "--streams", "memet"], ["'memet'", "did you mean memit; there are memit"]),
     (["sweep", "--profile", "smoke", "--orders", "one"], ["--orders one", "1,2"]),
     (["sweep", "--profile", "smoke", "--orders=-1"], ["--orders -1"]),
     (["sweep", "--colour"], ["--colour"]),
     (["reproduce", "-p", "n_edits=0"], ["n_edits", "0"]),
+    (["reproduce", "-p", "n_edit=5"], ["n_edit = 5", "did you mean n_edits"]),
+    (["reproduce", "-p", "chats=true"], ["chats = True", "did you mean chat"]),
     (["reproduce", "-p", "dtype=int8"], ["dtype", "int8"]),
     (["reproduce", "--only"], ["--only"]),
     (["train-lab", "--recipe", "huge"], ["huge"]),
@@ -30,14 +34,18 @@ TABLE = [
     (["train-lab", "--device", "abacus"], ["'abacus'", "give one that is there"]),
     (["train-lab", "--out", "README.md/folder"], ["README.md/folder", "cannot be written"]),
     (["check-model", "no/such/model"], ["no/such/model"]),
+    (["check-model", "smolm2"], ["'smolm2'", "did you mean smollm2"]),
     (["edit", "lab-small", "--prompt", "no place", "--subject", "x", "--to", "y"], ["exactly one"]),
     (["edit", "lab-small", "--prompt", "{} is"], ["--subject"]),
     (["edit", "lab-small", "--prompt", "{} is", "--subject", "x", "--to", "y", "--method", "magic"], ["magic"]),
+    (["edit", "lab-small", "--prompt", "{} is", "--subject", "x", "--to", "y", "--method", "rmoe"], ["mean rome"]),
+    (["edit", "lab-small", "--prompt", "{} is", "--subjct", "x", "--to", "y"], ["--subjct", "--subject"]),
     (["stream", "lab-small", "--edits", "missing.json"], ["missing.json"]),
     (["stream", "lab-small", "--edits", "lab", "--guard", "hope"], ["--guard"]),
     (["evaluate", "lab-small"], ["kedit_edits.json"]),
     (["evaluate", "lab-small", "--limit", "-1"], ["--limit", "greater than or equal to 1"]),
     (["fly"], ["fly"]),
+    (["strem", "lab-small"], ["'strem'", "Did you mean 'stream'"]),
 ]
 
 

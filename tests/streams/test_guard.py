@@ -1,5 +1,6 @@
 """The guard: its false-alarm rate holds at every look, it sees a model that loses facts, and it acts."""
 
+import json
 import random
 import warnings
 
@@ -84,10 +85,45 @@ def test_the_mixture_is_the_sum_over_all_starts():
 
 
 @pytest.mark.parametrize(
-    "given", [{"tolerated": 0.4}, {"alpha": 0}, {"action": "hope"}, {"every": 0}, {"within": 0}, {"swelling": 1}]
+    "given",
+    [{"tolerated": 0.4}, {"alpha": 0}, {"action": "hope"}, {"every": 0}, {"within": 0}, {"swelling": 1}]
+    + [{"tolerated": "a"}, {"noticed": None}, {"alpha": "x"}, {"action": 5}, {"every": "5"}, {"every": None}]
+    + [{"looks_at": 2.5}, {"within": "a"}, {"swelling": "big"}],
+    ids=str,
 )
 def test_bad_settings_are_one_line(given):
-    refused(lambda: CollapseGuard([], **given), "guard:")
+    """Which names the setting and its value."""
+    ((name, value),) = given.items()
+    refused(lambda: CollapseGuard([], **given), f"guard: {name} = {value!r}; ")
+
+
+def test_canaries_as_json_has_them_are_those_of_python(model, canaries):
+    """Lists for tuples: the same guard, for stored streams too."""
+    plain, read = CollapseGuard(canaries), CollapseGuard(json.loads(json.dumps(canaries)))
+    assert read.identity == plain.identity == CollapseGuard(iter(canaries)).identity
+    assert read.start(model) == plain.start(model) >= 10
+    edits = [kedit.Edit.from_text(prompt, prompt.split()[1], "new", word) for prompt, word in canaries]
+    assert CollapseGuard(edits).identity[1] == list(map(repr, edits))  # as streams stored it
+    assert CollapseGuard(edits).start(model) == plain.start(model)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["text", 5, ("a",), ("a", "b", "c"), ["a", 5], [None, "b"], ["a", None], ["a", " "], {"prompt": "a", "answer": "b"}]
+    + [("a", "\udc80")],
+    ids=repr,
+)
+def test_what_is_no_canary_is_one_line(wrong):
+    refused(lambda: CollapseGuard([("a", "b"), wrong]), f"guard: canary {wrong!r}"[:60], "(prompt, answer) pairs")
+    refused(lambda: CollapseGuard(wrong if isinstance(wrong, (str, int)) else [wrong]), "guard: canary", "pairs")
+
+
+@pytest.mark.parametrize("wrong", [5, "stop", True, {"action": "stop"}, [("a", "b")], CollapseGuard], ids=repr)
+def test_what_is_no_guard_is_one_line(model, wrong):
+    before = {name: w.clone() for name, w in parameters(model).items()}
+    options = {"contexts": ["{}"], "progress": False, "guard": wrong}
+    refused(lambda: kedit.run_stream(model, EDITS, kedit.ROME(**FAST), **options), "guard is of type", "CollapseGuard")
+    assert holds(model, before)
 
 
 def test_any_transformers_model_can_be_checked(model, canaries):
