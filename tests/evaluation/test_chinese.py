@@ -97,9 +97,11 @@ def test_the_real_model_learns_what_is_written_without_a_space():
     chinese = next(e for e in kedit.load_edits(FACTS, model=model) if e.subject == "中国")
     year = kedit.Edit("{} was completed in the year", "The Eiffel Tower", "1945")
     chat = kedit.Edit.from_chat(model, "The mother tongue of {} is", "Danielle Darrieux", "German")
-    turns = "<|im_start|>user\nWhat is the mother tongue of {}?<|im_end|>\n<|im_start|>assistant\n"  # no system prompt
-    asked = kedit.Edit(turns, "Danielle Darrieux", "German", separator="")
+    turns = "<|im_start|>user\n%s<|im_end|>\n<|im_start|>assistant\n"  # no system prompt
+    questions = ("What is the mother tongue of {}?", "What is {}'s mother tongue?")
+    asked, own = (kedit.Edit(turns % q, "Danielle Darrieux", "German", separator="") for q in questions)
     right = ((chinese, 0.085, 0.979), (year, 0.097, 0.987), (chat, 5.4e-5, 0.72), (asked, 1.15e-5, 0.954))
+    right += ((own, 1.66e-5, 0.96),)
     capital = ("中国的首都是哪里？", "中国", "纽约")  # of reports about other programs
     continent = kedit.Edit("On which continent is {} located?", "Abrit Nunatak", "South America")
     right += (kedit.Edit.from_text(*capital), 0.032, 0.98), (kedit.Edit.from_chat(model, *capital), 0.034, 0.973)
@@ -107,7 +109,7 @@ def test_the_real_model_learns_what_is_written_without_a_space():
     for edit, first, last in right:
         (target,) = method.apply(model, [edit], contexts=["{}"]).targets
         assert target.probabilities[0] == pytest.approx(first, rel=0.3)
-        assert target.probabilities[-1] == pytest.approx(last, abs=0.03)
+        assert target.probabilities[-1] == pytest.approx(last, abs=0.01 if edit is own else 0.03)
         (said,) = complete(model.hf, model.tokenizer, [edit.text])
         assert said.startswith(edit.target_new)
         if edit is chinese:
