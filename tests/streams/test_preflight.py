@@ -143,7 +143,7 @@ def test_a_files_name_is_safe(folders, tmp_path, monkeypatch):
         assert path.resolve() == (folders / "results" / "models" / f"{file}.yaml").resolve()
         assert read_yaml(path) == load_model_params(name)
     assert not (folders / "params").exists()
-    refused(lambda: load_model_params("nowhere"), "set KEDIT_PARAMS to a folder that has models/nowhere.yaml")
+    refused(lambda: load_model_params("nowhere"), "set KEDIT_PARAMS to a folder with models/nowhere.yaml")
 
 
 @pytest.mark.parametrize("name", ["hf", "模型", "final.gguf"])
