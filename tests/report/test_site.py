@@ -122,7 +122,8 @@ def test_the_readmes_first_lines_say_what_the_runs_say():
         f"MEMIT reports {short.p_last.memit:.2f} and ROME {short.p_last.rome:.2f}, with "
         f"{short.untouched.memit:.0%} and {short.untouched.rome:.0%} of the unrelated facts left",
         f"a batch of {batch.edits_made} keeps {batch.edits:.0%} of its edits and {batch.untouched:.0%} of the "
-        f"unrelated facts, where the sequence keeps {printed.edits.max():.0%} and {printed.untouched.max():.0%}",
+        f"unrelated facts, where a sequence of {printed.edits_made.min()} keeps "
+        f"{printed.edits.max():.0%} and {printed.untouched.max():.0%}",
         f"A batch of {share.edits_made}, relative to d_ff the report's 1,000, keeps {share.edits:.0%} and "
         f"{share.untouched:.0%}; as scaled {scaled.edits:.0%} and {scaled.untouched:.0%}",
         f"stays above {low:.2f} until edit 290",
