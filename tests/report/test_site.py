@@ -159,7 +159,7 @@ def test_the_readme_says_which_claims_hold_on_the_real_model():
     found = {(*key, "scaled") for key in both | scaled} | {(*key, "printed") for key in both | printed}
     assert held == found
     told = claims.read().query("model == 'smollm2' and claim == 'not-the-only-criterion'").holds
-    assert told.dropna().tolist() == [True, False, False, False, False]  # "in four of five runs"
+    assert told.dropna().tolist() == [True, False, False, False, False]  # "In four of five runs"
     line = next(line for line in README.splitlines() if line.startswith("3. "))
     shared, rest = line.split("As scaled also:")
     first, second = rest.split("In neither")[0].split("As printed also:")
