@@ -9,8 +9,8 @@ reach x the nearest answers. An edit whose prompt an entry answers already, such
 optimised on top of it and adds its δ to it.
 
 A subject that is the first token of a text has the key that this token has with nothing before it: far from its own in
-other texts (a cosine of 0.2 to 0.3 on SmolLM2) and near to those of other first tokens (0.95). It gets two entries, one
-for exactly that key and one for the mean of the other contexts; texts that begin with the same token open the first.
+other texts and near to those of other first tokens. It gets two entries, one for exactly that key and one for the mean
+of the other contexts; texts that begin with the same token open the first.
 
 GRACE and HoReN (Fang et al. 2026, arXiv 2605.08143) have keys of a prompt's last tokens, and values in place of the
 output. Here the key is that of the subject's last token, so that paraphrases find their entry, and δ is added.

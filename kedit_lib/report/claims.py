@@ -121,7 +121,7 @@ def judge(bench: Bench, figures: Path, hold: bool) -> None:
     """`measure` on a bench's streams and on the committed ones of the profile's `beside`, into <figures>/claims.csv.
     `hold`: KeditError that names the values that left their bands; where none is accepted yet there are none."""
     beside = bench.profile.beside
-    mass = {bench.label: bench.mass_table(), beside: committed_table(beside, "mass")}
+    mass = {beside: committed_table(beside, "mass") if beside else None, bench.label: bench.mass_table()}
     memory = {label: one.peak_mb.iloc[-1] / one.peak_mb.iloc[0] for label, one in mass.items() if one is not None}
     measured = measure(load_runs(STREAMS, bench, [beside] if beside else None), memory)
     with replacing(figures / "claims.csv") as partial:

@@ -197,6 +197,9 @@ def test_the_readme_says_what_each_method_leaves_of_sixty_edits():
     assert f"the gate leaves {gate}, the recipe {recipe}, MEMIT {memit}" in README
     longer = kedit.outcomes(kedit.load_runs(["gate"], committed="smollm2")).iloc[0]
     assert f"{longer.edits:.0%} and {longer.untouched:.0%} after {longer.edits_made} edits".replace("%", " %") in README
+    kept = " | ".join(f"{100 * share:.3g} %" for share in (longer.edits, longer.untouched, longer.paraphrases))
+    page = (REPOSITORY / "docs" / "sequences.md").read_text(encoding="utf-8")
+    assert f"| the same, {longer.edits_made} edits, order 0 | {kept} |" in page
     thousand = kedit.outcomes(kedit.load_runs(["gate-long"], committed="lab"))
     assert f"{share(thousand.edits)} of 1,000 edits and {share(thousand.untouched)} of unrelated facts" in README
 
@@ -212,6 +215,12 @@ def test_the_readme_says_how_many_of_the_last_optimisations_are_frozen(stream, m
         did_nothing(*pair) for pair in zip(pairs["first probability"], pairs["optimised probability"], strict=True)
     ]
     assert f"{sum(frozen) / len(frozen):.0%}".replace("%", " %") == share and share in README
+
+
+def test_the_readme_says_where_the_side_effects_point():
+    parts = pd.read_csv(FIGURES / "06_parts.csv").query("sequence == 'smollm2: MEMIT, as printed'")
+    dead = parts[parts.right < 0.5].iloc[0]
+    assert dead.alignment > dead.side_effects and "on SmolLM2 as printed mostly in one direction" in README
 
 
 def test_every_paper_that_is_cited_stands_in_the_list_of_references():
