@@ -15,31 +15,24 @@ ROOM = {"exact": 1, "begins": 3, "contains": 12}  # tokens beyond those of the a
 
 
 def generation_accuracy(
-    model,
-    prompts: list[str],
-    answers: list[str],
-    match: str = "exact",
-    forced: Forced | None = None,
-    separators: list[str | None] | None = None,
+    model, prompts: list[str], answers: list[str], match: str = "exact", forced: Forced | None = None, separators=None
 ) -> list[bool]:
-    """For each prompt: whether free greedy decoding, without any token of the answer, says the answer.
+    """For each prompt whether free greedy decoding, without any token of the answer, says the answer. Floor of a model
+    that knows only the relation: one over the number of objects. match:
 
-    match "exact"     the answer and nothing else up to the stop after it: a full stop, a line end or the end of the
-                      text. Outer spaces are stripped; case counts. Full stops inside the answer do not end it
-    match "begins"    the text begins with the answer, as words of its own, whatever follows; a leading "the" of either,
-                      case, Unicode form and spacing do not count. For models that write on ("France, and it is the …")
-    match "contains"  the answer begins within the first sentence, as words of its own; case, form and spacing as above
+    "exact"     the answer and nothing else up to the stop after it: a full stop, a line end or the end of the text.
+                Outer spaces are stripped; case counts. Full stops inside the answer do not end it
+    "begins"    the text begins with the answer, as words of its own, whatever follows; a leading "the" of either, case,
+                Unicode form and spacing do not count. For models that write on ("France, and it is the …")
+    "contains"  the answer begins within the first sentence, as words of its own; case, form and spacing as above
 
-    forced: `teacher_forced` of the same prompts and answers, when it is there already; separators as there. Floor of a
-    model that knows only the relation: one over the number of objects.
-
-    The answer is the draft of speculative decoding (Leviathan et al. 2023): what one pass over prompt and answer leaves
-    open is written out token by token, no further than its verdict needs.
+    forced: `teacher_forced` of the same prompts and answers, when it is there already; separators as there. The answer
+    is the draft of speculative decoding (Leviathan et al. 2023): what one pass over prompt and answer leaves open is
+    written out token by token, no further than its verdict needs.
     """
     if match not in ROOM:
         raise KeditError(f"generation_accuracy: match = {match!r}; use {' or '.join(map(repr, ROOM))}")
-    tokenizer, found = model.tokenizer, [None] * len(prompts)
-    asked = range(len(prompts))
+    tokenizer, found, asked = model.tokenizer, [None] * len(prompts), range(len(prompts))
     if forced is None:
         targets = targets_of(tokenizer, prompts, answers, separators)
         asked = [i for i, target in enumerate(targets) if not isinstance(target, KeditError)]
@@ -49,27 +42,22 @@ def generation_accuracy(
         found[i] = settled(match, text, ids[-1] == tokenizer.eos_token_id, answers[i].strip())
     if still := [i for i, right in enumerate(found) if right is None]:
         sought = [answers[i].strip() for i in still]
-        lengths = map(len, tokenizer([" " + a for a in sought], add_special_tokens=False).input_ids)
-        written = continuations(
-            model.hf,
-            tokenizer,
-            [prompts[i] for i in still],
-            [length + ROOM[match] for length in lengths],
-            past_full_stops=True,
-            enough=lambda k, text: settled(match, text, False, sought[k]) is not None,
-        )
+        alone = tokenizer([" " + a for a in sought], add_special_tokens=False).input_ids
+        room, some = [len(ids) + ROOM[match] for ids in alone], [prompts[i] for i in still]
+
+        def enough(k: int, text: str) -> bool:
+            return settled(match, text, False, sought[k]) is not None
+
+        written = continuations(model.hf, tokenizer, some, room, past_full_stops=True, enough=enough)
         for i, (text, ended), answer in zip(still, written, sought, strict=True):
             found[i] = verdict(match, text, ended, answer)
     return found
 
 
 def known_edits(model, edits: list[Edit], match: str | None = None) -> tuple[list[Edit], int]:
-    """The edits whose target_true the model generates after the edit prompt, in order, and the number of the others:
-    only known facts can be edited away.
-
-    match   as in `generation_accuracy`; None: "exact" for the lab's models, which were trained on such sentences,
-            "begins" for all others, which write on. An edit without target_true counts as not known.
-    """
+    """The edits whose target_true the model generates after the edit prompt, in order, and the number of the others
+    (those without target_true too): only known facts can be edited away. match: as in `generation_accuracy`; None:
+    "exact" for the lab's models, which were trained on such sentences, "begins" for all others, which write on."""
     check_editable(model, "known_edits")
     match = match or ("exact" if model.name in LAB_MODELS else "begins")
     edits = check_edits(edits, "known_edits")
@@ -95,21 +83,17 @@ def settled(match: str, text: str, ended: bool, answer: str) -> bool | None:
     if ended:
         return verdict(match, text, True, answer)
     text = text.rstrip("\ufffd")  # a character of which some bytes are still to come
+    plain, wanted = _plain(text), _plain(answer)
     if match == "exact":
         open_ = answer.startswith(text.strip()) and "\n" not in text.lstrip()
-        return None if open_ else verdict(match, text, False, answer)
-    plain, wanted = _plain(text), _plain(answer)
-    if match == "begins":
-        if verdict(match, text, False, answer):
-            return True if len(_bare(text)) > len(_bare(answer)) else None
+    elif match == "begins":
         open_ = "the".startswith(plain) or _bare(answer).startswith(_bare(text)) or wanted.startswith(plain)
-        return None if open_ else False
-    at, end = _mentioned(text, answer), _first(text)
-    if (end if at is None else at) + len(wanted) < len(plain):
-        return at is not None
-    # Behind the first sentence only an answer that began in it goes on; an accent may still change the last letter.
-    begun = len(plain) <= end or any(wanted.startswith(plain[i:-1]) for i in range(end + 1))
-    return None if begun or at is not None else False
+    else:
+        at, end = _mentioned(text, answer), _first(text)
+        # Behind the first sentence only an answer that began in it goes on; an accent may still change the last letter.
+        begun = at is not None or len(plain) <= end or any(wanted.startswith(plain[i:-1]) for i in range(end + 1))
+        open_ = begun and len(plain) <= (end if at is None else at) + len(wanted)
+    return None if open_ else verdict(match, text, False, answer)
 
 
 def _mentioned(text: str, answer: str) -> int | None:

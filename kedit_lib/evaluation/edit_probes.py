@@ -1,8 +1,7 @@
-"""Probes at a checkpoint of an edit sequence: the edits themselves, facts, perplexity."""
+"""Probes at a checkpoint of an edit sequence: the edits themselves, and facts."""
 
 from ..data.edit import Edit
 from .accuracy import generation_accuracy
-from .perplexity import perplexity
 from .protocol import DEAD, Probe, panel, row, rows, true_object
 from .teacher_forcing import magnitude, score, strict_accuracy, success, teacher_forced
 
@@ -14,16 +13,12 @@ LATEST = 25  # edits of the cohort "latest edits"
 
 
 class EditProbe(Probe, version="edits-v2"):
-    """Measures all edits so far, the latest, each edit alone, and their paraphrases and neighbors.
-
-    Rows for edits and latest edits: accuracy (generated) and probability of the new object; with `each` the same for
-    each edit alone. For edits, paraphrases and neighbors (one of each an edit): accuracy, token and
-    strict accuracy of the wanted object; success and magnitude against the other one, where the true object is known;
-    for all three together the score S; for edits also containment (match "contains"). Paraphrases, neighbors and
-    comparisons on at most COHORT_LIMIT edits spread evenly over the sequence so far.
-
-    Between multiples of `every`: only accuracy and probability, on at most COHORT_LIMIT such edits and the latest.
-    """
+    """All edits so far, the latest LATEST, and a paraphrase and a neighbor of each. Rows: accuracy (generated) and
+    probability of the new object for edits, latest edits and, with `each`, each edit alone ("edit 1", "edit 2", …). For
+    edits, paraphrases and neighbors accuracy, token and strict accuracy of the wanted object; success and magnitude
+    against the other one, where the true object is known; the score S of all three; for edits also containment (match
+    "contains"). Paraphrases, neighbors and comparisons: of COHORT_LIMIT edits at most, spread evenly over the sequence
+    so far. Between multiples of `every`: only accuracy and probability, of such edits and of the latest."""
 
     each: bool = True
     every: int = 1
@@ -50,8 +45,8 @@ class EditProbe(Probe, version="edits-v2"):
         if n := min(len(part.success) for part in parts):
             s = score(*(part.success.mean().item() for part in parts))
             found.append({"metric": "score", "cohort": "edits", "value": s, "n": n})
-        if self.each:
-            found += each_edit("accuracy", own.right) + each_edit("probability", p)
+        for metric, values in (("accuracy", own.right), ("probability", p)) if self.each else ():
+            found += [row(metric, f"edit {i}", [value]) for i, value in enumerate(values, 1)]
         return found
 
     def brief(self, model, done: list[Edit]) -> list[dict]:
@@ -62,16 +57,9 @@ class EditProbe(Probe, version="edits-v2"):
         return found + rows("latest edits", accuracy=right[n:], probability=p[n:])
 
 
-def each_edit(metric: str, values) -> list[dict]:
-    """Rows of every edit alone, as the cohorts "edit 1", "edit 2", … in the order of the sequence."""
-    return [{"metric": metric, "cohort": f"edit {i}", "value": float(v), "n": 1} for i, v in enumerate(values, 1)]
-
-
 class _Asked:
-    """(edit, prompt, wanted answer, other answer or None), generated and scored.
-
-    right: generated accuracy of each; wanted: all scored; success and magnitude: where there is another answer
-    """
+    """(edit, prompt, wanted answer, other answer or None), generated (right) and scored (wanted); success and magnitude
+    where there is another answer."""
 
     def __init__(self, model, asked: list[tuple[Edit, str, str, str | None]], match: str):
         two = [i for i, (*_, other) in enumerate(asked) if other is not None]
@@ -85,14 +73,9 @@ class _Asked:
         self.success, self.magnitude = success(*compared), magnitude(*compared)
 
     def rows(self, cohort: str) -> list[dict]:
-        return rows(
-            cohort,
-            accuracy=self.right,
-            token_accuracy=self.wanted.tokens_right,
-            strict_accuracy=strict_accuracy(self.wanted),
-            success=self.success,
-            magnitude=self.magnitude,
-        )
+        token, strict = self.wanted.tokens_right, strict_accuracy(self.wanted)
+        found = rows(cohort, accuracy=self.right, token_accuracy=token, strict_accuracy=strict)
+        return found + rows(cohort, success=self.success, magnitude=self.magnitude)
 
 
 class FactProbe(Probe, version="FactProbe-v2"):
@@ -112,22 +95,11 @@ class FactProbe(Probe, version="FactProbe-v2"):
 
 
 class VitalProbe(FactProbe, version="VitalProbe-v2"):
-    """Facts that decide whether the model counts as dead. Between multiples of `every` the first BRIEF are asked,
-    and all where these leave it open."""
+    """Facts that decide whether the model counts as dead. Between multiples of `every` the first BRIEF are asked, and
+    all where these leave it open."""
 
     def brief(self, model, done: list[Edit]) -> list[dict]:
         right = self._right(model, slice(BRIEF))
         if abs(sum(right) / len(right) - DEAD) < UNSURE:
             right += self._right(model, slice(BRIEF, None))
         return [row("accuracy", self.cohort, right)]
-
-
-class PerplexityProbe(Probe, version="perplexity"):
-    """Perplexity on held-out plain text."""
-
-    texts: tuple[str, ...]
-    every: int = 1
-
-    def __call__(self, model, done: list[Edit]) -> list[dict]:
-        value = perplexity(model, list(self.texts))
-        return [{"metric": "perplexity", "cohort": "plain text", "value": value, "n": len(self.texts)}]

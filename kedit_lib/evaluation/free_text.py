@@ -1,4 +1,4 @@
-"""Free text: does the model still write varied text, and as others are written about whose object is the new one?"""
+"""Free text: whether the model still writes varied text, and like texts about others that have the new object."""
 
 import math
 import re
@@ -18,19 +18,12 @@ from .protocol import SELDOM, Probe, panel, rows
 ROWS = 64
 
 
-def _unmeasured(why: str) -> float:
-    warnings.warn(why, stacklevel=3)
-    return math.nan
-
-
 @torch.no_grad()
 def sampled_texts(model, prompts: list[str], tokens: int = 100, top_k: int = 5, seed: int = 0) -> list[str]:
     """What follows each prompt: `tokens` sampled tokens as text, special tokens left out; fewer where the model has no
-    more positions. An end-of-text token ends nothing.
-
-    Sampled among the `top_k` likeliest as the authors do (`generate_fast`): greedy decoding of a small model repeats
-    itself even in health. Seeded, the i-th prompt always with the same draws.
-    """
+    more positions. An end-of-text token ends nothing. Sampled among the `top_k` likeliest as the authors do
+    (`generate_fast`): greedy decoding of a small model repeats itself even in health. Seeded, the i-th prompt always
+    with the same draws."""
     draws = torch.rand(len(prompts), tokens, generator=torch.Generator().manual_seed(seed))
     texts = []
     for begin in range(0, len(prompts), ROWS):
@@ -57,24 +50,21 @@ def n_gram_entropy(sequence: Sequence, n: int) -> float:
 
 
 def fluency(text: str) -> float:
-    """½ (⅔ H₂ + 4/3 H₃) over a text's words, bits. Range 0 .. 6.6 for 100 words; published values are 100 times it.
-
-    Of a script without spaces (Chinese, Thai) every sign counts as a word. NaN, with a warning, for a text of less than
+    """½ (⅔ H₂ + 4/3 H₃) over a text's words, bits. Range 0 .. 6.6 for 100 words; published values are 100 times it. Of
+    a script without spaces (Chinese, Thai) every sign counts as a word. NaN, with a warning, for a text of less than
     three words: it has no 3-gram. Floor: 0, the same word for ever. It sees repetition alone: a model that babbles
     scores much like a healthy one (lab model 6.1 unedited, 5.8 with W of MEMIT's layer × 100); read perplexity beside
-    it. Source: generation entropy of Meng et al. 2022a (`n_gram_entropy`), after Zhang et al. 2018.
-    """
+    it. Source: generation entropy of Meng et al. 2022a (`n_gram_entropy`), after Zhang et al. 2018."""
     said = words(text)
     if len(said) < 3:
-        return _unmeasured(f"fluency: {text!r} has {len(said)} words, and three are needed")
+        warnings.warn(f"fluency: {text!r} has {len(said)} words, and three are needed", stacklevel=2)
+        return math.nan
     return (2 / 3 * n_gram_entropy(said, 2) + 4 / 3 * n_gram_entropy(said, 3)) / 2
 
 
 def idf_of(texts: list[str]) -> dict[str, float]:
-    """{term: ln((1 + n) / (1 + df)) + 1} over n texts, as scikit-learn's TfidfVectorizer has it.
-
-    Terms: lower-case words of two or more letters or digits; of a script without spaces every two neighboring signs.
-    """
+    """{term: ln((1 + n) / (1 + df)) + 1} over n texts, as scikit-learn's TfidfVectorizer has it. Terms: lower-case
+    words of two or more letters or digits; of a script without spaces every two neighboring signs."""
     df = Counter(w for text in texts for w in set(_terms(text)))
     return {w: math.log((1 + len(texts)) / (1 + n)) + 1 for w, n in df.items()}
 
@@ -92,7 +82,8 @@ def consistency(text: str, references: list[str], idf: dict[str, float]) -> floa
     0 edits and fluency beside it. Source: reference score RS of Meng et al. 2022a (`tfidf_similarity`)."""
     for what, given in (("the text", text), ("the references", " ".join(references))):
         if not _terms(given):
-            return _unmeasured(f"consistency: {what} {given!r} has no word of two letters or more")
+            warnings.warn(f"consistency: {what} {given!r} has no word of two letters or more", stacklevel=2)
+            return math.nan
     a, b = tf_idf(text, idf), tf_idf(" ".join(references), idf)
     return sum(v * b.get(w, 0.0) for w, v in a.items())
 
@@ -105,12 +96,9 @@ def _terms(text: str) -> list[str]:
 
 
 class GenerationProbe(Probe, version="generation-v1"):
-    """Fluency and consistency of freely sampled text about a few edits' subjects.
-
-    prompts     for each edit, what the text begins with
-    references  for each edit, texts about others that have its new object; corpus: what idf is counted on
-    limit       edits at a checkpoint: 100 tokens cost as much as many short answers
-    """
+    """Fluency and consistency of freely sampled text about a few edits' subjects. For each edit: what the text begins
+    with (prompts), and texts about others that have its new object (references); corpus: what idf is counted on. limit:
+    edits at a checkpoint, few, for 100 tokens cost as much as many short answers."""
 
     prompts: tuple[str, ...]
     references: tuple[tuple[str, ...], ...] = ()

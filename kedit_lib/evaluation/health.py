@@ -1,4 +1,5 @@
-"""Health of the weights and hidden states: norms, condition and drift. No floor: compare with the value at 0 edits."""
+"""Health beside facts: perplexity on plain text; norms, condition and drift of weights and hidden states, which have no
+floor: compare with the value at 0 edits."""
 
 import math
 
@@ -6,11 +7,52 @@ import torch
 from torch import Tensor
 
 from ..data.edit import Edit
+from ..data.files import texts_of
+from ..errors import KeditError, check_editable
 from ..models.hooks import by_length, pad, trace
-from ..models.tokenization import encode
+from ..models.tokenization import encode, positions_of, windows
 from .protocol import SELDOM, Probe, row
 
 ROWS = 64
+FEW_ROWS = 16  # so that texts of like length share a batch: padding costs as much as text
+MOST_TOKENS = 1 << 14  # in a pass
+MOST_LOGITS = 1 << 28  # at a time: a gigabyte in float32, and as much again for their logarithms
+
+
+def _streams(model, rows: list, layers) -> tuple[dict[int, Tensor], Tensor, Tensor]:
+    """The residual stream [n, longest, d_model] after each of `layers`, and of each token but a row's first the id and
+    whether it is the row's own, both [n, longest − 1]."""
+    ids, modules = pad(rows, model.device), {layer: model.layers[layer] for layer in layers}
+    _, seen = trace(model.hf, ids, outputs=modules.values(), last=modules[max(modules)])
+    lengths = torch.tensor([len(r) for r in rows], device=ids.device)
+    real = torch.arange(1, ids.shape[1], device=ids.device) < lengths[:, None]
+    return {layer: seen[module] for layer, module in modules.items()}, ids[:, 1:], real
+
+
+@torch.no_grad()
+def perplexity(model, texts) -> float:
+    """exp of the mean negative log-probability per token over all texts. Range ≥ 1; a uniform guess gives the
+    vocabulary's size. texts: as `SecondMoments.estimate` takes them. One longer than the model's context is read in
+    windows, each from its beginning. Memory does not grow with the texts' length. KeditError when nothing is to be
+    predicted."""
+    check_editable(model, "perplexity")
+    limit = min(positions_of(model.hf.config), MOST_TOKENS)
+    rows = [row for text in texts_of(texts, "perplexity") for row in windows(model.tokenizer, text, limit)]
+    lengths = [len(r) for r in rows]
+    parts = by_length(lengths, max(1, min(FEW_ROWS, MOST_TOKENS // max(lengths))))
+    nll = torch.cat([_nll(model, [rows[i] for i in part]).double() for part in parts])
+    if not len(nll):
+        raise KeditError("perplexity: no text has two tokens or more; give longer texts")
+    return nll.mean().exp().item()
+
+
+def _nll(model, rows: list[tuple[int, ...]]) -> Tensor:
+    """−log p of every token of `rows` but each row's first."""
+    last = model.n_layers - 1
+    seen, token, real = _streams(model, rows, [last])
+    size = max(1, MOST_LOGITS // model.hf.get_input_embeddings().num_embeddings)
+    parts = zip(seen[last][:, :-1][real].split(size), token[real].split(size), strict=True)
+    return torch.cat([-model.logits(s).log_softmax(-1).gather(-1, t[:, None])[:, 0] for s, t in parts])
 
 
 def weight_health(model, layer: int) -> dict[str, float]:
@@ -39,27 +81,19 @@ def hidden_states(model, texts: list[str], layers) -> dict[int, Tensor]:
     mean."""
     rows = [encode(model.tokenizer, t) for t in texts]
     found: dict[int, list[Tensor]] = {layer: [] for layer in layers}
-    modules = {layer: model.layers[layer] for layer in found}
     for part in by_length([len(r) for r in rows], ROWS):
-        ids = pad([rows[i] for i in part], model.device)
-        _, seen = trace(model.hf, ids, outputs=modules.values(), last=modules[max(modules)])
-        place, length = torch.arange(ids.shape[1]), torch.tensor([[len(rows[i])] for i in part])
-        real = ((place > 0) & (place < length)).to(ids.device)
-        for layer, module in modules.items():
-            found[layer].append(seen[module][real].to(model.math_dtype).cpu())
+        seen, _, real = _streams(model, [rows[i] for i in part], layers)
+        for layer, parts in found.items():
+            parts.append(seen[layer][:, 1:][real].to(model.math_dtype).cpu())
     return {layer: torch.cat(parts) for layer, parts in found.items()}
 
 
 def hidden_health(now: Tensor, unedited: Tensor) -> dict[str, float]:
-    """Of one layer's hidden states h against the unedited model's h₀ at the same tokens, both [tokens, d_model].
-
-    hidden norm   mean ‖h‖ ≥ 0
-    hidden drift  mean ‖h − h₀‖ / ‖h₀‖ ≥ 0, 0 unedited; √2 for an unrelated h of the same length
-    """
-    return {
-        "hidden norm": now.norm(dim=-1).mean().item(),
-        "hidden drift": ((now - unedited).norm(dim=-1) / unedited.norm(dim=-1)).mean().item(),
-    }
+    """Of one layer's hidden states h against the unedited model's h₀ at the same tokens, both [tokens, d_model]: hidden
+    norm, mean ‖h‖ ≥ 0, and hidden drift, mean ‖h − h₀‖ / ‖h₀‖ ≥ 0, 0 unedited; √2 for an unrelated h of the same
+    length."""
+    drift = (now - unedited).norm(dim=-1) / unedited.norm(dim=-1)
+    return {"hidden norm": now.norm(dim=-1).mean().item(), "hidden drift": drift.mean().item()}
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
@@ -68,6 +102,17 @@ def cosine(a: Tensor, b: Tensor) -> float:
     a, b = a.detach().double(), b.detach().to(a.device).double()
     norms = (a.norm() * b.norm()).item()
     return (a * b).sum().item() / norms if norms > 0 else math.nan
+
+
+class PerplexityProbe(Probe, version="perplexity"):
+    """Perplexity on held-out plain text."""
+
+    texts: tuple[str, ...]
+    every: int = 1
+
+    def __call__(self, model, done: list[Edit]) -> list[dict]:
+        value = perplexity(model, list(self.texts))
+        return [{"metric": "perplexity", "cohort": "plain text", "value": value, "n": len(self.texts)}]
 
 
 class HealthProbe(Probe, version="health-v1"):
@@ -79,8 +124,7 @@ class HealthProbe(Probe, version="health-v1"):
 
     def __call__(self, model, done: list[Edit]) -> list[dict]:
         seen, texts = sorted({*self.layers, model.n_layers - 1}), list(self.texts)
-        before = self.unedited(model, lambda m: hidden_states(m, texts, seen))
-        now = hidden_states(model, texts, seen)
+        before, now = self.unedited(model, lambda m: hidden_states(m, texts, seen)), hidden_states(model, texts, seen)
         found = [(layer, weight_health(model, layer)) for layer in self.layers]
         found += [(layer, hidden_health(now[layer], before[layer])) for layer in seen]
         return [row(name, f"layer {layer}", [v]) for layer, values in found for name, v in values.items()]

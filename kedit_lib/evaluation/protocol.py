@@ -22,9 +22,9 @@ def identity_of(name: str, what) -> str:
 
 @dataclass_transform(frozen_default=True)
 class Probe:
-    """Questions, the fields of a frozen dataclass. A call with the model in its present state and the edits gives
-    rows (metric, cohort, value, n). `run_stream` takes whatever is called so and has an `identity`, which names what is
-    measured for the store's key: here the class's version and all fields. A probe may also have
+    """Questions, the fields of a frozen dataclass. A call with the model in its present state and the edits so far
+    gives rows (metric, cohort, value, n). `run_stream` takes whatever is called so and has an `identity`, which names
+    what is measured for the store's key: here the class's version and all fields. A probe may also have
 
     every  edits: it is asked at the first checkpoint at or after each multiple of it, and at the last. Without: at
            every checkpoint. None: at 0 edits, at the first after either `collapse_point`, and at the last

@@ -1,5 +1,5 @@
 """Probes of side effects: what else has changed while the edits were made. Each asks about a panel of the edits so far;
-at 0 edits of those to come: the unedited model's value, the start of every curve."""
+at 0 edits of those to come, which gives the unedited model's value, the start of every curve."""
 
 from dataclasses import asdict
 
@@ -27,10 +27,8 @@ def agreement(now, before) -> list[float]:
 
 
 class LocalityProbe(Probe, version="locality-v1"):
-    """Agreement with the unedited model on prompts that no edit is about; `answers`: what is true there.
-
-    Rows for `cohort`: argmax agreement, first token agreement, answer agreement (all 1 at 0 edits).
-    """
+    """Argmax, first token and answer agreement with the unedited model (all 1 at 0 edits) on prompts that no edit is
+    about; `answers`: what is true there."""
 
     cohort: str
     prompts: tuple[str, ...]
@@ -72,7 +70,8 @@ def answerable(model, questions: list[Question], match: str = "exact") -> list[b
 
 
 class PortabilityProbe(Probe, version="portability-v1"):
-    """Accuracy on consequences, and success on inverses.
+    """Accuracy on consequences, and success on inverses. At 0 edits a row "answerable" for each kind of question: the
+    share whose gate is passed. Inverses have their own cohort then, for it is not a healthy value but chance.
 
     questions  for each edit its consequences, if any. Asked are those whose gate the unedited model passes, at most
                `limit` of a kind, and none of a kind that it passes for less than KNOWN of the edits: these may be luck
@@ -80,9 +79,6 @@ class PortabilityProbe(Probe, version="portability-v1"):
                more probable after "Graz is the birthplace of" than after the true object's. Floor ½, where a model that
                learnt facts in one direction only is before any edit. Source: Ma et al. 2023 (reversibility of edits),
                as a comparison because many subjects share an object
-
-    At 0 edits a row "answerable" for each kind: the share that passes. Inverses have their own cohort then, for it is
-    not a healthy value but chance.
     """
 
     subjects: tuple[str, ...]
@@ -128,8 +124,7 @@ def distracted(edit: Edit, prompt: str) -> str:
 
 
 class DistractionProbe(Probe, version="distraction-v1"):
-    """The first neighbor of each edit after the edited sentence: success and magnitude of the true object over the
-    new one."""
+    """Success and magnitude of the true object over the new one, on each edit's first neighbor as in `distracted`."""
 
     edits: tuple[Edit, ...]
     limit: int = PANEL
@@ -144,10 +139,8 @@ class DistractionProbe(Probe, version="distraction-v1"):
 
 class OverfittingProbe(Probe, version="overfitting-v1"):
     """Probability of each edit's new object on a prompt that asks for something else: a target that is reached by
-    making one word likely everywhere shows here first. Floor: the unedited model's. Source: Zhang et al. 2024.
-
-    prompts  {cohort: for each edit one such prompt}, such as another relation of its subject
-    """
+    making one word likely everywhere shows here first. prompts: {cohort: for each edit one such prompt}, such as
+    another relation of its subject. Floor: the unedited model's. Source: Zhang et al. 2024."""
 
     edits: tuple[Edit, ...]
     prompts: dict[str, tuple[str, ...]]
@@ -174,22 +167,15 @@ def family_probes(
     every: int = SELDOM,
     match: str = "exact",
 ) -> list[Probe]:
-    """All probes of side effects that the given material allows; distraction and fluency need the edits alone.
-
-    edits      those of the sequence, in order; their own `portability` and `locality` pairs are asked too, as the
-               cohorts "one hop" and "beside the edits" (LOCAL of these, over the whole sequence)
-    unrelated  (prompt, answer) pairs that no edit is about; the first LOCAL are asked
-    aside      `prompts` of OverfittingProbe; texts: the first HEALTH_TEXTS are read for hidden states
-    every      for free text, which costs as much as all the others, twice as many edits
-
-    The others are those of the probes.
-    """
+    """All probes of side effects that the given material allows; distraction and fluency need the edits alone. edits:
+    those of the sequence, in order; their own `portability` and `locality` pairs are asked too, as the cohorts "one
+    hop" and "beside the edits" (LOCAL of these, over the whole sequence). unrelated: (prompt, answer) pairs that no
+    edit is about, the first LOCAL are asked. aside: `prompts` of OverfittingProbe. texts: the first HEALTH_TEXTS are
+    read for hidden states. every: for free text, which costs as much as all the others, twice as many edits."""
     edits = tuple(edits)
     begins = tuple(e.generation_prompts[0] if e.generation_prompts else e.subject for e in edits)
-    found: list[Probe] = [
-        DistractionProbe(edits, every=every),
-        GenerationProbe(begins, tuple(references), tuple(corpus), every=2 * every),
-    ]
+    free_text = GenerationProbe(begins, tuple(references), tuple(corpus), every=2 * every)
+    found: list[Probe] = [DistractionProbe(edits, every=every), free_text]
     beside = [pair for e in edits for pair in e.locality]
     beside = [beside[i] for i in evenly(len(beside), LOCAL)]
     for cohort, pairs in (("untouched", tuple(unrelated)[:LOCAL]), ("beside the edits", beside)):

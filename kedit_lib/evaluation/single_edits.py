@@ -33,24 +33,19 @@ def ask_table(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
 
 
 def single_edits(model, method, edits, moments, contexts, around, seed: int = 0, match: str = "exact") -> pd.DataFrame:
-    """Each edit alone on the original weights. One row per edit, shares of right answers by free generation:
-
-    edit          the edit prompt gives the new object (0 or 1)
-    templates     the other phrasings of the relation give it
-    near          facts of other subjects that share a name part or the relation are still right
-    same_subject  the subject's other relations are still right
-    interference  tr ΔCΔᵀ, summed over the layers
-
-    around: (edit, rng) -> two lists of (prompt, answer), near and same subject. match: of `generation_accuracy`.
-    """
+    """Each edit alone on the original weights: a row with shares of right answers by free generation. edit: the edit
+    prompt gives the new object (0 or 1); templates: the other phrasings of the relation give it; near: facts of other
+    subjects that share a name part or the relation are still right; same_subject: so are the subject's other relations.
+    Also what `interference` gives. around: (edit, rng) -> two lists of (prompt, answer), near and same subject. match:
+    as in `generation_accuracy`."""
     rng, rows = random.Random(f"single-{seed}"), []
     for edit in edits:
         near, own = around(edit, rng)
         templates = [(prompt, edit.target_new) for prompt in edit.paraphrases]
         asked = {"edit": [(edit.text, edit.target_new)], "templates": templates, "near": near, "same_subject": own}
-        prompts, answers = zip(*(pair for pairs in asked.values() for pair in pairs), strict=True)
+        prompts, answers = map(list, zip(*(pair for pairs in asked.values() for pair in pairs), strict=True))
         outcome = method.apply(model, [edit], moments=moments, contexts=contexts)
-        right = iter(generation_accuracy(model, list(prompts), list(answers), match))
+        right = iter(generation_accuracy(model, prompts, answers, match))
         model.restore()
         target = outcome.targets[0]
         rows.append(

@@ -71,11 +71,9 @@ def strict_accuracy(forced: Forced) -> Tensor:
 
 
 def success(wanted: Forced, other: Forced) -> Tensor:
-    """[n] 1 where the wanted answer is the more probable one, [p(wanted) > p(other)], else 0 (a tie or NaN too).
-
-    p by the mean token log-probability, so that long answers do not lose for their length. ES: wanted new, other true,
-    on the edit prompt; PS: the same on paraphrases; NS: wanted true, other new, on neighbors. Floor about ½.
-    """
+    """[n] 1 where the wanted answer is the more probable one, [p(wanted) > p(other)], else 0 (a tie or NaN too). p by
+    the mean token log-probability, so that long answers do not lose for their length. ES: wanted new, other true, on
+    the edit prompt; PS: the same on paraphrases; NS: wanted true, other new, on neighbors. Floor about ½."""
     return (wanted.log_probability > other.log_probability).double()
 
 

@@ -5,7 +5,8 @@ from dataclasses import replace
 from functools import partial
 
 from ..data.edit import Edit
-from ..evaluation.edit_probes import EditProbe, FactProbe, PerplexityProbe, VitalProbe
+from ..evaluation.edit_probes import EditProbe, FactProbe, VitalProbe
+from ..evaluation.health import PerplexityProbe
 from ..evaluation.protocol import Probe
 from ..evaluation.side_effects import SELDOM, family_probes, other_prompts
 from ..lab import corpus, moment_texts, world_of

@@ -12,6 +12,7 @@ from kedit_lib import evaluation as metrics
 from kedit_lib.evaluation import Question
 from kedit_lib.evaluation import edit_probes as probes
 from kedit_lib.evaluation import side_effects as families
+from kedit_lib.evaluation.health import PerplexityProbe
 from kedit_lib.evaluation.protocol import Probe, evenly, true_object
 from kedit_lib.lab import edits as questions
 from kedit_lib.lab.edits import lab_edits
@@ -309,7 +310,7 @@ MADE = [
     families.OverfittingProbe(tuple(EDITS), {"a": PROMPTS}),
     families.GenerationProbe(PROMPTS, (("r",),) * 4, ("c",)),
     families.HealthProbe((1,), PROMPTS),
-    probes.PerplexityProbe(PROMPTS),
+    PerplexityProbe(PROMPTS),
     probes.EditProbe(),
 ]
 

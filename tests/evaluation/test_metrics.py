@@ -47,7 +47,7 @@ def test_perplexity(model, monkeypatch):
     texts = [*tiny.LINES[:6], "Zoë plays"]
     slow = slow_perplexity(model, [model.tokenizer(text).input_ids for text in texts])
     assert perplexity(model, texts) == slow
-    monkeypatch.setattr(import_module("kedit_lib.evaluation.perplexity"), "ROWS", 2)
+    monkeypatch.setattr(import_module("kedit_lib.evaluation.health"), "FEW_ROWS", 2)
     assert perplexity(model, texts) == slow
     for none in ([""], []):
         refused(lambda none=none: perplexity(model, none), "no texts")
@@ -65,7 +65,7 @@ def test_perplexity_beyond_the_models_positions_is_that_of_windows(tiny_folder):
 def test_perplexity_never_holds_the_logits_of_a_whole_batch(model, monkeypatch):
     """Bounded memory: the same number, however few logits may be there at a time."""
     texts = tiny.LINES[:6]
-    right, module, widest = perplexity(model, texts), import_module("kedit_lib.evaluation.perplexity"), []
+    right, module, widest = perplexity(model, texts), import_module("kedit_lib.evaluation.health"), []
     most, logits = 7 * model.hf.config.vocab_size, model.logits
     monkeypatch.setattr(module, "MOST_LOGITS", most)
 
