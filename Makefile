@@ -47,7 +47,7 @@ $(ENV):
 		|| echo "make env: goes on without this model; it is fetched when it is first asked for"
 
 lab-model: $(ENV)  ## train the lab models again from their recipe (up to 2.5 hours; minutes on a GPU)
-	$(KEDIT) train-lab
+	$(PY) bench/lab_model.py
 
 sweep: $(ENV)  ## run further orders into figures/data (an hour; STREAMS=main, scaled, regimes, others, causes, sensitivity or names; NB and MODEL do not apply)
 	$(KEDIT) sweep --profile $(PROFILE) $(if $(ORDERS),--orders "$(ORDERS)") $(if $(STREAMS),--streams "$(STREAMS)")

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
+from lab_model import fix_scale
 
 from kedit_lib.editing import method_class, method_for
 from kedit_lib.editing.contexts import generate_contexts
@@ -23,7 +24,6 @@ from kedit_lib.editing.second_moments import SecondMoments
 from kedit_lib.evaluation.single_edits import single_edits
 from kedit_lib.lab import moment_texts, world_of
 from kedit_lib.lab.edits import lab_around, lab_edits
-from kedit_lib.lab.train import fix_scale
 from kedit_lib.models.loading import load_model
 from kedit_lib.models.model import EditableModel
 

@@ -4,9 +4,7 @@ line says why), 2 the arguments are wrong, 130 stopped by Ctrl-C. Commands impor
 import os
 import signal
 import sys
-from dataclasses import replace
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from typer import Option
@@ -106,20 +104,6 @@ def claims(
 
 
 # ---- models ----------------------------------------------------------------------------------------------------------
-
-
-@app.command("train-lab")
-def train_lab(
-    recipe: Annotated[Literal["lab", "lab-small"], Option()] = "lab",
-    out: Annotated[Path | None, Option(help="folder for the model (default: results/lab-model/<recipe>)")] = None,
-    steps: Annotated[int | None, Option(help="train for another number of steps")] = None,
-    device: Annotated[str | None, Option(help="default: cuda if there is one, else cpu")] = None,
-) -> None:
-    """Train a lab model from scratch. Its recall table and provenance are written beside it."""
-    from .lab.train import RECIPES, train
-
-    asked = RECIPES[recipe] if steps is None else replace(RECIPES[recipe], steps=steps)
-    print(f"trained {recipe}: {train(asked, out, device)}")
 
 
 @app.command("fetch-model")

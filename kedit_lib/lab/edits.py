@@ -111,7 +111,7 @@ def own_prompt(world: World, edit: Edit) -> str:
 def references(world: World, edit: Edit) -> tuple[str, ...]:
     """Biographies of up to REFERENCES other people who have the edit's new object."""
     rng, like = _rng(world, edit), _others(world, edit.subject, edit.relation, edit.target_new)
-    return tuple(unmark(biography(world, p, rng))[0] for p in rng.sample(like, min(len(like), REFERENCES)))
+    return tuple(unmark(biography(world, p, rng)) for p in rng.sample(like, min(len(like), REFERENCES)))
 
 
 def _rng(world: World, edit: Edit) -> random.Random:

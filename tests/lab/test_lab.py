@@ -1,28 +1,19 @@
-"""The lab: a world in which every fact is known, a corpus that says all of it and nothing else, edits of it, a training
-that goes on where it was cut off, and the shipped weights."""
+"""The lab: a world in which every fact is known, a corpus that says all of it and nothing else, and edits of it."""
 
-import dataclasses
-import hashlib
-import json
 import random
 import re
 from collections import Counter
-from itertools import groupby, islice
+from itertools import islice
 
-import layer_sweep
-import pandas as pd
 import pytest
-import torch
 from library import refused
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import kedit_lib as kedit
-from kedit_lib.lab import corpus, train, world_of
-from kedit_lib.lab.corpus import FOREVER, batches, people_known, train_tokenizer
+from kedit_lib.data.config import LAB_MODELS
+from kedit_lib.lab import corpus, world_of
 from kedit_lib.lab.edits import ask, lab_edits, near_facts, other_facts, untouched_facts
 from kedit_lib.lab.world import World
-
-MODELS = ("lab", "lab-small")
+from kedit_lib.models.loading import WEIGHTS
 
 
 @pytest.fixture(scope="module")
@@ -71,14 +62,13 @@ def test_names_say_who_only_as_a_pair(world):
     assert 0.3 < len(world.female) / 300 < 0.7
 
 
-def test_marks_come_off_and_say_where_the_objects_stand(world, documents):
+def test_marks_stand_round_objects_and_come_off(world, documents):
     objects = {o for r in world.relations.values() for o in r.objects}
     plain = sum(corpus.MARK not in d for d in documents) / len(documents)
     assert abs(plain - corpus.PLAIN_SHARE) < 0.03
     for document in documents:
-        text, spans = corpus.unmark(document)
-        assert text == document.replace(corpus.MARK, "") and 2 * len(spans) == document.count(corpus.MARK)
-        assert {text[a:b] for a, b in spans} <= objects
+        assert set(document.split(corpus.MARK)[1::2]) <= objects
+        assert corpus.unmark(document) == "".join(document.split(corpus.MARK))
 
 
 def test_every_fact_is_said_in_every_phrasing_and_nothing_false(world, documents):
@@ -115,7 +105,7 @@ def test_plain_text_names_nobody(world):
 def test_texts_without_marks(world):
     found = corpus.texts(world, 50)
     assert corpus.texts(world, 50) == found
-    assert not set(found) & {corpus.unmark(d)[0] for d in islice(corpus.documents(world, seed=0), 300)}
+    assert not set(found) & {corpus.unmark(d) for d in islice(corpus.documents(world, seed=0), 300)}
     assert all(corpus.MARK not in text for text in found)
     few = " ".join(islice(corpus.documents(world, 0, lambda: 20), 400))  # a corpus that begins with few people
     assert {p for p in world.people if p in few} == set(world.people[:20])
@@ -197,139 +187,10 @@ def test_facts_around_an_edit(world, edits):
             assert ask(world, fact, rng) in [t.format(fact.person) for t in world.relations[fact.relation].templates]
 
 
-def test_the_tokenizer(world):
-    texts = corpus.texts(world, 300)
-    tokenizer = train_tokenizer(texts, 500)
-    assert len(tokenizer) == 500
-    for text in (*texts[:20], "Zoë 北京 {}\n  x", ""):
-        ids = tokenizer(text).input_ids
-        assert ids[:1] == [tokenizer.bos_token_id]
-        assert not {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id} & set(ids[1:])
-        assert tokenizer.decode(ids, skip_special_tokens=True) == text
-    assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == ("<s>", "</s>", "<pad>")
-    assert train_tokenizer(texts, 500).get_vocab() == tokenizer.get_vocab()
-    assert tokenizer("a", add_special_tokens=False).input_ids[0] != tokenizer.bos_token_id
-
-
-RECIPE = train.Recipe("toy", 12, d_model=16, d_ff=24, n_layers=1, steps=5, vocab_size=320, length=32, batch=2)
-
-
-@pytest.fixture
-def few_texts(monkeypatch):
-    """For the tokenizer alone."""
-    texts = corpus.texts
-    monkeypatch.setattr(corpus, "texts", lambda world, n, seed: texts(world, min(n, 50), seed))
-
-
-def test_batches_weigh_objects(few_texts):
-    recipe = dataclasses.replace(RECIPE, length=2000)
-    world = World.make(recipe.n_people, recipe.seed)
-    tokenizer = train_tokenizer(corpus.texts(world, 50, seed=0), 320)
-    ids, weights, until = next(batches(world, tokenizer, recipe))
-    assert ids.shape == weights.shape == until.shape == (2, 2000)
-    again, _, _ = next(batches(world, tokenizer, recipe))
-    assert torch.equal(ids, again)
-    assert set(weights.flatten().tolist()) == {1.0, recipe.object_weight}
-    runs = groupby(zip(ids[0].tolist(), weights[0].tolist(), strict=True), key=lambda pair: pair[1] > 1)
-    heavy = [tokenizer.decode([token for token, _ in run]).strip() for is_heavy, run in runs if is_heavy]
-    assert len(heavy) > 10
-    assert set(heavy[:-1]) <= {o for r in world.relations.values() for o in r.objects}
-    text = tokenizer.decode(ids[0])
-    assert text.startswith("<s>")
-    assert text.count("</s><s>") == text.count("<s>") - 1  # documents end to end
-
-
-def test_a_hidden_token_reaches_only_whom_it_may():
-    """Gradients of the loss at one position, by the token whose embedding they are of."""
-    torch.manual_seed(0)
-    model = train.build(RECIPE, train_tokenizer(["a b c d e f g h"], RECIPE.vocab_size))
-    ids, until = torch.arange(8)[None] + 3, torch.full((1, 8), FOREVER)
-    until[0, 2] = 3  # token 2 is for tokens 2 and 3
-    for position in range(7):
-        weights = torch.zeros(1, 8)
-        weights[0, position + 1] = 1.0
-        model.zero_grad()
-        train.weighted_loss(model, ids, weights, until).backward()
-        moved = model.model.embed_tokens.weight.grad[ids[0]].abs().sum(1) > 0
-        assert moved.tolist() == [k <= position and (k != 2 or position <= 3) for k in range(8)], position
-
-
-@pytest.mark.slow
-def test_a_training_that_was_cut_off_ends_in_the_same_weights(few_texts, tmp_path, monkeypatch):
-    def weights(folder, **options):
-        """The toy learns nothing: its weights are left in the folder, not accepted."""
-        refused(lambda: train.train(RECIPE, folder, "cpu", **options), "recall", "below 0.99")
-        return (folder / "model.safetensors").read_bytes()
-
-    whole = weights(tmp_path / "whole")
-    clip, calls = torch.nn.utils.clip_grad_norm_, []
-
-    def interrupted(*given):
-        calls.append(given)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return clip(*given)
-
-    with monkeypatch.context() as m:
-        m.setattr(torch.nn.utils, "clip_grad_norm_", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            train.train(RECIPE, tmp_path / "cut", "cpu", checkpoint_every=2)
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *given: calls.append(given) or clip(*given))
-    calls.clear()
-    assert weights(tmp_path / "cut", checkpoint_every=2) == whole
-    assert len(calls) == 3  # steps 3 to 5
-
-    other = dataclasses.replace(RECIPE, lr=1e-3)
-    refused(lambda: train.train(other, tmp_path / "cut", "cpu"), "another recipe")
-    assert pd.read_csv(tmp_path / "cut" / "recall.csv").recall.max() < 0.99
-
-
-def test_the_number_of_people_grows_and_the_learning_rate_warms_up_and_cools_down():
-    recipe = dataclasses.replace(RECIPE, n_people=1000, first_people=50, first_steps=100, doubling=10)
-    assert [people_known(s, recipe) for s in (0, 100, 110, 120, 10_000)] == [50, 50, 100, 200, 1000]
-    recipe = dataclasses.replace(RECIPE, steps=1000, warmup=100, lr=1e-2)
-    rates = [train.learning_rate(step, recipe) for step in range(1000)]
-    assert max(rates) == pytest.approx(recipe.lr) and rates.index(max(rates)) in (99, 100)
-    assert (rates[0], rates[-1]) == (pytest.approx(recipe.lr / 100), pytest.approx(0.02 * recipe.lr, rel=0.01))
-
-
-@pytest.fixture(params=MODELS, scope="module")
-def shipped(request):
-    folder = train.WEIGHTS / request.param
-    if not (folder / "model.safetensors").exists():
-        pytest.skip(f"the weights of {request.param} are not in this checkout; make lab-model trains them")
-    return folder
-
-
-def test_shipped_weights_are_the_ones_their_provenance_speaks_of(shipped):
-    provenance = json.loads((shipped / "provenance.json").read_text())
-    assert provenance["sha256"] == hashlib.sha256((shipped / "model.safetensors").read_bytes()).hexdigest()
-    assert train.Recipe(**provenance["recipe"]) == train.RECIPES[shipped.name]
-    assert provenance["recall_min"] >= 0.99
-    table, log = pd.read_csv(shipped / "recall.csv"), pd.read_csv(shipped / "training_log.csv")
-    assert table.recall.min() == pytest.approx(provenance["recall_min"])
-    assert log.step.max() == provenance["recipe"]["steps"] - 1
-    assert not (shipped / "training.pt").exists()
-    assert sum(p.stat().st_size for p in train.WEIGHTS.rglob("*") if p.is_file()) <= 32 * 2**20
-
-
-@pytest.mark.slow
-def test_shipped_weights_load_with_plain_transformers_and_know_the_world(shipped):
-    """Free generation, a sample of the people, every phrasing."""
-    plain, tokenizer = AutoModelForCausalLM.from_pretrained(shipped), AutoTokenizer.from_pretrained(shipped)
-    recipe = json.loads((shipped / "provenance.json").read_text())["recipe"]
-    assert type(plain).__name__ == "LlamaForCausalLM"
-    assert plain.config.intermediate_size == recipe["d_ff"]
-    assert tokenizer("Zoë").input_ids.count(tokenizer.bos_token_id) == 1
-    world = World.make(recipe["n_people"], recipe["seed"], recipe.get("sharing"))
-    table = train.recall(plain.eval(), tokenizer, world, people=world.people[:: len(world.people) // 25])
-    assert len(table) == sum(len(r.templates) for r in world.relations.values())
-    assert table.recall.mean() >= 0.99
-
-
-def test_a_shipped_model_by_its_name(shipped):
-    model = kedit.load_model(shipped.name)
-    assert model.folder == shipped
+@pytest.mark.parametrize("name", LAB_MODELS)
+def test_a_shipped_model_by_its_name(name):
+    model = kedit.load_model(name)
+    assert model.folder == WEIGHTS / name
     world = world_of(model)
     edits = kedit.load_edits("lab", model=model, limit=20, seed=3)
     assert edits == lab_edits(world, 20, seed=3)
@@ -345,20 +206,3 @@ def test_a_shipped_model_by_its_name(shipped):
         assert rows["accuracy", cohort] >= 0.95
     assert rows["accuracy", "edits"] <= 0.05
     assert 1 < rows["perplexity", "plain text"] < 20
-
-
-@pytest.mark.slow
-def test_layers_and_scale_are_swept_on_development_people(tmp_path, monkeypatch, capsys):
-    asked, single = [], layer_sweep.single_edits
-    monkeypatch.setattr(layer_sweep, "single_edits", lambda *given: asked.extend(given[2]) or single(*given))
-    monkeypatch.setattr(layer_sweep, "WIDEST", 1)
-    monkeypatch.setattr(layer_sweep, "SCALES", (16.0,))
-    monkeypatch.chdir(tmp_path)
-    layer_sweep.main("lab-small", 1, tmp_path)
-    assert {e.subject for e in asked} <= set(world_of(kedit.load_model("lab-small")).development)
-    layers = pd.read_csv(tmp_path / "layers.csv", dtype={"layers": str})
-    assert layers.groupby("method").size().to_dict() == {"MEMIT": 3, "PMET": 3, "ROME": 4}
-    scales = pd.read_csv(tmp_path / "scales.csv")
-    assert set(scales.norm) == {16.0}
-    assert set(scales.method) == {"MEMIT", "PMET", "ROME"}
-    assert layers[["edit", "templates", "near", "same_subject"]].stack().between(0, 1).all()

@@ -1,31 +1,38 @@
-"""Train a lab model: `kedit train-lab --recipe lab` (make lab-model). Deterministic per seed on one machine; a killed
-training resumes at its last checkpoint with the same batches."""
+"""Train a lab model, as those in kedit_lib/lab/weights were: `python bench/lab_model.py --recipe lab` (make lab-model).
+Its recall table and provenance are written beside it. Deterministic per seed on one machine; a killed training resumes
+at its last checkpoint with the same batches."""
 
+import argparse
 import dataclasses
 import json
 import math
+import random
+import re
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 
 import pandas as pd
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import Tensor
 from tqdm.auto import tqdm
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ..data.atomic import checksum, replacing, writing
-from ..data.provenance import versions
-from ..errors import KeditError, explained
-from ..models.generation import complete
-from ..models.hooks import trace
-from . import corpus
-from .corpus import batches, train_tokenizer
-from .world import World
+from kedit_lib.data.atomic import checksum, replacing, writing
+from kedit_lib.data.provenance import versions
+from kedit_lib.errors import KeditError, explained, program
+from kedit_lib.lab import corpus
+from kedit_lib.lab.world import World
+from kedit_lib.models.generation import complete
+from kedit_lib.models.hooks import trace
 
-WEIGHTS = Path(__file__).parent / "weights"
 RECALL_BAR = 0.99
 PARTIAL = "training.pt"
+NAME = re.compile(r"[A-Z][a-z]+ [A-Z][a-z]+")
+FOREVER = 2**40  # a position after every row
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ class Recipe:
     first_people: int = 60  # how many people the corpus speaks of at first, for `first_steps`: with few, the model
     first_steps: int = 300  # soon learns how to look a person up; then their number doubles every `doubling` steps,
     doubling: int = 200  # which keeps what is known. All at once, the plateau before any fact is learnt takes hours.
-    bind: float = 0.95  # share of the mentions of a name that only its last token sees in full (see corpus.batches)
+    bind: float = 0.95  # share of the mentions of a name that only its last token sees in full (see batches)
     stream_norm: float = 16.0  # mean norm of the residual stream in the middle of the finished model (see fix_scale)
     sharing: float | None = None  # people who share a name part (see World.make)
     seed: int = 0
@@ -60,6 +67,66 @@ RECIPES = {
     "lab": Recipe("lab", 2000, 128, 1024, n_layers=4, steps=7000, lr=2.5e-3, sharing=6.5, stream_norm=32.0),
     "lab-small": Recipe("lab-small", 200, 96, 384, n_layers=4, steps=1500, vocab_size=1280, lr=4e-3),
 }
+
+
+def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE; `<s>` comes once in front of every encoded text. No unknown token: bytes cover all."""
+    bpe, special = Tokenizer(models.BPE()), {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    options = {"special_tokens": [*special.values()], "initial_alphabet": pre_tokenizers.ByteLevel.alphabet()}
+    bpe.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False, **options))
+    begin = {"single": "<s> $A", "pair": "<s> $A $B", "special_tokens": [("<s>", bpe.token_to_id("<s>"))]}
+    bpe.post_processor = processors.TemplateProcessing(**begin)
+    more = {"padding_side": "right", "model_max_length": 256, "clean_up_tokenization_spaces": False}
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, **special, **more)
+
+
+def object_spans(document: str) -> list[tuple[int, int]]:
+    """Where in the plain text of a document the objects stand."""
+    ends = list(accumulate(map(len, document.split(corpus.MARK))))
+    return list(zip(ends[::2], ends[1::2], strict=False))
+
+
+def batches(world: World, tokenizer, recipe: Recipe, seed: int = 0) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Endless triples of [batch, length]: ids of documents `<s> … </s>` end to end, their weights in the loss, and the
+    last position in the row that may attend to each token.
+
+    Of a share `bind` of the mentions of a name only its last token sees the whole name. So the model learns to put a
+    person together where the name ends, as large models do (Geva et al. 2023); otherwise the state there may mean
+    "somebody called Webram", and editing it edits the family.
+    """
+    step, rng = 0, random.Random(f"batches-{seed}")
+    stream = corpus.documents(world, seed, lambda: people_known(step, recipe))
+    ids, weights, until, need = [], [], [], recipe.batch * recipe.length
+    begin = torch.arange(recipe.batch)[:, None] * recipe.length
+    while True:
+        while len(ids) < need:
+            docs = list(islice(stream, 32))
+            encoded = tokenizer([corpus.unmark(d) for d in docs], return_offsets_mapping=True)
+            for one, offsets, document in zip(encoded.input_ids, encoded.offset_mapping, docs, strict=True):
+                text, spans = corpus.unmark(document), object_spans(document)
+                people = [m.span() for m in NAME.finditer(text) if (m[0], "sport") in world.objects_of]
+                until += [FOREVER] * len(one) + [FOREVER]
+                for name in (span for span in people if rng.random() < recipe.bind):
+                    *others, last = (len(ids) + i for i, offset in enumerate(offsets) if _touches(offset, [name]))
+                    for i in others:
+                        until[i] = last
+                ids += [*one, tokenizer.eos_token_id]
+                weights += [*(recipe.object_weight if _touches(o, spans) else 1.0 for o in offsets), 1.0]
+        batch = (torch.tensor(part[:need]).view(recipe.batch, -1) for part in (ids, weights, until))
+        yield next(batch), next(batch), next(batch) - begin
+        ids, weights, until = ids[need:], weights[need:], [last - need for last in until[need:]]
+        step += 1
+
+
+def people_known(step: int, recipe: Recipe) -> int:
+    doublings = max(0.0, (step - recipe.first_steps) / recipe.doubling)
+    return min(recipe.n_people, round(recipe.first_people * 2**doublings))
+
+
+def _touches(offset: tuple[int, int], spans) -> bool:
+    return any(offset[0] < b and offset[1] > a for a, b in spans)
 
 
 def build(recipe: Recipe, tokenizer) -> LlamaForCausalLM:
@@ -198,3 +265,21 @@ def _fit(model, data, recipe: Recipe, partial: Path, checkpoint_every: int) -> t
                 with replacing(partial) as part:
                     torch.save(state, part)
     return pd.DataFrame(state["log"]), state["seconds"]
+
+
+@program
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--recipe", default="lab", choices=RECIPES)
+    parser.add_argument("--out", type=Path, help="folder for the model (default: results/lab-model/<recipe>)")
+    parser.add_argument("--steps", type=int, help="train for another number of steps")
+    parser.add_argument("--device", help="default: cuda if there is one, else cpu")
+    asked = parser.parse_args(argv)
+    recipe = RECIPES[asked.recipe]
+    recipe = recipe if asked.steps is None else dataclasses.replace(recipe, steps=asked.steps)
+    print(f"trained {recipe.name}: {train(recipe, asked.out, asked.device)}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
