@@ -38,7 +38,7 @@ _PUBLIC = {
     "streams.guard": ["CollapseGuard"],
     "streams.source": ["lab_probes"],
     "streams.preflight": ["check_model"],
-    "streams.run": ["Run", "collapse_point"],
+    "streams.store": ["Run", "collapse_point"],
     "streams.runner": ["run_stream"],
 }
 _MODULE_OF = {name: module for module, names in _PUBLIC.items() for name in names}

@@ -145,7 +145,7 @@ def checkpoints(tmp_path_factory):
     folder = RunFolder(tmp_path_factory.mktemp("runs") / "memit-0123")
     for done in (2, 4):
         rows = [{"edit": i, "p": 0.1 * i} for i in range(done)]
-        folder.save_checkpoint(Checkpoint(done, {"w": torch.full((3, 2), float(done))}, rows, rows, {"due": 6}))
+        folder.save_checkpoint(Checkpoint({"w": torch.full((3, 2), float(done))}, rows, rows, {"due": 6}))
     return folder
 
 

@@ -12,8 +12,7 @@ import pandas as pd
 
 from ..errors import KeditError
 from ..streams.bench import committed_runs, data_folder
-from ..streams.run import WINDOW, Run, collapse_point
-from ..streams.store import read_tables
+from ..streams.store import WINDOW, Run, collapse_point, read_tables
 
 LABELS = ["model", "stream", "setting", "order"]
 EDIT = "each edit"  # the cohort of what is measured while an edit is made

@@ -31,8 +31,7 @@ from ..streams import interrupts
 from ..streams.bench import Bench, committed_runs
 from ..streams.cost import batch_cost
 from ..streams.named_streams import groups_of, streams_of
-from ..streams.run import Run
-from ..streams.store import RunFolder, write_tables
+from ..streams.store import Run, RunFolder, write_tables
 from .execution import PACKAGE, hash_files, parse_orders
 
 AGAIN = 40  # edits of a committed stream that is run again

@@ -24,9 +24,8 @@ from ..evaluation.single_edits import single_edits
 from ..models.loading import load_model
 from .facts import facts_of, kept_facts
 from .named_streams import Stream, every_stream, streams_of
-from .run import Run
 from .runner import edits_hash, run_stream
-from .store import read_tables, write_parquet, write_tables
+from .store import Run, read_tables, write_parquet, write_tables
 
 NAMED = r"([^.]+)\.(.+)\.order(\d+)\.(?:[0-9a-f]{16}\.)?"  # <label>.<stream>.order<n>.[<key>.]<what>
 ANCHOR_SAMPLE = 20  # edits that the reference norm of an anchored stream is measured on, unedited

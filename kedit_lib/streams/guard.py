@@ -4,17 +4,16 @@
     run = kedit.run_stream(model, edits, method, guard=guard)            # warns, stops, rolls back, or writes one batch
     guard.check(model)                               # after each edit of any other tool's loop
 
-**The test.** A look asks `looks_at` canaries, drawn anew; x = 1 for a lost one. While at most a share τ (`tolerated`)
-is lost, L = Π (q/τ)^x ((1 − q)/(1 − τ))^(1 − x) from any look on is a supermartingale (q: `noticed`), and so is the
-mixture Σⱼ Πᵢ≥ⱼ Lᵢ / j(j + 1) over all starts j. By Ville's inequality it ever exceeds 1/α with probability at most α,
-over all looks together (Shin, Ramdas and Rinaldo 2022, arXiv 2203.03532; Ramdas et al. 2023, arXiv 2210.01948).
+A look asks `looks_at` canaries, drawn anew; x = 1 for a lost one. While at most a share τ (`tolerated`) is lost,
+L = Π (q/τ)^x ((1 − q)/(1 − τ))^(1 − x) from any look on is a supermartingale (q: `noticed`), and so is the mixture
+Σⱼ Πᵢ≥ⱼ Lᵢ / j(j + 1) over all starts j. By Ville's inequality it ever exceeds 1/α with probability at most α, over all
+looks together (Shin, Ramdas and Rinaldo 2022, arXiv 2203.03532; Ramdas et al. 2023, arXiv 2210.01948). The alarm then
+waits until a line through the looks since half of the edits reaches one half lost in the next `within` edits: never
+before the test's, so the rate holds.
 
-**The forecast.** The alarm then waits until a line through the looks since half of the edits reaches one half lost in
-the next `within` edits: never before the test's, so the rate holds.
-
-**Swelling.** A model can die within ten edits, too fast for questions. ‖v₀‖, the state that each edit starts from,
-grows first: the alarm comes at once where its median over SPAN edits is `swelling` times that of the first. No rate is
-known for it; the factor lies above that of every stored sequence that outlived its edits.
+A model can die within ten edits, too fast for questions. ‖v₀‖, the state that each edit starts from, grows first: the
+alarm comes at once where its median over SPAN edits is `swelling` times that of the first. No rate is known for it; the
+factor lies above that of every stored sequence that outlived its edits.
 """
 
 import math
@@ -59,24 +58,18 @@ class Reading:
         seen = f"{self.right} of {self.asked} known facts still right after {self.edits} edits"
         return f"{seen}, evidence 10^{self.evidence:.1f}"
 
-    @property
-    def lost(self) -> float:
-        return 1 - self.right / self.asked
-
 
 @dataclass
 class CollapseGuard:
     """Asks known facts again while edits are made, and raises an alarm when too many are lost.
 
-    canaries   (prompt, answer) pairs, or edits (their true object is the answer), that no edit of the sequence makes;
-               None: continuations that the model itself is sure of, of its own sampled text
-    every      edits between two looks in `run_stream`;  looks_at: canaries a look
-    tolerated  τ, share of lost facts that is no alarm;  noticed: q, a share that is to be noticed soon
-    alpha      the chance of ever raising an alarm on the canaries while no more than τ is lost
-    within     edits: no alarm before half of the facts will be lost so soon; None: an alarm on the evidence alone
-    swelling   growth of ‖v₀‖ that is an alarm by itself (run_stream, or `due` in another loop); None: none is
-    action     of run_stream at the alarm: "warn", "stop", "roll back" to the last look without evidence, or the rest in
-               one "batch" from there
+    canaries: (prompt, answer) pairs, or edits (their true object is the answer), that no edit of the sequence makes;
+    None: continuations that the model itself is sure of, of its own sampled text. looks_at: canaries a look. every:
+    edits between two looks in `run_stream`. tolerated: τ, a share of lost facts that is no alarm. noticed: q, a share
+    that is to be noticed soon. alpha: the chance of ever raising an alarm on the canaries while no more than τ is lost.
+    within: edits; no alarm before half of the facts will be lost so soon (None: on the evidence alone). swelling:
+    growth of ‖v₀‖ that is an alarm by itself, in `run_stream` or after `due` (None: none is). action of `run_stream` at
+    the alarm: "warn", "stop", "roll back" to the last look without evidence, or from there the rest in one "batch".
     """
 
     canaries: list | None = None
@@ -95,10 +88,9 @@ class CollapseGuard:
     _norms: list[float] = field(default_factory=list, init=False)
 
     def __post_init__(self):
-        if self.action not in ACTIONS:
-            raise KeditError(f"guard: action = {self.action!r}; use one of {', '.join(ACTIONS)}")
         n = {name: x if isinstance(x, (int, float)) else math.nan for name, x in vars(self).items()}
         fits = {
+            "action": self.action in ACTIONS,
             "noticed": n["noticed"] < 1,
             "tolerated": 0 < n["tolerated"] < n["noticed"],
             "alpha": 0 < n["alpha"] < 1,
@@ -108,13 +100,13 @@ class CollapseGuard:
         }
         if outside := [name for name, holds in fits.items() if not holds]:
             rule = "0 < tolerated < noticed < 1, 0 < alpha < 1, every, looks_at, within at least 1, swelling above 1"
-            raise KeditError(f"guard: {outside[0]} = {getattr(self, outside[0])!r}; needed are {rule}")
+            rule = f"use one of {', '.join(ACTIONS)}" if outside[0] == "action" else f"needed are {rule}"
+            raise KeditError(f"guard: {outside[0]} = {getattr(self, outside[0])!r}; {rule}")
         if self.canaries is not None:
             given = self.canaries if isinstance(self.canaries, Iterable) else [self.canaries]
             self.canaries = [canary if isinstance(canary, Edit) else _pair(canary) for canary in given]
 
     def __str__(self) -> str:
-        """The alarm or the last look, and the seconds of all looks."""
         if not self.readings:
             return "has not looked yet"
         alarm = next((f"alarm: {r}" for r in self.readings if r.alarm), f"no alarm: {self.readings[-1]}")
@@ -156,13 +148,12 @@ class CollapseGuard:
     def check(self, model, edits: int | None = None, tokenizer=None) -> Reading:
         """Look once. model: an EditableModel, or a transformers model with its tokenizer; edits: made so far (None: one
         more than at the last look). The first look of an unstarted guard takes the model as the unedited one."""
-        begin, before = time.perf_counter(), self.alarm
+        begin, before, looks = time.perf_counter(), self.alarm, len(self.readings)
         if self._known is None:
             self.start(model, tokenizer)
         if edits is None:
-            edits = self.readings[-1].edits + 1 if self.readings else 0
-        rng = random.Random(f"{self.seed}-{len(self.readings) + 1}")
-        asked = rng.sample(self._known, min(self.looks_at, len(self._known)))
+            edits = self.readings[-1].edits + 1 if looks else 0
+        asked = random.Random(f"{self.seed}-{looks + 1}").sample(self._known, min(self.looks_at, len(self._known)))
         lost = len(asked) - sum(_says(getattr(model, "hf", model), asked))
         reading = self.judge(edits, lost, len(asked), time.perf_counter() - begin)
         if reading.alarm and not before:
@@ -177,8 +168,7 @@ class CollapseGuard:
         evidence = math.log10(max(self._mixture, 1e-300))
         reading = Reading(edits, asked - lost, asked, evidence, self.alarm, seconds)
         self.readings.append(reading)
-        if self.swollen or self.doubts and (self.within is None or self.edits_left() <= self.within):
-            reading.alarm = True
+        reading.alarm |= self.swollen or self.doubts and (self.within is None or self.edits_left() <= self.within)
         return reading
 
     def edits_left(self) -> float:
@@ -186,9 +176,10 @@ class CollapseGuard:
         now = self.readings[-1].edits
         recent = [r for r in self.readings if r.edits >= now / 2]
         recent = recent if len(recent) > 1 else self.readings[-2:]
-        slope, lost = 0.0, recent[-1].lost  # one look has no slope
+        shares = [1 - r.right / r.asked for r in recent]
+        slope, lost = 0.0, shares[-1]  # one look has no slope
         if recent[0].edits < now:
-            slope, lost = linear_regression([r.edits - now for r in recent], [r.lost for r in recent])
+            slope, lost = linear_regression([r.edits - now for r in recent], shares)
         return 0.0 if lost >= DEAD else (DEAD - lost) / slope if slope > 0 else math.inf
 
     @property

@@ -24,8 +24,7 @@ from ..models.memory import memory_for
 from ..models.model import EditableModel
 from .guard import CollapseGuard
 from .interrupts import postponed
-from .run import VITAL, WINDOW, Run, collapse_point, edit_rows
-from .store import Checkpoint, RunFolder, read_tables
+from .store import VITAL, WINDOW, Checkpoint, Run, RunFolder, collapse_point, edit_rows, read_tables
 
 KEPT = ("due", "dead", "started")  # of a stream, beside its rows, in a checkpoint
 AFTERMATH = 50  # edits that are still made once the optimised probability has sunk below `stop_below`
@@ -258,7 +257,7 @@ class _Stream:
         if self.guard is not None:
             state["guard"] = self.guard.state()
         history = None if self.call.history is None else self.call.history.copy()
-        return Checkpoint(self.done, self.model.snapshot(), list(self.rows), list(self.checks), state, history)
+        return Checkpoint(self.model.snapshot(), list(self.rows), list(self.checks), state, history)
 
     def _go_to(self, there: Checkpoint) -> None:
         self.rows, self.checks = there.edits, there.checks

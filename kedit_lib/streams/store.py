@@ -1,7 +1,8 @@
-"""Runs on disk: a folder each, named by a hash of everything that decides its numbers."""
+"""A stream's tables and where it collapsed; on disk a folder each, named by a hash of all that decides its numbers."""
 
 import contextlib
 import json
+import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,30 +17,114 @@ from safetensors.torch import load_file, save_file
 from ..data.atomic import LEFT_OVER, checksum, remove, replacing, writing
 from ..editing.history import EditHistory
 from ..errors import KeditError
+from ..evaluation import cosine
+from ..evaluation.protocol import DEAD
 
 TABLES = ("edits", "checkpoints")
+WINDOW = 25  # edits in the medians that define N_optimisation
+VITAL = ("accuracy", "untouched")  # metric and cohort by which a model is alive
+
+
+@dataclass
+class Run:
+    """A finished stream.
+
+    edits: one row per edit with probability_first/_last, steps, delta_ratio = ‖δ‖/‖v₀‖ (FT: NaN), s_<layer> and
+    written_<layer> where the method has them (see Outcome), dW_<layer> = ‖ΔW‖_F of its batch, W_<layer> = ‖W‖_F after
+    it, along_<layer> = cosine of ΔW with the sum of the layer's earlier updates (NaN: there is none), seconds, …
+    checkpoints: long form, with edits_done, metric, cohort, value, n. manifest: everything that decided the numbers,
+    and where and when they were made. path: its folder (None: not stored).
+    """
+
+    edits: pd.DataFrame
+    checkpoints: pd.DataFrame
+    manifest: dict
+    path: Path | None = None
+
+    def __repr__(self) -> str:
+        batches = f"{len(self.edits)} edits in batches of {self.manifest['batch_size']}"
+        looks = f"{self.checkpoints['edits_done'].nunique()} checkpoints"
+        return f"Run({self.manifest['method']}: {batches}, {looks}, {self.path or 'not stored'})"
+
+    def final_weights(self) -> dict:
+        """{parameter name: tensor} of everything edited, at the end. KeditError for a run that stored no weights."""
+        if self.path is None:
+            raise KeditError("run: its weights were not stored; pass a store to run_stream")
+        newest = RunFolder(self.path).newest_checkpoint()
+        if newest is None or newest.done != len(self.edits):
+            raise KeditError(f"{self.path}: final weights missing or damaged; remove the folder and run it again")
+        return newest.weights
+
+    def curve(self, metric: str, cohort: str) -> pd.Series:
+        """value by edits_done of one metric on one cohort."""
+        c = self.checkpoints
+        return c[(c.metric == metric) & (c.cohort == cohort)].set_index("edits_done")["value"].sort_index()
+
+
+def collapse_point(run, kind: str = "optimisation") -> int | None:
+    """The edit at which a stream has collapsed; None: it has not.
+
+    "optimisation": the first at which the median of the final optimised probability over the last 25 edits is below
+    half its value over the first 25. "model": the first checkpoint at which accuracy on untouched facts is below 0.5.
+    """
+    if kind == "optimisation":
+        p = run.edits["probability_last"]
+        low = (p.rolling(WINDOW).median() < p.head(WINDOW).median() / 2).to_numpy().nonzero()[0] + 1
+    elif kind == "model":
+        untouched = run.curve(*VITAL)
+        low = untouched.index[untouched < DEAD]
+    else:
+        raise KeditError(f"collapse_point: kind = {kind!r}; use 'optimisation' or 'model'")
+    return int(low[0]) if len(low) else None
+
+
+def edit_rows(model, outcome, drift: dict, done: int, seconds: float) -> list[dict]:
+    """A row for each edit of the batch just applied; drift: {layer: W − W₀ before it}."""
+    rows, shared = [], {"seconds": seconds / len(outcome.edits), "batch": len(outcome.edits)}
+    for layer in outcome.layers(model):
+        delta = outcome.deltas[model.weight_name(layer)]
+        shared[f"dW_{layer}"] = delta.double().norm().item()
+        shared[f"along_{layer}"] = cosine(delta, drift[layer])
+        shared[f"W_{layer}"] = model.weight(layer).detach().double().norm().item()
+    for i, (edit, target) in enumerate(zip(outcome.edits, outcome.targets, strict=True)):
+        row = {
+            "edit": done + i + 1,
+            **{name: getattr(edit, name) for name in ("id", "subject", "relation", "target_new")},
+            "probability_first": target.probabilities[0],
+            "probability_last": target.probabilities[-1],
+            "loss_last": target.losses[-1],
+            "steps": target.steps,
+            "delta_ratio": math.nan if target.delta is None else target.delta.norm().item() / target.v0_norm,
+            **{name: getattr(target, name) for name in ("v0_norm", "clamped", "already")},
+            **shared,
+        }
+        for name, values in (("s", outcome.s), ("written", outcome.written)):
+            row |= {f"{name}_{layer}": each[i].item() for layer, each in values.items()}
+        rows.append(row)
+    return rows
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A stream after `done` edits: {parameter name: tensor} of everything edited, rows of the edits and of the probes
-    so far, plain data of the stream's own, and what its method carries from edit to edit (None: nothing)."""
+    """A stream after some edits: {parameter name: tensor} of everything edited, rows of the edits and of the probes so
+    far, plain data of the stream's own, and what its method carries from edit to edit (None: nothing)."""
 
-    done: int
     weights: dict
     edits: list[dict]
     checks: list[dict]
     state: dict
     history: EditHistory | None = None
 
+    @property
+    def done(self) -> int:
+        return len(self.edits)
+
 
 @dataclass(frozen=True)
 class RunFolder:
-    """`<name>-<key>/`: checkpoints while it runs, then edits.parquet, checkpoints.parquet, manifest.json.
-
-    A checkpoint is a folder `at-<edits done>`, written atomically, with a checksum of each of its files; the newest
-    two are kept. path None: the run is not stored.
-    """
+    """`<name>-<key>/`: checkpoints while it runs, then edits.parquet, checkpoints.parquet, manifest.json. A checkpoint
+    is a folder `at-<edits done>`, written atomically, with a checksum of each of its files; the newest two are kept.
+    path None: the run is not stored."""
 
     path: Path | None
 
@@ -89,8 +174,7 @@ class RunFolder:
             remove(old)
 
     def newest_checkpoint(self, clean: bool = False) -> Checkpoint | None:
-        """The newest undamaged checkpoint, with a warning for each damaged one. clean: remove these (in a folder that
-        is held)."""
+        """The newest undamaged checkpoint, with a warning for each damaged one. clean: remove these (if it is held)."""
         there = self._checkpoints()
         for folder, before in zip_longest(there, there[1:]):
             try:
@@ -122,7 +206,7 @@ class RunFolder:
         tables = [pd.read_parquet(folder / f"{name}.parquet").to_dict("records") for name in TABLES]
         kept = folder / "history.safetensors"
         history = EditHistory.load(kept) if kept.exists() else None
-        return Checkpoint(state["done"], load_file(folder / "weights.safetensors"), *tables, state, history)
+        return Checkpoint(load_file(folder / "weights.safetensors"), *tables, state, history)
 
     def finish(self, edits: pd.DataFrame, checkpoints: pd.DataFrame, manifest: dict) -> dict:
         """Write the final tables, the manifest last: a folder with a manifest is complete. The manifest as stored."""
@@ -143,8 +227,7 @@ def write_parquet(table: pd.DataFrame, path: Path) -> None:
 
 
 def write_tables(folder, prefix: str, edits: pd.DataFrame, checkpoints: pd.DataFrame, manifest: dict) -> dict:
-    """Write `<prefix>edits.parquet`, `<prefix>checkpoints.parquet` and, with their checksums, `<prefix>manifest.json`.
-    The manifest as stored."""
+    """Write <prefix>edits.parquet, <prefix>checkpoints.parquet, <prefix>manifest.json; the manifest, with checksums."""
     folder, sums = Path(folder), {}
     for name, table in zip(TABLES, (edits, checkpoints), strict=True):
         path = folder / f"{prefix}{name}.parquet"
@@ -165,8 +248,8 @@ def read_tables(folder, prefix: str):
             _check(paths[TABLES.index(name)], expected)
         tables = [pd.read_parquet(path) for path in paths]
     except (OSError, ValueError, AttributeError) as error:
-        where = f"{folder}/{prefix or '*'}"
-        raise KeditError(f"{where}: stored run cannot be read ({error}); remove it and run again") from None
+        problem = f"{folder}/{prefix or '*'}: stored run cannot be read ({error})"
+        raise KeditError(f"{problem}; remove it and run again") from None
     return *tables, manifest
 
 
