@@ -36,7 +36,7 @@ _PUBLIC = {
     "streams.bench": ["Bench"],
     "streams.edit_sets": ["load_edits", "read_edits"],
     "streams.guard": ["CollapseGuard"],
-    "streams.source": ["lab_probes"],
+    "streams.facts": ["lab_probes"],
     "streams.preflight": ["check_model"],
     "streams.store": ["Run", "collapse_point"],
     "streams.runner": ["run_stream"],

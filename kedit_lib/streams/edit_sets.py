@@ -25,14 +25,12 @@ def load_edits(
 ) -> list[Edit]:
     """Edits from "lab" or "world", from a file (.json, .jsonl, .csv, .parquet), a folder, or a hub name "owner/name".
 
-    lab     `model` must be a lab model; the seed decides the sample, the order and the edits; limit None: 100, or as
-            many as there are people
-    world   cities and countries (GeoNames, CC BY 4.0), only facts that `model` knows in two wordings or more, which is
-            asked once and kept in results/known; seed and limit as for the lab
-    others  with `limit` a sample of that size by the seed, else all in their order; with `model`, only what its
-            tokenizer can write
-    chat    whether the prompts are questions to a chat model: they are put into the chat template of `model`
-    hub     keywords of `datasets.load_dataset` for folders and hub names: split, name, data_files, …
+    "lab" needs a lab model; the seed decides the sample, the order and the edits (limit None: 100, or as many as there
+    are people). "world", cities and countries (GeoNames, CC BY 4.0), likewise, but only facts that `model` knows in two
+    wordings or more, which is asked once and kept in results/known. Of others, `limit` draws a sample of that size by
+    the seed (None: all, in their order); with `model`, only of what its tokenizer can write. chat: the prompts are
+    questions to a chat model and are put into the chat template of `model`. hub: keywords of `datasets.load_dataset`
+    for folders and hub names, such as split, name and data_files.
 
     In CSV, lists are written as JSON. Records that cannot be an edit are left out with one warning; `read_edits` gives
     the reasons, which name the record and the field. KeditError where no record can be one.
@@ -71,12 +69,9 @@ def load_edits(
 
 
 def read_edits(source: str | Path, model=None, chat: bool = False, **hub) -> tuple[list[Edit], pd.DataFrame]:
-    """All edits of a file, a folder or a hub name in its order, and a row for every record that cannot be one.
-
-    Columns of the rejected: record (counted from 1), id (as in the file), subject, reason: the subject is not in the
-    prompt, or there twice; a text is empty; or the tokenizer of `model` cannot write a target. Arguments and errors as
-    of `load_edits`.
-    """
+    """All edits of a file, a folder or a hub name in its order, and a row for every record that cannot be one: record
+    (counted from 1), id (as in the file), subject, reason (the subject is not in the prompt, or there twice; a text is
+    empty; or the tokenizer of `model` cannot write a target). Arguments and errors as of `load_edits`."""
     if (made := str(source)) in MADE:
         raise KeditError(f"read_edits({made!r}): these edits are made, not read; use load_edits({made!r}, model=…)")
     if model is not None and not hasattr(model, "tokenizer"):

@@ -1,8 +1,9 @@
-"""What a bench asks a model: edits, and facts that no edit touches, from a data set or about the real world."""
+"""What a bench asks a model: edits, and facts that no edit touches, of the lab, a data set or the real world."""
 
 import os
 import random
-from functools import cached_property
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 
 import pandas as pd
@@ -12,23 +13,114 @@ from ..data.files import read_texts
 from ..data.words import places
 from ..data.world import KnownWorld
 from ..errors import KeditError
+from ..evaluation.edit_probes import EditProbe, FactProbe, VitalProbe
+from ..evaluation.health import PerplexityProbe
+from ..evaluation.protocol import Probe
+from ..evaluation.side_effects import SELDOM, family_probes, other_prompts
+from ..lab import corpus, moment_texts, world_of
+from ..lab import edits as lab
 from ..models.self_text import SELF, WRITTEN, self_texts
 from .edit_sets import read_edits
 from .known import ASKED, KnownAnswers, known_world
-from .source import HELD_OUT, Facts, LabFacts
 
+HELD_OUT = 40  # documents that perplexity is measured on, and C is not
+REFERENCE, IDF_TEXTS = 25, 200  # lab facts that ‖v₀‖ is measured on; lab documents that words are counted on
+EVERY_FACT = "all untouched"  # the cohort that is asked at the collapse points
 LAB, AUTO = "lab", "auto"
 WIKITEXT = "Salesforce/wikitext:wikitext-2-raw-v1"
 TEXTS = 100_000  # documents for C at most: what the authors of MEMIT took
 
 
+class Facts:
+    """A source of edits, one a subject, and of facts that no edit touches, all of which the model knows.
+
+    edits(n, seed): the first n of the seed's order. some(n): edits to look at. texts(): plain text for C. held_out:
+    other documents, for perplexity. strangers(edits, limit, seed): (prompt with {}, subject, answer) of facts whose
+    subject no edit names. around(edit, rng): (prompt, answer) pairs that an edit should leave alone, of other subjects
+    and of its own. cohorts(edits, untouched, seed): {cohort: such pairs}. selection: a sentence on the facts left out
+    so far, because the model does not know them.
+    """
+
+    match = "begins"  # a model that was not trained on these sentences goes on after the answer
+    perplexity_at = 1  # where the perplexity probe stands among the others: their order is part of a stored run's key
+
+    def probes(
+        self, edits, untouched: int = 500, seed: int = 0, layers=(), every: int = SELDOM, families: bool = True
+    ) -> list[Probe]:
+        """The standard probes of a stream: its edits; `untouched` facts that no edit touches, and for the lab all of
+        them at the collapse points; a fifth as many other facts of edited subjects; perplexity on held-out text.
+        families: also each edit by itself, locality, portability, distraction, overfitting, fluency and consistency,
+        and the health of `layers` (the edited ones; none: without). every: edits between two checkpoints at which all
+        this is asked; in between only whether the model is dead, and whether edits hold."""
+        held_out, match, cohorts = tuple(self.held_out), self.match, self.cohorts(edits, untouched, seed)
+        kinds = [("untouched", VitalProbe, every), ("same subjects", FactProbe, every), (EVERY_FACT, FactProbe, None)]
+        found = [EditProbe(families, every, match=match)]
+        for name, probe, often in kinds if families else kinds[:2]:
+            if pairs := cohorts.get(name):
+                found.append(probe(name, *zip(*pairs, strict=True), often, match=match))
+        found.insert(self.perplexity_at, PerplexityProbe(held_out, every))
+        if families:
+            more, facts = self.consequences(edits), cohorts["untouched"]
+            if facts:
+                more.setdefault("aside", {})["new on strangers"] = other_prompts(edits, *zip(*facts, strict=True))
+            if "questions" in more:  # in place of the edits' own
+                edits = [replace(e, portability=()) for e in edits]
+            asked = {"unrelated": facts, "texts": held_out, "layers": layers, **more}
+            found += family_probes(edits, **asked, every=every, match=match)
+        return found
+
+    def consequences(self, edits) -> dict:
+        """Keywords of `family_probes`: questions about what follows from the edits."""
+        return {}
+
+    def reference(self) -> list[Edit] | None:
+        """Facts for ‖v₀‖ that no stream edits (None: those of `transfer`)."""
+        return None
+
+
+class LabFacts(Facts):
+    """Edits of a lab world, every fact around them known."""
+
+    match = "exact"  # the lab models were trained on these sentences
+    perplexity_at = 3
+    selection = "Every fact of the lab's world was taught, and the model knows it; none is left out."
+
+    def __init__(self, model, n_held_out: int = HELD_OUT):
+        self.world = world = world_of(model)
+        self.held_out, self.texts = corpus.plain_texts(world, n_held_out), partial(moment_texts, model)
+        self.edits, self.around = partial(lab.lab_edits, world), partial(lab.lab_around, world)
+        self.some = partial(self.edits, seed=0)
+        self.reference = partial(self.edits, REFERENCE, 2, people=world.development)
+
+    def strangers(self, edits, limit: int, seed: int) -> list[tuple[str, str, str]]:
+        rng = random.Random(f"strangers-{seed}")
+        facts = lab.untouched_facts(self.world, edits, limit, seed)
+        return [(rng.choice(self.world.relations[f.relation].templates), f.person, f.object) for f in facts]
+
+    def cohorts(self, edits, untouched: int, seed: int) -> dict[str, list[tuple[str, str]]]:
+        world, rng = self.world, random.Random(f"probes-{seed}")
+        own = [f for e in edits for f in lab.other_facts(world, e)]
+        own = rng.sample(own, min(len(own), max(1, untouched // 5)))
+        strangers = lab.untouched_facts(world, edits, untouched, seed)
+        facts = {"untouched": strangers, "same subjects": own, EVERY_FACT: lab.untouched_facts(world, edits)}
+        return {name: [(lab.ask(world, f, rng), f.object) for f in some] for name, some in facts.items()}
+
+    def consequences(self, edits) -> dict:
+        return {
+            "questions": [lab.consequences(self.world, e) for e in edits],
+            "inverses": [lab.inverse_prompts(e) for e in edits],
+            "references": [lab.references(self.world, e) for e in edits],
+            "corpus": corpus.texts(self.world, IDF_TEXTS),
+            "aside": {"new on same subjects": tuple(lab.own_prompt(self.world, e) for e in edits)},
+        }
+
+
 class DatasetFacts(Facts):
     """Edits from a data set, the first of each subject; what no edit touches are other such records.
 
-    edits, texts  a file, a folder, or a hub name, "owner/name" or "owner/name:configuration" (its train split);
-                  texts also "self" or "auto", as in `plain_texts`
-    chat          whether the prompts are questions to a chat model, put into its chat template
-    cache         a folder for what the model was found to know (None: it is asked again each time)
+    edits, texts: a file, a folder, or a hub name, "owner/name" or "owner/name:configuration" (its train split); texts
+    also as in `plain_texts`. chat: whether the prompts are questions to a chat model, put into its chat template.
+    cache: a folder for what the model was found to know (None: it is asked again each time).
     """
 
     def __init__(self, model, edits: str, texts: str, cache: Path | None = None, chat: bool = False):
@@ -72,12 +164,11 @@ class DatasetFacts(Facts):
     def selection(self) -> str:
         name = Path(self.source).name if os.path.exists(self.source) else self.source
         broken = f" {n} of its records cannot be an edit." if (n := len(self._read[1])) else ""
-        asked = f"Of {len(self._knows)} facts of {name} that the model was asked about"
-        unknown = sum(not knows for knows in self._knows.values())
-        return f"{asked} it does not know {unknown}; these were left out before any edit.{broken}"
+        unknown = f"it does not know {list(self._knows.values()).count(False)}; these were left out before any edit."
+        return f"Of {len(self._knows)} facts of {name} that the model was asked about {unknown}{broken}"
 
     def _known(self, edits: list[Edit]) -> list[Edit]:
-        """The edits whose true object the unedited model knows, or is not given."""
+        """The edits whose true object the unedited model knows, or that have none."""
         real = _real(edits)
         self._knows |= zip(real, self._says([(e.text, e.target_true) for e in real]), strict=True)
         return [e for e in edits if self._knows.get(e, True)]
@@ -102,8 +193,8 @@ class DatasetFacts(Facts):
         return [(e.text, e.target_true) for e in found]
 
     def neighbors(self, edits, limit: int, seed: int) -> list[tuple[str, str]]:
-        """(prompt, answer) of known facts about no edited subject that records name as neighbors, or that the model
-        says in a record's paraphrase only: they fill up a panel for which there are too few known records."""
+        """(prompt, answer) of known facts about no edited subject that fill up a panel where there are too few known
+        records: those that records name as neighbors, or that the model says in a record's paraphrase only."""
         edited, real = [e.subject for e in edits], _real(self.records)
         facts = {(prompt, e.target_true) for e in real for prompt in e.neighborhood}
         facts |= {(e.paraphrases[0], e.target_true) for e in real if e.paraphrases and not self._knows.get(e)}
@@ -120,7 +211,6 @@ class DatasetFacts(Facts):
 
 
 def _real(edits: list[Edit]) -> list[Edit]:
-    """Those whose true object is given."""
     return [e for e in edits if e.target_true is not None]
 
 
@@ -133,8 +223,7 @@ def _first(n: int, items: list, seed, step: int, known) -> list:
 
 
 class WorldFacts(DatasetFacts):
-    """Edits of cities and countries, of facts that the model knows in two wordings or more; what no edit touches are
-    its other known facts."""
+    """Edits of cities and countries, and other facts of them, that the model says in two wordings or more."""
 
     @cached_property
     def known(self) -> KnownWorld:
@@ -174,6 +263,11 @@ class WorldFacts(DatasetFacts):
         return {"questions": questions, "inverses": [self.known.inverse(e) for e in edits]}
 
 
+def lab_probes(model, edits, untouched: int = 500, texts: int = HELD_OUT, seed: int = 0, **how) -> list[Probe]:
+    """`Facts.probes` of a lab stream, with perplexity on `texts` documents. how: layers, every, families."""
+    return LabFacts(model, texts).probes(edits, untouched, seed, **how)
+
+
 def facts_of(model, edits: str, texts: str, cache: Path | None = None, chat: bool = False) -> Facts:
     """By a profile's `edits` and `texts`: both "lab", or both somewhere else."""
     if (edits == LAB) != (texts == LAB):
@@ -183,13 +277,11 @@ def facts_of(model, edits: str, texts: str, cache: Path | None = None, chat: boo
         raise KeditError(f"chat = True, edits = {edits!r}: goes with a file or hub name of edits; leave it out")
     if edits == LAB:
         return LabFacts(model)
-    source = WorldFacts if edits == "world" else DatasetFacts
-    return source(model, edits, texts, cache, chat)
+    return (WorldFacts if edits == "world" else DatasetFacts)(model, edits, texts, cache, chat)
 
 
 def kept_facts(facts: Facts, edits, n: int, untouched: int, seed: int) -> list[tuple[str, str]]:
-    """(prompt, subject) of at most n known facts whose subjects neither `edits` nor the panel of untouched facts
-    names."""
+    """(prompt, subject) of at most n known facts whose subjects neither `edits` nor the untouched panel names."""
     asked = {subject for _, subject, _ in facts.strangers(edits, untouched, seed)}
     others = facts.strangers(edits, untouched + 4 * n, seed)
     free = list({(prompt, subject): None for prompt, subject, _ in others if subject not in asked})
@@ -197,8 +289,8 @@ def kept_facts(facts: Facts, edits, n: int, untouched: int, seed: int) -> list[t
 
 
 def plain_texts(model, source: str = AUTO, tokens: int = WRITTEN) -> list[str]:
-    """Documents of plain text: "self": what the model wrote itself; "auto": the hub's WikiText-2, or, where the hub
-    cannot be reached, what the model wrote; else as in `read_texts`. tokens: how much the model writes at least."""
+    """Documents of plain text: "self": what the model writes itself, at least so many tokens; "auto": the hub's
+    WikiText-2, or that where the hub cannot be reached; else as in `read_texts`."""
     try:
         if source != SELF:
             return read_texts(WIKITEXT if source == AUTO else source)

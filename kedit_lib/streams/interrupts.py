@@ -16,9 +16,8 @@ under_way: list[threading.Event] = []  # of the streams of this process: whether
 
 @contextlib.contextmanager
 def postponed() -> Iterator[Callable[[], bool]]:
-    """Inside, the first Ctrl-C is only noted, so that the caller, who asks what this yields, can stop where it is safe;
-    a second one acts at once. Signals are left alone outside the main thread, which alone gets them, and in a process
-    that ignores Ctrl-C."""
+    """Inside, the first Ctrl-C is only noted: the caller asks what this yields, and stops where it is safe. A second
+    one acts at once. Signals are left alone in other threads, which get none, and where Ctrl-C is ignored."""
     pressed, before = threading.Event(), signal.getsignal(signal.SIGINT)
     heeded = threading.current_thread() is threading.main_thread() and callable(before)
 

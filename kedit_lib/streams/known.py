@@ -25,9 +25,9 @@ class KnownAnswers:
     def __call__(self, pairs: list[tuple[str, str]]) -> list[bool]:
         names = [hashlib.sha256(json.dumps(pair).encode()).hexdigest()[:16] for pair in pairs]
         self._read()
-        new = {name: pair for name, pair in zip(names, pairs, strict=True) if name not in self.found}
-        for part in (list(new)[k : k + ASKED] for k in range(0, len(new), ASKED)):
-            prompts, answers = map(list, zip(*(new[name] for name in part), strict=True))
+        new = [(name, *pair) for name, pair in dict(zip(names, pairs, strict=True)).items() if name not in self.found]
+        for part in (new[k : k + ASKED] for k in range(0, len(new), ASKED)):
+            part, prompts, answers = map(list, zip(*part, strict=True))
             with self.model.temporarily():
                 right = generation_accuracy(self.model, prompts, answers, self.match)
             self._read()  # what other processes asked meanwhile
@@ -44,16 +44,13 @@ class KnownAnswers:
 
 
 def known_world(model, cache: Path | None = None) -> KnownWorld:
-    """The facts of `geography` that the unedited model says, and in which wordings.
-
-    All are asked in the first statement of their relation; known ones then in the first question, the others in the
-    second statement (each in every wording would take three times as long). The text must begin with the answer, "the"
-    or not. cache: a folder where the answers are kept, by the model's weights and every word asked.
-    """
+    """The facts of `geography` that the unedited model says, and in which wordings. All are asked in the first
+    statement of their relation; known ones then in the first question, the others in the second statement (each in
+    every wording would take three times as long). The text must begin with the answer, "the" or not. cache: a folder
+    where the answers are kept, by the model's weights and every word asked."""
     world = geography()
-    asked = [[f.relation, f.subject, f.object] for f in world.asked]
-    wordings = {name: r.wordings for name, r in RELATIONS.items()}
-    key = key_of(world=[asked, wordings], model=[model.checksum, model.setting], algorithms=ALGORITHMS)
+    asked = [world.asked, {name: r.wordings for name, r in RELATIONS.items()}]
+    key = key_of(world=asked, model=[model.checksum, model.setting], algorithms=ALGORITHMS)
     with model.temporarily():
         said = cached(None if cache is None else Path(cache) / f"{key}.json", lambda: _ask(model, world))
     return KnownWorld(world, {f: s for f, s in zip(world.asked, said, strict=True) if s})
@@ -61,8 +58,7 @@ def known_world(model, cache: Path | None = None) -> KnownWorld:
 
 def _ask(model, world: Geography) -> list[dict[str, str]]:
     """{wording: the object as it was said} of each fact."""
-    said: list[dict[str, str]] = [{} for _ in world.asked]
-    facts = list(zip(world.asked, said, strict=True))
+    facts: list[tuple] = [(fact, {}) for fact in world.asked]
     # The wording to ask, of facts that were said in so many before.
     for kind, i, before in (("statements", 0, 0), ("questions", 0, 1), ("statements", 1, 1)):
         asked = [(f, s, getattr(RELATIONS[f.relation], kind)[i]) for f, s in facts if len(s) == before]
@@ -72,11 +68,10 @@ def _ask(model, world: Geography) -> list[dict[str, str]]:
             if says:
                 s[wording] = f.object
     # Of objects that English puts "the" before, the form that the model says is the one to be scored.
-    both = [(f, s, wording) for f, s in facts if f.object in world.articles for wording in s]
-    if both:
+    if both := [(f, s, wording) for f, s in facts if f.object in world.articles for wording in s]:
         prompts, the = [wording.format(f.subject) for f, _, wording in both], [f"the {f.object}" for f, *_ in both]
         share = teacher_forced(model, prompts, the).tokens_right.tolist()
         for (_, s, wording), right, answer in zip(both, share, the, strict=True):
             if right == 1:
                 s[wording] = answer
-    return said
+    return [said for _, said in facts]

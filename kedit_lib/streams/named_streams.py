@@ -1,7 +1,5 @@
-"""The streams that the report is about, by name: which method, how many edits at once, with what changed.
-
-params/streams.yaml holds them, but for those that a profile's batch sizes and scales of λ ask for.
-"""
+"""The streams that the report is about, by name: a method, how many edits at once, and what is changed. They stand in
+params/streams.yaml, but for those that a profile's batch sizes and scales of λ ask for."""
 
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -12,8 +10,6 @@ from ..data.yaml_text import read_yaml
 
 @dataclass(frozen=True)
 class Stream:
-    """A method at a batch size, with what is changed."""
-
     name: str
     method: str
     batch_size: int | None = 1  # None: all edits in one batch
@@ -26,9 +22,7 @@ class Stream:
     null_share: float | None = None  # AlphaEdit's null space by rank, this share of d_ff, instead of by threshold
     anchored: bool = False  # every target gets the norm that targets have on the unedited model
     nas: bool = False  # the same as its authors measure it, with their rule for targets that are far longer
-    # Its history begins with the keys of so many known facts that no edit touches, and no probe asks; below 1: so many
-    # for each unit of d_ff.
-    keep: float = 0
+    keep: float = 0  # known facts whose keys its history begins with; below 1: so many for each unit of d_ff
     brief: bool = False  # without the metric families: for experiments that ask how long, not what else
     rho: float | None = None  # v_lr has this ρ on the model at hand (editing/transfer.py), not the printed value
     per_d_ff: float | None = None  # edits for each unit of d_ff, instead of the profile's number
@@ -45,16 +39,14 @@ def _written() -> tuple[dict[str, dict[str, Stream]], dict[float, list[str]]]:
 
 def streams_of(profile: Profile) -> dict[str, Stream]:
     """The streams that are executed live: λ as published (per d_ff), MEMIT in each of the profile's batch sizes."""
-    sized = []
-    for size in sorted(set(profile.batch_sizes) - {1}):
-        whole = size >= profile.n_edits
-        sized.append(Stream("memit-mass" if whole else f"memit-b{size}", "memit", None if whole else size))
+    sizes = [size if size < profile.n_edits else None for size in sorted(set(profile.batch_sizes) - {1})]
+    sized = [Stream(f"memit-b{size}" if size else "memit-mass", "memit", size) for size in sizes]
     return _written()[0]["main"] | _by_name(sized)
 
 
 def groups_of(profile: Profile) -> dict[str, dict[str, Stream]]:
     """The named streams, grouped by the question they answer. "scaled": λ/d_ff a tenth or ten times the published one,
-    such as "memit@0.1"; "settings" has streams with optimisation steps ρ‖v₀‖ long, such as "memit-rho2", too."""
+    such as "memit@0.1"; "settings" also has those with optimisation steps ρ‖v₀‖ long, such as "memit-rho2"."""
     (written, stepped), main = _written(), streams_of(profile)
     names = [name for name in ("memit", "pmet", "memit-mass") if name in main]
     scales = [scale for scale in profile.lambda_scales if scale != 1]

@@ -49,15 +49,14 @@ def run_stream(
 ) -> Run:
     """Apply `edits` in batches of `batch_size`, one batch on top of the other, from the unedited weights.
 
-    probes            measured before the first edit and at every checkpoint (None: the edits themselves)
-    history           what a method that keeps one starts from (method.new_history), not changed. None: an empty one
-    store             a folder: the same call again returns the finished run or resumes a killed one. None: no files
-    checkpoint_every  edits between checkpoints (a batch is never cut)
-    dense_every       spacing until the model is dead (untouched accuracy below 0.5); None: 10 or less
-    known             a folder for the probes' answers on the unedited model: streams that share it ask once
-    stop_below        ends the stream AFTERMATH edits after the median optimised probability of the last WINDOW edits
-                      has sunk below this. None: every edit is made
-    guard             asks known facts between edits and acts when too many are lost (guard.py)
+    moments, contexts: as in `method.apply`. probes: measured before the first edit and at every checkpoint (None: the
+    edits themselves). history: what a method that keeps one starts from (method.new_history), not changed; None: an
+    empty one. store: a folder; the same call again returns the finished run or resumes a killed one (None: no files).
+    checkpoint_every: edits between checkpoints (a batch is never cut). dense_every: their spacing until the model is
+    dead (untouched accuracy below 0.5); None: 10 or less. known: a folder for the probes' answers on the unedited
+    model; streams that share it ask once. stop_below: the stream ends AFTERMATH edits after the median optimised
+    probability of the last WINDOW edits has sunk below this (None: every edit is made). guard: asks known facts between
+    edits and acts when too many are lost.
 
     The model comes back with the weights it had before the call. Ctrl-C finishes the edit at hand and writes a
     checkpoint before it is raised. A second process with the same call waits for the first, and says so. KeditError
@@ -77,7 +76,6 @@ def run_stream(
         raise KeditError(f"stream: stop_below = {stop_below!r}; must be a probability above 0, or None")
     contexts = method.contexts(model, contexts)
     probes = [EditProbe()] if probes is None else list(probes)
-
     decides = {  # the store's key is their hash
         "model": model.checksum,
         "setting": model.setting,
@@ -96,7 +94,7 @@ def run_stream(
     if isinstance(history, EditHistory):
         history = history.copy()
     begun = history.identity if isinstance(history, EditHistory) and history.edits else None
-    optional = {"stop_below": stop_below, "guard": None if guard is None else guard.identity, "history": begun}
+    optional = {"stop_below": stop_below, "guard": guard and guard.identity, "history": begun}
     decides |= {name: value for name, value in optional.items() if value is not None}
     key = key_of(**decides)
     folder = RunFolder(None if store is None else Path(store) / f"{method.name.lower()}-b{batch_size}-{key}")
