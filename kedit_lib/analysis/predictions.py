@@ -1,9 +1,9 @@
 """Predictions, written before the runs that they are about, and what came of them.
 
-params/predictions.yaml holds them: `where` and `holds` are pandas expressions over `runs.outcomes`, in which a point
-that was not reached is infinite. With `against` the row of another stream, of the same model, setting and order, stands
-beside each: its columns end in _other. With `table` they speak of a table that a notebook keeps in figures/, such as
-"11_foretold". `verdict` says what came of an experiment that is no longer shown.
+In params/predictions.yaml `where` and `holds` are pandas expressions over `runs.outcomes`; a point that was not reached
+is infinite. `against`: the row of another stream, of the same model, setting and order, stands beside each; its columns
+end in _other. `table`: they speak of a table that a notebook keeps in figures/ instead, such as "11_foretold".
+`verdict`: what came of an experiment that is no longer shown.
 """
 
 import os
@@ -20,12 +20,10 @@ POINTS = ["N_optimisation", "N_model"]
 
 
 def scored(found: pd.DataFrame, notebook: str | None = None, figures: Path | None = None) -> pd.DataFrame:
-    """One row per prediction (of one notebook: "02"; None: of all): name, notebook, prediction, held, runs, verdict.
-
-    found: `runs.outcomes` of every stream there is. A prediction is about `runs` streams and orders and holds in `held`
-    of them; verdict: held (in all), failed (in none), "in 1 of 3", or not testable (there is no such run).
-    figures: the folder of the tables; None: figures/, or where KEDIT_FIGURES says.
-    """
+    """One row per prediction (of one notebook: "02"; None: of all): name, notebook, prediction, held, runs, verdict. It
+    is about `runs` streams and orders and holds in `held` of them; verdict: held (in all), failed (in none), "in 1 of
+    3", or not testable (there is no such run). found: `runs.outcomes` of every stream there is. figures: the folder of
+    the tables (None: figures/, or where KEDIT_FIGURES says)."""
     folder = Path(figures or os.environ.get("KEDIT_FIGURES") or REPOSITORY / "figures")
     found = found.assign(**{point: found[point].astype(float).fillna(inf) for point in POINTS})
     rows = []

@@ -1,8 +1,6 @@
-"""Runs as one tidy table, and the outcome of each stream: collapse points and final values.
+"""Runs as one tidy table (`load_runs`), and the outcome of each stream: collapse points and final values (`outcomes`).
 
-runs = kedit.load_runs(["memit", "memit-rho2"], bench)      # or without a bench: everything in figures/data
 sns.lineplot(runs.query("metric == 'accuracy' and cohort == 'untouched'"), x="edits", y="value", hue="setting")
-outcomes(runs)                                              # a row for each model, stream, setting and order
 """
 
 import re
@@ -38,8 +36,8 @@ def tidy(run: Run, **labels) -> pd.DataFrame:
     edits = i and the cohort "each edit"."""
     about = {name: (metric, EDIT) for name, metric in OF_EDITS.items() if name in run.edits}
     for prefix, metric in OF_LAYERS.items():
-        layers = {name: name.removeprefix(prefix) for name in run.edits if name.startswith(prefix)}
-        about |= {name: (metric, f"layer {layer}") for name, layer in layers.items()}
+        layers = (name for name in run.edits if name.startswith(prefix))
+        about |= {name: (metric, name.replace(prefix, "layer ")) for name in layers}
     made = run.edits.melt("edit", list(about), "column").rename(columns={"edit": "edits"})
     made[["metric", "cohort"]] = made.column.map(about).tolist()
     asked = run.checkpoints.rename(columns={"edits_done": "edits"})
@@ -49,13 +47,11 @@ def tidy(run: Run, **labels) -> pd.DataFrame:
 
 def load_runs(streams=None, bench=None, committed=None, each_edit: bool = False) -> pd.DataFrame:
     """Runs of the named streams (None: all) as one long table with the columns model, stream, setting, order, edits,
-    metric, cohort, value, n.
+    metric, cohort, value, n. KeditError when there is no such run.
 
-    bench      its live orders are run or found in results/, its others come from committed data
-    committed  label(s) of models whose committed runs are put in front; without bench, None: of every model
-    each_edit  with the rows that ask every edit alone ("edit 1", "edit 2", …): many
-
-    KeditError when there is no such run.
+    bench: its live orders are run or found in results/, its others come from committed data. committed: label(s) of
+    models whose committed runs are put in front; without bench, None: of every model. each_edit: with the rows that ask
+    every edit alone ("edit 1", "edit 2", …), which are many.
     """
     models = [committed] if isinstance(committed, str) else committed
     found = []
@@ -73,14 +69,11 @@ def load_runs(streams=None, bench=None, committed=None, each_edit: bool = False)
 
 
 def outcomes(runs: pd.DataFrame) -> pd.DataFrame:
-    """A row for each model, stream, setting and order, from `load_runs`:
-
-    edits_made, N_optimisation, N_model   (NA: not reached)
-    p_first, p_last   median optimised probability of the first and the last 25 edits;  p_lowest: of one edit
-    p_edited          mean probability that the edited model gives to its own edits, at the end
-    edits, latest, paraphrases, neighbors, untouched   accuracy at the end, free generation;  untouched_start
-    perplexity, perplexity_start;  seconds   of an edit, median
-    """
+    """A row for each model, stream, setting and order of `load_runs`: edits_made; N_optimisation, N_model (NA: not
+    reached); p_first, p_last, the median optimised probability of the first and the last 25 edits, and p_lowest of one;
+    p_edited, the mean probability that the edited model gives to its own edits at the end; edits, latest, paraphrases,
+    neighbors, untouched, accuracy at the end by free generation, and untouched_start; perplexity, perplexity_start;
+    seconds of an edit, median."""
     return pd.DataFrame([dict(zip(LABELS, key, strict=True)) | outcome(one) for key, one in runs.groupby(LABELS)])
 
 
@@ -101,8 +94,7 @@ def outcome(one: pd.DataFrame) -> dict:
 
 
 def window_median(runs: pd.DataFrame) -> pd.DataFrame:
-    """The optimised probability of each edit with its running median over 25 edits, or all of a shorter run,
-    in a column `median`."""
+    """The optimised probability of each edit; `median`: its running median over 25 edits, or all of a shorter run."""
     p = runs[runs.metric == "optimised probability"].sort_values([*LABELS, "edits"])
     return p.assign(median=p.groupby(LABELS).value.transform(lambda v: v.rolling(min(WINDOW, len(v))).median()))
 
@@ -115,17 +107,14 @@ def interval(share, n):
 
 def over_orders(runs: pd.DataFrame, by: list[str], share: bool = True) -> pd.DataFrame:
     """One curve for each value of `by`: the mean over orders, whose checkpoints may differ (linear between them).
-
-    Columns edits, value, n (answers of all orders), and low, high: the 95 % interval of a share of that many answers,
-    or, of what is no share, the range over orders.
-    """
+    Columns: edits, value, n (answers of all orders), low and high (the 95 % interval of a share of that many answers,
+    or, of what is no share, the range over orders)."""
     curves = []
     for key, one in runs.sort_values("edits").groupby(by, sort=False):
         orders = [some for _, some in one.groupby([c for c in LABELS if c in one])]
         edits = np.unique(one.edits[one.edits <= min(some.edits.max() for some in orders)])
         values = np.array([np.interp(edits, some.edits, some.value) for some in orders])
-        n = sum(np.interp(edits, some.edits, some.n) for some in orders)
-        value = values.mean(0)
+        n, value = sum(np.interp(edits, some.edits, some.n) for some in orders), values.mean(0)
         low, high = interval(value, n) if share else (values.min(0), values.max(0))
         curves.append(pd.DataFrame({"edits": edits, "value": value, "low": low, "high": high, "n": n}))
         curves[-1][by] = key

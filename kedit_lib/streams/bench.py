@@ -33,11 +33,7 @@ ROUNDING = 1e-5  # relative; single precision on two machines differs by less, t
 
 
 class Bench:
-    """One model with its moments, contexts, edits and probes, as a profile says.
-
-        bench = kedit.Bench("lab", n_edits=100)
-        run = bench.run("memit", order=0)          # live, or found in results/
-        runs = bench.runs("memit")                 # {order: Run}: live orders run, the others from committed data
+    """One model with its moments, contexts, edits and probes, as a profile says: kedit.Bench("lab", n_edits=100).
 
     An *order* changes the sample of facts, their order, and the seed of the contexts. `label` is what tables and
     committed files call the model.
@@ -69,7 +65,7 @@ class Bench:
         return self.facts.edits(n or self.profile.n_edits, self._seed(order))
 
     def edits_of(self, name: str, order: int = 0) -> list[Edit]:
-        """The edits of a stream: of the profile's length, or of as many times it as the stream says."""
+        """The edits of a stream: as many as the profile says, times the stream's `length`, or as `per_d_ff` says."""
         stream = self._stream(name)
         n = self.profile.n_edits * stream.length if stream.per_d_ff is None else self.model.d_ff * stream.per_d_ff
         return self.edits(order, round(n))
@@ -95,7 +91,7 @@ class Bench:
         make, overrides = partial(method_for, self.model, stream.method), dict(stream.overrides)
         if stream.at is not None or stream.last is not None:
             layers = method_for(self.model, stream.at or stream.method).layers
-            overrides["layers"] = list(layers[-(stream.last or len(layers)) :])
+            overrides["layers"] = list(layers[-(stream.last or 0) :])
         method = make(**overrides)
         if stream.rho is not None:
             method, _ = with_rho(method, self.model, stream.rho, self.facts.reference())
@@ -124,10 +120,10 @@ class Bench:
             kept = kept_facts(self.facts, edits, n, p.untouched, order)
             inputs["history"] = method.new_history(self.model, inputs["moments"], kept)
         edits = edits[:n_edits]
-        when = {"checkpoint_every": p.checkpoint_every, "dense_every": p.dense_every, "stop_below": p.stop_below}
-        where = {"store": self.results / "streams", "known": self.results / "known", "progress": self.progress}
-        size = stream.batch_size or len(edits)
-        self._runs[asked] = run_stream(self.model, edits, method, size, **inputs, probes=probes, **when, **where)
+        options = {"checkpoint_every": p.checkpoint_every, "dense_every": p.dense_every, "stop_below": p.stop_below}
+        options |= {"store": self.results / "streams", "known": self.results / "known", "progress": self.progress}
+        given = self.model, edits, method, stream.batch_size or len(edits)
+        self._runs[asked] = run_stream(*given, **inputs, probes=probes, **options)
         return self._runs[asked]
 
     def runs(self, name: str) -> dict[int, Run]:
@@ -145,12 +141,9 @@ class Bench:
         edits, method, match = self.edits(0, self.profile.n_single), self.method(name), self.facts.match
         parts = [self.model.checksum, self.model.setting, method.name, method.hyperparameters]
         parts += [list(map(repr, edits)), ALGORITHMS, *([match] if match != "exact" else [])]
-
-        def measure() -> pd.DataFrame:
-            given = self.moments, self.contexts(method), self.facts.around
-            return single_edits(self.model, method, edits, *given, match=match)
-
-        return cached(self.results / "singles" / f"{name}-{key_of(parts=parts)}.parquet", measure)
+        path = self.results / "singles" / f"{name}-{key_of(parts=parts)}.parquet"
+        given, around = (self.model, method, edits), {"around": self.facts.around, "match": match}
+        return cached(path, lambda: single_edits(*given, **self.inputs(method), **around))
 
     def mass_table(self) -> pd.DataFrame:
         """One MEMIT batch of each of the profile's `mass_sizes`, a process each (kept in results/mass)."""
@@ -159,9 +152,8 @@ class Bench:
         return pd.DataFrame([batch_cost(self.profile, size, self.results) for size in sorted(self.profile.mass_sizes)])
 
     def measured(self, name: str, order: int, what: str, measure: Callable | None = None, commit: bool = False):
-        """A measurement on the edits of a stream ("decomposition.parquet": a table, "….json": a dict) from figures/data
-        or results/. Where there is none, a live order is measured, by `measure` if given, and kept in results/ (commit:
-        in figures/data); else None."""
+        """A measurement on the edits of a stream ("….parquet": a table, "….json": a dict) from figures/data or results.
+        Where there is none, `measure()` for a live order, kept in results/ (commit: in figures/data); else None."""
         method = self.method(name)
         decides = [self.model.checksum, method.name, method.hyperparameters, edits_hash(self.edits(order))]
         start = f"{self.profile.model.split('/')[-1]}.{name}.order{order}"
@@ -184,8 +176,8 @@ class Bench:
         return run if same else None
 
     def commit(self, name: str, order: int, folder: Path | None = None, run: Run | None = None) -> None:
-        """Put a finished run into figures/data (or `folder`); its edits in single precision: half the bytes, far within
-        the margin that a committed stream is compared by."""
+        """Put a finished run into figures/data (or `folder`), its edits in single precision: far within the margin that
+        a committed stream is compared by."""
         run = run or self.run(name, order)
         edits = run.edits.astype(dict.fromkeys(run.edits.select_dtypes("float64"), "float32"))
         prefix = f"{self.label}.{name}.order{order}."
@@ -214,12 +206,9 @@ def committed_table(label: str, what: str) -> pd.DataFrame | None:
 
 def same_settings(stored: dict, asked: dict) -> bool:
     """Whether two sets of hyperparameters are one, measured numbers (a norm anchor) up to rounding."""
-
-    def same(one, other) -> bool:
-        measured = isinstance(one, float) and isinstance(other, float)
-        return isclose(one, other, rel_tol=ROUNDING) if measured else one == other
-
-    return stored.keys() == asked.keys() and all(same(stored[name], value) for name, value in asked.items())
+    floats = {n for n in stored.keys() & asked.keys() if isinstance(stored[n], float) and isinstance(asked[n], float)}
+    rest = [{name: value for name, value in one.items() if name not in floats} for one in (stored, asked)]
+    return rest[0] == rest[1] and all(isclose(stored[n], asked[n], rel_tol=ROUNDING) for n in floats)
 
 
 def committed_files(what: str) -> list[tuple[str, str, int, Path]]:

@@ -20,9 +20,8 @@ from .bench import Bench
 
 
 def batch_cost(profile: Profile, size: int, results: Path) -> dict:
-    """One MEMIT batch of `size` edits on the original weights, kept in results/mass: a row with batch,
-    seconds_per_edit, peak_mb (largest resident memory of a process that does only this), and accuracies by free
-    generation, edit by edit."""
+    """One MEMIT batch of `size` edits on the original weights, kept in results/mass: batch, N/d_ff, seconds_per_edit,
+    peak_mb (of a process that does only this), perplexity, and by cohort the accuracy by free generation."""
     asked = profile.model_dump(exclude={"live_orders", "workers"})
     key = key_of(profile=asked, name="memit", size=size, algorithms=ALGORITHMS, versions=versions())
 
@@ -37,7 +36,7 @@ def batch_cost(profile: Profile, size: int, results: Path) -> dict:
 
 
 def _begin(threads: int) -> None:
-    """In the process apart, which ends with the one that began it, however that one ends."""
+    """The process ends with the one that began it, however that one ends."""
     torch.set_num_threads(threads)
     threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
 

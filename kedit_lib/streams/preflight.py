@@ -34,23 +34,21 @@ DATA = read_yaml(Path(__file__).with_suffix(".yaml"))
 
 def check_model(model, edits=None, profile: str | Profile | None = None, write: bool = True) -> pd.DataFrame:
     """A table (index: what; column: value): what a model is, what one edit of it does and costs, where to edit, and the
-    minutes that the notebooks would take.
+    minutes that the notebooks would take. The weights are the ones at entry afterwards.
 
-    model    an EditableModel, or what `load_model` takes
-    edits    Edits with target_true, of facts that the model may know: they are traced, the first known one is tried.
-             None: the lab's own for a lab model, else a few that most models know
-    profile  the run that minutes are estimated for (None: "lab" for a lab model, else "gpu")
-    write    whether the proposal becomes results/models/<name>.yaml; a model that has a file keeps it
-
-    The weights are the ones at entry afterwards. KeditError for a model whose layout or tokenizer is not understood.
+    model: an EditableModel, or what `load_model` takes. edits: Edits with target_true, of facts that the model may
+    know; they are traced, and the first known one is tried (None: the lab's own for a lab model, else a few that most
+    models know). profile: the run that minutes are estimated for (None: "lab" for a lab model, else "gpu"). write: the
+    proposal becomes results/models/<name>.yaml; a model that has a file keeps it. KeditError for a model whose layout
+    or tokenizer is not understood.
     """
     return check(model, edits, profile, write).table
 
 
 def check(model, edits=None, profile: str | Profile | None = None, write: bool = True) -> SimpleNamespace:
-    """`check_model` with what its table is made of. table; effect: of `causal_trace` at the subject's last token, over
-    `traced` facts (empty: it knows none that was asked); rome, memit: proposed layers; path: the model's parameter
-    file, if any; seconds, before, after, restored: of the edit that was made and taken back, with p(new), 0..1."""
+    """`check_model` with what its table is made of: table; effect, of `causal_trace` at the subject's last token over
+    `traced` facts (empty: it knows none that was asked); proposed layers rome and memit; path of the model's parameter
+    file, if any; seconds, before, after (p(new), 0..1) and restored, of the edit that was made and taken back."""
     if isinstance(model, torch.nn.Module):
         check_editable(model, "check_model")
     model = model if isinstance(model, EditableModel) else load_model(model)
@@ -65,9 +63,8 @@ def check(model, edits=None, profile: str | Profile | None = None, write: bool =
         seconds_asking = (time.perf_counter() - begin) / len(given)
         facts = [(e.prompt, e.subject, e.target_true) for e in known[:TRACED]]
         effect = causal_trace(model, facts, samples=SAMPLES, places=("last subject token",)) if facts else None
-        sections = propose(model, effect)
+        sections, tried = propose(model, effect), (known or given)[0]
         rome, memit = (sections[name]["layers"] for name in ("rome", "memit"))
-        tried = (known or given)[0]
         trial = try_edit(model, tried, rome)
     why = f"causal tracing of {len(facts)} facts that it knows" if facts else "Llama-2-7B's depth; no fact to trace"
     path = write_proposal(model.name, sections, why) if write else None
@@ -112,8 +109,8 @@ def try_edit(model, edit: Edit, layers: list[int]) -> dict:
 
 
 def notebook_minutes(profile: Profile, seconds_an_edit: float, seconds_a_question: float) -> dict[str, float]:
-    """Minutes for what each notebook runs live if it is the only one, by its edits and by the untouched facts asked at
-    their checkpoints, one process; "all" runs a stream that several need once. Second moments are not in it."""
+    """Minutes of one process for what each notebook alone runs live: its edits, and the untouched facts asked at their
+    checkpoints, without second moments. "all" runs a stream that several need once."""
     asked = (1 + profile.n_edits / profile.checkpoint_every) * profile.untouched * seconds_a_question
     stream = len(profile.live_orders) * (profile.n_edits * seconds_an_edit + asked)
     live, single = streams_of(profile), profile.n_single
@@ -132,7 +129,6 @@ def roughly(value: float, least: float) -> str:
 
 
 def _own_edits(model) -> list[Edit]:
-    """The lab's own, or of the common ones those that this tokenizer can write."""
     if model.name in LAB_MODELS:
         return load_edits("lab", model=model, limit=2 * TRACED)
     writable = []
@@ -146,14 +142,16 @@ def _own_edits(model) -> list[Edit]:
 
 
 def _recognised(model) -> dict:
-    config, tokenizer, layout = model.hf.config, model.tokenizer, model.layout
-    embedded = model.hf.get_input_embeddings()
-    heads = getattr(config, "num_attention_heads", None)
+    config, tokenizer, mlp_norm, pad = (
+        model.hf.config,
+        model.tokenizer,
+        model.layout.mlp_norm,
+        model.tokenizer.pad_token,
+    )
+    embedded, heads = model.hf.get_input_embeddings(), getattr(config, "num_attention_heads", None)
     groups = getattr(config, "num_key_value_heads", None) or heads
     begins = tokenizer.bos_token_id in encode(tokenizer, "The capital of France is")[:1]
     marked = tokenizer.convert_ids_to_tokens(target_ids(tokenizer, "It is", "a town"))[0]
-    spaces = {"▁": "▁ (sentencepiece)", "Ġ": "Ġ (byte-level BPE)"}.get(marked[0], marked)
-    pad = tokenizer.pad_token
     tied = model.hf.get_output_embeddings().weight is embedded.weight
     beside = config.model_type == "gptj" or getattr(config, "use_parallel_residual", False)
     return {
@@ -163,10 +161,10 @@ def _recognised(model) -> dict:
         "d_model, d_ff": f"{model.d_model}, {model.d_ff}",
         "attention heads, key-value heads": f"{heads}, {groups}{' (grouped queries)' if groups != heads else ''}",
         "attention": "beside the MLP" if beside else "before the MLP",
-        "norm behind the MLP": f"{layout.mlp_norm}: ROME, PMET and FT only" if layout.mlp_norm else "none",
+        "norm behind the MLP": f"{mlp_norm}: ROME, PMET and FT only" if mlp_norm else "none",
         "head": "tied to the embeddings" if tied else "its own",
         "tokens, embeddings": f"{len(tokenizer)}, {embedded.num_embeddings}",
-        "spaces as": spaces,
+        "spaces as": {"▁": "▁ (sentencepiece)", "Ġ": "Ġ (byte-level BPE)"}.get(marked[0], marked),
         "begin of text": f"{tokenizer.bos_token}, put in front" if begins else "none in front",
         "padding": f"{pad}{' = eos' if pad == tokenizer.eos_token else ''}" if pad else "none (not needed)",
         "dtype, device": f"{str(model.dtype).removeprefix('torch.')}, {model.device}",
