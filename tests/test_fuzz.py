@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import kedit_lib as kedit
 from kedit_lib.data.config import load_profile, params_folder
-from kedit_lib.report import execution
+from kedit_lib.report import reproduce
 from kedit_lib.streams.store import Checkpoint, RunFolder
 
 quick = settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -78,7 +78,7 @@ def whole_files(folder):
         "smoke.yaml": (profile, load_profile),
         "MEMIT.yaml": (b'alg_name: "MEMIT"\nlayers: [4, 5]\nv_lr: 5e-1\n', kedit.method_from_file),
         "MEMIT.json": (b'{"alg_name": "MEMIT", "layers": [4, 5], "v_lr": 0.5}', kedit.method_from_file),
-        "00_a.ipynb": (json.dumps(source).encode(), execution.parameters_of),
+        "00_a.ipynb": (json.dumps(source).encode(), reproduce.parameters_of),
     }
 
 

@@ -24,10 +24,8 @@ HEADERS = {"untouched": "unrelated facts", "neighbors": "neighbours"}  # {a name
 
 
 def style() -> None:
-    """The report's look, of figures and of tables; call once at the top of a notebook.
-
-    In styled tables what a model writes is text, not HTML.
-    """
+    """The report's look, of figures and of tables, in which what a model writes is text, not HTML; call once at the top
+    of a notebook."""
     pd.set_option("display.max_colwidth", 120, "styler.format.escape", "html")  # whole prompts
     pd.set_option("display.multi_sparse", False, "styler.sparse.index", False)  # a row that moves keeps its names
     looks = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25}
@@ -45,10 +43,8 @@ def folder() -> Path:
 
 
 def show(fig, name: str, caption: str, alt: str, data: pd.DataFrame) -> None:
-    """Save `fig` as figures/<name>.png .svg .pdf with its numbers as .csv, and show it with caption and alt text.
-
-    caption: what is drawn and what it shows. alt: for readers who cannot see it. data: what the lines are made of.
-    """
+    """Save `fig` as figures/<name>.png .svg .pdf with its numbers, `data`, as .csv. Show it with a caption (what is
+    drawn, and what it shows) and with an alt text for readers who cannot see it."""
     where = folder()
     _label_short_logs(fig)
     if not fig.get_layout_engine():

@@ -1,7 +1,5 @@
-"""One notebook: papermill injects its parameters, nbclient executes it.
-
-An executed notebook must be the same file for the same numbers, so `tidy` takes out what changes from run to run
-(times, random ids, process numbers) and what belongs to one machine (absolute paths).
+"""One notebook: papermill injects its parameters, nbclient executes it, and `tidy` makes it the same file for the same
+numbers: without times, random ids, process numbers and absolute paths.
 """
 
 import os
@@ -19,7 +17,7 @@ from papermill.parameterize import parameterize_notebook
 
 from ..data.atomic import replacing
 from ..data.config import params_folder
-from .execution import Run
+from .reproduce import Run
 
 VERDICT = "verdict"  # tag of the cell that makes the box a notebook opens with
 BOX = "# The answer first: what the run below printed. Run again, it stands where it is computed."

@@ -1,11 +1,6 @@
-"""The report as a web site: `kedit report` writes report/index.html, which needs no server and no network.
-
-Sphinx makes it from the executed notebooks and docs/*.md: MyST reads the Markdown, Furo has the contents column, the
-search and the dark mode, sphinx-copybutton copies code, tables.js aligns and sorts tables, `setup` writes formulas.
-index.html holds the README's first lines and the verdict of each notebook.
-
-Whatever a model wrote is shown as text: outputs are rendered and cleaned here (templates/), and reach Sphinx
-as finished HTML.
+"""The report as a web site, read without a server or a network: `kedit report` writes report/index.html and a page for
+each executed notebook and each of docs/*.md, by Sphinx with MyST and Furo (site.yaml). Whatever a model wrote is shown
+as text: outputs are rendered and cleaned here (templates/), and reach Sphinx as finished HTML.
 """
 
 import base64

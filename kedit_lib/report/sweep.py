@@ -1,9 +1,6 @@
-"""Run the streams of a profile side by side on Dask: `kedit sweep --help` (make sweep). Workers are processes of this
-machine, or those of the scheduler that SCHEDULER names.
-
-`make reproduce` runs the live orders through here. Further orders and other λ run once in a while, and their tables are
-committed in figures/data.
-"""
+"""Run the streams of a profile side by side on Dask: `make reproduce` the live orders, `kedit sweep` further orders and
+other settings, whose tables are committed in figures/data. Workers are processes of this machine, or those of the
+scheduler that SCHEDULER names."""
 
 import asyncio
 import contextlib
@@ -26,13 +23,13 @@ from distributed import Client, Reschedule, Status, as_completed, get_worker
 
 from ..data.config import LAST_ORDER, Profile, load_profile
 from ..data.provenance import ALGORITHMS, key_of
-from ..errors import KeditError, first_line
+from ..errors import KeditError, explained
 from ..streams import interrupts
 from ..streams.bench import Bench, committed_runs
 from ..streams.cost import batch_cost
 from ..streams.named_streams import groups_of, streams_of
 from ..streams.store import Run, RunFolder, write_tables
-from .execution import PACKAGE, hash_files, parse_orders
+from .reproduce import PACKAGE, hash_files, parse_orders
 
 AGAIN = 40  # edits of a committed stream that is run again
 BESIDE = ("memit", "rome")  # streams of the model beside that are run again each time
@@ -51,10 +48,7 @@ LOCAL = {
 
 def run_streams(profile: Profile, orders, names=None, commit: bool = False) -> None:
     """Run `names` (default: the profile's live streams) for each order on the workers, into results/; with the live
-    streams also the single edits, the single batches, and the beginning of committed streams.
-
-    Errors and Ctrl-C as in `in_workers`.
-    """
+    streams also the single edits, the single batches, and the beginning of committed streams. See `in_workers`."""
     if not orders:
         return
     bench = Bench(profile, progress=False)
@@ -148,14 +142,11 @@ def _cost(bench: Bench, name: str) -> dict:
 
 
 def in_workers(tasks: dict[str, tuple], profile: Profile, took: Callable = lambda name, result: result) -> list[Any]:
-    """Call work(bench of the profile, *arguments) for each {name: (work, *arguments)}, one at a time on each worker.
-
-    took    (name, result), called here: what is printed and returned in place of the result
-
-    The results, in the order in which they come. A task whose worker dies begins again on another one. KeditError when
-    a task fails, after the others have finished, or when the scheduler is lost. After Ctrl-C no task is begun, and a
-    stream that is running finishes its edit and writes a checkpoint.
-    """
+    """The results of work(bench of the profile, *arguments) for each {name: (work, *arguments)}, one at a time on each
+    worker, in the order in which they come. took(name, result), called here, gives what is printed and returned in
+    place of a result. A task whose worker dies begins again on another one. KeditError when a task fails, after the
+    others have finished, or when the scheduler is lost. After Ctrl-C no task is begun, and a stream that is running
+    finishes its edit and writes a checkpoint."""
     begun, found, failures = time.monotonic(), [], []
     group = f"kedit-{key_of(profile=profile.model_dump(), algorithms=ALGORITHMS)}"
     with _client(profile) as client:
@@ -185,11 +176,9 @@ def in_workers(tasks: dict[str, tuple], profile: Profile, took: Callable = lambd
 def _client(profile: Profile) -> Client:
     """A client of the scheduler at SCHEDULER; without one, of `workers` processes that end with it."""
     if address := os.environ.get("SCHEDULER"):
-        try:
+        remedy = "start one by `dask scheduler` and give its tcp://host:port, or leave SCHEDULER out"
+        with explained(f"scheduler {address!r}: cannot be reached", remedy):
             client = Client(address, timeout=10)
-        except (OSError, ValueError) as error:
-            remedy = "start one by `dask scheduler` and give its tcp://host:port, or leave SCHEDULER out"
-            raise KeditError(f"scheduler {address!r}: cannot be reached ({first_line(error)}); {remedy}") from None
     else:
         options = {"silence_logs": logging.CRITICAL, "env": {"OMP_NUM_THREADS": profile.threads}}
         options |= {"n_workers": profile.workers, "threads_per_worker": 1, "dashboard_address": "127.0.0.1:0"}

@@ -1,7 +1,5 @@
-"""Live cells for JupyterLab: knobs on a bench's model.
-
-Each stands below something static that says the same. In a run that nobody watches (KEDIT_STATIC is set, as
-`make reproduce` does) a live cell is one sentence that says where it lives.
+"""Live cells for JupyterLab: knobs on a bench's model. Each stands below something static that says the same. In a run
+that nobody watches (`make reproduce` sets KEDIT_STATIC) a live cell is one sentence that says where it lives.
 """
 
 import functools
@@ -85,6 +83,6 @@ def try_edit(bench, edit: Edit, name: str) -> tuple[pd.DataFrame, str]:
 
 @functools.cache
 def _method(bench, name: str):
-    """A method with its moments and contexts, sampled once."""
+    """A method with its moments and contexts, which take up to a minute to sample."""
     method = method_for(bench.model, name)
     return method, bench.inputs(method)

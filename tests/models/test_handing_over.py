@@ -13,7 +13,7 @@ import transformers
 from library import refused
 
 import kedit_lib as kedit
-from kedit_lib import model_commands
+from kedit_lib import __main__ as commands
 
 FACTS = Path(__file__).parents[2] / "params" / "examples" / "chinese.jsonl"
 EDIT = kedit.Edit(*tiny.EDITS[4])
@@ -45,7 +45,7 @@ def test_the_words_of_from_pretrained(tiny_folder):
     model = kedit.load_model(tiny_folder("llama"), **given)
     assert model.dtype == torch.bfloat16 and model.hf.config._attn_implementation == "eager"
     assert kedit.load_model(tiny_folder("llama"), dtype="auto").dtype == torch.float64
-    for command in (model_commands.check_model, model_commands.edit, model_commands.stream, model_commands.evaluate):
+    for command in (commands.check_model, commands.edit, commands.stream, commands.evaluate):
         assert inspect.signature(command).parameters["trust_remote_code"].default is False
 
 

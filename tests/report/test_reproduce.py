@@ -18,7 +18,7 @@ import kedit_lib
 from kedit_lib.__main__ import main as program
 from kedit_lib.data.config import REPOSITORY, load_profile
 from kedit_lib.data.yaml_text import dump, read_yaml
-from kedit_lib.report import claims, execution, notebooks, reproduce, sweep
+from kedit_lib.report import claims, notebooks, reproduce, sweep
 
 SMALL = {"model": "lab-small", "orders": [0, 1], "live_orders": [0], "batch_sizes": [1], "mass_sizes": [1]}
 SMALL |= {"checkpoint_every": 2, "dense_every": 1, "untouched": 5, "workers": 2, "lambda_scales": [0.00001]}
@@ -83,7 +83,7 @@ def streams(tmp_path_factory):
     """The profiles that streams were asked for; the real streams take their time, the real library may be edited."""
     asked = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(execution, "PACKAGE", tmp_path_factory.mktemp("package"))
+        patch.setattr(reproduce, "PACKAGE", tmp_path_factory.mktemp("package"))
         patch.setattr(reproduce, "run_streams", lambda run, only: asked.append(run.profile))
         yield asked
 
@@ -317,12 +317,12 @@ def test_what_an_output_depends_on(project, monkeypatch):
     weights = package / "lab" / "weights" / "lab"
     for folder in (weights, project.root / "figures" / "data", project.root / "results"):
         folder.mkdir(parents=True)
-    monkeypatch.setattr(execution, "PACKAGE", package)
+    monkeypatch.setattr(reproduce, "PACKAGE", package)
 
     def changes(path: Path) -> bool:
-        before = execution.hash_files(execution.library_files(project.root))
+        before = reproduce.hash_files(reproduce.library_files(project.root))
         path.write_text("something new")
-        return execution.hash_files(execution.library_files(project.root)) != before
+        return reproduce.hash_files(reproduce.library_files(project.root)) != before
 
     root = project.root
     for path in (package / "lab" / "code.py", package / "words.yaml", weights / "checksum", root / "constraints.txt"):

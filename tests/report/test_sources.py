@@ -9,7 +9,7 @@ import pytest
 from latex2mathml.converter import convert
 
 from kedit_lib.data.config import REPOSITORY, load_profile
-from kedit_lib.report.execution import RENAMED, parameters_of
+from kedit_lib.report.reproduce import RENAMED, parameters_of
 
 SOURCES = sorted((REPOSITORY / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 MAX_LINES = 25  # of a cell of code
