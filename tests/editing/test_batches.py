@@ -1,0 +1,41 @@
+"""Each of the newer editors takes a batch of a hundred, on a trained model."""
+
+from functools import cache
+from math import isfinite
+
+import pytest
+
+import kedit_lib as kedit
+from kedit_lib.evaluation.edit_probes import EditProbe
+from kedit_lib.lab import moment_texts, world_of
+from kedit_lib.lab.edits import lab_edits
+
+NEWER = "ENCORE EvoEdit BetaEdit LyapLock RLSEdit SimIE SPHERE REVIVE UltraEdit Gate Retrieval".split()
+UNMOVED = {"UltraEdit", "Retrieval"}  # at its published step, and as the lab model does not read its prompt
+
+
+@cache
+def asked():
+    model = kedit.load_model("lab-small")
+    world = world_of(model)
+    moments = kedit.SecondMoments.estimate(model, moment_texts(model), range(model.n_layers))
+    return model, lab_edits(world, 100, people=world.people), moments
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NEWER)
+def test_a_batch_of_a_hundred(name):
+    model, edits, moments = asked()
+    method = kedit.method_for(model, name)
+    run = kedit.run_stream(
+        model,
+        edits,
+        method,
+        batch_size=100,
+        moments=moments if method.needs_moments else None,
+        probes=[EditProbe(each=False)],
+        progress=False,
+    )
+    p = run.curve("probability", "edits")
+    assert len(run.edits) == 100 and set(run.edits.batch) == {100}
+    assert isfinite(p[100]) and (name in UNMOVED or p[100] > 0.1)
