@@ -14,65 +14,59 @@ from .words import places, why_elsewhere
 LISTS = ("paraphrases", "neighborhood", "generation_prompts", "attribute_prompts")  # of prompts
 PAIRS = ("portability", "locality")  # of (prompt, answer)
 LATER = ("attribute_prompts", *PAIRS, "separator")  # fields younger than the first stored results
-Text = Annotated[str, Strict(), StringConstraints(min_length=0)]  # a constraint refuses half a character too
-Name = Annotated[Text, StringConstraints(strip_whitespace=True, min_length=1)]
-Pair = tuple[Annotated[Text, StringConstraints(pattern=r"\S")], Name]
-TYPES = dict.fromkeys(("prompt", "relation", "id"), Text) | {"subject": Name, "target_new": Name}
-TYPES |= dict.fromkeys(LISTS, tuple[Text, ...]) | dict.fromkeys(PAIRS, tuple[Pair, ...])
-TYPES |= {"target_true": Name | None, "separator": Literal["", " "] | None}
-FIELDS = create_model("FIELDS", **{name: (of, ...) for name, of in TYPES.items()})
 MUST_BE = dict.fromkeys(LISTS, "a list of prompts; put one alone in [ ]")  # text, where it is not named here
 MUST_BE |= dict.fromkeys(PAIRS, "a list of (prompt, answer), both not empty")
 MUST_BE |= {"separator": "'', ' ' or None, which derives it from the texts"}
+Text = Annotated[str, Strict(), StringConstraints(min_length=0)]  # a constraint refuses half a character too
+Name = Annotated[Text, StringConstraints(strip_whitespace=True, min_length=1)]
+Pair = tuple[Annotated[Text, StringConstraints(pattern=r"\S")], Name]
 
 
 @dataclass(frozen=True)
 class Edit:
-    """One requested change of knowledge.
+    """One requested change of knowledge. All prompts but the first are full ones, and (prompt, answer) in pairs.
 
-    prompt              text with exactly one `{}` where the subject goes, e.g. "The mother tongue of {} is";
-                        doubled braces stand for single ones
+    prompt              text with exactly one `{}` where the subject goes, "The mother tongue of {} is"; {{ stands for {
     subject             e.g. "Danielle Darrieux"; its last token is where the edit is written
     target_new          the new object, without a leading space
     target_true         the object known so far (None: unknown); needed for success and magnitude
-    paraphrases         other full prompts that should give target_new
-    neighborhood        full prompts about other subjects that should go on giving target_true
-    generation_prompts  full prompts for free generation
+    paraphrases         other prompts that should give target_new
+    neighborhood        prompts about other subjects that should go on giving target_true
+    generation_prompts  prompts for free generation
     relation, id        labels for tables; free text
-    attribute_prompts   full prompts about other subjects whose object is target_new, before and after
-    portability         (prompt, answer) pairs that follow from the edit, one hop further
-    locality            (prompt, answer) pairs that the edit should leave alone
+    attribute_prompts   prompts about other subjects whose object is target_new, before and after
+    portability         pairs that follow from the edit, one hop further
+    locality            pairs that the edit should leave alone
     separator           "" or " " between each prompt and its answer (None: derived from the texts, `words.joint`)
 
     KeditError for a prompt without one `{}`, an empty subject or target, and a subject that stands in the prompt again,
-    as words of its own ("{}, called Ana, plays" for Ana; "Banana {}" is fine). `Edit.from_text` takes prompts that hold
-    the subject itself.
+    as words of its own ("{}, called Ana, plays" for Ana; "Banana {}" is fine); `from_text` takes the subject as text.
     """
 
-    prompt: str
-    subject: str
-    target_new: str
-    target_true: str | None = None
-    paraphrases: tuple[str, ...] = ()
-    neighborhood: tuple[str, ...] = ()
-    generation_prompts: tuple[str, ...] = ()
-    relation: str = ""
-    id: str = ""
-    attribute_prompts: tuple[str, ...] = ()
-    portability: tuple[tuple[str, str], ...] = ()
-    locality: tuple[tuple[str, str], ...] = ()
-    separator: str | None = None
+    prompt: Text
+    subject: Name
+    target_new: Name
+    target_true: Name | None = None
+    paraphrases: tuple[Text, ...] = ()
+    neighborhood: tuple[Text, ...] = ()
+    generation_prompts: tuple[Text, ...] = ()
+    relation: Text = ""
+    id: Text = ""
+    attribute_prompts: tuple[Text, ...] = ()
+    portability: tuple[Pair, ...] = ()
+    locality: tuple[Pair, ...] = ()
+    separator: Literal["", " "] | None = None
 
     def __post_init__(self):
         label = f"edit {self.id} of {self.subject!r}" if self.id else f"edit of {self.subject!r}"
         try:
-            vars(self).update(vars(FIELDS.model_validate(vars(self))))
+            vars(self).update(vars(CHECKED.model_validate(vars(self))))
         except ValidationError as error:
             raise KeditError(f"{label}: {self._wrong(error.errors()[0])}") from None
         around = around_places(self.prompt)
         if len(around) != 2:
-            found = f"has {len(around) - 1} places marked {{}}; it needs exactly one, where the subject goes"
-            raise KeditError(f"{label}: the prompt {self.prompt!r} {found} (or use Edit.from_text)")
+            needs = "it needs exactly one, where the subject goes (or use Edit.from_text)"
+            raise KeditError(f"{label}: the prompt {self.prompt!r} has {len(around) - 1} places marked {{}}; {needs}")
         if any(start != len(around[0]) for start in places(self.text, self.subject)):
             twice = "twice, as text and as {}; keep only the {}"
             raise KeditError(f"{label}: the subject stands in the prompt {self.prompt!r} {twice}")
@@ -100,8 +94,8 @@ class Edit:
         if len(starts) != 1:
             found = f"stands {len(starts)} times in {prompt!r}{why_elsewhere(prompt, subject)}"
             raise KeditError(f"edit of {subject!r}: the subject {found}; it must stand there exactly once")
-        before, after = prompt[: starts[0]], prompt[starts[0] + len(subject) :]
-        return cls(f"{escaped(before)}{{}}{escaped(after)}", subject, target_new, *fields, **rest)
+        before, after = escaped(prompt[: starts[0]]), escaped(prompt[starts[0] + len(subject) :])
+        return cls(before + "{}" + after, subject, target_new, *fields, **rest)
 
     @classmethod
     def from_chat(cls, model, prompt: str, subject: str, target_new: str, *fields, system=None, **rest) -> Self:
@@ -127,6 +121,9 @@ class Edit:
         """All fields, but later ones only when given: stored results are found by a hash over this text."""
         shown = [f.name for f in fields(self) if f.name not in LATER or getattr(self, f.name) not in ((), None)]
         return f"Edit({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
+
+
+CHECKED = create_model("CHECKED", **{field.name: (field.type, ...) for field in fields(Edit)})
 
 
 def around_places(prompt: str) -> list[str]:
@@ -205,11 +202,9 @@ def fill(context: str, prompt: str, subject: str) -> tuple[str, int, int]:
 @dataclass(frozen=True)
 class Question:
     """One consequence of one edit: the model completes `prompt` freely and should say `answer` once the edit holds.
-
-    kind    what sort of consequence; a cohort in tables
-    bridge  "" or a sentence with one `{}` for what the model says to `prompt`; the answer then comes after both
-    gate    (prompt, answer) pairs: the question counts only where the unedited model gives all of these
-    """
+    kind: what sort of consequence, a cohort in tables. bridge: "" or a sentence with one `{}` for what the model says
+    to `prompt`; the answer then comes after both. gate: (prompt, answer) pairs; the question counts only where the
+    unedited model gives all of these."""
 
     kind: str
     prompt: str

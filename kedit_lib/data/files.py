@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from ..errors import KeditError, explained, first_line
 from .edit import LISTS, PAIRS
 from .words import spaceless
 
+_parsed = partial(json.loads, parse_constant=lambda name: None)  # a JSON text, NaN as null
 UNNAMED = re.compile(r"\s*|Unnamed: \d+")  # the header of a column that a table program added: its row numbers
 REQUIRED = object()
-NO_JSON = (ValueError, RecursionError)
+NO_JSON = (ValueError, RecursionError)  # numbers and nesting may be beyond Python's limits
 DEEPEST = 9  # objects in objects
 HUB_NAME = re.compile(r"([\w.-]+/[\w.-]+)(?::(.+))?")  # a set, and perhaps one of its configurations
 PROMPTS, ANSWERS = ("prompt", "New Question"), ("ground_truth", "answer", "target", "New Answer")  # of a question
@@ -95,13 +97,10 @@ def _leaves(value, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def records_of(source: str | Path, **hub) -> list[Record]:
     """Every record of `source`: a .json, .jsonl, .csv, .tsv or .parquet file, a folder of such files, or a hub name,
-    "owner/name" or "owner/name:configuration".
-
-    hub   for folders and hub names: keywords of `datasets.load_dataset`, such as split (of the hub: train), data_files
-
-    In CSV (commas, semicolons or tabs) lists and a separator are JSON; an empty cell is an absent field. A line that
-    cannot be read is a broken record. KeditError for a source that is not there, cannot be read, or holds no records.
-    """
+    "owner/name" or "owner/name:configuration". hub: for folders and hub names, keywords of `datasets.load_dataset` such
+    as split (of the hub: train) or data_files. In CSV (commas, semicolons or tabs) lists and a separator are JSON; an
+    empty cell is an absent field. A line that cannot be read is a broken record. KeditError for a source that is not
+    there, cannot be read, or holds no records."""
     path, name = Path(source), str(source)
     suffix = path.suffix.lower()
     if os.path.isfile(path):  # Path.is_file() raises for a name that is too long
@@ -203,11 +202,6 @@ def _from_datasets(source: str, /, split: str | None = None, **options) -> Rows:
     return _numbered(Path(source).name, found)
 
 
-def _parsed(text: str):
-    """The value of a JSON text, NaN as null. An error of NO_JSON; numbers and nesting may be beyond Python's limits."""
-    return json.loads(text, parse_constant=lambda name: None)
-
-
 def _text(path: Path) -> str:
     with explained(f"{path.name}: cannot be read", "save it as UTF-8"):
         return path.read_bytes().decode("utf-8-sig")  # spreadsheets put a byte order mark in front
@@ -247,10 +241,9 @@ def texts_of(given, what: str) -> list[str]:
         raise KeditError(f"{what}: texts are {type(given).__name__}; pass a list of plain text, or a file")
     found = []
     for i, row in enumerate(given):
-        text = row.get("text") if isinstance(row, Mapping) else row
-        if not isinstance(text, str):
+        found.append(row.get("text") if isinstance(row, Mapping) else row)
+        if not isinstance(found[-1], str):
             raise KeditError(f"{what}: text {i} is not text ({row!r:.60}); pass texts, or rows with a field 'text'")
-        found.append(text)
     if not any(text.strip() for text in found):
         raise KeditError(f"{what}: no texts were given; pass a list of plain text")
     return found

@@ -10,13 +10,11 @@ from .files import Record
 
 FIELDS = tuple(f.name for f in dataclasses.fields(Edit))
 NO_ANSWER = ("", "<|endoftext|>")  # the latter in EasyEdit's files
-
-# {name: (whether it is the schema of a record with these values, the fields of such a record)}
 SCHEMAS: dict[str, tuple[Callable[[dict], bool], Callable[[Record], dict]]] = {}
 
 
 def schema(name: str, fits: Callable[[dict], bool]):
-    """Registers a function as the schema `name`."""
+    """Registers a function, which gives the fields of a record, as the schema of all whose values fit."""
 
     def register(fields):
         SCHEMAS[name] = fits, fields
@@ -30,11 +28,7 @@ def fields_of(record: Record) -> tuple[dict, list[str]]:
     if record.broken is not None:
         raise record.broken
     fields = next(fields for fits, fields in reversed(SCHEMAS.values()) if fits(record.values))
-    return fields(record), _unknown(record) if fields is own else []
-
-
-def _unknown(record: Record) -> list[str]:
-    return [name for name in record.values if name not in FIELDS]
+    return fields(record), [name for name in record.values if fields is own and name not in FIELDS]
 
 
 @schema("own", lambda values: True)
@@ -42,7 +36,7 @@ def own(record: Record) -> dict:
     """The user's own records, with the fields of `Edit`; the prompt may hold the subject as text in place of {}."""
     given = {name: value for name, value in record.values.items() if name in FIELDS}
     if missing := [name for name in FIELDS[:3] if name not in given]:
-        others = "".join(f"; {name!r} is unknown" for name in _unknown(record))
+        others = "".join(f"; {name!r} is unknown" for name in record.values if name not in FIELDS)
         raise KeditError(f"{record.where}: field {missing[0]!r} is missing{others}; the fields are {', '.join(FIELDS)}")
     for name, value in given.items():
         if isinstance(value, list) and name in FIELDS[:3]:
@@ -76,9 +70,8 @@ def _is_easyedit(values: dict) -> bool:
 
 @schema("easyedit", _is_easyedit)
 def easyedit(record: Record) -> dict:
-    """EasyEdit's records: CounterFact with one prompt of each kind (Wang et al., arXiv 2308.07269); KnowEdit, with
-    questions by criterion, of which WikiBio calls its fields concept, text and labels (Zhang et al., arXiv 2401.01286).
-    """
+    """EasyEdit's records: CounterFact with one prompt of each kind (Wang et al., arXiv 2308.07269); KnowEdit, questions
+    by criterion, whose WikiBio calls its fields concept, text and labels (Zhang et al., arXiv 2401.01286)."""
     bio = "concept" in record.values and "subject" not in record.values
     fact = _fact(record, *(("text", "concept", "labels") if bio else ()))
     aside = record.pairs(("locality_prompt", "locality_ground_truth"), ("loc", "loc_ans"))
@@ -152,14 +145,11 @@ def counterfact(record: Record) -> dict:
     edits so, too, with a question for each and questions over several hops (Zhong et al., arXiv 2305.14795)."""
     answer = record.text("new_answer", "")
     return {
-        "prompt": record.text("requested_rewrite.prompt"),
-        "subject": record.text("requested_rewrite.subject"),
-        "target_new": record.text("requested_rewrite.target_new.str"),
-        "target_true": record.text("requested_rewrite.target_true.str"),
-        "paraphrases": record.texts("paraphrase_prompts", "requested_rewrite.question"),
+        **{name: record.text(f"requested_rewrite.{name}") for name in ("prompt", "subject")},
+        **{name: record.text(f"requested_rewrite.{name}.str") for name in ("target_new", "target_true")},
+        **{name: record.texts(name) for name in ("generation_prompts", "attribute_prompts")},
         "neighborhood": record.texts("neighborhood_prompts"),
-        "generation_prompts": record.texts("generation_prompts"),
-        "attribute_prompts": record.texts("attribute_prompts"),
+        "paraphrases": record.texts("paraphrase_prompts", "requested_rewrite.question"),
         "portability": record.pairs("portability") + [(q, answer) for q in record.texts("questions") if answer.strip()],
         "relation": record.text("requested_rewrite.relation_id", ""),
         "id": record.label("case_id"),

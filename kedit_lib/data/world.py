@@ -1,6 +1,5 @@
-"""Edits of cities and countries: what is so, in geography.csv, from GeoNames (www.geonames.org, CC BY 4.0), and what
-one model knows of it. The wordings are in world.yaml. Everything is a function of these facts, of what the model was
-found to say, and of a seed."""
+"""Edits of cities and countries: a function of what is so (geography.csv, from GeoNames, www.geonames.org, CC BY 4.0),
+of what one model was found to say about it in the wordings of world.yaml, and of a seed."""
 
 import csv
 import random
@@ -20,11 +19,7 @@ Said = dict[str, str]  # {wording: the object in the form that the model says it
 
 
 class Relation(NamedTuple):
-    """statements, questions: with one `{}` for the subject; the first statement is the one asked of everybody
-    inverse     with one `{}` for the object, the subject follows
-    prose       beginning of free text about the subject
-    often       how often it is drawn for a subject that has others too
-    """
+    """The fields are explained in world.yaml. wordings: statements, then questions."""
 
     statements: list[str]
     questions: list[str]
@@ -50,8 +45,8 @@ RELATIONS = {name: Relation(**given) for name, given in TEXT["relations"].items(
 
 @dataclass(frozen=True)
 class Geography:
-    """facts: of cities, largest first, then of countries; articles: countries that English puts "the" before, which
-    stand as objects only: a prompt about them would need the word."""
+    """facts: of cities, largest first, then of countries. articles: countries that English puts "the" before, which
+    stand as objects only, for a prompt about them would need the word."""
 
     facts: tuple[Fact, ...]
     articles: frozenset[str]
@@ -78,43 +73,23 @@ def alike(name: str, other: str) -> bool:
     return a in b or b in a or any(len(word) > 3 for word in set(a.split()) & set(b.split()))
 
 
-def _grouped(pairs) -> dict:
-    """{key: its values, in order}."""
-    found = defaultdict(list)
-    for key, value in pairs:
-        found[key].append(value)
-    return dict(found)
-
-
-@dataclass(frozen=True)
 class KnownWorld:
-    """Edits of the facts that one model knows, and the facts around them that should not move.
+    """Edits of the facts that one model knows, and the facts around them that should not move. said: for each fact that
+    was asked the wordings in which the model says it, statements before questions; facts: those that it says in at
+    least ENOUGH; of_subject: {subject: known facts}."""
 
-    said: for each fact that was asked the wordings in which the model says it, statements before questions
-    """
-
-    geography: Geography
-    said: dict[Fact, Said]
-
-    @cached_property
-    def facts(self) -> dict[Fact, Said]:
-        """The facts that the model says in at least ENOUGH wordings."""
-        return {f: said for f, said in self.said.items() if len(said) >= ENOUGH}
-
-    @cached_property
-    def of_subject(self) -> dict[str, list[Fact]]:
-        return _grouped((f.subject, f) for f in self.facts)
-
-    @cached_property
-    def _objects(self) -> dict[str, list[str]]:
-        """{relation: new objects}: every known one that needs no article."""
-        free = dict.fromkeys((f.relation, f.object) for f in self.facts if f.object not in self.geography.articles)
-        return _grouped(free)
-
-    @cached_property
-    def _saying(self) -> dict[tuple[str, str], list[str]]:
-        """{(wording, object as said): subjects}."""
-        return _grouped((pair, f.subject) for f, said in self.facts.items() for pair in said.items())
+    def __init__(self, geography: Geography, said: dict[Fact, Said]):
+        self.geography, self.said = geography, said
+        self.facts = {f: wordings for f, wordings in said.items() if len(wordings) >= ENOUGH}
+        self.of_subject: dict[str, list[Fact]] = defaultdict(list)
+        self._objects = defaultdict(dict)  # {relation: new objects}: every known one that needs no article
+        self._saying = defaultdict(list)  # {(wording, object as said): subjects}
+        for f, wordings in self.facts.items():
+            self.of_subject[f.subject].append(f)
+            if f.object not in geography.articles:
+                self._objects[f.relation][f.object] = None
+            for pair in wordings.items():
+                self._saying[pair].append(f.subject)
 
     def edits(self, limit: int, seed: int = 0) -> list[Edit]:
         """`limit` edits, one per subject; the seed decides all. Fewer edits of one seed are the first of more."""
@@ -129,28 +104,23 @@ class KnownWorld:
         rng = random.Random(f"world-edit-{name}")
         known = self.of_subject[subject]
         fact = rng.choices(known, [RELATIONS[f.relation].often for f in known])[0]
-        prompt = rng.choice(list(self.facts[fact]))
-        objects = [o for o in self._objects[fact.relation] if o != fact.object and not alike(o, subject)]
-        new, said, relation = rng.choice(objects), self.facts[fact], RELATIONS[fact.relation]
+        said, relation = self.facts[fact], RELATIONS[fact.relation]
+        prompt = rng.choice(list(said))
+        new = rng.choice([o for o in self._objects[fact.relation] if o != fact.object and not alike(o, subject)])
 
         def others(answer: str) -> list[str]:
             """The edit's prompt about other subjects after which the model says the answer."""
-            some = [s for s in self._saying.get((prompt, answer), []) if s != subject]
+            some = [s for s in self._saying[prompt, answer] if s != subject]
             return [prompt.format(s) for s in rng.sample(some, min(NEIGHBORS, len(some)))]
 
         wordings = dict.fromkeys([*said, *relation.wordings])  # those that the model says it in first
-        edit = Edit(
-            prompt,
-            subject,
-            new,
-            target_true=said[prompt],
-            paraphrases=[w.format(subject) for w in wordings if w != prompt],
-            neighborhood=others(said[prompt]),
-            attribute_prompts=others(new),
-            generation_prompts=[relation.prose.format(subject)],
-            relation=fact.relation,
-            id=name,
-        )
+        more = {
+            "paraphrases": [w.format(subject) for w in wordings if w != prompt],
+            "neighborhood": others(said[prompt]),
+            "attribute_prompts": others(new),
+            "generation_prompts": [relation.prose.format(subject)],
+        }
+        edit = Edit(prompt, subject, new, said[prompt], relation=fact.relation, id=name, **more)
         follows = [(prompt, new) for _, prompt, new, _ in self.follows(edit)]
         return replace(edit, portability=follows, locality=[self.stated(f) for f in self.beside(edit)])
 
