@@ -91,9 +91,8 @@ def load_model_params(name: str) -> dict[str, dict[str, Any]]:
     """What params/models holds for a model: {"model": {…}, "memit": {hyperparameters}, "rome": {…}, …}. A hub id or a
     folder is looked up by its last part, "meta-llama/Llama-2-7b-hf" as Llama-2-7b-hf.yaml, there or among those that
     check_model wrote into the results folder. Each method checks its own hyperparameters."""
-    path = find_model_params(name) or _find(
-        _last_part(name), params_folder() / "models", "model parameters", " that kedit check-model proposes"
-    )
+    models, such = params_folder() / "models", " that kedit check-model proposes"
+    path = find_model_params(name) or _find(_last_part(name), models, "model parameters", such)
     sections = _checked(dict[str, dict[str, Any]], read_yaml(path), path.name)
     if "model" not in sections:
         raise KeditError(f"{path.name}: has no section 'model'; add it before the sections of the methods")
@@ -103,10 +102,9 @@ def load_model_params(name: str) -> dict[str, dict[str, Any]]:
 def file_name(model: str) -> str:
     """The name of a model's parameter file: the last part of a hub id or a path; for an existing one with eight digits
     of its whole path's hash, because many are called "final"."""
-    short = _last_part(model)
     if str(model) in BUILT_IN or not os.path.exists(model):
-        return short
-    return f"{short}-{hashlib.sha256(os.path.realpath(model).encode()).hexdigest()[:8]}"
+        return _last_part(model)
+    return f"{_last_part(model)}-{hashlib.sha256(os.path.realpath(model).encode()).hexdigest()[:8]}"
 
 
 def _last_part(model: str) -> str:

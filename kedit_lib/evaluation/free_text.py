@@ -15,8 +15,6 @@ from ..models.generation import decode
 from ..models.tokenization import encode
 from .protocol import SELDOM, Probe, panel, rows
 
-ROWS = 64
-
 
 @torch.no_grad()
 def sampled_texts(model, prompts: list[str], tokens: int = 100, top_k: int = 5, seed: int = 0) -> list[str]:
@@ -24,21 +22,17 @@ def sampled_texts(model, prompts: list[str], tokens: int = 100, top_k: int = 5, 
     more positions. An end-of-text token ends nothing. Sampled among the `top_k` likeliest as the authors do
     (`generate_fast`): greedy decoding of a small model repeats itself even in health. Seeded, the i-th prompt always
     with the same draws."""
-    draws = torch.rand(len(prompts), tokens, generator=torch.Generator().manual_seed(seed))
-    texts = []
-    for begin in range(0, len(prompts), ROWS):
-        ids = dict(enumerate(encode(model.tokenizer, p) for p in prompts[begin : begin + ROWS]))
-        room = getattr(model.hf.config, "max_position_embeddings", math.inf) - max(map(len, ids.values()))
-        steps, most = iter(draws[begin : begin + ROWS].split(1, 1)), min(tokens, room)
+    draws = torch.rand(len(prompts), tokens, generator=torch.Generator().manual_seed(seed)).split(1, 1)
+    ids, steps = dict(enumerate(encode(model.tokenizer, p) for p in prompts)), iter(draws)
+    room = getattr(model.hf.config, "max_position_embeddings", math.inf) - max(map(len, ids.values()))
 
-        def sampled(logits, steps=steps):
-            best, token = logits.to(model.math_dtype).cpu().topk(top_k)
-            chosen = (best.softmax(-1).cumsum(-1) < next(steps)).sum(1, keepdim=True).clamp(max=top_k - 1)
-            return token.gather(1, chosen)
+    def sampled(logits):
+        best, token = logits.to(model.math_dtype).cpu().topk(top_k)
+        chosen = (best.softmax(-1).cumsum(-1) < next(steps)).sum(1, keepdim=True).clamp(max=top_k - 1)
+        return token.gather(1, chosen)
 
-        new = decode(model.hf, ids, sampled, lambda going, out, most=most: going if len(out[0]) < most else [])
-        texts += model.tokenizer.batch_decode(list(new.values()), skip_special_tokens=True)
-    return texts
+    new = decode(model.hf, ids, sampled, lambda going, out: going if len(out[0]) < min(tokens, room) else [])
+    return model.tokenizer.batch_decode(list(new.values()), skip_special_tokens=True)
 
 
 def n_gram_entropy(sequence: Sequence, n: int) -> float:

@@ -13,8 +13,7 @@ from ..models.hooks import by_length, pad, trace
 from ..models.tokenization import encode, positions_of, windows
 from .protocol import SELDOM, Probe, row
 
-ROWS = 64
-FEW_ROWS = 16  # so that texts of like length share a batch: padding costs as much as text
+ROWS = 16  # so that texts of like length share a batch: padding costs as much as text
 MOST_TOKENS = 1 << 14  # in a pass
 MOST_LOGITS = 1 << 28  # at a time: a gigabyte in float32, and as much again for their logarithms
 
@@ -39,7 +38,7 @@ def perplexity(model, texts) -> float:
     limit = min(positions_of(model.hf.config), MOST_TOKENS)
     rows = [row for text in texts_of(texts, "perplexity") for row in windows(model.tokenizer, text, limit)]
     lengths = [len(r) for r in rows]
-    parts = by_length(lengths, max(1, min(FEW_ROWS, MOST_TOKENS // max(lengths))))
+    parts = by_length(lengths, max(1, min(ROWS, MOST_TOKENS // max(lengths))))
     nll = torch.cat([_nll(model, [rows[i] for i in part]).double() for part in parts])
     if not len(nll):
         raise KeditError("perplexity: no text has two tokens or more; give longer texts")
@@ -78,14 +77,10 @@ def weight_health(model, layer: int) -> dict[str, float]:
 def hidden_states(model, texts: list[str], layers) -> dict[int, Tensor]:
     """{layer: [tokens, d_model]} the residual stream after each of `layers` at every token of `texts` but the first, on
     the CPU: on a begin-of-text models park vectors hundreds of times as long as the others, which would dominate a
-    mean."""
-    rows = [encode(model.tokenizer, t) for t in texts]
-    found: dict[int, list[Tensor]] = {layer: [] for layer in layers}
-    for part in by_length([len(r) for r in rows], ROWS):
-        seen, _, real = _streams(model, [rows[i] for i in part], layers)
-        for layer, parts in found.items():
-            parts.append(seen[layer][:, 1:][real].to(model.math_dtype).cpu())
-    return {layer: torch.cat(parts) for layer, parts in found.items()}
+    mean. All texts share a pass; the shortest come first."""
+    rows = sorted((encode(model.tokenizer, t) for t in texts), key=len)
+    seen, _, real = _streams(model, rows, layers)
+    return {layer: stream[:, 1:][real].to(model.math_dtype).cpu() for layer, stream in seen.items()}
 
 
 def hidden_health(now: Tensor, unedited: Tensor) -> dict[str, float]:

@@ -8,13 +8,12 @@ from ..data.words import full_stop, joint
 from ..models.generation import complete
 from .accuracy import generation_accuracy
 from .free_text import GenerationProbe
-from .health import HealthProbe
 from .protocol import SELDOM, Probe, evenly, identity_of, panel, row, rows, true_object
 from .teacher_forcing import answer_probability, compared, magnitude, success, teacher_forced
 
 PANEL = 25  # edits that are asked about at a checkpoint
 KNOWN = 0.5  # of a kind of question, what the unedited model must be able to answer
-LOCAL, HEALTH_TEXTS = 40, 10  # prompts compared with the unedited model; documents for hidden states
+LOCAL = 40  # prompts that are compared with the unedited model
 
 
 def agreement(now, before) -> list[float]:
@@ -37,12 +36,9 @@ class LocalityProbe(Probe, version="locality-v1"):
 
     def __call__(self, model, done: list[Edit]) -> list[dict]:
         (now, text), (before, text_before) = self._ask(model), self.unedited(model, self._ask)
-        return rows(
-            self.cohort,
-            argmax_agreement=agreement(now, before),
-            first_token_agreement=[a[0] == b[0] for a, b in zip(now, before, strict=True)],
-            answer_agreement=[a == b for a, b in zip(text, text_before, strict=True)],
-        )
+        argmax, answer = agreement(now, before), [a == b for a, b in zip(text, text_before, strict=True)]
+        first = [a[0] == b[0] for a, b in zip(now, before, strict=True)]
+        return rows(self.cohort, argmax_agreement=argmax, first_token_agreement=first, answer_agreement=answer)
 
     def _ask(self, model):
         prompts, answers = list(self.prompts), list(self.answers)
@@ -155,23 +151,13 @@ class OverfittingProbe(Probe, version="overfitting-v1"):
 
 
 def family_probes(
-    edits,
-    questions=(),
-    inverses=(),
-    unrelated=(),
-    aside: dict[str, tuple[str, ...]] | None = None,
-    references=(),
-    corpus=(),
-    texts=(),
-    layers=(),
-    every: int = SELDOM,
-    match: str = "exact",
+    edits, questions=(), inverses=(), unrelated=(), aside=(), references=(), corpus=(), every=SELDOM, match="exact"
 ) -> list[Probe]:
     """All probes of side effects that the given material allows; distraction and fluency need the edits alone. edits:
     those of the sequence, in order; their own `portability` and `locality` pairs are asked too, as the cohorts "one
     hop" and "beside the edits" (LOCAL of these, over the whole sequence). unrelated: (prompt, answer) pairs that no
-    edit is about, the first LOCAL are asked. aside: `prompts` of OverfittingProbe. texts: the first HEALTH_TEXTS are
-    read for hidden states. every: for free text, which costs as much as all the others, twice as many edits."""
+    edit is about, the first LOCAL are asked. aside: `prompts` of OverfittingProbe. every: for free text, which costs as
+    much as all the others, twice as many edits."""
     edits = tuple(edits)
     begins = tuple(e.generation_prompts[0] if e.generation_prompts else e.subject for e in edits)
     free_text = GenerationProbe(begins, tuple(references), tuple(corpus), every=2 * every)
@@ -188,8 +174,6 @@ def family_probes(
         found.append(PortabilityProbe(subjects, asked, tuple(inverses), every=every, match=match))
     if aside:
         found.append(OverfittingProbe(edits, aside, every=every))
-    if layers and texts:
-        found.append(HealthProbe(tuple(layers), tuple(texts)[:HEALTH_TEXTS], every=every))
     return found
 
 

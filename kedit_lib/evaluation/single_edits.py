@@ -48,20 +48,12 @@ def single_edits(model, method, edits, moments, contexts, around, seed: int = 0,
         right = iter(generation_accuracy(model, prompts, answers, match))
         model.restore()
         target = outcome.targets[0]
-        rows.append(
-            {
-                "method": method.name,
-                "layers": "-".join(map(str, method.layers)),
-                **{name: pd.Series(islice(right, len(of)), dtype=float).mean() for name, of in asked.items()},
-                "probability_last": target.probabilities[-1],
-                "steps": target.steps,
-                "clamped": target.clamped,
-                "interference": interference(model, outcome.deltas, moments),
-                "relation": edit.relation,
-                "prompt": edit.prompt,
-                **{f"s_{i}": s[0].item() for i, s in outcome.s.items()},
-            }
-        )
+        shares = {name: pd.Series(islice(right, len(of)), dtype=float).mean() for name, of in asked.items()}
+        row = {"method": method.name, "layers": "-".join(map(str, method.layers)), **shares}
+        row |= {"probability_last": target.probabilities[-1], "steps": target.steps, "clamped": target.clamped}
+        row |= {"interference": interference(model, outcome.deltas, moments)}
+        row |= {"relation": edit.relation, "prompt": edit.prompt}
+        rows.append(row | {f"s_{i}": s[0].item() for i, s in outcome.s.items()})
     return pd.DataFrame(rows)
 
 

@@ -65,8 +65,7 @@ def answer_probability(model, prompts: list[str], answers: list[str]) -> Tensor:
 
 
 def strict_accuracy(forced: Forced) -> Tensor:
-    """[n] 1 where every token of the answer is the argmax, else 0. Floor 0. Source: ROME's and MEMIT's evaluation
-    (`rewrite_prompts_correct`)."""
+    """[n] 1 where every token of the answer is the argmax, else 0. Source: ROME's `rewrite_prompts_correct`."""
     return (forced.tokens_right == 1).double()
 
 
@@ -83,8 +82,7 @@ def magnitude(wanted: Forced, other: Forced) -> Tensor:
 
 
 def score(es: float, ps: float, ns: float) -> float:
-    """S = 3 / (1/ES + 1/PS + 1/NS), the harmonic mean: 0 as soon as one of them is 0. Range 0..1 for shares; floor:
-    about that of its parts, a half."""
+    """S = 3 / (1/ES + 1/PS + 1/NS), the harmonic mean: 0 as soon as one of them is 0. Range 0..1; floor about ½."""
     return 3 / (1 / es + 1 / ps + 1 / ns) if min(es, ps, ns) > 0 else 0.0
 
 
@@ -93,9 +91,7 @@ def forced_ids(model, prompts: list[tuple[int, ...]], targets: list[tuple[int, .
     """`teacher_forced` of ids."""
     if not all(prompts):
         raise KeditError("prompt '': has no token, and the tokenizer puts none in front; give a text")
-    n = len(prompts)
-    log_p, right = torch.empty(n, dtype=torch.float64), torch.empty(n, dtype=torch.float64)
-    said, begun = [()] * n, [()] * n
+    found: list[tuple] = [()] * len(prompts)
     texts = [p + t for p, t in zip(prompts, targets, strict=True)]
     places = [range(len(p) - 1, len(text)) for p, text in zip(prompts, texts, strict=True)]
     for part, logits in logits_at(model, texts, places):
@@ -107,6 +103,6 @@ def forced_ids(model, prompts: list[tuple[int, ...]], targets: list[tuple[int, .
             says = tuple(says.tolist())
             hits = [a == b for a, b in zip(says, targets[i], strict=False)]
             agreed = hits.index(False) if False in hits else len(hits)
-            log_p[i], right[i] = p[:-1].mean(), sum(hits) / len(hits)
-            said[i], begun[i] = says[:-1], says[: agreed + 1]
-    return Forced(log_p, right, tuple(said), tuple(begun))
+            found[i] = p[:-1].mean(), sum(hits) / len(hits), says[:-1], says[: agreed + 1]
+    log_p, right, said, begun = zip(*found, strict=True) if found else [()] * 4
+    return Forced(torch.tensor(log_p, dtype=torch.float64), torch.tensor(right, dtype=torch.float64), said, begun)

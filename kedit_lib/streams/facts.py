@@ -14,7 +14,7 @@ from ..data.words import places
 from ..data.world import KnownWorld
 from ..errors import KeditError
 from ..evaluation.edit_probes import EditProbe, FactProbe, VitalProbe
-from ..evaluation.health import PerplexityProbe
+from ..evaluation.health import HealthProbe, PerplexityProbe
 from ..evaluation.protocol import Probe
 from ..evaluation.side_effects import SELDOM, family_probes, other_prompts
 from ..lab import corpus, moment_texts, world_of
@@ -23,7 +23,7 @@ from ..models.self_text import SELF, WRITTEN, self_texts
 from .edit_sets import read_edits
 from .known import ASKED, KnownAnswers, known_world
 
-HELD_OUT = 40  # documents that perplexity is measured on, and C is not
+HELD_OUT, HEALTH_TEXTS = 40, 10  # documents for perplexity, which C never sees; of these, for hidden states
 REFERENCE, IDF_TEXTS = 25, 200  # lab facts that ‖v₀‖ is measured on; lab documents that words are counted on
 EVERY_FACT = "all untouched"  # the cohort that is asked at the collapse points
 LAB, AUTO = "lab", "auto"
@@ -65,8 +65,8 @@ class Facts:
                 more.setdefault("aside", {})["new on strangers"] = other_prompts(edits, *zip(*facts, strict=True))
             if "questions" in more:  # in place of the edits' own
                 edits = [replace(e, portability=()) for e in edits]
-            asked = {"unrelated": facts, "texts": held_out, "layers": layers, **more}
-            found += family_probes(edits, **asked, every=every, match=match)
+            found += family_probes(edits, unrelated=facts, **more, every=every, match=match)
+            found += [HealthProbe(tuple(layers), held_out[:HEALTH_TEXTS], every=every)] if layers else []
         return found
 
     def consequences(self, edits) -> dict:

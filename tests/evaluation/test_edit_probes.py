@@ -12,7 +12,7 @@ from kedit_lib import evaluation as metrics
 from kedit_lib.evaluation import Question
 from kedit_lib.evaluation import edit_probes as probes
 from kedit_lib.evaluation import side_effects as families
-from kedit_lib.evaluation.health import PerplexityProbe
+from kedit_lib.evaluation.health import HealthProbe, PerplexityProbe
 from kedit_lib.evaluation.protocol import Probe, evenly, true_object
 from kedit_lib.lab import edits as questions
 from kedit_lib.lab.edits import lab_edits
@@ -242,7 +242,7 @@ def test_free_text(model):
 
 def test_health(model):
     texts = tuple(tiny.LINES[:4])
-    probe = families.HealthProbe((1, 2), texts)
+    probe = HealthProbe((1, 2), texts)
     start = table(probe(model, []))
     assert {k: v for k, v in start.items() if "drift" in k[0]} == {
         **{("weight drift", f"layer {i}"): 0.0 for i in (1, 2)},
@@ -273,11 +273,9 @@ def test_every_family_that_there_is_material_for(model):
         aside={"far": ("You read of",) * n},
         references=[("Zoë plays",)] * n,
         corpus=["Zoë plays the organ."],
-        texts=tiny.LINES[:20],
-        layers=[1],
     )
     kinds = {type(p).__name__.removesuffix("Probe"): p for p in whole}
-    assert set(kinds) == {"Distraction", "Generation", "Locality", "Portability", "Overfitting", "Health"}
+    assert set(kinds) == {"Distraction", "Generation", "Locality", "Portability", "Overfitting"}
     assert (kinds["Locality"].prompts, kinds["Locality"].answers) == (PROMPTS, ANSWERS)
     assert {p.every for p in families.family_probes(EDITS, every=7)} == {7, 14}
     inverse = families.family_probes(EDITS, inverses=[("The oboe is of", "The organ is of")] * n)[-1]
@@ -309,7 +307,7 @@ MADE = [
     families.DistractionProbe(tuple(EDITS)),
     families.OverfittingProbe(tuple(EDITS), {"a": PROMPTS}),
     families.GenerationProbe(PROMPTS, (("r",),) * 4, ("c",)),
-    families.HealthProbe((1,), PROMPTS),
+    HealthProbe((1,), PROMPTS),
     PerplexityProbe(PROMPTS),
     probes.EditProbe(),
 ]

@@ -47,7 +47,7 @@ def test_perplexity(model, monkeypatch):
     texts = [*tiny.LINES[:6], "Zoë plays"]
     slow = slow_perplexity(model, [model.tokenizer(text).input_ids for text in texts])
     assert perplexity(model, texts) == slow
-    monkeypatch.setattr(import_module("kedit_lib.evaluation.health"), "FEW_ROWS", 2)
+    monkeypatch.setattr(import_module("kedit_lib.evaluation.health"), "ROWS", 2)
     assert perplexity(model, texts) == slow
     for none in ([""], []):
         refused(lambda none=none: perplexity(model, none), "no texts")

@@ -200,8 +200,7 @@ def sampled_slowly(model, prompt, draws, top_k):
     return model.tokenizer.decode(ids[start:], skip_special_tokens=True)
 
 
-def test_sampled_texts_are_those_of_each_prompt_alone(model, monkeypatch):
-    monkeypatch.setattr(import_module("kedit_lib.evaluation.free_text"), "ROWS", 3)
+def test_sampled_texts_are_those_of_each_prompt_alone(model):
     prompts = ["Zoë", "Danielle Darrieux was born in Graz. The town", "Ana Brown", "Old English and", "Léon Blum"]
     draws = torch.rand(5, 12, generator=torch.Generator().manual_seed(7))
     expected = [sampled_slowly(model, p, u, 5) for p, u in zip(prompts, draws, strict=True)]
@@ -244,8 +243,7 @@ def test_health_of_the_weights(model):
     assert not model.drift(1).any() and model.drift(1).shape == model.weight(1).shape
 
 
-def test_hidden_states_without_the_first_token(model, monkeypatch):
-    monkeypatch.setattr(import_module("kedit_lib.evaluation.health"), "ROWS", 2)
+def test_hidden_states_without_the_first_token(model):
     texts = ["Zoë plays the organ.", "The town is a port.", "Because the rain is cold, you stay at home.", "Therefore"]
     before = snapshot(model)
 
