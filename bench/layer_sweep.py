@@ -19,7 +19,7 @@ import torch
 from lab_model import fix_scale
 
 from kedit_lib.editing import method_class, method_for
-from kedit_lib.editing.contexts import generate_contexts
+from kedit_lib.editing.compute_k import generate_contexts
 from kedit_lib.editing.second_moments import SecondMoments
 from kedit_lib.evaluation.single_edits import single_edits
 from kedit_lib.lab import moment_texts, world_of

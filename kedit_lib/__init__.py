@@ -20,7 +20,7 @@ _PUBLIC = {
     "editing.alphaedit": ["NullSpace"],
     "editing.call": ["Outcome"],
     "editing.check_pipeline": ["check_pipeline"],
-    "editing.contexts": ["generate_contexts"],
+    "editing.compute_k": ["generate_contexts"],
     "editing.external_hparams": ["method_from_file"],
     "editing.history": ["EditHistory"],
     "editing.locate_then_edit": ["anchor_norm"],

@@ -56,12 +56,10 @@ def method_class(name: str) -> type[Method]:
 
 
 def method_for(model, name: str, **overrides) -> Method:
-    """The method with the hyperparameters of params/models/<model>.yaml, some of them overridden.
-
-    model: an EditableModel or its name. A section of that very name ("ft-m") goes before the method's ("ft"). The base
-    of a wrapper may be a name. For one edit after the other (docs/sequences.md): "stream" (Gate), or in the weights
-    "stream-weights" (MEMIT with early stopping, a line search and a history). KeditError without hyperparameters.
-    """
+    """The method with the hyperparameters of params/models/<model>.yaml, some of them overridden. model: an
+    EditableModel or its name. A section of that very name ("ft-m") goes before the method's ("ft"). The base of a
+    wrapper may be a name. For one edit after the other (docs/sequences.md): "stream" (Gate), or in the weights
+    "stream-weights" (MEMIT with early stopping, a line search and a history). KeditError without hyperparameters."""
     if name == "stream-weights":
         name, overrides = "memit", {"use_history": True, "stop": "argmax", "line_search": 1.12, **overrides}
     cls, model_name = method_class(name), str(getattr(model, "name", model))

@@ -25,7 +25,6 @@ class Outcome(Deltas):
     targets   a Target for each edit, in order
     s         {layer: [N]} kᵀC⁻¹k of each edit (with a shift of C where the method has one; empty where C is not used)
     written   {layer: [N]} the fraction of its residual that each edit would write there if it were alone in its batch
-    hyperparameters, model_checksum   of the method, and of the unedited model
     """
 
     targets: list[Target]

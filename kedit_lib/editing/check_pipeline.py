@@ -1,7 +1,6 @@
-"""Checks the token indices of any editing pipeline: padding, subject positions, targets with a start token. Two bugs of
-public code that ran PMET on Llama-2 (easyeditor/models/pmet/compute_zs.py and easyeditor/editors/editor.py of
-github.com/zjunlp/EasyEdit; its issues 236 and 247) raise no error, only the probability does not rise: a start token in
-front of the target, and prompts padded on the left whose tokens are counted as if padded on the right."""
+"""Checks the token indices of any editing pipeline. Two bugs of public code that ran PMET on Llama-2 (EasyEdit's
+pmet/compute_zs.py and editors/editor.py; issues 236 and 247 of github.com/zjunlp/EasyEdit) raise no error: a start
+token in front of the target, and prompts padded on the left whose tokens are counted as if padded on the right."""
 
 from ..errors import KeditError
 
@@ -9,16 +8,14 @@ UNSEEN = -100  # a label that no loss reads
 
 
 def check_pipeline(tokenizer, subject, input_ids, lookup, target_ids, attention_mask=None, labels=None) -> list[str]:
-    """What is wrong with the tensors of one edit, one line each; an empty list if nothing is.
+    """What is wrong with the tensors of one edit, one line each; an empty list if nothing is. KeditError for rows of
+    different lengths, or not one lookup a row. The last occurrence of `subject` in a prompt counts.
 
-    subject         as it stands in the prompts; its last occurrence counts
     input_ids       [n, t] the prompts in all contexts, padded, as the model gets them (tensor, array or lists)
     lookup          [n] index into each row where δ is added or keys are read: the subject's last token is expected
     target_ids      the ids that the loss is taken of
     attention_mask  [n, t] 1 where a token is real (None: all that is not the pad token)
     labels          [n, t] the target's ids where the loss is read, -100 elsewhere (None: not checked)
-
-    KeditError for rows of different lengths, or not one lookup a row.
     """
     rows, lookups, target = _lists(input_ids), _lists(lookup), _lists(target_ids)
     if not rows or len(lookups) != len(rows) or len({len(row) for row in rows}) != 1:
@@ -29,11 +26,10 @@ def check_pipeline(tokenizer, subject, input_ids, lookup, target_ids, attention_
         token = tokenizer.decode(target[:1])
         found.append(f"target: begins with the special token {token!r}; encode it with add_special_tokens=False")
     for i, (row, at) in enumerate(zip(rows, lookups, strict=True)):
-        if attention_mask is None:  # runs of the pad token at either end are padding
-            tokens = [p for p, token in enumerate(row) if token != tokenizer.pad_token_id]
-            real = list(range(tokens[0], tokens[-1] + 1)) if tokens else []
-        else:
-            real = [p for p, seen in enumerate(_lists(attention_mask)[i]) if seen]
+        mask = [t != tokenizer.pad_token_id for t in row] if attention_mask is None else _lists(attention_mask)[i]
+        real = [p for p, seen in enumerate(mask) if seen]
+        if attention_mask is None and real:  # runs of the pad token at either end are padding
+            real = list(range(real[0], real[-1] + 1))
         problems = _prompt(tokenizer, row, real, own, subject, at % len(row))
         places = real[-1:] if labels is None else [p for p, label in enumerate(_lists(labels)[i]) if label != UNSEEN]
         if not places or places != real[-len(places) :]:

@@ -1,15 +1,20 @@
-"""Keys and values at the subject's last token. k is the input of `mlp.down_proj` there. MEMIT's key is the mean of the
-clean prompt's and that of sampled contexts (`compute_ks.py` of kmeng01/memit); ROME's k̄ is the mean over all contexts
-(`compute_u.py` of kmeng01/rome)."""
+"""Contexts; keys (inputs of the edited map, Llama's `mlp.down_proj`) and values at the subject's last token."""
+
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from ..data.edit import around_places, escaped
+from ..errors import KeditError, check_editable
 from ..models.hooks import pad, trace
 from ..models.memory import in_parts
 from ..models.suffix import layer_calls, run_layer
-from ..models.tokenization import Prompt, encode_prompt
+from ..models.tokenization import Prompt, encode, encode_prompt
 
+STARTERS = ("The", "Therefore", "Because", "I", "You")
+# style -> (contexts for each starter, length in tokens with the starter but without BOS)
+STYLES = {"memit": ((1, 10),), "rome": ((2, 5), (2, 10))}
 ROWS = 256  # prompts a forward pass, bounds memory
 
 
@@ -52,7 +57,7 @@ class Reading:
 
         def some(begin: int, end: int) -> list[Tensor]:
             ids, lookup = self.ids[begin:end], self.lookup[begin:end]
-            run = self._upper_layers(begin, end) if self.first else self.model.hf
+            run = partial(self._upper_layers, begin, layer_calls(self.model, ids)) if self.first else self.model.hf
             seen_in, seen_out = trace(run, ids, inputs, [*outputs, *below], last)
             if below and self.hidden is None:
                 self.hidden = seen_out[below[0]].new_empty(*self.ids.shape, self.model.d_model)
@@ -65,22 +70,51 @@ class Reading:
         self.first = max(self.first, settled)
         return [torch.cat(part).to(self.model.math_dtype) for part in zip(*parts, strict=True)]
 
-    def _upper_layers(self, begin: int, end: int):
-        """The layers from `first` on, as a function like the model."""
-        calls = layer_calls(self.model, self.ids[begin:end])
-
-        def layers(**_):
-            hidden = self.hidden[begin:end]
-            for i in range(self.first, self.model.n_layers):
-                hidden = run_layer(self.model, i, hidden, calls[i])
-
-        return layers
+    def _upper_layers(self, begin: int, calls: list[dict], input_ids: Tensor, **_) -> None:
+        """The layers from `first` on, run in place of the model."""
+        hidden = self.hidden[begin : begin + len(input_ids)]
+        for i in range(self.first, self.model.n_layers):
+            hidden = run_layer(self.model, i, hidden, calls[i])
 
 
 def context_mean(values: Tensor, n_contexts: int, grouped: bool) -> Tensor:
-    """Mean over contexts: [n·c, d] or [n, c, d] (clean first) → [n, d]. grouped: ½ clean + ½ mean
-    of the others (MEMIT, PMET); else the plain mean (ROME)."""
+    """Mean over contexts: [n·c, d] or [n, c, d] (clean first) → [n, d]. grouped: ½ clean + ½ mean of the others,
+    MEMIT's key (`compute_ks.py` of kmeng01/memit); else the plain mean, ROME's k̄ (`compute_u.py` of kmeng01/rome)."""
     values = values.reshape(-1, n_contexts, values.shape[-1])
     if not grouped or n_contexts == 1:
         return values.mean(1)
     return (values[:, 0] + values[:, 1:].mean(1)) / 2
+
+
+@torch.no_grad()
+def generate_contexts(model, seed: int = 0, style: str = "memit", top_k: int = 5) -> list[str]:
+    """`{}` first, then sampled beginnings, each followed by ". {}", so that an edit does not depend on one wording;
+    braces in sampled text are doubled. style "memit": five of 10 tokens; "rome": ten of 5 tokens and ten of 10
+    (EasyEdit's five starters). Source: `get_context_templates` of the ROME, MEMIT and EasyEdit code, which sample
+    unseeded, once a process."""
+    if style not in STYLES:
+        raise KeditError(f"context style {style!r}: is unknown; use {' or '.join(map(repr, STYLES))}")
+    check_editable(model, "generate_contexts")
+    generator, contexts = torch.Generator().manual_seed(seed), ["{}"]
+    for start, length in [(start, length) for n, length in STYLES[style] for start in STARTERS for _ in range(n)]:
+        ids = encode(model.tokenizer, start)
+        for _ in range(length - len(model.tokenizer(start, add_special_tokens=False).input_ids)):
+            logits = model.hf(input_ids=torch.tensor([ids], device=model.device)).logits[0, -1].float().cpu()
+            best, token = logits.topk(top_k)
+            ids.append(int(token[torch.multinomial(best.softmax(-1), 1, generator=generator)]))
+        text = model.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        contexts.append(f"{escaped(text)}. {{}}")
+    return contexts
+
+
+def check_contexts(contexts) -> list[str]:
+    """The list with the clean context first; KeditError for none, a malformed one, or no `{}` among them."""
+    if isinstance(contexts, str):
+        raise KeditError(f"contexts: must be a list of strings, got one string {contexts!r}; put it in [ ]")
+    contexts = list(contexts)
+    for context in contexts:
+        if not isinstance(context, str) or len(around_places(context)) != 2:
+            raise KeditError(f"context {context!r}: needs exactly one {{}} where the prompt goes")
+    if "{}" not in contexts:
+        raise KeditError("contexts: the clean context '{}' is missing; put it first")
+    return ["{}"] + [c for c in contexts if c != "{}"]

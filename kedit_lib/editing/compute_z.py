@@ -19,7 +19,7 @@ from torch import Tensor
 from ..data.edit import Edit
 from ..errors import KeditError
 from ..models.memory import free_memory, in_parts
-from .engine import Engine, Request, Site, Suffix
+from .engine import Request, Site, Suffix
 
 FROZEN = 0.1  # |ln p_last/p_first| below which an optimisation has done nothing
 MOST_TOKENS = 2048  # that a step runs: beyond, matrix products gain nothing by more
@@ -28,27 +28,18 @@ MOST_BYTES = 5 << 29  # 2.5 GiB, likewise: what else an edit needs stays below 5
 
 @dataclass
 class Target:
-    """The optimised value of one edit and how the optimisation went.
+    """The optimised value of one edit and how the optimisation went."""
 
-    z, delta            [d_model] z = v₀ + δ (PMET: of the MLP output; `z_attn`, `delta_attn` beside); FT: None
-    losses              loss at each evaluation, `steps` of them (none where z was given)
-    probabilities       mean over contexts of exp(−nll) at each evaluation, 0..1
-    clamped             whether δ ended on the clamp ball (FT: whether a weight ended on the bound)
-    v0_norm             ‖v₀‖ (FT: NaN)
-    already             the unedited model already gave the target on the clean prompt
-    key_per_layer       {layer: [d_ff]} filled by the method
-    """
-
-    z: Tensor | None
-    delta: Tensor | None
-    losses: list[float]
-    probabilities: list[float]
-    v0_norm: float
-    clamped: bool
-    already: bool
-    z_attn: Tensor | None = None
+    z: Tensor | None  # [d_model] v₀ + δ (PMET: of the MLP's output; FT: None)
+    delta: Tensor | None  # [d_model] δ
+    losses: list[float]  # at each evaluation (none where z was given)
+    probabilities: list[float]  # likewise the mean over contexts of exp(−nll), 0..1
+    v0_norm: float  # ‖v₀‖ (FT: NaN)
+    clamped: bool  # whether δ ended on the clamp ball (FT: whether a weight ended on the bound)
+    already: bool  # whether the model gave the target on the clean prompt before the edit
+    z_attn: Tensor | None = None  # PMET: of the attention's output
     delta_attn: Tensor | None = None
-    key_per_layer: dict[int, Tensor] = field(default_factory=dict)
+    key_per_layer: dict[int, Tensor] = field(default_factory=dict)  # {layer: [d_ff]}, filled by the method
 
     @property
     def steps(self) -> int:
@@ -66,12 +57,9 @@ class Target:
         return f"Target({self.steps} steps{p}{delta})"
 
 
-def compute_z(engine: Engine, hp) -> list[Target]:
+def compute_z(engine: Suffix, hp) -> list[Target]:
     """Adam on L(δ) from δ = 0, for all n requests of the engine side by side; a vector for every value of its site.
-
-    hp: v_num_grad_steps, v_lr, v_weight_decay, clamp_norm_factor, kl_factor, the method's `weighed`, `total`, `done`
-    and `stuck`.
-    """
+    hp: a `Targeted` method."""
     v0, n = engine.v0, len(engine.v0)
     v0_norm = v0.norm(dim=-1)
     radius, decay = hp.clamp_norm_factor * v0_norm, hp.v_weight_decay / v0_norm**2
@@ -119,14 +107,12 @@ def compute_z(engine: Engine, hp) -> list[Target]:
 
 
 def optimise(model, requests: list[Request], site: Site, hp, engine=Suffix) -> tuple[list[Target], Tensor]:
-    """`compute_z` for any number of requests: those with rows of like length together, as many as memory allows.
-
-    Returns a Target for each and the keys [n, contexts, d_ff] at `site.keys`, on the weights at hand. All requests have
-    as many contexts.
-    """
+    """`compute_z` for any number of requests, all with as many contexts: those with rows of like length together, as
+    many as memory allows. Returns a Target for each, and the keys [n, contexts, d_ff] on the weights at hand."""
     order = sorted(range(len(requests)), key=lambda i: engine.shape(requests[i]))
     room, sorted_ = min(MOST_BYTES, free_memory(model.device) // 2), [requests[i] for i in order]
-    costs = [max(engine.tokens(one) / MOST_TOKENS, engine.bytes(model, site, one) / room) for one in sorted_]
+    needs = [engine.needs(model, site, one) for one in sorted_]
+    costs = [max(tokens / MOST_TOKENS, size / room) for tokens, size in needs]
 
     def some(begin: int, end: int):
         ready = engine(model, sorted_[begin:end], site)
@@ -144,25 +130,16 @@ def did_nothing(first: float, last: float) -> bool:
 
 
 class Doubtful(UserWarning):
-    """Warning: an edit that is made, but may not be worth it."""
-
-
-class AlreadyKnown(Doubtful):
-    """Warning: the model gave an edit's target before the edit."""
-
-
-class Frozen(Doubtful):
-    """Warning: the optimisation left the target's probability where it was."""
+    """Warning: an edit that is made, but may not be worth it: its target was known, or its optimisation did nothing."""
 
 
 def warn_if_doubtful(edits: list[Edit], targets: list[Target]) -> None:
     for edit, target in zip(edits, targets, strict=True):
+        about = f"edit of {edit.subject!r}:"
         if target.already:
-            message = f"edit of {edit.subject!r}: the model already answers {edit.target_new!r}"
-            warnings.warn(message, AlreadyKnown, stacklevel=4)
+            warnings.warn(f"{about} the model already answers {edit.target_new!r}", Doubtful, stacklevel=4)
         if target.frozen:
             left = f"{target.steps} steps left the probability of {edit.target_new!r} at {target.probabilities[-1]:.2g}"
             why = "the model may have been edited too often (begin again with the unedited one), the steps may be "
             why += "too short for it (v_lr times the square root of d_model against ‖v₀‖), or its answers out of reach"
-            message = f"edit of {edit.subject!r}: {left} (‖v₀‖ is {target.v0_norm:.3g}): {why}"
-            warnings.warn(message, Frozen, stacklevel=4)
+            warnings.warn(f"{about} {left} (‖v₀‖ is {target.v0_norm:.3g}): {why}", Doubtful, stacklevel=4)

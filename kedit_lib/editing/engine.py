@@ -1,13 +1,7 @@
 """The loss that δ is optimised by, computed by what δ reaches (`Suffix`) or by the whole model (`Plain`).
+Both give the same numbers but for rounding. Making one takes a pass, which measures v₀ and the keys; each step calls
+`loss_terms`. A request's rows are its prompt in every context, each followed by the target, and last its KL prompt."""
 
-    engine = Suffix(model, requests, site)              one pass, which measures v₀ and the keys
-    nll, kl, said = engine.loss_terms(delta, active)    at every step
-
-The numbers are the same but for rounding. A request's rows are its prompt in every context, each with the target after
-it, and last its KL prompt.
-"""
-
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -35,44 +29,37 @@ class Request:
 
 
 def requests_of(tokenizer, edits: list[Edit], contexts: list[str]) -> list[Request]:
-    def request_of(e: Edit) -> Request:
+    found = []
+    for e in edits:
         prompts = tuple(encode_prompt(tokenizer, c, e.prompt, e.subject) for c in contexts)
         kl = encode_prompt(tokenizer, "{}", KL_PROMPT, e.subject)
-        return Request(prompts, kl, target_ids(tokenizer, e.text, e.target_new, e.separator), e.subject)
-
-    return [request_of(e) for e in edits]
+        found.append(Request(prompts, kl, target_ids(tokenizer, e.text, e.target_new, e.separator), e.subject))
+    return found
 
 
 @dataclass(frozen=True)
 class Site:
-    """Where δ goes, and what the first pass measures on the way there.
+    """Where δ goes, and what the first pass measures on the way there."""
 
-    layer       z: the last layer that runs unedited
-    loss_layer  the nll is read after it
-    values      modules in `layer`, or it itself: their outputs at the clean prompt are v₀, a vector each; z is a value
-                of the first
-    inside      δ is added to the outputs of these modules; else to the stream after `layer`
-    keys        the edited map, no later than `layer`, whose inputs are wanted
-    """
-
-    layer: int
-    loss_layer: int
-    values: tuple
-    keys: nn.Module
-    inside: bool = False
+    layer: int  # the last that runs unedited
+    loss_layer: int  # the nll is read after it
+    values: tuple  # modules in `layer`, or it itself: v₀ is their output at the clean prompt, z a value of the first
+    keys: nn.Module  # the edited map, no later than `layer`, whose inputs are wanted
+    inside: bool = False  # whether δ is added to the outputs of `values`; else to the stream after `layer`
 
 
-class Engine(ABC):
-    """Some requests, all with as many contexts, ready for the steps of an optimisation at `site`.
+class Suffix:
+    """Some requests, all with as many contexts, ready for the steps of an optimisation at `site`. A step runs only what
+    δ can change: the layers above it, on the tokens from the subject's last on. On the weights at hand, v0 [n, values,
+    d_model]: outputs of `site.values` at the clean prompt's lookup token; keys [n, contexts, d_ff]: inputs of
+    `site.keys` at every prompt's."""
 
-    v0     [n, values, d_model] outputs of `site.values` at the clean prompt's lookup token
-    keys   [n, contexts, d_ff] inputs of `site.keys` at every prompt's lookup token, on the weights at hand
-    """
-
-    replays = False  # whether a step waits for nothing, so that a GPU can replay it
+    whole = False  # whether a step runs the whole model
+    replays = True  # whether a step waits for nothing, so that a GPU can replay it
+    products = torch.float32  # what matrix products take where layers are written out
 
     def __init__(self, model, requests: list[Request], site: Site):
-        self.model, self.site, self.requests = model, site, requests
+        self.model, self.site, self.requests, self._logits = model, site, requests, model.logits
         self._active, self._kl_before, self._replayed = torch.arange(len(requests)), None, None
         ids = [row for r in requests for row in (*(p.ids + r.target[:-1] for p in r.prompts), r.kl.ids)]
         prompts = [p for r in requests for p in (*r.prompts, r.kl)]
@@ -88,24 +75,45 @@ class Engine(ABC):
         self.keys = inputs[site.keys].unflatten(0, grid)[:, :-1].to(model.math_dtype)
         self._find_places()
 
-    @staticmethod
-    @abstractmethod
-    def begin(prompt: Prompt) -> int:
+    @classmethod
+    def begin(cls, prompt: Prompt) -> int:
         """Index of a prompt's first token that a step runs."""
+        return 0 if cls.whole else prompt.lookup
 
-    @abstractmethod
     def _first_pass(self, ids: list[tuple[int, ...]], lookup: list[int]) -> tuple[dict, dict]:
         """{module: its input at the lookup token of every row} of `site.keys`, and likewise outputs of `site.values`.
         Sets `width`, the tokens of a row that are run."""
+        site, run, top = self.site, self._run.flatten().tolist(), self.model.n_layers - 1
+        self._above, above = None, site.layer + 1
+        self._written_out = above <= top == site.loss_layer and written_out(self.model, above, self.products)
+        if self.products == torch.bfloat16 and not self._written_out:
+            needs = "Llama's or Mistral's class in float32, a CPU with bfloat16 products, room for the weights twice"
+            raise KeditError(f"engine = 'bfloat16': needs a model of {needs}; leave it out")
+        where = {"alone": site.inside, "inputs": [site.keys], "outputs": site.values}
+        self.tails, *found = Tails.of(self.model, ids, lookup, run, site.layer + (not site.inside), **where)
+        self.width = self.tails.hidden.shape[1]
+        return tuple(found)
 
-    @abstractmethod
+    def _keep(self, rows: Tensor) -> None:
+        self.tails, self._above = self.tails.select(rows), None
+
     def _streams(self, vectors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """The residual stream [rows, width, d_model] after the loss layer and after the last one (one object, where
         these are one layer), with a vector [rows, d_model] added at each of the site's values."""
-
-    @abstractmethod
-    def _keep(self, rows: Tensor) -> None:
-        """Drop all other rows."""
+        site, tails, top = self.site, self.tails, self.model.n_layers - 1
+        hidden = tails.hidden if site.inside else at_lookup(tails.hidden, vectors[0])
+        behind, stops = {tails.first - 1: hidden}, {i for i in (site.loss_layer, top) if i >= tails.first}
+        if stops:  # else δ is added above the last layer, and nothing is left to run
+            added = zip(site.values, vectors, strict=True) if site.inside else ()
+            if self._written_out:
+                hidden = tails.run(hidden, {site.layer}, added)[site.layer] if site.inside else hidden
+                self._above = self._above or LlamaTails(tails, site.layer + 1, self._real, self._both, self.products)
+                behind[top], self._logits = self._above(hidden), self._above.logits
+            else:  # MLPs skip padding, and from the loss layer on all that is not read
+                run_on = {i: self._real if i < site.loss_layer else self._both for i in range(tails.first, top + 1)}
+                some = {i: index for i, index in run_on.items() if len(index) < hidden.shape[:2].numel()}
+                behind |= tails.run(hidden, stops, added, some)
+        return behind[site.loss_layer], behind[top]
 
     @classmethod
     def shape(cls, one: Request) -> tuple[int, int]:
@@ -114,27 +122,20 @@ class Engine(ABC):
         return tail, max(cls.begin(p) for p in (*one.prompts, one.kl))
 
     @classmethod
-    def tokens(cls, one: Request) -> int:
-        """How many a step runs."""
-        return (len(one.prompts) + 1) * cls.shape(one)[0]
-
-    @classmethod
-    def bytes(cls, model, site: Site, one: Request) -> int:
-        """About what a step keeps for its backward pass: of each token some eight vectors of the stream and three of
-        the MLP a layer; keys and values of all that is attended to, kept and once more with the tail's; the logits."""
+    def needs(cls, model, site: Site, one: Request) -> tuple[int, int]:
+        """The tokens that a step runs, and about the bytes that it keeps for its backward pass: of each token eight
+        vectors of the stream and three of the MLP a layer; keys and values of all that is attended to, kept and once
+        more with the tail's; the logits."""
         layers, rows, size = model.n_layers - site.layer, len(one.prompts) + 1, model.weight(0).element_size()
-        attended = rows * sum(cls.shape(one)) * 4 * model.d_model
+        tail, front = cls.shape(one)
+        attended = rows * (tail + front) * 4 * model.d_model
         read = (rows * len(one.target) + 1) * model.hf.config.vocab_size * 4
-        return layers * (cls.tokens(one) * (8 * model.d_model + 3 * model.d_ff) + attended) * size + read * 4
+        return rows * tail, layers * (rows * tail * (8 * model.d_model + 3 * model.d_ff) + attended) * size + read * 4
 
     def loss_terms(self, delta: Tensor, active: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """With δ [n, values, d_model] of all requests, and of the m requests `active` (indices, ascending; one that was
-        once left out stays out):
-
-        nll [m, contexts]   −(1/|t|) Σ_j log p(t_j)
-        kl [m]              KL(p_δ ‖ p₀) at the KL prompt's lookup token; p₀ is that of the first call, whose δ is 0
-        said [m, contexts]  whether every token of the target is the argmax
-        """
+        """nll [m, contexts] = −(1/|t|) Σ_j log p(t_j); kl [m] = KL(p_δ ‖ p₀) at the KL prompt's lookup token, p₀ from
+        the first call, whose δ is 0; said [m, contexts]: whether every token of the target is the argmax. delta is δ of
+        all requests, [n, values, d_model]; active: ascending indices of m of them; one left out once stays out."""
         if len(active) < len(self._active):
             self._leave_out_all_but(active.cpu())
         if self.replays and len(delta) == 1 and delta.is_cuda and self._kl_before is not None:
@@ -151,7 +152,6 @@ class Engine(ABC):
         return self._replayed(delta)
 
     def _terms(self, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`loss_terms` of the requests that are left."""
         rows = delta[:, None].expand(-1, self._last.shape[1] + 1, -1, -1).flatten(0, 1)
         at_loss, final = self._streams(rows.unbind(1))
         if at_loss is final:
@@ -171,9 +171,6 @@ class Engine(ABC):
 
     def _log_p(self, stream: Tensor, places: Tensor) -> Tensor:
         return self._logits(stream.flatten(0, 1).index_select(0, places)).log_softmax(-1)
-
-    def _logits(self, x: Tensor) -> Tensor:
-        return self.model.logits(x)
 
     def _leave_out_all_but(self, active: Tensor) -> None:
         here, there = torch.isin(self._active, active).nonzero()[:, 0], self.model.device
@@ -203,61 +200,10 @@ class Engine(ABC):
         return torch.cat([self._last + self._length[:, None], self._kl_at + 1], 1)
 
 
-class Suffix(Engine):
-    """Only what δ can change: the layers above it, on the tokens from the subject's last on."""
-
-    replays = True
-    products = torch.float32  # what matrix products take where layers are written out
-
-    @staticmethod
-    def begin(prompt: Prompt) -> int:
-        return prompt.lookup
-
-    def _first_pass(self, ids, lookup):
-        site, run, top = self.site, self._run.flatten().tolist(), self.model.n_layers - 1
-        self._above, above = None, site.layer + 1
-        self._written_out = above <= top == site.loss_layer and written_out(self.model, above, self.products)
-        where = {"alone": site.inside, "inputs": [site.keys], "outputs": site.values}
-        self.tails, inputs, outputs = self._tails(ids, lookup, run, site.layer + (not site.inside), **where)
-        self.width = self.tails.hidden.shape[1]
-        return inputs, outputs
-
-    def _tails(self, *prompts, **where):
-        return Tails.of(self.model, *prompts, **where)
-
-    def _keep(self, rows):
-        self.tails, self._above = self.tails.select(rows), None
-
-    def _streams(self, vectors):
-        site, tails, top = self.site, self.tails, self.model.n_layers - 1
-        hidden = tails.hidden if site.inside else at_lookup(tails.hidden, vectors[0])
-        behind, stops = {tails.first - 1: hidden}, {i for i in (site.loss_layer, top) if i >= tails.first}
-        if stops:  # else δ is added above the last layer, and nothing is left to run
-            added = zip(site.values, vectors, strict=True) if site.inside else ()
-            if self._written_out:
-                hidden = tails.run(hidden, {site.layer}, added)[site.layer] if site.inside else hidden
-                self._above = self._above or LlamaTails(tails, site.layer + 1, self._real, self._both, self.products)
-                behind[top] = self._above(hidden)
-            else:
-                behind |= tails.run(hidden, stops, added, self._only(top))
-        return behind[site.loss_layer], behind[top]
-
-    def _logits(self, x):
-        return self._above.logits(x) if self._written_out else super()._logits(x)
-
-    def _only(self, top: int) -> dict[int, Tensor]:
-        """The tokens that each layer's MLP is run on: no padding, and from the loss layer on only what is read."""
-        n_tokens = self.tails.hidden[..., 0].numel()
-        layers = {i: self._real if i < self.site.loss_layer else self._both for i in range(self.tails.first, top + 1)}
-        return {i: index for i, index in layers.items() if len(index) < n_tokens}
-
-
-class Plain(Engine):
+class Plain(Suffix):
     """The whole model, on every token at every step."""
 
-    @staticmethod
-    def begin(prompt: Prompt) -> int:
-        return 0
+    whole, replays = True, False
 
     def _first_pass(self, ids, lookup):
         self._batch, lookup = self._padded(ids), torch.tensor(lookup, device=self.model.device)
@@ -286,15 +232,6 @@ class Bfloat16(Suffix):
     """`Suffix` with matrix products in bfloat16: not exact."""
 
     products = torch.bfloat16
-
-    def _first_pass(self, ids, lookup):
-        found = super()._first_pass(ids, lookup)
-        if not self._written_out:
-            needs = (
-                "Llama's or Mistral's class in float32, a CPU that multiplies in bfloat16, room for its weights twice"
-            )
-            raise KeditError(f"engine = 'bfloat16': needs a model of {needs}; leave it out")
-        return found
 
 
 ENGINES = {"suffix": Suffix, "plain": Plain, "bfloat16": Bfloat16}

@@ -1,5 +1,4 @@
-"""Hyperparameter files of other programs: EasyEdit's YAML and the JSON of the methods' authors. The fields keep their
-names. What is set elsewhere here, such as the model's name, is left out with one warning."""
+"""Hyperparameter files of other programs: EasyEdit's YAML and the JSON of the methods' authors."""
 
 import json
 import re
@@ -16,25 +15,20 @@ MLP_OUTPUT = re.compile(r".*mlp\.(down_proj|c_proj|fc_out|dense_4h_to_h)(\.weigh
 
 
 def method_from_file(path, method: str | None = None) -> Method:
-    """The method of a .yaml, .yml or .json file, with its hyperparameters.
-
-    method: its name; None: the file's alg_name, or else the name of its folder. Warns of fields that are left out and
-    of defaults that are taken. KeditError for a file that cannot be read, an unknown method or field, a value of the
-    wrong type, and a switch whose position is not supported.
-    """
+    """The method of a .yaml, .yml or .json file, with its hyperparameters. method: its name; None: the file's alg_name,
+    or else the name of its folder. Warns of fields that are left out, because they are set elsewhere here, and of
+    defaults that are taken. KeditError for a file that cannot be read, an unknown method or field, a value of the wrong
+    type, and a switch whose position is not supported."""
     path = Path(path)
     values = {str(field): value for field, value in _read(path).items()}
     named = [values.pop(key) for key in ("alg_name", "alg") if key in values]
-    name = method or (named[0] if named else path.parent.name)
+    name, cls = method or (named[0] if named else path.parent.name), None
     try:
         cls = method_class(str(name))
-    except KeditError as error:
-        unnamed = f"does not say its method (no alg_name, and its folder {name!r} is not one); pass method="
-        raise KeditError(f"{path.name}: {error if method or named else unnamed}") from None
-    try:
         return _made(path, cls, values)
     except KeditError as error:
-        raise KeditError(f"{path.name}: {error}") from None
+        unnamed = f"does not say its method (no alg_name, and its folder {name!r} is not one); pass method="
+        raise KeditError(f"{path.name}: {error if cls or method or named else unnamed}") from None
 
 
 def _made(path: Path, cls: type[Method], values: dict[str, Any]) -> Method:
@@ -54,8 +48,7 @@ def _made(path: Path, cls: type[Method], values: dict[str, Any]) -> Method:
                 raise KeditError(f"{field} = {module!r}: here methods edit the map that leaves the MLP")
     if isinstance(values.get("inner_params"), list):  # GRACE's, which has no other word for its layer
         values["layers"] = [int(n) for name in values.pop("inner_params") for n in re.findall(r"\d+", name)[:1]]
-    left_out = []
-    unread = {"nothing that its program reads": FIELDS["unread"].get(cls.__name__, "")}
+    left_out, unread = [], {"nothing that its program reads": FIELDS["unread"].get(cls.__name__, "")}
     for place, fields in (FIELDS["elsewhere"] | unread).items():
         if found := [f for f in fields.split() if f in values and f not in known]:
             left_out.append(f"{', '.join(found)} ({place})")

@@ -1,6 +1,5 @@
-"""Filters, which change an update before it is written: of MEMIT or, as a wrapper, of any method.
-
-What a filter takes of an update is lost, or (compensation, arXiv 2605.26670) MEMIT hands it to the next batch, once:
+"""Filters, which change an update before it is written: of MEMIT or, as a wrapper, of any method. What they take of it
+is lost, or (compensation, arXiv 2605.26670) MEMIT hands it to the next batch, once:
 
     Δ = ((R/(m−i)) Kᵀ − E) C_t⁻¹,    then    E ← (filtered(Δ) − Δ) C_t,    C_t = λC + M + K Kᵀ
 
@@ -66,8 +65,7 @@ class FilteredMEMIT(Filter, MEMIT):
         return kept
 
     @abstractmethod
-    def kept(self, model, layer: int, delta: Tensor) -> Tensor:
-        """What is written of Δ."""
+    def kept(self, model, layer: int, delta: Tensor) -> Tensor: ...  # what is written of Δ
 
     def _solve(self, call, layer, k, r, outcome):
         e = call.history.get("E", layer, k.device) if self.compensation else None
@@ -122,6 +120,4 @@ class Filtering(Filter, Wrapper):
         return replace(call, filters=(*call.filters, self))
 
     def _apply(self, call: Call) -> Outcome:
-        outcome = self.base._apply(call)
-        outcome.method = self.name
-        return outcome
+        return replace(self.base._apply(call), method=self.name)

@@ -1,8 +1,5 @@
-"""What an edit sequence remembers of its earlier edits: their keys, as M = Σ k kᵀ, or a method's own state.
-
-M is never formed: the keys are kept as rows, with their products with the fixed matrix B of the closed form and the
-Cholesky factor of their Gram matrix (`closed_form.py`). Other methods keep a projector, an inverse, a queue …
-"""
+"""What an edit sequence remembers of its earlier edits: a method's own state, such as a projector or an inverse, or
+their keys, whose M = Σ k kᵀ is never formed: kept are the rows, BK and the factor of σI + KBKᵀ (`closed_form.py`)."""
 
 import copy
 import hashlib
@@ -24,22 +21,15 @@ DERIVED = ("bk", "factor")  # BK, and the factor of σI + KBKᵀ for the first e
 
 class EditHistory:
     """Made by `method.new_history(model, moments)` and given to successive calls of `apply`. It belongs to one model
-    and to the edits in its weights: after `model.restore()` start a new one.
-
-    kind             methods of one kind read each other's histories
-    edits            how many edits it remembers
-    model_checksum   of their model (None while it is empty)
-    tensors          {"<what>.<layer>": tensor}: "k" [edits, d_ff], for methods that keep keys, with what is DERIVED of
-                     it; or a method's own. Replaced, never changed in place
-    numbers          {name: number or plain data} likewise
-    cache            derived values; neither saved nor part of the identity
-    """
+    and to the edits in its weights: after `model.restore()` start a new one. Methods of one kind read each other's.
+    edits: how many it remembers; model_checksum: of their model (None while it is empty). tensors {"<what>.<layer>":
+    tensor} and numbers {name: plain data} are replaced, never changed in place: for methods that keep keys "k" [edits,
+    d_ff] and what is DERIVED of it, or a method's own. cache: neither saved nor part of the identity."""
 
     def __init__(self, kind: str = "keys"):
         self.kind, self.edits, self.model_checksum = kind, 0, None
         self.tensors: dict[str, Tensor] = {}
-        self.numbers: dict = {}
-        self.cache: dict = {}
+        self.numbers, self.cache = {}, {}
         self._b, self._ridge = "", 0.0  # the name of B, and σ
 
     def __repr__(self) -> str:

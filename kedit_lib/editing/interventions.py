@@ -18,7 +18,7 @@ def changed(method: Method, change: str) -> Method:
     if change not in CHANGES:
         raise KeditError(f"change {change!r}: is unknown; there are {', '.join(CHANGES)}")
     mixin, fits = CHANGES[change]
-    if not isinstance(method, fits):
+    if not isinstance(method, fits) or (fits == (MEMIT,) and isinstance(method, PMET)):
         raise KeditError(f"change {change!r}: does not apply to {method.name}; use it with {fits[0].__name__}")
     return type(f"{method.name} {change}", (mixin, type(method)), {})(**dict(method))
 
@@ -52,30 +52,22 @@ def _as_now(method, call, targets) -> list:
     return [replace(t, delta=d) for t, d in zip(targets, delta, strict=True)]
 
 
-def _healed(heal) -> type:
-    """Targets are optimised with some tokens healed, where the answer is read: the layers above z run on heal(tails,
-    tails of the unedited model). Keys and residual are those of the edited model."""
+def _healed(before: bool) -> type:
+    """Targets are optimised with some tokens healed, where the answer is read: the layers above z see the tokens before
+    the subject's last, or those behind it, as in the unedited model. Keys and residual are those of the edited
+    model."""
 
     class Healing(Suffix):
-        def _tails(self, *prompts, **where):
-            now, *seen = super()._tails(*prompts, **where)
+        def _first_pass(self, *prompts):
             with self.model.temporarily():
-                unedited, *_ = super()._tails(*prompts, **where)
-            return heal(now, unedited), *seen
+                super()._first_pass(*prompts)
+            old = self.tails
+            found, now = super()._first_pass(*prompts), self.tails
+            behind = torch.cat([now.hidden[:, :1], old.hidden[:, 1:]], 1)
+            self.tails = replace(now, prefix=old.prefix) if before else replace(now, hidden=behind)
+            return found
 
-    class Healed:
-        engine = Healing
-
-        def _check(self, call):
-            if self._site(call.model).inside:
-                raise KeditError(f"{self.name}: needs targets that are values of the stream; use it with MEMIT")
-            return super()._check(call)
-
-    return Healed
-
-
-def _behind_the_subject(now, old):
-    return replace(now, hidden=torch.cat([now.hidden[:, :1], old.hidden[:, 1:]], 1))
+    return _with(engine=Healing)
 
 
 class _StartInTarget:
@@ -87,12 +79,6 @@ class _StartInTarget:
             raise KeditError(f"start in target: the tokenizer of {model.name} has no start token; use another model")
         call = super().prepare(model, *given, **named)
         return replace(call, requests=[replace(r, target=(start, *r.target)) for r in call.requests])
-
-
-# Prompts padded on the left and indexed as if padded on the right: a bug of public code that ran PMET on Llama, rebuilt
-# for PMET and, as it would be there, for MEMIT. Index l of a row is then no longer the subject's last token: in a row
-# with q tokens of padding it is the token q places before it, or padding. There δ is added, v₀ and keys are read, and
-# the target is expected q places too early. Only the longest prompt of a batch is treated as meant.
 
 
 def padded_in_front(model, rows: list[tuple[int, ...]]) -> dict[str, Tensor]:
@@ -116,7 +102,9 @@ def misplaced_keys(model, prompts, layers) -> dict[int, Tensor]:
 
 
 class _LeftPadded:
-    """The padding bug, one edit at a time: its clean prompt, alone when the residual is measured, has no padding."""
+    """Prompts padded on the left and indexed as if padded on the right: a bug of public code that ran PMET on Llama. In
+    a row with q tokens of padding δ is added, v₀ and keys are read and the target is expected q places too early. Edits
+    are made one at a time; the residual is measured on the clean prompt alone, without padding."""
 
     engine = _with(Plain, _padded=lambda engine, ids: padded_in_front(engine.model, ids))
 
@@ -133,8 +121,9 @@ class _LeftPadded:
 CHANGES = {
     "superposed": (_Superposed, (MEMIT, PMET, ROME)),
     "frozen z": (_FrozenTargets, (MEMIT, PMET, ROME)),
-    "healed behind": (_healed(_behind_the_subject), (MEMIT,)),
-    "healed before": (_healed(lambda now, old: replace(now, prefix=old.prefix)), (MEMIT,)),
+    # Not PMET, whose targets are no values of the stream.
+    "healed behind": (_healed(before=False), (MEMIT,)),
+    "healed before": (_healed(before=True), (MEMIT,)),
     "clean keys": (_with(clean_only=True), (MEMIT, PMET, ROME)),  # the clean prompt is the only context
     "three contexts": (_with(contexts=lambda self, *given: Method.contexts(self, *given)[:3]), (MEMIT, PMET, ROME)),
     "twenty-one contexts": (_with(context_style="rome"), (MEMIT, PMET)),

@@ -1,16 +1,14 @@
 """What the locate-then-edit methods share: a target value for each edit, optimised first.
 
-Norm anchoring (Liu et al. 2026, arXiv 2602.02543; SasyaTitech/NAS) is an option of all of them: every target gets the
-unedited model's norm. After the optimisation, and so after the last clamp,
+Norm anchoring (Liu et al. 2026, arXiv 2602.02543; SasyaTitech/NAS) is an option of all of them. After the last clamp
 
     v* = v₀ + δ;   v* ← r · v*/‖v*‖, or v₀ where ‖v*‖ > 2r (ROME: 5r);   z ← z + (the change of v*)
 
-with v₀ the output of the MLP of the last edited layer at the clean prompt, on the weights at hand: where z is the
-residual stream only the MLP's part of it is rescaled. r is the mean of ‖v*‖ over pilot edits, optimised on the unedited
-weights, the largest 5 % left out.
+with v₀ the output of the last edited layer's MLP at the clean prompt, on the weights at hand: of a z in the residual
+stream only the MLP's part is rescaled. r is the mean of ‖v*‖ over pilot edits on the unedited weights, but for the
+largest 5 %.
 """
 
-from abc import abstractmethod
 from dataclasses import replace
 from typing import ClassVar, Literal
 
@@ -23,45 +21,32 @@ from ..errors import KeditError, check_editable
 from .call import Call
 from .compute_k import Reading, outputs_at
 from .compute_z import Target, compute_z, optimise
-from .engine import ENGINES, Engine, Site, Suffix, requests_of
+from .engine import ENGINES, Site, Suffix, requests_of
 from .method import Method, off_unless_given
 
 LEFT_OUT = 0.05  # share of the pilot edits, those of the largest norms, that does not count
-
-PATIENCE = 5  # steps
+PATIENCE = 5  # steps of a plateau
 
 
 class Targeted(Method):
-    """Methods that first optimise a target value for each edit.
-
-    v_num_grad_steps      evaluations of the target's loss at most (updates: one less)
-    v_lr                  Adam's learning rate
-    v_loss_layer          layer whose output the nll is read from (None: the last; ROME: always the last)
-    v_weight_decay        weight of ‖δ‖/‖v₀‖²
-    clamp_norm_factor     ‖δ‖ ≤ this · ‖v₀‖
-    kl_factor             weight of the KL term
-    norm_anchor           r, the norm that every v* gets, from `anchor_norm` (None: v* as optimised)
-    anchor_skip           whether an edit whose v* is far longer than r is dropped
-    stop                  "argmax": most probable early stopping (Gupta et al. 2025, arXiv 2502.01636): a target stops a
-                          step after all its tokens first lead in every context but the clean one. "plateau": also
-                          where the mean probability is above 0.9 and PATIENCE steps lowered the loss by less than a
-                          fifth (None: by the loss alone)
-
-    A method says with `_site` where δ goes and what z is a value of.
-    """
+    """Methods that first optimise a target value for each edit; it is one of the residual stream after the last of
+    `layers`, unless `_site` names another place."""
 
     takes = frozenset({"targets", "engine"})
-    engine: ClassVar[type[Engine]] = Suffix
+    engine: ClassVar[type[Suffix]] = Suffix
     loss_stop: ClassVar[float] = 0.05
     skipped_beyond: ClassVar[float] = 2  # times norm_anchor
-    v_num_grad_steps: int = Field(25, ge=1)
-    v_lr: float = Field(0.5, gt=0, le=1e30)  # a longer step overflows float32
-    v_loss_layer: int | None = Field(None, ge=0)
-    v_weight_decay: float = Field(1e-3, ge=0)
-    clamp_norm_factor: float = Field(4.0, gt=0)
-    kl_factor: float = Field(0.0625, ge=0)
-    norm_anchor: float | None = off_unless_given(None, gt=0)
-    anchor_skip: bool = True
+    total: ClassVar = staticmethod(torch.sum)  # of the losses [n]: what is differentiated
+    v_num_grad_steps: int = Field(25, ge=1)  # evaluations of the target's loss at most (updates: one less)
+    v_lr: float = Field(0.5, gt=0, le=1e30)  # Adam's learning rate; a longer step overflows float32
+    v_loss_layer: int | None = Field(None, ge=0)  # the nll is read after it (None: the last; ROME: always the last)
+    v_weight_decay: float = Field(1e-3, ge=0)  # weight of ‖δ‖/‖v₀‖²
+    clamp_norm_factor: float = Field(4.0, gt=0)  # ‖δ‖ ≤ this · ‖v₀‖
+    kl_factor: float = Field(0.0625, ge=0)  # weight of the KL term
+    norm_anchor: float | None = off_unless_given(None, gt=0)  # r, from `anchor_norm` (None: v* as optimised)
+    anchor_skip: bool = True  # whether an edit whose v* is far longer than r is dropped
+    # "argmax": a step after all tokens of the target first lead in every context but the clean one, most probable early
+    # stopping (Gupta et al. 2025, arXiv 2502.01636); "plateau": see `stuck`; None: by the loss alone
     stop: Literal["argmax", "plateau"] | None = off_unless_given(None)
 
     @property
@@ -69,9 +54,9 @@ class Targeted(Method):
         """−n: stop at the n-th step at which the target leads; p above 0: at a mean probability above p; 0: neither."""
         return -2 if self.stop == "argmax" else 0
 
-    @abstractmethod
     def _site(self, model) -> Site:
-        """Where δ is added; z is a value of the first of its `values`."""
+        z_layer = self.layers[-1]
+        return Site(z_layer, self._loss_layer(model), (model.layers[z_layer],), model.mlp_out(self.layers[0]))
 
     def _loss_layer(self, model) -> int:
         """Where the nll is read: below the last edited layer δ could not move it."""
@@ -81,12 +66,9 @@ class Targeted(Method):
         """c · nll, [n]; leads [n]: whether, at the step before, the target was the argmax in every context."""
         return nll
 
-    def total(self, loss: Tensor) -> Tensor:
-        """What is differentiated, of the losses [n]."""
-        return loss.sum()
-
     def stuck(self, losses: Tensor, p: Tensor) -> Tensor:
-        """Which of the n requests are on a plateau, [n]; losses [steps so far, n]."""
+        """Which of the n requests are on a plateau, [n]: with a mean probability p above 0.9 and a loss that PATIENCE
+        steps lowered by less than a fifth; losses [steps so far, n]."""
         if self.stop != "plateau" or len(losses) <= PATIENCE:
             return torch.zeros_like(p, dtype=torch.bool)
         return (p > 0.9) & (losses[-1] > 0.8 * losses[-1 - PATIENCE])
@@ -142,12 +124,10 @@ class Targeted(Method):
 
 
 def anchor_norm(model, method, edits, contexts=("{}",), group: int = 16) -> float:
-    """The reference norm r for `norm_anchor`: what ‖v*‖ is for the pilot `edits` on the unedited weights.
-
-    contexts as in `apply`; the authors use the clean prompt alone. group: so many are optimised as MEMIT's targets and
-    stop together when their mean loss is small, as in the authors' code (1: each by itself). KeditError for a method
-    without targets.
-    """
+    """The reference norm r for `norm_anchor`: what ‖v*‖ is for the pilot `edits` on the unedited weights. contexts as
+    in `apply`; the authors use the clean prompt alone. group: so many are optimised as MEMIT's targets and stop
+    together when their mean loss is small, as in the authors' code (1: each by itself). KeditError for a method without
+    targets."""
     check_editable(model, "anchor norm")
     if "targets" not in method.takes:
         raise KeditError(f"anchor norm: {method.name} optimises no targets; give one of the other methods")
@@ -162,9 +142,8 @@ def anchor_norm(model, method, edits, contexts=("{}",), group: int = 16) -> floa
 
 def _in_groups(method, call: Call, size: int) -> list[Target]:
     """As MEMIT's: whatever the method, δ goes to the stream, and its clamp is relative to that."""
-    model, z_layer = call.model, method.layers[-1]
-    site = Site(z_layer, method._loss_layer(model), (model.layers[z_layer],), model.mlp_out(z_layer))
-    site = site if model.layout.mlp_norm is None else method._site(model)
+    model = call.model
+    site = Targeted._site(method, model) if model.layout.mlp_norm is None else method._site(model)
     together = type(method.name, (_Together, type(method)), {})(**dict(method))
     parts = [call.requests[begin : begin + size] for begin in range(0, len(call.requests), size)]
     return [target for part in parts for target in compute_z(method.engine(model, part, site), together)]
@@ -173,8 +152,7 @@ def _in_groups(method, call: Call, size: int) -> list[Target]:
 class _Together:
     """All targets stop together, when their mean loss is small."""
 
-    def total(self, loss: Tensor) -> Tensor:  # Adam's ε makes a difference where gradients are small
-        return loss.mean()
+    total = staticmethod(torch.mean)  # Adam's ε makes a difference where gradients are small
 
     def done(self, loss: Tensor, *others) -> Tensor:
         return (loss.mean() < self.loss_stop).expand(len(loss))

@@ -15,9 +15,8 @@ from ..models.deltas import record_of
 from ..models.memory import memory_for
 from ..models.tokenization import check_embedded
 from .call import Call, Outcome
-from .compute_k import keys_at, prompts_of
+from .compute_k import check_contexts, generate_contexts, keys_at, prompts_of
 from .compute_z import warn_if_doubtful
-from .contexts import check_contexts, generate_contexts
 from .engine import requests_of
 from .history import EditHistory
 
@@ -43,10 +42,7 @@ class _Listed(type(BaseModel)):
 
 
 class Method(BaseModel, ABC, metaclass=_Listed):
-    """Hyperparameters under the field's names; `apply` edits a model in place.
-
-    layers   0-based layers that are edited, ascending
-    """
+    """Hyperparameters under the field's names; `apply` edits a model in place. layers: 0-based, ascending."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
     context_style: ClassVar[str] = "memit"  # of the contexts that keys and targets are averaged over
@@ -92,11 +88,9 @@ class Method(BaseModel, ABC, metaclass=_Listed):
         return type(self).__name__ if self.needs_history else "keys"
 
     def new_history(self, model, moments=None, keep=()) -> EditHistory | None:
-        """A history for successive calls of `apply` on `model`; None for a method that keeps none.
-
-        keep   facts that no edit is to change: edits (their targets play no part) or (prompt with {}, subject) pairs.
-               Their keys on the unedited model count as those of earlier edits; methods whose histories are keys only
-        """
+        """A history for successive calls of `apply` on `model`; None for a method that keeps none. keep: facts that no
+        edit is to change, edits (their targets play no part) or (prompt with {}, subject) pairs. Their keys on the
+        unedited model count as those of earlier edits; only methods whose histories are keys take it."""
         check_editable(model, self.name)
         history = EditHistory(self.history_kind) if self.keeps_history else None
         if keep:
@@ -110,7 +104,8 @@ class Method(BaseModel, ABC, metaclass=_Listed):
     def apply(
         self, model, edits, moments=None, contexts=None, history=None, projection=None, targets=None, engine=None
     ) -> Outcome:
-        """Edit `model` in place; the outcome says what was done.
+        """Edit `model` in place; the outcome says what was done. After an error weights and history are those at entry.
+        Warns of a target already given.
 
         moments      SecondMoments of this model; may be None where C is not used
         contexts     strings with one `{}` each; None: generated with seed 0 in this method's style
@@ -118,8 +113,6 @@ class Method(BaseModel, ABC, metaclass=_Listed):
         projection   NullSpace (AlphaEdit); None: made from the moments
         targets      finished z, a tensor [d_model] an edit (ROME: v*; PMET: the MLP's); None: optimised
         engine       "plain": full forward passes; "bfloat16": Llama and Mistral on a CPU, faster and less exact
-
-        All or nothing: after an error weights and history are those at entry. Warns of a target already given.
         """
         return self.apply_prepared(self.prepare(model, edits, moments, contexts, history, projection, targets, engine))
 
@@ -193,5 +186,4 @@ class Method(BaseModel, ABC, metaclass=_Listed):
         """Where its edits are in no weight: the model has those of the history again, as a resumed stream needs."""
 
     @abstractmethod
-    def _apply(self, call: Call) -> Outcome:
-        """Edit the model: what each method implements."""
+    def _apply(self, call: Call) -> Outcome: ...

@@ -25,17 +25,9 @@ SYMMETRIC = 1e-4  # largest difference of mirrored entries, relative to the larg
 NO_LIMIT = 2048  # tokens of a window for models whose positions do not end
 
 
-class FewTokens(UserWarning):
-    """Warning: C was measured on too few tokens, which leaves many directions undetermined."""
-
-
 class SecondMoments:
-    """C per layer with its Cholesky factor, and which model they belong to.
-
-    tensors         {layer: [d_ff, d_ff]}
-    model_checksum  of the model they were measured on; None: unknown (given as tensors)
-    about           corpus hash, number of texts and tokens, dtype
-    """
+    """C of each layer, tensors {layer: [d_ff, d_ff]}, and the model they belong to, model_checksum (None: unknown, as
+    of given tensors). about: corpus hash, number of texts and tokens, dtype."""
 
     def __init__(self, tensors: dict[int, Tensor], model_checksum: str | None = None, about: dict | None = None):
         for layer, c in tensors.items():
@@ -65,15 +57,11 @@ class SecondMoments:
 
     @classmethod
     def estimate(cls, model, texts, layers, cache=None, batch_tokens=8192, progress=False, tokens=None) -> Self:
-        """Measure C on `texts` at `layers` of the unedited model.
-
-        texts   a list of documents or any iterable of them, rows with a field `text`, or a file: a .txt whose
-                paragraphs are documents, or records. A document beyond the model's context is read in windows
-        cache   a folder; results are kept there under a key of model, corpus, layers and dtype
-        tokens  a budget: only the first texts, up to that many (None: all)
-
-        Products are taken in float32 (float64 for a float64 model) and summed in float64; padding never counts.
-        """
+        """Measure C on `texts` at `layers` of the unedited model, by products in float32 (float64 for a float64 model)
+        that are summed in float64; padding never counts. texts: documents, rows with a field `text`, or a file: a .txt
+        whose paragraphs are documents, or records. A document beyond the model's context is read in windows. cache: a
+        folder that keeps results under a key of model, corpus, layers and dtype. tokens: a budget, only the first
+        texts, up to that many (None: all)."""
         if tokens is not None and not (type(tokens) is int and tokens >= 1):
             raise KeditError(f"moments: tokens = {tokens!r}; must be a whole number of at least 1, or None for all")
         check_editable(model, "moments")
@@ -102,7 +90,7 @@ class SecondMoments:
         """Itself, with a warning if fewer tokens than d_ff were measured: C's rank is at most their number."""
         if (tokens := self.about.get("tokens", d_ff)) < d_ff:
             says = f"C says nothing about {d_ff - tokens} of {d_ff} directions; estimate it on at least {10 * d_ff}"
-            warnings.warn(f"moments: {tokens} tokens were measured, {says} tokens", FewTokens, stacklevel=3)
+            warnings.warn(f"moments: {tokens} tokens were measured, {says} tokens", stacklevel=3)
         return self
 
     def check(self, model, layers, invert: float | None = 0.0) -> None:
@@ -178,12 +166,9 @@ def _mean_products(model, rows: list[tuple], layers, batch_tokens: int, progress
         while rows:
             size = max(1, batch_tokens // max(1, len(rows[-1])))
             part, rows = rows[-size:], rows[:-size]
-            ids = pad(part, model.device)
-            lengths = torch.tensor([len(r) for r in part], device=ids.device)
-            real = torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]
-            seen, _ = trace(model.hf, ids, inputs=modules.values(), last=modules[max(layers)])
+            seen, _ = trace(model.hf, pad(part, model.device), modules.values(), last=modules[max(layers)])
             for layer, module in modules.items():
-                k = seen[module][real].to(model.math_dtype)
+                k = torch.cat([x[: len(row)] for x, row in zip(seen[module], part, strict=True)]).to(model.math_dtype)
                 total[layer] += (k.T @ k).double()
             bar.update(len(part))
     return {i: (c / count).to(model.math_dtype).cpu() for i, c in total.items()}

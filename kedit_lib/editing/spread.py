@@ -1,16 +1,14 @@
-"""MEMIT's walk over the layers, which the methods that edit a batch share, and the closed form that writes a layer.
-
-For each edited layer i = 0 … m−1, on the weights so far, with K its keys and R = Z − H what is missing of the targets,
+"""MEMIT's walk over the layers, which the methods that edit a batch share. For each edited layer i = 0 … m−1, on the
+weights so far, with K its keys and R = Z − H what is missing of the targets,
 
     Δ = (R / (m − i)) Kᵀ (B⁻¹ + K Kᵀ)⁻¹
 
 and a history adds M = Σ k kᵀ over the keys of the earlier batches to B⁻¹. Methods differ in B (`_fixed`, `sigma`), the
 share of R that falls to a layer, and what their history keeps.
 
-The closed form gives an update its direction Δ and, by its ridge, a length that depends on λ and the history, not on
-what the edit needs; every other fact gets its share of what is written beyond that. A line search writes W + αΔ, with
-the smallest α, found by doubling and bisection (to 1/16, to 1/8 above 2), for which all tokens of the targets are the
-most probable ones in every context, times a margin. A batch has one α.
+The length of Δ depends on λ and the history, not on what the edit needs, and every other fact gets its share of what is
+written beyond that. A line search writes W + αΔ: α is a margin times the smallest number, found by doubling and
+bisection (to 1/16, above 2 to 1/8), with which all tokens of a batch's targets are the most probable in every context.
 """
 
 from typing import ClassVar
@@ -23,7 +21,7 @@ from ..models.tokenwise import logits_at
 from .call import Call, Outcome, as_matrix, write
 from .closed_form import update, with_memory
 from .compute_k import Reading, context_mean
-from .engine import Request, Site
+from .engine import Request
 from .locate_then_edit import Targeted
 from .method import off_unless_given, same_as
 
@@ -32,15 +30,11 @@ HALVINGS = 4
 
 
 class Spread(Targeted):
-    """Methods that spread a batch of edits over several layers. z belongs to the last of `layers`; it is a value of the
-    residual stream unless `_site` names another place.
+    """Methods that spread a batch of edits over several layers. line_search: its margin, for methods whose history is
+    keys, without filters; None: the update as it is."""
 
-    line_search  a margin of 1 or more: of each update as little is written as its targets need, times this margin;
-                 methods whose history is keys, without filters. None: the update as it is
-    keys_after   whether a history's keys are those after the batch, else those that the layers were solved with; the
-                 two differ only where a filter or a line search has written all layers again
-    """
-
+    # Whether a history's keys are those after the batch, else those that the layers were solved with; the two differ
+    # only where a filter or a line search has written all layers again.
     keys_after: ClassVar[bool] = True
     sigma = same_as("mom2_update_weight")  # λ where B is (λC)⁻¹, L2 where it is P/L2
     line_search: float | None = off_unless_given(None, ge=1)
@@ -51,10 +45,6 @@ class Spread(Targeted):
             where = f"values of the residual stream, and {call.model.name} has a norm ({norm}) before it"
             raise KeditError(f"{self.name}: its targets are {where}; use ROME or PMET, whose are the map's own output")
         return super()._check(call)
-
-    def _site(self, model):
-        z_layer = self.layers[-1]
-        return Site(z_layer, self._loss_layer(model), (model.layers[z_layer],), model.mlp_out(self.layers[0]))
 
     def _apply(self, call: Call) -> Outcome:
         if self.line_search and (call.filters or self.history_kind != "keys"):
@@ -169,8 +159,8 @@ def searched(model, requests: list[Request], before: dict, deltas: dict, margin:
 def says(model, requests: list[Request]) -> bool:
     """Whether all tokens of each request's target are the most probable ones after its prompt in every context."""
     asked = [(p.ids + r.target[:-1], r.target) for r in requests for p in r.prompts]
-    texts = [text for text, _ in asked]
-    for part, logits in logits_at(model, texts, [range(len(text) - len(new), len(text)) for text, new in asked]):
+    places = [range(len(text) - len(new), len(text)) for text, new in asked]
+    for part, logits in logits_at(model, [text for text, _ in asked], places):
         wanted = torch.tensor([token for i in part for token in asked[i][1]], device=logits.device)
         if not torch.equal(logits.argmax(-1), wanted):
             return False

@@ -14,7 +14,7 @@ from ..data.config import REPOSITORY, Profile, load_profile, results_folder
 from ..data.edit import Edit
 from ..data.provenance import ALGORITHMS, key_of
 from ..editing import Method, method_for
-from ..editing.contexts import generate_contexts
+from ..editing.compute_k import generate_contexts
 from ..editing.interventions import changed
 from ..editing.locate_then_edit import anchor_norm
 from ..editing.second_moments import SecondMoments

@@ -14,7 +14,7 @@ from ..data.config import LAB_MODELS, Profile, load_model_params, load_profile
 from ..data.edit import Edit, check_edits
 from ..data.yaml_text import read_yaml
 from ..editing import ROME, method_class
-from ..editing.contexts import generate_contexts
+from ..editing.compute_k import generate_contexts
 from ..editing.transfer import propose, write_proposal
 from ..errors import KeditError, check_editable
 from ..evaluation import answer_probability

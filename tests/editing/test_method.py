@@ -11,7 +11,7 @@ from library import EDITS, holds, refused, snapshot
 from pydantic import ValidationError
 
 import kedit_lib as kedit
-from kedit_lib.editing.compute_z import MOST_BYTES, AlreadyKnown, Frozen, Target
+from kedit_lib.editing.compute_z import MOST_BYTES, Doubtful, Target
 from kedit_lib.editing.engine import Plain, Request, Site, Suffix
 from kedit_lib.models.tokenization import Prompt
 
@@ -35,7 +35,7 @@ def keys_and_residuals(outcome):
 
 def test_given_targets_took_no_steps_and_are_not_called_known(model):
     with warnings.catch_warnings():
-        warnings.simplefilter("error", AlreadyKnown)
+        warnings.simplefilter("error", Doubtful)
         outcome = apply(kedit.MEMIT(layers=[1, LAYER]), model, EDITS[:2])
     said = [(t.steps, t.clamped, t.already, t.probabilities) for t in outcome.targets]
     assert said == [(0, False, False, [])] * 2
@@ -106,7 +106,7 @@ def test_fine_tuning_that_overflows_names_the_first_edit_and_what_it_taught_was_
     (target,) = method.apply(model, [edit]).targets
     assert target.probabilities[0] < 0.1 and target.probabilities[1] > 0.5
     assert not target.already
-    with pytest.warns(AlreadyKnown, match="'Zoë'.*already answers 'English'"):
+    with pytest.warns(Doubtful, match="'Zoë'.*already answers 'English'"):
         (target,) = method.apply(model, [edit]).targets
     assert target.already
 
@@ -131,11 +131,11 @@ def test_an_optimisation_that_did_nothing_is_frozen(probabilities, v0_norm, froz
 
 def test_a_frozen_optimisation_is_told(model):
     hyper = {"v_num_grad_steps": 5, "v_weight_decay": 0.0, "clamp_norm_factor": 100.0, "mom2_adjustment": False}
-    with pytest.warns(Frozen, match=f"{EDITS[0].subject!r}: 5 steps left .*too short for it"):
+    with pytest.warns(Doubtful, match=f"{EDITS[0].subject!r}: 5 steps left .*too short for it"):
         kedit.ROME(layers=[LAYER], v_lr=1e-9, **hyper).apply(model, EDITS[:1], contexts=["{}"])
     model.restore()
     with warnings.catch_warnings():
-        warnings.simplefilter("error", Frozen)
+        warnings.simplefilter("error", Doubtful)
         kedit.ROME(layers=[LAYER], v_lr=1.0, **hyper).apply(model, EDITS[:1], contexts=["{}"])
 
 
@@ -190,11 +190,11 @@ def test_what_a_step_is_taken_to_need(model):
     """Two contexts with tails of 5 and 3 tokens behind at most 8, a target of 3: a grid of 3 rows, 5 + 3 − 1 tokens."""
     prompts = (Prompt(tuple(range(7)), 2), Prompt(tuple(range(9)), 6))
     one = Request(prompts, Prompt(tuple(range(10)), 8), (1, 2, 3))
-    assert (Suffix.shape(one), Suffix.tokens(one)) == ((7, 8), 3 * 7)
-    assert (Plain.shape(one), Plain.tokens(one)) == ((11, 0), 3 * 11)  # whole prompts, and nothing in front of them
+    assert Suffix.shape(one) == (7, 8) and Plain.shape(one) == (11, 0)  # whole prompts, and nothing in front of them
     # Four layers run. Of each token eight vectors of 32 and three of 48; of the 3 · (8 + 7) that are attended to four
     # vectors of 32; eight bytes each. Logits: four times four bytes at each of 3 · 3 + 1 places.
     site = Site(1, 4, (), model.mlp_out(1))
     layers = 4 * (21 * (8 * 32 + 3 * 48) + 45 * 4 * 32) * 8
-    assert Suffix.bytes(model, site, one) == layers + 10 * model.hf.config.vocab_size * 4 * 4
+    assert Suffix.needs(model, site, one) == (3 * 7, layers + 10 * model.hf.config.vocab_size * 4 * 4)
+    assert Plain.needs(model, site, one)[0] == 3 * 11
     assert MOST_BYTES == 2.5 * 2**30

@@ -13,7 +13,6 @@ from library import refused
 from safetensors.torch import load_file
 
 import kedit_lib as kedit
-from kedit_lib.editing.second_moments import FewTokens
 
 TEXTS = [*tiny.LINES[:7], "Zoë.", "I", "The organ is old. " * 6]
 LAYERS = [0, 3]
@@ -112,13 +111,13 @@ def test_what_is_no_text_is_refused(tiny_folder):
 
 def test_too_few_tokens_are_a_warning_and_no_null_space(tiny_folder):
     model, edits = kedit.load_model(tiny_folder("llama")), [kedit.Edit(*tiny.EDITS[4])]
-    with pytest.warns(FewTokens, match=f"{tiny.D_FF} directions"):
+    with pytest.warns(match=f"{tiny.D_FF} directions"):
         moments = kedit.SecondMoments.estimate(model, TEXTS[:1], layers=[1])
     assert moments.about["tokens"] < tiny.D_FF
     alphaedit = kedit.AlphaEdit(layers=[1], nullspace_rank=9)
-    with pytest.warns(FewTokens):
+    with pytest.warns(match="directions"):
         refused(lambda: alphaedit.apply(model, edits, moments=moments), "null space", "rank", f"d_ff = {tiny.D_FF}")
-    with pytest.warns(FewTokens), contextlib.suppress(kedit.KeditError):  # it may also be singular
+    with pytest.warns(match="directions"), contextlib.suppress(kedit.KeditError):  # it may also be singular
         kedit.MEMIT(layers=[1]).apply(model, edits, moments=moments, contexts=["{}"])
 
 

@@ -76,8 +76,8 @@ def test_it_says_what_it_did_and_edits_as_the_method(model):
     given = kedit.ROME(layers=[16], v_loss_layer=20, mom2_adjustment=False)
     edit = kedit.Edit(*EDITS[0])
     carried = kedit.transfer(given, SOURCE, model, facts=[edit, *PAIRS])
-    assert list(carried.table.hyperparameter) == ["layers", "v_loss_layer", "v_lr"]
-    assert carried.table[SOURCE].tolist() == [[16], 20, 0.5] and carried.table[model.name][0] == [3]
+    assert [change[:2] for change in carried.changes] == [("layers", [16]), ("v_loss_layer", 20), ("v_lr", 0.5)]
+    assert carried.changes[0][2] == [3]
     assert "ρ = v_lr·√32/‖v₀‖ = 2" in str(carried) and SOURCE in str(carried)
     outcome = carried.apply(model, [edit], contexts=["{}"])
     assert list(outcome.deltas) == [model.weight_name(3)]

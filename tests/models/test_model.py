@@ -11,8 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import kedit_lib as kedit
 from kedit_lib.data.edit import fill
-from kedit_lib.editing import contexts as contexts_module
-from kedit_lib.editing.compute_k import context_mean, keys_at, outputs_at
+from kedit_lib.editing.compute_k import STARTERS, check_contexts, context_mean, keys_at, outputs_at
 from kedit_lib.models.tokenization import encode, encode_prompt
 
 FAST = {"layers": [1, 2], "v_num_grad_steps": 2, "mom2_update_weight": 5.0}
@@ -198,9 +197,9 @@ def test_contexts_are_a_function_of_weights_and_seed(tiny_folder, style, count):
     assert kedit.generate_contexts(model, seed=4, style=style) != found
     assert found[0] == "{}"
     assert len(found) == count
-    for start in contexts_module.STARTERS:
+    for start in STARTERS:
         assert sum(context.startswith(start) for context in found) >= (count - 1) // 5
-    assert contexts_module.check_contexts(found) == found
+    assert check_contexts(found) == found
     for context in found:
         assert context.endswith("{}" if context == "{}" else ". {}")
     before = torch.random.get_rng_state()
@@ -213,7 +212,7 @@ def test_sampled_text_is_the_models(tiny_folder, monkeypatch):
     doubled."""
     model = load(tiny_folder, "llama-bos")
     found = kedit.generate_contexts(model, style="memit", top_k=1)
-    for context, start in zip(found[1:], contexts_module.STARTERS, strict=True):
+    for context, start in zip(found[1:], STARTERS, strict=True):
         ids = model.tokenizer(start, return_tensors="pt").input_ids
         assert ids[0, 0] == model.tokenizer.bos_token_id
         while ids.shape[1] < 1 + 10:
