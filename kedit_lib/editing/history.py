@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..data.atomic import replacing
 from ..errors import KeditError, explained
-from ..models.checked import check_owner
+from ..models.architectures import check_owner
 from .closed_form import grown_factor
 
 DERIVED = ("bk", "factor")  # BK, and the factor of σI + KBKᵀ for the first edits at least

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from ..data.atomic import replacing
 from ..data.files import texts_of
 from ..errors import KeditError, check_editable, explained
-from ..models.checked import check_owner
+from ..models.architectures import check_owner
 from ..models.hooks import no_bar, pad, trace
 from ..models.tokenization import encode, positions_of, windows
 

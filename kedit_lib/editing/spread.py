@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import KeditError
-from ..models.tokenwise import logits_at
+from ..models.hooks import logits_at
 from .call import Call, Outcome, as_matrix, write
 from .closed_form import update, with_memory
 from .compute_k import Reading, context_mean

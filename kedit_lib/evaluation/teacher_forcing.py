@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ..errors import KeditError
+from ..models.hooks import logits_at
 from ..models.tokenization import encoded, targets_of
-from ..models.tokenwise import logits_at
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,19 @@
-"""Where a model family keeps the parts that editing touches, and which families cannot be edited. A further family is
-one more entry."""
+"""Which models can be edited: where a family keeps the parts that editing touches (layouts.yaml; a further family is
+one more entry), what is checked when a model is loaded or wrapped, and what identifies it in caches and stores."""
 
+import hashlib
+import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
+from ..data.yaml_text import read_yaml
 from ..errors import KeditError, explained
+from .hooks import hooks
 
 
 @dataclass(frozen=True)
@@ -24,31 +30,14 @@ class Layout:
     mlp_norm: str | None = None  # norm between the MLP and the residual stream (None: its output is added as it is)
 
 
-LLAMA = Layout("model.layers", "mlp.down_proj", "mlp", "self_attn.o_proj", "model.norm")
-GEMMA2 = replace(LLAMA, mlp_norm="post_feedforward_layernorm")
-GPT2 = Layout("transformer.h", "mlp.c_proj", "mlp", "attn.c_proj", "transformer.ln_f", transposed=True)
-GPTJ = replace(GPT2, mlp_out="mlp.fc_out", attn_out="attn.out_proj", transposed=False)  # side by side
-FALCON = replace(GPTJ, mlp_out="mlp.dense_4h_to_h", attn_out="self_attention.dense")
-
-LIKE_LLAMA = "llama mistral ministral3 qwen2 qwen3 phi3 olmo smollm3 stablelm glm gemma granite cohere cohere2"
-LAYOUTS = {
-    **dict.fromkeys(LIKE_LLAMA.split(), LLAMA),  # phi3: Phi-4 too; Cohere's attention and MLP are side by side
-    **dict.fromkeys(("olmo2", "olmo3", "gemma2", "gemma3_text", "gemma4_text"), GEMMA2),
-    "glm4": replace(LLAMA, mlp_norm="post_mlp_layernorm"),
-    "starcoder2": replace(LLAMA, mlp_out="mlp.c_proj"),
-    "llama4_text": replace(LLAMA, mlp_out="feed_forward.down_proj", mlp="feed_forward"),
-    "gpt2": GPT2,
-    "gptj": GPTJ,
-    # side by side too (config.use_parallel_residual), with a norm each
-    "gpt_neox": Layout("gpt_neox.layers", "mlp.dense_4h_to_h", "mlp", "attention.dense", "gpt_neox.final_layer_norm"),
-    "falcon": FALCON,
-    "bloom": replace(FALCON, mlp="mlp.dense_4h_to_h"),  # its MLP adds the stream by itself
-    # no module of OPT holds the MLP alone
-    "opt": Layout("model.decoder.layers", "fc2", "fc2", "self_attn.out_proj", "model.decoder.final_layer_norm"),
-}
-
+FAMILIES = read_yaml(Path(__file__).with_name("layouts.yaml"))
+LAYOUTS = {family: Layout(**parts) for families, parts in FAMILIES.items() for family in families.split()}
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
 RECURRENT = re.compile(r"mamba|rwkv|xlstm|recurrent|jamba|zamba|bamba|lfm|hybrid|qwen3_next|qwen3_5|_h1?$|kimi_linear")
+ROUNDINGS = 16  # of the model's dtype, relative to its largest logit: what two ways to the same logits may differ by
+PLAIN = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+MERGE = "merge it first: model.merge_and_unload() of peft gives a plain model, save that one and load it"
+NO_SETTING = ("_name_or_path", "dtype", "torch_dtype", "transformers_version")  # change no number, or are keys already
 
 
 def check_type(config) -> None:
@@ -74,9 +63,8 @@ def check_type(config) -> None:
         if holds:
             raise KeditError(f"model type {family!r}: cannot be edited here, {why}")
     if family not in LAYOUTS:
-        add = "kedit_lib.models.architectures.LAYOUTS an entry with layers, mlp_out, mlp, attn_out, norm, head"
-        known = ", ".join(sorted(LAYOUTS))
-        raise KeditError(f"model type {family!r}: its layout is unknown (known: {known}); add to {add}")
+        add = "add to kedit_lib.models.architectures.LAYOUTS an entry with layers, mlp_out, mlp, attn_out, norm, head"
+        raise KeditError(f"model type {family!r}: its layout is unknown (known: {', '.join(sorted(LAYOUTS))}); {add}")
 
 
 def _packing(config) -> str | None:
@@ -93,11 +81,81 @@ def layout_of(hf: nn.Module) -> Layout:
     """The layout of a Hugging Face causal LM, by `config.model_type`. KeditError when the family is unknown, lacks a
     module, or cannot be edited."""
     check_type(hf.config)
-    kind = hf.config.model_type
-    layout = LAYOUTS[kind]
-    parts = (layout.mlp_out, layout.mlp, layout.attn_out, layout.mlp_norm)
-    in_layer = (f"{layout.layers}.0.{path}" for path in filter(None, parts))
-    for path in (layout.layers, layout.norm, layout.head, *in_layer):
+    layout = LAYOUTS[kind := hf.config.model_type]
+    in_layer = filter(None, (layout.mlp_out, layout.mlp, layout.attn_out, layout.mlp_norm))
+    for path in (layout.layers, layout.norm, layout.head, *(f"{layout.layers}.0.{path}" for path in in_layer)):
         with explained(f"model type {kind!r}: has no module {path!r}", "its entry in LAYOUTS does not fit"):
             hf.get_submodule(path)
     return layout
+
+
+def digest_of(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        tensor = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def setting_of(hf, tokenizer) -> str:
+    """sha256 over the configuration and all of the tokenizer that decides its ids."""
+    config = {k: v for k, v in hf.config.to_diff_dict().items() if k not in NO_SETTING}
+    rules = json.loads(tokenizer.backend_tokenizer.to_str()).items()
+    rules = {name: rule for name, rule in rules if name not in ("padding", "truncation")}  # of the last call
+    return hashlib.sha256(json.dumps([config, rules], sort_keys=True, default=str).encode()).hexdigest()
+
+
+def check_owner(what: str, checksum: str | None, model, remedy: str) -> None:
+    """KeditError unless `checksum` (None: unknown) is that of the unedited `model`, in its dtype."""
+    if checksum is not None and checksum != model.checksum:
+        checksums = f"checksum {checksum[:12]}, {model.name} has {model.checksum[:12]}"
+        raise KeditError(f"{what} of another model or dtype ({checksums}); {remedy}")
+
+
+def unwrapped(hf, tokenizer, name: str) -> nn.Module:
+    """The plain causal LM in `hf`, which torch.compile or (Distributed)DataParallel may have wrapped. KeditError for
+    no model, no tokenizer, adapters, or weights that are not all in one place."""
+    while isinstance(hf, (nn.DataParallel, nn.parallel.DistributedDataParallel)) or hasattr(hf, "_orig_mod"):
+        hf = hf._orig_mod if hasattr(hf, "_orig_mod") else hf.module
+    if not isinstance(hf, nn.Module) or getattr(hf, "get_output_embeddings", lambda: None)() is None:
+        what = f"a {type(hf).__name__} is not a causal language model of transformers"
+        raise KeditError(f"{name}: {what}; pass an AutoModelForCausalLM")
+    if not callable(tokenizer) or not hasattr(tokenizer, "is_fast"):
+        raise KeditError(f"{name}: came without its tokenizer; give it: transformers.AutoTokenizer.from_pretrained(…)")
+    if not tokenizer.is_fast:
+        raise KeditError(f"{name}: {type(tokenizer).__name__} has no character offsets; load its fast version")
+    if any(hasattr(module, "base_layer") or type(module).__module__.startswith("peft.") for module in hf.modules()):
+        raise KeditError(f"{name}: has an adapter, in which an edit would be lost on saving; {MERGE}")
+    devices = sorted({str(p.device) for p in hf.parameters()})
+    if len(devices) > 1 or "meta" in devices:
+        where = "on disk or nowhere (meta)" if "meta" in devices else f"on {', '.join(devices)}"
+        raise KeditError(f"{name}: has weights {where}; load it on one device: without device_map, in a smaller dtype")
+    return hf
+
+
+def check_weights(model) -> None:
+    """KeditError unless all weights are finite, and the edited maps are matrices of one shape and a plain dtype."""
+    for name, parameter in model.hf.named_parameters():
+        if parameter.dtype in PLAIN and not torch.isfinite(parameter).all():
+            raise KeditError(f"{model.name}: weight {name!r} holds NaN or inf; reload or re-download the model")
+    for layer in range(model.n_layers):
+        weight = model.weight(layer)
+        if weight.dtype not in PLAIN or weight.dim() != 2 or weight.shape != model.weight(0).shape:
+            found = f"{model.weight_name(layer)} is {tuple(weight.shape)} of {weight.dtype}"
+            must = "edited maps must be matrices of one shape in float32, bfloat16, float16 or float64 (not quantised)"
+            raise KeditError(f"{model.name}: {found}; {must}")
+
+
+def check_logits(model) -> bool:
+    """KeditError unless `model.logits` of the last layer's stream are the model's own. Returns whether layers return
+    tuples, which the stream leads."""
+    ids, seen = torch.arange(min(4, model.hf.get_input_embeddings().num_embeddings), device=model.device)[None], []
+    with hooks((model.layers[-1], lambda module, args, output: seen.append(output))):
+        own = model.hf(input_ids=ids, use_cache=False).logits.to(model.math_dtype)
+    tuples = isinstance(seen[0], tuple)
+    off = (model.logits(seen[0][0] if tuples else seen[0]) - own).abs().max() / own.abs().max().clamp(min=1e-30)
+    if not off <= ROUNDINGS * torch.finfo(model.dtype).eps:
+        why = f"model type {model.hf.config.model_type!r} does more after its last layer; its entry in LAYOUTS must too"
+        raise KeditError(f"{model.name}: head(norm(stream)) is {off:.2g} off the model's own logits, relatively: {why}")
+    return tuples

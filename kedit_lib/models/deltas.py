@@ -18,24 +18,22 @@ from ..data.atomic import replacing, writing
 from ..data.edit import Edit
 from ..data.provenance import versions
 from ..errors import KeditError, explained
-from .checked import digest_of
+from .architectures import digest_of
 
 # Files of weights, by the names that transformers gives them, and of adapters: none may outlive those of a new model.
 WEIGHTS = re.compile(r"((pytorch_)?model(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?)|adapter_(config|model)\..*")
-DELTAS = "deltas.safetensors"
-RECORD = "kedit_edits.json"
+DELTAS, RECORD = "deltas.safetensors", "kedit_edits.json"
 
 
 @dataclass
 class Deltas:
-    """The weight changes of one call of a method: {parameter name: tensor of its shape}, how they came about, and the
-    checksum of the unedited model, in the dtype that it had."""
+    """The weight changes of one call of a method, and how they came about."""
 
     method: str
     edits: list[Edit]
-    deltas: dict[str, Tensor]
+    deltas: dict[str, Tensor]  # {parameter name: tensor of its shape}
     hyperparameters: dict = field(default_factory=dict, kw_only=True)
-    model_checksum: str | None = field(default=None, kw_only=True)
+    model_checksum: str | None = field(default=None, kw_only=True)  # of the unedited model, in the dtype that it had
 
     @property
     def record(self) -> dict:
@@ -43,11 +41,10 @@ class Deltas:
 
     def save(self, folder) -> Path:
         """`<folder>/deltas.safetensors`, in an atomic write; its path."""
-        path = Path(folder) / DELTAS
         tensors = {n: d.detach().cpu().contiguous() for n, d in self.deltas.items()}
         about = {"model_checksum": self.model_checksum, "sha256": digest_of(tensors)}
         about |= {name: json.dumps(part) for name, part in {"versions": versions(), **self.record}.items()}
-        with replacing(path) as partial:
+        with replacing(path := Path(folder) / DELTAS) as partial:
             save_file(tensors, str(partial), metadata=about)
         return path
 
@@ -89,8 +86,7 @@ def save_model(model, folder) -> None:
         raise KeditError(f"{model.name}: its edits by {by} are in no weight and would be lost; restore() it first")
     about = {"model": {"name": model.name, "checksum": model.checksum}, "changed": sorted(model.edited)}
     about |= {"applied": model.applied, "versions": versions()}
-    folder = Path(folder).absolute()
-    with writing(folder):
+    with writing(folder := Path(folder).absolute()):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=".", suffix=".tmp", dir=folder.parent) as aside, no_progress_bar():
             try:

@@ -1,13 +1,13 @@
 """Greedy completion in batches: what a model generates without being given the answer."""
 
 import re
-from collections import defaultdict
 from functools import partial
 
+import pandas as pd
 import torch
 
 from ..data.words import SENTENCE_ENDS
-from .hooks import FILL, by_length
+from .hooks import FILL
 from .tokenization import encoded
 
 ROWS, FEW = 256, 24  # prompts of a batch at most; prompts of one length below which they share one with others
@@ -16,11 +16,8 @@ ROWS, FEW = 256, 24  # prompts of a batch at most; prompts of one length below w
 @torch.no_grad()
 def decode(model, rows: dict[int, list[int]], choose, stay) -> dict[int, list[int]]:
     """What a model writes after each of `rows` (ids), a token at a time, all together: padded in front, keys and values
-    kept. None depends on the others.
-
-    choose(logits [n, vocabulary]) → the next token [n, 1] of each row that is left
-    stay(going, out) → those of the rows `going` that go on; out: {row: what it wrote so far}, which is returned at last
-    """
+    kept. None depends on the others. choose(logits [n, vocabulary]) → the next token [n, 1] of each row that is left;
+    stay(going, out) → those of the rows `going` that go on; out: {row: what it wrote so far}, returned at last."""
     device, longest = next(model.parameters()).device, max(map(len, rows.values()))
     step = torch.tensor([[FILL] * (longest - len(r)) + list(r) for r in rows.values()], device=device)
     mask = torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in rows.values()], device=device)
@@ -47,14 +44,12 @@ def generate_ids(model, tokenizer, prompts, max_new_tokens: int | list[int], sto
     every row has said `</s>` or one of the ids in `stop`; a row leaves it at its own max_new_tokens, or when enough(i,
     ids) is true of the continuation of prompt i."""
     eos, ids, ended, out = tokenizer.eos_token_id, encoded(tokenizer, prompts), set(), {}
-    ends = {eos, *stop}
     most = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
 
     def stay(going: list[int], out) -> list[int]:
-        ended.update(i for i in going if out[i][-1] in ends)
-        if ended.issuperset(going):
-            return []
-        return [i for i in going if len(out[i]) < most[i] and not (enough and enough(i, out[i]))]
+        ended.update(i for i in going if out[i][-1] in (eos, *stop))
+        left = [] if ended.issuperset(going) else going
+        return [i for i in left if len(out[i]) < most[i] and not (enough and enough(i, out[i]))]
 
     for part in _batches([len(one) for one in ids], ROWS):
         out |= decode(model, {i: ids[i] for i in part}, lambda logits: logits.argmax(-1, keepdim=True), stay)
@@ -64,13 +59,10 @@ def generate_ids(model, tokenizer, prompts, max_new_tokens: int | list[int], sto
 
 def _batches(lengths: list[int], size: int) -> list[list[int]]:
     """Indices in batches of at most `size`: of one length where at least FEW have it, the others of like length."""
-    same: dict[int, list[int]] = defaultdict(list)
-    for i, length in enumerate(lengths):
-        same[length].append(i)
-    whole = [members for members in same.values() if len(members) >= FEW]
-    rest = [i for members in same.values() if len(members) < FEW for i in members]
-    mixed = [[rest[k] for k in part] for part in by_length([lengths[i] for i in rest], size)]
-    return [members[k : k + size] for members in whole for k in range(0, len(members), size)] + mixed
+    by_length = pd.Series(lengths, dtype=int).sort_values(kind="stable")
+    rare = by_length.groupby(by_length).transform("size") < FEW
+    groups = [part.index.tolist() for _, part in by_length.groupby(by_length.mask(rare, 0))]
+    return [group[k : k + size] for group in groups for k in range(0, len(group), size)]
 
 
 def continuations(model, tokenizer, prompts, max_new_tokens, past_full_stops=False, enough=None) -> list[tuple]:
@@ -86,9 +78,9 @@ def continuations(model, tokenizer, prompts, max_new_tokens, past_full_stops=Fal
 
 
 def sentence(text: str, answers=()) -> tuple[str, bool]:
-    """`text` up to its first full stop (or another end of a sentence, such as 。) or line end, stripped, and whether
-    there was one. Full stops inside one of `answers` that the text begins with ("St. Louis") end nothing; its own last
-    one ("U.S.") ends the sentence when a space follows."""
+    """`text` up to its first full stop (or another end of a sentence, such as 。) or line end, stripped, and whether it
+    has one. Full stops inside one of `answers` that the text begins with ("St. Louis") end nothing; its own last one
+    ("U.S.") ends the sentence when a space follows."""
     margin = len(text) - len(text.lstrip())
     begun = (margin + len(a) for a in answers if a and text.startswith(a, margin) and "\n" not in text[:margin])
     kept = max(begun, default=0)
@@ -99,8 +91,7 @@ def sentence(text: str, answers=()) -> tuple[str, bool]:
 
 
 def complete(model, tokenizer, prompts: list[str], max_new_tokens: int = 8, answers=()) -> list[str]:
-    """What the model says after each prompt up to the first full stop, line end or `</s>`, stripped; full stops
-    inside one of `answers` are none."""
+    """What the model says after each prompt up to the first `sentence` end or `</s>`, stripped."""
     past = any(sign in answer for answer in answers for sign in ".。।")
     written = continuations(model, tokenizer, prompts, max_new_tokens, past)
     return [sentence(text, answers)[0] for text, _ in written]

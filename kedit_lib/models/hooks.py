@@ -1,4 +1,5 @@
-"""One forward pass that hands back what flows through chosen modules, and goes no further than needed."""
+"""Forward passes that hand back what flows through chosen modules, go no further than needed, or run an MLP on some of
+a batch's tokens: on those that are read, or once on all that are the same, since it sees each token by itself."""
 
 import os
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 FILL = 0  # fills rows up and is never read: an id that every model embeds, whatever its pad token is
+ROWS = 64  # texts in a pass of `logits_at`; with more, padding and memory cost more than a pass
 
 
 class Done(Exception):
@@ -24,8 +26,7 @@ def pad(rows: list[tuple[int, ...]], device) -> Tensor:
 def by_length(lengths: list[int], size: int) -> Iterator[list[int]]:
     """Indices in batches of at most `size`, the shortest rows first, so that little is padded."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    for begin in range(0, len(order), size):
-        yield order[begin : begin + size]
+    yield from (order[begin : begin + size] for begin in range(0, len(order), size))
 
 
 def by_likeness(rows: list[tuple[int, ...]], size: int) -> Iterator[list[int]]:
@@ -89,3 +90,61 @@ def adding(vectors: Tensor, at: tuple[Tensor, Tensor]):
 def no_bar(progress: bool) -> bool:
     """tqdm's `disable`: no bar is asked for, or TQDM_DISABLE is set, which tqdm's notebook bar does not heed."""
     return not progress or bool(os.environ.get("TQDM_DISABLE"))
+
+
+def only_at(mlp, index: Tensor | None):
+    """A context in which `mlp` is run on the tokens `index`, into n·T; the others get 0 of it. None: on all."""
+    mlps = [] if index is None else [mlp]
+    return _between(mlps, index, lambda x, tokens: x.new_zeros(tokens, x.shape[-1]).index_copy(0, index, x))
+
+
+class Alike:
+    """Tokens of several prompts; tokens with the same ids up to and including their own are of one kind and computed
+    once. take: [m] indices into n·T, one token of each kind; back: [n·T] the kind of every token (of padding: any)."""
+
+    def __init__(self, rows: list[tuple[int, ...]], width: int, device):
+        kinds, take, back = {}, [], []
+        for r, row in enumerate(rows):
+            past = -1
+            for i, token in enumerate(row):
+                past = kinds.setdefault((past, token), len(kinds))
+                if past == len(take):
+                    take.append(r * width + i)
+                back.append(past)
+            back += [0] * (width - len(row))
+        self.take, self.back = torch.tensor(take, device=device), torch.tensor(back, device=device)
+
+    def together(self, mlps):
+        """A context in which each of `mlps` is run once for all tokens of one kind."""
+        return _between(mlps, self.take, lambda output, tokens: output[self.back])
+
+
+def _between(mlps, index: Tensor, put_back):
+    """Each of `mlps` gets the tokens `index` alone; put_back(output [m, width], n·T) → [n·T, width]. The tokens of
+    OPT's MLPs come as [n·T, width], of others' in [n, T, width]."""
+    shape = {}
+
+    def take(module, args):
+        shape[module] = args[0].shape[:-1]
+        taken = args[0].flatten(0, -2).index_select(0, index)
+        return (taken if args[0].dim() == 2 else taken[None], *args[1:])
+
+    def put(module, args, output):
+        return put_back(output.flatten(0, -2), shape[module].numel()).view(*shape[module], -1)
+
+    return hooks(*[(mlp, put) for mlp in mlps], before=[(mlp, take) for mlp in mlps])
+
+
+@torch.no_grad()
+def logits_at(model, texts: list[tuple[int, ...]], places: list[range]) -> Iterator[tuple[list[int], Tensor]]:
+    """For each batch of `texts` (ids) its indices, and the logits [m, vocabulary] at the m tokens that their `places`
+    name, one text after the other, in math dtype. Many short texts cost what they do not share."""
+    *lower, last = (model.mlp(i) for i in range(model.n_layers))
+    for part in by_likeness(texts, ROWS):
+        ids = pad([texts[i] for i in part], model.device)
+        width = ids.shape[1]
+        read = torch.tensor([row * width + at for row, i in enumerate(part) for at in places[i]], device=ids.device)
+        at_read = hooks(before=[(model.head, lambda _, args, read=read: (args[0].flatten(0, 1)[read][None],))])
+        with Alike([texts[i] for i in part], width, ids.device).together(lower), only_at(last, read), at_read:
+            logits = model.hf(input_ids=ids, use_cache=False).logits[0]
+        yield part, logits.to(model.math_dtype)

@@ -1,5 +1,4 @@
-"""Layers of Llama's kind on the tails of prompts, with the backward pass written out: the numbers of the layers
-themselves, in fewer and larger operations.
+"""Layers of Llama's kind on the tails of prompts, forward and backward written out: their numbers in fewer operations.
 
     h = x/rms(x);  q, k, v = (h·w₁) Wᵀ, q and k turned by position
     p = softmax(q kᵀ/√d + mask);  y = x + (p v) Wᵀ
@@ -10,10 +9,11 @@ may be kept in bfloat16 instead: then matrix products take bfloat16, all else st
 real tokens [m]; attention on [n, T], where the queries of the heads that share a key form one matrix.
 """
 
+from types import SimpleNamespace
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import silu
 from transformers import LlamaForCausalLM, MistralForCausalLM
 
@@ -22,7 +22,7 @@ from .suffix import Tails
 
 KINDS = (LlamaForCausalLM, MistralForCausalLM)
 silu_backward, softmax_backward = torch.ops.aten.silu_backward, torch.ops.aten._softmax_backward_data
-_kept: WeakKeyDictionary = WeakKeyDictionary()  # layer or head → {dtype: (the state of its weights, `_Weights`)}
+_kept: WeakKeyDictionary = WeakKeyDictionary()  # layer or head → {dtype: (the state of its weights, `weights_of` it)}
 
 
 def written_out(model, first: int, dtype: torch.dtype) -> bool:
@@ -44,38 +44,28 @@ def multiplies_in_bfloat16() -> bool:
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-class _Weights:
-    """What a layer's two passes multiply by: [d_in, d_out] forward, [d_out, d_in] `back`, those with one input side by
-    side, times the weights of the norm in front; q scaled by 1/√d, q and k with the two halves of a head's pairs, which
-    positions turn, next to each other."""
-
-    def __init__(self, layer, dtype: torch.dtype):
-        attn, mlp = layer.self_attn, layer.mlp
-        q, k = (in_pairs(m.weight, attn.head_dim) for m in (attn.q_proj, attn.k_proj))
-        qkv = torch.cat([q * attn.scaling, k, attn.v_proj.weight]) * layer.input_layernorm.weight
-        gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]) * layer.post_attention_layernorm.weight
-        back = {"qkv": qkv, "out": attn.o_proj.weight, "gate_up": gate_up, "down": mlp.down_proj.weight}
-        self._keep(dtype, **back)
-
-    def _keep(self, dtype: torch.dtype, **weights: Tensor) -> None:
-        for name, weight in weights.items():
-            back = weight.detach()
-            exact = dtype == weight.dtype
-            setattr(self, name, back.T.contiguous() if exact else _Half(back.T))
-            setattr(self, f"{name}_back", back if exact else _Half(back))
-
-    @classmethod
-    def of(cls, part, dtype: torch.dtype):
-        """Made once, and again after a weight has changed."""
-        state, kept = [(p.data_ptr(), p._version) for p in part.parameters()], _kept.setdefault(part, {})
-        if kept.get(dtype, (None,))[0] != state:
-            kept[dtype] = state, cls(part, dtype)
-        return kept[dtype][1]
+def weights_of(part, dtype: torch.dtype) -> SimpleNamespace:
+    """What the two passes of a layer, or of the head, multiply by: [d_in, d_out] forward, [d_out, d_in] `…_back`. Made
+    once, and again after a weight has changed."""
+    state, kept = [(p.data_ptr(), p._version) for p in part.parameters()], _kept.setdefault(part, {})
+    if kept.get(dtype, (None,))[0] != state:
+        made = {}
+        for name, weight in ({"head": part.weight} if isinstance(part, nn.Linear) else side_by_side(part)).items():
+            back, exact = weight.detach(), dtype == weight.dtype
+            made[name] = back.T.contiguous() if exact else packed(back.T)
+            made[f"{name}_back"] = back if exact else packed(back)
+        kept[dtype] = state, SimpleNamespace(**made)
+    return kept[dtype][1]
 
 
-class _Head(_Weights):
-    def __init__(self, head, dtype: torch.dtype):
-        self._keep(dtype, head=head.weight)
+def side_by_side(layer) -> dict[str, Tensor]:
+    """A layer's weights, those with one input as one matrix, times the weights of the norm in front; q scaled by 1/√d;
+    in q and k the two halves of a head's pairs, which positions turn, next to each other."""
+    attn, mlp = layer.self_attn, layer.mlp
+    q, k = (in_pairs(m.weight, attn.head_dim) for m in (attn.q_proj, attn.k_proj))
+    qkv = torch.cat([q * attn.scaling, k, attn.v_proj.weight]) * layer.input_layernorm.weight
+    gate_up = torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]) * layer.post_attention_layernorm.weight
+    return {"qkv": qkv, "out": attn.o_proj.weight, "gate_up": gate_up, "down": mlp.down_proj.weight}
 
 
 class LlamaTails:
@@ -85,31 +75,26 @@ class LlamaTails:
     def __init__(self, tails: Tails, first: int, real: Tensor, read: Tensor, dtype: torch.dtype):
         model, config = tails.model, tails.model.hf.config
         self.layers, self.norm = model.layers[first:], model.hf.get_submodule(model.layout.norm)
-        self.weights = [_Weights.of(layer, dtype) for layer in self.layers]
-        self.vocabulary = _Head.of(model.head, dtype)
+        self.weights = [weights_of(layer, dtype) for layer in self.layers]
+        self.vocabulary = weights_of(model.head, dtype)
         self.heads, self.kv = config.num_attention_heads, config.num_key_value_heads
         (self.n, self.t, self.d), self.head = tails.hidden.shape, self.layers[0].self_attn.head_dim
         self.real, self.read = real, read
         self._find_rows()
-        given = tails.arguments[first]
-        self.turn = torch.complex(
-            *(x.flatten(0, 1)[real, None, : self.head // 2] for x in given["position_embeddings"])
-        )
-        mask = given["attention_mask"].expand(-1, self.kv, -1, -1)
+        given, prefix = tails.arguments[first], tails.prefix
+        cosine, sine = (x.flatten(0, 1)[real, None, : self.head // 2] for x in given["position_embeddings"])
+        self.turn, mask = torch.complex(cosine, sine), given["attention_mask"].expand(-1, self.kv, -1, -1)
         self.mask = mask.repeat(1, 1, self.heads // self.kv, 1).flatten(0, 1)  # [n · kv, queries of a key, P + T]
         room = tails.hidden.new_zeros(2, self.n, self.kv, self.t, self.head)  # the tail's own, at every step
-        self.kept = [
-            torch.cat([torch.stack(front), room], 3) if (front := self._front(tails.prefix, i)) else room.clone()
-            for i in range(first, model.n_layers)
-        ]
-
-    def _front(self, prefix, i: int) -> tuple:
-        return (in_pairs(prefix.keys[i].mT, self.head, 2).mT, prefix.values[i]) if prefix.keys else ()
+        self.kept = [room.clone() for _ in self.layers]
+        for i in [i for i in prefix.keys if i >= first]:
+            front = torch.stack([in_pairs(prefix.keys[i].mT, self.head, 2).mT, prefix.values[i]])
+            self.kept[i - first] = torch.cat([front, room], 3)
 
     def _find_rows(self):
-        """As indices into the [·, d_head] rows of one tensor: what attention takes of the real tokens' [m, heads +
-        2 kv heads], and what these and the read ones take of what it returns. Padding takes a real token's rows, and in
-        the backward pass a row of zeros, one behind the last."""
+        """As indices into the [·, d_head] rows of one tensor: what attention takes of the real tokens' [m, heads + 2 kv
+        heads], and what these and the read ones take of what it returns. Padding takes a real token's rows, and in the
+        backward pass a row of zeros, one behind the last."""
         n, t, heads, kv, m = self.n, self.t, self.heads, self.kv, len(self.real)
         place, each = torch.full((n * t,), m), heads + 2 * kv
         place[self.real] = torch.arange(m)
@@ -130,8 +115,7 @@ class LlamaTails:
         """[n, T, d_model] → the same after the last layer; 0 where nothing is read."""
         return _Run.apply(hidden, self)
 
-    def logits(self, x: Tensor) -> Tensor:
-        """[m, d_model] → [m, vocabulary]"""
+    def logits(self, x: Tensor) -> Tensor:  # [m, d_model] → [m, vocabulary]
         return _Logits.apply(x, self)
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, list]:
@@ -222,23 +206,21 @@ def turned(rows: Tensor) -> Tensor:
     return torch.view_as_complex(rows.unflatten(-1, (-1, 2)))
 
 
-class _Half:
+def packed(weight: Tensor) -> Tensor:
     """[d_in, d_out] in bfloat16, as oneDNN reads it fastest for some tens of tokens."""
-
-    def __init__(self, weight: Tensor):
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.T.bfloat16().contiguous(), 48)
+    return torch.ops.mkldnn._reorder_linear_weight(weight.T.bfloat16().contiguous(), 48)
 
 
-def times(x: Tensor, weight: Tensor | _Half) -> Tensor:
-    """x W in x's dtype."""
-    if isinstance(weight, Tensor):
+def times(x: Tensor, weight: Tensor) -> Tensor:
+    """x W in x's dtype, W maybe `packed`."""
+    if not weight.is_mkldnn:
         return x @ weight
-    return torch.ops.mkldnn._linear_pointwise(x.bfloat16(), weight.packed, None, "none", [], "").to(x.dtype)
+    return torch.ops.mkldnn._linear_pointwise(x.bfloat16(), weight, None, "none", [], "").to(x.dtype)
 
 
-def plus_times(x: Tensor, y: Tensor, weight: Tensor | _Half) -> Tensor:
+def plus_times(x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
     """x + y W, in the place of x."""
-    return x.addmm_(y, weight) if isinstance(weight, Tensor) else x.add_(times(y, weight))
+    return x.add_(times(y, weight)) if weight.is_mkldnn else x.addmm_(y, weight)
 
 
 def _normed(x: Tensor, norm) -> tuple[Tensor, Tensor]:

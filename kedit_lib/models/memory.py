@@ -9,7 +9,7 @@ import torch
 
 from ..errors import KeditError, explained
 
-# Messages of torch's CPU allocator; there is no exception class for it.
+# Of torch's CPU allocator, which has no exception class.
 CPU_SAYS = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory", "std::bad_alloc")
 
 
@@ -42,9 +42,8 @@ def memory_for(what: str, remedy: str):
 
 
 def in_parts(work: Callable[[int, int], object], costs: list[float], budget: float, what: str) -> list:
-    """The results of work(begin, end) for consecutive parts of len(costs) items, in order. A part is as long as its
-    costs fit the budget, one item at least; where memory runs out it is halved. KeditError, which names `what`, when a
-    single item does not fit."""
+    """The results of work(begin, end) for consecutive parts of len(costs) items. A part is as long as its costs fit the
+    budget, one item at least; where memory runs out it is halved. KeditError when a single item does not fit."""
     found, begin = [], 0
     while begin < len(costs):
         end = begin + max(1, sum(cost <= budget for cost in accumulate(costs[begin:])))

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import KeditError, check_kind
-from .architectures import layout_of
-from .checked import check_logits, check_owner, check_weights, digest_of, setting_of, unwrapped
+from .architectures import check_logits, check_owner, check_weights, digest_of, layout_of, setting_of, unwrapped
 from .deltas import Deltas, save_model
 from .tokenization import positions_of, refuse_beyond
 
@@ -18,24 +17,18 @@ FEW = 64  # tokens, of which W xᵀ takes a CPU half the time of x Wᵀ
 class Snapshot(dict):
     """{parameter name: value} of everything changed, with the model's `applied` and `memory`."""
 
-    def __init__(self, weights, applied, memory):
-        super().__init__(weights)
-        self.applied, self.memory = applied, memory
+    applied, memory = None, {}
 
 
 class EditableModel:
     """A model ready to be edited: evaluation mode, no gradients, originals kept of what is changed.
 
-    hf, tokenizer   the Hugging Face objects; `hf` is edited in place, also when it comes compiled or in DataParallel
-    layout          where its modules are (kedit_lib.models.architectures)
-    name, folder    what it was loaded as (None: as transformers knows it); the local folder, if it was one
-    applied         the method calls that its weights hold, as plain data, oldest first (None: changed by other means)
-    memory          {baseline: what it remembers in place of weights}; replaced, never changed in place
-    edited          {parameter name: its unedited value} of everything that is changed
-    originals       "device" or "host": where these values are kept; the host saves device memory
-    checksum        sha256 over the unedited weights: names the model in caches and stores
-    setting         sha256 over its configuration and tokenizer, beside `checksum` in the keys of caches and stores
-    device, dtype   of its weights; math_dtype, which keys, targets and solves take: float64 for float64, else float32
+    `hf` is edited in place, also when it comes compiled or in DataParallel. name: what it was loaded as (None: as
+    transformers knows it); folder: the local one, if it was one; layout: where its modules are. edited: {parameter
+    name: its unedited value} of all that is changed, kept on the "device" or, to save its memory, the "host"
+    (originals). applied: the method calls that the weights hold, as plain data, oldest first (None: changed by other
+    means); memory: {baseline: what it remembers in place of weights}, never changed in place. math_dtype, which keys,
+    targets and solves take, is float64 for float64 weights, else float32.
     """
 
     def __init__(self, hf: nn.Module, tokenizer=None, name: str | None = None, folder=None, originals: str = "device"):
@@ -69,6 +62,7 @@ class EditableModel:
 
     @cached_property
     def checksum(self) -> str:
+        """sha256 over the unedited weights: names the model in caches and stores, with `setting` beside it."""
         return digest_of(dict(self.hf.named_parameters()) | self.edited)
 
     @cached_property
@@ -129,17 +123,14 @@ class EditableModel:
 
     @torch.no_grad()
     def add(self, deltas: dict[str, Tensor]) -> None:
-        """Add `deltas` ({parameter name: tensor of its shape}) to the weights; all or nothing.
-
-        Weights of half precision are W₀ + ΣΔ rounded once, the sum kept in float32: one by one, small changes would be
-        lost. KeditError for an unknown name, a wrong shape or a value that is not finite.
-        """
+        """Add `deltas` ({parameter name: tensor of its shape}) to the weights; all or nothing. Half-precision weights
+        are W₀ + ΣΔ rounded once, the sum kept in float32: one by one, small changes would be lost. KeditError for an
+        unknown name, a wrong shape or a value that is not finite."""
         parameters, sums = dict(self.hf.named_parameters(remove_duplicate=False)), {}
         for name, delta in deltas.items():
             if name not in parameters:
                 raise KeditError(f"delta {name!r}: {self.name} has no such parameter; nothing was written")
-            parameter = parameters[name]
-            if parameter.shape != delta.shape:
+            if (parameter := parameters[name]).shape != delta.shape:
                 shapes = f"shape {tuple(delta.shape)}, the parameter has {tuple(parameter.shape)}"
                 raise KeditError(f"delta {name!r}: {shapes}; nothing was written")
             so_far = self._sums.get(name, parameter)
@@ -160,8 +151,7 @@ class EditableModel:
         self.applied = None if before is None else [*before, record]
 
     def apply_deltas(self, deltas) -> None:
-        """Add saved deltas (kedit.load_deltas), or an outcome, to the weights; all or nothing. KeditError for deltas of
-        another model, or of this one in another dtype."""
+        """Add saved deltas or an outcome; all or nothing. KeditError for those of another model or another dtype."""
         self._check_deltas(deltas)
         with self.recording(deltas.record):
             self.add(deltas.deltas)
@@ -171,8 +161,8 @@ class EditableModel:
         check_owner(f"deltas of {deltas.method}: are", deltas.model_checksum, self, "load that one")
 
     def take_back(self, deltas) -> None:
-        """Take applied deltas out again: bit for bit where nothing else was applied, else to a rounding. KeditError for
-        deltas of another model, and for those that are not among `applied`."""
+        """Take deltas out again: bit for bit where nothing else was applied, else to a rounding. KeditError for those
+        of another model and those that are not among `applied`."""
         self._check_deltas(deltas)
         left = list(self.applied or ())
         if deltas.record not in left:
@@ -190,8 +180,9 @@ class EditableModel:
 
     def snapshot(self) -> dict[str, Tensor]:
         """Copies of every parameter changed so far; in float32 where the model's own are of half precision."""
-        weights = {n: self._sums.get(n, self.hf.get_parameter(n)).detach().clone() for n in self.edited}
-        return Snapshot(weights, self.applied, self.memory)
+        found = Snapshot({n: self._sums.get(n, self.hf.get_parameter(n)).detach().clone() for n in self.edited})
+        found.applied, found.memory = self.applied, self.memory
+        return found
 
     @torch.no_grad()
     def load_snapshot(self, snapshot: dict[str, Tensor]) -> None:
@@ -216,8 +207,8 @@ class EditableModel:
 
     @contextmanager
     def temporarily(self, outcome=None):
-        """Inside: the original weights plus this outcome's deltas (None: the originals alone). The weights at entry
-        come back at the end, also after an exception."""
+        """Inside: the original weights plus this outcome's deltas (None: these alone). In the end, also after an
+        exception, the weights at entry come back."""
         before = self.snapshot()
         self.restore()
         try:

@@ -1,7 +1,6 @@
-"""Plain text that a model wrote itself: for C = E[k kᵀ] and for perplexity, where there is no corpus. Every document is
-sampled token by token at temperature 1, from the start token to an end token or DOCUMENT tokens. The draws are seeded,
-but rounding differs between machines and one token changes all that follow: recipe, device and hash are kept beside the
-text, and SmolLM2's comes with the library, so that C is one matrix."""
+"""Plain text that a model wrote itself, for C = E[k kᵀ] and for perplexity, where there is no corpus: documents sampled
+at temperature 1. The draws are seeded, but rounding differs between machines and one token changes all that follow:
+recipe, device and hash are kept beside the text, and SmolLM2's comes with the library, so that C is one matrix."""
 
 import hashlib
 import json
@@ -13,7 +12,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from ..data.atomic import cached, remove, replacing
+from ..data.atomic import cached, remove
 from ..data.provenance import key_of
 from ..errors import KeditError, explained
 from .generation import decode
@@ -45,25 +44,23 @@ def self_texts(model, tokens: int = WRITTEN, seed: int = 0, progress: bool = Tru
             bar.update(found["tokens"])
     about = {"recipe": recipe, "device": str(model.device), "torch": torch.__version__}
     about |= {"tokens": held, "texts": texts, "sha256": _digest(texts)}
-    with replacing(path) as written:
-        written.write_text(json.dumps(about, indent=1), encoding="utf-8")
+    cached(path, lambda: about)
     remove(parts)
     return texts
 
 
 def start_token(tokenizer) -> int:
     """What stands in front of every document: BOS, or EOS where there is none. KeditError when there is neither."""
-    found = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    if found is None:
-        raise KeditError("plain text: the tokenizer has no start token to write from; name a corpus (make: TEXTS=)")
-    return found
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return token
+    raise KeditError("plain text: the tokenizer has no start token to write from; name a corpus (make: TEXTS=)")
 
 
 def write_part(model, seed: int, part: int) -> dict:
     """AT_ONCE documents of the unedited model: {"texts", "tokens"}. The same seed and part, the same draws."""
     tokenizer, generator = model.tokenizer, torch.Generator().manual_seed(10_000 * seed + part)
-    start = start_token(tokenizer)
-    ends = {start, tokenizer.eos_token_id}
+    ends = {start := start_token(tokenizer), tokenizer.eos_token_id}
 
     def sampled(logits):
         return torch.multinomial(logits.float().cpu().softmax(-1), 1, generator=generator)

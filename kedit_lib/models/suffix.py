@@ -1,7 +1,6 @@
-"""The forward pass restricted to what an added vector can change: later tokens, in the layers above it. δ is added at
-the subject's last token of every prompt, in or after layer z. The tokens before it and the layers up to z are run once.
-Each step runs the layers above z on the *tail* of each prompt, from the subject's last token on, with the keys and
-values of the tokens before it kept, and MLPs on the tokens that count."""
+"""The forward pass restricted to what an added vector can change. δ is added at the subject's last token of every
+prompt, in or after layer z. The tokens before it and the layers up to z are run once. Each step runs the layers above z
+on the *tail* of each prompt, from that token on, with the earlier keys and values kept, and MLPs where it counts."""
 
 from __future__ import annotations
 
@@ -13,9 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from . import tokenwise
-from .hooks import Done, hooks, pad, trace
-from .tokenwise import Alike
+from .hooks import Alike, Done, hooks, only_at, pad, trace
 
 MASK, ALIBI = "attention_mask", "alibi"
 CACHES = ("past_key_values", "layer_past")  # what a layer calls the keys and values of earlier tokens
@@ -23,31 +20,24 @@ CACHES = ("past_key_values", "layer_past")  # what a layer calls the keys and va
 
 @dataclass
 class Tails:
-    """Rows of prompts cut at their lookup token.
-
-    hidden     [n, T, d_model] what enters layer `first`, at the tail tokens
-    behind     [n, T, d_model] what leaves it unedited, where only the lookup token changes in it; else None
-    arguments  what layers are called with beside the stream (`arguments_at`); alone: for the lookup token by itself
-    prefix     keys and values of the P tokens before the lookup, by layer
-    """
+    """Rows of prompts cut at their lookup token."""
 
     model: object
     first: int
-    hidden: Tensor
-    behind: Tensor | None
-    arguments: list[dict]
-    alone: list[dict]
-    prefix: Cache
+    hidden: Tensor  # [n, T, d_model] what enters layer `first`, at the tail tokens
+    behind: Tensor | None  # [n, T, d_model] what leaves it unedited, where only the lookup token changes in it
+    arguments: list[dict]  # what layers are called with beside the stream (`arguments_at`)
+    alone: list[dict]  # the same for the lookup token by itself
+    prefix: Cache  # keys and values of the P tokens before the lookup
 
     @classmethod
     @torch.no_grad()
     def of(cls, model, ids, lookup, tail, first: int, alone=False, inputs=(), outputs=()):
-        """Run the prompts `ids` once and keep what steps from layer `first` on need.
+        """Run the prompts `ids` once and keep what steps from layer `first` on need: (the tails, {module: [n, width]}
+        of what enters `inputs` at the lookup, and of what leaves `outputs`: modules no later than those layers).
 
         lookup[i]: index of the subject's last token; tail[i]: tokens needed from there on, itself included.
         alone: in layer `first` nothing but the lookup token will change.
-        inputs, outputs: modules, no later than those layers, whose input or output at the lookup is wanted too.
-        Returns the tails, {module: [n, width]} of the inputs and {module: [n, width]} of the outputs.
         """
         batch, before = pad(ids, model.device), max(lookup)
         n, width = batch.shape
@@ -73,19 +63,16 @@ class Tails:
         return cls(model, first, entry[rows, at], behind, arguments, by_itself, prefix), *found
 
     def select(self, rows: Tensor) -> Tails:
-        arguments, alone = (
-            _each(layers, lambda _, x: x[rows] if isinstance(x, Tensor) else x)
-            for layers in (self.arguments, self.alone)
-        )
-        behind, prefix = None if self.behind is None else self.behind[rows], self.prefix.select(rows)
+        cut = partial(_each, change=lambda _, x: x[rows] if isinstance(x, Tensor) else x)
+        arguments, alone, prefix = cut(self.arguments), cut(self.alone), self.prefix.select(rows)
+        behind = None if self.behind is None else self.behind[rows]
         return replace(self, hidden=self.hidden[rows], behind=behind, arguments=arguments, alone=alone, prefix=prefix)
 
     def run(self, hidden: Tensor, stops, add=(), only=None) -> dict[int, Tensor]:
         """Layers from `first` on, on the tails: [n, T, d_model] → {stop: the residual stream after that layer}.
 
-        add    pairs (module, vectors [n, d_model]) added to that module's output at the lookup token
-        only   {layer: indices into n·T} of the tokens that its MLP is run on; what leaves such a layer at the
-               others is of no meaning (None, or no entry: all)
+        add: pairs (module, vectors [n, d_model] added to its output at the lookup token). only: {layer: indices into
+        n·T of the tokens that its MLP is run on} (no entry: all); what leaves the layer at others means nothing.
         """
         found, only = {}, only or {}
         with hooks(*[(module, lambda _, args, output, v=v: at_lookup(output, v)) for module, v in add]):
@@ -94,7 +81,7 @@ class Tails:
                     lookup = run_layer(self.model, i, hidden[:, :1], self.alone[i], self.prefix)
                     hidden = torch.cat([lookup, self.behind[:, 1:]], 1)
                 else:
-                    with tokenwise.only(self.model.mlp(i), only.get(i)):
+                    with only_at(self.model.mlp(i), only.get(i)):
                         hidden = run_layer(self.model, i, hidden, self.arguments[i], self.prefix)
                 if i in stops:
                     found[i] = hidden
@@ -103,17 +90,16 @@ class Tails:
 
 @dataclass
 class Cache:
-    """Stands in for a transformers cache, with {layer: [n, heads, P, head width]} of P tokens in front. last: it is
-    being filled, and the pass ends with that layer's keys and values."""
+    """Stands in for a transformers cache, with {layer: [n, heads, P, head width]} of P tokens in front."""
 
     keys: dict[int, Tensor] = field(default_factory=dict)
     values: dict[int, Tensor] = field(default_factory=dict)
-    last: int | None = None
+    last: int | None = None  # it is being filled, and the pass ends with this layer's keys and values
 
     @classmethod
     def of(cls, model, entry: Tensor, first: int, calls: list[dict], ids) -> Cache:
-        """Of the layers from `first` on; entry [n, P, d_model] enters it at the tokens `ids` in front of the lookup,
-        P of them at most; calls: what layers are called with on the whole prompts."""
+        """Of the layers from `first` on; entry [n, P, d_model] enters it at the tokens `ids` in front of the lookup, P
+        of them at most; calls: what layers are called with on the whole prompts."""
         cache, (n, length, _), layers = cls(last=model.n_layers - 1), entry.shape, range(first, model.n_layers)
         if length and layers:
             places = torch.arange(length, device=entry.device).expand(n, -1)
@@ -153,8 +139,7 @@ def arguments_at(calls: list[dict], places: Tensor, cached: int, dtype) -> list[
         """Additive: a bias where a token is seen, the lowest number where it is not."""
         allowed, bias = seen, torch.zeros(seen.shape, dtype=dtype, device=device)
         if own is not None:
-            own = own.expand(n, *own.shape[1:])[rows[..., None], :, places[:, :, None], keys[:, None]]
-            own = own.movedim(-1, 1)
+            own = own.expand(n, *own.shape[1:])[rows[..., None], :, places[:, :, None], keys[:, None]].movedim(-1, 1)
             allowed, bias = (seen & own, bias) if own.dtype == torch.bool else (seen, bias + own)
         return bias.masked_fill(~allowed, torch.finfo(dtype).min)
 
@@ -215,8 +200,7 @@ def run_layer(model, i: int, hidden: Tensor, given: dict, cache: Cache | None = 
     """Layer i on the stream [n, T, d_model]; given: what it is called with beside that; cache: the keys and values in
     front of it, for `given` of `arguments_at`."""
     if cache is not None:
-        given = given | {name: cache for name in CACHES if name in given}
-        given |= {"use_cache": True} if "use_cache" in given else {}
+        given = {name: cache if name in CACHES else True if name == "use_cache" else x for name, x in given.items()}
         if given.get(ALIBI) is not None:
             given[ALIBI] = given[ALIBI].flatten(0, 1)
     out = model.layers[i](hidden, **given)

@@ -1,6 +1,5 @@
-"""From text to ids: prompts with the place of the subject's last token, targets, and windows of long texts. As the
-authors do, context and prompt are joined as text and tokenised once; the target keeps the ids that it has after its
-joint (`words.joint`), and is appended, never tokenised together with the prompt."""
+"""From text to ids: prompts, targets, and windows of long texts. As the authors do, context and prompt are joined as
+text and tokenised once; the target keeps the ids that it has after its joint (`words.joint`), and is appended."""
 
 import math
 import unicodedata
@@ -35,8 +34,7 @@ def encoded(tokenizer, texts: list[str]) -> list[tuple[int, ...]]:
 
 
 def _text_of(tokenizer, text: str, ids: list[int]) -> slice:
-    """Of the ids: without an end-of-text token that the tokenizer appended, and without its begin-of-text token where
-    the text of a chat has one."""
+    """Of the ids: no end-of-text token that the tokenizer appended, no second begin-of-text token (a chat has one)."""
     end = len(ids) - (ids[-1:] == [tokenizer.eos_token_id] and not text.endswith(tokenizer.eos_token))
     return slice(int(end > 1 and ids[0] == ids[1] == tokenizer.bos_token_id), end)
 
@@ -53,10 +51,10 @@ def encode_prompt(tokenizer, context: str, prompt: str, subject: str) -> Prompt:
 
 
 def target_ids(tokenizer, prompt: str, target: str, separator: str | None = None) -> tuple[int, ...]:
-    """The ids of `target` as they follow `prompt`, the joint between them included. separator: the joint (None:
-    `words.joint`). A first token that is only the space belongs to the target, as Llama-3 or SmolLM2 write " 1945"; a
-    tokenizer that puts a word mark in front (`▁`, Llama-2's) is given it without the space. KeditError when the target
-    has no token or when decoding prompt + target does not give the text back."""
+    """The ids of `target` as they follow `prompt`, the joint between them (separator; None: `words.joint`) included. A
+    first token that is only the space belongs to the target, as Llama-3 writes " 1945"; a tokenizer that puts a word
+    mark in front (`▁`, Llama-2's) is given it without the space. KeditError when the target has no token or when
+    decoding prompt + target does not give the text back."""
     (found,) = targets_of(tokenizer, [prompt], [target], [separator])
     if isinstance(found, KeditError):
         raise found
@@ -65,9 +63,9 @@ def target_ids(tokenizer, prompt: str, target: str, separator: str | None = None
 
 def targets_of(tokenizer, prompts, targets, separators=None) -> list[tuple[int, ...] | KeditError]:
     """`target_ids` of each triple (separators None: derived for all), in few calls; where one has none, its error."""
-    triples, turn = list(zip(prompts, targets, separators or [None] * len(prompts), strict=True)), _turn(tokenizer)
-    if not triples:
+    if not prompts:
         return []
+    triples, turn = zip(prompts, targets, separators or [None] * len(prompts), strict=True), _turn(tokenizer)
     chat = [turn != "" and p.endswith(turn) for p in prompts]
     pairs = [("" if c and s is None else joint(p, t, s), t) for (p, t, s), c in zip(triples, chat, strict=True)]
     ids = _ids_of(tokenizer, list(dict.fromkeys(pairs)))
@@ -78,11 +76,9 @@ def targets_of(tokenizer, prompts, targets, separators=None) -> list[tuple[int, 
     for prompt, own, c, pair, text in zip(prompts, before, chat, pairs, said, strict=True):
         # Some tokenizers (Llama-2's) write a space after each special token of a template: that is the prompt then.
         shown = tokenizer.decode(own, clean_up_tokenization_spaces=False) if c else prompt
-        problem = None
-        if not ids[pair]:
-            problem = "has no token; give text"
+        problem = "" if ids[pair] else "has no token; give text"
         # Without outer spaces, accents as one character with their letter: some tokenizers (Qwen's) write them so.
-        elif NFC(text.strip()) != NFC("".join([shown, *pair]).strip()):
+        if ids[pair] and NFC(text.strip()) != NFC("".join([shown, *pair]).strip()):
             problem = f"prompt + target decodes to {text!r}; give one this tokenizer can write"
         found.append(KeditError(f"target {pair[1]!r}: {problem}") if problem else ids[pair])
     return found
@@ -140,8 +136,7 @@ def windows(tokenizer, text: str, limit: float) -> list[tuple[int, ...]]:
 
 
 def refuse_beyond(name: str, limit: float):
-    """A pre-hook of a model that raises KeditError for more tokens than it has positions, and for one that it does not
-    embed."""
+    """A pre-hook of a model: KeditError for more tokens than it has positions, and for one that it does not embed."""
 
     def check(module, args, kwargs):
         ids, past = kwargs.get("input_ids", args[0] if args else None), kwargs.get("past_key_values")

@@ -60,7 +60,7 @@ def own_words(model, prompt, n):
 
 
 def test_teacher_forcing_token_by_token(model, monkeypatch):
-    monkeypatch.setattr(import_module("kedit_lib.models.tokenwise"), "ROWS", 4)
+    monkeypatch.setattr(import_module("kedit_lib.models.hooks"), "ROWS", 4)
     pairs = list(zip(PROMPTS, ANSWERS, strict=True))
     pairs += [(p, w) for p in PROMPTS for n in (1, 2) if (w := own_words(model, p, n))]
     found = metrics.teacher_forced(model, *map(list, zip(*pairs, strict=True)))
