@@ -37,7 +37,7 @@ from kedit_lib.streams.cost import peak_memory
 FIGURES = Path(__file__).resolve().parents[1] / "figures"
 # What the phases are made of; whatever else an edit takes is "rest": tokens, checks, copies of weights.
 PHASES = {
-    "steps": [(methods.locate_then_edit, "optimise"), (methods.ft._Batch, "evaluate")]
+    "steps": [(methods.locate_then_edit, "optimise"), (methods.ft, "evaluated")]
     + [(torch.Tensor, "backward"), (torch.optim.Adam, "step")],
     "first pass": [(Tails, "of")],
     "keys": [(methods.compute_k.Reading, "_read")],

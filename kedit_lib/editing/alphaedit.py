@@ -14,7 +14,6 @@ from typing import Self
 import pandas as pd
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from ..errors import KeditError, check_kind
 from .method import same_as
@@ -26,7 +25,7 @@ class NullSpace:
 
     def __init__(self, moments, threshold: float | None, rank: int | None):
         self.moments, self.threshold, self.rank = moments, threshold, rank
-        self._found: dict[int, Tensor] = {}  # U₀ by layer
+        self._found: dict[int, torch.Tensor] = {}  # U₀ by layer
 
     @classmethod
     def from_moments(cls, moments, threshold: float | None = None, rank: int | None = None) -> Self:
@@ -40,15 +39,13 @@ class NullSpace:
             raise KeditError(f"null space: rank = {rank!r}; must be a whole number of at least 1")
         return moments.null_spaces.setdefault((threshold, rank), cls(moments, threshold, rank))
 
-    def basis(self, layer: int) -> Tensor:
+    def basis(self, layer: int) -> torch.Tensor:
         """U₀ [d_ff, rank] in float64"""
         if layer not in self._found:
             c, problem = self.moments.tensors[layer], None
-            # In C's own precision, as published: where singular values crowd around an absolute threshold,
-            # rounding turns the cut, and float64 would cut a float32 C elsewhere.
+            # In C's own precision, as published: singular values crowd around a threshold, and rounding moves the cut.
             u, values, vt = torch.linalg.svd(c)
-            # Of a symmetric matrix the two singular vectors of a negative eigenvalue are opposite to each other.
-            negative = (u * vt.T).sum(0) < 0
+            negative = (u * vt.T).sum(0) < 0  # of a negative eigenvalue the two vectors are opposite to each other
             if (negative & (values > len(c) * torch.finfo(c.dtype).eps * values[0])).any():
                 problem = "C has a negative eigenvalue, which no E[k kᵀ] has; estimate it again"
             elif (self.rank or 0) > len(c):
@@ -59,7 +56,7 @@ class NullSpace:
             self._found[layer] = u[:, first:].double()
         return self._found[layer]
 
-    def project(self, layer: int, k: Tensor) -> Tensor:
+    def project(self, layer: int, k: torch.Tensor) -> torch.Tensor:
         """P k in float64 for k [n, d_ff] (rows), as [n, d_ff]."""
         u = self._found[layer] = self.basis(layer).to(k.device)
         return (k.double() @ u) @ u.T
@@ -76,13 +73,11 @@ class NullSpace:
                 raise KeditError(f"null space of layer {layer}: {problem}; raise the threshold or cut by rank")
 
     def report(self, layers=None) -> pd.DataFrame:
-        """One row per layer (None: all): rank of P, d_ff, and energy = tr(PC)/tr(C), 0..1, the share of plain text's
-        keys that P lets change."""
+        """A row a layer (None: all): rank of P, d_ff, energy = tr(PC)/tr(C), the share of plain text in P, 0..1."""
         rows = []
         for layer in sorted(self.moments.tensors) if layers is None else layers:
-            u = self.basis(layer)
-            c = self.moments.tensors[layer].to(u)
-            rows.append((layer, u.shape[1], len(u), float((u * (c @ u)).sum() / c.trace())))
+            u, c = self.basis(layer), self.moments.tensors[layer].double()
+            rows.append((layer, u.shape[1], len(u), float((u * (c.to(u) @ u)).sum() / c.trace())))
         return pd.DataFrame(rows, columns=["layer", "rank", "d_ff", "energy"])
 
     @property
@@ -93,8 +88,8 @@ class NullSpace:
 
 
 class InNullSpace(Spread):
-    """nullspace_threshold, nullspace_rank: P is over the singular values of C below this absolute number, or over so
-    many of the smallest. A `projection` given to `apply` goes before both."""
+    """P is over the singular values of C below `nullspace_threshold`, or over the `nullspace_rank` smallest ones. A
+    `projection` given to `apply` goes before both."""
 
     takes = Spread.takes | {"projection"}
     shift = None  # P needs no inverse of C

@@ -8,12 +8,11 @@ written, nor anything after it. With B = U₀ [U₀ᵀ λ₁C U₀ + λ₂ I]⁻
 """
 
 from math import sqrt
-from typing import ClassVar
 
 import torch
 from pydantic import Field
 
-from .alphaedit import InNullSpace, NullSpace
+from .alphaedit import InNullSpace
 from .second_moments import SecondMoments
 from .spread import Spread
 
@@ -26,15 +25,14 @@ class BetaEdit(InNullSpace):
     takes = Spread.takes  # P is renewed from the moments
     needs_history = True
     keys_after = False
-    sigma: ClassVar[float] = 1.0
+    sigma = property(lambda method: 1.0)
     lambda1: float = Field(3000.0, gt=0)
     lambda2: float = Field(10.0, gt=0)
     tau: int = Field(1000, ge=1)
 
     def _apply(self, call):
-        done, numbers = call.history.edits, call.history.numbers
-        if done - numbers.get("renewed", 0) >= self.tau:
-            numbers["renewed"] = done
+        if call.history.edits - call.history.numbers.get("renewed", 0) >= self.tau:
+            call.history.numbers["renewed"] = call.history.edits
         return super()._apply(call)
 
     def _solve(self, call, layer, k, r, outcome):
@@ -49,21 +47,18 @@ class BetaEdit(InNullSpace):
         name = f"P of {call.projection.identity}, λ₁ {self.lambda1!r}, λ₂ {self.lambda2!r}, renewed after {renewed}"
 
         def times(layer, k):
+            c = call.moments.tensors[layer]
             if (name, layer) not in cache:
-                u = self._projection(call, renewed).basis(layer).to(k.device)
-                small = self.lambda1 * (u.T @ call.moments.tensors[layer].to(u) @ u)
+                projection = call.projection
+                if renewed:
+                    past = call.history.keys[layer][:renewed].double()
+                    mixed = (past.T @ past / renewed + self.lambda1 * c.to(past)) / (self.lambda1 + 1)
+                    projection = self.null_space(SecondMoments.from_tensors({layer: mixed.to(c.dtype)}))
+                u = projection.basis(layer).to(k.device)
+                small = self.lambda1 * (u.T @ c.to(u) @ u)
                 small.diagonal().add_(self.lambda2)
                 cache[name, layer] = u, torch.linalg.cholesky(small)
             u, factor = cache[name, layer]
             return torch.cholesky_solve(u.T @ k.double().T, factor).T @ u.T
 
         return name, times
-
-    def _projection(self, call, renewed: int) -> NullSpace:
-        if not renewed:
-            return call.projection
-        mixed = {}
-        for layer, k in call.history.keys.items():
-            k, c = k[:renewed].double(), call.moments.tensors[layer]
-            mixed[layer] = ((k.T @ k / renewed + self.lambda1 * c.to(k)) / (self.lambda1 + 1)).to(c.dtype)
-        return self.null_space(SecondMoments.from_tensors(mixed))

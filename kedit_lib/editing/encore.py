@@ -13,9 +13,8 @@ from .spread import Spread
 
 
 class ENCORE(Spread):
-    """mom2_update_weight: λ, the weight of C. update_norm_lambda: λ_n, the weight of ‖Δ‖².
-    prob_cutoff: −n stops a target at the n-th step at which all its tokens lead in every context but the clean one;
-    p above 0 when its mean probability exceeds p; 0 not before the loss says so."""
+    """mom2_update_weight: λ. update_norm_lambda: λ_n. prob_cutoff: −n stops a target at the n-th step at which all its
+    tokens lead in every context but the clean one, p above 0 at a mean probability above p; 0: as the loss says."""
 
     keeps_history = True
     keys_after = False

@@ -4,9 +4,8 @@
     Gate    W x + δ · [cos(x, k) ≥ τ]         only what is near the key does
 
 x is what enters the map that leaves the MLP, at every token; δ is optimised as by ROME, k is MEMIT's mean key of the
-edit's contexts. τ is `threshold`, or less where the edit's own prompt is not that near to k. Of the entries that
-reach x the nearest answers. An edit whose prompt an entry answers already, such as one more fact about its subject, is
-optimised on top of it and adds its δ to it.
+edit's contexts. τ is `threshold`, or less where the edit's own prompt is not that near to k. Of the entries that reach
+x the nearest answers. An edit whose prompt an entry answers already is optimised on top of it and adds its δ to it.
 
 A subject that is the first token of a text has the key that this token has with nothing before it: far from its own in
 other texts and near to those of other first tokens. It gets two entries, one for exactly that key and one for the mean
@@ -41,7 +40,6 @@ class Gate(InCodebook, Targeted):
 
     @staticmethod
     def answering(x, book):
-        """Of the entries that reach x the nearest."""
         cosine = normalize(x.to(book.keys.dtype), dim=-1) @ book.keys.T  # keys have length 1; a reach is an entry's τ
         nearest, i = cosine.where(cosine >= book.reaches, -torch.inf).max(-1)
         return nearest.isfinite(), i
@@ -53,15 +51,14 @@ class Gate(InCodebook, Targeted):
         found = keys_at(model, call.prompts, [layer])[layer] if found is None else found.flatten(0, 1)
         keys, clean = normalize(context_mean(found, n_contexts, grouped=True), dim=-1), found[::n_contexts]
         reaches = ((normalize(clean, dim=-1) * keys).sum(-1) - SLACK).clamp(max=self.threshold)
-        book = self._book(model)
-        exact, near_enough = (reaches.new_tensor(reach) for reach in (1 - SLACK, self.threshold))
+        book, exact = self._book(model), reaches.new_tensor(1 - SLACK)
         for i, (target, k, x, reach) in enumerate(zip(targets, keys, clean, reaches, strict=True)):
             if not target.delta.isfinite().all():
                 raise KeditError(f"layer {layer}: δ holds NaN or inf; nothing was written, check the learning rate")
             entries = [(x, k, reach)]
             if call.clean[i].lookup == 0 and n_contexts > 1:
                 others = normalize(found.unflatten(0, (-1, n_contexts))[i, 1:].mean(0), dim=-1)
-                entries = [(x, normalize(x, dim=-1), exact), (others, others, near_enough)]
+                entries = [(x, normalize(x, dim=-1), exact), (others, others, exact.new_tensor(self.threshold))]
             for asked, key, reached in entries:
                 near, at = self.answering(asked, book) if len(book.keys) else (False, 0)
                 if near:

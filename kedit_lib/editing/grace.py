@@ -5,8 +5,7 @@ one layer holds keys kᵢ, each with a radius εᵢ and a value vᵢ that stands
     v   n_iter steps of Adam on −(1/|t|) Σ_j log p(t_j), from a random start in [0, 1)
     at every token: i = argmin ‖k − kᵢ‖, and vᵢ in place of the map's output where ‖k − kᵢ‖ ≤ εᵢ
 
-An edit at the distance d from its nearest entry i
-
+    an edit at the distance d from its nearest entry i
     adds      an entry of radius eps where d > eps + εᵢ
     expands   εᵢ to d where it is less, and goes on with vᵢ, if both have one target
     splits    otherwise: its own entry has radius d/2, and εᵢ becomes d/2 − 1e-5
@@ -20,7 +19,6 @@ from math import exp, isfinite
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from ..errors import KeditError
 from ..models.tokenization import Prompt
@@ -32,7 +30,7 @@ from .engine import Request, Site, Suffix
 SAME = 1e-3  # ‖k − kᵢ‖/‖k‖ below which two prompts are one: half precision moves a key by less
 
 
-def placed(book: Codebook, k: Tensor, target: tuple[int, ...], eps: float) -> tuple[Codebook, int]:
+def placed(book: Codebook, k: torch.Tensor, target: tuple[int, ...], eps: float) -> tuple[Codebook, int]:
     """The codebook with an entry for an edit with key k [d_ff], and which one that is."""
     n, radii, k = len(book.targets), book.reaches.clone(), k.double()
     if n:
@@ -69,9 +67,9 @@ class GRACE(InCodebook):
 
     def _edited(self, model, request: Request) -> Target:
         """One more edit in the codebook; the target's first loss is the model's before it."""
-        ids, module = request.prompts[0].ids, model.mlp_out(self.layers[0])
-        last = Prompt(ids, len(ids) - 1)
-        site = Site(self.layers[0], model.n_layers - 1, (module,), module, inside=True)
+        ids, (layer,) = request.prompts[0].ids, self.layers
+        last, module = Prompt(ids, len(ids) - 1), model.mlp_out(layer)
+        site = Site(layer, model.n_layers - 1, (module,), module, inside=True)
         engine = Suffix(model, [Request((last,), last, request.target, request.subject)], site)
         v0, one, seen = engine.v0, torch.arange(1, device=model.device), []
         book, i = placed(self._book(model), engine.keys[0, 0], request.target, self.eps)

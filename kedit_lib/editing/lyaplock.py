@@ -4,15 +4,11 @@
 
 S_vk = E[v kᵀ] = W₀C is of plain text, H_kk = Σ k kᵀ and H_vk = Σ v kᵀ of the earlier edits when they were written. So
 every batch solves for all edits so far, from the unedited weights: with y = v − W₀k of each, and r + (W − W₀)k of the
-new ones, it is MEMIT's closed form on all of them,
-
-    W₀ + Y (qλ I + Kᵀ C⁻¹ K)⁻¹ (C⁻¹K)ᵀ.
+new ones, it is MEMIT's closed form W₀ + Y (qλ I + Kᵀ C⁻¹ K)⁻¹ (C⁻¹K)ᵀ on all of them.
 
 q = aZ is 1 at first. With D = tr C (W−W₀)ᵀ(W−W₀), the damage to the old knowledge, D₁ the first batch's, a = 1/√(αD₁):
 
-    Z ← max(Z + a (D − αD₁), √(αD₁))
-
-so that q grows while the damage exceeds α times that of the first batch, and never falls below 1.
+    Z ← max(Z + a (D − αD₁), √(αD₁)),    so that q grows while D is above αD₁, and never falls below 1.
 """
 
 from math import sqrt

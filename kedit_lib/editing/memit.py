@@ -5,8 +5,7 @@ All z first, on the weights at the start of the batch. Then, for each edited lay
     Δ = (R / (m − i)) Kᵀ (λC + M + K Kᵀ)⁻¹,      R = Z − H
 
 with H the stream after the last edited layer at the clean prompt. M is 0, or, with a history, Σ k kᵀ over the keys of
-the earlier batches, each measured on the weights after it. MEMIT-MASS is MEMIT with all edits in one batch. See
-`spread.py` for the walk over the layers, `closed_form.py` for the solve.
+the earlier batches, each measured on the weights after it. MEMIT-MASS is MEMIT with all edits in one batch.
 """
 
 from pydantic import Field
@@ -16,8 +15,7 @@ from .spread import Spread
 
 
 class MEMIT(Spread):
-    """mom2_update_weight: λ, how many tokens' worth of C an edit is weighed against.
-    use_history: whether successive calls share an EditHistory (M)."""
+    """mom2_update_weight: λ, how many tokens' worth of C an edit is weighed against. use_history: whether M is kept."""
 
     mom2_update_weight: float = Field(15000, gt=0)
     use_history: bool = off_unless_given()

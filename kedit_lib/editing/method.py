@@ -10,9 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..data.config import problem_of
 from ..data.edit import check_edits, warn_of_contradictions
-from ..errors import KeditError, check_editable
+from ..errors import KeditError, check_editable, explained
 from ..models.deltas import record_of
-from ..models.memory import memory_for
+from ..models.memory import ran_out
 from ..models.tokenization import check_embedded
 from .call import Call, Outcome
 from .compute_k import check_contexts, generate_contexts, keys_at, prompts_of
@@ -136,7 +136,8 @@ class Method(BaseModel, ABC, metaclass=_Listed):
         known = history and history.copy()
         try:
             remedy = "give fewer edits in a batch, fewer contexts or a larger device"
-            with memory_for(self.name, remedy), model.recording(record_of(self.name, self.hyperparameters, call.edits)):
+            record = record_of(self.name, self.hyperparameters, call.edits)
+            with explained(f"{self.name}: out of memory", remedy, ran_out), model.recording(record):
                 outcome = self._apply(call)
         except BaseException:
             model.load_snapshot(before)

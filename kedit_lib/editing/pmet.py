@@ -15,7 +15,7 @@ KL_STOP = 0.01
 
 
 class PMET(MEMIT):
-    """nll_loss_factor: factor on the nll; a tenth of it while the target is the argmax everywhere."""
+    """nll_loss_factor: factor on the nll."""
 
     nll_loss_factor: float = Field(1.0, gt=0)
 

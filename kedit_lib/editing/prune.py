@@ -8,7 +8,6 @@ after every batch, which can be compensated (see `filters.py`).
 
 import pandas as pd
 import torch
-from torch import Tensor
 
 from ..errors import KeditError, check_editable
 from .call import drift
@@ -25,24 +24,19 @@ class PRUNE(FilteredMEMIT):
         return (u * restrained(s, sigma)) @ vt - before
 
 
-def restrained(s: Tensor, sigma: Tensor) -> Tensor:
+def restrained(s: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
     """The singular values s of a total update, those above sigma lowered."""
     return torch.where(s > sigma, s.log() - sigma.log() + sigma, s)
 
 
 @torch.no_grad()
 def prune(model) -> pd.DataFrame:
-    """Restrain the total update of `model` in place.
-
-    Returns one row per edited matrix: parameter, sigma_max (of the unedited weight), before and after (largest singular
-    value of the total update), reduced (how many were lowered; 0: it is untouched). KeditError when there are no edits.
-    """
+    """Restrain the total update of `model` in place. A row an edited matrix: parameter, sigma_max (of the unedited
+    weight), before and after (largest singular value of the total update), reduced (how many were lowered; 0: it is
+    untouched). KeditError when there are no edits."""
     check_editable(model, "prune")
-    edited = {name: original for name, original in model.edited.items() if original.dim() == 2}
-    if not edited:
-        raise KeditError(f"prune: {model.name} holds no edits; apply a method first, prune after the last edit")
     rows, changes = [], {}
-    for name, original in edited.items():
+    for name, original in ((name, value) for name, value in model.edited.items() if value.dim() == 2):
         weight = model.hf.get_parameter(name).double()
         u, s, vt = torch.linalg.svd(weight - original.to(weight), full_matrices=False)
         sigma = torch.linalg.matrix_norm(original.to(weight), 2)
@@ -50,6 +44,8 @@ def prune(model) -> pd.DataFrame:
         rows.append((name, float(sigma), float(s[0]), float(bounded[0]), lowered))
         if lowered:
             changes[name] = (u * (bounded - s)) @ vt
+    if not rows:
+        raise KeditError(f"prune: {model.name} holds no edits; apply a method first, prune after the last edit")
     with model.recording({"method": "PRUNE", "hyperparameters": {}, "edits": []}):
         model.add(changes)
     return pd.DataFrame(rows, columns=["parameter", "sigma_max", "before", "after", "reduced"])

@@ -6,7 +6,6 @@ All layers are solved first, and W is the weight at entry. What is lost can be c
 """
 
 import torch
-from torch import Tensor
 
 from .call import matrix
 from .filters import FilteredMEMIT
@@ -21,7 +20,7 @@ class RECT(FilteredMEMIT):
         return largest_changes(delta, matrix(model, layer))
 
 
-def largest_changes(delta: Tensor, weight: Tensor) -> Tensor:
+def largest_changes(delta: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Δ with its 60 % smallest changes, relative to the weight, set to 0; ties at the boundary stay."""
     change = (delta / (weight.detach().to(delta.dtype) + 1e-8)).abs()
     boundary = change.flatten().kthvalue(change.numel() * DROPPED // 100).values

@@ -1,9 +1,7 @@
 """Retrieval in the prompt, a baseline outside the family: no weight is changed. Edits are kept as sentences, and the
 nearest one is put before every text that names its subject (as in IKE, Zheng et al. 2023, arXiv 2305.12740, without its
 demonstrations): the one whose prompt shares most of its words with the text; of several the one of the longest subject,
-then the newest.
-
-All that asks the model through its tokenizer, every probe among it, is reminded; methods that edit the model are not.
+then the newest. Probes and all else that asks through the model's tokenizer are reminded; methods that edit it are not.
 """
 
 import re
@@ -62,24 +60,22 @@ class Reminding:
     def __getattr__(self, name):
         return getattr(self.plain, name)
 
-    def __call__(self, text, *args, add_special_tokens: bool = True, return_offsets_mapping: bool = False, **options):
-        if add_special_tokens and not return_offsets_mapping and (memory := self.model.memory.get("Retrieval")):
-            texts = [text] if isinstance(text, str) else text
-            texts = [f"{sentence} {one}" if (sentence := nearest(memory, one)) else one for one in texts]
-            text = texts[0] if isinstance(text, str) else texts
-        options |= {"add_special_tokens": add_special_tokens, "return_offsets_mapping": return_offsets_mapping}
+    def __call__(self, text, *args, **options):
+        whole = options.get("add_special_tokens", True) and not options.get("return_offsets_mapping")
+        if whole and (memory := self.model.memory.get("Retrieval")):
+            text = reminded(memory, text) if isinstance(text, str) else [reminded(memory, one) for one in text]
         return self.plain(text, *args, **options)
 
 
-def nearest(memory, text: str) -> str | None:
-    """The sentence to put before `text`, if any. memory: (prompt, subject, sentence, overlap), the oldest first."""
+def reminded(memory, text: str) -> str:
+    """`text`, the nearest sentence before it. memory: (prompt, subject, sentence, overlap), the oldest first."""
     found = []
     for age, (prompt, subject, sentence, overlap) in enumerate(memory):
         if subject in text and places(text, subject):
             asked, words = ({word.lower() for word in re.findall(r"\w+", one)} for one in (prompt, text))
             share = len(asked & words) / len(asked) if asked else 1.0
             found += [(share, len(subject), age, sentence)] if share >= overlap else []
-    return max(found)[-1] if found else None
+    return f"{max(found)[-1]} {text}" if found else text
 
 
 @torch.no_grad()

@@ -10,7 +10,6 @@ The numbers are those of MEMIT(use_history=True), whose n × n factor is cheaper
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from .call import matrix
 from .method import off_unless_given
@@ -23,10 +22,7 @@ class RLSEdit(Spread):
     keeps_history = needs_history = True
     mom2_update_weight: float = Field(15000, gt=0)
     as_code: bool = off_unless_given()
-
-    @property
-    def keys_after(self) -> bool:
-        return not self.as_code
+    keys_after = property(lambda method: not method.as_code)
 
     def _solve(self, call, layer, k, r, outcome):
         if self.as_code:
@@ -36,11 +32,10 @@ class RLSEdit(Spread):
     def _products(self, call, layer, k, outcome):
         return k.double() @ self._inverse(call, layer, k.device)
 
-    def _inverse(self, call, layer: int, device) -> Tensor:
-        kept = call.history.get("inverse", layer, device)
-        if kept is None:
-            kept = torch.cholesky_inverse(call.moments.factor(layer, device=device)) / self.mom2_update_weight
-        return kept
+    def _inverse(self, call, layer: int, device) -> torch.Tensor:
+        if (kept := call.history.get("inverse", layer, device)) is not None:
+            return kept
+        return torch.cholesky_inverse(call.moments.factor(layer, device=device)) / self.mom2_update_weight
 
     def _remember(self, call, outcome, keys):
         for layer, k in keys.items():
@@ -48,7 +43,7 @@ class RLSEdit(Spread):
         call.history.count(call.model, len(call.edits))
 
 
-def downdated(inverse: Tensor, k: Tensor) -> Tensor:
+def downdated(inverse: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
     """(A + Σ k kᵀ)⁻¹ [d, d] from A⁻¹, for the rows of k [n, d] (Woodbury)."""
     f = k.double() @ inverse
     small = f @ k.double().T + torch.eye(len(k), dtype=torch.float64, device=k.device)

@@ -2,13 +2,12 @@
 
     ΔW = (v* − W k) uᵀ / (uᵀ k),      u = C⁻¹k′ / ‖C⁻¹k′‖   (k′/‖k′‖ without C)
 
-One formula and two choices of a key: k′, which gives the direction, and k, at which v* is written. With k̄ the mean
-over contexts and k₀ the key of the clean prompt,
+One formula and two choices of a key: k′, which gives the direction, and k, at which v* is written. k̄ is the mean over
+contexts, k₀ the key of the clean prompt.
 
-               k′     k
-    ROME       k̄      k₀     as published: the two differ, so W (k̄ − k₀) is not accounted for
-    r-ROME     k̄      k̄      W k is the mean output over contexts
-    p-ROME     k₀     k₀
+    ROME       k′ = k̄,   k = k₀    as published: the two differ, so W (k̄ − k₀) is not accounted for
+    r-ROME     k′ = k̄,   k = k̄     W k is the mean output over contexts
+    p-ROME     k′ = k₀,  k = k₀
 """
 
 from typing import ClassVar
@@ -47,8 +46,7 @@ class ROME(Targeted):
         u = direction
         if self.mom2_adjustment:
             u = call.moments.solve(layer, direction[None])[0]
-            s = (u @ direction)[None]
-            outcome.s[layer] = torch.cat([outcome.s[layer], s]) if layer in outcome.s else s
+            outcome.s[layer] = torch.cat([outcome.s.get(layer, u[:0]), (u @ direction)[None]])
         u = u / u.norm()
         write(call, layer, residual.double().outer(u) / (u @ key), outcome.deltas, call.filters)
         target.key_per_layer[layer] = direction.to(keys.dtype)

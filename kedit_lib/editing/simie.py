@@ -4,8 +4,8 @@ The base's edit takes W₋ to Wₑ. With X the inputs of W at all tokens of prom
 
     P ← P + XᵀX,    Δ = (Wₑ − W₋) XᵀX P⁻¹,    P = λ_s I at first
 
-which keeps what the edit does to X and what earlier edits did to theirs, as least squares over all of them would.
-init_model=True takes X and the edit from the unedited weights. The history is P⁻¹; edits of one call are made in turn.
+which keeps what the edit does to X and what earlier edits did to theirs, as least squares over all of them would. The
+history is P⁻¹; edits of one call are made in turn.
 """
 
 from dataclasses import replace
@@ -20,7 +20,7 @@ from .rlsedit import downdated
 
 
 class SimIE(Wrapper):
-    """base: the method; lamHyper: λ_s; init_model: whether every edit starts from the unedited weights."""
+    """base: the method; lamHyper: λ_s; init_model: whether X and every edit start from the unedited weights."""
 
     keeps_history = needs_history = True
     lamHyper: float = Field(1.0, gt=0)
@@ -43,7 +43,7 @@ class SimIE(Wrapper):
         seen, _ = trace(model.hf, ids, modules.values(), last=modules[self.layers[-1]])
         alone = replace(call, history=self.base._history(model, call.moments, None))
         outcome.targets += self.base._apply(alone).targets
-        new = {layer: matrix(model, layer).double().clone() for layer in self.layers}
+        change = {layer: matrix(model, layer).double() - old[layer] for layer in self.layers}
         model.load_snapshot(before)
         for layer, module in modules.items():
             x = seen[module][0].double()  # [tokens, d_ff]
@@ -52,5 +52,5 @@ class SimIE(Wrapper):
                 inverse = torch.eye(model.d_ff, dtype=torch.float64, device=x.device) / self.lamHyper
             inverse = downdated(inverse, x)
             history.put("inverse", layer, inverse)
-            write(call, layer, (new[layer] - old[layer]) @ x.T @ (x @ inverse), outcome.deltas)
+            write(call, layer, change[layer] @ x.T @ (x @ inverse), outcome.deltas)
         history.count(model, 1)

@@ -7,16 +7,15 @@ the loss with respect to its output. With running mean μ and deviation σ of [k
 
 One forward and backward pass of a mini-batch, no subject, no contexts, no C. As in the authors' code the loss is the
 mean over all tokens of a mini-batch, the longest requests first; modules of one shape share one normaliser, whose
-update adds b·s² of b rows with their unbiased variance s² (Chan's formula: (b − 1)s²). A row alone has s² = 0 here, NaN
-there.
+update adds b·s² of b rows with their unbiased variance s² (Chan's formula: (b − 1)s²); a row alone has s² = 0, not NaN.
 """
 
 import re
+from itertools import product
 from math import exp, nan
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from ..errors import KeditError
 from ..models.hooks import hooks, pad
@@ -44,11 +43,11 @@ class UltraEdit(Method):
         super().__init__(modules=modules, **{"layers": sorted({int(n[1]) for n in numbers if n}), **values})
 
     def prepare(self, model, *args, **given) -> Call:
+        there = dict(model.hf.named_modules(remove_duplicate=False))
         for name in self.modules:
-            try:
-                weight = getattr(model.hf.get_submodule(name), "weight", None)
-            except AttributeError:
-                raise KeditError(f"{self.name}: {model.name} has no module {name!r}; name one of its own") from None
+            if name not in there:
+                raise KeditError(f"{self.name}: {model.name} has no module {name!r}; name one of its own")
+            weight = getattr(there[name], "weight", None)
             if weight is None or weight.dim() != 2:
                 raise KeditError(f"{self.name}: module {name!r} has no weight matrix; name a linear map")
         return super().prepare(model, *args, **given)
@@ -58,23 +57,23 @@ class UltraEdit(Method):
         order = sorted(range(len(call.edits)), key=lambda i: -len(_ids(call.requests[i])))
         chunks = [order[begin : begin + self.batch_size] for begin in range(0, len(order), self.batch_size)]
         found = [self._gradients(call, chunk, outcome) for chunk in chunks]
-        rows = {name: [part[name] for part in found] for name in self.modules}  # [k, g] by mini-batch
-        for parts in rows.values():  # all updates of the normalisers come before any use
-            for part in parts:
-                _count(history, _shape(part), torch.cat(part, 1))
-        for name, parts in rows.items():
-            k, g = (torch.cat(part) for part in zip(*parts, strict=True))
-            mean, spread, n = (history.get(part, _shape((k, g)), k.device) for part in COUNTED)
+        for name, part in product(self.modules, found):  # all updates of the normalisers come before any use
+            _count(history, torch.cat(part[name], 1), _shape(*part[name]))
+        for name in self.modules:
+            k, g = (torch.cat(each) for each in zip(*(part[name] for part in found), strict=True))
+            mean, spread, n = (history.get(what, _shape(k, g), k.device) for what in COUNTED)
             normal = (torch.cat([k, g], 1) - mean) / ((spread / (n - 1 + EPS)).sqrt() + EPS)
             k_hat, g_hat = normal.split([k.shape[1], g.shape[1]], 1)
             v = -self.lr * (k_hat**2).sum(1, keepdim=True) * g_hat
-            delta = as_matrix(call.model, update(k, v, k)[0]).to(call.model.math_dtype).contiguous()
-            outcome.deltas[f"{name}.weight"] = delta
+            delta = as_matrix(call.model, update(k, v, k)[0]).to(call.model.math_dtype)
+            outcome.deltas[f"{name}.weight"] = delta.contiguous()
         call.model.add(outcome.deltas)
         history.count(call.model, len(call.edits))
         return outcome
 
-    def _gradients(self, call: Call, chunk: list[int], outcome: Outcome) -> dict[str, tuple[Tensor, Tensor]]:
+    def _gradients(
+        self, call: Call, chunk: list[int], outcome: Outcome
+    ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
         """{module: (k, g)} of a mini-batch, [tokens, width] each in float64; the targets of its edits are noted."""
         model, requests = call.model, [call.requests[i] for i in chunk]
         ids = pad([_ids(r) for r in requests], model.device)
@@ -84,9 +83,7 @@ class UltraEdit(Method):
         seen, modules = {}, [model.hf.get_submodule(name) for name in self.modules]
 
         def keep(module, args, output):
-            output = output if output.requires_grad else output.requires_grad_()
-            seen[module] = args[0].detach(), output
-            return output
+            seen[module] = args[0].detach(), output if output.requires_grad else output.requires_grad_()
 
         with torch.enable_grad(), hooks(*[(module, keep) for module in modules]):
             logits = model.hf(input_ids=ids, use_cache=False).logits[at].to(model.math_dtype)
@@ -104,18 +101,17 @@ def _ids(request) -> tuple[int, ...]:
     return request.prompts[0].ids + request.target[:-1]
 
 
-def _shape(pair: tuple[Tensor, Tensor]) -> str:
-    return "x".join(str(part.shape[1]) for part in pair)
+def _shape(k: torch.Tensor, g: torch.Tensor) -> str:
+    return f"{k.shape[1]}x{g.shape[1]}"
 
 
-def _count(history, shape: str, x: Tensor) -> None:
+def _count(history, x: torch.Tensor, shape: str) -> None:
     """The rows of x join those counted, the sum of squares as the authors have it."""
-    mean, spread, n = (history.get(part, shape, x.device) for part in COUNTED)
+    mean, spread, n = (history.get(what, shape, x.device) for what in COUNTED)
     if n is None:
         mean, spread, n = torch.zeros_like(x[0]), torch.zeros_like(x[0]), x.new_zeros(1)
-    b = len(x)
+    b, own = len(x), len(x) * x.var(0) if len(x) > 1 else 0
     total, shift = n + b, x.mean(0) - mean
-    own = b * x.var(0) if b > 1 else 0
     history.put("mean", shape, mean + shift * b / total)
     history.put("spread", shape, spread + own + n * b * shift**2 / total)
     history.put("n", shape, total)

@@ -48,7 +48,7 @@ def generation_accuracy(
         def enough(k: int, text: str) -> bool:
             return settled(match, text, False, sought[k]) is not None
 
-        written = continuations(model.hf, tokenizer, some, room, past_full_stops=True, enough=enough)
+        written = continuations(model.hf, tokenizer, some, room, enough=enough)
         for i, (text, ended), answer in zip(still, written, sought, strict=True):
             found[i] = verdict(match, text, ended, answer)
     return found

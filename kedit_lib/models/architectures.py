@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from ..data.yaml_text import read_yaml
@@ -89,7 +89,7 @@ def layout_of(hf: nn.Module) -> Layout:
     return layout
 
 
-def digest_of(tensors: dict[str, Tensor]) -> str:
+def digest_of(tensors: dict[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         tensor = tensor.detach().cpu().contiguous()

@@ -39,22 +39,19 @@ def decode(model, rows: dict[int, list[int]], choose, stay) -> dict[int, list[in
     return out
 
 
-def generate_ids(model, tokenizer, prompts, max_new_tokens: int | list[int], stop=(), enough=None) -> list[list[int]]:
-    """Greedy continuations of each prompt, as token ids without the prompt, up to `</s>` and with it. A batch ends once
-    every row has said `</s>` or one of the ids in `stop`; a row leaves it at its own max_new_tokens, or when enough(i,
-    ids) is true of the continuation of prompt i."""
-    eos, ids, ended, out = tokenizer.eos_token_id, encoded(tokenizer, prompts), set(), {}
+def generate_ids(model, tokenizer, prompts, max_new_tokens: int | list[int], enough=None) -> list[list[int]]:
+    """Greedy continuations of each prompt, as token ids without the prompt, up to `</s>` and with it, to its own
+    max_new_tokens, or until enough(i, ids) is true of the continuation of prompt i."""
+    eos, ids, written = tokenizer.eos_token_id, encoded(tokenizer, prompts), {}
     most = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
 
     def stay(going: list[int], out) -> list[int]:
-        ended.update(i for i in going if out[i][-1] in (eos, *stop))
-        left = [] if ended.issuperset(going) else going
-        return [i for i in left if len(out[i]) < most[i] and not (enough and enough(i, out[i]))]
+        left = [i for i in going if out[i][-1] != eos and len(out[i]) < most[i]]
+        return [i for i in left if not enough(i, out[i])] if enough else left
 
     for part in _batches([len(one) for one in ids], ROWS):
-        out |= decode(model, {i: ids[i] for i in part}, lambda logits: logits.argmax(-1, keepdim=True), stay)
-    written = [out[i] for i in range(len(prompts))]
-    return [said[: said.index(eos) + 1] if eos in said else said for said in written]
+        written |= decode(model, {i: ids[i] for i in part}, lambda logits: logits.argmax(-1, keepdim=True), stay)
+    return [written[i] for i in range(len(prompts))]
 
 
 def _batches(lengths: list[int], size: int) -> list[list[int]]:
@@ -65,15 +62,12 @@ def _batches(lengths: list[int], size: int) -> list[list[int]]:
     return [group[k : k + size] for group in groups for k in range(0, len(group), size)]
 
 
-def continuations(model, tokenizer, prompts, max_new_tokens, past_full_stops=False, enough=None) -> list[tuple]:
-    """(what the model writes, whether its text ended there or was cut off) of each prompt. It may stop at a first full
-    stop unless `past_full_stops`, and when enough(i, text) is true of what is written after prompt i."""
-    eos, text, stop = tokenizer.eos_token_id, partial(tokenizer.decode, skip_special_tokens=True), ()
-    if not past_full_stops:  # the tokens that are a full stop of some script and nothing else
-        marks = {mark: tokenizer(mark, add_special_tokens=False).input_ids for mark in ".。।"}
-        stop = [ids[-1] for m, ids in marks.items() if m == "." or len(ids) == 1 and tokenizer.decode(ids) == m]
-    will_do = None if enough is None else lambda i, ids: ids[-1] == eos or enough(i, text(ids))
-    written = generate_ids(model, tokenizer, prompts, max_new_tokens, stop, will_do)
+def continuations(model, tokenizer, prompts, max_new_tokens, enough=None) -> list[tuple[str, bool]]:
+    """(what the model writes, whether its text ended there or was cut off) of each prompt. It stops early when
+    enough(i, text) is true of what is written after prompt i."""
+    eos, text = tokenizer.eos_token_id, partial(tokenizer.decode, skip_special_tokens=True)
+    will_do = enough and (lambda i, ids: enough(i, text(ids)))
+    written = generate_ids(model, tokenizer, prompts, max_new_tokens, will_do)
     return [(text(ids), ids[-1:] == [eos]) for ids in written]
 
 
@@ -92,6 +86,6 @@ def sentence(text: str, answers=()) -> tuple[str, bool]:
 
 def complete(model, tokenizer, prompts: list[str], max_new_tokens: int = 8, answers=()) -> list[str]:
     """What the model says after each prompt up to the first `sentence` end or `</s>`, stripped."""
-    past = any(sign in answer for answer in answers for sign in ".。।")
-    written = continuations(model, tokenizer, prompts, max_new_tokens, past)
-    return [sentence(text, answers)[0] for text, _ in written]
+    goes_on = any(sign in answer for answer in answers for sign in SENTENCE_ENDS)  # what looks like an end may be none
+    enough = None if goes_on else lambda i, text: sentence(text)[1]
+    return [sentence(text, answers)[0] for text, _ in continuations(model, tokenizer, prompts, max_new_tokens, enough)]

@@ -69,8 +69,8 @@ def side_by_side(layer) -> dict[str, Tensor]:
 
 
 class LlamaTails:
-    """The layers from `first` on, with the keys and values in front of `tails`; real, read: indices into n·T of the
-    tokens that are there, and of those that are read after the last layer; dtype: of the matrix products."""
+    """The layers from `first` on, on `tails`; real, read: indices into n·T of the tokens that are there, and of those
+    that are read after the last layer; dtype: of the matrix products."""
 
     def __init__(self, tails: Tails, first: int, real: Tensor, read: Tensor, dtype: torch.dtype):
         model, config = tails.model, tails.model.hf.config
@@ -113,13 +113,22 @@ class LlamaTails:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """[n, T, d_model] → the same after the last layer; 0 where nothing is read."""
-        return _Run.apply(hidden, self)
+        return _Written.apply(hidden, self._forward, self._backward)
 
-    def logits(self, x: Tensor) -> Tensor:  # [m, d_model] → [m, vocabulary]
-        return _Logits.apply(x, self)
+    def logits(self, x: Tensor) -> Tensor:
+        """[m, d_model] → [m, vocabulary]"""
+        return _Written.apply(x, self._head, self._head_back)
 
-    def forward(self, hidden: Tensor) -> tuple[Tensor, list]:
-        """That, and what `backward` needs of every layer."""
+    def _head(self, x: Tensor) -> tuple[Tensor, tuple]:
+        h, r = _normed(x, self.norm)
+        return times(h * self.norm.weight, self.vocabulary.head), (h, r)
+
+    def _head_back(self, grad: Tensor, kept: tuple) -> Tensor:
+        inner = times(grad, self.vocabulary.head_back) * self.norm.weight
+        return normed_back(torch.zeros_like(kept[0]), inner, *kept)
+
+    def _forward(self, hidden: Tensor) -> tuple[Tensor, list]:
+        """The stream after the last layer, and what `_backward` needs of every layer."""
         x, kept, top = hidden.flatten(0, 1)[self.real], [], len(self.layers) - 1
         for i, (layer, w) in enumerate(zip(self.layers, self.weights, strict=True)):
             h1, r1 = _normed(x, layer.input_layernorm)
@@ -132,17 +141,17 @@ class LlamaTails:
             kept.append((seen, h1, r1, h2, r2, gate, up, act))
         return hidden.new_zeros(self.n * self.t, self.d).index_copy_(0, self.read, x).view_as(hidden), kept
 
-    def backward(self, grad: Tensor, kept: list) -> Tensor:
+    def _backward(self, grad: Tensor, kept: list) -> Tensor:
         """The gradient of `hidden` from that of the stream after the last layer."""
         g, top = grad.flatten(0, 1)[self.read], len(self.layers) - 1
         for i in range(top, -1, -1):
             w, (seen, h1, r1, h2, r2, gate, up, act) = self.weights[i], kept.pop()
             a = times(g, w.down_back)
             inner = torch.cat([silu_backward(a * up, gate), a.mul_(act)], 1)
-            add_normed_back(g, times(inner, w.gate_up_back), h2, r2)
+            normed_back(g, times(inner, w.gate_up_back), h2, r2)
             inner = times(self._attention_back(i, times(g, w.out_back), *seen), w.qkv_back)
             g = g if i < top else g.new_zeros(len(self.real), self.d).index_copy_(0, self.at, g)
-            add_normed_back(g, inner, h1, r1)
+            normed_back(g, inner, h1, r1)
         return grad.new_zeros(self.n * self.t, self.d).index_copy_(0, self.real, g).view_as(grad)
 
     def _attention(self, i: int, qkv: Tensor):
@@ -171,29 +180,18 @@ class LlamaTails:
         return rows.flatten(1)
 
 
-class _Run(torch.autograd.Function):
+class _Written(torch.autograd.Function):
+    """forward(x) → (its value, what is kept); backward(gradient, what was kept) → the gradient of x."""
+
     @staticmethod
-    def forward(ctx, hidden, tails):
-        out, ctx.kept = tails.forward(hidden)
-        ctx.tails = tails
+    def forward(ctx, x, forward, backward):
+        out, ctx.kept = forward(x)
+        ctx.back = backward
         return out
 
     @staticmethod
     def backward(ctx, grad):
-        return ctx.tails.backward(grad, ctx.kept), None
-
-
-class _Logits(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, tails):
-        ctx.tails, (ctx.h, ctx.r) = tails, _normed(x, tails.norm)
-        return times(ctx.h * tails.norm.weight, tails.vocabulary.head)
-
-    @staticmethod
-    def backward(ctx, grad):
-        g, inner = torch.zeros_like(ctx.h), times(grad, ctx.tails.vocabulary.head_back) * ctx.tails.norm.weight
-        add_normed_back(g, inner, ctx.h, ctx.r)
-        return g, None
+        return ctx.back(grad, ctx.kept), None, None
 
 
 def in_pairs(weight: Tensor, head: int, dim: int = 0) -> Tensor:
@@ -230,6 +228,6 @@ def _normed(x: Tensor, norm) -> tuple[Tensor, Tensor]:
     return x * r, r
 
 
-def add_normed_back(g: Tensor, inner: Tensor, h: Tensor, r: Tensor) -> None:
-    """Add to g the gradient of x from `inner`, that of h = x/rms(x)."""
-    g.addcmul_(inner.addcmul_(h, (inner * h).mean(-1, keepdim=True), value=-1), r)
+def normed_back(g: Tensor, inner: Tensor, h: Tensor, r: Tensor) -> Tensor:
+    """g, to which the gradient of x is added from `inner`, that of h = x/rms(x)."""
+    return g.addcmul_(inner.addcmul_(h, (inner * h).mean(-1, keepdim=True), value=-1), r)

@@ -7,7 +7,7 @@ from itertools import accumulate
 import psutil
 import torch
 
-from ..errors import KeditError, explained
+from ..errors import KeditError
 
 # Of torch's CPU allocator, which has no exception class.
 CPU_SAYS = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory", "std::bad_alloc")
@@ -34,11 +34,6 @@ def ran_out(error: BaseException) -> bool:
     """Whether an exception means that memory ran out, on an accelerator or on the host."""
     on_cpu = isinstance(error, RuntimeError) and any(said in str(error) for said in CPU_SAYS)
     return on_cpu or isinstance(error, (torch.OutOfMemoryError, MemoryError))
-
-
-def memory_for(what: str, remedy: str):
-    """Inside, memory that runs out is a KeditError with this remedy."""
-    return explained(f"{what}: out of memory", remedy, ran_out)
 
 
 def in_parts(work: Callable[[int, int], object], costs: list[float], budget: float, what: str) -> list:

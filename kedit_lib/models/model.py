@@ -39,12 +39,10 @@ class EditableModel:
         self.hf, self.tokenizer, self.name = hf.eval().requires_grad_(False), tokenizer, name
         self.folder, self.originals, self.layout = folder, originals, layout_of(hf)
         self.layers = hf.get_submodule(self.layout.layers)
-        self.n_layers = len(self.layers)
-        self.dtype = self.weight(0).dtype
+        self.n_layers, self.dtype = len(self.layers), self.weight(0).dtype
         self.math_dtype = torch.float64 if self.dtype == torch.float64 else torch.float32
         self.d_model, self.d_ff = self.weight(0).shape[:: -1 if self.layout.transposed else 1]
-        self.applied: list[dict] | None = []
-        self.memory, self.edited = {}, {}
+        self.applied, self.memory, self.edited = [], {}, {}
         self._sums: dict[str, Tensor] = {}  # edited weights of less than single precision: W₀ + ΣΔ before its rounding
         check_weights(self)
         hf.register_forward_pre_hook(refuse_beyond(name, positions_of(hf.config)), with_kwargs=True)
@@ -71,11 +69,11 @@ class EditableModel:
 
     def check_layers(self, layers) -> list[int]:
         """`layers` as a list, or KeditError when there is none or one does not exist."""
-        layers, there = [layers] if isinstance(layers, (int, str)) else list(layers), range(self.n_layers)
+        layers = [layers] if isinstance(layers, (int, str)) else list(layers)
         has = f"{self.name} has layers 0 to {self.n_layers - 1}"
         if not layers:
             raise KeditError(f"layers: none were given; {has}")
-        if wrong := [layer for layer in layers if not isinstance(layer, int) or layer not in there]:
+        if wrong := [layer for layer in layers if not isinstance(layer, int) or layer not in range(self.n_layers)]:
             raise KeditError(f"layer {wrong[0]!r}: {has}; choose among these (0-based)")
         return layers
 
@@ -207,8 +205,7 @@ class EditableModel:
 
     @contextmanager
     def temporarily(self, outcome=None):
-        """Inside: the original weights plus this outcome's deltas (None: these alone). In the end, also after an
-        exception, the weights at entry come back."""
+        """Inside: the original weights plus this outcome's deltas, if any. In the end those at entry come back."""
         before = self.snapshot()
         self.restore()
         try:

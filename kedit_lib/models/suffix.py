@@ -2,12 +2,11 @@
 prompt, in or after layer z. The tokens before it and the layers up to z are run once. Each step runs the layers above z
 on the *tail* of each prompt, from that token on, with the earlier keys and values kept, and MLPs where it counts."""
 
-from __future__ import annotations
-
 import inspect
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -16,6 +15,43 @@ from .hooks import Alike, Done, hooks, only_at, pad, trace
 
 MASK, ALIBI = "attention_mask", "alibi"
 CACHES = ("past_key_values", "layer_past")  # what a layer calls the keys and values of earlier tokens
+
+
+@dataclass
+class Cache:
+    """Stands in for a transformers cache, with {layer: [n, heads, P, head width]} of P tokens in front."""
+
+    keys: dict[int, Tensor] = field(default_factory=dict)
+    values: dict[int, Tensor] = field(default_factory=dict)
+    last: int | None = None  # it is being filled, and the pass ends with this layer's keys and values
+
+    @classmethod
+    def of(cls, model, entry: Tensor, first: int, calls: list[dict], ids) -> Self:
+        """Of the layers from `first` on; entry [n, P, d_model] enters it at the tokens `ids` in front of the lookup, P
+        of them at most; calls: what layers are called with on the whole prompts."""
+        cache, (n, length, _), layers = cls(last=model.n_layers - 1), entry.shape, range(first, model.n_layers)
+        if length and layers:
+            places = torch.arange(length, device=entry.device).expand(n, -1)
+            arguments = arguments_at(calls, places, 0, entry.dtype)
+            with suppress(Done), Alike(ids, length, entry.device).together([model.mlp(i) for i in layers]):
+                for i in layers:
+                    entry = run_layer(model, i, entry, arguments[i], cache)
+        return cls(cache.keys, cache.values)
+
+    def select(self, rows: Tensor) -> Self:
+        return Cache(*({i: x[rows] for i, x in part.items()} for part in (self.keys, self.values)))
+
+    def update(self, key, value, layer_idx, *args, **kwargs):
+        if self.last is not None:
+            self.keys[layer_idx], self.values[layer_idx] = key, value
+            if layer_idx == self.last:
+                raise Done
+        elif layer_idx in self.keys:
+            return torch.cat([self.keys[layer_idx], key], 2), torch.cat([self.values[layer_idx], value], 2)
+        return key, value
+
+    def get_seq_length(self, *args) -> int:
+        return 0  # asked by Llama 4, which scales queries at some thousands of tokens alone
 
 
 @dataclass
@@ -33,12 +69,9 @@ class Tails:
     @classmethod
     @torch.no_grad()
     def of(cls, model, ids, lookup, tail, first: int, alone=False, inputs=(), outputs=()):
-        """Run the prompts `ids` once and keep what steps from layer `first` on need: (the tails, {module: [n, width]}
-        of what enters `inputs` at the lookup, and of what leaves `outputs`: modules no later than those layers).
-
-        lookup[i]: index of the subject's last token; tail[i]: tokens needed from there on, itself included.
-        alone: in layer `first` nothing but the lookup token will change.
-        """
+        """The tails of the prompts `ids`, run once; and {module: [n, width]} of what enters `inputs` at the lookup, and
+        of what leaves `outputs`, all at or below layer `first`. lookup[i]: index of the subject's last token; tail[i]:
+        tokens needed from there on. alone: in layer `first` nothing but the lookup token will change."""
         batch, before = pad(ids, model.device), max(lookup)
         n, width = batch.shape
         look = torch.tensor(lookup, device=model.device)
@@ -54,26 +87,21 @@ class Tails:
         arguments, by_itself = (arguments_at(calls, to, before, entry.dtype) for to in (at, at[:, :1]))
         behind = seen_out[own][rows, at] if alone else None
         prefix = Cache.of(model, entry[:, :before], first, calls, [r[:end] for r, end in zip(ids, lookup, strict=True)])
-        within = {part for mlp in mlps for part in mlp.modules()}  # these see one token of each kind
+        within, kind = {part for mlp in mlps for part in mlp.modules()}, alike.back[here]  # they see one token a kind
+        entered = {m: seen_in[m].flatten(0, -2)[kind if m in within else here] for m in inputs}
+        left = {m: seen_out[m].flatten(0, -2)[kind if m in within - {*mlps} else here] for m in outputs}
+        return cls(model, first, entry[rows, at], behind, arguments, by_itself, prefix), entered, left
 
-        def at_lookups(seen: dict, modules, within: set) -> dict:
-            return {m: seen[m].flatten(0, -2)[alike.back[here] if m in within else here] for m in modules}
-
-        found = at_lookups(seen_in, inputs, within), at_lookups(seen_out, outputs, within - {*mlps})
-        return cls(model, first, entry[rows, at], behind, arguments, by_itself, prefix), *found
-
-    def select(self, rows: Tensor) -> Tails:
+    def select(self, rows: Tensor) -> Self:
         cut = partial(_each, change=lambda _, x: x[rows] if isinstance(x, Tensor) else x)
         arguments, alone, prefix = cut(self.arguments), cut(self.alone), self.prefix.select(rows)
         behind = None if self.behind is None else self.behind[rows]
         return replace(self, hidden=self.hidden[rows], behind=behind, arguments=arguments, alone=alone, prefix=prefix)
 
     def run(self, hidden: Tensor, stops, add=(), only=None) -> dict[int, Tensor]:
-        """Layers from `first` on, on the tails: [n, T, d_model] → {stop: the residual stream after that layer}.
-
-        add: pairs (module, vectors [n, d_model] added to its output at the lookup token). only: {layer: indices into
-        n·T of the tokens that its MLP is run on} (no entry: all); what leaves the layer at others means nothing.
-        """
+        """Layers from `first` on, on the tails: [n, T, d_model] → {stop: the residual stream after that layer}. add:
+        pairs (module, vectors [n, d_model] added to its output at the lookup token). only: {layer: indices into n·T of
+        the tokens that its MLP is run on} (no entry: all); what leaves the layer at others means nothing."""
         found, only = {}, only or {}
         with hooks(*[(module, lambda _, args, output, v=v: at_lookup(output, v)) for module, v in add]):
             for i in range(self.first, max(stops) + 1):
@@ -88,43 +116,6 @@ class Tails:
         return found
 
 
-@dataclass
-class Cache:
-    """Stands in for a transformers cache, with {layer: [n, heads, P, head width]} of P tokens in front."""
-
-    keys: dict[int, Tensor] = field(default_factory=dict)
-    values: dict[int, Tensor] = field(default_factory=dict)
-    last: int | None = None  # it is being filled, and the pass ends with this layer's keys and values
-
-    @classmethod
-    def of(cls, model, entry: Tensor, first: int, calls: list[dict], ids) -> Cache:
-        """Of the layers from `first` on; entry [n, P, d_model] enters it at the tokens `ids` in front of the lookup, P
-        of them at most; calls: what layers are called with on the whole prompts."""
-        cache, (n, length, _), layers = cls(last=model.n_layers - 1), entry.shape, range(first, model.n_layers)
-        if length and layers:
-            places = torch.arange(length, device=entry.device).expand(n, -1)
-            arguments = arguments_at(calls, places, 0, entry.dtype)
-            with suppress(Done), Alike(ids, length, entry.device).together([model.mlp(i) for i in layers]):
-                for i in layers:
-                    entry = run_layer(model, i, entry, arguments[i], cache)
-        return cls(cache.keys, cache.values)
-
-    def select(self, rows: Tensor) -> Cache:
-        return Cache(*({i: x[rows] for i, x in part.items()} for part in (self.keys, self.values)))
-
-    def update(self, key, value, layer_idx, *args, **kwargs):
-        if self.last is not None:
-            self.keys[layer_idx], self.values[layer_idx] = key, value
-            if layer_idx == self.last:
-                raise Done
-        elif layer_idx in self.keys:
-            return torch.cat([self.keys[layer_idx], key], 2), torch.cat([self.values[layer_idx], value], 2)
-        return key, value
-
-    def get_seq_length(self, *args) -> int:
-        return 0  # asked by Llama 4, which scales queries at some thousands of tokens alone
-
-
 def arguments_at(calls: list[dict], places: Tensor, cached: int, dtype) -> list[dict]:
     """What each layer is called with when only the tokens at `places` [n, T] run, after the first P = `cached` ones;
     calls: the same on whole prompts. Masks become [n, heads or 1, T, P + T], ALiBi's biases [n, heads, 1, P + T], all
@@ -135,17 +126,14 @@ def arguments_at(calls: list[dict], places: Tensor, cached: int, dtype) -> list[
     causal = torch.ones(t, t, dtype=torch.bool, device=device).tril().expand(n, -1, -1)
     seen = torch.cat([before, causal], 2)[:, None]
 
-    def mask(own: Tensor | None) -> Tensor:
-        """Additive: a bias where a token is seen, the lowest number where it is not."""
-        allowed, bias = seen, torch.zeros(seen.shape, dtype=dtype, device=device)
-        if own is not None:
-            own = own.expand(n, *own.shape[1:])[rows[..., None], :, places[:, :, None], keys[:, None]].movedim(-1, 1)
-            allowed, bias = (seen & own, bias) if own.dtype == torch.bool else (seen, bias + own)
-        return bias.masked_fill(~allowed, torch.finfo(dtype).min)
-
     def cut(name: str, value):
-        if name == MASK:
-            return mask(value)
+        if name == MASK:  # made additive: a bias where a token is seen, the lowest number where it is not
+            allowed, bias = seen, torch.zeros(seen.shape, dtype=dtype, device=device)
+            if value is not None:
+                own = value.expand(n, *value.shape[1:])[rows[..., None], :, places[:, :, None], keys[:, None]]
+                own = own.movedim(-1, 1)
+                allowed, bias = (seen & own, bias) if own.dtype == torch.bool else (seen, bias + own)
+            return bias.masked_fill(~allowed, torch.finfo(dtype).min)
         if not isinstance(value, Tensor) or value.dim() < 2:
             return value
         if name == ALIBI:  # [n · heads, 1, L]
@@ -209,7 +197,6 @@ def run_layer(model, i: int, hidden: Tensor, given: dict, cache: Cache | None = 
 
 def at_lookup(hidden: Tensor, vectors: Tensor) -> Tensor:
     """`hidden` [n, T, d] with `vectors` [n, d] added at the first tail token, in hidden's dtype; [n·T, d] as well."""
-    if hidden.dim() == 2:
-        return at_lookup(hidden.view(len(vectors), -1, hidden.shape[-1]), vectors).flatten(0, 1)
-    first = (hidden[:, :1].to(vectors.dtype) + vectors[:, None]).to(hidden.dtype)
-    return torch.cat([first, hidden[:, 1:]], 1)
+    rows = hidden.view(len(vectors), -1, hidden.shape[-1])
+    first = (rows[:, :1].to(vectors.dtype) + vectors[:, None]).to(hidden.dtype)
+    return torch.cat([first, rows[:, 1:]], 1).view_as(hidden)

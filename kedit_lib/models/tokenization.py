@@ -3,8 +3,8 @@ text and tokenised once; the target keeps the ids that it has after its joint (`
 
 import math
 import unicodedata
-from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from ..data.edit import Edit, fill
 from ..data.words import joint
@@ -14,8 +14,7 @@ CONTENT = "?"  # of a question, to see what a chat template puts around it
 NFC = partial(unicodedata.normalize, "NFC")
 
 
-@dataclass(frozen=True)
-class Prompt:
+class Prompt(NamedTuple):
     """Ids of a prompt (BOS in front iff the tokenizer adds it); indices of the subject's last and first token."""
 
     ids: tuple[int, ...]
@@ -93,8 +92,8 @@ def _turn(tokenizer) -> str:
 
 
 def _ids_of(tokenizer, pairs: list[tuple[str, str]]) -> dict[tuple[str, str], tuple[int, ...]]:
-    """Of (joint, target). Where the tokenizer puts a word mark before every text, though the joint is no space, it is
-    cut off behind a sign that it does not merge with."""
+    """Of (joint, target). A word mark that the tokenizer puts before every text, though the joint is no space, is cut
+    off behind a sign that it does not merge with."""
     tokenized = partial(tokenizer, add_special_tokens=False)
     marks = tokenizer.convert_ids_to_tokens(tokenized("a").input_ids)[0].startswith("▁")
     found = tokenized([target if marks else between + target for between, target in pairs]).input_ids
@@ -142,8 +141,7 @@ def refuse_beyond(name: str, limit: float):
         ids, past = kwargs.get("input_ids", args[0] if args else None), kwargs.get("past_key_values")
         if ids is None or not ids.numel():
             return
-        tokens = ids.shape[-1] + (past.get_seq_length() if past is not None else 0)
-        if tokens > limit:
+        if (tokens := ids.shape[-1] + (past.get_seq_length() if past is not None else 0)) > limit:
             length = f"a text of {tokens} tokens is longer than the model's {int(limit)} positions"
             raise KeditError(f"{name}: {length}; shorten the prompt, target or paraphrase, or let less be generated")
         check_embedded(module, name, int(ids.max()))

@@ -16,11 +16,11 @@ from ..editing.compute_z import Doubtful
 from ..editing.history import EditHistory
 from ..editing.method import Method
 from ..editing.transfer import Transfer
-from ..errors import KeditError, check_kind
+from ..errors import KeditError, check_kind, explained
 from ..evaluation.edit_probes import EditProbe
 from ..evaluation.protocol import DEAD, Probe, once_at_start
 from ..models.hooks import no_bar
-from ..models.memory import memory_for
+from ..models.memory import ran_out
 from ..models.model import EditableModel
 from .guard import CollapseGuard
 from .interrupts import postponed
@@ -195,7 +195,8 @@ class _Stream:
         if done == before or done < min(self.due, n):
             return False
         found, seldom = [], []
-        with memory_for(f"probes after {done} edits", "measure less at once or take a larger device"):
+        remedy = "measure less at once or take a larger device"
+        with explained(f"probes after {done} edits: out of memory", remedy, ran_out):
             for probe in self.probes if done else self.at_start:
                 every = getattr(probe, "every", 1)
                 if every is None:

@@ -74,10 +74,9 @@ def test_evoedit(tiny_model, kind):
     sequence(tiny_model, kind, kedit.EvoEdit(**values), by("evoedit", values, P), C)
 
 
-@pytest.mark.parametrize("as_code", [True, False], ids=["the code", "the paper"])
-def test_evoedit_of_the_same_prompt_twice(tiny_model, as_code):
+def test_evoedit_of_the_same_prompt_twice(tiny_model):
     """The authors' code writes nothing; here the second answer is written about as far as the first."""
-    values = hyper(layers=[2], nullspace_rank=30, L2=0.01, as_code=as_code)
+    values = hyper(layers=[2], nullspace_rank=30, L2=0.01)
     del values["mom2_update_weight"]
     edit_by = kedit.EvoEdit(**values)
     model, given = ready(tiny_model("llama"), edit_by)
@@ -88,10 +87,7 @@ def test_evoedit_of_the_same_prompt_twice(tiny_model, as_code):
         edit = kedit.Edit("{} plays the", "Zoë", answer)
         (delta,) = edit_by.apply(model, [edit], **given).deltas.values()
         norms.append(float(delta.norm()))
-    assert (norms[1] == 0) == as_code
-    if not as_code:
-        assert norms[1] > norms[0] / 10
-    assert ("as_code" in edit_by.hyperparameters) == as_code
+    assert norms[1] > norms[0] / 10
 
 
 @pytest.mark.parametrize("kind, tau", [("llama-bos", 1), ("gpt2", 3), ("llama-bos", 3), ("llama-bos", 1000)])

@@ -5,7 +5,7 @@ import torch
 from library import EDITS, holds, parameters, refused
 
 import kedit_lib as kedit
-from kedit_lib.editing.retrieval import nearest
+from kedit_lib.editing.retrieval import reminded
 from kedit_lib.evaluation.teacher_forcing import teacher_forced
 from kedit_lib.models.tokenization import encode
 
@@ -38,11 +38,13 @@ def test_the_nearest_sentence():
         (" works as a", "Ana Bell", "work", 0.0),
         ("The mother tongue of  is", "Ana", "other", 0.6),
     ]
-    assert nearest(memory, "The mother tongue of Ana Bell is") == "new"
-    assert nearest(memory, "Ana Bell works as") == "work"
-    assert nearest(memory, "The mother tongue of Ana Bells is") == "other"  # "Ana" alone stands there
-    assert nearest(memory, "Ana laughs") is None  # too few words of the prompt
-    assert nearest(memory, "The mother tongue of Bob is") is None
+    assert reminded(memory, "The mother tongue of Ana Bell is") == "new The mother tongue of Ana Bell is"
+    assert reminded(memory, "Ana Bell works as") == "work Ana Bell works as"
+    assert (
+        reminded(memory, "The mother tongue of Ana Bells is") == "other The mother tongue of Ana Bells is"
+    )  # "Ana" alone stands there
+    assert reminded(memory, "Ana laughs") == "Ana laughs"  # too few words of the prompt
+    assert reminded(memory, "The mother tongue of Bob is") == "The mother tongue of Bob is"
 
 
 def test_a_sequence_is_measured_as_any_other(model, tmp_path):

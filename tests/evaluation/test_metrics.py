@@ -292,7 +292,7 @@ def written_out(model, prompts, answers, match):
     """The verdicts when every prompt is completed token by token."""
     more = {"exact": 1, "begins": 3, "contains": 12}[match]
     room = [len(model.tokenizer(" " + a.strip(), add_special_tokens=False).input_ids) + more for a in answers]
-    said = continuations(model.hf, model.tokenizer, prompts, room, past_full_stops=True)
+    said = continuations(model.hf, model.tokenizer, prompts, room)
     return [verdict(match, text, ended, a.strip()) for (text, ended), a in zip(said, answers, strict=True)]
 
 
