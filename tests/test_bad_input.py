@@ -349,7 +349,7 @@ def test_a_layout_nobody_described(tmp_path):
 
 @pytest.mark.parametrize("part", LAYOUT)
 def test_a_layout_that_does_not_fit(tiny_folder, monkeypatch, part):
-    wrong = dataclasses.replace(layout.LLAMA, **{part: "not.there"})
+    wrong = dataclasses.replace(layout.LAYOUTS["llama"], **{part: "not.there"})
     monkeypatch.setitem(layout.LAYOUTS, "llama", wrong)
     refused(lambda: kedit.load_model(tiny_folder("llama")), "'llama'", "not.there", "does not fit")
 
