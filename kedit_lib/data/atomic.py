@@ -1,6 +1,5 @@
-"""Atomic writes: a file or folder is complete or absent, whatever happens while it is written. It is written under a
-temporary name beside its own, synced to the disk and renamed; then its folder is synced. And results that are computed
-once and then read from their file."""
+"""Atomic writes: a file or folder is complete or absent, whatever happens while it is written: under a temporary name
+beside its own, synced to the disk and renamed; then its folder is synced. And results that are computed only once."""
 
 import contextlib
 import errno
@@ -15,7 +14,7 @@ from typing import Any
 import pandas as pd
 from safetensors import SafetensorError
 
-from ..errors import KeditError, first_line
+from ..errors import explained
 
 LEFT_OVER = ".*.tmp"  # what a killed process leaves behind
 # By suffix: how a file is read, and how a value is written.
@@ -53,15 +52,10 @@ def replacing(path: Path) -> Iterator[Path]:
             raise
 
 
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> contextlib.AbstractContextManager:
     """Inside, errors of the system and of safetensors are a KeditError: `path` cannot be written."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or first_line(error)
-        remedy = "free space or choose another folder, then rerun; what was stored before is intact"
-        raise KeditError(f"{path}: cannot be written ({reason}); {remedy}") from error
+    remedy = "free space or choose another folder, then rerun; what was stored before is intact"
+    return explained(f"{path}: cannot be written", remedy, lambda e: isinstance(e, (OSError, SafetensorError)))
 
 
 def remove(path: Path) -> None:

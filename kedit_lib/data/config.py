@@ -4,6 +4,7 @@ is not a number and a float is not an int. An error is one line: file, field, va
 import hashlib
 import os
 import re
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -72,9 +73,12 @@ class Profile(BaseModel):
         return self
 
 
-def params_folder() -> Path:
-    """The params/ folder: beside the package, or where the environment variable KEDIT_PARAMS says."""
-    return Path(os.environ.get("KEDIT_PARAMS") or REPOSITORY / "params").resolve()
+def _folder(name: str) -> Path:
+    """Beside the package, or where the environment variable KEDIT_PARAMS or KEDIT_RESULTS says."""
+    return Path(os.environ.get(f"KEDIT_{name.upper()}") or REPOSITORY / name).resolve()
+
+
+params_folder, results_folder = partial(_folder, "params"), partial(_folder, "results")
 
 
 def load_profile(name_or_path: str | Path, **overrides: Any) -> Profile:
@@ -110,11 +114,6 @@ def file_name(model: str) -> str:
 def _last_part(model: str) -> str:
     short = str(model).rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]
     return re.sub(r"[^A-Za-z0-9._-]+", "-", short).strip(".-") or "model"
-
-
-def results_folder() -> Path:
-    """The results/ folder: beside the package, or where the environment variable KEDIT_RESULTS says."""
-    return Path(os.environ.get("KEDIT_RESULTS") or REPOSITORY / "results").resolve()
 
 
 def find_model_params(model: str) -> Path | None:

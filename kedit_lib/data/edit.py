@@ -35,8 +35,7 @@ class Edit:
     generation_prompts  prompts for free generation
     relation, id        labels for tables; free text
     attribute_prompts   prompts about other subjects whose object is target_new, before and after
-    portability         pairs that follow from the edit, one hop further
-    locality            pairs that the edit should leave alone
+    portability         pairs that follow from the edit, one hop further; locality: pairs that it should leave alone
     separator           "" or " " between each prompt and its answer (None: derived from the texts, `words.joint`)
 
     KeditError for a prompt without one `{}`, an empty subject or target, and a subject that stands in the prompt again,

@@ -122,8 +122,7 @@ def uniedit(record: Record) -> dict:
 
 @schema("wikibigedit", lambda values: {"update", "ans"} <= values.keys())
 def wikibigedit(record: Record) -> dict:
-    """Questions about facts that changed in Wikidata, with rephrasings, two hops and an unrelated question. Source:
-    Thede et al., arXiv 2503.05683."""
+    """Questions about facts that changed in Wikidata. Source: Thede et al., arXiv 2503.05683."""
     return _fact(record, "update", new="ans") | {
         "paraphrases": record.texts("rephrase", "personas"),
         "portability": record.pairs(("mhop", "mhop_ans")),

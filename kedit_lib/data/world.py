@@ -142,8 +142,7 @@ class KnownWorld:
 
     def inverse(self, edit: Edit) -> tuple[str, str]:
         """The fact asked from its object's side, with the new object and with the true one."""
-        template = RELATIONS[edit.relation].inverse
-        return template.format(edit.target_new), template.format(edit.target_true)
+        return tuple(RELATIONS[edit.relation].inverse.format(o) for o in (edit.target_new, edit.target_true))
 
     def beside(self, edit: Edit) -> list[Fact]:
         """Other known facts of the subject that the edit leaves true: a country's; a city's continent where its new
@@ -158,13 +157,10 @@ class KnownWorld:
         moved country lies). limit: a panel of that many, decided by edits and seed; None: all."""
         edited, country = {e.subject for e in edits}, self.geography.objects_of["city-country"]
         moved = {e.subject for e in edits if e.relation == "country-continent"}
-
-        def free(f: Fact) -> bool:
-            capital = f.relation == "country-capital" and f.object in edited
-            lies = f.relation == "city-continent" and country[f.subject] in moved
-            return not (f.subject in edited or capital or lies)
-
-        facts = [f for f in self.facts if free(f)]
+        named = {f for f in self.facts if f.subject in edited}
+        named |= {f for f in self.facts if f.relation == "country-capital" and f.object in edited}
+        named |= {f for f in self.facts if f.relation == "city-continent" and country[f.subject] in moved}
+        facts = [f for f in self.facts if f not in named]
         if limit is None or limit >= len(facts):
             return facts
         return random.Random(f"world-panel-{seed}").sample(facts, limit)
