@@ -251,7 +251,6 @@ def texts_of(given, what: str) -> list[str]:
 
 def _names_a_file(text: str) -> bool:
     """Whether a text is a path: of something that exists, with the name of a file of texts, or a single word."""
-    if len(text) > 1000 or "\n" in text:
-        return False
     named = os.sep in text and Path(text).suffix.lower() in (".txt", *READERS)
-    return named or os.path.exists(text) or not (" " in text.strip() or spaceless(text))
+    path = named or os.path.exists(text) or not (" " in text.strip() or spaceless(text))
+    return path and len(text) <= 1000 and "\n" not in text

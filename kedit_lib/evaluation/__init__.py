@@ -4,4 +4,4 @@ from .accuracy import generation_accuracy
 from .free_text import consistency, fluency, idf_of, n_gram_entropy, sampled_texts, tf_idf
 from .health import cosine, hidden_health, hidden_states, perplexity, weight_health
 from .side_effects import Question, agreement, answerable, distracted, portability
-from .teacher_forcing import Forced, answer_probability, magnitude, score, strict_accuracy, success, teacher_forced
+from .teacher_forcing import Forced, magnitude, score, strict_accuracy, success, teacher_forced

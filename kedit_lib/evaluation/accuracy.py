@@ -75,7 +75,7 @@ def verdict(match: str, text: str, ended: bool, answer: str) -> bool:
         return said == answer and (stopped or ended)
     if match == "begins":
         return 0 in places(_bare(text), _bare(answer))
-    return _mentioned(text, answer) is not None
+    return _mentioned(text, answer)[0] is not None
 
 
 def settled(match: str, text: str, ended: bool, answer: str) -> bool | None:
@@ -89,21 +89,17 @@ def settled(match: str, text: str, ended: bool, answer: str) -> bool | None:
     elif match == "begins":
         open_ = "the".startswith(plain) or _bare(answer).startswith(_bare(text)) or wanted.startswith(plain)
     else:
-        at, end = _mentioned(text, answer), _first(text)
+        at, end = _mentioned(text, answer)
         # Behind the first sentence only an answer that began in it goes on; an accent may still change the last letter.
         begun = at is not None or len(plain) <= end or any(wanted.startswith(plain[i:-1]) for i in range(end + 1))
         open_ = begun and len(plain) <= (end if at is None else at) + len(wanted)
     return None if open_ else verdict(match, text, False, answer)
 
 
-def _mentioned(text: str, answer: str) -> int | None:
-    """Where in the plain text the answer begins within the first sentence."""
-    return next((start for start in places(_plain(text), _plain(answer)) if start <= _first(text)), None)
-
-
-def _first(text: str) -> int:
-    """Where the first sentence ends, in characters of the plain text."""
-    return len(_plain(re.split(f"[{re.escape(SENTENCE_ENDS)}\n]", text.strip())[0]))
+def _mentioned(text: str, answer: str) -> tuple[int | None, int]:
+    """Where in the plain text the answer begins within the first sentence, and where that sentence ends."""
+    end = len(_plain(re.split(f"[{re.escape(SENTENCE_ENDS)}\n]", text.strip())[0]))
+    return next((start for start in places(_plain(text), _plain(answer)) if start <= end), None), end
 
 
 def _bare(text: str) -> str:

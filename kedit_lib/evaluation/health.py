@@ -37,21 +37,15 @@ def perplexity(model, texts) -> float:
     check_editable(model, "perplexity")
     limit = min(positions_of(model.hf.config), MOST_TOKENS)
     rows = [row for text in texts_of(texts, "perplexity") for row in windows(model.tokenizer, text, limit)]
-    lengths = [len(r) for r in rows]
-    parts = by_length(lengths, max(1, min(ROWS, MOST_TOKENS // max(lengths))))
-    nll = torch.cat([_nll(model, [rows[i] for i in part]).double() for part in parts])
-    if not len(nll):
-        raise KeditError("perplexity: no text has two tokens or more; give longer texts")
-    return nll.mean().exp().item()
-
-
-def _nll(model, rows: list[tuple[int, ...]]) -> Tensor:
-    """−log p of every token of `rows` but each row's first."""
-    last = model.n_layers - 1
-    seen, token, real = _streams(model, rows, [last])
+    lengths, last, nll = [len(r) for r in rows], model.n_layers - 1, []
     size = max(1, MOST_LOGITS // model.hf.get_input_embeddings().num_embeddings)
-    parts = zip(seen[last][:, :-1][real].split(size), token[real].split(size), strict=True)
-    return torch.cat([-model.logits(s).log_softmax(-1).gather(-1, t[:, None])[:, 0] for s, t in parts])
+    for part in by_length(lengths, max(1, min(ROWS, MOST_TOKENS // max(lengths)))):
+        seen, token, real = _streams(model, [rows[i] for i in part], [last])
+        for stream, t in zip(seen[last][:, :-1][real].split(size), token[real].split(size), strict=True):
+            nll.append(-model.logits(stream).log_softmax(-1).gather(-1, t[:, None])[:, 0].double())
+    if not sum(map(len, nll)):
+        raise KeditError("perplexity: no text has two tokens or more; give longer texts")
+    return torch.cat(nll).mean().exp().item()
 
 
 def weight_health(model, layer: int) -> dict[str, float]:

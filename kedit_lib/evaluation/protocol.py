@@ -65,8 +65,7 @@ def evenly(n: int, limit: int) -> range:
 
 
 def panel(items, done: list[Edit], limit: int) -> list:
-    """Of `items`, one for each edit of the sequence, at most `limit`: those of the edits so far; before the first edit,
-    of all. Spread evenly."""
+    """At most `limit` of `items`, one for each edit, evenly over the edits so far; before the first, over all."""
     return [items[i] for i in evenly(len(done) or len(items), limit)]
 
 

@@ -9,7 +9,7 @@ from ..models.generation import complete
 from .accuracy import generation_accuracy
 from .free_text import GenerationProbe
 from .protocol import SELDOM, Probe, evenly, identity_of, panel, row, rows, true_object
-from .teacher_forcing import answer_probability, compared, magnitude, success, teacher_forced
+from .teacher_forcing import compared, magnitude, success, teacher_forced
 
 PANEL = 25  # edits that are asked about at a checkpoint
 KNOWN = 0.5  # of a kind of question, what the unedited model must be able to answer
@@ -146,7 +146,7 @@ class OverfittingProbe(Probe, version="overfitting-v1"):
     def __call__(self, model, done: list[Edit]) -> list[dict]:
         new = [e.target_new for e in panel(self.edits, done, self.limit)]
         asked = [text for texts in self.prompts.values() for text in panel(texts, done, self.limit)]
-        p = answer_probability(model, asked, new * len(self.prompts)).split(len(new))
+        p = teacher_forced(model, asked, new * len(self.prompts)).probability.split(len(new))
         return [row("probability", cohort, values) for cohort, values in zip(self.prompts, p, strict=True)]
 
 

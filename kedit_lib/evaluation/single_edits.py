@@ -9,7 +9,7 @@ from ..data.edit import Edit
 from ..errors import check_editable, check_kind
 from ..models.generation import complete
 from .accuracy import generation_accuracy
-from .teacher_forcing import answer_probability
+from .teacher_forcing import teacher_forced
 
 
 def ask(model, edit: Edit) -> pd.DataFrame:
@@ -22,7 +22,7 @@ def ask(model, edit: Edit) -> pd.DataFrame:
     prompts = table.prompt.tolist()
     table["says"] = complete(model.hf, model.tokenizer, prompts, answers=list(objects.values()))
     for column, answer in objects.items():
-        table[column] = answer_probability(model, prompts, [answer] * len(prompts)).numpy()
+        table[column] = teacher_forced(model, prompts, [answer] * len(prompts)).probability.numpy()
     return table.set_index("").round(4)
 
 

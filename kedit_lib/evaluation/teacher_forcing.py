@@ -31,7 +31,8 @@ class Forced:
 
     @property
     def probability(self) -> Tensor:
-        """[n] the geometric mean of the token probabilities, exp(log_probability). Range 0..1."""
+        """[n] the geometric mean of the token probabilities, exp(log_probability). Range 0..1. Source: ROME's and
+        MEMIT's evaluation (`test_batch_prediction`), which compare answers by its logarithm."""
         return self.log_probability.exp()
 
     def at(self, indices) -> "Forced":
@@ -56,12 +57,6 @@ def compared(model, *two: tuple[list[str], list[str]]) -> tuple[Forced, Forced]:
     (prompts, wanted), (others, other) = two
     both, n = teacher_forced(model, [*prompts, *others], [*wanted, *other]), len(prompts)
     return both.at(range(n)), both.at(range(n, 2 * n))
-
-
-def answer_probability(model, prompts: list[str], answers: list[str]) -> Tensor:
-    """[n] the geometric mean of the answer's token probabilities, 0..1. Source: ROME's and MEMIT's evaluation
-    (`test_batch_prediction`), which compare answers by its logarithm."""
-    return teacher_forced(model, prompts, answers).probability
 
 
 def strict_accuracy(forced: Forced) -> Tensor:

@@ -17,7 +17,7 @@ from ..editing import ROME, method_class
 from ..editing.compute_k import generate_contexts
 from ..editing.transfer import propose, write_proposal
 from ..errors import KeditError, check_editable
-from ..evaluation import answer_probability
+from ..evaluation import teacher_forced
 from ..evaluation.accuracy import known_edits
 from ..models.causal_trace import causal_trace
 from ..models.loading import load_model
@@ -98,12 +98,13 @@ def try_edit(model, edit: Edit, layers: list[int]) -> dict:
     """One edit by ROME without C, over as many contexts as MEMIT has, and taken back."""
     method, asked = ROME(layers=layers, mom2_adjustment=False), ([edit.text], [edit.target_new])
     contexts = generate_contexts(model, style=method_class("memit").context_style)
-    was, before = [model.weight(layer).detach().clone() for layer in layers], answer_probability(model, *asked).item()
+    was = [model.weight(layer).detach().clone() for layer in layers]
+    before = teacher_forced(model, *asked).probability.item()
     with model.temporarily():
         begin = time.perf_counter()
         method.apply(model, [edit], contexts=contexts)
         seconds = time.perf_counter() - begin
-        after = answer_probability(model, *asked).item()
+        after = teacher_forced(model, *asked).probability.item()
     restored = all(torch.equal(w, model.weight(layer)) for w, layer in zip(was, layers, strict=True))
     return {"seconds": seconds, "before": before, "after": after, "restored": restored}
 

@@ -78,7 +78,7 @@ def test_the_edits_so_far(model, monkeypatch):
         first = metrics.teacher_forced(model, prompts, wanted)
         wins, gains = [], []
         for prompt, a, b in two:
-            p, q = (metrics.answer_probability(model, [prompt], [x]).item() for x in (a, b))
+            p, q = (metrics.teacher_forced(model, [prompt], [x]).probability.item() for x in (a, b))
             wins.append(p > q)
             gains.append(p - q)
         assert found["accuracy", cohort] == mean(metrics.generation_accuracy(model, prompts, wanted))
@@ -87,14 +87,14 @@ def test_the_edits_so_far(model, monkeypatch):
         assert found["success", cohort] == mean(wins)
         assert found["magnitude", cohort] == mean(gains)
         assert n["accuracy", cohort] == len(asked) and n["success", cohort] == len(two)
-    p = metrics.answer_probability(model, [e.text for e in EDITS], [e.target_new for e in EDITS])
+    p = metrics.teacher_forced(model, [e.text for e in EDITS], [e.target_new for e in EDITS]).probability
     assert found["probability", "edits"] == mean(p)
     assert found["probability", "latest edits"] == mean(p[-2:])
     some = [EDITS[i] for i in (0, 3, 6)]
     contained = metrics.generation_accuracy(model, [e.text for e in some], [e.target_new for e in some], "contains")
     assert (found["containment", "edits"], n["containment", "edits"]) == (mean(contained), 3)
     near = cohorts["neighbors"]
-    intruders = metrics.answer_probability(model, [a[0] for a in near], [a[2] for a in near])
+    intruders = metrics.teacher_forced(model, [a[0] for a in near], [a[2] for a in near]).probability
     assert found["probability", "new on neighbors"] == mean(intruders)
     assert ("score", "edits") not in found
     for i, value in enumerate(p, 1):
@@ -113,7 +113,7 @@ def test_the_edits_briefly(model, monkeypatch):
         prompts, new = [EDITS[i].text for i in asked], [EDITS[i].target_new for i in asked]
         right = metrics.generation_accuracy(model, prompts, new)
         assert found["accuracy", cohort] == sum(right) / len(right)
-        p = metrics.answer_probability(model, prompts, new)
+        p = metrics.teacher_forced(model, prompts, new).probability
         assert found["probability", cohort] == pytest.approx(p.mean().item())
 
 
@@ -187,7 +187,7 @@ def test_portability_asks_what_could_be_answered(model, monkeypatch):
     own = tuple((q, *hops[i : i + 1]) for i, q in enumerate(plays))
     probe = families.PortabilityProbe(tuple(SUBJECTS[:6]), own, inverses, limit=3)
     start, told = table(probe(model, [])), zip(inverses[0], inverses[2], strict=True)
-    p = [metrics.answer_probability(model, list(prompts), [SUBJECTS[0], SUBJECTS[2]]) for prompts in told]
+    p = [metrics.teacher_forced(model, list(prompts), [SUBJECTS[0], SUBJECTS[2]]).probability for prompts in told]
     wins = (p[0] > p[1]).double()
     assert start == {
         ("answerable", "pronoun"): 5 / 6,
@@ -207,8 +207,8 @@ def test_distracted_neighbors(model):
     probe = families.DistractionProbe(tuple(EDITS), limit=3)
     panel = [EDITS[0], EDITS[6]]  # of edits 1, 4 and 7; the true object of 4 is unknown
     prompts = [metrics.distracted(e, e.neighborhood[0]) for e in panel]
-    true = metrics.answer_probability(model, prompts, ["Graz"] * 2)
-    new = metrics.answer_probability(model, prompts, [e.target_new for e in panel])
+    true = metrics.teacher_forced(model, prompts, ["Graz"] * 2).probability
+    new = metrics.teacher_forced(model, prompts, [e.target_new for e in panel]).probability
     for done in ([], EDITS):
         found = table(probe(model, done))
         assert found == {
@@ -222,7 +222,9 @@ def test_overfitting(model):
     aside = {"own": tuple(f"{s} speaks" for s in SUBJECTS), "far": tuple(f"You read of {s}" for s in SUBJECTS)}
     found = table(families.OverfittingProbe(tuple(EDITS), aside, limit=3)(model, EDITS[:4]))
     for cohort, prompts in aside.items():
-        p = metrics.answer_probability(model, [prompts[0], prompts[2]], [EDITS[0].target_new, EDITS[2].target_new])
+        p = metrics.teacher_forced(
+            model, [prompts[0], prompts[2]], [EDITS[0].target_new, EDITS[2].target_new]
+        ).probability
         assert found["probability", cohort] == pytest.approx(p.mean().item())
 
 

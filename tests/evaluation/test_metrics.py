@@ -11,7 +11,7 @@ import torch
 from library import refused
 
 import kedit_lib as kedit
-from kedit_lib.evaluation import answer_probability, generation_accuracy, perplexity, teacher_forced
+from kedit_lib.evaluation import generation_accuracy, perplexity, teacher_forced
 from kedit_lib.evaluation.accuracy import ROOM, settled, verdict
 from kedit_lib.models.generation import complete, continuations, generate_ids, sentence
 from kedit_lib.models.tokenization import target_ids, targets_of
@@ -85,7 +85,7 @@ def test_more_tokens_than_positions_are_one_line(tiny_folder, what):
     prompt, target = ("{} plays the", long) if what == "target" else (long + "{} plays the", "oboe")
     edit, rome = kedit.Edit(prompt, "Zoë", target), kedit.ROME(layers=[1], mom2_adjustment=False)
     refused(lambda: rome.apply(model, [edit], contexts=["{}"]), "128 positions")
-    refused(lambda: answer_probability(model, [edit.text], [edit.target_new]), "128 positions")
+    refused(lambda: teacher_forced(model, [edit.text], [edit.target_new]).probability, "128 positions")
     refused(lambda: complete(model.hf, model.tokenizer, [long]), "128 positions")
 
 
@@ -205,7 +205,7 @@ def test_containment_and_completions(taught):
     assert said == ["St. Louis"]
     assert complete(taught.hf, taught.tokenizer, [], 6) == generation_accuracy(taught, [], []) == []
     refused(lambda: generation_accuracy(taught, prompts, answers, match="includes"), "'includes'", "'contains'")
-    for measure in (generation_accuracy, answer_probability):
+    for measure in (generation_accuracy, teacher_forced):
         with pytest.raises(ValueError):  # one answer for each prompt
             measure(taught, prompts, answers[:1])
 

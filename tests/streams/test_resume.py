@@ -25,7 +25,7 @@ from library import SEQUENCE, FailsAt, assert_same_runs, assert_same_weights, ho
 
 import kedit_lib as kedit
 from kedit_lib.data import atomic as durable
-from kedit_lib.evaluation import answer_probability
+from kedit_lib.evaluation import teacher_forced
 from kedit_lib.streams.store import RunFolder
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
@@ -44,7 +44,7 @@ class FirstEdits:
 
     def __call__(self, model, done):
         asked = SEQUENCE[:2]
-        p = answer_probability(model, [e.text for e in asked], [e.target_new for e in asked])
+        p = teacher_forced(model, [e.text for e in asked], [e.target_new for e in asked]).probability
         rows = [("probability", p.mean().item()), ("weight", model.weight(1).double().sum().item())]
         return [{"metric": metric, "cohort": "first", "value": value, "n": 2} for metric, value in rows]
 
