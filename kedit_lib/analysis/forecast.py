@@ -27,12 +27,10 @@ def foretell(
     model, method, edits, strangers, moments=None, contexts=None, seed: int = 0, match: str = "exact"
 ) -> dict[str, float]:
     """Forecast N_model from a few edits made apart: {"N" (inf: beyond FURTHEST edits), "theta": θ, "spill": mean a}.
-
     edits: a sample, each made on the unedited weights. strangers: (prompt with {}, subject, answer) of facts that no
     edit touches and the unedited model knows. match: when a fact counts as said, as in `generation_accuracy`: "begins"
     for models that write on. Afterwards the weights are those at entry. KeditError without edits or strangers, or if
-    the method writes no weights.
-    """
+    the method writes no weights."""
     if not edits or not strangers:
         raise KeditError("foretell: needs at least one edit and one unrelated fact; give both")
     prompts = prompts_of(model, strangers)
@@ -67,9 +65,7 @@ def foretell(
 def _bearing(shift: np.ndarray, right: np.ndarray) -> float:
     """θ that best tells the lost from the kept: the fewest facts are kept beyond it or lost below it."""
     shift, right = np.sort(shift), right[np.argsort(shift)]
-    wrong_below = np.concatenate([[0], np.cumsum(~right)])
-    right_beyond = right.sum() - np.concatenate([[0], np.cumsum(right)])
-    cut = int(np.argmin(wrong_below + right_beyond))
+    cut = int(np.argmin(np.cumsum([0, *np.where(right, -1, 1)])))  # below a cut a lost fact counts 1, a kept one −1
     if cut == 0:
         return float(shift[0])
     return math.inf if cut == len(shift) else float(np.sqrt(shift[cut - 1] * shift[cut]))

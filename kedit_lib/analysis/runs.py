@@ -47,14 +47,10 @@ def tidy(run: Run, **labels) -> pd.DataFrame:
 
 def load_runs(streams=None, bench=None, committed=None, each_edit: bool = False) -> pd.DataFrame:
     """Runs of the named streams (None: all) as one long table with the columns model, stream, setting, order, edits,
-    metric, cohort, value, n. KeditError when there is no such run.
-
-    bench: its live orders are run or found in results/, its others come from committed data. committed: label(s) of
-    models whose committed runs are put in front; without bench, None: of every model. each_edit: with the rows that ask
-    every edit alone ("edit 1", "edit 2", …), which are many.
-    """
-    models = [committed] if isinstance(committed, str) else committed
-    found = []
+    metric, cohort, value, n. bench: its live orders are run or found in results/, its others come from committed data.
+    committed: label(s) of models whose committed runs are put in front (without bench, None: of every model).
+    each_edit: with the rows that ask every edit alone ("edit 1", "edit 2", …). KeditError when there is no such run."""
+    models, found = [committed] if isinstance(committed, str) else committed, []
     for model, name, order in committed_runs() if models or bench is None else ():
         if (streams is None or name in streams) and (models is None or model in models):
             found.append((model, name, order, Run(*read_tables(data_folder(), f"{model}.{name}.order{order}."))))

@@ -23,7 +23,7 @@ from ..errors import KeditError, meant
 from ..evaluation.single_edits import single_edits
 from ..models.loading import load_model
 from .facts import facts_of, kept_facts
-from .named_streams import Stream, every_stream, streams_of
+from .named_streams import Stream, groups_of, streams_of
 from .runner import edits_hash, run_stream
 from .store import Run, read_tables, write_parquet, write_tables
 
@@ -33,11 +33,9 @@ ROUNDING = 1e-5  # relative; single precision on two machines differs by less, t
 
 
 class Bench:
-    """One model with its moments, contexts, edits and probes, as a profile says: kedit.Bench("lab", n_edits=100).
-
-    An *order* changes the sample of facts, their order, and the seed of the contexts. `label` is what tables and
-    committed files call the model.
-    """
+    """One model with its moments, contexts, edits and probes, as a profile says: kedit.Bench("lab", n_edits=100). An
+    *order* changes the sample of facts, their order, and the seed of the contexts. label: what tables and committed
+    files call the model."""
 
     def __init__(self, profile: str | Profile = "lab", results=None, progress: bool = True, **overrides):
         if overrides or not isinstance(profile, Profile):
@@ -50,7 +48,7 @@ class Bench:
         for asked in (data_folder() / "known").glob("*.json"):  # whatever machine asked, the same facts are edited
             cached(known / asked.name, partial(json.loads, asked.read_text("utf-8")))
         self.facts = facts_of(self.model, p.edits, p.texts, known, p.chat)
-        self.streams = every_stream(p)
+        self.streams = {name: stream for group in groups_of(p).values() for name, stream in group.items()}
         self._runs, self._methods = {}, {}
 
     @cached_property

@@ -32,14 +32,12 @@ TEXTS = 100_000  # documents for C at most: what the authors of MEMIT took
 
 
 class Facts:
-    """A source of edits, one a subject, and of facts that no edit touches, all of which the model knows.
-
-    edits(n, seed): the first n of the seed's order. some(n): edits to look at. texts(): plain text for C. held_out:
-    other documents, for perplexity. strangers(edits, limit, seed): (prompt with {}, subject, answer) of facts whose
-    subject no edit names. around(edit, rng): (prompt, answer) pairs that an edit should leave alone, of other subjects
-    and of its own. cohorts(edits, untouched, seed): {cohort: such pairs}. selection: a sentence on the facts left out
-    so far, because the model does not know them.
-    """
+    """A source of edits, one a subject, and of facts that no edit touches, all known to the model. edits(n, seed): the
+    first n of the seed's order. some(n): edits to look at. texts(): plain text for C. held_out: other documents, for
+    perplexity. strangers(edits, limit, seed): (prompt with {}, subject, answer) of facts whose subject no edit
+    names. around(edit, rng): (prompt, answer) pairs that an edit should leave alone, of other subjects and of its own.
+    cohorts(edits, untouched, seed): {cohort: such pairs}. selection: a sentence on the facts left out so far, because
+    the model does not know them."""
 
     match = "begins"  # a model that was not trained on these sentences goes on after the answer
     perplexity_at = 1  # where the perplexity probe stands among the others: their order is part of a stored run's key
@@ -116,12 +114,10 @@ class LabFacts(Facts):
 
 
 class DatasetFacts(Facts):
-    """Edits from a data set, the first of each subject; what no edit touches are other such records.
-
-    edits, texts: a file, a folder, or a hub name, "owner/name" or "owner/name:configuration" (its train split); texts
-    also as in `plain_texts`. chat: whether the prompts are questions to a chat model, put into its chat template.
-    cache: a folder for what the model was found to know (None: it is asked again each time).
-    """
+    """Edits from a data set, the first of each subject; what no edit touches are other such records. edits, texts: a
+    file, a folder, or a hub name, "owner/name" or "owner/name:configuration" (its train split); texts also as in
+    `plain_texts`. chat: the prompts are questions to a chat model, put into its chat template. cache: a folder for what
+    the model was found to know (None: it is asked again each time)."""
 
     def __init__(self, model, edits: str, texts: str, cache: Path | None = None, chat: bool = False):
         self.model, self.source, self.corpus, self.cache, self.chat = model, edits, texts, cache, chat

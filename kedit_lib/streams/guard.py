@@ -1,8 +1,7 @@
 """A guard for edit sequences: it asks known facts again between edits, and a sequential test raises the alarm.
 
-    guard = kedit.CollapseGuard(canaries)            # (prompt, answer) pairs or edits that nobody makes
-    run = kedit.run_stream(model, edits, method, guard=guard)            # warns, stops, rolls back, or writes one batch
-    guard.check(model)                               # after each edit of any other tool's loop
+    guard = kedit.CollapseGuard(canaries)
+    run = kedit.run_stream(model, edits, method, guard=guard)  # or guard.check(model) after each edit of another loop
 
 A look asks `looks_at` canaries, drawn anew; x = 1 for a lost one. While at most a share τ (`tolerated`) is lost,
 L = Π (q/τ)^x ((1 − q)/(1 − τ))^(1 − x) from any look on is a supermartingale (q: `noticed`), and so is the mixture
@@ -40,7 +39,7 @@ SURE = 0.5  # least probability of a continuation that the model itself supplies
 
 
 class Collapsing(UserWarning):
-    """Warning: the guard's alarm."""
+    """The guard's alarm."""
 
 
 @dataclass
@@ -103,8 +102,13 @@ class CollapseGuard:
             rule = f"use one of {', '.join(ACTIONS)}" if outside[0] == "action" else f"needed are {rule}"
             raise KeditError(f"guard: {outside[0]} = {getattr(self, outside[0])!r}; {rule}")
         if self.canaries is not None:
-            given = self.canaries if isinstance(self.canaries, Iterable) else [self.canaries]
-            self.canaries = [canary if isinstance(canary, Edit) else _pair(canary) for canary in given]
+            self.canaries = list(self.canaries) if isinstance(self.canaries, Iterable) else [self.canaries]
+            for i, canary in enumerate(self.canaries):
+                try:
+                    self.canaries[i] = canary if isinstance(canary, Edit) else PAIR.validate_python(canary)
+                except ValidationError:
+                    pairs = "give (prompt, answer) pairs of text, or edits (kedit.load_edits)"
+                    raise KeditError(f"guard: canary {canary!r:.60} is none; {pairs}") from None
 
     def __str__(self) -> str:
         if not self.readings:
@@ -137,8 +141,8 @@ class CollapseGuard:
         hf, tokenizer = getattr(model, "hf", model), tokenizer or getattr(model, "tokenizer", None)
         if tokenizer is None:
             raise KeditError("guard: a transformers model comes without its tokenizer; pass tokenizer=")
-        pairs = own_canaries(hf, tokenizer, 4 * self.looks_at, self.seed) if self.canaries is None else self.canaries
-        pairs = [p if isinstance(p, tuple) else (p.text, p.target_true) for p in pairs]
+        given = own_canaries(hf, tokenizer, 4 * self.looks_at, self.seed) if self.canaries is None else self.canaries
+        pairs = [one if isinstance(one, tuple) else (one.text, one.target_true) for one in given]
         rows = [[encode(tokenizer, p), list(target_ids(tokenizer, p, a))] for p, a in pairs if a is not None]
         self._known = [row for row, right in zip(rows, _says(hf, rows), strict=True) if right]
         if len(self._known) < 10:
@@ -206,14 +210,6 @@ def alarms_at(looks, norms=(), batch: int = 1, **settings) -> int | None:
         if guard.swollen or edits in looks and guard.judge(edits, *looks[edits]).alarm:
             return edits
     return None
-
-
-def _pair(canary) -> tuple[str, str]:
-    try:
-        return PAIR.validate_python(canary)
-    except ValidationError:
-        pairs = "give (prompt, answer) pairs of text, or edits (kedit.load_edits)"
-        raise KeditError(f"guard: canary {canary!r:.60} is none; {pairs}") from None
 
 
 def own_canaries(hf, tokenizer, n: int, seed: int) -> list[tuple[str, str]]:

@@ -41,25 +41,17 @@ def streams_of(profile: Profile) -> dict[str, Stream]:
     """The streams that are executed live: λ as published (per d_ff), MEMIT in each of the profile's batch sizes."""
     sizes = [size if size < profile.n_edits else None for size in sorted(set(profile.batch_sizes) - {1})]
     sized = [Stream(f"memit-b{size}" if size else "memit-mass", "memit", size) for size in sizes]
-    return _written()[0]["main"] | _by_name(sized)
+    return _written()[0]["main"] | {stream.name: stream for stream in sized}
 
 
 def groups_of(profile: Profile) -> dict[str, dict[str, Stream]]:
     """The named streams, grouped by the question they answer. "scaled": λ/d_ff a tenth or ten times the published one,
     such as "memit@0.1"; "settings" also has those with optimisation steps ρ‖v₀‖ long, such as "memit-rho2"."""
     (written, stepped), main = _written(), streams_of(profile)
-    names = [name for name in ("memit", "pmet", "memit-mass") if name in main]
-    scales = [scale for scale in profile.lambda_scales if scale != 1]
-    scaled = [replace(main[n], name=f"{n}@{scale:g}", scale=scale) for n in names for scale in scales]
+    scales = [(name, scale) for name in ("memit", "pmet", "memit-mass") for scale in profile.lambda_scales]
+    scaled = [replace(main[n], name=f"{n}@{x:g}", scale=x) for n, x in scales if n in main and x != 1]
     known = main | {name: stream for group in written.values() for name, stream in group.items()}
     steps = [(name, 2.0) for name in main if name != "ft"] + [(n, rho) for rho, some in stepped.items() for n in some]
-    settings = written["settings"] | _by_name(replace(known[n], name=f"{n}-rho{r:g}", rho=r) for n, r in steps)
-    return written | {"main": main, "scaled": _by_name(scaled), "settings": settings}
-
-
-def every_stream(profile: Profile) -> dict[str, Stream]:
-    return {name: stream for group in groups_of(profile).values() for name, stream in group.items()}
-
-
-def _by_name(streams) -> dict[str, Stream]:
-    return {stream.name: stream for stream in streams}
+    stepping = [replace(known[n], name=f"{n}-rho{rho:g}", rho=rho) for n, rho in steps]
+    added = {"scaled": scaled, "settings": [*written["settings"].values(), *stepping]}
+    return written | {"main": main} | {group: {s.name: s for s in streams} for group, streams in added.items()}

@@ -1,6 +1,5 @@
 """Whether a model can be edited on this machine, where, and what that will cost."""
 
-import contextlib
 import math
 import time
 from fnmatch import filter as matching
@@ -23,13 +22,12 @@ from ..models.causal_trace import causal_trace
 from ..models.loading import load_model
 from ..models.model import EditableModel
 from ..models.tokenization import check_edit, encode, target_ids
-from .edit_sets import load_edits
+from .edit_sets import load_edits, read_edits
 from .named_streams import streams_of
 
 TRACED, SAMPLES = 5, 3  # known facts that are traced, and noises for each
 LAYER_EDITS = 20  # that the notebook on one's own model makes, at several layers
 GIB = 2**30
-DATA = read_yaml(Path(__file__).with_suffix(".yaml"))
 
 
 def check_model(model, edits=None, profile: str | Profile | None = None, write: bool = True) -> pd.DataFrame:
@@ -115,7 +113,8 @@ def notebook_minutes(profile: Profile, seconds_an_edit: float, seconds_a_questio
     asked = (1 + profile.n_edits / profile.checkpoint_every) * profile.untouched * seconds_a_question
     stream = len(profile.live_orders) * (profile.n_edits * seconds_an_edit + asked)
     live, single = streams_of(profile), profile.n_single
-    names = {n: {s for pattern in shown for s in matching(live, pattern)} for n, shown in DATA["streams"].items()}
+    shown = read_yaml(Path(__file__).with_suffix(".yaml"))
+    names = {n: {s for pattern in some for s in matching(live, pattern)} for n, some in shown.items()}
     alone = {"00": 1, "01": 2 * single, "04": sum(profile.mass_sizes), "08": LAYER_EDITS, "11": single}
     names["all"], alone["all"] = set().union(*names.values()), sum(alone.values())
     return {n: (len(names[n]) * stream + alone.get(n, 0) * seconds_an_edit) / 60 for n in names}
@@ -132,11 +131,7 @@ def roughly(value: float, least: float) -> str:
 def _own_edits(model) -> list[Edit]:
     if model.name in LAB_MODELS:
         return load_edits("lab", model=model, limit=2 * TRACED)
-    writable = []
-    for edit in (Edit(**fact) for fact in DATA["facts"]):
-        with contextlib.suppress(KeditError):
-            check_edit(model.tokenizer, edit)
-            writable.append(edit)
+    writable, _ = read_edits(Path(__file__).with_name("well_known.csv"), model)
     if not writable:
         raise KeditError(f"check_model: {model.name} can write none of the well-known facts; pass edits it may know")
     return writable

@@ -47,21 +47,21 @@ def run_stream(
     stop_below: float | None = None,
     guard: CollapseGuard | None = None,
 ) -> Run:
-    """Apply `edits` in batches of `batch_size`, one batch on top of the other, from the unedited weights.
+    """Apply `edits` in batches of `batch_size`, one batch on top of the other, from the unedited weights. The model
+    comes back with the weights it had before the call.
 
     moments, contexts: as in `method.apply`. probes: measured before the first edit and at every checkpoint (None: the
-    edits themselves). history: what a method that keeps one starts from (method.new_history), not changed; None: an
-    empty one. store: a folder; the same call again returns the finished run or resumes a killed one (None: no files).
-    checkpoint_every: edits between checkpoints (a batch is never cut). dense_every: their spacing until the model is
-    dead (untouched accuracy below 0.5); None: 10 or less. known: a folder for the probes' answers on the unedited
-    model; streams that share it ask once. stop_below: the stream ends AFTERMATH edits after the median optimised
-    probability of the last WINDOW edits has sunk below this (None: every edit is made). guard: asks known facts between
-    edits and acts when too many are lost.
+    edits themselves). history: what a method that keeps one starts from (method.new_history), not changed (None: an
+    empty one). store: a folder; the same call again returns the finished run or resumes a killed one (None: no files).
+    checkpoint_every: edits between checkpoints (a batch is never cut); dense_every: until the model is dead (untouched
+    accuracy below 0.5; None: 10 or less). known: a folder for the probes' answers on the unedited model; streams that
+    share it ask once. stop_below: the stream ends AFTERMATH edits after the median optimised probability of the last
+    WINDOW edits has sunk below this (None: never). guard: asks known facts between edits and acts when many are lost.
 
-    The model comes back with the weights it had before the call. Ctrl-C finishes the edit at hand and writes a
-    checkpoint before it is raised. A second process with the same call waits for the first, and says so. KeditError
-    before anything runs for what `method.apply` would refuse in any edit, or a store that cannot be written; later for
-    an edit that gives NaN, memory or a disk that is full, with the checkpoint from which the same call resumes.
+    Ctrl-C finishes the edit at hand and writes a checkpoint before it is raised. A second process with the same call
+    waits for the first, and says so. KeditError before anything runs for what `method.apply` would refuse in any edit,
+    or a store that cannot be written; later for an edit that gives NaN, memory or a disk that is full, with the
+    checkpoint from which the same call resumes.
     """
     edits = check_edits(edits, "stream")
     check_kind("stream: method", method, (Method, Transfer), "give one, such as kedit.method_for(model, 'memit')")
@@ -123,7 +123,6 @@ def run_stream(
 
 
 def edits_hash(edits) -> str:
-    """A hash of a list of edits, for manifests."""
     return hashlib.sha256("\n".join(map(repr, edits)).encode()).hexdigest()
 
 
@@ -234,8 +233,8 @@ class _Stream:
             n = len(call.edits)
             which = f"edit {done + 1}" if n == 1 else f"edits {done + 1} to {done + n}"
             where = f"{call.edits[0].subject!r}, layers {', '.join(map(str, self.method.layers))}"
-            said = f"stream stopped at {which} of {total} ({where}): {error}"
-            raise KeditError(f"{said}; {self.folder.last_checkpoint()}") from error
+            kept = "".join(f"; last healthy checkpoint: {folder}" for folder in self.folder.checkpoints()[:1])
+            raise KeditError(f"stream stopped at {which} of {total} ({where}): {error}{kept}") from error
         return edit_rows(self.model, outcome, drift, done, time.perf_counter() - begin)
 
     def _watch(self) -> None:
@@ -272,5 +271,5 @@ class _Stream:
             self.guard.resume(**saved.state["guard"])
         begun, here = saved.state["arithmetic"], arithmetic(self.model.device)
         if changed := "; ".join(f"{n} {begun.get(n)}, now {here[n]}" for n in here if begun.get(n) != here[n]):
-            said = f"{self.folder.path}: was begun with {changed}; the last digits may differ from there on"
-            warnings.warn(said, stacklevel=4)
+            also = "the last digits may differ from there on"
+            warnings.warn(f"{self.folder.path}: was begun with {changed}; {also}", stacklevel=4)

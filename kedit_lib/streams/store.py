@@ -27,14 +27,11 @@ VITAL = ("accuracy", "untouched")  # metric and cohort by which a model is alive
 
 @dataclass
 class Run:
-    """A finished stream.
-
-    edits: one row per edit with probability_first/_last, steps, delta_ratio = ‖δ‖/‖v₀‖ (FT: NaN), s_<layer> and
-    written_<layer> where the method has them (see Outcome), dW_<layer> = ‖ΔW‖_F of its batch, W_<layer> = ‖W‖_F after
-    it, along_<layer> = cosine of ΔW with the sum of the layer's earlier updates (NaN: there is none), seconds, …
-    checkpoints: long form, with edits_done, metric, cohort, value, n. manifest: everything that decided the numbers,
-    and where and when they were made. path: its folder (None: not stored).
-    """
+    """A finished stream. edits: one row per edit with probability_first/_last, steps, delta_ratio = ‖δ‖/‖v₀‖ (FT: NaN),
+    s_<layer> and written_<layer> where the method has them (see Outcome), dW_<layer> = ‖ΔW‖_F of its batch, W_<layer> =
+    ‖W‖_F after it, along_<layer> = cosine of ΔW with the sum of the layer's earlier updates (NaN: there is none),
+    seconds, … checkpoints: long form, with edits_done, metric, cohort, value, n. manifest: everything that decided the
+    numbers, and where and when they were made. path: its folder (None: not stored)."""
 
     edits: pd.DataFrame
     checkpoints: pd.DataFrame
@@ -62,11 +59,9 @@ class Run:
 
 
 def collapse_point(run, kind: str = "optimisation") -> int | None:
-    """The edit at which a stream has collapsed; None: it has not.
-
-    "optimisation": the first at which the median of the final optimised probability over the last 25 edits is below
-    half its value over the first 25. "model": the first checkpoint at which accuracy on untouched facts is below 0.5.
-    """
+    """The edit at which a stream has collapsed; None: it has not. "optimisation": the first at which the median of the
+    final optimised probability over the last 25 edits is below half its value over the first 25. "model": the first
+    checkpoint at which accuracy on untouched facts is below 0.5."""
     if kind == "optimisation":
         p = run.edits["probability_last"]
         low = (p.rolling(WINDOW).median() < p.head(WINDOW).median() / 2).to_numpy().nonzero()[0] + 1
@@ -137,8 +132,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Lock the folder for this process; another one warns and waits. The lock ends with the process. KeditError for
-        a folder that cannot be written."""
+        """Lock the folder; another process warns and waits. KeditError for one that cannot be written."""
         if self.path is None:
             yield
             return
@@ -170,12 +164,12 @@ class RunFolder:
             (partial / "state.json").write_text(json.dumps(state))
             sums = {file.name: checksum(file) for file in sorted(partial.iterdir())}
             (partial / "checksums.json").write_text(json.dumps(sums))
-        for old in self._checkpoints()[2:]:
+        for old in self.checkpoints()[2:]:
             remove(old)
 
     def newest_checkpoint(self, clean: bool = False) -> Checkpoint | None:
         """The newest undamaged checkpoint, with a warning for each damaged one. clean: remove these (if it is held)."""
-        there = self._checkpoints()
+        there = self.checkpoints()
         for folder, before in zip_longest(there, there[1:]):
             try:
                 return self._read(folder)
@@ -186,11 +180,7 @@ class RunFolder:
                 remove(folder)
         return None
 
-    def last_checkpoint(self) -> str:
-        """For messages: where the newest checkpoint lies."""
-        return f"last healthy checkpoint: {there[0]}" if (there := self._checkpoints()) else "no checkpoint is stored"
-
-    def _checkpoints(self) -> list[Path]:
+    def checkpoints(self) -> list[Path]:
         """The newest first."""
         return [] if self.path is None else sorted(self.path.glob("at-*"), reverse=True)
 
@@ -210,7 +200,7 @@ class RunFolder:
 
     def finish(self, edits: pd.DataFrame, checkpoints: pd.DataFrame, manifest: dict) -> dict:
         """Write the final tables, the manifest last: a folder with a manifest is complete. The manifest as stored."""
-        for old in self._checkpoints()[1:]:
+        for old in self.checkpoints()[1:]:
             remove(old)
         if self.path is None:
             return json.loads(json.dumps(manifest))

@@ -11,7 +11,7 @@ from library import refused
 import kedit_lib as kedit
 from kedit_lib.analysis import forecast
 from kedit_lib.streams import bench as streams
-from kedit_lib.streams.named_streams import every_stream, groups_of
+from kedit_lib.streams.named_streams import groups_of
 
 pytestmark = pytest.mark.slow
 N = 6
@@ -81,11 +81,11 @@ def test_more_is_written_earlier_it_dies(bench):
 
 
 def test_every_stream_of_the_catalogue_makes_a_method(bench):
-    for name in every_stream(bench.profile):
+    for name in bench.streams:
         method = bench.method(name)
         assert method.layers, name
     assert bench.method("memit-anchored").norm_anchor > 0
     assert bench.method("alphaedit-rank").nullspace_rank == round(7 / 8 * bench.model.d_ff)
-    every = every_stream(bench.profile)
-    assert all(every[name] == stream for group in groups_of(bench.profile).values() for name, stream in group.items())
-    assert all(s.brief for s in groups_of(bench.profile)["causes"].values())
+    groups = groups_of(bench.profile)
+    assert all(bench.streams[name] == stream for group in groups.values() for name, stream in group.items())
+    assert all(s.brief for s in groups["causes"].values())
