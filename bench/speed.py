@@ -32,7 +32,7 @@ import kedit_lib.editing as methods
 from kedit_lib.editing.compute_z import Doubtful
 from kedit_lib.models.llama import multiplies_in_bfloat16
 from kedit_lib.models.suffix import Tails
-from kedit_lib.streams.cost import peak_memory
+from kedit_lib.streams.bench import peak_memory
 
 FIGURES = Path(__file__).resolve().parents[1] / "figures"
 # What the phases are made of; whatever else an edit takes is "rest": tokens, checks, copies of weights.

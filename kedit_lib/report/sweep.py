@@ -25,8 +25,7 @@ from ..data.config import LAST_ORDER, Profile, load_profile
 from ..data.provenance import ALGORITHMS, key_of
 from ..errors import KeditError, explained
 from ..streams import interrupts
-from ..streams.bench import Bench, committed_runs
-from ..streams.cost import batch_cost
+from ..streams.bench import Bench, batch_cost, committed_runs
 from ..streams.named_streams import groups_of, streams_of
 from ..streams.store import Run, RunFolder, write_tables
 from .reproduce import PACKAGE, hash_files, parse_orders

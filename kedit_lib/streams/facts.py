@@ -20,8 +20,7 @@ from ..evaluation.side_effects import SELDOM, family_probes, other_prompts
 from ..lab import corpus, moment_texts, world_of
 from ..lab import edits as lab
 from ..models.self_text import SELF, WRITTEN, self_texts
-from .edit_sets import read_edits
-from .known import ASKED, KnownAnswers, known_world
+from .edit_sets import ASKED, KnownAnswers, known_world, read_edits
 
 HELD_OUT, HEALTH_TEXTS = 40, 10  # documents for perplexity, which C never sees; of these, for hidden states
 REFERENCE, IDF_TEXTS = 25, 200  # lab facts that ‖v₀‖ is measured on; lab documents that words are counted on

@@ -138,17 +138,12 @@ def _own_edits(model) -> list[Edit]:
 
 
 def _recognised(model) -> dict:
-    config, tokenizer, mlp_norm, pad = (
-        model.hf.config,
-        model.tokenizer,
-        model.layout.mlp_norm,
-        model.tokenizer.pad_token,
-    )
+    config, tokenizer, mlp_norm = model.hf.config, model.tokenizer, model.layout.mlp_norm
     embedded, heads = model.hf.get_input_embeddings(), getattr(config, "num_attention_heads", None)
     groups = getattr(config, "num_key_value_heads", None) or heads
     begins = tokenizer.bos_token_id in encode(tokenizer, "The capital of France is")[:1]
     marked = tokenizer.convert_ids_to_tokens(target_ids(tokenizer, "It is", "a town"))[0]
-    tied = model.hf.get_output_embeddings().weight is embedded.weight
+    pad, tied = tokenizer.pad_token, model.hf.get_output_embeddings().weight is embedded.weight
     beside = config.model_type == "gptj" or getattr(config, "use_parallel_residual", False)
     return {
         "model": model.name,

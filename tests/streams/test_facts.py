@@ -74,7 +74,7 @@ def test_facts_that_the_model_does_not_know_are_left_out_and_counted(material, t
         assert not any(e.subject.startswith("Nobody") for e in material.edits(N_RECORDS, seed))
     assert f"{N_RECORDS + UNKNOWN} facts" in material.selection and f"does not know {UNKNOWN}" in material.selection
     again = DatasetFacts(material.model, material.source, material.corpus, tmp_path)
-    monkeypatch.setattr("kedit_lib.streams.known.generation_accuracy", lambda *given, **named: 1 / 0)
+    monkeypatch.setattr("kedit_lib.streams.edit_sets.generation_accuracy", lambda *given, **named: 1 / 0)
     assert again.edits(N_RECORDS, 0) == material.edits(N_RECORDS, 0) and again.selection == material.selection
     plain = DatasetFacts(material.model, material.source, material.corpus)
     plain.records = [replace(e, target_true=None) for e in material.records]

@@ -12,9 +12,9 @@ from kedit_lib.data.config import results_folder
 from kedit_lib.data.words import places
 from kedit_lib.data.world import RELATIONS, Fact, KnownWorld, alike, geography
 from kedit_lib.evaluation import generation_accuracy
-from kedit_lib.streams import known as asking
+from kedit_lib.streams import edit_sets as asking
+from kedit_lib.streams.edit_sets import known_world
 from kedit_lib.streams.facts import facts_of
-from kedit_lib.streams.known import known_world
 
 
 @pytest.fixture(scope="module")
