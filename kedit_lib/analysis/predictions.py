@@ -16,7 +16,6 @@ from ..data.config import REPOSITORY
 from ..data.yaml_text import parse
 
 PATH = REPOSITORY / "params" / "predictions.yaml"
-POINTS = ["N_optimisation", "N_model"]
 
 
 def scored(found: pd.DataFrame, notebook: str | None = None, figures: Path | None = None) -> pd.DataFrame:
@@ -25,7 +24,7 @@ def scored(found: pd.DataFrame, notebook: str | None = None, figures: Path | Non
     3", or not testable (there is no such run). found: `runs.outcomes` of every stream there is. figures: the folder of
     the tables (None: figures/, or where KEDIT_FIGURES says)."""
     folder = Path(figures or os.environ.get("KEDIT_FIGURES") or REPOSITORY / "figures")
-    found = found.assign(**{point: found[point].astype(float).fillna(inf) for point in POINTS})
+    found = found.assign(**{n: found[n].astype(float).fillna(inf) for n in ("N_optimisation", "N_model")})
     rows = []
     for one in parse(PATH.read_text(encoding="utf-8"), PATH.name):
         if notebook in (None, one["notebook"]):

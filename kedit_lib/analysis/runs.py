@@ -4,25 +4,19 @@ sns.lineplot(runs.query("metric == 'accuracy' and cohort == 'untouched'"), x="ed
 """
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from ..data.yaml_text import read_yaml
 from ..errors import KeditError
 from ..streams.bench import committed_runs, data_folder
 from ..streams.store import WINDOW, Run, collapse_point, read_tables
 
 LABELS = ["model", "stream", "setting", "order"]
 EDIT = "each edit"  # the cohort of what is measured while an edit is made
-OF_EDITS = {
-    "probability_first": "first probability",
-    "probability_last": "optimised probability",
-    "steps": "steps",
-    "delta_ratio": "‖δ‖/‖v₀‖",
-    "v0_norm": "‖v₀‖",
-    "seconds": "seconds",
-}
-OF_LAYERS = {"along_": "cosine with earlier updates", "W_": "‖W‖"}
+CALLED = read_yaml(Path(__file__).with_suffix(".yaml"))
 
 
 def setting_of(name: str) -> tuple[str, str]:
@@ -34,8 +28,8 @@ def setting_of(name: str) -> tuple[str, str]:
 def tidy(run: Run, **labels) -> pd.DataFrame:
     """One run in long form: the labels, then edits, metric, cohort, value, n. What is measured while edit i is made has
     edits = i and the cohort "each edit"."""
-    about = {name: (metric, EDIT) for name, metric in OF_EDITS.items() if name in run.edits}
-    for prefix, metric in OF_LAYERS.items():
+    about = {name: (metric, EDIT) for name, metric in CALLED["edits"].items() if name in run.edits}
+    for prefix, metric in CALLED["layers"].items():
         layers = (name for name in run.edits if name.startswith(prefix))
         about |= {name: (metric, name.replace(prefix, "layer ")) for name in layers}
     made = run.edits.melt("edit", list(about), "column").rename(columns={"edit": "edits"})

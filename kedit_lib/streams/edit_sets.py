@@ -37,10 +37,9 @@ def load_edits(
     wordings or more, which is asked once and kept in results/known. Of others, `limit` draws a sample of that size by
     the seed (None: all, in their order); with `model`, only of what its tokenizer can write. chat: the prompts are
     questions to a chat model and are put into the chat template of `model`. hub: keywords of `datasets.load_dataset`
-    for folders and hub names, such as split, name and data_files.
-
-    In CSV, lists are written as JSON. Records that cannot be an edit are left out with one warning; `read_edits` gives
-    the reasons, which name the record and the field. KeditError where no record can be one.
+    for folders and hub names, such as split, name and data_files. In CSV, lists are written as JSON. Records that
+    cannot be an edit are left out with one warning; `read_edits` gives the reasons, which name the record and the
+    field. KeditError where no record can be one.
     """
     source = str(source)
     if source in MADE:

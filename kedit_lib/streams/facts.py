@@ -1,5 +1,6 @@
 """What a bench asks a model: edits, and facts that no edit touches, of the lab, a data set or the real world."""
 
+import contextlib
 import os
 import random
 from dataclasses import replace
@@ -286,10 +287,7 @@ def kept_facts(facts: Facts, edits, n: int, untouched: int, seed: int) -> list[t
 def plain_texts(model, source: str = AUTO, tokens: int = WRITTEN) -> list[str]:
     """Documents of plain text: "self": what the model writes itself, at least so many tokens; "auto": the hub's
     WikiText-2, or that where the hub cannot be reached; else as in `read_texts`."""
-    try:
-        if source != SELF:
-            return read_texts(WIKITEXT if source == AUTO else source)
-    except KeditError:
-        if source != AUTO:
-            raise
-    return self_texts(model, tokens)
+    if source == AUTO:
+        with contextlib.suppress(KeditError):
+            return read_texts(WIKITEXT)
+    return self_texts(model, tokens) if source in (SELF, AUTO) else read_texts(source)

@@ -186,10 +186,9 @@ class RunFolder:
 
     def _read(self, folder: Path) -> Checkpoint:
         sums = json.loads((folder / "checksums.json").read_text())
-        if {*sums, "checksums.json"} != {file.name for file in folder.iterdir()}:
-            raise ValueError("a file is missing, or one too many")
-        for name, expected in sums.items():
-            _check(folder / name, expected)
+        there = {file.name: checksum(file) for file in folder.iterdir() if file.name != "checksums.json"}
+        if changed := dict(sums.items() ^ there.items()):
+            raise ValueError(f"{min(changed)} is missing, one too many, or not what was written")
         state = json.loads((folder / "state.json").read_text())
         if (state["key"], f"at-{state['done']:06d}") != (self.key, folder.name):
             raise ValueError("it was moved here from elsewhere")
@@ -235,14 +234,10 @@ def read_tables(folder, prefix: str):
     try:
         manifest = json.loads((Path(folder) / f"{prefix}manifest.json").read_text())
         for name, expected in manifest.get("checksums", {}).items():  # none in manifests from before they were stored
-            _check(paths[TABLES.index(name)], expected)
+            if checksum(path := paths[TABLES.index(name)]) != expected:
+                raise ValueError(f"{path.name} is not what was written (checksum mismatch)")
         tables = [pd.read_parquet(path) for path in paths]
     except (OSError, ValueError, AttributeError) as error:
         problem = f"{folder}/{prefix or '*'}: stored run cannot be read ({error})"
         raise KeditError(f"{problem}; remove it and run again") from None
     return *tables, manifest
-
-
-def _check(path: Path, expected: str) -> None:
-    if checksum(path) != expected:
-        raise ValueError(f"{path.name} is not what was written (checksum mismatch)")
