@@ -27,7 +27,6 @@ from .named_streams import streams_of
 
 TRACED, SAMPLES = 5, 3  # known facts that are traced, and noises for each
 LAYER_EDITS = 20  # that the notebook on one's own model makes, at several layers
-GIB = 2**30
 
 
 def check_model(model, edits=None, profile: str | Profile | None = None, write: bool = True) -> pd.DataFrame:
@@ -70,7 +69,7 @@ def check(model, edits=None, profile: str | Profile | None = None, write: bool =
     # Editing keeps W₀ and W's sum for each edited layer, C and its factor.
     kept = model.d_model * model.d_ff * (model.weight(0).element_size() + 4) + model.d_ff**2 * 12
     rows = _recognised(model) | {
-        "memory, GiB: weights, while editing": f"{weights / GIB:.2g}, {(weights + len(memit) * kept) / GIB:.2g}",
+        "memory, GiB: weights, while editing": f"{weights / 2**30:.2g}, {(weights + len(memit) * kept) / 2**30:.2g}",
         "facts it knows, of those asked": f"{len(known)} of {len(given)}",
         "facts left out as unknown": unknown,
         "one edit, by ROME with C off": f"{tried.text} {tried.target_new}",

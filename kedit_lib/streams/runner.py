@@ -160,9 +160,8 @@ class _Stream:
             if not saved:
                 self.guard.check(self.model, 0)
             self.healthy = self._checkpoint()
-        name = f"{self.method.name} b{self.batch_size}"
-        options = {"total": len(self.call.edits), "initial": self.done, "unit": "edit", "mininterval": 2}
-        with tqdm(desc=name, disable=no_bar(progress), **options) as bar, postponed() as stop:
+        options = {"total": len(self.call.edits), "initial": self.done, "disable": no_bar(progress), "mininterval": 2}
+        with tqdm(desc=f"{self.method.name} b{self.batch_size}", unit="edit", **options) as bar, postponed() as stop:
             while True:
                 n = self._length()
                 looked = not stop() and self._look(n)
