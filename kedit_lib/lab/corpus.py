@@ -1,6 +1,5 @@
-"""What a lab model is trained on and its second moments are taken over: documents about the world (statements, short
-biographies, plain text). Plain text names nobody: as in real text, most tokens are about no subject that is edited, so
-the keys of subjects are rare directions of C. Its grammar is in world.yaml."""
+"""The documents that a lab model is trained on and C is taken over: statements, short biographies, and plain text that
+names nobody. As in real text, most tokens are about no edited subject, so that keys are rare directions of C."""
 
 import random
 import re
@@ -53,10 +52,9 @@ def plain(world: World, rng: random.Random) -> str:
 
 
 def documents(world: World, seed: int, known: Callable[[], int] | None = None) -> Iterator[str]:
-    """The training mixture without end, seeded, objects marked. known: called before each document, gives how many
-    people (the first ones) the corpus speaks of so far; None: all. People and (person, relation, template) triples are
-    drawn without replacement, pass after pass, so that every fact is stated about equally often under every
-    template."""
+    """The training mixture without end, objects marked. known: called before each document, gives how many people (the
+    first ones) it may speak of; None: all. People and (person, relation, template) triples are drawn without
+    replacement, pass after pass, so that every fact is stated about equally often under every template."""
     rng = random.Random(f"corpus-{world.seed}-{seed}")
     phrasings = [(r, t) for r in world.relations.values() for t in r.templates]
     people, triples = [], []

@@ -1,5 +1,4 @@
-"""Edits of lab facts, the facts around them that should not move, and what follows from an edit: all functions of the
-world, the edit and a seed."""
+"""Edits of lab facts, the facts around them that should not move, and what follows from an edit."""
 
 import random
 
@@ -14,9 +13,8 @@ ONE_STEP = "The birthplace of {} is a city in"
 
 
 def lab_edits(world: World, limit: int, seed: int = 0, people=None) -> list[Edit]:
-    """`limit` edits, one per person: a relation, one of its phrasings, and a false object in place of the true one. The
-    seed decides the sample of people, their order and everything else; fewer edits of one seed are the first of more.
-    people: draw from these (None: all but the development people)."""
+    """`limit` edits, one per person of `people` (None: all but the development people): a relation, one of its
+    phrasings, and a false object in place of the true one. The seed decides all; fewer edits are the first of more."""
     pool = list(world.streamed if people is None else people)
     if not 1 <= limit <= len(pool):
         there = f"there are {len(pool)} people to edit, one edit each"
@@ -64,8 +62,8 @@ def near_facts(world: World, edit: Edit, rng: random.Random, n: int = 10) -> lis
 
 def lab_around(world: World, edit: Edit, rng: random.Random) -> tuple[list, list]:
     """(prompt, answer) pairs that an edit should leave alone: near facts of others, and the subject's other facts."""
-    near, own = near_facts(world, edit, rng), other_facts(world, edit)
-    return tuple([(ask(world, f, rng), f.object) for f in facts] for facts in (near, own))
+    around = near_facts(world, edit, rng), other_facts(world, edit)
+    return tuple([(ask(world, f, rng), f.object) for f in facts] for facts in around)
 
 
 def ask(world: World, fact: Fact, rng: random.Random) -> str:
@@ -73,14 +71,9 @@ def ask(world: World, fact: Fact, rng: random.Random) -> str:
 
 
 def consequences(world: World, edit: Edit) -> tuple[Question, ...]:
-    """The questions of one edit; each kind is a cohort.
-
-    pronoun                 the subject is named in another true sentence, the fact is asked of He or She
-    country through city    birthplaces: the model names the city and is asked where it lies (one hop, spelled out)
-    country in one step     birthplaces: the country of birth at once; no text names a person and a country together
-
-    Moves within one country have no country questions.
-    """
+    """The questions of one edit; each kind is a cohort. "pronoun": the subject is named in another true sentence, the
+    fact is asked of He or She. For birthplaces in another country also "country through city": the model names the city
+    and is asked where it lies; "country in one step": the country of birth, which no text names beside a person."""
     rng = _rng(world, edit)
     other = rng.choice(other_facts(world, edit))
     called = world.relations[edit.relation].pronoun.format("She" if edit.subject in world.female else "He")

@@ -1,5 +1,4 @@
-"""The lab's ground truth: invented people, their facts, and the phrasings of each fact, a function of a seed and the
-number of people. Every fact that a lab model was taught can be listed. Words and phrasings are in world.yaml."""
+"""The lab's ground truth: invented people, their facts and the phrasings of each, whose words are in world.yaml."""
 
 from __future__ import annotations
 
@@ -48,7 +47,7 @@ class World:
     @cached_property
     def development(self) -> tuple[str, ...]:
         """People on whose facts layers are chosen, and whom no edit sequence edits or asks about: all whose both names
-        are among a few drawn ones. They share names among themselves, and were learnt neither early nor late."""
+        are among a few drawn ones. They share names, and were learnt neither early nor late."""
         rng, enough = random.Random(f"development-{self.seed}"), min(DEVELOPMENT, len(self.people) // 2)
         first, last = (rng.sample(names, len(names)) for names in self.names)
         drawn = ({f"{a} {b}" for a in first[:k] for b in last[:k]} for k in range(1, len(first) + 1))

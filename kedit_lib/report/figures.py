@@ -13,6 +13,7 @@ from matplotlib.ticker import FixedLocator, FormatStrFormatter, NullLocator, Sca
 from PIL import Image as Picture
 
 from ..data.config import REPOSITORY
+from ..data.yaml_text import read_yaml
 
 # Okabe–Ito, for colour-blind readers; line styles and markers repeat the distinction.
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
@@ -28,10 +29,7 @@ def style() -> None:
     of a notebook."""
     pd.set_option("display.max_colwidth", 120, "styler.format.escape", "html")  # whole prompts
     pd.set_option("display.multi_sparse", False, "styler.sparse.index", False)  # a row that moves keeps its names
-    looks = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25}
-    looks |= {"figure.constrained_layout.w_pad": 0.09, "figure.constrained_layout.h_pad": 0.09}  # inches
-    looks |= {"figure.dpi": 110, "savefig.dpi": 110, "legend.frameon": False, "pdf.compression": 9}
-    looks |= {"svg.hashsalt": "kedit"}  # the same figure gives the same file
+    looks = read_yaml(Path(__file__).with_name("figures.yaml"))
     sns.set_theme(context="notebook", style="ticks", palette=PALETTE, rc=looks)
 
 

@@ -1,6 +1,4 @@
-"""One notebook: papermill injects its parameters, nbclient executes it, and `tidy` makes it the same file for the same
-numbers: without times, random ids, process numbers and absolute paths.
-"""
+"""One notebook: papermill injects its parameters, nbclient executes it."""
 
 import os
 import re
@@ -73,7 +71,7 @@ def environment(run: Run) -> dict[str, str]:
 
 
 def tidy(notebook, root: Path) -> None:
-    """Reduce an executed notebook to its author's text and its numbers."""
+    """Make an executed notebook the same file for the same numbers: no times, no random ids, no paths of a machine."""
     for key in ("papermill", "widgets"):  # live cells are one sentence here
         notebook.metadata.pop(key, None)
     notebook.metadata.get("language_info", {}).pop("version", None)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from importlib.util import find_spec
 from multiprocessing import resource_tracker
+from pathlib import Path
 from typing import Any
 
 import dask
@@ -23,6 +24,7 @@ from distributed import Client, Reschedule, Status, as_completed, get_worker
 
 from ..data.config import LAST_ORDER, Profile, load_profile
 from ..data.provenance import ALGORITHMS, key_of
+from ..data.yaml_text import read_yaml
 from ..errors import KeditError, explained
 from ..streams import interrupts
 from ..streams.bench import Bench, batch_cost, committed_runs
@@ -34,15 +36,7 @@ AGAIN = 40  # edits of a committed stream that is run again
 BESIDE = ("memit", "rome")  # streams of the model beside that are run again each time
 CHECK_FACTS = 0.15  # largest accepted difference in unrelated facts right: three standard errors of a share of 100
 CHECK_MARGIN = 0.05  # largest accepted median difference of the optimised probability over them
-LOCAL = {
-    "distributed.scheduler.worker-saturation": 1.0,  # tasks wait for a free worker, the first one first
-    "distributed.worker.profile.enabled": False,
-    # Dask's own setting makes glibc ask the system for each larger tensor anew: half as fast, or less.
-    "distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_": None,
-    # A worker beyond its memory is ended and its task goes on elsewhere; it could not spill what torch holds.
-    "distributed.worker.memory.spill": False,
-    "distributed.worker.memory.pause": False,
-}
+LOCAL = read_yaml(Path(__file__).with_name("dask.yaml"))
 
 
 def run_streams(profile: Profile, orders, names=None, commit: bool = False) -> None:

@@ -1,6 +1,4 @@
-"""Live cells for JupyterLab: knobs on a bench's model. Each stands below something static that says the same. In a run
-that nobody watches (`make reproduce` sets KEDIT_STATIC) a live cell is one sentence that says where it lives.
-"""
+"""Live cells for JupyterLab: knobs on a bench's model, each below something static that says the same."""
 
 import functools
 import os
@@ -23,7 +21,8 @@ OTHERS = 3  # subjects that a typed prompt is also asked about
 
 
 def live(build, what: str) -> None:
-    """Show the widget that `build` makes; what: what one can do with it, for the sentence in its place."""
+    """Show the widget that `build` makes; in a run that nobody watches (`make reproduce` sets KEDIT_STATIC) a sentence
+    that says what one can do with it."""
     if os.environ.get("KEDIT_STATIC"):
         display(Markdown(f"*Live in JupyterLab (`make lab`, then run this notebook): {what}.*"))
     else:
@@ -31,21 +30,16 @@ def live(build, what: str) -> None:
 
 
 def try_edits(bench, edit: Edit) -> None:
-    """Type a prompt, a subject and a new object, choose a method, see what it does; `edit` is filled in."""
-    live(lambda: edit_knobs(bench, edit), "type an edit of your own, choose a method, and see what it does")
-
-
-def edit_knobs(bench, edit: Edit) -> knobs.interactive:
-    """Fields for one edit, a method and a button; edits are made on the bench's unedited model and taken back."""
+    """Fields for one edit, filled with `edit`, a method and a button. Edits are made on the bench's unedited model and
+    taken back."""
 
     def attempt(prompt: str, subject: str, target_new: str, method: str) -> None:
         try:
             table, said = try_edit(bench, typed_edit(bench, edit, prompt, subject, target_new), method)
-        except KeditError as error:
-            print(f"⚠ {error}")
-        else:
             print(said)
             display(table.round(3))
+        except KeditError as error:
+            print(f"⚠ {error}")
 
     look = {"rows": 1, "layout": knobs.Layout(width="95%")}
     filled = {"prompt": edit.prompt, "subject": edit.subject, "target_new": edit.target_new}
@@ -53,7 +47,8 @@ def edit_knobs(bench, edit: Edit) -> knobs.interactive:
     methods = [name for name in load_model_params(bench.model.name) if name != "model"]
     # No drop-down: JupyterLab takes letters typed in one for its shortcuts, and "r" for rome unmakes the cell.
     method = knobs.ToggleButtons(options=methods, description="method", style={"button_width": "auto"})
-    return knobs.interactive(attempt, {"manual": True, "manual_name": "Edit"}, **fields, method=method)
+    build = functools.partial(knobs.interactive, attempt, {"manual": True, "manual_name": "Edit"})
+    live(lambda: build(**fields, method=method), "type an edit of your own, choose a method, and see what it does")
 
 
 def typed_edit(bench, known: Edit, prompt: str, subject: str, target_new: str) -> Edit:

@@ -46,9 +46,12 @@ def test_trying_an_edit_shows_it_and_takes_it_back(bench):
 def test_pressing_the_button_shows_the_table_and_errors_are_one_line(bench, monkeypatch, capsys):
     """The method is switched by buttons: letters typed in a drop-down are shortcuts to JupyterLab. Markup in a prompt
     is shown as text."""
-    tables = []
+    shown, tables = [], []
+    monkeypatch.delenv("KEDIT_STATIC", raising=False)
+    monkeypatch.setattr(widgets, "display", shown.append)
+    widgets.try_edits(bench, bench.edits(0)[0])
     monkeypatch.setattr(widgets, "display", lambda table: tables.append(table._repr_html_()))
-    prompt, subject, target, method, button, _ = widgets.edit_knobs(bench, bench.edits(0)[0]).children
+    prompt, subject, target, method, button, _ = shown[0].children
     assert type(method).__name__ == "ToggleButtons" and "memit" in method.options
 
     def pressed() -> str:
