@@ -78,8 +78,7 @@ def _packing(config) -> str | None:
 
 
 def layout_of(hf: nn.Module) -> Layout:
-    """The layout of a Hugging Face causal LM, by `config.model_type`. KeditError when the family is unknown, lacks a
-    module, or cannot be edited."""
+    """The layout of a causal LM. KeditError when its family is unknown, lacks a module, or cannot be edited."""
     check_type(hf.config)
     layout = LAYOUTS[kind := hf.config.model_type]
     in_layer = filter(None, (layout.mlp_out, layout.mlp, layout.attn_out, layout.mlp_norm))

@@ -3,8 +3,8 @@ text and tokenised once; the target keeps the ids that it has after its joint (`
 
 import math
 import unicodedata
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 from ..data.edit import Edit, fill
 from ..data.words import joint
@@ -14,7 +14,8 @@ CONTENT = "?"  # of a question, to see what a chat template puts around it
 NFC = partial(unicodedata.normalize, "NFC")
 
 
-class Prompt(NamedTuple):
+@dataclass(frozen=True)
+class Prompt:
     """Ids of a prompt (BOS in front iff the tokenizer adds it); indices of the subject's last and first token."""
 
     ids: tuple[int, ...]
