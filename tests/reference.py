@@ -190,7 +190,8 @@ def optimise(model, tokenizer, edit, contexts, hp, sites, loss_layer=None, pmet=
         for name, number in seen_now.items():
             getattr(trace, name).append(number.item())
         cutoff = getattr(hp, "prob_cutoff", -2 if getattr(hp, "stop", None) else 0)
-        led += bool((predicted[min(1, len(predicted) - 1) :].argmax(-1) == target).all())
+        right = predicted[min(1, len(predicted) - 1) :].argmax(-1) == target
+        led += right.sum().item() == 5 if getattr(hp, "as_code", False) else bool(right.all())
         if (cutoff < 0 and led == -cutoff) or (cutoff > 0 and (-nll_each).exp().mean() > cutoff):
             break
         if loss < 0.05:

@@ -67,17 +67,18 @@ def compute_z(engine: Suffix, hp) -> list[Target]:
     adam = torch.optim.Adam([delta], lr=hp.v_lr)  # an own one of ten lines: ±2 % of a MEMIT edit of the lab model
     losses, probabilities = v0.new_zeros(2, hp.v_num_grad_steps, n)
     active = torch.arange(n, device=v0.device)  # the requests that go on
+    lengths = torch.tensor([len(request.target) for request in engine.requests], device=v0.device)
     steps, led, leads = torch.zeros_like(active), torch.zeros_like(active), torch.zeros_like(active, dtype=torch.bool)
 
     for step in range(hp.v_num_grad_steps):
-        nll, kl, said = engine.loss_terms(delta, active)
+        nll, kl, wrong = engine.loss_terms(delta, active)
         kl = hp.kl_factor * kl
         loss = hp.weighed(nll.mean(1), leads[active]) + kl + (decay * delta.norm(dim=-1)).sum(-1)[active]  # L(δ)
         p = nll.detach().neg().exp().mean(1)
-        leads[active] = said.all(1)  # the target is the argmax in every context
-        led[active] += said[:, min(1, said.shape[1] - 1) :].all(1)
+        leads[active] = (wrong == 0).all(1)  # the target is the argmax in every context
+        led[active] += hp.leading(wrong[:, min(1, wrong.shape[1] - 1) :], lengths[active])
         if step == 0:
-            already = said[:, 0]
+            already = wrong[:, 0] == 0
         losses[step, active], probabilities[step, active] = loss.detach(), p
         steps[active], found[active] = step + 1, delta.detach()[active]
 

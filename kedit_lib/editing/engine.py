@@ -134,8 +134,8 @@ class Suffix:
 
     def loss_terms(self, delta: Tensor, active: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """nll [m, contexts] = −(1/|t|) Σ_j log p(t_j); kl [m] = KL(p_δ ‖ p₀) at the KL prompt's lookup token, p₀ from
-        the first call, whose δ is 0; said [m, contexts]: whether every token of the target is the argmax. delta is δ of
-        all requests, [n, values, d_model]; active: ascending indices of m of them; one left out once stays out."""
+        the first call, whose δ is 0; wrong [m, contexts]: how many tokens of the target are not the argmax. delta is δ
+        of all requests, [n, values, d_model]; active: ascending indices of m of them; one left out once stays out."""
         if len(active) < len(self._active):
             self._leave_out_all_but(active.cpu())
         if self.replays and len(delta) == 1 and delta.is_cuda and self._kl_before is not None:
@@ -160,10 +160,10 @@ class Suffix:
             log_p, log_kl = map(self._log_p, (at_loss, final), self._both.tensor_split([self._n_read]))
         right = log_p.gather(1, self._token[:, None])[:, 0]
         nll = self._by_context(right, 0.0).sum(-1) / -self._n_tokens
-        said = self._by_context(log_p.argmax(-1) == self._token, True).all(-1)
+        wrong = self._by_context(log_p.argmax(-1) != self._token, False).sum(-1)
         if self._kl_before is None:
             self._kl_before = log_kl.detach()
-        return nll, (log_kl.exp() * (log_kl - self._kl_before)).sum(-1), said
+        return nll, (log_kl.exp() * (log_kl - self._kl_before)).sum(-1), wrong
 
     def _by_context(self, x: Tensor, else_: float | bool) -> Tensor:
         """Of each target token → [m, contexts, longest target]."""

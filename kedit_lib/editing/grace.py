@@ -76,8 +76,8 @@ class GRACE(InCodebook):
         value = book.values[i].clone().requires_grad_()
         adam = torch.optim.Adam([value], lr=self.edit_lr)
         for step in range(self.n_iter + 2):  # the first one, of the model as it is, and the last one only measure
-            nll, _, said = engine.loss_terms((value - v0) * (step > 0), one)
-            seen.append((nll.item(), bool(said)))
+            nll, _, wrong = engine.loss_terms((value - v0) * (step > 0), one)
+            seen.append((nll.item(), not wrong))
             if not isfinite(seen[-1][0]):
                 raise KeditError(f"edit of {request.subject!r}: its value gave NaN or inf; lower edit_lr")
             if 0 < step <= self.n_iter:

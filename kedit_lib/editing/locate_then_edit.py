@@ -73,9 +73,14 @@ class Targeted(Method):
             return torch.zeros_like(p, dtype=torch.bool)
         return (p > 0.9) & (losses[-1] > 0.8 * losses[-1 - PATIENCE])
 
+    def leading(self, wrong: Tensor, lengths: Tensor) -> Tensor:
+        """Which of the n targets lead in these contexts, [n]; wrong [n, contexts]: how many tokens of each are not the
+        argmax; lengths [n]: how many there are."""
+        return (wrong == 0).all(1)
+
     def done(self, loss: Tensor, kl: Tensor, p: Tensor, leads: Tensor, led: Tensor) -> Tensor:
         """Which of the n requests stop, [n]; kl is weighted, p the mean probability, leads is this step's, and led [n]
-        the number of steps at which the target was the argmax in every context but the clean one."""
+        the number of steps at which the target was `leading` in the contexts but the clean one."""
         early = led >= -self.cutoff if self.cutoff < 0 else (p > self.cutoff) & (self.cutoff > 0)
         return (loss < self.loss_stop) | early
 

@@ -30,9 +30,18 @@ def in_a_gap(**changes):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_encore(tiny_model, kind):
-    values = hyper(update_norm_lambda=0.7, prob_cutoff=-2)
+@pytest.mark.parametrize("as_code", [True, False], ids=["the code", "the paper"])
+def test_encore(tiny_model, kind, as_code):
+    values = hyper(update_norm_lambda=0.7, prob_cutoff=-2, as_code=as_code)
     sequence(tiny_model, kind, kedit.ENCORE(**values), by("encore", values, tiny.second_moments(), {}))
+
+
+def test_which_targets_lead_by_the_paper_and_by_the_code():
+    """The code counts to five over five contexts: right for one token, and too early or never for more."""
+    wrong = torch.tensor([[0, 0, 0, 0, 0], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1]])
+    paper, code = (kedit.ENCORE(layers=[1], as_code=as_code) for as_code in (False, True))
+    assert paper.leading(wrong, torch.tensor([1, 2, 2])).tolist() == [True, True, False]
+    assert code.leading(wrong, torch.tensor([1, 2, 2])).tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize("name, layers", [("memit", [1, 2, 3]), ("pmet", [1, 2, 3]), ("rome", [2])])
@@ -74,9 +83,10 @@ def test_evoedit(tiny_model, kind):
     sequence(tiny_model, kind, kedit.EvoEdit(**values), by("evoedit", values, P), C)
 
 
-def test_evoedit_of_the_same_prompt_twice(tiny_model):
+@pytest.mark.parametrize("as_code", [True, False], ids=["the code", "the paper"])
+def test_evoedit_of_the_same_prompt_twice(tiny_model, as_code):
     """The authors' code writes nothing; here the second answer is written about as far as the first."""
-    values = hyper(layers=[2], nullspace_rank=30, L2=0.01)
+    values = hyper(layers=[2], nullspace_rank=30, L2=0.01, as_code=as_code)
     del values["mom2_update_weight"]
     edit_by = kedit.EvoEdit(**values)
     model, given = ready(tiny_model("llama"), edit_by)
@@ -87,7 +97,10 @@ def test_evoedit_of_the_same_prompt_twice(tiny_model):
         edit = kedit.Edit("{} plays the", "Zoë", answer)
         (delta,) = edit_by.apply(model, [edit], **given).deltas.values()
         norms.append(float(delta.norm()))
-    assert norms[1] > norms[0] / 10
+    assert (norms[1] == 0) == as_code
+    if not as_code:
+        assert norms[1] > norms[0] / 10
+    assert ("as_code" in edit_by.hyperparameters) == as_code
 
 
 @pytest.mark.parametrize("kind, tau", [("llama-bos", 1), ("gpt2", 3), ("llama-bos", 3), ("llama-bos", 1000)])
