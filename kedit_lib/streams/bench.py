@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -254,7 +255,7 @@ def peak_memory() -> float:
         return int(re.search(r"VmHWM:\s*(\d+)", status.read_text())[1]) / 1024
     import resource  # not on every system
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 1024)
 
 
 def _batch(profile: Profile, size: int, results: Path) -> dict:
