@@ -77,7 +77,7 @@ def _rank_correlation(runs: pd.DataFrame) -> float:
     p = window_median(some).set_index(["stream", "edits"])["median"].rename("p")
     asked = some[(some.metric == "accuracy") & (some.cohort == "untouched") & (some.edits > 0)]
     both = asked.join(p, on=["stream", "edits"]).dropna(subset="p")
-    return both.p.corr(both.value, method="spearman")
+    return both.p.rank().corr(both.value.rank())
 
 
 def verdict(holds: pd.Series) -> str:
