@@ -178,7 +178,7 @@ def share(values) -> str:
 def test_the_readme_says_what_each_method_leaves_of_sixty_edits():
     names = {
         "gate": "behind a gate, three orders",
-        "retrieval": "sentence in the prompt",
+        "retrieval": "sentence in the prompt, three orders",
         "memit-stream": "the recipe that writes weights, three orders",
         "memit-kept": "MEMIT with 400 kept facts, three orders",
         "alphaedit": "AlphaEdit",
