@@ -17,7 +17,8 @@ class KeditError(ValueError):
 
 def first_line(error: Exception) -> str:
     """The first line of another library's exception, for an error message."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    said = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    return said.splitlines()[0]
 
 
 def meant(name: str, known: Iterable[str]) -> str:

@@ -64,7 +64,8 @@ def foretell(
 
 def _bearing(shift: np.ndarray, right: np.ndarray) -> float:
     """θ that best tells the lost from the kept: the fewest facts are kept beyond it or lost below it."""
-    shift, right = np.sort(shift), right[np.argsort(shift)]
+    order = np.argsort(shift)
+    shift, right = shift[order], right[order]
     cut = int(np.argmin(np.cumsum([0, *np.where(right, -1, 1)])))  # below a cut a lost fact counts 1, a kept one −1
     if cut == 0:
         return float(shift[0])

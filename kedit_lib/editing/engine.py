@@ -95,7 +95,8 @@ class Suffix:
         return tuple(found)
 
     def _keep(self, rows: Tensor) -> None:
-        self.tails, self._above = self.tails.select(rows), None
+        self._above, self._logits = None, self.model.logits  # which held all rows
+        self.tails = self.tails.select(rows)
 
     def _streams(self, vectors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
         """The residual stream [rows, width, d_model] after the loss layer and after the last one (one object, where
@@ -108,7 +109,8 @@ class Suffix:
             if self._written_out:
                 hidden = tails.run(hidden, {site.layer}, added)[site.layer] if site.inside else hidden
                 self._above = self._above or LlamaTails(tails, site.layer + 1, self._real, self._both, self.products)
-                behind[top], self._logits = self._above(hidden), self._above.logits
+                behind[top] = self._above(hidden)
+                self._logits = self._above.logits
             else:  # MLPs skip padding, and from the loss layer on all that is not read
                 run_on = {i: self._real if i < site.loss_layer else self._both for i in range(tails.first, top + 1)}
                 some = {i: index for i, index in run_on.items() if len(index) < hidden.shape[:2].numel()}

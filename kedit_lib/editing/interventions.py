@@ -62,7 +62,8 @@ def _healed(before: bool) -> type:
             with self.model.temporarily():
                 super()._first_pass(*prompts)
             old = self.tails
-            found, now = super()._first_pass(*prompts), self.tails
+            found = super()._first_pass(*prompts)
+            now = self.tails
             behind = torch.cat([now.hidden[:, :1], old.hidden[:, 1:]], 1)
             self.tails = replace(now, prefix=old.prefix) if before else replace(now, hidden=behind)
             return found

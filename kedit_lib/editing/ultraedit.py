@@ -17,7 +17,7 @@ from math import exp, nan
 import torch
 from pydantic import Field
 
-from ..errors import KeditError
+from ..errors import KeditError, check_editable
 from ..models.hooks import hooks, pad
 from .call import Call, Outcome, as_matrix
 from .closed_form import update
@@ -43,6 +43,7 @@ class UltraEdit(Method):
         super().__init__(modules=modules, **{"layers": sorted({int(n[1]) for n in numbers if n}), **values})
 
     def prepare(self, model, *args, **given) -> Call:
+        check_editable(model, self.name)
         there = dict(model.hf.named_modules(remove_duplicate=False))
         for name in self.modules:
             if name not in there:
@@ -83,7 +84,8 @@ class UltraEdit(Method):
         seen, modules = {}, [model.hf.get_submodule(name) for name in self.modules]
 
         def keep(module, args, output):
-            seen[module] = args[0].detach(), output if output.requires_grad else output.requires_grad_()
+            output = output if output.requires_grad else output.requires_grad_()
+            seen[module] = args[0].detach(), output
 
         with torch.enable_grad(), hooks(*[(module, keep) for module in modules]):
             logits = model.hf(input_ids=ids, use_cache=False).logits[at].to(model.math_dtype)
@@ -110,7 +112,8 @@ def _count(history, x: torch.Tensor, shape: str) -> None:
     mean, spread, n = (history.get(what, shape, x.device) for what in COUNTED)
     if n is None:
         mean, spread, n = torch.zeros_like(x[0]), torch.zeros_like(x[0]), x.new_zeros(1)
-    b, own = len(x), len(x) * x.var(0) if len(x) > 1 else 0
+    b = len(x)
+    own = b * x.var(0) if b > 1 else 0
     total, shift = n + b, x.mean(0) - mean
     history.put("mean", shape, mean + shift * b / total)
     history.put("spread", shape, spread + own + n * b * shift**2 / total)

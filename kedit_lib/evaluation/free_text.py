@@ -21,7 +21,9 @@ def sampled_texts(model, prompts: list[str], tokens: int = 100, top_k: int = 5, 
     """What follows each prompt: `tokens` sampled tokens as text, special tokens left out; fewer where the model has no
     more positions. An end-of-text token ends nothing. Sampled among the `top_k` likeliest as the authors do
     (`generate_fast`): greedy decoding of a small model repeats itself even in health. Seeded, the i-th prompt always
-    with the same draws."""
+    with the same draws. All are written side by side."""
+    if not prompts:
+        return []
     draws = torch.rand(len(prompts), tokens, generator=torch.Generator().manual_seed(seed)).split(1, 1)
     ids, steps = dict(enumerate(encode(model.tokenizer, p) for p in prompts)), iter(draws)
     room = getattr(model.hf.config, "max_position_embeddings", math.inf) - max(map(len, ids.values()))

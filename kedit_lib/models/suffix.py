@@ -188,7 +188,8 @@ def run_layer(model, i: int, hidden: Tensor, given: dict, cache: Cache | None = 
     """Layer i on the stream [n, T, d_model]; given: what it is called with beside that; cache: the keys and values in
     front of it, for `given` of `arguments_at`."""
     if cache is not None:
-        given = {name: cache if name in CACHES else True if name == "use_cache" else x for name, x in given.items()}
+        given = given | {name: cache for name in CACHES if name in given}
+        given |= {"use_cache": True} if "use_cache" in given else {}
         if given.get(ALIBI) is not None:
             given[ALIBI] = given[ALIBI].flatten(0, 1)
     out = model.layers[i](hidden, **given)

@@ -65,7 +65,7 @@ def targets_of(tokenizer, prompts, targets, separators=None) -> list[tuple[int, 
     """`target_ids` of each triple (separators None: derived for all), in few calls; where one has none, its error."""
     if not prompts:
         return []
-    triples, turn = zip(prompts, targets, separators or [None] * len(prompts), strict=True), _turn(tokenizer)
+    triples, turn = list(zip(prompts, targets, separators or [None] * len(prompts), strict=True)), _turn(tokenizer)
     chat = [turn != "" and p.endswith(turn) for p in prompts]
     pairs = [("" if c and s is None else joint(p, t, s), t) for (p, t, s), c in zip(triples, chat, strict=True)]
     ids = _ids_of(tokenizer, list(dict.fromkeys(pairs)))
@@ -76,9 +76,11 @@ def targets_of(tokenizer, prompts, targets, separators=None) -> list[tuple[int, 
     for prompt, own, c, pair, text in zip(prompts, before, chat, pairs, said, strict=True):
         # Some tokenizers (Llama-2's) write a space after each special token of a template: that is the prompt then.
         shown = tokenizer.decode(own, clean_up_tokenization_spaces=False) if c else prompt
-        problem = "" if ids[pair] else "has no token; give text"
+        problem = None
+        if not ids[pair]:
+            problem = "has no token; give text"
         # Without outer spaces, accents as one character with their letter: some tokenizers (Qwen's) write them so.
-        if ids[pair] and NFC(text.strip()) != NFC("".join([shown, *pair]).strip()):
+        elif NFC(text.strip()) != NFC("".join([shown, *pair]).strip()):
             problem = f"prompt + target decodes to {text!r}; give one this tokenizer can write"
         found.append(KeditError(f"target {pair[1]!r}: {problem}") if problem else ids[pair])
     return found

@@ -81,7 +81,7 @@ def _rank_correlation(runs: pd.DataFrame) -> float:
 
 
 def verdict(holds: pd.Series) -> str:
-    """Of the orders of one claim; None: it cannot be tested in this one."""
+    """Of a claim's orders, each True, False or None (not testable)."""
     tested = holds.dropna().astype(bool)
     if tested.empty:
         return "not testable"

@@ -148,8 +148,12 @@ class Bench:
         parts = [self.model.checksum, self.model.setting, method.name, method.hyperparameters]
         parts += [list(map(repr, edits)), ALGORITHMS, *([match] if match != "exact" else [])]
         path = self.results / "singles" / f"{name}-{key_of(parts=parts)}.parquet"
-        given, around = (self.model, method, edits), {"around": self.facts.around, "match": match}
-        return cached(path, lambda: single_edits(*given, **self.inputs(method), **around))
+
+        def measure() -> pd.DataFrame:
+            given = self.moments, self.contexts(method), self.facts.around
+            return single_edits(self.model, method, edits, *given, match=match)
+
+        return cached(path, measure)
 
     def mass_table(self) -> pd.DataFrame:
         """One MEMIT batch of each of the profile's `mass_sizes`, a process each (kept in results/mass)."""
@@ -210,9 +214,12 @@ def committed_table(label: str, what: str) -> pd.DataFrame | None:
 
 def same_settings(stored: dict, asked: dict) -> bool:
     """Whether two sets of hyperparameters are one, measured numbers (a norm anchor) up to rounding."""
-    floats = {n for n in stored.keys() & asked.keys() if isinstance(stored[n], float) and isinstance(asked[n], float)}
-    rest = [{name: value for name, value in one.items() if name not in floats} for one in (stored, asked)]
-    return rest[0] == rest[1] and all(isclose(stored[n], asked[n], rel_tol=ROUNDING) for n in floats)
+
+    def same(one, other) -> bool:
+        measured = isinstance(one, float) and isinstance(other, float)
+        return isclose(one, other, rel_tol=ROUNDING) if measured else one == other
+
+    return stored.keys() == asked.keys() and all(same(stored[name], value) for name, value in asked.items())
 
 
 def committed_files(what: str) -> list[tuple[str, str, int, Path]]:

@@ -120,11 +120,11 @@ class KnownAnswers:
         self._read()
         new = [(name, *pair) for name, pair in dict(zip(names, pairs, strict=True)).items() if name not in self.found]
         for part in (new[k : k + ASKED] for k in range(0, len(new), ASKED)):
-            part, prompts, answers = map(list, zip(*part, strict=True))
+            some, prompts, answers = map(list, zip(*part, strict=True))
             with self.model.temporarily():
                 right = generation_accuracy(self.model, prompts, answers, self.match)
             self._read()  # what other processes asked meanwhile
-            self.found.update(zip(part, right, strict=True))
+            self.found.update(zip(some, right, strict=True))
             if self.path is not None:
                 with replacing(self.path) as partial:
                     partial.write_text(json.dumps(self.found))

@@ -53,5 +53,5 @@ def groups_of(profile: Profile) -> dict[str, dict[str, Stream]]:
     known = main | {name: stream for group in written.values() for name, stream in group.items()}
     steps = [(name, 2.0) for name in main if name != "ft"] + [(n, rho) for rho, some in stepped.items() for n in some]
     stepping = [replace(known[n], name=f"{n}-rho{rho:g}", rho=rho) for n, rho in steps]
-    added = {"scaled": scaled, "settings": [*written["settings"].values(), *stepping]}
-    return written | {"main": main} | {group: {s.name: s for s in streams} for group, streams in added.items()}
+    settings = written["settings"] | {stream.name: stream for stream in stepping}
+    return written | {"main": main, "scaled": {stream.name: stream for stream in scaled}, "settings": settings}

@@ -232,8 +232,9 @@ class _Stream:
             n = len(call.edits)
             which = f"edit {done + 1}" if n == 1 else f"edits {done + 1} to {done + n}"
             where = f"{call.edits[0].subject!r}, layers {', '.join(map(str, self.method.layers))}"
-            kept = "".join(f"; last healthy checkpoint: {folder}" for folder in self.folder.checkpoints()[:1])
-            raise KeditError(f"stream stopped at {which} of {total} ({where}): {error}{kept}") from error
+            there = self.folder.checkpoints()
+            kept = f"last healthy checkpoint: {there[0]}" if there else "no checkpoint is stored"
+            raise KeditError(f"stream stopped at {which} of {total} ({where}): {error}; {kept}") from error
         return edit_rows(self.model, outcome, drift, done, time.perf_counter() - begin)
 
     def _watch(self) -> None:
@@ -257,7 +258,7 @@ class _Stream:
         return Checkpoint(self.model.snapshot(), list(self.rows), list(self.checks), state, history)
 
     def _go_to(self, there: Checkpoint) -> None:
-        self.rows, self.checks = there.edits, there.checks
+        self.rows, self.checks = list(there.edits), list(there.checks)
         vars(self).update({name: there.state[name] for name in KEPT})
         if there.history is not None:
             vars(self.call.history).update(vars(there.history))

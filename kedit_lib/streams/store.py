@@ -187,8 +187,8 @@ class RunFolder:
     def _read(self, folder: Path) -> Checkpoint:
         sums = json.loads((folder / "checksums.json").read_text())
         there = {file.name: checksum(file) for file in folder.iterdir() if file.name != "checksums.json"}
-        if changed := dict(sums.items() ^ there.items()):
-            raise ValueError(f"{min(changed)} is missing, one too many, or not what was written")
+        if sums != there:
+            raise ValueError("a file is missing, one too many, or not what was written (checksum mismatch)")
         state = json.loads((folder / "state.json").read_text())
         if (state["key"], f"at-{state['done']:06d}") != (self.key, folder.name):
             raise ValueError("it was moved here from elsewhere")
