@@ -6,19 +6,23 @@
 
 What two halves of the reference text differ by is the scale for all three.
 
-    edits = kedit.load_edits("counterfact.json", model=model, limit=5)
-    own_text_cost(model, "wikitext-2.txt", edits).to_csv("results/moments_choice.csv")
+    python bench/moments_choice.py wikitext-2.txt       → figures/benchmarks_texts.csv (half an hour of one core)
+
+There also what a sequence has with either text: MEMIT as printed on SmolLM2, 60 edits.
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pandas as pd
+import torch
 from torch import Tensor
 
 from kedit_lib.editing import Method, method_for
 from kedit_lib.editing.second_moments import SecondMoments
+from kedit_lib.streams.bench import Bench
 from kedit_lib.streams.facts import HELD_OUT, plain_texts, read_texts
 
 METHODS = ("memit", "rome")
@@ -74,3 +78,27 @@ def own_text_cost(model, reference: str, edits, tokens: int = TOKENS) -> pd.Data
     corpora = {name: texts[::2], f"{name}, other half": texts[1::2], "written by the model": own}
     table = choice_cost(model, corpora, edits, [method_for(model, method) for method in METHODS], tokens)
     return table.assign(model=model.name, tokens=tokens, edits=len(edits))
+
+
+def sequence_cost(reference: str, profile: str = "smollm2-60") -> pd.DataFrame:
+    """What MEMIT's first sequence keeps with C on a reference text, and in the committed run with the model's own."""
+    runs = {
+        Path(reference).stem: Bench(profile, texts=str(Path(reference).resolve())).run("memit", 0),
+        "written by the model": Bench(profile).committed("memit", 0),
+    }
+    rows = []
+    for text, run in runs.items():
+        for cohort, what in {"edits": "edits", "untouched": "unrelated facts"}.items():
+            for edits, right in run.curve("accuracy", cohort).loc[[20, 40, 60]].items():
+                rows.append({"text": text, "quantity": f"{what} right after {edits} edits", "method": "MEMIT"})
+                rows[-1] |= {"min": right, "max": right, "edits": edits}
+    return pd.DataFrame(rows)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    bench = Bench("smollm2-60", progress=False)
+    apart = own_text_cost(bench.model, sys.argv[1], bench.edits(0)[:10])
+    ranges = apart.groupby(["text", "quantity", "method"], dropna=False, sort=False).value.agg(["min", "max"])
+    table = pd.concat([ranges.reset_index().assign(edits=10), sequence_cost(sys.argv[1])])
+    table.to_csv(Path(__file__).parents[1] / "figures" / "benchmarks_texts.csv", index=False, float_format="%.4g")

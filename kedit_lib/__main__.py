@@ -58,8 +58,9 @@ def check_model(
     loaded = kedit.load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     asked = kedit.load_edits(edits, model=loaded) if edits else None
     table = kedit.check_model(loaded, asked, profile, write=not dry)
+    width = max(map(len, table.index))
     for what, value in table.value.items():
-        print(f"{what:{max(map(len, table.index))}}  {value}")
+        print(f"{what:{width}}  {value}")
 
 
 @command('edit lab --prompt "The profession of {} is" --subject "Kies Shurn" --to doctor --save edited')

@@ -219,6 +219,21 @@ def test_the_readme_says_how_many_of_the_last_optimisations_are_frozen(stream, m
     assert f"{sum(frozen) / len(frozen):.0%}".replace("%", " %") == share and share in README
 
 
+def test_the_docs_say_what_model_written_text_and_a_plateau_stop_cost():
+    pages = {name: (REPOSITORY / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("texts", "speed")}
+    table = pd.read_csv(FIGURES / "benchmarks_texts.csv")
+    measured = table[table.quantity.str.contains("of")]
+    for text, name in {"wikitext-2, other half": "WikiText-2, its other half", "written by the model": ""}.items():
+        rows = measured[measured.text == text].groupby("quantity", sort=False).agg({"min": "min", "max": "max"})
+        said = " | ".join(f"{r['min']:.2f} to {r['max']:.2f}" for _, r in rows.iterrows())
+        assert f"| {name or text} | {said} |" in pages["texts"]
+    for edits in (20, 40, 60):
+        right = table[table.quantity == f"unrelated facts right after {edits} edits"].set_index("text")["min"]
+        assert f"{right['wikitext-2']:.0%} and {right['written by the model']:.0%}".replace("%", " %") in pages["texts"]
+    steps = pd.read_csv(FIGURES / "benchmarks_plateau.csv").set_index("setting").steps
+    assert f"{steps.plateau:.1f} steps in place of {steps.exact:.1f}" in pages["speed"]
+
+
 def test_the_readme_says_where_the_side_effects_point():
     parts = pd.read_csv(FIGURES / "06_parts.csv").query("sequence == 'smollm2: MEMIT, as printed'")
     dead = parts[parts.right < 0.5].iloc[0]
