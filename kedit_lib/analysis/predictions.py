@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..data.config import REPOSITORY
-from ..data.yaml_text import parse
+from ..data.config import REPOSITORY, parse
 
 PATH = REPOSITORY / "params" / "predictions.yaml"
 

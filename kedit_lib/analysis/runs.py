@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..data.yaml_text import read_yaml
+from ..data.config import read_yaml
 from ..errors import KeditError
 from ..streams.bench import committed_runs, data_folder
 from ..streams.store import WINDOW, Run, collapse_point, read_tables

@@ -1,17 +1,21 @@
-"""Typed parameters: what a run does (params/profiles) and how a model is edited (params/models). Types are strict: text
-is not a number and a float is not an int. An error is one line: file, field, value, remedy."""
+"""YAML 1.2 (`5e-1` is a number, `yes` a word, a duplicate key an error), and the parameters in it: what a run does
+(params/profiles) and how a model is edited (params/models). Types are strict: text is not a number and a float is not
+an int. An error is one line: file, field, value, remedy."""
 
 import hashlib
 import os
 import re
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import DuplicateKeyError
+from ruamel.yaml.error import YAMLError
 
-from kedit_lib.data.yaml_text import read_yaml
-from kedit_lib.errors import KeditError, meant
+from ..errors import KeditError, explained, first_line, meant
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LAB_MODELS = ("lab", "lab-small")  # the built-in ones
@@ -22,6 +26,40 @@ Count = Annotated[int, Field(ge=1)]
 LAST_SEED, LAST_ORDER = 10**6, 999  # 1000 · seed + order seeds what an order draws
 Order = Annotated[int, Field(ge=0, le=LAST_ORDER)]
 Scale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def parse(text: str, source: str, duplicates: bool = False) -> Any:
+    """The value of a YAML text. `source` names it in the KeditError; `duplicates`: the last of equal keys is taken, as
+    PyYAML does, and thus the programs that published files were written for."""
+    reader = YAML(typ="safe", pure=True)
+    if duplicates:
+        reader.constructor.check_mapping_key = lambda *_: True
+    try:
+        return reader.load(text)
+    except (YAMLError, ValueError, TypeError, RecursionError) as error:  # an invalid date; a list as key
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        where, what = f" line {mark.line + 1}" if mark else "", getattr(error, "problem", None) or first_line(error)
+        remedy = "; keep one of them" if isinstance(error, DuplicateKeyError) else ""
+        raise KeditError(f"{source}{where}: is not valid YAML here: {what}{remedy}") from None
+
+
+def read_yaml(path: Path, duplicates: bool = False) -> dict[str, Any]:
+    """The 'name: value' lines of a file; one line of KeditError for whatever is wrong with it."""
+    with explained(f"{path.name}: is not a text file of YAML", "save it as UTF-8"):
+        text = path.read_text(encoding="utf-8")
+    values = parse(text, path.name, duplicates)
+    if not isinstance(values, dict):
+        raise KeditError(f"{path.name}: holds no 'name: value' lines; write them as in {path.parent}")
+    return values
+
+
+def dump(values: dict[str, Any]) -> str:
+    """YAML text in the order of the dictionary, an innermost list or mapping on one line."""
+    writer = YAML(typ="safe", pure=True)
+    writer.default_flow_style, writer.sort_base_mapping_type_on_output = None, False
+    writer.representer.ignore_aliases = lambda data: True
+    writer.dump(values, text := StringIO())
+    return text.getvalue()
 
 
 class Profile(BaseModel):

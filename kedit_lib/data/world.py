@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import KeditError
+from .config import read_yaml
 from .edit import Edit
-from .yaml_text import read_yaml
 
 TEXT = read_yaml(Path(__file__).with_name("world.yaml"))
 NEIGHBORS, ENOUGH = 3, 2  # neighbors of an edit; wordings that a known fact must be said in

@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from ..data.yaml_text import read_yaml
+from ..data.config import read_yaml
 from ..errors import KeditError, explained
 from . import Method, Wrapper, method_class
 

@@ -22,9 +22,8 @@ from statistics import median
 import pandas as pd
 import torch
 
+from ..data import config
 from ..data.atomic import replacing
-from ..data.config import LAB_MODELS, PROPOSED, file_name, find_model_params, load_model_params, results_folder
-from ..data.yaml_text import dump, read_yaml
 from ..errors import KeditError, check_editable
 from ..models.tokenization import Prompt
 from . import Method, UltraEdit, Wrapper, method_for
@@ -36,7 +35,7 @@ LIKE, WIDEST = "Llama-2-7b-hf", 5  # whose values a proposal takes, and over how
 DIGITS = 3  # of a measured v_lr: fewer than rounding on another machine moves, for it is in the keys of stored runs
 
 # (prompt, subject), people and things, in front of the prompt or inside as in public data sets; only ‖v₀‖ is measured
-KNOWN = read_yaml(Path(__file__).with_name("known_facts.yaml"))
+KNOWN = config.read_yaml(Path(__file__).with_name("known_facts.yaml"))
 FACTS = tuple((prompt, subject) for prompt, subjects in KNOWN.items() for subject in subjects)
 
 
@@ -97,7 +96,7 @@ def transfer(method: str | Method, source: str, model, facts=None, rho: float | 
 def by_size(values: dict, source: str, model) -> dict[str, tuple]:
     """{hyperparameter: (its value on `model`, the rule)} of those that go with a model's depth or width. KeditError for
     a source of unknown size."""
-    size = load_model_params(source)["model"]
+    size = config.load_model_params(source)["model"]
     if missing := [name for name in ("n_layers", "d_ff") if name not in size]:
         raise KeditError(f"source {source!r}: its parameters do not say {missing[0]}; add it there under 'model:'")
     (depth, width), here, found = (size["n_layers"], size["d_ff"]), model.n_layers, {}
@@ -136,7 +135,7 @@ def step_of(method: Method, model) -> tuple[str, str, float] | None:
 @torch.no_grad()
 def v0_norm(model, method: Method, facts=None) -> float:
     """Median ‖v₀‖ over `facts`, as in `transfer`, of the value that `method` optimises, on the unedited weights."""
-    if facts is None and model.name in LAB_MODELS:
+    if facts is None and model.name in config.LAB_MODELS:
         some = "facts=kedit.load_edits('lab', model=model, limit=25, seed=1)"
         raise KeditError(f"facts: {model.name} knows its own world only; give some of it, such as {some}")
     model.check_layers(method.layers)
@@ -161,7 +160,7 @@ def rounded(value: float, digits: int = 5) -> float:
 def propose_layers(n_layers: int, effect: pd.DataFrame | None = None) -> tuple[list[int], list[int]]:
     """ROME's layer, and the layers of methods that spread an edit, both as lists. effect: what `causal_trace` gives
     (None: the depth is Llama-2-7B's). The last layer is left out: a change there reaches only the next token."""
-    of = load_model_params(LIKE)["model"]["n_layers"]
+    of = config.load_model_params(LIKE)["model"]["n_layers"]
     if effect is None:
         at = round(8 / of * n_layers)
     else:
@@ -174,7 +173,7 @@ def propose_layers(n_layers: int, effect: pd.DataFrame | None = None) -> tuple[l
 
 def propose(model, effect: pd.DataFrame | None = None) -> dict[str, dict]:
     """Sections of a params/models file for `model` (see `propose_layers` for `effect`), steps as printed."""
-    published, (one, several), sections = load_model_params(LIKE), propose_layers(model.n_layers, effect), {}
+    published, (one, several), sections = config.load_model_params(LIKE), propose_layers(model.n_layers, effect), {}
     for name, values in published.items():
         carried = {field: value for field, (value, _) in by_size(values, LIKE, model).items()}
         for traced, found in (("rome", one), ("memit", several)):
@@ -190,12 +189,12 @@ def propose(model, effect: pd.DataFrame | None = None) -> dict[str, dict]:
 def write_proposal(name: str, sections: dict[str, dict], why: str) -> Path:
     """Write models/<name>.yaml into the results folder, where method_for finds it, unless there is one; its path. why:
     how the layers came about."""
-    if (there := find_model_params(name)) is not None:
+    if (there := config.find_model_params(name)) is not None:
         return there
-    d_ff = load_model_params(LIKE)["model"]["d_ff"]
+    d_ff = config.load_model_params(LIKE)["model"]["d_ff"]
     weights = f"weights of C (mom2_update_weight, L2): times {sections['model']['d_ff']} / {d_ff}, the models' d_ff"
-    text = f"{PROPOSED}: the values of {LIKE}.yaml, but\n#   layers: {why}\n#   {weights}\n{dump(sections)}"
-    path = results_folder() / "models" / f"{file_name(name)}.yaml"
+    text = f"{config.PROPOSED}: the values of {LIKE}.yaml, but\n#   layers: {why}\n#   {weights}\n"
+    path = config.results_folder() / "models" / f"{config.file_name(name)}.yaml"
     with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text + config.dump(sections), encoding="utf-8")
     return path

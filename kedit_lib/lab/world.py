@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from ..data.yaml_text import read_yaml
+from ..data.config import read_yaml
 
 TEXT = read_yaml(Path(__file__).with_name("world.yaml"))
 ONSETS, VOWELS, CODAS = (TEXT[part].split() for part in ("onsets", "vowels", "codas"))

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from ..data.yaml_text import read_yaml
+from ..data.config import read_yaml
 from ..errors import KeditError, explained
 from .hooks import hooks
 

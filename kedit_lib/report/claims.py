@@ -16,8 +16,7 @@ from jinja2.sandbox import SandboxedEnvironment
 
 from ..analysis.runs import load_runs, outcome, window_median
 from ..data.atomic import replacing
-from ..data.config import LAB_MODELS, REPOSITORY
-from ..data.yaml_text import parse
+from ..data.config import LAB_MODELS, REPOSITORY, parse
 from ..errors import KeditError, explained
 from ..streams.bench import Bench, committed_table, data_folder
 

@@ -12,8 +12,7 @@ from IPython.display import Image, Markdown, display
 from matplotlib.ticker import FixedLocator, FormatStrFormatter, NullLocator, ScalarFormatter
 from PIL import Image as Picture
 
-from ..data.config import REPOSITORY
-from ..data.yaml_text import read_yaml
+from ..data.config import REPOSITORY, read_yaml
 
 # Okabe–Ito, for colour-blind readers; line styles and markers repeat the distinction.
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]

@@ -18,10 +18,10 @@ from typing import Any
 
 import psutil
 
+from ..data import config
 from ..data.atomic import checksum, replacing
-from ..data.config import BUILT_IN, LAB_MODELS, REPOSITORY, Profile, find_model_params, load_profile, params_folder
+from ..data.config import REPOSITORY
 from ..data.provenance import key_of
-from ..data.yaml_text import dump, parse
 from ..errors import KeditError, explained
 from ..streams.bench import Bench
 
@@ -40,7 +40,7 @@ class Run:
     """One execution. profile_argument: what a notebook hands to load_profile, a name or the effective profile's file.
     label: "lab", "smoke", "lab-n_edits-50-…"; runs with other numbers never overwrite each other."""
 
-    def __init__(self, root: Path, profile: Profile, profile_argument: str, label: str):
+    def __init__(self, root: Path, profile: config.Profile, profile_argument: str, label: str):
         self.root, self.profile, self.profile_argument, self.label = root, profile, profile_argument, label
         self.committed = label == DEFAULT_PROFILE
         self.sources, self.results = root / "notebooks", root / "results"
@@ -51,20 +51,20 @@ class Run:
 def make_run(root, name=DEFAULT_PROFILE, model=None, data=None, texts=None, orders=None, fields=()) -> Run:
     """The profile of that name or file, with what the options of `kedit reproduce` change, as texts; for the notebooks
     it is stored in results/profiles."""
-    base = load_profile(name)
+    base = config.load_profile(name)
     overrides = dict(map(_override, fields))
     overrides |= {field: given for field, given in zip(PATHS, (model, data, texts), strict=True) if given}
     if orders:
         overrides["live_orders"] = base.orders if orders == "all" else parse_orders(orders)
-    profile = load_profile(name, **overrides)
+    profile = config.load_profile(name, **overrides)
     changed = {field: v for field, v in profile if field not in HOW_ONLY and v != getattr(base, field)}
-    house = params_folder() / "profiles" / f"{base.name}.yaml"
+    house = config.params_folder() / "profiles" / f"{base.name}.yaml"
     own = name != base.name and Path(name).resolve() != house  # somebody's own file, whatever name it gives itself
     if not own and not changed:
         return Run(root, profile, base.name, base.name)
     values = profile.model_dump()
     for field in PATHS:
-        if values[field] not in LAB_MODELS and os.path.exists(values[field]):
+        if values[field] not in config.LAB_MODELS and os.path.exists(values[field]):
             values[field] = str(Path(values[field]).resolve())
     parts = [base.name, *(f"{field}-{str(v).rsplit('/')[-1]}" for field, v in changed.items())]
     label = "-".join(["own", *parts] if own else parts).lower()
@@ -73,7 +73,7 @@ def make_run(root, name=DEFAULT_PROFILE, model=None, data=None, texts=None, orde
         label += f"-{key_of(values={f: v for f, v in values.items() if f not in HOW_ONLY})[:6]}"
     path = root / "results" / "profiles" / f"{label}.yaml"
     with replacing(path) as partial:
-        partial.write_text(dump({**values, "name": label}), encoding="utf-8")
+        partial.write_text(config.dump({**values, "name": label}), encoding="utf-8")
     return Run(root, profile, os.path.relpath(path, root / "notebooks"), label)
 
 
@@ -81,7 +81,7 @@ def _override(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals or name == "name":
         raise KeditError(f"-p {text}: must be name=value of a field but the profile's name, such as n_edits=50")
-    return name, parse(value, f"-p {text}")  # read as the profile's file is; the profile checks the type
+    return name, config.parse(value, f"-p {text}")  # read as the profile's file is; the profile checks the type
 
 
 def parse_orders(text: str) -> list[int]:
@@ -94,12 +94,12 @@ def parse_orders(text: str) -> list[int]:
 def parameters_for(run: Run, source: Path) -> dict[str, Any]:
     """What is injected into a notebook: every field of the profile that its parameters cell names."""
     profile, argument, names = run.profile, run.profile_argument, parameters_of(source)
-    if OWN & set(names) and profile.own and profile.model in LAB_MODELS:
-        profile, argument = load_profile(profile.own), profile.own
+    if OWN & set(names) and profile.own and profile.model in config.LAB_MODELS:
+        profile, argument = config.load_profile(profile.own), profile.own
     values = {**profile.model_dump(), "profile": argument}
     for field in PATHS:
         there = [path for path in (Path(values[field]).resolve(), run.root / values[field]) if path.exists()]
-        if there and values[field] not in BUILT_IN:
+        if there and values[field] not in config.BUILT_IN:
             values[field] = os.path.relpath(there[0], run.sources)
     values |= {name: values[field] for name, field in RENAMED.items()}
     if unknown := [name for name in names if name not in values]:
@@ -121,7 +121,7 @@ def parameters_of(source: Path) -> list[str]:
 def library_files(root: Path) -> list[Path]:
     """Every file that all notebooks depend on: code, parameters, pins, committed data of other orders, and of the lab
     weights the checksum, configuration and tokenizer."""
-    folders = [PACKAGE, params_folder(), root / "figures" / "data", root / "examples"]
+    folders = [PACKAGE, config.params_folder(), root / "figures" / "data", root / "examples"]
     files = [root / "constraints.txt", *(path for folder in folders for path in folder.rglob("*"))]
     return sorted(p for p in files if p.is_file() and p.suffix not in {".safetensors", ".pyc"})
 
@@ -159,14 +159,14 @@ def prepare(run: Run) -> None:
     """Before anything runs on a model that is not the lab's: KeditError when edits or texts do not fit it or it knows
     too few of them; hyperparameters are proposed for one that has none (results/models/<name>.yaml)."""
     profile = run.profile
-    if profile.model in LAB_MODELS and profile.edits == profile.texts == "lab":
+    if profile.model in config.LAB_MODELS and profile.edits == profile.texts == "lab":
         return
     os.environ["KEDIT_RESULTS"] = str(run.results)
     bench = Bench(profile, progress=False)
     for order in profile.live_orders:
         bench.edits(order)
     print(bench.facts.selection, flush=True)
-    if find_model_params(profile.model) is None:
+    if config.find_model_params(profile.model) is None:
         from ..streams.preflight import check_model
 
         print(f"{profile.model} has no parameters yet: it is checked, and some are proposed", flush=True)

@@ -19,8 +19,7 @@ from markdown_it import MarkdownIt
 from sphinx.application import Sphinx
 
 from ..data.atomic import replacing
-from ..data.config import REPOSITORY
-from ..data.yaml_text import read_yaml
+from ..data.config import REPOSITORY, read_yaml
 from ..errors import KeditError
 
 PAGES = Path(__file__).resolve().parent / "pages"

@@ -22,9 +22,8 @@ import pandas as pd
 import torch
 from distributed import Client, Reschedule, Status, as_completed, get_worker
 
-from ..data.config import LAST_ORDER, Profile, load_profile
+from ..data.config import LAST_ORDER, Profile, load_profile, read_yaml
 from ..data.provenance import ALGORITHMS, key_of
-from ..data.yaml_text import read_yaml
 from ..errors import KeditError, explained
 from ..streams import interrupts
 from ..streams.bench import Bench, batch_cost, committed_runs

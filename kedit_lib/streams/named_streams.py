@@ -4,8 +4,7 @@ params/streams.yaml, but for those that a profile's batch sizes and scales of λ
 from dataclasses import dataclass, field, replace
 from functools import cache
 
-from ..data.config import REPOSITORY, Profile
-from ..data.yaml_text import read_yaml
+from ..data.config import REPOSITORY, Profile, read_yaml
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,8 @@ from types import SimpleNamespace
 import pandas as pd
 import torch
 
-from ..data.config import LAB_MODELS, Profile, load_model_params, load_profile
+from ..data.config import LAB_MODELS, Profile, load_model_params, load_profile, read_yaml
 from ..data.edit import Edit, check_edits
-from ..data.yaml_text import read_yaml
 from ..editing import ROME, method_class
 from ..editing.compute_k import generate_contexts
 from ..editing.transfer import propose, write_proposal

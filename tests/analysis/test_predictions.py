@@ -5,7 +5,7 @@ import pytest
 
 import kedit_lib as kedit
 from kedit_lib.analysis import predictions
-from kedit_lib.data.yaml_text import parse
+from kedit_lib.data.config import parse
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,7 @@ import pytest
 from library import refused
 
 import kedit_lib as kedit
-from kedit_lib.data.config import load_model_params, load_profile, params_folder
-from kedit_lib.data.yaml_text import parse
+from kedit_lib.data.config import load_model_params, load_profile, params_folder, parse
 from kedit_lib.streams.named_streams import streams_of
 
 SHIPPED = Path(__file__).resolve().parents[2] / "params"

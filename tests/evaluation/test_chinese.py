@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import kedit_lib as kedit
 from kedit_lib.__main__ import main
-from kedit_lib.data.yaml_text import dump, read_yaml
+from kedit_lib.data.config import dump, read_yaml
 from kedit_lib.evaluation import fluency, teacher_forced
 from kedit_lib.evaluation.edit_probes import EditProbe
 from kedit_lib.evaluation.side_effects import DistractionProbe

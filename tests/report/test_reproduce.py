@@ -16,8 +16,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 import kedit_lib
 from kedit_lib.__main__ import main as program
-from kedit_lib.data.config import REPOSITORY, load_profile
-from kedit_lib.data.yaml_text import dump, read_yaml
+from kedit_lib.data.config import REPOSITORY, dump, load_profile, read_yaml
 from kedit_lib.report import claims, notebooks, reproduce, sweep
 
 SMALL = {"model": "lab-small", "orders": [0, 1], "live_orders": [0], "batch_sizes": [1], "mass_sizes": [1]}

@@ -12,8 +12,7 @@ from library import refused
 
 import kedit_lib as kedit
 from kedit_lib.__main__ import main
-from kedit_lib.data.config import file_name
-from kedit_lib.data.yaml_text import dump, read_yaml
+from kedit_lib.data.config import dump, file_name, read_yaml
 from kedit_lib.editing.transfer import v0_norm
 from kedit_lib.lab import world_of
 from kedit_lib.lab.corpus import texts
