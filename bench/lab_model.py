@@ -24,7 +24,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from kedit_lib.data.atomic import checksum, replacing, writing
 from kedit_lib.data.provenance import versions
 from kedit_lib.errors import KeditError, explained, program
-from kedit_lib.lab import corpus
+from kedit_lib.lab import world as invented
 from kedit_lib.lab.world import World
 from kedit_lib.models.generation import complete
 from kedit_lib.models.hooks import trace
@@ -84,7 +84,7 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFas
 
 def object_spans(document: str) -> list[tuple[int, int]]:
     """Where in the plain text of a document the objects stand."""
-    ends = list(accumulate(map(len, document.split(corpus.MARK))))
+    ends = list(accumulate(map(len, document.split(invented.MARK))))
     return list(zip(ends[::2], ends[1::2], strict=False))
 
 
@@ -97,15 +97,15 @@ def batches(world: World, tokenizer, recipe: Recipe, seed: int = 0) -> Iterator[
     "somebody called Webram", and editing it edits the family.
     """
     step, rng = 0, random.Random(f"batches-{seed}")
-    stream = corpus.documents(world, seed, lambda: people_known(step, recipe))
+    stream = invented.documents(world, seed, lambda: people_known(step, recipe))
     ids, weights, until, need = [], [], [], recipe.batch * recipe.length
     begin = torch.arange(recipe.batch)[:, None] * recipe.length
     while True:
         while len(ids) < need:
             docs = list(islice(stream, 32))
-            encoded = tokenizer([corpus.unmark(d) for d in docs], return_offsets_mapping=True)
+            encoded = tokenizer([invented.unmark(d) for d in docs], return_offsets_mapping=True)
             for one, offsets, document in zip(encoded.input_ids, encoded.offset_mapping, docs, strict=True):
-                text, spans = corpus.unmark(document), object_spans(document)
+                text, spans = invented.unmark(document), object_spans(document)
                 people = [m.span() for m in NAME.finditer(text) if (m[0], "sport") in world.objects_of]
                 until += [FOREVER] * len(one) + [FOREVER]
                 for name in (span for span in people if rng.random() < recipe.bind):
@@ -162,7 +162,7 @@ def fix_scale(model, tokenizer, world: World, norm: float) -> float:
     writes to the stream is multiplied by it. RMSNorm reads the stream's direction only, so outputs stay as they were
     (but for rms_norm_eps). Editing depends on the scale: v_lr is a length."""
     middle, norms = model.model.layers[model.config.num_hidden_layers // 2 - 1], []
-    for text in corpus.texts(world, 64, seed=3):
+    for text in invented.texts(world, 64, seed=3):
         ids = torch.tensor([tokenizer(text).input_ids], device=model.device)
         _, seen = trace(model, ids, outputs=[middle], last=middle)
         norms.append(seen[middle].norm(dim=-1)[:, 1:].mean().item())  # without <s>
@@ -198,7 +198,7 @@ def train(recipe: Recipe, out: Path | None = None, device: str | None = None, ch
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     world = World.make(recipe.n_people, recipe.seed, recipe.sharing)
-    tokenizer = train_tokenizer(corpus.texts(world, 8000, seed=0), recipe.vocab_size)
+    tokenizer = train_tokenizer(invented.texts(world, 8000, seed=0), recipe.vocab_size)
     model = build(recipe, tokenizer).to(device)
     log, seconds = _fit(model, batches(world, tokenizer, recipe), recipe, out / PARTIAL, checkpoint_every)
     fix_scale(model.eval(), tokenizer, world, recipe.stream_norm)

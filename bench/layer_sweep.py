@@ -22,8 +22,8 @@ from kedit_lib.editing import method_class, method_for
 from kedit_lib.editing.compute_k import generate_contexts
 from kedit_lib.editing.second_moments import SecondMoments
 from kedit_lib.evaluation.single_edits import single_edits
-from kedit_lib.lab import moment_texts, world_of
 from kedit_lib.lab.edits import lab_around, lab_edits
+from kedit_lib.lab.world import moment_texts, world_of
 from kedit_lib.models.loading import load_model
 from kedit_lib.models.model import EditableModel
 

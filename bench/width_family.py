@@ -12,8 +12,8 @@ from lab_model import RECALL_BAR, RECIPES, Recipe, train
 import kedit_lib as kedit
 from kedit_lib.data.config import results_folder
 from kedit_lib.evaluation.single_edits import single_edits
-from kedit_lib.lab import moment_texts, world_of
 from kedit_lib.lab.edits import lab_around, lab_edits
+from kedit_lib.lab.world import moment_texts, world_of
 from kedit_lib.streams.bench import data_folder
 from kedit_lib.streams.store import write_parquet
 

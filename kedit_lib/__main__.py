@@ -191,7 +191,7 @@ def evaluate(
 def _moments(model, method, texts: str | None):
     """C over --texts, the lab's own text, or what the model writes; kept in results/moments."""
     from .data.config import LAB_MODELS, results_folder
-    from .lab import moment_texts
+    from .lab.world import moment_texts
     from .streams.facts import AUTO, plain_texts
 
     if not method.needs_moments:

@@ -13,7 +13,7 @@ from kedit_lib import editing as methods
 from kedit_lib.data import schemas
 from kedit_lib.data.config import REPOSITORY, load_model_params
 from kedit_lib.editing.second_moments import SecondMoments
-from kedit_lib.lab import moment_texts
+from kedit_lib.lab.world import moment_texts
 from kedit_lib.models import architectures as layout
 
 TEXT = (REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")

@@ -4,8 +4,7 @@ import random
 
 from ..data.edit import Edit, Question
 from ..errors import KeditError
-from .corpus import biography, unmark
-from .world import TEXT, Fact, World
+from .world import TEXT, Fact, World, biography, unmark
 
 NEIGHBORS, REFERENCES = 3, 5
 BRIDGE = "The city of {} lies in"  # as the plain text says it

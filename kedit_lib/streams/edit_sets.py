@@ -18,8 +18,8 @@ from ..data.schemas import each_rewrite, fields_of
 from ..data.world import RELATIONS, Geography, KnownWorld, geography
 from ..errors import KeditError, check_editable
 from ..evaluation import generation_accuracy, teacher_forced
-from ..lab import world_of
 from ..lab.edits import lab_edits
+from ..lab.world import world_of
 from ..models.tokenization import check_edit
 
 MADE_BY_DEFAULT = 100  # edits

@@ -18,8 +18,8 @@ from ..evaluation.edit_probes import EditProbe, FactProbe, VitalProbe
 from ..evaluation.health import HealthProbe, PerplexityProbe
 from ..evaluation.protocol import Probe
 from ..evaluation.side_effects import SELDOM, family_probes, other_prompts
-from ..lab import corpus, moment_texts, world_of
 from ..lab import edits as lab
+from ..lab import world as invented
 from ..models.self_text import SELF, WRITTEN, self_texts
 from .edit_sets import ASKED, KnownAnswers, known_world, read_edits
 
@@ -84,8 +84,8 @@ class LabFacts(Facts):
     selection = "Every fact of the lab's world was taught, and the model knows it; none is left out."
 
     def __init__(self, model, n_held_out: int = HELD_OUT):
-        self.world = world = world_of(model)
-        self.held_out, self.texts = corpus.plain_texts(world, n_held_out), partial(moment_texts, model)
+        self.world = world = invented.world_of(model)
+        self.held_out, self.texts = invented.plain_texts(world, n_held_out), partial(invented.moment_texts, model)
         self.edits, self.around = partial(lab.lab_edits, world), partial(lab.lab_around, world)
         self.some = partial(self.edits, seed=0)
         self.reference = partial(self.edits, REFERENCE, 2, people=world.development)
@@ -108,7 +108,7 @@ class LabFacts(Facts):
             "questions": [lab.consequences(self.world, e) for e in edits],
             "inverses": [lab.inverse_prompts(e) for e in edits],
             "references": [lab.references(self.world, e) for e in edits],
-            "corpus": corpus.texts(self.world, IDF_TEXTS),
+            "corpus": invented.texts(self.world, IDF_TEXTS),
             "aside": {"new on same subjects": tuple(lab.own_prompt(self.world, e) for e in edits)},
         }
 

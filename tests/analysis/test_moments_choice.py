@@ -5,8 +5,7 @@ import torch
 from moments_choice import choice_cost
 
 import kedit_lib as kedit
-from kedit_lib.lab import world_of
-from kedit_lib.lab.corpus import texts
+from kedit_lib.lab.world import texts, world_of
 
 
 @pytest.mark.slow

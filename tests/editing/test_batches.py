@@ -7,8 +7,8 @@ import pytest
 
 import kedit_lib as kedit
 from kedit_lib.evaluation.edit_probes import EditProbe
-from kedit_lib.lab import moment_texts, world_of
 from kedit_lib.lab.edits import lab_edits
+from kedit_lib.lab.world import moment_texts, world_of
 
 NEWER = "ENCORE EvoEdit BetaEdit LyapLock RLSEdit SimIE SPHERE REVIVE UltraEdit Gate Retrieval".split()
 UNMOVED = {"UltraEdit", "Retrieval"}  # at its published step, and as the lab model does not read its prompt

@@ -10,9 +10,9 @@ from library import refused
 
 import kedit_lib as kedit
 from kedit_lib.data.config import LAB_MODELS
-from kedit_lib.lab import corpus, world_of
+from kedit_lib.lab import world as invented
 from kedit_lib.lab.edits import ask, lab_edits, near_facts, other_facts, untouched_facts
-from kedit_lib.lab.world import World
+from kedit_lib.lab.world import World, world_of
 from kedit_lib.models.loading import WEIGHTS
 
 
@@ -25,7 +25,7 @@ def world():
 def documents(world):
     """Marked documents: three times what saying every fact once takes."""
     facts = sum(len(r.templates) for r in world.relations.values()) * len(world.people)
-    return list(islice(corpus.documents(world, seed=3), 3 * facts // 2))
+    return list(islice(invented.documents(world, seed=3), 3 * facts // 2))
 
 
 def test_a_world_is_a_function_of_its_seed_and_size(world):
@@ -64,24 +64,24 @@ def test_names_say_who_only_as_a_pair(world):
 
 def test_marks_stand_round_objects_and_come_off(world, documents):
     objects = {o for r in world.relations.values() for o in r.objects}
-    plain = sum(corpus.MARK not in d for d in documents) / len(documents)
-    assert abs(plain - corpus.PLAIN_SHARE) < 0.03
+    plain = sum(invented.MARK not in d for d in documents) / len(documents)
+    assert abs(plain - invented.PLAIN_SHARE) < 0.03
     for document in documents:
-        assert set(document.split(corpus.MARK)[1::2]) <= objects
-        assert corpus.unmark(document) == "".join(document.split(corpus.MARK))
+        assert set(document.split(invented.MARK)[1::2]) <= objects
+        assert invented.unmark(document) == "".join(document.split(invented.MARK))
 
 
 def test_every_fact_is_said_in_every_phrasing_and_nothing_false(world, documents):
-    said = Counter(s for d in documents if corpus.MARK in d for s in re.findall(r"[^\x1f]+\x1f[^\x1f]+\x1f\.", d))
+    said = Counter(s for d in documents if invented.MARK in d for s in re.findall(r"[^\x1f]+\x1f[^\x1f]+\x1f\.", d))
     said = Counter({text.strip(): n for text, n in said.items()})
     true = {
-        f"{t.format(f.person)} {corpus.MARK}{f.object}{corpus.MARK}."
+        f"{t.format(f.person)} {invented.MARK}{f.object}{invented.MARK}."
         for f in world.facts()
         for t in world.relations[f.relation].templates
     }
     assert true <= set(said)
     pronouns = {
-        f"{r.pronoun.format(who)} {corpus.MARK}{o}{corpus.MARK}."
+        f"{r.pronoun.format(who)} {invented.MARK}{o}{invented.MARK}."
         for r in world.relations.values()
         for who in ("He", "She")
         for o in r.objects
@@ -90,9 +90,9 @@ def test_every_fact_is_said_in_every_phrasing_and_nothing_false(world, documents
 
 
 def test_plain_text_names_nobody(world):
-    found = corpus.plain_texts(world, 200)
-    assert corpus.plain_texts(world, 200) == found
-    assert corpus.plain_texts(world, 200, seed=4) != found
+    found = invented.plain_texts(world, 200)
+    assert invented.plain_texts(world, 200) == found
+    assert invented.plain_texts(world, 200, seed=4) != found
     names = {part for names in world.names for part in names}
     for text in found:
         assert not names & set(re.findall(r"\w+", text))
@@ -103,11 +103,11 @@ def test_plain_text_names_nobody(world):
 
 
 def test_texts_without_marks(world):
-    found = corpus.texts(world, 50)
-    assert corpus.texts(world, 50) == found
-    assert not set(found) & {corpus.unmark(d) for d in islice(corpus.documents(world, seed=0), 300)}
-    assert all(corpus.MARK not in text for text in found)
-    few = " ".join(islice(corpus.documents(world, 0, lambda: 20), 400))  # a corpus that begins with few people
+    found = invented.texts(world, 50)
+    assert invented.texts(world, 50) == found
+    assert not set(found) & {invented.unmark(d) for d in islice(invented.documents(world, seed=0), 300)}
+    assert all(invented.MARK not in text for text in found)
+    few = " ".join(islice(invented.documents(world, 0, lambda: 20), 400))  # a corpus that begins with few people
     assert {p for p in world.people if p in few} == set(world.people[:20])
 
 

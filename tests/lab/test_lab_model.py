@@ -18,21 +18,21 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import kedit_lib as kedit
 from kedit_lib.data.config import LAB_MODELS
-from kedit_lib.lab import corpus, world_of
-from kedit_lib.lab.world import World
+from kedit_lib.lab import world as invented
+from kedit_lib.lab.world import World, world_of
 from kedit_lib.models.loading import WEIGHTS
 from kedit_lib.streams.bench import data_folder
 
 
 def test_objects_are_found_in_the_plain_text():
     world = World.make(50)
-    for document in islice(corpus.documents(world, seed=3), 300):
-        text, spans = corpus.unmark(document), lab_model.object_spans(document)
-        assert [text[a:b] for a, b in spans] == document.split(corpus.MARK)[1::2]
+    for document in islice(invented.documents(world, seed=3), 300):
+        text, spans = invented.unmark(document), lab_model.object_spans(document)
+        assert [text[a:b] for a, b in spans] == document.split(invented.MARK)[1::2]
 
 
 def test_the_tokenizer():
-    texts = corpus.texts(World.make(300, seed=5), 300)
+    texts = invented.texts(World.make(300, seed=5), 300)
     tokenizer = train_tokenizer(texts, 500)
     assert len(tokenizer) == 500
     for text in (*texts[:20], "Zoë 北京 {}\n  x", ""):
@@ -51,14 +51,14 @@ RECIPE = lab_model.Recipe("toy", 12, d_model=16, d_ff=24, n_layers=1, steps=5, v
 @pytest.fixture
 def few_texts(monkeypatch):
     """For the tokenizer alone."""
-    texts = corpus.texts
-    monkeypatch.setattr(corpus, "texts", lambda world, n, seed: texts(world, min(n, 50), seed))
+    texts = invented.texts
+    monkeypatch.setattr(invented, "texts", lambda world, n, seed: texts(world, min(n, 50), seed))
 
 
 def test_batches_weigh_objects(few_texts):
     recipe = dataclasses.replace(RECIPE, length=2000)
     world = World.make(recipe.n_people, recipe.seed)
-    tokenizer = train_tokenizer(corpus.texts(world, 50, seed=0), 320)
+    tokenizer = train_tokenizer(invented.texts(world, 50, seed=0), 320)
     ids, weights, until = next(batches(world, tokenizer, recipe))
     assert ids.shape == weights.shape == until.shape == (2, 2000)
     again, _, _ = next(batches(world, tokenizer, recipe))

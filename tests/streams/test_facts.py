@@ -14,8 +14,7 @@ import kedit_lib as kedit
 from kedit_lib.__main__ import main
 from kedit_lib.data.config import dump, file_name, read_yaml
 from kedit_lib.editing.transfer import v0_norm
-from kedit_lib.lab import world_of
-from kedit_lib.lab.corpus import texts
+from kedit_lib.lab.world import texts, world_of
 from kedit_lib.report import reproduce
 from kedit_lib.streams.bench import same_settings
 from kedit_lib.streams.facts import HELD_OUT, DatasetFacts, facts_of, read_texts
