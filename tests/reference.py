@@ -215,9 +215,6 @@ def optimise(model, tokenizer, edit, contexts, hp, sites, loss_layer=None, pmet=
     trace.steps = len(trace.losses)
     trace.delta, trace.v0 = deltas[0].detach(), clean[0]
     trace.z = trace.v0 + trace.delta
-    if pmet:
-        trace.delta_attn, trace.v0_attn = deltas[1].detach(), clean[1]
-        trace.z_attn = trace.v0_attn + trace.delta_attn
     return trace
 
 

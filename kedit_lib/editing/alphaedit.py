@@ -5,13 +5,12 @@
 
 U₀ are the singular vectors of C = E[k kᵀ] with singular values below a threshold, M = Σ k kᵀ over the earlier batches,
 each measured on the weights after it. With B = P/L2 it is MEMIT's closed form. What the published threshold cuts, an
-absolute 0.02, depends on the scale of C: rank and energy belong beside every result, or the cut is by rank.
+absolute 0.02, depends on the scale of C: give the rank of P with every result, or cut by rank.
 """
 
 from dataclasses import replace
 from typing import Self
 
-import pandas as pd
 import torch
 from pydantic import Field
 
@@ -71,14 +70,6 @@ class NullSpace:
             if not self.basis(layer).shape[1]:
                 problem = f"no singular value of C lies below {self.threshold}"
                 raise KeditError(f"null space of layer {layer}: {problem}; raise the threshold or cut by rank")
-
-    def report(self, layers=None) -> pd.DataFrame:
-        """A row a layer (None: all): rank of P, d_ff, energy = tr(PC)/tr(C), the share of plain text in P, 0..1."""
-        rows = []
-        for layer in sorted(self.moments.tensors) if layers is None else layers:
-            u, c = self.basis(layer), self.moments.tensors[layer].double()
-            rows.append((layer, u.shape[1], len(u), float((u * (c.to(u) @ u)).sum() / c.trace())))
-        return pd.DataFrame(rows, columns=["layer", "rank", "d_ff", "energy"])
 
     @property
     def identity(self) -> str:

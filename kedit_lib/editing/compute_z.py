@@ -37,8 +37,6 @@ class Target:
     v0_norm: float  # ‖v₀‖ (FT: NaN)
     clamped: bool  # whether δ ended on the clamp ball (FT: whether a weight ended on the bound)
     already: bool  # whether the model gave the target on the clean prompt before the edit
-    z_attn: Tensor | None = None  # PMET: of the attention's output
-    delta_attn: Tensor | None = None
     key_per_layer: dict[int, Tensor] = field(default_factory=dict)  # {layer: [d_ff]}, filled by the method
 
     @property
@@ -102,8 +100,7 @@ def compute_z(engine: Suffix, hp) -> list[Target]:
             problem = "the optimisation of its target gave NaN or inf; lower v_lr or check the model's weights"
             raise KeditError(f"edit of {engine.requests[i].subject!r}: {problem}")
         facts = losses[i][:last], probabilities[i][:last], norm, clamped[i], known
-        attn = (z[i, 1], found[i, 1]) if z.shape[1] > 1 else ()
-        targets.append(Target(z[i, 0], found[i, 0], *facts, *attn))
+        targets.append(Target(z[i, 0], found[i, 0], *facts))
     return targets
 
 

@@ -204,13 +204,11 @@ class EditableModel:
                 self._sums[name] = values[name].to(parameter.device, torch.float32, copy=True)
 
     @contextmanager
-    def temporarily(self, outcome=None):
-        """Inside: the original weights plus this outcome's deltas, if any. In the end those at entry come back."""
+    def temporarily(self):
+        """Inside: the original weights. In the end those at entry come back."""
         before = self.snapshot()
         self.restore()
         try:
-            if outcome is not None:
-                self.apply_deltas(outcome)
             yield self
         finally:
             self.load_snapshot(before)

@@ -44,7 +44,8 @@ def test_deltas_do_again_what_the_edit_did(tiny_folder, tmp_path, kind, dtype):
     assert other.applied == model.applied == [outcome.record]
     other.take_back(deltas)
     assert same(snapshot(other), original) and other.applied == []
-    with other.temporarily(deltas):
+    with other.temporarily():
+        other.apply_deltas(deltas)
         assert same(snapshot(other), snapshot(model)) and other.applied == [outcome.record]
     assert same(snapshot(other), original)
 
