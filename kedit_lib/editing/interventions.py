@@ -9,7 +9,7 @@ from ..errors import KeditError
 from ..models.hooks import FILL, trace
 from . import MEMIT, PMET, ROME
 from .compute_k import Reading
-from .engine import Plain, Suffix
+from .engine import Plain
 from .method import Method
 
 
@@ -18,7 +18,7 @@ def changed(method: Method, change: str) -> Method:
     if change not in CHANGES:
         raise KeditError(f"change {change!r}: is unknown; there are {', '.join(CHANGES)}")
     mixin, fits = CHANGES[change]
-    if not isinstance(method, fits) or (fits == (MEMIT,) and isinstance(method, PMET)):
+    if not isinstance(method, fits):
         raise KeditError(f"change {change!r}: does not apply to {method.name}; use it with {fits[0].__name__}")
     return type(f"{method.name} {change}", (mixin, type(method)), {})(**dict(method))
 
@@ -50,25 +50,6 @@ def _as_now(method, call, targets) -> list:
     """The targets with the same z, whose δ is what is missing on the weights so far."""
     delta = torch.stack([t.z for t in targets]) - method._values(Reading(call.model, call.clean))
     return [replace(t, delta=d) for t, d in zip(targets, delta, strict=True)]
-
-
-def _healed(before: bool) -> type:
-    """Targets are optimised with some tokens healed, where the answer is read: the layers above z see the tokens before
-    the subject's last, or those behind it, as in the unedited model. Keys and residual are those of the edited
-    model."""
-
-    class Healing(Suffix):
-        def _first_pass(self, *prompts):
-            with self.model.temporarily():
-                super()._first_pass(*prompts)
-            old = self.tails
-            found = super()._first_pass(*prompts)
-            now = self.tails
-            behind = torch.cat([now.hidden[:, :1], old.hidden[:, 1:]], 1)
-            self.tails = replace(now, prefix=old.prefix) if before else replace(now, hidden=behind)
-            return found
-
-    return _with(engine=Healing)
 
 
 class _StartInTarget:
@@ -122,9 +103,6 @@ class _LeftPadded:
 CHANGES = {
     "superposed": (_Superposed, (MEMIT, PMET, ROME)),
     "frozen z": (_FrozenTargets, (MEMIT, PMET, ROME)),
-    # Not PMET, whose targets are no values of the stream.
-    "healed behind": (_healed(before=False), (MEMIT,)),
-    "healed before": (_healed(before=True), (MEMIT,)),
     "clean keys": (_with(clean_only=True), (MEMIT, PMET, ROME)),  # the clean prompt is the only context
     "three contexts": (_with(contexts=lambda self, *given: Method.contexts(self, *given)[:3]), (MEMIT, PMET, ROME)),
     "twenty-one contexts": (_with(context_style="rome"), (MEMIT, PMET)),

@@ -12,7 +12,6 @@ from library import EDITS, refused, snapshot
 import kedit_lib as kedit
 from kedit_lib.editing.compute_k import keys_at
 from kedit_lib.editing.interventions import CHANGES, changed, misplaced_keys
-from kedit_lib.models.hooks import hooks, trace
 from kedit_lib.models.tokenization import encode_prompt, target_ids
 
 MODEL = "llama-bos", torch.float64
@@ -115,57 +114,7 @@ def test_a_changed_method_says_what_it_is_and_keeps_its_settings(model, moments)
         assert one.context_style == ("rome" if change == "twenty-one contexts" else method.context_style)
     refused(lambda: changed(MEMIT, "luck"), "luck", "superposed")
     refused(lambda: changed(MEMIT, "linear share"), "linear share", "MEMIT", "PMET")
-    refused(lambda: apply(changed(PMET, "healed behind"), model, moments, EDITS[0]), "healed behind", "MEMIT")
     six = MEMIT.contexts(model)
     assert len(six) == 6 and changed(MEMIT, "three contexts").contexts(model) == six[:3]
     more = changed(MEMIT, "twenty-one contexts").contexts(model)
     assert len(more) == 21 and more == kedit.generate_contexts(model, style="rome")
-
-
-def first_probability(model, edit, contexts, layer: int, unedited_at) -> float:
-    """Mean over contexts of exp(−nll) of the target before any step, the stream behind `layer` being the unedited
-    model's at the tokens that `unedited_at(lookup, length)` names; written out, prompt by prompt."""
-    target, found = target_ids(model.tokenizer, edit.text, edit.target_new), []
-    for context in contexts:
-        prompt = encode_prompt(model.tokenizer, context, edit.prompt, edit.subject)
-        ids = torch.tensor([[*prompt.ids, *target[:-1]]])
-        there = unedited_at(prompt.lookup, ids.shape[1])
-        with model.temporarily():
-            _, seen = trace(model.hf, ids, outputs=[model.layers[layer]])
-
-        def put(module, args, output, there=there, was=seen[model.layers[layer]]):
-            first = output[0] if isinstance(output, tuple) else output
-            first = first.clone()
-            first[:, there] = was[:, there]
-            return (first, *output[1:]) if isinstance(output, tuple) else first
-
-        with hooks((model.layers[layer], put)), torch.no_grad():
-            log_p = model.hf(input_ids=ids).logits[0, len(prompt.ids) - 1 :].log_softmax(-1)
-        found.append(log_p[range(len(target)), list(target)].mean().exp().item())
-    return sum(found) / len(found)
-
-
-PARTS = {
-    "healed behind": lambda lookup, n: list(range(lookup + 1, n)),
-    "healed before": lambda lookup, n: list(range(lookup)),
-}
-
-
-@pytest.mark.parametrize("change", PARTS)
-def test_healed_tokens_are_those_of_the_unedited_model(model, moments, change):
-    edit, other = kedit.Edit("Of {} the town is", "Ana Brown", "Graz"), kedit.Edit("Of {} the town is", "Zoë", "Old")
-    method = kedit.MEMIT(layers=[0, 1], v_num_grad_steps=3, mom2_update_weight=1e-3)
-    plain, one = apply(method, model, moments, edit).targets[0], changed(method, change)
-    model.restore()
-    assert relative(apply(one, model, moments, edit).targets[0].z, plain.z) < 1e-9  # nothing is edited, nothing to heal
-    model.restore()
-    for part in (other, *EDITS[:2]):
-        apply(method, model, moments, part)
-    edited = model.snapshot()
-    found = apply(one, model, moments, edit).targets[0].probabilities[0]
-    model.load_snapshot(edited)
-    contexts = tiny.CONTEXTS[:2]
-    assert found == pytest.approx(first_probability(model, edit, contexts, 1, PARTS[change]), rel=1e-9)
-    spoilt = first_probability(model, edit, contexts, 1, lambda lookup, n: [])
-    assert abs(found / spoilt - 1) > 1e-6, "healing changed nothing: the test is too easy"
-    assert all(torch.equal(w, edited[name]) for name, w in model.snapshot().items())
