@@ -200,18 +200,6 @@ class CollapseGuard:
         self.readings, self._mixture, self._known = [Reading(**r) for r in readings], mixture, known
 
 
-def alarms_at(looks, norms=(), batch: int = 1, **settings) -> int | None:
-    """The edit at which a guard would have raised its alarm over looks (edits, lost, asked), given ‖v₀‖ of each edit
-    and how many are made at a time; None: at none."""
-    guard, norms = CollapseGuard([], **settings), list(norms)
-    looks = {edits: counts for edits, *counts in looks}
-    for edits in sorted({*looks, *range(0, len(norms) + 1, batch)}):
-        guard._norms = norms[:edits]
-        if guard.swollen or edits in looks and guard.judge(edits, *looks[edits]).alarm:
-            return edits
-    return None
-
-
 def own_canaries(hf, tokenizer, n: int, seed: int) -> list[tuple[str, str]]:
     """n (text, next word) pairs of text that a transformers model samples itself, where it is sure of the word."""
     start = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id

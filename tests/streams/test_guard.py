@@ -9,7 +9,7 @@ import torch
 from library import EDITS, FailsAt, holds, parameters, refused
 
 import kedit_lib as kedit
-from kedit_lib.streams.guard import CollapseGuard, Collapsing, alarms_at, own_canaries
+from kedit_lib.streams.guard import CollapseGuard, Collapsing, own_canaries
 
 MODEL = "llama", torch.float32
 FAST = {"layers": [1], "v_num_grad_steps": 2, "mom2_adjustment": False}
@@ -32,6 +32,17 @@ def canaries(model):
 def looks(share_lost, n=40, times=60, seed=0):
     rng = random.Random(seed)
     return [(5 * i, sum(rng.random() < share_lost(i) for _ in range(n)), n) for i in range(times)]
+
+
+def alarms_at(looks, norms=(), batch=1, **settings):
+    """The edit at which the alarm comes, over looks (edits, lost, asked) and ‖v₀‖ of each edit, as notebook 11 asks."""
+    guard, norms = CollapseGuard([], **settings), list(norms)
+    looks = {edits: counts for edits, *counts in looks}
+    for edits in sorted({*looks, *range(0, len(norms) + 1, batch)}):
+        guard.due(edits, norms[:edits])
+        if guard.swollen or edits in looks and guard.judge(edits, *looks[edits]).alarm:
+            return edits
+    return None
 
 
 def test_false_alarms_are_as_rare_as_stated_over_all_looks():
