@@ -2,14 +2,13 @@
 
 import math
 import time
-from fnmatch import filter as matching
 from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
 import torch
 
-from ..data.config import LAB_MODELS, Profile, load_model_params, load_profile, read_yaml
+from ..data.config import LAB_MODELS, Profile, load_model_params, load_profile
 from ..data.edit import Edit, check_edits
 from ..editing import ROME, method_class
 from ..editing.compute_k import generate_contexts
@@ -83,8 +82,8 @@ def check(model, edits=None, profile: str | Profile | None = None, write: bool =
     if path is not None:
         rows["parameters in use"] = "/".join(path.parts[-3:])
         rows["layers in use, MEMIT"] = str(load_model_params(model.name)["memit"]["layers"])[1:-1]
-    minutes = notebook_minutes(profile, trial["seconds"], seconds_asking)
-    rows |= {f"minutes, {notebook} ({profile.name})": roughly(value, 1) for notebook, value in minutes.items()}
+    minutes = live_minutes(profile, trial["seconds"], seconds_asking)
+    rows[f"minutes, all notebooks ({profile.name})"] = roughly(minutes, 1)
     table = pd.DataFrame({"value": rows}).rename_axis("what")
     effect = pd.DataFrame(columns=["place", "layer", "effect"]) if effect is None else effect
     return SimpleNamespace(table=table, effect=effect, traced=len(facts), rome=rome, memit=memit, path=path, **trial)
@@ -105,17 +104,13 @@ def try_edit(model, edit: Edit, layers: list[int]) -> dict:
     return {"seconds": seconds, "before": before, "after": after, "restored": restored}
 
 
-def notebook_minutes(profile: Profile, seconds_an_edit: float, seconds_a_question: float) -> dict[str, float]:
-    """Minutes of one process for what each notebook alone runs live: its edits, and the untouched facts asked at their
-    checkpoints, without second moments. "all" runs a stream that several need once."""
+def live_minutes(profile: Profile, seconds_an_edit: float, seconds_a_question: float) -> float:
+    """Minutes of one process for what the notebooks run live: every stream once, its untouched facts asked at its
+    checkpoints, and single edits; without second moments."""
     asked = (1 + profile.n_edits / profile.checkpoint_every) * profile.untouched * seconds_a_question
     stream = len(profile.live_orders) * (profile.n_edits * seconds_an_edit + asked)
-    live, single = streams_of(profile), profile.n_single
-    shown = read_yaml(Path(__file__).with_suffix(".yaml"))
-    names = {n: {s for pattern in some for s in matching(live, pattern)} for n, some in shown.items()}
-    alone = {"00": 1, "01": 2 * single, "04": sum(profile.mass_sizes), "08": LAYER_EDITS, "11": single}
-    names["all"], alone["all"] = set().union(*names.values()), sum(alone.values())
-    return {n: (len(names[n]) * stream + alone.get(n, 0) * seconds_an_edit) / 60 for n in names}
+    alone = 1 + LAYER_EDITS + 3 * profile.n_single + sum(profile.mass_sizes)
+    return (len(streams_of(profile)) * stream + alone * seconds_an_edit) / 60
 
 
 def roughly(value: float, least: float) -> str:

@@ -13,6 +13,7 @@ import kedit_lib as kedit
 from kedit_lib.data.config import REPOSITORY, file_name, find_model_params, load_model_params, load_profile, read_yaml
 from kedit_lib.editing.transfer import propose, propose_layers, write_proposal
 from kedit_lib.streams import preflight as checking
+from kedit_lib.streams.named_streams import streams_of
 
 EDITS = [kedit.Edit(*each, target_true="Graz") for each in tiny.EDITS]
 
@@ -90,7 +91,7 @@ def test_the_lab_is_known_and_its_own_parameters_stay(monkeypatch):
     assert was < 0.1 and now > 0.5
     assert found["parameters in use"] == "params/models/lab-small.yaml" and path.read_bytes() == before
     assert found["proposed λ"] == pytest.approx(load_model_params("lab-small")["memit"]["mom2_update_weight"], rel=1e-3)
-    assert {f"minutes, {n} (smoke)" for n in ("00", "02", "06", "07", "11", "all")} <= set(found.index)
+    assert found.index[-1] == "minutes, all notebooks (smoke)"
 
 
 def test_a_proposal_makes_every_method(made, folders):
@@ -165,12 +166,13 @@ def test_folders_of_one_name_have_a_file_each(tmp_path, folders, name):
 
 def test_minutes_grow_with_the_edits():
     smoke, lab = load_profile_of_smoke(), load_profile(REPOSITORY / "params" / "profiles" / "lab.yaml")
-    one, twice = checking.notebook_minutes(lab, 1.0, 0.0), checking.notebook_minutes(lab, 2.0, 0.0)
-    assert one["02"] == pytest.approx(2 * 450 / 60, abs=0.1)  # MEMIT and PMET
-    assert one["03"] == pytest.approx(5 * 450 / 60, abs=0.1)  # and the four of ROME beside MEMIT
-    assert one["07"] < one["all"] < sum(one.values()) - one["all"]  # streams that several show run once
-    assert all(twice[n] == pytest.approx(2 * one[n], abs=0.1) for n in one)
-    assert sum(checking.notebook_minutes(smoke, 1.0, 0.0).values()) < sum(one.values())
+    one = checking.live_minutes(smoke, 1.0, 0.0)
+    assert one == pytest.approx((len(streams_of(smoke)) * 12 + 1 + 20 + 3 * 4 + 17) / 60)
+    assert (
+        checking.live_minutes(smoke, 2.0, 0.0) == pytest.approx(2 * one) and checking.live_minutes(lab, 1.0, 0.0) > one
+    )
+    asked = checking.live_minutes(smoke, 0.0, 1.0)  # 40 facts before the first edit, after 6 and after 12
+    assert asked == pytest.approx(len(streams_of(smoke)) * 3 * 40 / 60)
 
 
 def test_times_are_said_roughly():
