@@ -7,7 +7,6 @@ import warnings
 from dataclasses import replace
 
 import ipywidgets as knobs
-import pandas as pd
 from IPython.display import Markdown, display
 
 from ..data.config import load_model_params
@@ -33,13 +32,27 @@ def try_edits(bench, edit: Edit) -> None:
     """Fields for one edit, filled with `edit`, a method and a button. Edits are made on the bench's unedited model and
     taken back."""
 
+    @functools.cache
+    def prepared(name: str):
+        """A method with its moments and contexts, which take up to a minute to sample."""
+        method = method_for(bench.model, name)
+        return method, bench.inputs(method)
+
     def attempt(prompt: str, subject: str, target_new: str, method: str) -> None:
         try:
-            table, said = try_edit(bench, typed_edit(bench, edit, prompt, subject, target_new), method)
-            print(said)
-            display(table.round(3))
+            asked = typed_edit(bench, edit, prompt, subject, target_new)
+            with bench.model.temporarily(), warnings.catch_warnings():
+                warnings.simplefilter("ignore", Doubtful)  # the table shows it
+                chosen, inputs = prepared(method)
+                before, begin = ask(bench.model, asked), time.perf_counter()
+                (target,) = chosen.apply(bench.model, [asked], **inputs).targets
+                seconds, after = time.perf_counter() - begin, ask(bench.model, asked)
         except KeditError as error:
             print(f"⚠ {error}")
+        else:
+            went = f"optimised probability {target.probabilities[-1]:.3f} after {target.steps} steps, {seconds:.2f} s"
+            print(f"{chosen.name}: {went}. It is taken back.")
+            display(ask_table(before, after).round(3))
 
     look = {"rows": 1, "layout": knobs.Layout(width="95%")}
     filled = {"prompt": edit.prompt, "subject": edit.subject, "target_new": edit.target_new}
@@ -61,23 +74,3 @@ def typed_edit(bench, known: Edit, prompt: str, subject: str, target_new: str) -
         return edit
     others = [e.subject for e in bench.edits(0, OTHERS + 1) if e.subject != edit.subject]
     return replace(edit, neighborhood=[s.join(around_places(edit.prompt)) for s in others[:OTHERS]])
-
-
-def try_edit(bench, edit: Edit, name: str) -> tuple[pd.DataFrame, str]:
-    """Make the edit by the method of that name: what was asked before and after (`kedit.ask_table`), and a sentence on
-    how the edit went."""
-    with bench.model.temporarily(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", Doubtful)  # the table shows it
-        method, inputs = _method(bench, name)
-        before, begin = ask(bench.model, edit), time.perf_counter()
-        (target,) = method.apply(bench.model, [edit], **inputs).targets
-        seconds, after = time.perf_counter() - begin, ask(bench.model, edit)
-    went = f"optimised probability {target.probabilities[-1]:.3f} after {target.steps} steps, {seconds:.2f} s"
-    return ask_table(before, after), f"{method.name}: {went}. It is taken back."
-
-
-@functools.cache
-def _method(bench, name: str):
-    """A method with its moments and contexts, which take up to a minute to sample."""
-    method = method_for(bench.model, name)
-    return method, bench.inputs(method)

@@ -33,24 +33,15 @@ def test_a_typed_edit_of_the_known_fact_has_its_paraphrases_and_neighbors(bench)
     assert all(text.startswith("The neighbour of ") for text in stranger.neighborhood)
 
 
-def test_trying_an_edit_shows_it_and_takes_it_back(bench):
-    known, weights = bench.edits(0)[0], bench.model.hf.state_dict()
-    before = {name: w.clone() for name, w in weights.items()}
-    table, said = widgets.try_edit(bench, known, "memit")
-    assert table["p(new) after"].iloc[0] > 0.3 > table["p(new) before"].iloc[0]
-    assert list(table.index) == ["edit"] + ["paraphrase"] * 3 + ["neighbor"] * len(known.neighborhood)
-    assert "optimised probability" in said
-    assert all(torch.equal(w, before[name]) for name, w in bench.model.hf.state_dict().items())
-
-
-def test_pressing_the_button_shows_the_table_and_errors_are_one_line(bench, monkeypatch, capsys):
+def test_pressing_the_button_tries_an_edit_and_takes_it_back_and_errors_are_one_line(bench, monkeypatch, capsys):
     """The method is switched by buttons: letters typed in a drop-down are shortcuts to JupyterLab. Markup in a prompt
     is shown as text."""
-    shown, tables = [], []
+    shown, tables, known = [], [], bench.edits(0)[0]
+    weights = {name: w.clone() for name, w in bench.model.hf.state_dict().items()}
     monkeypatch.delenv("KEDIT_STATIC", raising=False)
     monkeypatch.setattr(widgets, "display", shown.append)
-    widgets.try_edits(bench, bench.edits(0)[0])
-    monkeypatch.setattr(widgets, "display", lambda table: tables.append(table._repr_html_()))
+    widgets.try_edits(bench, known)
+    monkeypatch.setattr(widgets, "display", tables.append)
     prompt, subject, target, method, button, _ = shown[0].children
     assert type(method).__name__ == "ToggleButtons" and "memit" in method.options
 
@@ -59,13 +50,17 @@ def test_pressing_the_button_shows_the_table_and_errors_are_one_line(bench, monk
         assert not button.disabled
         return capsys.readouterr().out
 
-    for name, said in (("ft-m", "FT: "), ("memit", "MEMIT: ")):
+    for name, said in (("ft-m", "FT: "), ("memit", "MEMIT: optimised probability ")):
         method.value = name
         assert said in pressed()
-    assert "<table" in tables[-1] and "said before" in tables[-1]
+    edited = tables[-1]
+    assert edited["p(new) after"].iloc[0] > 0.3 > edited["p(new) before"].iloc[0] and "said before" in edited
+    assert list(edited.index) == ["edit"] + ["paraphrase"] * 3 + ["neighbor"] * len(known.neighborhood)
+    assert all(torch.equal(w, weights[name]) for name, w in bench.model.hf.state_dict().items())
     prompt.value, subject.value = "<b onclick=x> of {} is", "<i>Ana</i>"
     pressed()
-    assert "&lt;i&gt;" in tables[-1] and "<i>" not in tables[-1] and "<b " not in tables[-1]
+    drawn = tables[-1]._repr_html_()
+    assert "&lt;i&gt;" in drawn and "<i>" not in drawn and "<b " not in drawn
     target.value = ""
     assert "⚠" in (said := pressed()) and "target_new is empty" in said and len(tables) == 3
 
