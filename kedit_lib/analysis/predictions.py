@@ -17,12 +17,11 @@ from ..data.config import REPOSITORY, parse
 PATH = REPOSITORY / "params" / "predictions.yaml"
 
 
-def scored(found: pd.DataFrame, notebook: str | None = None, figures: Path | None = None) -> pd.DataFrame:
+def scored(found: pd.DataFrame, notebook: str | None = None) -> pd.DataFrame:
     """One row per prediction (of one notebook: "02"; None: of all): name, notebook, prediction, held, runs, verdict. It
     is about `runs` streams and orders and holds in `held` of them; verdict: held (in all), failed (in none), "in 1 of
-    3", or not testable (there is no such run). found: `runs.outcomes` of every stream there is. figures: the folder of
-    the tables (None: figures/, or where KEDIT_FIGURES says)."""
-    folder = Path(figures or os.environ.get("KEDIT_FIGURES") or REPOSITORY / "figures")
+    3", or not testable (there is no such run). found: `runs.outcomes` of every stream there is."""
+    folder = Path(os.environ.get("KEDIT_FIGURES") or REPOSITORY / "figures")
     found = found.assign(**{n: found[n].astype(float).fillna(inf) for n in ("N_optimisation", "N_model")})
     rows = []
     for one in parse(PATH.read_text(encoding="utf-8"), PATH.name):

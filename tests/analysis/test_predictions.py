@@ -44,10 +44,11 @@ def test_one_notebooks_predictions_alone(found):
     assert predictions.scored(found, "06").set_index("name").verdict["lab-keys-near"].startswith("failed")
 
 
-def test_a_prediction_may_speak_of_a_notebooks_table(found, tmp_path):
-    alone = predictions.scored(found, "11", tmp_path).set_index("name")
+def test_a_prediction_may_speak_of_a_notebooks_table(found, tmp_path, monkeypatch):
+    monkeypatch.setenv("KEDIT_FIGURES", str(tmp_path))
+    alone = predictions.scored(found, "11").set_index("name")
     assert alone.verdict["lab-foretold"] == "not testable"  # no such table
     rows = [("lab", 100, 90), ("lab", 100, 300), ("smollm2", 50, None)]
     pd.DataFrame(rows, columns=["model", "foretold", "observed"]).to_csv(tmp_path / "11_foretold.csv", index=False)
-    scored = predictions.scored(found, "11", tmp_path).set_index("name")
+    scored = predictions.scored(found, "11").set_index("name")
     assert scored.verdict.to_dict() == {"lab-foretold": "in 1 of 2", "real-foretold": "not testable"}
