@@ -138,12 +138,9 @@ class Bench:
         found = {o: self.run(name, o) if o in live else self.committed(name, o) for o in self.profile.orders}
         return {order: run for order, run in found.items() if run is not None}
 
-    def singles(self) -> pd.DataFrame:
-        """`n_single` independent edits by MEMIT and by ROME (kept in results/singles)."""
-        return pd.concat([self.singles_of(name) for name in ("memit", "rome")], ignore_index=True)
-
     def singles_of(self, name: str) -> pd.DataFrame:
-        """Independent edits by the method of one stream: one row per edit (columns as of `evaluation.single_edits`)."""
+        """`n_single` independent edits by the method of one stream, kept in results/singles: columns as of
+        `evaluation.single_edits`."""
         edits, method, match = self.edits(0, self.profile.n_single), self.method(name), self.facts.match
         parts = [self.model.checksum, self.model.setting, method.name, method.hyperparameters]
         parts += [list(map(repr, edits)), ALGORITHMS, *([match] if match != "exact" else [])]
