@@ -27,6 +27,7 @@ SINGLES = ("memit", "pmet", "rome", "rome-noC", "rrome", "rrome-noC")  # streams
 STREAMS = tuple(
     f"{name}{rho}" for name in (*SINGLES, "memit-mass", "memit-share", "memit-sum") for rho in ("", "-rho2")
 )
+ACCEPTED = data_folder() / "claims.csv"  # the committed values that later runs are held to
 MARGIN = 0.25  # round an accepted value, where the claim has no other
 KEY = ["claim", "variant", "model", "setting", "order"]
 EXPRESSIONS = SandboxedEnvironment(undefined=StrictUndefined)
@@ -123,14 +124,9 @@ def judge(bench: Bench, figures: Path, hold: bool) -> None:
         measured.to_csv(partial, index=False, float_format="%.6g")
     counted = verdicts(measured).verdict.value_counts()
     print(f"claims: {', '.join(f'{n} {v}' for v, n in counted.items())}", flush=True)
-    if hold and accepted().exists() and (lines := outside(measured, read(accepted()))):
+    if hold and ACCEPTED.exists() and (lines := outside(measured, read(ACCEPTED))):
         remedy = "look at the figures; if the change is meant, kedit claims --accept"
         raise KeditError(f"{len(lines)} claims left their bands: {'; '.join(lines)}; {remedy}")
-
-
-def accepted() -> Path:
-    """The committed values that later runs are held to."""
-    return data_folder() / "claims.csv"
 
 
 def outside(new: pd.DataFrame, old: pd.DataFrame) -> list[str]:
@@ -158,9 +154,9 @@ def accept_or_compare(accept: bool) -> int:
     """Make the values of the last run the accepted ones, or print which left their bands. Exit code 1: some did."""
     found = read()
     if accept:
-        with replacing(accepted()) as partial:
+        with replacing(ACCEPTED) as partial:
             found.to_csv(partial, index=False)
         return 0
-    lines = outside(found, read(accepted()))
+    lines = outside(found, read(ACCEPTED))
     print("\n".join(lines) or "every claim lies in its band")
     return 1 if lines else 0

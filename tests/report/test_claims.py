@@ -66,7 +66,7 @@ def test_a_value_out_of_its_band_is_named():
 
 def test_the_committed_claims_of_the_lab_come_out_again():
     """Whatever of figures/data/claims.csv rests on committed runs alone."""
-    accepted = claims.read(claims.accepted())
+    accepted = claims.read(claims.ACCEPTED)
     runs = kedit.load_runs(claims.STREAMS)
     new = claims.measure(runs)
     key = ["claim", "variant", "model", "setting", "order"]
