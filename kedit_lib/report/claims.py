@@ -35,7 +35,7 @@ EXPRESSIONS = SandboxedEnvironment(undefined=StrictUndefined)
 
 def measure(runs: pd.DataFrame, memory: dict[str, float] | None = None) -> pd.DataFrame:
     """A row for each claim, variant, model, setting and order: value (NaN: not testable), bar, holds. runs: from
-    `load_runs`; memory: {model: peak memory of a batch of all edits over that of one}."""
+    `load_runs`; memory: {model: peak memory of its largest batch over that of one edit}."""
     rows = []
     for (model, setting, order), some in runs.groupby(["model", "setting", "order"]):
         names = _names(some)
@@ -89,10 +89,10 @@ def verdict(holds: pd.Series) -> str:
 
 
 def verdicts(measured: pd.DataFrame) -> pd.DataFrame:
-    """A row for each claim, variant, model and setting: median, low, high, orders, verdict."""
+    """A row for each claim, variant, model and setting: median, low, high, orders (those tested), verdict."""
     found = measured.groupby(KEY[:-1], sort=False)
     table = found.value.agg(["median", "min", "max"]).rename(columns={"min": "low", "max": "high"})
-    return table.assign(orders=found.order.nunique(), verdict=found.holds.agg(verdict)).reset_index()
+    return table.assign(orders=found.value.count(), verdict=found.holds.agg(verdict)).reset_index()
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:

@@ -46,6 +46,12 @@ def test_a_verdict_follows_from_the_runs(streams, claim, variant, verdict):
     assert verdicts(*streams).get((claim, variant)) == verdict
 
 
+def test_only_orders_that_could_be_tested_count():
+    table = claims.verdicts(claims.measure(pd.concat([DEAD, stream("memit", 0.97, order=1)])))
+    orders = table.set_index("claim").orders
+    assert orders["probability-collapses"] == 2 and orders["nothing-lifts-it"] == 1
+
+
 def test_ten_claims_at_most_each_named_once_and_memory_judged_where_it_was_measured():
     assert len({claim["name"] for claim in claims.CLAIMS}) == len(claims.CLAIMS) <= 10
     assert verdicts(stream("memit", 0.9), memory={"toy": 1.5})["batch-memory", "MEMIT-MASS"] == "reproduced"
