@@ -27,7 +27,7 @@ def setting_of(name: str) -> tuple[str, str]:
 
 def tidy(run: Run, **labels) -> pd.DataFrame:
     """One run in long form: the labels, then edits, metric, cohort, value, n. What is measured while edit i is made has
-    edits = i and the cohort "each edit"."""
+    edits = i and the cohort "each edit"; "median probability" is that of all edits so far, where each was asked."""
     about = {name: (metric, EDIT) for name, metric in CALLED["edits"].items() if name in run.edits}
     for prefix, metric in CALLED["layers"].items():
         layers = (name for name in run.edits if name.startswith(prefix))
@@ -35,7 +35,9 @@ def tidy(run: Run, **labels) -> pd.DataFrame:
     made = run.edits.melt("edit", list(about), "column").rename(columns={"edit": "edits"})
     made[["metric", "cohort"]] = made.column.map(about).tolist()
     asked = run.checkpoints.rename(columns={"edits_done": "edits"})
-    table = pd.concat([made.assign(n=1), asked], ignore_index=True).assign(**labels)
+    each = asked[(asked.metric == "probability") & asked.cohort.str.match(r"edit \d")].groupby("edits", as_index=False)
+    middle = each.agg({"value": "median", "n": "sum"}).assign(metric="median probability", cohort="edits")
+    table = pd.concat([made.assign(n=1), asked, middle], ignore_index=True).assign(**labels)
     return table[[*labels, "edits", "metric", "cohort", "value", "n"]]
 
 
@@ -61,9 +63,9 @@ def load_runs(streams=None, bench=None, committed=None, each_edit: bool = False)
 def outcomes(runs: pd.DataFrame) -> pd.DataFrame:
     """A row for each model, stream, setting and order of `load_runs`: edits_made; N_optimisation, N_model (NA: not
     reached); p_first, p_last, the median optimised probability of the first and the last 25 edits, and p_lowest of one;
-    p_edited, the mean probability that the edited model gives to its own edits at the end; edits, latest, paraphrases,
-    neighbors, untouched, accuracy at the end by free generation, and untouched_start; perplexity, perplexity_start;
-    seconds of an edit, median."""
+    p_edited, the median probability that the edited model gives to all its edits (NaN: it was not asked each), and
+    p_edited_mean, of those asked; edits, latest, paraphrases, neighbors, untouched, accuracy at the end by free
+    generation, and untouched_start; perplexity, perplexity_start; seconds of an edit, median."""
     return pd.DataFrame([dict(zip(LABELS, key, strict=True)) | outcome(one) for key, one in runs.groupby(LABELS)])
 
 
@@ -74,7 +76,8 @@ def outcome(one: pd.DataFrame) -> dict:
     run = Run(pd.DataFrame({"probability_last": p.tolist()}), asked, {})
     cohorts = ("edits", "latest edits", "paraphrases", "neighbors", "untouched")
     curves = {cohort.split()[0]: run.curve("accuracy", cohort) for cohort in cohorts}
-    curves |= {"p_edited": run.curve("probability", "edits"), "perplexity": run.curve("perplexity", "plain text")}
+    curves |= {"p_edited": run.curve("median probability", "edits"), "p_edited_mean": run.curve("probability", "edits")}
+    curves["perplexity"] = run.curve("perplexity", "plain text")
     last = {name: c.iloc[-1] if len(c) and c.index[-1] else float("nan") for name, c in curves.items()}
     start = {f"{n}_start": curves[n].get(0, float("nan")) for n in ("untouched", "perplexity")}
     points = {f"N_{kind}": collapse_point(run, kind) for kind in ("optimisation", "model")}

@@ -24,6 +24,7 @@ from ..data.config import REPOSITORY
 from ..data.provenance import key_of
 from ..errors import KeditError, explained
 from ..streams.bench import Bench
+from ..streams.preflight import check_model
 
 DEFAULT_PROFILE = "lab"  # the run whose outputs are committed
 LONGEST_LABEL = 100
@@ -32,7 +33,7 @@ PATHS = ("model", "edits", "texts")  # fields that may be a path; notebooks run 
 RENAMED = {"data": "edits"}  # parameters of notebooks that a profile calls otherwise
 OWN = {"data", "texts"}  # parameters of the notebook on the reader's own model
 PACKAGE = Path(__file__).resolve().parents[1]
-CHECKED = 40  # facts that a model without parameters is asked about
+CHECKED = 40  # facts that a model is asked about when it is checked
 LAST = {"00_start_here"}  # shows what the others found, and is run when they have
 
 
@@ -156,8 +157,8 @@ def reproduce_run(*run_arguments, only: str | None = None, force: bool = False) 
 
 
 def prepare(run: Run) -> None:
-    """Before anything runs on a model that is not the lab's: KeditError when edits or texts do not fit it or it knows
-    too few of them; hyperparameters are proposed for one that has none (results/models/<name>.yaml)."""
+    """Before anything runs on a model that is not the lab's, `check_model` prints what it will cost. KeditError when
+    edits or texts do not fit it, or it knows too few of them."""
     profile = run.profile
     if profile.model in config.LAB_MODELS and profile.edits == profile.texts == "lab":
         return
@@ -166,11 +167,7 @@ def prepare(run: Run) -> None:
     for order in profile.live_orders:
         bench.edits(order)
     print(bench.facts.selection, flush=True)
-    if config.find_model_params(profile.model) is None:
-        from ..streams.preflight import check_model
-
-        print(f"{profile.model} has no parameters yet: it is checked, and some are proposed", flush=True)
-        print(check_model(bench.model, bench.facts.some(CHECKED), profile).to_string(), flush=True)
+    print(check_model(bench.model, bench.facts.some(CHECKED), profile).to_string(), flush=True)
 
 
 def reproduce(run: Run, parameters: dict[Path, dict[str, Any]], only: str | None, force: bool) -> int:

@@ -34,6 +34,7 @@ def test_outcomes_are_those_of_the_runs(runs):
         found = lab.loc[(NAME, order)]
         assert found.N_optimisation == kedit.collapse_point(run)
         assert found.N_model == kedit.collapse_point(run, "model")
+        assert found.p_edited < found.p_edited_mean < 0.1  # a few edits that are left make most of the mean
         assert found.p_last == pytest.approx(run.edits.probability_last.tail(25).median())
         assert found.edits == run.curve("accuracy", "edits").iloc[-1]
         assert found.perplexity_start == run.curve("perplexity", "plain text")[0]
@@ -45,7 +46,10 @@ def test_an_edit_has_a_row_for_each_of_its_numbers():
     p = table[table.metric == "optimised probability"].set_index("edits").value
     assert p.tolist() == run.edits.probability_last.tolist()
     assert (table[table.metric == "cosine with earlier updates"].cohort == "layer 1").all()
-    assert len(table) == len(run.checkpoints) + 8 * len(run.edits)
+    each = run.checkpoints[(run.checkpoints.metric == "probability") & run.checkpoints.cohort.str.contains(r"edit \d")]
+    medians = each.groupby("edits_done").value.median()
+    assert table[table.metric == "median probability"].set_index("edits").value.to_dict() == medians.to_dict()
+    assert len(table) == len(run.checkpoints) + 8 * len(run.edits) + len(medians)
 
 
 def test_the_running_median_is_one_of_its_own_stream(runs):

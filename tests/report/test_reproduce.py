@@ -2,7 +2,9 @@
 
 import contextlib
 import io
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -290,6 +292,19 @@ def test_what_the_command_line_changes_reaches_the_notebooks(project):
     assert run_of(project, orders="1").profile_argument == "lab"  # how, not what
     orders = {given: run_of(project, orders=given).profile.live_orders for given in (None, "all", "1")}
     assert orders == {None: [0], "all": [0, 1], "1": [1]}
+
+
+def test_the_minutes_are_said_before_anything_runs_on_ones_own_model(tmp_path, monkeypatch, capsys):
+    """Also on one that has parameters."""
+    monkeypatch.setenv("KEDIT_RESULTS", str(tmp_path))
+    edits, facts = (
+        kedit_lib.load_edits("lab", model=kedit_lib.load_model("lab-small"), limit=80),
+        tmp_path / "facts.json",
+    )
+    names = ("prompt", "subject", "target_new", "target_true")
+    facts.write_text(json.dumps([{name: getattr(edit, name) for name in names} for edit in edits]))
+    reproduce.prepare(reproduce.make_run(tmp_path, "cpu", "lab-small", str(facts), "self"))
+    assert re.search(r"minutes, all.*\(cpu\) +(about|<) \d", capsys.readouterr().out)
 
 
 def test_streams_are_run_for_the_live_orders_unless_one_notebook_is_wanted(tmp_path, monkeypatch):

@@ -101,6 +101,8 @@ def test_the_readmes_first_lines_say_what_the_runs_say():
     three, pmet = (kedit.outcomes(kedit.load_runs([f"{n}-rho2"], committed="smollm2")) for n in ("memit", "pmet"))
     printed = kedit.outcomes(kedit.load_runs(["memit"], committed="smollm2"))
     (ours,) = kedit.outcomes(kedit.load_runs(["pmet"], committed="smollm2")).itertuples()
+    rome = kedit.outcomes(kedit.load_runs(["rome", "rome-rho2"], committed="smollm2"))
+    rome = dict(list(rome.groupby("setting").edits_made))
     each = [
         pd.read_parquet(path).probability_last for path in (FIGURES / "data").glob("smollm2.memit.order?.edits.parquet")
     ]
@@ -116,7 +118,9 @@ def test_the_readmes_first_lines_say_what_the_runs_say():
         f"has halved at edit {printed.N_optimisation.min()} to {printed.N_optimisation.max()}. The first",
         f"edit below 4.66e-08 is the {min(below)}th to {max(below)}nd; after {printed.edits_made.min()} to "
         f"{printed.edits_made.max()} edits the median of 25 is {printed.p_last.min():.0e} to",
-        f"to {printed.p_last.max():.0e}. PMET's has halved at edit {ours.N_optimisation}; after {ours.edits_made} "
+        f"to {printed.p_last.max():.0e}, and the edited model gives all its edits a median of "
+        f"{printed.p_edited.min():.0e} to {printed.p_edited.max():.0e}. PMET's has halved at edit "
+        f"{ours.N_optimisation}; after {ours.edits_made} "
         f"it is {ours.p_last:.0e}. As scaled MEMIT's falls",
         f"at edit {printed.N_model.min()} to {printed.N_model.max()} as printed and "
         f"{three.N_model.min():.0f} or {three.N_model.max():.0f}",
@@ -128,6 +132,7 @@ def test_the_readmes_first_lines_say_what_the_runs_say():
         f"A batch of {share.edits_made}, relative to d_ff the report's 1,000, keeps {share.edits:.0%} and "
         f"{share.untouched:.0%}; as scaled {scaled.edits:.0%} and {scaled.untouched:.0%}",
         f"stays above {low:.2f} until edit 290",
+        f"to edit {rome['as printed'].max()}, as scaled {rome['as scaled'].min()} to {rome['as scaled'].max()})",
         f"Relative to d_ff {printed.edits_made[0]} edits are {printed.edits_made[0] / 1536 / (450 / 11008):.1f} times",
     ):
         assert said.replace("%", " %") in README
