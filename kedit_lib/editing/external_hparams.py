@@ -16,13 +16,17 @@ MLP_OUTPUT = re.compile(r".*mlp\.(down_proj|c_proj|fc_out|dense_4h_to_h)(\.weigh
 
 def method_from_file(path, method: str | None = None) -> Method:
     """The method of a .yaml, .yml or .json file, with its hyperparameters. method: its name; None: the file's alg_name,
-    or else the name of its folder. Warns of fields that are left out, because they are set elsewhere here, and of
+    or else the name of its folder. BetaEdit's are in two: give llms/<model>.yaml and the method; algs/<method>.yaml
+    is read too. Warns of fields that are left out, because they are set elsewhere or done otherwise here, and of
     defaults that are taken. KeditError for a file that cannot be read, an unknown method or field, a value of the wrong
     type, and a switch whose position is not supported."""
     path = Path(path)
-    values = {str(field): value for field, value in _read(path).items()}
-    named = [values.pop(key) for key in ("alg_name", "alg") if key in values]
+    own = path.parent.parent / "algs" / f"{method}.yaml".lower()
+    values = {str(field): value for field, value in (_read(path) | (_read(own) if own.is_file() else {})).items()}
+    named = [values.pop(key) for key in ("alg_name", "alg", "name") if key in values]
     name, cls = method or (named[0] if named else path.parent.name), None
+    values |= FIELDS["methods"].get(str(name).upper(), {})
+    name = values.pop("alg_name", name)
     try:
         cls = method_class(str(name))
         return _made(path, cls, values)
@@ -38,6 +42,11 @@ def _made(path: Path, cls: type[Method], values: dict[str, Any]) -> Method:
             values[ours] = values.pop(theirs)
     if issubclass(cls, Wrapper):
         values = _with_base(path, cls, values)
+    if path.parent.name == "algs" and "layers" not in values:
+        raise KeditError(f"has no layers; call method_from_file('…/llms/<model>.yaml', {cls.__name__!r})")
+    if isinstance(weights := values.get("mom2_update_weight"), list) and len(set(weights)) == 1:  # one a layer
+        values["mom2_update_weight"] = weights[0]
+    left_out = [f"{f} = {values.pop(f)!r} ({here})" for f, v, here in FIELDS["otherwise"] if values.get(f) == v]
     for field, value in FIELDS["only"].items():
         if field not in known and (found := values.pop(field, value)) != value:
             raise KeditError(f"{field} = {found!r}: is not supported here; only {value!r} is")
@@ -48,14 +57,14 @@ def _made(path: Path, cls: type[Method], values: dict[str, Any]) -> Method:
                 raise KeditError(f"{field} = {module!r}: here methods edit the map that leaves the MLP")
     if isinstance(values.get("inner_params"), list):  # GRACE's, which has no other word for its layer
         values["layers"] = [int(n) for name in values.pop("inner_params") for n in re.findall(r"\d+", name)[:1]]
-    left_out, unread = [], {"nothing that its program reads": FIELDS["unread"].get(cls.__name__, "")}
+    unread = {"nothing that its program reads": FIELDS["unread"].get(cls.__name__, "")}
     for place, fields in (FIELDS["elsewhere"] | unread).items():
         if found := [f for f in fields.split() if f in values and f not in known]:
             left_out.append(f"{', '.join(found)} ({place})")
             values = {f: value for f, value in values.items() if f not in found}
     made = cls(**{f: FIELDS["off"].get(f, False) if value is False else value for f, value in values.items()})
     if left_out:
-        warnings.warn(f"{path.name}: left out, because it is set elsewhere: {'; '.join(left_out)}", stacklevel=3)
+        warnings.warn(f"{path.name}: left out, set elsewhere or done otherwise: {'; '.join(left_out)}", stacklevel=3)
     numbers = [f for f, info in known.items() if type(info.default) in (int, float) and f != "batch_size"]
     if missing := [f"{f} = {getattr(made, f)}" for f in numbers if f not in values]:
         warnings.warn(f"{path.name}: does not give {', '.join(missing)}; the default is taken", stacklevel=3)

@@ -143,16 +143,26 @@ def test_the_newer_editors_files(tmp_path, name):
         assert kedit.method_from_file(path) == expected
 
 
+def read_with_a_warning(path, *says, method=None):
+    """The method of a file, with one warning, a line that holds every one of `says`."""
+    with pytest.warns(UserWarning, match="left out") as caught:
+        made = kedit.method_from_file(path, method)
+    (message,) = [str(warning.message) for warning in caught]
+    assert "\n" not in message and all(part in message for part in says), message
+    return made
+
+
 def test_ultraedit(tmp_path):
-    """Its turn is the batch that apply is given; its mini-batch the method's own. Other tokens than the answer's are
-    another method."""
+    """Its turn is the batch that apply is given; its mini-batch the method's own. EasyEdit's files take all tokens."""
     values = "alg_name: ULTRAEDIT\ninner_params:\n- model.layers.29.mlp.down_proj\nlr: 1e-6\ntoken: ans\n"
     values += "batch_size: 100\nbatch_size_once: 10\neditor_batch_size: 1024\nhalf: true\ndropout: 0.0\n"
+    values += "class_name: AutoModelForCausalLM\nno_grad_layers: null\nsilent: False\nresults_dir: ./results\n"
     expected = kedit.UltraEdit(modules=["model.layers.29.mlp.down_proj"], lr=1e-6, batch_size=10)
-    with pytest.warns(UserWarning, match="left out"):
-        assert kedit.method_from_file(write(tmp_path / "mistral-7b.yaml", values)) == expected
+    assert read_with_a_warning(write(tmp_path / "mistral-7b.yaml", values), "half") == expected
     path = write(tmp_path / "easy.yaml", values.replace("ans", "mask"))
-    refused(lambda: kedit.method_from_file(path), "token = 'mask'", "only 'ans'")
+    assert read_with_a_warning(path, "token = 'mask' (here", "tokens that predict the answer") == expected
+    path = write(tmp_path / "other.yaml", values.replace("ans", "all"))
+    refused(lambda: kedit.method_from_file(path), "token = 'all'", "only 'ans'")
 
 
 def test_grace(tmp_path):
@@ -163,9 +173,51 @@ def test_grace(tmp_path):
     with pytest.warns(UserWarning, match="left out"):
         made = kedit.method_from_file(write(tmp_path / "llama-7b.yaml", values))
     assert made == kedit.method_for("Llama-2-7b-hf", "grace")
-    for old, new in (("replace_last", "replace_prompt"), ("down_proj", "gate_proj")):
+    for old, new in (("replace_last", "replace_all"), ("down_proj", "gate_proj")):
         path = write(tmp_path / "other.yaml", values.replace(old, new))
         refused(lambda path=path: kedit.method_from_file(path), new)
+    older = (
+        values.replace("[27]", "[31]").replace("n_iter: 50", "n_iter: 100").replace("replace_last", "replace_prompt")
+    )
+    path = write(tmp_path / "GRACE" / "llama-7B.yaml", older)
+    made = read_with_a_warning(path, "replacement = 'replace_prompt' (here a value stands at every token")
+    assert made == kedit.GRACE(layers=[31], edit_lr=1.0, n_iter=100, eps=1.0)
+
+
+LLAMA3 = {"layers": [4, 5, 6, 7, 8], "clamp_norm_factor": 0.75, "v_num_grad_steps": 25, "v_lr": 0.1}
+LLAMA3 |= {"v_loss_layer": 31, "v_weight_decay": 0.5, "kl_factor": 0.0625}
+
+
+def test_nas_is_alphaedit_whose_anchor_is_measured(tmp_path):
+    """Of its own folder; an anchor is in no file."""
+    values = {"model_name": "Llama3-8B", **LLAMA3, **WHICH, **STATISTICS, "mom2_update_weight": 15000}
+    values |= {"nullspace_threshold": 2e-2, "L2": 10}
+    path = write(tmp_path / "NAS" / "Llama3-8B.json", values)
+    made = read_with_a_warning(path, "norm_anchor=, measured by kedit.anchor_norm")
+    assert made == kedit.AlphaEdit(**LLAMA3, nullspace_threshold=0.02, L2=10)
+
+
+def test_spheres_fields_in_easyedit(tmp_path):
+    """One of them is written with a space in some files."""
+    own = "layers: [4, 5, 6, 7, 8]\nP_loc: './P.pt'\nmom2_update_weight: 15000\nnullspace_threshold: 2e-2\nL2: 1\n"
+    text = yaml_of("SPHERE", own + "cumulative_ratio: 0.5\nsuppression strength: 0.6\n")
+    base = kedit.AlphaEdit(**SHARED, layers=[4, 5, 6, 7, 8], nullspace_threshold=0.02, L2=1)
+    for name, content in (("llama3-8b", text), ("gpt2-xl", text.replace("suppression s", "suppression_s"))):
+        path = write(tmp_path / "SPHERE" / f"{name}.yaml", content)
+        assert read_with_a_warning(path, "P_loc") == kedit.SPHERE(base, beta_hse=0.5, alpha=0.6)
+
+
+def test_betaedits_two_files(tmp_path):
+    """The model's has the layers, and a λ for each of them; the method's file has the method."""
+    llm = "name: meta-llama/Llama-3-8B-Instruct\nmom2_update_weight:\n" + "  - 15000\n" * 5 + "mom2_maxseqlen:\n"
+    llm += "".join(f"{field}: {value}\n" for field, value in {**LLAMA3, **STATISTICS, **WHICH}.items()).lower()
+    path = write(tmp_path / "llms" / "llama3-8b.yaml", llm)
+    own = "name: betaedit\nlambda2: 10\nlambda1: 3000\nP_freq: 1000\nnullspace_threshold: 0.02\n"
+    alone = write(tmp_path / "algs" / "betaedit.yaml", own)
+    made = read_with_a_warning(path, "mom2_maxseqlen", method="BetaEdit")
+    assert made == kedit.BetaEdit(**LLAMA3, lambda1=3000, lambda2=10, tau=1000, nullspace_threshold=0.02)
+    assert read_with_a_warning(path, method="memit") == kedit.MEMIT(**LLAMA3, mom2_update_weight=15000)
+    refused_alone(alone, "betaedit.yaml", "no layers", "llms/<model>.yaml', 'BetaEdit')")
 
 
 def test_simie_finds_its_base_where_easyedit_keeps_it_and_rect_takes_memits_file(tmp_path):
