@@ -525,6 +525,19 @@ def lyaplock(model, tokenizer, edits, contexts, hp, C, W0, state):
     return spread_stream(model, tokenizer, edits, contexts, hp, update)
 
 
+def rlsedit_as_code(model, tokenizer, edits, contexts, hp, C, inverse):
+    """The recursion as the authors' program feeds it: W K is driven towards R, each with its share. inverse: {layer:
+    (weight C + K K^T)^-1}, empty at first."""
+
+    def update(layer, R, K):
+        K, W, left = K.double(), matrix_of(model, layer), len(hp.layers) - hp.layers.index(layer)
+        before = inverse.get(layer, torch.linalg.inv(hp.mom2_update_weight * C[layer].double()))
+        inverse[layer] = torch.linalg.inv(torch.linalg.inv(before) + K @ K.T)
+        return (R - W @ K / left) @ K.T @ inverse[layer]
+
+    return spread_stream(model, tokenizer, edits, contexts, hp, update)
+
+
 def matrix_of(model, layer):
     """The edited weight, d_model x d_ff."""
     W = weight(model, layer)[1].detach().double().clone()

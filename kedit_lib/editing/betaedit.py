@@ -7,6 +7,7 @@ every τ edits, from (M/t + λ₁C)/(λ₁ + 1), t edits so far, by the same thr
 written, nor anything after it. With B = U₀ [U₀ᵀ λ₁C U₀ + λ₂ I]⁻¹ U₀ᵀ, P = U₀U₀ᵀ, it is MEMIT with history.
 """
 
+import warnings
 from math import sqrt
 
 import torch
@@ -37,8 +38,11 @@ class BetaEdit(InNullSpace):
 
     def _solve(self, call, layer, k, r, outcome):
         delta, numbers = super()._solve(call, layer, k, r, outcome), call.history.numbers
-        if "broken" in numbers or float(delta.norm()) / sqrt(len(k)) > BROKEN:
+        if "broken" not in numbers and (length := float(delta.norm()) / sqrt(len(k))) > BROKEN:
             numbers["broken"] = True
+            what = f"‖Δ‖/√N is {length:.3g} at layer {layer}, and above {BROKEN} neither it nor a later edit is written"
+            warnings.warn(f"BetaEdit: {what}; restore the model, then make fewer edits or raise lambda2", stacklevel=2)
+        if "broken" in numbers:
             delta, outcome.written[layer] = delta * 0, outcome.written[layer] * 0
         return delta
 

@@ -49,6 +49,8 @@ class LyapLock(Spread):
         for layer, k in keys.items():
             history.append("y", layer, k.double() @ drift(call.model, layer).T)
             damage = history.cache.pop(("damage", layer))
+            if damage <= 0:  # nothing was written yet, and q stays 1
+                continue
             limit = self.alpha * numbers.setdefault(f"first damage.{layer}", damage)
             z = numbers.get(f"Z.{layer}", sqrt(limit)) + (damage - limit) / sqrt(limit)
             numbers[f"Z.{layer}"] = z = max(z, sqrt(limit))

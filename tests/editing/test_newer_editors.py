@@ -1,6 +1,7 @@
 """The newer editors against their dense form, in float64 on tiny random models: sequences of batches, the history with
 them."""
 
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -8,9 +9,10 @@ import reference
 import tiny
 import torch
 from library import refused
-from test_reference import EDITS, SEQUENCE, assert_same, by, compare, hyper, library_edit, ready, sequence
+from test_reference import BATCH, EDITS, SEQUENCE, assert_same, by, compare, hyper, library_edit, ready, sequence
 
 import kedit_lib as kedit
+from kedit_lib.editing.compute_k import outputs_at, prompts_of
 
 THRESHOLD = 0.02
 KINDS = ["llama-bos", pytest.param("gpt2", marks=pytest.mark.slow)]
@@ -117,8 +119,12 @@ def test_betaedit_ends_when_an_update_is_broken(tiny_model, monkeypatch):
     del values["mom2_update_weight"]
     edit_by = kedit.BetaEdit(**values)
     model, given = ready(tiny_model("llama"), edit_by)
-    for edit in SEQUENCE[:2]:
-        outcome = edit_by.apply(model, [library_edit(e) for e in edit], **given)
+    for edit, times in zip(SEQUENCE[:2], (1, 0), strict=True):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            outcome = edit_by.apply(model, [library_edit(e) for e in edit], **given)
+        said = [str(warning.message) for warning in caught if "BetaEdit" in str(warning.message)]
+        assert len(said) == times and all("nor a later edit is written; restore the model" in line for line in said)
         assert not any(delta.any() for delta in outcome.deltas.values())
 
 
@@ -135,6 +141,19 @@ def test_lyaplock(tiny_model, kind, alpha):
     assert (max(q) > 1.01) == (alpha < 1)
 
 
+def test_lyaplocks_queue_waits_for_the_first_batch_that_writes(tiny_model):
+    """Targets that the model has already: nothing is written, q stays 1, and D₁ is that of the next batch."""
+    edit_by = kedit.LyapLock(**hyper(v_num_grad_steps=3))
+    model, given = ready(tiny_model("llama"), edit_by)
+    edits = [library_edit(edit) for edit in BATCH]
+    last, prompts = model.layers[edit_by.layers[-1]], prompts_of(model, edits)
+    outcome = edit_by.apply(model, edits, **given, targets=[*outputs_at(model, prompts, last)])
+    assert not any(delta.any() for delta in outcome.deltas.values()) and not given["history"].numbers
+    assert any(delta.any() for delta in edit_by.apply(model, [library_edit(EDITS[1])], **given).deltas.values())
+    numbers = given["history"].numbers
+    assert all(numbers[f"q.{layer}"] == 1 and numbers[f"first damage.{layer}"] > 0 for layer in edit_by.layers)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_recursive_least_squares_are_memit_with_history(tiny_model, kind):
     """The recursion and the closed form over all earlier keys: the same numbers."""
@@ -145,6 +164,13 @@ def test_recursive_least_squares_are_memit_with_history(tiny_model, kind):
     for ours, theirs in zip(*found, strict=True):
         for name, delta in theirs.deltas.items():
             assert_same(ours.deltas[name], delta, name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rlsedit_as_its_authors_program_feeds_it(tiny_model, kind):
+    theirs = by("rlsedit_as_code", hyper(), tiny.second_moments(), {})
+    made = sequence(tiny_model, kind, kedit.RLSEdit(**hyper(), as_code=True), theirs)
+    assert made.history.kind == "RLSEdit"
 
 
 MEMIT_HERE = kedit.MEMIT(**hyper())
