@@ -268,6 +268,9 @@ def test_methods_by_name(model):
     refused(lambda: kedit.method_class("MEMET"), "'MEMET'", "unknown, did you mean MEMIT; use one of ROME")
     refused(lambda: kedit.method_class("rmoe"), "'rmoe'", "unknown, did you mean rome; use one of ROME")
     refused(lambda: kedit.method_class("magic"), "'magic': is unknown; use one of ROME")
+    for name, base in (("memit-nas", "memit"), ("R-ROME-NAS", "R-ROME"), ("nas", "alphaedit")):
+        how = f"r = kedit.anchor_norm(model, method, edits), then method_for(model, {base!r}, norm_anchor=r)"
+        refused(lambda name=name: kedit.method_for("lab", name), f"{name!r}: its anchor is measured first", how)
     refused(lambda: kedit.method_for("lab", "memit", v_lrate=1.0), "MEMIT", "v_lrate")
     refused(lambda: kedit.method_for("no-such-model", "memit"), "'no-such-model'", "lab")
 

@@ -51,6 +51,10 @@ def method_class(name: str) -> type[Method]:
         return found
     if base and issubclass(found := classes.get(_plain(around), Method), Wrapper) and method_class(base):
         return found
+    anchored, _, last = str(name).rpartition("-")
+    if last.upper() == "NAS" and method_class(anchored := anchored or "alphaedit"):
+        how = f"r = kedit.anchor_norm(model, method, edits), then method_for(model, {anchored!r}, norm_anchor=r)"
+        raise KeditError(f"method {name!r}: its anchor is measured first, on pilot edits: {how}")
     unknown = f"is unknown{meant(name, [*METHODS, *BASELINES, *map(str.lower, METHODS | BASELINES)])}"
     raise KeditError(f"method {name!r}: {unknown}; use one of {', '.join(METHODS | BASELINES)}")
 
