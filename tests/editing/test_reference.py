@@ -349,13 +349,18 @@ def test_fine_tuning_stops_when_the_loss_is_small(tiny_model):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype, same", [(torch.float32, 1e-5), (torch.float64, SAME)], ids=["single", "double"])
-def test_alphaedit(tiny_model, kind, monkeypatch, dtype, same):
+@pytest.mark.parametrize(
+    "dtype, same, anchor",
+    [(torch.float32, 1e-5, None), (torch.float64, SAME, None), (torch.float64, SAME, 40.0)],
+    ids=["single", "double", "NAS"],
+)
+def test_alphaedit(tiny_model, kind, monkeypatch, dtype, same, anchor):
     """Two batches in a row. The threshold lies in a wide gap of the spectrum, so that the cut is well conditioned and
-    the precision in which it is made does not matter beyond 1e-5, and not at all where C is float64."""
+    the precision in which it is made does not matter beyond 1e-5, and not at all where C is float64. NAS is AlphaEdit
+    with an anchor."""
     threshold = 0.02
     C = {layer: tiny.with_gap(moment, threshold).to(dtype) for layer, moment in tiny.second_moments().items()}
-    values = hyper(nullspace_threshold=threshold, L2=10.0)
+    values = hyper(nullspace_threshold=threshold, L2=10.0, norm_anchor=anchor)
     P = {layer: reference.null_projection(C[layer], threshold) for layer in values["layers"]}
     monkeypatch.setattr("test_reference.SAME", same)
     sequence(tiny_model, kind, method("alphaedit", values), by("alphaedit", values, P, {}), C, [SINGLE, BATCH])
