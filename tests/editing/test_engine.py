@@ -8,7 +8,8 @@ from library import EDITS, refused
 
 import kedit_lib as kedit
 from kedit_lib.editing.engine import ENGINES, Plain, Suffix, requests_of
-from kedit_lib.models.llama import multiplies_in_bfloat16
+from kedit_lib.models import llama
+from kedit_lib.models.llama import LARGE, multiplies_in_bfloat16, weights_of
 
 # GPT-J and Gemma 2 compute their attention in float32 whatever the weights are.
 SAME = {"gptj": 1e-5, "gemma2": 1e-5}
@@ -109,6 +110,32 @@ def test_weights_kept_transposed_follow_an_edit_above_z(model):
         model.add({model.weight_name(3): torch.ones_like(model.weight(3))})
     model.restore()
     assert not torch.allclose(*nll, rtol=1e-2)
+
+
+@pytest.mark.parametrize("model", [("llama-bos", torch.float32)], indirect=True)
+def test_a_large_head_is_read_in_another_order(model, monkeypatch):
+    model, requests = model[0], requests_of(model[0].tokenizer, EDITS[:2], ["{}"])
+    site, found = kedit.MEMIT(layers=[1])._site(model), []
+    for large, engine in ((0, Suffix), (LARGE, Suffix), (LARGE, Plain)):
+        monkeypatch.setattr(llama, "LARGE", large)
+        llama._kept.clear()
+        delta, both = torch.full((2, 1, tiny.D_MODEL), 0.1, requires_grad=True), torch.arange(2)
+        engine = engine(model, requests, site)
+        nll = engine.loss_terms(delta, both)[0]
+        found.append((nll, *torch.autograd.grad(nll.sum(), delta)))
+        if not engine.whole:
+            assert all(w.is_mkldnn == (large == 0) for w in vars(weights_of(model.head, torch.float32)).values())
+    for one in found[:2]:
+        assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(one, found[2], strict=True))
+    llama._kept.clear()
+
+
+def test_rows_of_large_weights_do_not_share_lines_of_a_cache(monkeypatch):
+    monkeypatch.setattr(llama, "LARGE", 4000)
+    for rows, columns, stride in ((4, 1024, 1040), (4, 1000, 1000), (3, 1024, 1024)):
+        weight = torch.rand(rows, columns)
+        assert torch.equal(llama.in_order(weight), weight)
+        assert llama.in_order(weight).stride() == (stride, 1)
 
 
 @pytest.mark.skipif(not multiplies_in_bfloat16(), reason="no products in bfloat16 on this CPU")
