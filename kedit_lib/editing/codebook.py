@@ -7,8 +7,7 @@ from typing import ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from .call import Outcome
-from .method import Method
+from .method import Method, Outcome
 
 
 class Codebook(NamedTuple):

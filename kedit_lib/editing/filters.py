@@ -15,11 +15,10 @@ from pydantic import PrivateAttr, SerializeAsAny
 from torch import Tensor
 
 from ..errors import KeditError
-from .call import Call, Outcome, drift, matrix
 from .closed_form import update
 from .locate_then_edit import Targeted
 from .memit import MEMIT
-from .method import Method, off_unless_given, same_as
+from .method import Call, Method, Outcome, drift, matrix, off_unless_given, same_as
 
 
 class Filter(Method):

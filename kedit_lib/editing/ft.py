@@ -21,9 +21,8 @@ from pydantic import Field
 from ..errors import KeditError
 from ..models.hooks import hooks
 from ..models.suffix import Tails
-from .call import Call, Outcome, matrix, write
 from .compute_z import Target
-from .method import Method
+from .method import Call, Method, Outcome, matrix, write
 
 LOSS_STOP = 0.01
 

@@ -20,11 +20,11 @@ from pydantic import Field
 from torch.nn.functional import normalize
 
 from ..errors import KeditError
-from .call import Call, Outcome
 from .codebook import InCodebook
 from .compute_k import context_mean, keys_at
 from .engine import Site
 from .locate_then_edit import Targeted
+from .method import Call, Outcome
 
 SLACK = 1e-3  # by which half precision may move a cosine
 

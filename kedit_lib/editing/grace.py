@@ -22,10 +22,10 @@ from pydantic import Field
 
 from ..errors import KeditError
 from ..models.tokenization import Prompt
-from .call import Call, Outcome
 from .codebook import Codebook, InCodebook
 from .compute_z import Target
 from .engine import Request, Site, Suffix
+from .method import Call, Outcome
 
 SAME = 1e-3  # ‖k − kᵢ‖/‖k‖ below which two prompts are one: half precision moves a key by less
 

@@ -18,11 +18,10 @@ from torch import Tensor
 
 from ..data.edit import check_edits
 from ..errors import KeditError, check_editable
-from .call import Call
 from .compute_k import Reading, outputs_at
 from .compute_z import Target, compute_z, optimise
 from .engine import ENGINES, Site, Suffix, requests_of
-from .method import Method, off_unless_given
+from .method import Call, Method, off_unless_given
 
 LEFT_OUT = 0.05  # share of the pilot edits, those of the largest norms, that does not count
 PATIENCE = 5  # steps of a plateau

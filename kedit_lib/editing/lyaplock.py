@@ -16,8 +16,8 @@ from math import sqrt
 import torch
 from pydantic import Field
 
-from .call import drift
 from .closed_form import grown_factor
+from .method import drift
 from .spread import Spread
 
 

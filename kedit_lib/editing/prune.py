@@ -10,8 +10,8 @@ import pandas as pd
 import torch
 
 from ..errors import KeditError, check_editable
-from .call import drift
 from .filters import FilteredMEMIT
+from .method import drift
 
 
 class PRUNE(FilteredMEMIT):

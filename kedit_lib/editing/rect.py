@@ -7,8 +7,8 @@ All layers are solved first, and W is the weight at entry. What is lost can be c
 
 import torch
 
-from .call import matrix
 from .filters import FilteredMEMIT
+from .method import matrix
 
 DROPPED = 60  # percent of the entries
 

@@ -12,9 +12,8 @@ from pydantic import Field
 
 from ..data.words import joint, places
 from ..models.tokenization import encode
-from .call import Call, Outcome
 from .compute_z import Target
-from .method import Method
+from .method import Call, Method, Outcome
 
 
 class Retrieval(Method):

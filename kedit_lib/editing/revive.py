@@ -11,9 +11,8 @@ from typing import Literal
 import torch
 from pydantic import Field
 
-from .call import matrix
 from .filters import Filtering
-from .method import same_as
+from .method import matrix, same_as
 
 
 class REVIVE(Filtering):

@@ -11,8 +11,7 @@ The numbers are those of MEMIT(use_history=True), whose n × n factor is cheaper
 import torch
 from pydantic import Field
 
-from .call import matrix
-from .method import off_unless_given
+from .method import matrix, off_unless_given
 from .spread import Spread
 
 

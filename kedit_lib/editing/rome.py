@@ -14,11 +14,10 @@ from typing import ClassVar
 
 import torch
 
-from .call import Outcome, in_turn, write
 from .compute_k import context_mean, keys_at, outputs_at
 from .engine import Site
 from .locate_then_edit import Targeted
-from .method import same_as
+from .method import Outcome, in_turn, same_as, write
 
 
 class ROME(Targeted):

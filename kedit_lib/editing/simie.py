@@ -14,8 +14,8 @@ import torch
 from pydantic import Field
 
 from ..models.hooks import trace
-from .call import Call, Outcome, in_turn, matrix, write
 from .filters import Wrapper
+from .method import Call, Outcome, in_turn, matrix, write
 from .rlsedit import downdated
 
 

@@ -10,8 +10,8 @@ import torch
 from pydantic import Field
 
 from .alphaedit import AlphaEdit
-from .call import matrix
 from .filters import Filtering
+from .method import matrix
 
 
 class SPHERE(Filtering):

@@ -18,12 +18,11 @@ from torch import Tensor
 
 from ..errors import KeditError
 from ..models.hooks import logits_at
-from .call import Call, Outcome, as_matrix, write
 from .closed_form import update, with_memory
 from .compute_k import Reading, context_mean
 from .engine import Request
 from .locate_then_edit import Targeted
-from .method import off_unless_given, same_as
+from .method import Call, Outcome, as_matrix, off_unless_given, same_as, write
 
 LONGEST = 4  # multiples of Δ at most
 HALVINGS = 4

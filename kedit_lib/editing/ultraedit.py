@@ -19,10 +19,9 @@ from pydantic import Field
 
 from ..errors import KeditError, check_editable
 from ..models.hooks import hooks, pad
-from .call import Call, Outcome, as_matrix
 from .closed_form import update
 from .compute_z import Target
-from .method import Method
+from .method import Call, Method, Outcome, as_matrix
 
 EPS = torch.finfo(torch.float32).eps
 COUNTED = ("mean", "spread", "n")  # of the rows so far: mean, sum of squares, number

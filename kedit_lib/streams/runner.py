@@ -11,10 +11,9 @@ from tqdm.auto import tqdm
 
 from ..data.edit import check_edits
 from ..data.provenance import ALGORITHMS, arithmetic, commit, key_of, now, versions
-from ..editing.call import Call
 from ..editing.compute_z import Doubtful
 from ..editing.history import EditHistory
-from ..editing.method import Method
+from ..editing.method import Call, Method
 from ..editing.transfer import Transfer
 from ..errors import KeditError, check_kind, explained
 from ..evaluation.edit_probes import EditProbe
