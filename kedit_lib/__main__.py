@@ -120,7 +120,7 @@ def stream(
     from .data.config import results_folder
     from .data.edit import around_places
     from .editing import BASELINES
-    from .evaluation.edit_probes import EditProbe
+    from .evaluation.protocol import EditProbe
     from .models.deltas import record_of
     from .streams.facts import AUTO, LAB, facts_of, kept_facts
 
@@ -175,7 +175,7 @@ def evaluate(
     import pandas as pd
 
     from .data.atomic import replacing
-    from .evaluation.edit_probes import EditProbe
+    from .evaluation.protocol import EditProbe
     from .models.deltas import load_record
 
     loaded = kedit.load_model(model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)

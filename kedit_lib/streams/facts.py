@@ -14,9 +14,8 @@ from ..data.files import read_texts
 from ..data.words import places
 from ..data.world import KnownWorld
 from ..errors import KeditError
-from ..evaluation.edit_probes import EditProbe, FactProbe, VitalProbe
 from ..evaluation.health import HealthProbe, PerplexityProbe
-from ..evaluation.protocol import Probe
+from ..evaluation.protocol import EditProbe, FactProbe, Probe, VitalProbe
 from ..evaluation.side_effects import SELDOM, family_probes, other_prompts
 from ..lab import edits as lab
 from ..lab import world as invented

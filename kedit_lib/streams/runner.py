@@ -16,8 +16,7 @@ from ..editing.history import EditHistory
 from ..editing.method import Call, Method
 from ..editing.transfer import Transfer
 from ..errors import KeditError, check_kind, explained
-from ..evaluation.edit_probes import EditProbe
-from ..evaluation.protocol import DEAD, Probe, once_at_start
+from ..evaluation.protocol import DEAD, EditProbe, Probe, once_at_start
 from ..models.hooks import no_bar
 from ..models.memory import ran_out
 from ..models.model import EditableModel

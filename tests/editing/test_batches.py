@@ -6,7 +6,7 @@ from math import isfinite
 import pytest
 
 import kedit_lib as kedit
-from kedit_lib.evaluation.edit_probes import EditProbe
+from kedit_lib.evaluation.protocol import EditProbe
 from kedit_lib.lab.edits import lab_edits
 from kedit_lib.lab.world import moment_texts, world_of
 

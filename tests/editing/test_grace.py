@@ -9,7 +9,7 @@ from library import FailsAt, assert_same_runs, holds, parameters, refused, snaps
 import kedit_lib as kedit
 from kedit_lib.editing.codebook import Codebook
 from kedit_lib.editing.grace import placed
-from kedit_lib.evaluation.edit_probes import EditProbe
+from kedit_lib.evaluation.protocol import EditProbe
 from kedit_lib.evaluation.teacher_forcing import teacher_forced
 from kedit_lib.models.generation import decode, generate_ids
 from kedit_lib.models.hooks import trace

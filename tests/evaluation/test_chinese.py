@@ -13,7 +13,7 @@ import kedit_lib as kedit
 from kedit_lib.__main__ import main
 from kedit_lib.data.config import dump, read_yaml
 from kedit_lib.evaluation import fluency, teacher_forced
-from kedit_lib.evaluation.edit_probes import EditProbe
+from kedit_lib.evaluation.protocol import EditProbe
 from kedit_lib.evaluation.side_effects import DistractionProbe
 from kedit_lib.models.generation import complete
 from kedit_lib.report import reproduce

@@ -10,7 +10,7 @@ import torch
 import kedit_lib as kedit
 from kedit_lib import evaluation as metrics
 from kedit_lib.evaluation import Question
-from kedit_lib.evaluation import edit_probes as probes
+from kedit_lib.evaluation import protocol as probes
 from kedit_lib.evaluation import side_effects as families
 from kedit_lib.evaluation.health import HealthProbe, PerplexityProbe
 from kedit_lib.evaluation.protocol import Probe, evenly, true_object
