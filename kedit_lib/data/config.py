@@ -1,11 +1,12 @@
 """YAML 1.2 (`5e-1` is a number, `yes` a word, a duplicate key an error), and the parameters in it: what a run does
-(params/profiles) and how a model is edited (params/models). Types are strict: text is not a number and a float is not
-an int. An error is one line: file, field, value, remedy."""
+(params/profiles), how a model is edited (params/models), and which streams the report is about (params/streams.yaml).
+Types are strict: text is not a number and a float is not an int. An error is one line: file, field, value, remedy."""
 
 import hashlib
 import os
 import re
-from functools import partial
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -111,6 +112,28 @@ class Profile(BaseModel):
         return self
 
 
+@dataclass(frozen=True)
+class Stream:
+    """One of the streams that the report is about: a method, how many edits at once, and what is changed."""
+
+    name: str
+    method: str
+    batch_size: int | None = 1  # None: all edits in one batch
+    overrides: dict = field(default_factory=dict, hash=False)
+    scale: float = 1.0  # multiplies λ
+    at: str | None = None  # edit in the layers of this other method instead
+    last: int | None = None  # of the layers only so many, the uppermost
+    length: float = 1.0  # edits for each edit of the profile's streams
+    change: str | None = None  # one of `interventions.CHANGES`
+    null_share: float | None = None  # AlphaEdit's null space by rank, this share of d_ff, instead of by threshold
+    anchored: bool = False  # every target gets the norm that targets have on the unedited model
+    nas: bool = False  # the same as its authors measure it, with their rule for targets that are far longer
+    keep: float = 0  # known facts whose keys its history begins with; below 1: so many for each unit of d_ff
+    brief: bool = False  # without the metric families: for experiments that ask how long, not what else
+    rho: float | None = None  # v_lr has this ρ on the model at hand (editing/transfer.py), not the printed value
+    per_d_ff: float | None = None  # edits for each unit of d_ff, instead of the profile's number
+
+
 def _folder(name: str) -> Path:
     """Beside the package, or where the environment variable KEDIT_PARAMS or KEDIT_RESULTS says."""
     return Path(os.environ.get(f"KEDIT_{name.upper()}") or REPOSITORY / name).resolve()
@@ -201,3 +224,32 @@ def problem_of(error: ValidationError, what: str, known) -> str:
     message = first["msg"].removeprefix("Value error, ").lower().replace("a valid tuple", "a list")
     message += "; write it without quotes" if isinstance(value, str) and kind.endswith("_type") else ""
     return f"{name} = {value!r}: {message}" if name else message
+
+
+@cache
+def _written() -> tuple[dict[str, dict[str, Stream]], dict[float, list[str]]]:
+    """params/streams.yaml: its streams by group, and for each ρ the names of those that also run with such steps."""
+    groups = read_yaml(REPOSITORY / "params" / "streams.yaml")
+    stepped = groups.pop("rho")
+    made = {g: {n: Stream(n, **{"method": n, **fields}) for n, fields in each.items()} for g, each in groups.items()}
+    return made, stepped
+
+
+def streams_of(profile: Profile) -> dict[str, Stream]:
+    """The streams that are executed live: λ as published (per d_ff), MEMIT in each of the profile's batch sizes."""
+    sizes = [size if size < profile.n_edits else None for size in sorted(set(profile.batch_sizes) - {1})]
+    sized = [Stream(f"memit-b{size}" if size else "memit-mass", "memit", size) for size in sizes]
+    return _written()[0]["main"] | {stream.name: stream for stream in sized}
+
+
+def groups_of(profile: Profile) -> dict[str, dict[str, Stream]]:
+    """The named streams, grouped by the question they answer. "scaled": λ/d_ff a tenth or ten times the published one,
+    such as "memit@0.1"; "settings" also has those with optimisation steps ρ‖v₀‖ long, such as "memit-rho2"."""
+    (written, stepped), main = _written(), streams_of(profile)
+    scales = [(name, scale) for name in ("memit", "pmet", "memit-mass") for scale in profile.lambda_scales]
+    scaled = [replace(main[n], name=f"{n}@{x:g}", scale=x) for n, x in scales if n in main and x != 1]
+    known = main | {name: stream for group in written.values() for name, stream in group.items()}
+    steps = [(name, 2.0) for name in main if name != "ft"] + [(n, rho) for rho, some in stepped.items() for n in some]
+    stepping = [replace(known[n], name=f"{n}-rho{rho:g}", rho=rho) for n, rho in steps]
+    settings = written["settings"] | {stream.name: stream for stream in stepping}
+    return written | {"main": main, "scaled": {stream.name: stream for stream in scaled}, "settings": settings}

@@ -22,12 +22,11 @@ import pandas as pd
 import torch
 from distributed import Client, Reschedule, Status, as_completed, get_worker
 
-from ..data.config import LAST_ORDER, Profile, load_profile, read_yaml
+from ..data.config import LAST_ORDER, Profile, groups_of, load_profile, read_yaml, streams_of
 from ..data.provenance import ALGORITHMS, key_of
 from ..errors import KeditError, explained
 from ..streams import interrupts
 from ..streams.bench import Bench, batch_cost, committed_runs
-from ..streams.named_streams import groups_of, streams_of
 from ..streams.store import Run, RunFolder, write_tables
 from .reproduce import PACKAGE, hash_files, parse_orders
 

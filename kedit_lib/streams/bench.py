@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 
 from ..data.atomic import cached
-from ..data.config import REPOSITORY, Profile, load_profile, results_folder
+from ..data.config import REPOSITORY, Profile, Stream, groups_of, load_profile, results_folder, streams_of
 from ..data.edit import Edit
 from ..data.provenance import ALGORITHMS, key_of, versions
 from ..editing import Method, method_for
@@ -31,7 +31,6 @@ from ..errors import KeditError, meant
 from ..evaluation.single_edits import single_edits
 from ..models.loading import load_model
 from .facts import facts_of, kept_facts
-from .named_streams import Stream, groups_of, streams_of
 from .runner import edits_hash, run_stream
 from .store import Run, read_tables, write_parquet, write_tables
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pandas as pd
 import torch
 
-from ..data.config import LAB_MODELS, Profile, load_model_params, load_profile
+from ..data.config import LAB_MODELS, Profile, load_model_params, load_profile, streams_of
 from ..data.edit import Edit, check_edits
 from ..editing import ROME, method_class
 from ..editing.compute_k import generate_contexts
@@ -21,7 +21,6 @@ from ..models.loading import load_model
 from ..models.model import EditableModel
 from ..models.tokenization import check_edit, encode, target_ids
 from .edit_sets import load_edits, read_edits
-from .named_streams import streams_of
 
 TRACED, SAMPLES = 5, 3  # known facts that are traced, and noises for each
 LAYER_EDITS = 20  # that the notebook on one's own model makes, at several layers

@@ -10,8 +10,8 @@ from library import refused
 
 import kedit_lib as kedit
 from kedit_lib.analysis import forecast
+from kedit_lib.data.config import groups_of
 from kedit_lib.streams import bench as streams
-from kedit_lib.streams.named_streams import groups_of
 
 pytestmark = pytest.mark.slow
 N = 6

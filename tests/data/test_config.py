@@ -6,8 +6,7 @@ import pytest
 from library import refused
 
 import kedit_lib as kedit
-from kedit_lib.data.config import load_model_params, load_profile, params_folder, parse
-from kedit_lib.streams.named_streams import streams_of
+from kedit_lib.data.config import load_model_params, load_profile, params_folder, parse, streams_of
 
 SHIPPED = Path(__file__).resolve().parents[2] / "params"
 GOOD = "name: tiny|model: lab-small|edits: lab|texts: lab|dtype: float32|device: cpu|originals: host|seed: 0|n_edits: 4"

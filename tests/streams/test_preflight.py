@@ -10,10 +10,17 @@ import torch
 from library import holds, refused, snapshot
 
 import kedit_lib as kedit
-from kedit_lib.data.config import REPOSITORY, file_name, find_model_params, load_model_params, load_profile, read_yaml
+from kedit_lib.data.config import (
+    REPOSITORY,
+    file_name,
+    find_model_params,
+    load_model_params,
+    load_profile,
+    read_yaml,
+    streams_of,
+)
 from kedit_lib.editing.transfer import propose, propose_layers, write_proposal
 from kedit_lib.streams import preflight as checking
-from kedit_lib.streams.named_streams import streams_of
 
 EDITS = [kedit.Edit(*each, target_true="Graz") for each in tiny.EDITS]
 
