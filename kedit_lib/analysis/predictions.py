@@ -7,7 +7,6 @@ end in _other. `table`: they speak of a table that a notebook keeps in figures/ 
 """
 
 import os
-from math import inf
 from pathlib import Path
 
 import pandas as pd
@@ -22,7 +21,7 @@ def scored(found: pd.DataFrame, notebook: str | None = None) -> pd.DataFrame:
     is about `runs` streams and orders and holds in `held` of them; verdict: held (in all), failed (in none), "in 1 of
     3", or not testable (there is no such run). found: `runs.outcomes` of every stream there is."""
     folder = Path(os.environ.get("KEDIT_FIGURES") or REPOSITORY / "figures")
-    found = found.assign(**{n: found[n].astype(float).fillna(inf) for n in ("N_optimisation", "N_model")})
+    found = found.assign(**{n: found[n].astype(float).fillna(float("inf")) for n in ("N_optimisation", "N_model")})
     rows = []
     for one in parse(PATH.read_text(encoding="utf-8"), PATH.name):
         if notebook in (None, one["notebook"]):

@@ -2,7 +2,6 @@
 beside its own, synced to the disk and renamed; then its folder is synced. And results that are computed only once."""
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -39,7 +38,7 @@ def replacing(path: Path) -> Iterator[Path]:
                 _sync(file)
             if path.is_dir():  # only an empty folder could be renamed over
                 if not partial.is_dir():
-                    raise IsADirectoryError(errno.EISDIR, "a folder has this name")
+                    raise IsADirectoryError("a folder has this name")
                 os.replace(path, before)
             os.replace(partial, path)
             _sync(path.parent)

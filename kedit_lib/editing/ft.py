@@ -15,7 +15,6 @@ from math import inf, nan
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 
 from ..errors import KeditError
@@ -98,4 +97,4 @@ def _tails(model, requests, first: int) -> Tails:
 def _with_weight(w: torch.Tensor, module, args, output) -> torch.Tensor:
     """A forward hook: the output that the module would have with the weight w [d_model, d_ff]."""
     bias = None if module.bias is None else module.bias.to(w.dtype)
-    return F.linear(args[0].to(w.dtype), w, bias).to(output.dtype)
+    return torch.nn.functional.linear(args[0].to(w.dtype), w, bias).to(output.dtype)

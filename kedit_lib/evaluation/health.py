@@ -1,8 +1,6 @@
 """Health beside facts: perplexity on plain text; norms, condition and drift of weights and hidden states, which have no
 floor: compare with the value at 0 edits."""
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -90,7 +88,7 @@ def cosine(a: Tensor, b: Tensor) -> float:
     as random ones in a large space; 1: they add up; −1: the later one takes the earlier one back."""
     a, b = a.detach().double(), b.detach().to(a.device).double()
     norms = (a.norm() * b.norm()).item()
-    return (a * b).sum().item() / norms if norms > 0 else math.nan
+    return (a * b).sum().item() / norms if norms > 0 else float("nan")
 
 
 class PerplexityProbe(Probe, version="perplexity"):

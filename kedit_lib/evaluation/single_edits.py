@@ -1,7 +1,6 @@
 """Single edits: the model's answers before and after one; and whether independent ones are healthy on this model."""
 
 import random
-from itertools import islice
 
 import pandas as pd
 
@@ -48,7 +47,7 @@ def single_edits(model, method, edits, moments, contexts, around, seed: int = 0,
         right = iter(generation_accuracy(model, prompts, answers, match))
         model.restore()
         target = outcome.targets[0]
-        shares = {name: pd.Series(islice(right, len(of)), dtype=float).mean() for name, of in asked.items()}
+        shares = {name: pd.Series([next(right) for _ in of], dtype=float).mean() for name, of in asked.items()}
         row = {"method": method.name, "layers": "-".join(map(str, method.layers)), **shares}
         row |= {"probability_last": target.probabilities[-1], "steps": target.steps, "clamped": target.clamped}
         row |= {"interference": interference(model, outcome.deltas, moments)}

@@ -6,7 +6,6 @@ from itertools import product
 
 import pandas as pd
 import torch
-from torch.nn.functional import pad
 
 from ..data.edit import fill
 from .hooks import hooks, trace
@@ -43,7 +42,7 @@ def _restored(model, fact, randn, sigma: float, samples: int, places):
     where = dict(zip(PLACES, (asked.first, asked.lookup, min(asked.lookup + 1, last), last), strict=True))
     embed = model.hf.get_input_embeddings()
     shake = sigma * randn(samples, asked.lookup + 1 - asked.first, embed.weight.shape[1])
-    shake = pad(shake, (0, 0, asked.first, last - asked.lookup)).to(model.device, model.dtype)
+    shake = torch.nn.functional.pad(shake, (0, 0, asked.first, last - asked.lookup)).to(model.device, model.dtype)
     _, clean = trace(model.hf, ids, outputs=model.layers)
 
     def p_of_answer(ids, *changes) -> float:

@@ -1,7 +1,6 @@
 """From text to ids: prompts, targets, and windows of long texts. As the authors do, context and prompt are joined as
 text and tokenised once; the target keeps the ids that it has after its joint (`words.joint`), and is appended."""
 
-import math
 import unicodedata
 from dataclasses import dataclass
 from functools import partial
@@ -123,7 +122,7 @@ def positions_of(config) -> float:
     config = config.get_text_config()
     stretched = (getattr(config, "rope_parameters", None) or {}).get("rope_type") == "dynamic"
     limit = getattr(config, "max_position_embeddings", None)
-    return math.inf if stretched or getattr(config, "alibi", False) or not limit else limit
+    return float("inf") if stretched or getattr(config, "alibi", False) or not limit else limit
 
 
 def windows(tokenizer, text: str, limit: float) -> list[tuple[int, ...]]:

@@ -5,7 +5,6 @@ import re
 import sys
 from pathlib import Path
 from subprocess import DEVNULL
-from typing import Any
 
 import nbformat
 from nbclient import NotebookClient
@@ -26,7 +25,7 @@ def tags_of(cell) -> set[str]:
     return set(cell.metadata.get("tags", []))
 
 
-def execute(run: Run, source: Path, parameters: dict[str, Any]) -> str | None:
+def execute(run: Run, source: Path, parameters: dict) -> str | None:
     """Run one notebook; None if it is in place, else where (counted as in the source) and why it stopped."""
     output, failed = run.executed / source.name, run.results / "failed" / f"{source.stem}.failed.ipynb"
     failed.unlink(missing_ok=True)

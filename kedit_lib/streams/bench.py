@@ -7,8 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from functools import cached_property, partial
 from math import isclose
 from multiprocessing import get_context, parent_process
@@ -239,7 +238,7 @@ def batch_cost(profile: Profile, size: int, results: Path) -> dict:
         with ProcessPoolExecutor(1, get_context("spawn"), _begin, (profile.threads,)) as process:
             try:
                 return process.submit(_batch, profile, size, results).result()
-            except (BrokenProcessPool, KeditError) as error:
+            except (BrokenExecutor, KeditError) as error:
                 raise KeditError(f"mass of memit, {size} edits: {error}") from error
 
     return cached(Path(results) / "mass" / f"memit{size}-{key}.json", measured)

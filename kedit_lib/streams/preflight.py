@@ -14,8 +14,7 @@ from ..editing import ROME, method_class
 from ..editing.compute_k import generate_contexts
 from ..editing.transfer import propose, write_proposal
 from ..errors import KeditError, check_editable
-from ..evaluation import teacher_forced
-from ..evaluation.accuracy import known_edits
+from ..evaluation import known_edits, teacher_forced
 from ..models.causal_trace import causal_trace
 from ..models.loading import load_model
 from ..models.model import EditableModel

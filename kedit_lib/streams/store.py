@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -89,7 +88,7 @@ def edit_rows(model, outcome, drift: dict, done: int, seconds: float) -> list[di
             "probability_last": target.probabilities[-1],
             "loss_last": target.losses[-1],
             "steps": target.steps,
-            "delta_ratio": math.nan if target.delta is None else target.delta.norm().item() / target.v0_norm,
+            "delta_ratio": float("nan") if target.delta is None else target.delta.norm().item() / target.v0_norm,
             **{name: getattr(target, name) for name in ("v0_norm", "clamped", "already")},
             **shared,
         }
