@@ -95,11 +95,10 @@ def say(text: str) -> None:
     display(Markdown(re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text)))
 
 
-def verdict(claim: str, answer: str, number: str, where: str, figure: str | None = None) -> None:
+def verdict(claim: str, answer: str, number: str, where: str, figure: str) -> None:
     """The box a notebook opens with. claim: the report's; where: models and settings; figure: the one that shows it."""
     rows = {"The report says": claim, "Answer": answer, "Number": number, "Measured on": where}
-    if figure is not None:
-        rows["Figure"] = f"[{figure}](../../figures/{figure}.png)"
+    rows["Figure"] = f"[{figure}](../../figures/{figure}.png)"
     say("\n".join(f"> **{name}.** {text}  " for name, text in rows.items()))
 
 
