@@ -40,7 +40,8 @@ EDIT_SET = Option(help="lab, world, or a file, folder or hub name of edits: Coun
 Limit = Annotated[int | None, Option(min=1, help="at most this many (default: all; 100 of the lab's)")]
 Chat = Annotated[bool, Option("--chat", help="prompts are questions to a chat model: apply its chat template")]
 Seed = Annotated[int, Option(help="decides the sample and the order")]
-Guard = Annotated[Literal["warn", "stop"] | None, Option(help="what to do when unrelated known facts are lost")]
+Action = Literal["warn", "stop", "roll back", "batch"]
+Guard = Annotated[Action | None, Option(help="what to do when unrelated known facts are lost")]
 Save = Annotated[str | None, Option(metavar="FOLDER", help="save the edited model there, for transformers to load")]
 
 

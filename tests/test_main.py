@@ -124,16 +124,17 @@ def test_a_stream_that_writes_no_weights(run, tmp_path):
     assert code == 1 and "Gate writes no weights" in err and not (tmp_path / "out").exists()
 
 
-def test_a_guarded_stream_stops(run, tmp_path, monkeypatch):
-    """A learning rate that ruins the model at once: no edit after the first look is made or recorded."""
+@pytest.mark.parametrize("action, made", [("stop", 5), ("roll back", 0), ("batch", 12)])
+def test_a_guarded_stream_acts(run, tmp_path, monkeypatch, action, made):
+    """A learning rate that ruins the model at once, before the guard's first look after an edit."""
     params = shutil.copytree(REPOSITORY / "params", tmp_path / "params")
     own = params / "models" / "lab-small.yaml"
     own.write_text(re.sub(r"(ft-m:.*?lr:) \S+", r"\1 0.5", own.read_text(), count=1, flags=re.DOTALL))
     monkeypatch.setenv("KEDIT_PARAMS", str(params))
     arguments = ("stream", "lab-small", "--edits", "lab", "--limit", 12, "--method", "ft-m", "--every", 12)
-    arguments += ("--guard", "stop", "--save", tmp_path / "edited")
+    arguments += ("--guard", action, "--save", tmp_path / "edited")
     code, out, err = run(*arguments)
     assert code == 0 and "guard: alarm: " in out and "right after 5 edits" in out, err
     (record,) = json.loads((tmp_path / "edited" / "kedit_edits.json").read_text())["applied"]
-    assert len(record["edits"]) == 5
+    assert len(record["edits"]) == made
     assert "guard: alarm: " in run(*arguments)[1]  # found finished, with what its guard read

@@ -89,6 +89,7 @@ class Wrapper(Method):
     base: SerializeAsAny[Targeted]
     context_style = same_as("base.context_style")
     needs_moments = same_as("base.needs_moments")
+    one_by_one = same_as("base.one_by_one")
     contexts = same_as("base.contexts")
 
     def __init__(self, base=None, **values):

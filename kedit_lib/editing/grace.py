@@ -48,7 +48,7 @@ def placed(book: Codebook, k: torch.Tensor, target: tuple[int, ...], eps: float)
 class GRACE(InCodebook):
     """layers: the one with the codebook. edit_lr, n_iter: Adam's. eps: the radius of a new entry."""
 
-    clean_only = True
+    clean_only = one_by_one = True
     parts = ("keys", "radii", "values")
     precision = torch.float64
     replaces = True

@@ -144,6 +144,7 @@ class Method(BaseModel, ABC, metaclass=_Listed):
     context_style: ClassVar[str] = "memit"  # of the contexts that keys and targets are averaged over
     clean_only: ClassVar[bool] = False  # the clean prompt is the only context
     one_layer: ClassVar[bool] = False  # it edits exactly one
+    one_by_one: ClassVar[bool] = False  # edits of one call are made in turn, which is no batch
     takes: ClassVar[frozenset[str]] = frozenset()  # which of UNUSED may be given
     needs_moments: ClassVar[bool] = True  # C is used
     shift: ClassVar[float | None] = 0.0  # C + shift·I is inverted (None: nothing is)

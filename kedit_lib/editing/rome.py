@@ -23,7 +23,7 @@ from .method import Outcome, in_turn, same_as, write
 class ROME(Targeted):
     """mom2_adjustment: whether u is C⁻¹k′ (the paper) or k′ (EasyEdit's Llama-2 configuration)."""
 
-    context_style, one_layer = "rome", True
+    context_style, one_layer, one_by_one = "rome", True, True
     skipped_beyond = 5
     mean_direction: ClassVar[bool] = True  # k′ is k̄, not k₀
     mean_value: ClassVar[bool] = False  # k is k̄, not k₀

@@ -22,7 +22,7 @@ from .rlsedit import downdated
 class SimIE(Wrapper):
     """base: the method; lamHyper: λ_s; init_model: whether X and every edit start from the unedited weights."""
 
-    keeps_history = needs_history = True
+    keeps_history = needs_history = one_by_one = True
     lamHyper: float = Field(1.0, gt=0)
     init_model: bool = False
 

@@ -19,7 +19,7 @@ import math
 import random
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from statistics import linear_regression, median
 
@@ -32,7 +32,8 @@ from ..models.hooks import pad
 from ..models.tokenization import encode, target_ids
 
 PAIR = TypeAdapter(Pair)
-ACTIONS = ("warn", "stop", "roll back", "batch")
+BACK = ("roll back", "batch")  # actions that go back to the last healthy look
+ACTIONS = ("warn", "stop", *BACK)
 DEAD = 0.5  # share of lost facts at which a model counts as dead
 SPAN = 5  # edits in the medians of ‖v₀‖
 SURE = 0.5  # least probability of a continuation that the model itself supplies as a canary
@@ -44,7 +45,8 @@ class Collapsing(UserWarning):
 
 @dataclass
 class Reading:
-    """One look. evidence: log10 of the e-value; alarm: raised now or before; seconds: that the look took."""
+    """One look. evidence: log10 of the e-value; alarm: raised now or before; seconds: that the look took; told: what
+    the guard's probes found."""
 
     edits: int
     right: int
@@ -52,10 +54,12 @@ class Reading:
     evidence: float
     alarm: bool
     seconds: float = field(default=0.0, compare=False)
+    told: dict[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
         seen = f"{self.right} of {self.asked} known facts still right after {self.edits} edits"
-        return f"{seen}, evidence 10^{self.evidence:.1f}"
+        told = "".join(f", {what} {value:.3g}" for what, value in self.told.items())
+        return f"{seen}, evidence 10^{self.evidence:.1f}{told}"
 
 
 @dataclass
@@ -65,10 +69,12 @@ class CollapseGuard:
     canaries: (prompt, answer) pairs, or edits (their true object is the answer), that no edit of the sequence makes;
     None: continuations that the model itself is sure of, of its own sampled text. looks_at: canaries a look. every:
     edits between two looks in `run_stream`. tolerated: τ, a share of lost facts that is no alarm. noticed: q, a share
-    that is to be noticed soon. alpha: the chance of ever raising an alarm on the canaries while no more than τ is lost.
-    within: edits; no alarm before half of the facts will be lost so soon (None: on the evidence alone). swelling:
-    growth of ‖v₀‖ that is an alarm by itself, in `run_stream` or after `due` (None: none is). action of `run_stream` at
-    the alarm: "warn", "stop", "roll back" to the last look without evidence, or from there the rest in one "batch".
+    that is to be noticed soon. alpha: the chance of ever raising an alarm on the canaries while no more than τ is lost
+    (of any alarm: with swelling=None). within: edits; no alarm before half of the facts will be lost so soon (None: on
+    the evidence alone). swelling: growth of ‖v₀‖ that is an alarm by itself, at no stated rate, in `run_stream` or
+    after `due` (None: none is). action of `run_stream` at the alarm: "warn", "stop", "roll back" to the last look
+    without evidence, or from there the rest in one "batch". No part of the test: probes, those of `run_stream`, of what
+    else a look tells (earlier edits, plain text; an EditableModel's); foretold, N of `kedit.foretell`, told beside.
     """
 
     canaries: list | None = None
@@ -81,6 +87,8 @@ class CollapseGuard:
     swelling: float | None = 2.5
     action: str = "warn"
     seed: int = 0
+    probes: Sequence = ()
+    foretold: float | None = None
     readings: list[Reading] = field(default_factory=list, init=False)
     _known: list | None = field(default=None, init=False)
     _mixture: float = field(default=0.0, init=False)
@@ -95,10 +103,11 @@ class CollapseGuard:
             "alpha": 0 < n["alpha"] < 1,
             "within": self.within is None or n["within"] >= 1,
             "swelling": self.swelling is None or n["swelling"] > 1,
+            "foretold": self.foretold is None or n["foretold"] > 0,
             **{name: isinstance(n[name], int) and n[name] >= 1 for name in ("every", "looks_at")},
         }
         if outside := [name for name, holds in fits.items() if not holds]:
-            rule = "0 < tolerated < noticed < 1, 0 < alpha < 1, every, looks_at, within at least 1, swelling above 1"
+            rule = "0 < tolerated < noticed < 1, 0 < alpha < 1 < swelling, foretold > 0, every, looks_at, within ≥ 1"
             rule = f"use one of {', '.join(ACTIONS)}" if outside[0] == "action" else f"needed are {rule}"
             raise KeditError(f"guard: {outside[0]} = {getattr(self, outside[0])!r}; {rule}")
         if self.canaries is not None:
@@ -114,6 +123,9 @@ class CollapseGuard:
         if not self.readings:
             return "has not looked yet"
         alarm = next((f"alarm: {r}" for r in self.readings if r.alarm), f"no alarm: {self.readings[-1]}")
+        if self.foretold is not None:
+            end = self.readings[-1].edits + self.edits_left()
+            alarm += f"; half lost after {end:.0f} edits by the looks, after {self.foretold:.0f} as foretold"
         return f"{alarm} ({len(self.readings)} looks, {sum(r.seconds for r in self.readings):.1f} s)"
 
     @property
@@ -137,11 +149,12 @@ class CollapseGuard:
         return self.swollen or not self.readings or edits - self.readings[-1].edits >= self.every
 
     def start(self, model, tokenizer=None) -> int:
-        """Keep the canaries that this model, still unedited, says; how many. KeditError when there are too few."""
+        """Begin anew: keep the canaries that this model, still unedited, says; how many. KeditError when too few."""
         hf, tokenizer = getattr(model, "hf", model), tokenizer or getattr(model, "tokenizer", None)
         if tokenizer is None:
             raise KeditError("guard: a transformers model comes without its tokenizer; pass tokenizer=")
         given = own_canaries(hf, tokenizer, 4 * self.looks_at, self.seed) if self.canaries is None else self.canaries
+        self.readings, self._mixture, self._norms = [], 0.0, []
         pairs = [one if isinstance(one, tuple) else (one.text, one.target_true) for one in given]
         rows = [[encode(tokenizer, p), list(target_ids(tokenizer, p, a))] for p, a in pairs if a is not None]
         self._known = [row for row, right in zip(rows, _says(hf, rows), strict=True) if right]
@@ -149,17 +162,21 @@ class CollapseGuard:
             raise KeditError(f"guard: the model knows {len(self._known)} of {len(rows)} canaries; give facts it knows")
         return len(self._known)
 
-    def check(self, model, edits: int | None = None, tokenizer=None) -> Reading:
-        """Look once. model: an EditableModel, or a transformers model with its tokenizer; edits: made so far (None: one
-        more than at the last look). The first look of an unstarted guard takes the model as the unedited one."""
-        begin, before, looks = time.perf_counter(), self.alarm, len(self.readings)
+    def check(self, model, edits: int | None = None, tokenizer=None, made=()) -> Reading:
+        """Look once. model: an EditableModel, or a transformers model with its tokenizer; edits: how many are made
+        (None: one more than at the last look); made: they themselves, for the probes. The first look of an unstarted
+        guard takes the model as the unedited one."""
+        begin = time.perf_counter()
         if self._known is None:
             self.start(model, tokenizer)
+        before, looks = self.alarm, len(self.readings)
         if edits is None:
             edits = self.readings[-1].edits + 1 if looks else 0
         asked = random.Random(f"{self.seed}-{looks + 1}").sample(self._known, min(self.looks_at, len(self._known)))
         lost = len(asked) - sum(_says(getattr(model, "hf", model), asked))
+        told = [r for probe in self.probes for r in (getattr(probe, "brief", probe) if made else probe)(model, made)]
         reading = self.judge(edits, lost, len(asked), time.perf_counter() - begin)
+        reading.told = {f"{r['metric']} on {r['cohort']}": r["value"] for r in told}
         if reading.alarm and not before:
             warnings.warn(f"guard: {reading}; the model is losing unrelated facts", Collapsing, stacklevel=2)
         return reading
@@ -189,8 +206,10 @@ class CollapseGuard:
     @property
     def identity(self) -> list:
         """What decides the numbers of a guarded stream."""
-        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name != "canaries"}
-        return [settings, None if self.canaries is None else list(map(repr, self.canaries))]
+        apart = ("canaries", "probes", "foretold")
+        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name not in apart}
+        found = [settings, None if self.canaries is None else list(map(repr, self.canaries))]
+        return [*found, [probe.identity for probe in self.probes]] if self.probes else found
 
     def state(self) -> dict:
         """Plain data for a checkpoint, the arguments of `resume`."""
@@ -214,7 +233,8 @@ def own_canaries(hf, tokenizer, n: int, seed: int) -> list[tuple[str, str]]:
             best = hf(said).logits.softmax(-1).max(-1)
             for row, sure, tokens in zip(said, best.values > SURE, best.indices, strict=True):
                 for at in range(8, len(row) - 1):
-                    word = tokenizer.decode(tokens[at])
+                    before, both = tokenizer.decode(row[at]), tokenizer.decode([row[at], tokens[at]])
+                    word = both.removeprefix(before)  # decoded alone, Llama-2's tokens lose their space
                     if sure[at] and word.startswith(" ") and word.strip().isalpha():
                         found.append((tokenizer.decode(row[1 : at + 1]), word.strip()))
                         break

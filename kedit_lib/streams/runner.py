@@ -20,7 +20,7 @@ from ..evaluation.protocol import DEAD, EditProbe, Probe, once_at_start
 from ..models.hooks import no_bar
 from ..models.memory import ran_out
 from ..models.model import EditableModel
-from .guard import CollapseGuard
+from .guard import BACK, CollapseGuard
 from .interrupts import postponed
 from .store import VITAL, WINDOW, Checkpoint, Run, RunFolder, collapse_point, edit_rows, read_tables
 
@@ -70,6 +70,9 @@ def run_stream(
     for name, value in numbers.items():
         if not isinstance(value, int) or value < 1:
             raise KeditError(f"stream: {name} = {value!r}; must be a whole number of at least 1")
+    if guard is not None and guard.action == "batch" and method.one_by_one:
+        use = "use a method that writes a batch at once, such as MEMIT, or the action 'roll back'"
+        raise KeditError(f"stream: guard: action = 'batch', but {method.name} makes its edits one after another; {use}")
     if stop_below is not None and not (isinstance(stop_below, (int, float)) and stop_below > 0):
         raise KeditError(f"stream: stop_below = {stop_below!r}; must be a probability above 0, or None")
     contexts = method.contexts(model, contexts)
@@ -111,12 +114,12 @@ def run_stream(
                 manifest = {**decides, "key": key, "started": stream.started, "finished": now()}
                 manifest |= {"versions": versions(), "arithmetic": arithmetic(model.device), "commit": commit()}
                 if guard is not None:
-                    manifest["readings"] = guard.state()["readings"]
+                    manifest |= guard.state()
                 rows, checks = pd.DataFrame(stream.rows), pd.DataFrame(stream.checks)
                 return Run(rows, checks, folder.finish(rows, checks, manifest), folder.path)
     run = Run(*read_tables(folder.path, ""), folder.path)
     if guard is not None:
-        guard.resume(run.manifest["readings"])
+        guard.resume(**{name: run.manifest[name] for name in guard.state() if name in run.manifest})
     return run
 
 
@@ -156,8 +159,10 @@ class _Stream:
             self._resume(saved)
         if self.guard is not None:
             if not saved:
+                self.guard.resume([])  # it may come from another stream
                 self.guard.check(self.model, 0)
-            self.healthy = self._checkpoint()
+            if self.guard.action in BACK:
+                self.healthy = saved and saved.healthy or self._checkpoint()
         options = {"total": len(self.call.edits), "initial": self.done, "disable": no_bar(progress), "mininterval": 2}
         with tqdm(desc=f"{self.method.name} b{self.batch_size}", unit="edit", **options) as bar, postponed() as stop:
             while True:
@@ -165,7 +170,7 @@ class _Stream:
                 looked = not stop() and self._look(n)
                 stopped = stop()
                 if self.done and (looked or stopped):
-                    self.folder.save_checkpoint(self._checkpoint())
+                    self.folder.save_checkpoint(self._checkpoint(self.healthy))
                 if stopped:
                     raise KeyboardInterrupt(f"stopped after {self.done} of {n} edits")
                 if self.done == n:
@@ -240,20 +245,22 @@ class _Stream:
         guard = self.guard
         if guard is None or guard.alarm or not guard.due(self.done, [row["v0_norm"] for row in self.rows]):
             return
-        alarm = guard.check(self.model, self.done).alarm
-        if not guard.doubts:
+        alarm = guard.check(self.model, self.done, made=self.call.edits[: self.done]).alarm
+        if guard.action in BACK and not guard.doubts:
             self.healthy = self._checkpoint()
-        elif alarm and guard.action in ("roll back", "batch"):
+        elif guard.action in BACK and alarm:
             asked = [row for row in self.checks if row["edits_done"] <= self.healthy.done]
             self._go_to(self.healthy)
-            self.checks = asked
+            self.checks, self.healthy = asked, None
+            self.folder.save_checkpoint(self._checkpoint())
 
-    def _checkpoint(self) -> Checkpoint:
+    def _checkpoint(self, healthy: Checkpoint | None = None) -> Checkpoint:
         state = {name: getattr(self, name) for name in KEPT} | {"arithmetic": arithmetic(self.model.device)}
         if self.guard is not None:
             state["guard"] = self.guard.state()
         history = None if self.call.history is None else self.call.history.copy()
-        return Checkpoint(self.model.snapshot(), list(self.rows), list(self.checks), state, history)
+        healthy = healthy if healthy and healthy.done < self.done else None
+        return Checkpoint(self.model.snapshot(), list(self.rows), list(self.checks), state, history, healthy)
 
     def _go_to(self, there: Checkpoint) -> None:
         self.rows, self.checks = list(there.edits), list(there.checks)
@@ -261,10 +268,10 @@ class _Stream:
         if there.history is not None:
             vars(self.call.history).update(vars(there.history))
         self.model.load_snapshot(there.weights)
+        self.method.recall(self.model, self.call.history)
 
     def _resume(self, saved: Checkpoint) -> None:
         self._go_to(saved)
-        self.method.recall(self.model, self.call.history)
         if self.guard is not None:
             self.guard.resume(**saved.state["guard"])
         begun, here = saved.state["arithmetic"], arithmetic(self.model.device)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
+from typing import Self
 
 import pandas as pd
 from filelock import FileLock, Timeout
@@ -101,13 +102,15 @@ def edit_rows(model, outcome, drift: dict, done: int, seconds: float) -> list[di
 @dataclass(frozen=True)
 class Checkpoint:
     """A stream after some edits: {parameter name: tensor} of everything edited, rows of the edits and of the probes so
-    far, plain data of the stream's own, and what its method carries from edit to edit (None: nothing)."""
+    far, plain data of the stream's own, and what its method carries from edit to edit (None: nothing). healthy: an
+    earlier one, to which its guard would roll back (None: to none)."""
 
     weights: dict
     edits: list[dict]
     checks: list[dict]
     state: dict
     history: EditHistory | None = None
+    healthy: Self | None = None
 
     @property
     def done(self) -> int:
@@ -153,17 +156,22 @@ class RunFolder:
             return
         with replacing(self.path / f"at-{checkpoint.done:06d}") as partial:
             partial.mkdir()
-            weights = {n: w.contiguous().cpu() for n, w in checkpoint.weights.items()}
-            save_file(weights, str(partial / "weights.safetensors"))
+            state = {**checkpoint.state, "key": self.key}
             for name, rows in zip(TABLES, (checkpoint.edits, checkpoint.checks), strict=True):
                 pd.DataFrame(rows).to_parquet(partial / f"{name}.parquet")
-            if checkpoint.history is not None:
-                checkpoint.history.save(partial / "history.safetensors")
-            state = {**checkpoint.state, "done": checkpoint.done, "key": self.key}
+            for which, one in {"": checkpoint, "healthy-": checkpoint.healthy}.items():
+                if one is not None:  # of the healthy one the rows are the first of these
+                    state[f"{which}done"] = one.done
+                    weights = {n: w.contiguous().cpu() for n, w in one.weights.items()}
+                    save_file(weights, str(partial / f"{which}weights.safetensors"))
+                    if one.history is not None:
+                        one.history.save(partial / f"{which}history.safetensors")
             (partial / "state.json").write_text(json.dumps(state))
             sums = {file.name: checksum(file) for file in sorted(partial.iterdir())}
             (partial / "checksums.json").write_text(json.dumps(sums))
-        for old in self.checkpoints()[2:]:
+        there = self.checkpoints()
+        newer = [one for one in there if one.name > f"at-{checkpoint.done:06d}"]  # it was rolled back behind them
+        for old in newer + there[len(newer) + 2 :]:
             remove(old)
 
     def newest_checkpoint(self, clean: bool = False) -> Checkpoint | None:
@@ -191,10 +199,14 @@ class RunFolder:
         state = json.loads((folder / "state.json").read_text())
         if (state["key"], f"at-{state['done']:06d}") != (self.key, folder.name):
             raise ValueError("it was moved here from elsewhere")
-        tables = [pd.read_parquet(folder / f"{name}.parquet").to_dict("records") for name in TABLES]
-        kept = folder / "history.safetensors"
-        history = EditHistory.load(kept) if kept.exists() else None
-        return Checkpoint(load_file(folder / "weights.safetensors"), *tables, state, history)
+        edits, checks = (pd.read_parquet(folder / f"{name}.parquet").to_dict("records") for name in TABLES)
+        found = None
+        for which in ("healthy-", "") if "healthy-done" in state else ("",):
+            kept, done = folder / f"{which}history.safetensors", state[f"{which}done"]
+            history = EditHistory.load(kept) if kept.exists() else None
+            weights = load_file(folder / f"{which}weights.safetensors")
+            found = Checkpoint(weights, edits[:done], checks, state, history, found)
+        return found
 
     def finish(self, edits: pd.DataFrame, checkpoints: pd.DataFrame, manifest: dict) -> dict:
         """Write the final tables, the manifest last: a folder with a manifest is complete. The manifest as stored."""

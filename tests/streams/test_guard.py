@@ -3,16 +3,22 @@
 import json
 import random
 import warnings
+from dataclasses import replace
 
 import pytest
+import tiny
 import torch
-from library import EDITS, FailsAt, holds, parameters, refused
+from library import EDITS, SEQUENCE, assert_same_runs, assert_same_weights, holds, moments, parameters, refused
 
 import kedit_lib as kedit
+from kedit_lib.evaluation.health import PerplexityProbe, perplexity
+from kedit_lib.evaluation.protocol import EditProbe
 from kedit_lib.streams.guard import CollapseGuard, Collapsing, own_canaries
 
 MODEL = "llama", torch.float32
 FAST = {"layers": [1], "v_num_grad_steps": 2, "mom2_adjustment": False}
+ROME = kedit.ROME(**FAST)
+MEMIT = kedit.MEMIT(layers=[1], v_num_grad_steps=2, mom2_update_weight=500.0, use_history=True)
 
 
 @pytest.fixture
@@ -99,7 +105,7 @@ def test_the_mixture_is_the_sum_over_all_starts():
     "given",
     [{"tolerated": 0.4}, {"alpha": 0}, {"action": "hope"}, {"every": 0}, {"within": 0}, {"swelling": 1}]
     + [{"tolerated": "a"}, {"noticed": None}, {"alpha": "x"}, {"action": 5}, {"every": "5"}, {"every": None}]
-    + [{"looks_at": 2.5}, {"within": "a"}, {"swelling": "big"}],
+    + [{"looks_at": 2.5}, {"within": "a"}, {"swelling": "big"}, {"foretold": 0}, {"foretold": "soon"}],
     ids=str,
 )
 def test_bad_settings_are_one_line(given):
@@ -155,48 +161,116 @@ def test_facts_that_the_model_does_not_know_are_no_canaries(model, canaries):
     refused(lambda: CollapseGuard(wrong).start(model), "knows 0 of")
 
 
-def wrecking(model, canaries, monkeypatch, action):
-    """A stream whose third edit ruins the model, under a guard."""
-    method = kedit.ROME(**FAST)
-    apply = type(method).apply_prepared
+def ruined(monkeypatch, method, edit, killed_at=None):
+    """One edit ruins the model; another stops the program, the first time that it is made."""
+    apply, killed = type(method).apply_prepared, []
 
     def ruinous(self, call):
+        if call.edits[0] is killed_at and not killed:
+            killed.append(killed_at)
+            raise RuntimeError("killed")
         outcome = apply(self, call)
-        if call.edits[0] is EDITS[2]:
-            model.add({model.weight_name(1): torch.randn(model.weight(1).shape) * 10})
+        if call.edits[0] is edit:
+            noise = torch.randn(call.model.weight(1).shape, generator=torch.Generator().manual_seed(0))
+            call.model.add({call.model.weight_name(1): noise * 10})
         return outcome
 
     monkeypatch.setattr(type(method), "apply_prepared", ruinous)
-    guard = CollapseGuard(canaries, every=1, looks_at=20, action=action)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Collapsing)
-        torch.manual_seed(0)
-        options = {"contexts": ["{}"], "probes": [], "progress": False, "guard": guard}
-        return kedit.run_stream(model, EDITS, method, **options), guard
+
+
+@pytest.fixture
+def guarded(model, canaries):
+    """A stream under a guard that looks after every edit."""
+
+    def run(guard, method, edits=EDITS, **options):
+        guard = CollapseGuard(canaries, every=1, looks_at=20, action=guard) if isinstance(guard, str) else guard
+        options = {"contexts": ["{}"], "probes": [], "progress": False, "moments": moments(), **options}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Collapsing)
+            return kedit.run_stream(model, edits, method, guard=guard, **options), guard
+
+    return run
 
 
 @pytest.mark.parametrize("action, made", [("warn", len(EDITS)), ("stop", 3), ("roll back", 2), ("batch", len(EDITS))])
-def test_what_is_done_at_the_alarm(model, canaries, monkeypatch, action, made):
+def test_what_is_done_at_the_alarm(model, guarded, monkeypatch, action, made):
     before = {name: w.clone() for name, w in parameters(model).items()}
-    run, guard = wrecking(model, canaries, monkeypatch, action)
+    method = MEMIT if action == "batch" else ROME
+    ruined(monkeypatch, method, EDITS[2])
+    run, guard = guarded(action, method)
     assert [r.alarm for r in guard.readings][:4] == [False, False, False, True]
     assert len(run.edits) == made
     if action == "batch":
-        assert run.edits.batch.tolist()[:2] == [1, 1] and run.edits.batch.iloc[-1] == len(EDITS) - 2
+        assert run.edits.batch.tolist() == [1, 1] + [len(EDITS) - 2] * (len(EDITS) - 2)
     assert holds(model, before)
 
 
-def test_a_resumed_stream_goes_on_with_its_guard(model, canaries, tmp_path):
-    options = {"contexts": ["{}"], "progress": False, "store": tmp_path, "checkpoint_every": 2, "dense_every": 2}
-    with pytest.raises(RuntimeError, match="in the middle"):
-        guard = CollapseGuard(canaries, every=1, looks_at=20)
-        kedit.run_stream(model, EDITS, kedit.ROME(**FAST), probes=[FailsAt(4)], guard=guard, **options)
-    readings = []
-    for options["store"] in (tmp_path, None):
-        guard = CollapseGuard(canaries, every=1, looks_at=20)
-        kedit.run_stream(model, EDITS, kedit.ROME(**FAST), probes=[FailsAt(None)], guard=guard, **options)
-        readings.append(guard.readings)
-    assert readings[0] == readings[1]
+@pytest.mark.parametrize("method", [ROME, kedit.GRACE(layers=[1]), kedit.SimIE(MEMIT), kedit.SPHERE(base=ROME)])
+def test_edits_made_in_turn_are_no_batch(guarded, method):
+    refused(lambda: guarded("batch", method), f"{method.name} makes its edits one after another", "MEMIT")
+
+
+@pytest.mark.parametrize("action, method", [("roll back", ROME), ("batch", MEMIT)])
+def test_a_guarded_stream_that_is_killed_in_doubt(guarded, monkeypatch, tmp_path, action, method):
+    """Ruined by edit 4, killed in edit 6, and the alarm comes after it: back to the three edits before the doubts."""
+    monkeypatch.setattr(CollapseGuard, "edits_left", lambda guard: 100 * (guard.readings[-1].edits < 6))
+    options = {"edits": SEQUENCE[:9], "dense_every": 1, "checkpoint_every": 1}
+    runs = []
+    for name, killed_at in (("whole", None), ("killed", SEQUENCE[5])):
+        with monkeypatch.context() as patch:
+            ruined(patch, method, SEQUENCE[3], killed_at)
+            if killed_at:
+                with pytest.raises(RuntimeError, match="killed"):
+                    guarded(action, method, **options, store=tmp_path / name)
+            runs.append(guarded(action, method, **options, store=tmp_path / name))
+    (whole, guard), (resumed, again) = runs
+    assert len(whole.edits) == (3 if action == "roll back" else 9)
+    assert whole.edits.batch.tolist() == [1, 1, 1] + [6] * (len(whole.edits) - 3)
+    assert_same_runs(whole, resumed)
+    assert_same_weights(whole.final_weights(), resumed.final_weights())
+    assert guard.readings == again.readings and len(guard.readings) == 7
+
+
+def test_rolled_back_to_the_unedited_model(guarded, monkeypatch, tmp_path):
+    ruined(monkeypatch, ROME, EDITS[0])
+    run, _ = guarded("roll back", ROME, store=tmp_path)
+    assert len(run.edits) == 0 and run.final_weights() == {}
+
+
+def test_what_a_look_tells_beside_the_test(guarded, model, canaries):
+    """Earlier edits asked again and the perplexity of plain text, the readings else as without."""
+    texts = ("The sea is near the judge.",)
+    probes = [EditProbe(), PerplexityProbe(texts)]
+    plain, asked = (CollapseGuard(canaries, every=1, looks_at=20, probes=p, foretold=180) for p in ([], probes))
+    for guard in (plain, asked):
+        guarded(guard, ROME)
+    first, *later = [r.told for r in asked.readings]
+    assert first == {"perplexity on plain text": perplexity(model, list(texts))}
+    assert all(one.keys() > {"accuracy on edits", "probability on latest edits", *first} for one in later)
+    assert later[0]["perplexity on plain text"] != first["perplexity on plain text"]
+    assert [replace(r, told={}) for r in asked.readings] == plain.readings
+    assert ", accuracy on edits " in str(asked.readings[-1]) and "after 180 as foretold (6 looks" in str(plain)
+    assert plain.identity == CollapseGuard(canaries, every=1, looks_at=20).identity
+    assert asked.identity == [*plain.identity, [probe.identity for probe in probes]]
+
+
+def test_a_guard_begins_anew_with_each_stream(guarded, monkeypatch):
+    """After an alarm, and with another model's canaries."""
+    with monkeypatch.context() as patch:
+        ruined(patch, ROME, EDITS[2])
+        _, guard = guarded("stop", ROME)
+    known, guard._known = guard._known, []
+    run, _ = guarded(guard, ROME)
+    assert not guard.alarm and len(run.edits) == len(EDITS)
+    assert guard._known == known and [r.edits for r in guard.readings] == list(range(len(EDITS) + 1))
+
+
+def test_a_finished_stream_gives_its_guard_back_whole(guarded, model, canaries, tmp_path):
+    """The next look asks what the unedited model knew, and adds to the evidence."""
+    _, first = guarded("warn", ROME, store=tmp_path)
+    _, again = guarded("warn", ROME, store=tmp_path)
+    assert again.state() == first.state() and len(again._known) >= 10
+    assert again.check(model) == first.check(model)
 
 
 def test_a_model_supplies_canaries_of_its_own():
@@ -205,3 +279,10 @@ def test_a_model_supplies_canaries_of_its_own():
     found = own_canaries(model.hf, model.tokenizer, 12, 0)
     assert len(set(found)) == 12 and found == own_canaries(model.hf, model.tokenizer, 12, 0)
     assert CollapseGuard(found).start(model) >= 10
+
+
+def test_words_that_llama_2_would_say_next():
+    """Its tokenizer decodes a single token without the space in front of it."""
+    tokenizer = tiny.any_text("llama-2")
+    found = own_canaries(tiny.model("llama", len(tokenizer)).float(), tokenizer, 8, 0)
+    assert len(found) == 8 and all(word.isalpha() for _, word in found)
