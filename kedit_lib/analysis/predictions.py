@@ -6,12 +6,9 @@ end in _other. `table`: they speak of a table that a notebook keeps in figures/ 
 `verdict`: what came of an experiment that is no longer shown.
 """
 
-import os
-from pathlib import Path
-
 import pandas as pd
 
-from ..data.config import REPOSITORY, parse
+from ..data.config import REPOSITORY, figures_folder, parse
 
 PATH = REPOSITORY / "params" / "predictions.yaml"
 
@@ -20,23 +17,22 @@ def scored(found: pd.DataFrame, notebook: str | None = None) -> pd.DataFrame:
     """One row per prediction (of one notebook: "02"; None: of all): name, notebook, prediction, held, runs, verdict. It
     is about `runs` streams and orders and holds in `held` of them; verdict: held (in all), failed (in none), "in 1 of
     3", or not testable (there is no such run). found: `runs.outcomes` of every stream there is."""
-    folder = Path(os.environ.get("KEDIT_FIGURES") or REPOSITORY / "figures")
     found = found.assign(**{n: found[n].astype(float).fillna(float("inf")) for n in ("N_optimisation", "N_model")})
     rows = []
     for one in parse(PATH.read_text(encoding="utf-8"), PATH.name):
         if notebook in (None, one["notebook"]):
-            asked = _asked(one, found, folder)
+            asked = _asked(one, found)
             n, held = len(asked), int(asked.eval(one["holds"], engine="python").sum()) if len(asked) else 0
             came = "not testable" if not n else "held" if held == n else "failed" if not held else f"in {held} of {n}"
             rows.append((one["name"], one["notebook"], one["says"], held, n, one.get("verdict") or came))
     return pd.DataFrame(rows, columns=["name", "notebook", "prediction", "held", "runs", "verdict"])
 
 
-def _asked(one: dict, found: pd.DataFrame, folder: Path) -> pd.DataFrame:
+def _asked(one: dict, found: pd.DataFrame) -> pd.DataFrame:
     """The rows of outcomes that a prediction is about."""
     table = found
     if "table" in one:
-        path = folder / f"{one['table']}.csv"
+        path = figures_folder() / f"{one['table']}.csv"
         table = pd.read_csv(path) if path.exists() else None
     if "verdict" in one or table is None:
         return found[:0]

@@ -135,11 +135,11 @@ class Stream:
 
 
 def _folder(name: str) -> Path:
-    """Beside the package, or where the environment variable KEDIT_PARAMS or KEDIT_RESULTS says."""
+    """Beside the package, or where the environment variable KEDIT_PARAMS, KEDIT_RESULTS or KEDIT_FIGURES says."""
     return Path(os.environ.get(f"KEDIT_{name.upper()}") or REPOSITORY / name).resolve()
 
 
-params_folder, results_folder = partial(_folder, "params"), partial(_folder, "results")
+params_folder, results_folder, figures_folder = (partial(_folder, name) for name in ("params", "results", "figures"))
 
 
 def load_profile(name_or_path: str | Path, **overrides: Any) -> Profile:

@@ -14,9 +14,13 @@ from .config import REPOSITORY
 ALGORITHMS = 2  # raised by hand when a change of the library changes numbers
 
 
+def sha256(data: str | bytes) -> str:
+    return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()
+
+
 def key_of(**parts) -> str:
     """A short hash over named parts (plain data)."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    return sha256(json.dumps(parts, sort_keys=True, default=str))[:16]
 
 
 def versions() -> dict:

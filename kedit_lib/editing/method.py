@@ -84,11 +84,12 @@ class Call:
         return replace(self, edits=self.edits[begin:end], requests=self.requests[begin:end], targets=targets)
 
 
-def in_turn(name: str, call: Call, insert) -> Outcome:
-    """The edits of a call one after another, each by insert(call, outcome) on the weights that the one before left."""
-    outcome = Outcome(name, call.edits, {}, [])
+def in_turn(method, call: Call) -> Outcome:
+    """`_apply` of methods that make a call's edits one after another, each by _insert(call, outcome) on the weights
+    that the one before left."""
+    outcome = Outcome(method.name, call.edits, {}, [])
     for i in range(len(call.edits)):
-        insert(call.part(i, i + 1), outcome)
+        method._insert(call.part(i, i + 1), outcome)
     return outcome
 
 

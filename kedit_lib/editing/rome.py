@@ -30,8 +30,7 @@ class ROME(Targeted):
     mom2_adjustment: bool = True
     needs_moments = same_as("mom2_adjustment")
 
-    def _apply(self, call) -> Outcome:
-        return in_turn(self.name, call, self._insert)
+    _apply = in_turn
 
     def _insert(self, call, outcome: Outcome) -> None:
         (layer,), model, prompts = self.layers, call.model, call.prompts

@@ -1,7 +1,6 @@
 """Second moments C = E[k kᵀ] of the edited map's inputs over plain text. Source: `layer_stats.py` of kmeng01/rome:
 uncentred, over all non-padding tokens, sum over count."""
 
-import hashlib
 import json
 import warnings
 from functools import cached_property
@@ -16,6 +15,7 @@ from tqdm.auto import tqdm
 
 from ..data.atomic import replacing
 from ..data.files import texts_of
+from ..data.provenance import sha256
 from ..errors import KeditError, check_editable, explained
 from ..models.architectures import check_owner
 from ..models.hooks import no_bar, pad, trace
@@ -67,12 +67,12 @@ class SecondMoments:
         check_editable(model, "moments")
         layers, texts = model.check_layers(layers), texts_of(texts, "moments")
         limit = min(positions_of(model.hf.config), NO_LIMIT)
-        about = {"corpus": _sha256("\x00".join(texts).encode()), "texts": len(texts), "dtype": str(model.dtype)}
+        about = {"corpus": sha256("\x00".join(texts)), "texts": len(texts), "dtype": str(model.dtype)}
         about |= {"layers": list(layers)} | ({} if tokens is None else {"budget": tokens})
         # No text has more tokens than bytes.
         if any(len(encode(model.tokenizer, text)) > limit for text in texts if len(text.encode()) > limit):
             about["windows"] = limit
-        key = _sha256(json.dumps([model.checksum, model.setting, about], sort_keys=True).encode())[:20]
+        key = sha256(json.dumps([model.checksum, model.setting, about], sort_keys=True))[:20]
         path = cache and Path(cache) / f"moments-{key}.safetensors"
         if path and path.exists():
             return cls.load(path).warned(model.d_ff)
@@ -112,8 +112,8 @@ class SecondMoments:
     def identity(self) -> str:
         """A hash of the matrices' values that names them in stores."""
         data = {i: c.cpu().contiguous().view(torch.uint8).numpy().data for i, c in sorted(self.tensors.items())}
-        hashes = [(i, str(self.tensors[i].dtype), _sha256(values)) for i, values in data.items()]
-        return _sha256(json.dumps([self.model_checksum, *hashes], sort_keys=True).encode())[:20]
+        hashes = [(i, str(self.tensors[i].dtype), sha256(values)) for i, values in data.items()]
+        return sha256(json.dumps([self.model_checksum, *hashes], sort_keys=True))[:20]
 
     def factor(self, layer: int, shift: float = 0.0, device: torch.device | None = None) -> Tensor:
         """Lower Cholesky factor of C + shift·I in float64, computed once and kept on the `device` last asked for (None:
@@ -151,10 +151,6 @@ class SecondMoments:
             if meta.get("identity", moments.identity) != moments.identity:  # older files have none
                 raise ValueError("checksum mismatch")
             return moments
-
-
-def _sha256(data) -> str:
-    return hashlib.sha256(data).hexdigest()
 
 
 @torch.no_grad()

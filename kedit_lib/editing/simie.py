@@ -30,8 +30,7 @@ class SimIE(Wrapper):
         call = self.base.prepare(model, edits, moments, contexts, None, *args, **given)
         return replace(call, history=self._history(model, moments, history))
 
-    def _apply(self, call: Call) -> Outcome:
-        return in_turn(self.name, call, self._insert)
+    _apply = in_turn
 
     def _insert(self, call: Call, outcome: Outcome) -> None:
         model, history, before = call.model, call.history, call.model.snapshot()

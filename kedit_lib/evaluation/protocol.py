@@ -1,7 +1,6 @@
 """What all probes share: rows, names for the store, a panel of the edits, and the unedited model's answers. And two
 kinds of probe that every stream has: of its edits, and of facts."""
 
-import hashlib
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import dataclass_transform
 
 from ..data.atomic import cached
 from ..data.edit import Edit
+from ..data.provenance import sha256
 from ..errors import KeditError
 from ..models.tokenization import target_ids
 from .accuracy import generation_accuracy
@@ -25,7 +25,7 @@ LATEST = 25  # edits of the cohort "latest edits"
 
 def identity_of(name: str, what) -> str:
     """A probe's identity: its name (with a version: raise it when the numbers change) and a hash of its questions."""
-    return f"{name}-{hashlib.sha256(json.dumps(what, default=repr).encode()).hexdigest()[:16]}"
+    return f"{name}-{sha256(json.dumps(what, default=repr))[:16]}"
 
 
 @dataclass_transform(frozen_default=True)

@@ -39,21 +39,6 @@ def decode(model, rows: dict[int, list[int]], choose, stay) -> dict[int, list[in
     return out
 
 
-def generate_ids(model, tokenizer, prompts, max_new_tokens: int | list[int], enough=None) -> list[list[int]]:
-    """Greedy continuations of each prompt, as token ids without the prompt, up to `</s>` and with it, to its own
-    max_new_tokens, or until enough(i, ids) is true of the continuation of prompt i."""
-    eos, ids, written = tokenizer.eos_token_id, encoded(tokenizer, prompts), {}
-    most = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
-
-    def stay(going: list[int], out) -> list[int]:
-        left = [i for i in going if out[i][-1] != eos and len(out[i]) < most[i]]
-        return [i for i in left if not enough(i, out[i])] if enough else left
-
-    for part in _batches([len(one) for one in ids], ROWS):
-        written |= decode(model, {i: ids[i] for i in part}, lambda logits: logits.argmax(-1, keepdim=True), stay)
-    return [written[i] for i in range(len(prompts))]
-
-
 def _batches(lengths: list[int], size: int) -> list[list[int]]:
     """Indices in batches of at most `size`: of one length where at least FEW have it, the others of like length."""
     by_length = pd.Series(lengths, dtype=int).sort_values(kind="stable")
@@ -63,12 +48,19 @@ def _batches(lengths: list[int], size: int) -> list[list[int]]:
 
 
 def continuations(model, tokenizer, prompts, max_new_tokens, enough=None) -> list[tuple[str, bool]]:
-    """(what the model writes, whether its text ended there or was cut off) of each prompt. It stops early when
-    enough(i, text) is true of what is written after prompt i."""
+    """(what the model writes greedily, whether its text ended there or was cut off) of each prompt. max_new_tokens: of
+    all or a list, one for each. It stops early when enough(i, text) is true of what is written after prompt i."""
     eos, text = tokenizer.eos_token_id, partial(tokenizer.decode, skip_special_tokens=True)
-    will_do = enough and (lambda i, ids: enough(i, text(ids)))
-    written = generate_ids(model, tokenizer, prompts, max_new_tokens, will_do)
-    return [(text(ids), ids[-1:] == [eos]) for ids in written]
+    ids, written = encoded(tokenizer, prompts), {}
+    most = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else max_new_tokens
+
+    def stay(going: list[int], out) -> list[int]:
+        left = [i for i in going if out[i][-1] != eos and len(out[i]) < most[i]]
+        return [i for i in left if not enough(i, text(out[i]))] if enough else left
+
+    for part in _batches([len(one) for one in ids], ROWS):
+        written |= decode(model, {i: ids[i] for i in part}, lambda logits: logits.argmax(-1, keepdim=True), stay)
+    return [(text(written[i]), written[i][-1:] == [eos]) for i in range(len(prompts))]
 
 
 def sentence(text: str, answers=()) -> tuple[str, bool]:

@@ -1,7 +1,6 @@
 """Figures of the report: one style, saved with their data, shown with caption and alt text."""
 
 import io
-import os
 import re
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from IPython.display import Image, Markdown, display
 from matplotlib.ticker import FixedLocator, FormatStrFormatter, NullLocator, ScalarFormatter
 from PIL import Image as Picture
 
-from ..data.config import REPOSITORY, read_yaml
+from ..data.config import figures_folder, read_yaml
 
 # Okabe–Ito, for colour-blind readers; line styles and markers repeat the distinction.
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
@@ -34,8 +33,7 @@ def style() -> None:
 
 def folder() -> Path:
     """figures/, or where KEDIT_FIGURES says; made when it is not there."""
-    where = Path(os.environ.get("KEDIT_FIGURES") or REPOSITORY / "figures")
-    where.mkdir(parents=True, exist_ok=True)
+    (where := figures_folder()).mkdir(parents=True, exist_ok=True)
     return where
 
 

@@ -5,7 +5,6 @@ of the output itself. A fresh clone has none, and executes everything.
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -21,7 +20,7 @@ import psutil
 from ..data import config
 from ..data.atomic import checksum, replacing
 from ..data.config import REPOSITORY
-from ..data.provenance import key_of
+from ..data.provenance import key_of, sha256
 from ..errors import KeditError, explained
 from ..streams.bench import Bench
 from ..streams.preflight import check_model
@@ -130,7 +129,7 @@ def library_files(root: Path) -> list[Path]:
 def hash_files(files: Iterable[Path]) -> str:
     """One hash of many files' names and content; of where they lie only the last two folders count."""
     lines = (f"{'/'.join(path.parts[-3:])}\0{checksum(path)}\n" for path in files)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return sha256("".join(lines))
 
 
 def find_sources(root: Path, only: str | None = None) -> list[Path]:

@@ -1,7 +1,6 @@
 """Edit sets by name or from a file (the lab's, CounterFact, zsRE, KnowEdit, one's own), and what a model knows."""
 
 import contextlib
-import hashlib
 import json
 import random
 import warnings
@@ -13,7 +12,7 @@ from ..data.atomic import cached, replacing
 from ..data.config import results_folder
 from ..data.edit import Edit, in_chat
 from ..data.files import records_of
-from ..data.provenance import ALGORITHMS, key_of
+from ..data.provenance import ALGORITHMS, key_of, sha256
 from ..data.schemas import each_rewrite, fields_of
 from ..data.world import RELATIONS, Geography, KnownWorld, geography
 from ..errors import KeditError, check_editable
@@ -116,7 +115,7 @@ class KnownAnswers:
         self.path = None if folder is None else Path(folder) / f"answers-{key}.json"
 
     def __call__(self, pairs: list[tuple[str, str]]) -> list[bool]:
-        names = [hashlib.sha256(json.dumps(pair).encode()).hexdigest()[:16] for pair in pairs]
+        names = [sha256(json.dumps(pair))[:16] for pair in pairs]
         self._read()
         new = [(name, *pair) for name, pair in dict(zip(names, pairs, strict=True)).items() if name not in self.found]
         for part in (new[k : k + ASKED] for k in range(0, len(new), ASKED)):

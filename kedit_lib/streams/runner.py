@@ -1,6 +1,5 @@
 """Edit sequences: batches of edits made one after another without restoring weights, measured at checkpoints."""
 
-import hashlib
 import time
 import warnings
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from ..data.edit import check_edits
-from ..data.provenance import ALGORITHMS, arithmetic, commit, key_of, now, versions
+from ..data.provenance import ALGORITHMS, arithmetic, commit, key_of, now, sha256, versions
 from ..editing.compute_z import Doubtful
 from ..editing.history import EditHistory
 from ..editing.method import Call, Method
@@ -124,7 +123,7 @@ def run_stream(
 
 
 def edits_hash(edits) -> str:
-    return hashlib.sha256("\n".join(map(repr, edits)).encode()).hexdigest()
+    return sha256("\n".join(map(repr, edits)))
 
 
 @dataclass

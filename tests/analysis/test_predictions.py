@@ -33,7 +33,7 @@ def test_verdicts_are_those_of_the_rows(found):
 
 def test_one_row_against_its_own_model_setting_and_order(found):
     some = pd.concat([found, found[found.stream == "memit"].assign(model="other", untouched=0.0)])
-    twice = predictions._asked({"against": "memit", "where": "order >= 0"}, some, None)
+    twice = predictions._asked({"against": "memit", "where": "order >= 0"}, some)
     assert len(twice) == len(some[some.order.isin(found[found.stream == "memit"].order)])
     assert (twice[twice.model == "lab"].untouched_other > 0).all()
 

@@ -13,7 +13,7 @@ from library import refused
 import kedit_lib as kedit
 from kedit_lib.evaluation import generation_accuracy, perplexity, teacher_forced
 from kedit_lib.evaluation.accuracy import ROOM, settled, verdict
-from kedit_lib.models.generation import complete, continuations, generate_ids, sentence
+from kedit_lib.models.generation import complete, continuations, sentence
 from kedit_lib.models.tokenization import target_ids, targets_of
 
 PAIRS = [
@@ -118,7 +118,8 @@ def test_completions_are_the_greedy_ones(model, monkeypatch):
     for few, batch in ((1, 3), (24, 256)):  # with and without padding
         monkeypatch.setattr(import_module("kedit_lib.models.generation"), "FEW", few)
         monkeypatch.setattr(import_module("kedit_lib.models.generation"), "ROWS", batch)
-        assert generate_ids(model.hf, model.tokenizer, prompts, 6) == expected
+        said = continuations(model.hf, model.tokenizer, prompts, 6)
+        assert said == [(text, e[-1] == model.tokenizer.eos_token_id) for text, e in zip(texts, expected, strict=True)]
         assert complete(model.hf, model.tokenizer, prompts, 6) == cut
 
 

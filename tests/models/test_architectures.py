@@ -22,7 +22,7 @@ from kedit_lib.data.edit import fill
 from kedit_lib.evaluation import teacher_forced
 from kedit_lib.models.architectures import LAYOUTS, check_type
 from kedit_lib.models.causal_trace import causal_trace
-from kedit_lib.models.generation import generate_ids
+from kedit_lib.models.generation import continuations
 from kedit_lib.models.hooks import trace
 from kedit_lib.models.tokenization import encode, encode_prompt, target_ids
 
@@ -98,7 +98,7 @@ def test_a_pad_token_that_the_model_does_not_embed_does_no_harm(plain):
 
 
 def said(model, prompts):
-    return generate_ids(model.hf, model.tokenizer, prompts, 4)
+    return continuations(model.hf, model.tokenizer, prompts, 4)
 
 
 @pytest.mark.parametrize("name", EVERY)
