@@ -122,13 +122,13 @@ class Stream:
     overrides: dict = field(default_factory=dict, hash=False)
     scale: float = 1.0  # multiplies λ
     at: str | None = None  # edit in the layers of this other method instead
-    last: int | None = None  # of the layers only so many, the uppermost
+    last: int | None = None  # edit only the last n of the method's layers
     length: float = 1.0  # edits for each edit of the profile's streams
     change: str | None = None  # one of `interventions.CHANGES`
     null_share: float | None = None  # AlphaEdit's null space by rank, this share of d_ff, instead of by threshold
     anchored: bool = False  # every target gets the norm that targets have on the unedited model
     nas: bool = False  # the same as its authors measure it, with their rule for targets that are far longer
-    keep: float = 0  # known facts whose keys its history begins with; below 1: so many for each unit of d_ff
+    keep: float = 0  # known facts whose keys its history begins with; values below 1 are multiples of d_ff
     brief: bool = False  # without the metric families: for experiments that ask how long, not what else
     rho: float | None = None  # v_lr has this ρ on the model at hand (editing/transfer.py), not the printed value
     per_d_ff: float | None = None  # edits for each unit of d_ff, instead of the profile's number
@@ -178,8 +178,8 @@ def _last_part(model: str) -> str:
 
 
 def find_model_params(model: str) -> Path | None:
-    """A model's parameter file, or None if it has none yet. A folder without one of its own takes the one of its name,
-    unless check_model proposed that for another model."""
+    """A model's parameter file, or None if it has none yet. A local folder without its own file uses the
+    file of that name, unless check_model wrote that for another model."""
     folders = params_folder(), results_folder(), REPOSITORY / "params"  # in results those that check_model proposed
     paths = [path for folder in folders for path in sorted((folder / "models").glob("*.yaml"))]
     own, short = file_name(model).casefold(), _last_part(model).casefold()  # hub ids are written in either case

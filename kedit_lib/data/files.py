@@ -118,7 +118,7 @@ def records_of(source: str | Path, **hub) -> list[Record]:
         raise KeditError(f"edits {name!r}: no such file; {give}")
     if records := [Record(where, number, values) for number, (where, values) in enumerate(found, 1)]:
         return records
-    raise KeditError(f"{path.name}: holds no edits; write one record an edit")
+    raise KeditError(f"{path.name}: holds no edits; write one record per edit")
 
 
 def _json(path: Path) -> Rows:
@@ -142,7 +142,7 @@ def _jsonl(path: Path) -> Rows:
             try:
                 value = _parsed(line)
             except NO_JSON as error:
-                value = KeditError(f"is not JSON ({first_line(error)}); write one object a line")
+                value = KeditError(f"is not JSON ({first_line(error)}); write one object per line")
             yield f"{path.name} line {n}", value
 
 

@@ -14,7 +14,7 @@ from .config import REPOSITORY
 ALGORITHMS = 2  # raised by hand when a change of the library changes numbers
 
 
-def sha256(data: str | bytes) -> str:
+def sha256(data: str | bytes | memoryview) -> str:
     return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()
 
 

@@ -104,7 +104,7 @@ class InNullSpace(Spread):
 
 
 class AlphaEdit(InNullSpace):
-    """The fields of its null space, and L2: weight of ‖Δ‖² against the edits."""
+    """AlphaEdit: MEMIT restricted to directions that plain text hardly uses. L2: weight of ‖Δ‖² against the edits."""
 
     L2: float = Field(10.0, gt=0)
     sigma = same_as("L2")

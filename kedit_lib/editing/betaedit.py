@@ -21,7 +21,7 @@ BROKEN = 20  # ‖Δ‖/√N at which the authors stop
 
 
 class BetaEdit(InNullSpace):
-    """The fields of its null space; lambda1: weight of C; lambda2: of ‖Δ‖²; tau: edits after which P is renewed."""
+    """BetaEdit: AlphaEdit with C, its P renewed every tau edits. lambda1: weight of C. lambda2: of ‖Δ‖²."""
 
     takes = Spread.takes  # P is renewed from the moments
     needs_history = True

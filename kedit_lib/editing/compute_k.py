@@ -15,7 +15,7 @@ from ..models.tokenization import Prompt, encode, encode_prompt
 STARTERS = ("The", "Therefore", "Because", "I", "You")
 # style -> (contexts for each starter, length in tokens with the starter but without BOS)
 STYLES = {"memit": ((1, 10),), "rome": ((2, 5), (2, 10))}
-ROWS = 256  # prompts a forward pass, bounds memory
+ROWS = 256  # prompts per forward pass, bounds memory
 
 
 def prompts_of(model, facts) -> list[Prompt]:
@@ -35,7 +35,7 @@ def outputs_at(model, prompts, module) -> Tensor:
 
 
 class Reading:
-    """Prompts, each cut at its lookup token, that are read there on the weights at hand. `settled`: below that layer
+    """Reads keys and outputs at each prompt's lookup token under the current weights. `settled`: below that layer
     nothing changes any more; the stream that enters it is kept, and the next reading starts there."""
 
     def __init__(self, model, prompts):

@@ -22,7 +22,7 @@ from ..models.memory import free_memory, in_parts
 from .engine import Request, Site, Suffix
 
 FROZEN = 0.1  # |ln p_last/p_first| below which an optimisation has done nothing
-MOST_TOKENS = 2048  # that a step runs: beyond, matrix products gain nothing by more
+MOST_TOKENS = 2048  # per step; more no longer speed up the matrix products
 MOST_BYTES = 5 << 29  # 2.5 GiB, likewise: what else an edit needs stays below 5.5 GiB at 7B
 
 
@@ -62,7 +62,7 @@ def compute_z(engine: Suffix, hp) -> list[Target]:
     v0_norm = v0.norm(dim=-1)
     radius, decay = hp.clamp_norm_factor * v0_norm, hp.v_weight_decay / v0_norm**2
     delta, found = torch.zeros_like(v0, requires_grad=True), torch.zeros_like(v0)  # [n, values, d_model]
-    adam = torch.optim.Adam([delta], lr=hp.v_lr)  # an own one of ten lines: ±2 % of a MEMIT edit of the lab model
+    adam = torch.optim.Adam([delta], lr=hp.v_lr)  # a hand-written one changes a lab edit's time by ±2 % only
     losses, probabilities = v0.new_zeros(2, hp.v_num_grad_steps, n)
     active = torch.arange(n, device=v0.device)  # the requests that go on
     lengths = torch.tensor([len(request.target) for request in engine.requests], device=v0.device)
@@ -128,7 +128,7 @@ def did_nothing(first: float, last: float) -> bool:
 
 
 class Doubtful(UserWarning):
-    """Warning: an edit that is made, but may not be worth it: its target was known, or its optimisation did nothing."""
+    """Warning: an edit was made but is suspect: the model already gave its target, or its optimisation did not move."""
 
 
 def warn_if_doubtful(edits: list[Edit], targets: list[Target]) -> None:
@@ -138,6 +138,6 @@ def warn_if_doubtful(edits: list[Edit], targets: list[Target]) -> None:
             warnings.warn(f"{about} the model already answers {edit.target_new!r}", Doubtful, stacklevel=4)
         if target.frozen:
             left = f"{target.steps} steps left the probability of {edit.target_new!r} at {target.probabilities[-1]:.2g}"
-            why = "the model may have been edited too often (begin again with the unedited one), the steps may be "
-            why += "too short for it (v_lr times the square root of d_model against ‖v₀‖), or its answers out of reach"
+            why = "the model may have taken too many edits (restore it), v_lr may be too small for it (compare "
+            why += "v_lr·√d_model with ‖v₀‖), or it cannot produce this answer"
             warnings.warn(f"{about} {left} (‖v₀‖ is {target.v0_norm:.3g}): {why}", Doubtful, stacklevel=4)

@@ -12,7 +12,7 @@ from .spread import Spread
 
 
 class EMMET(Spread):
-    """mom2_update_weight: λ. emmet_lambda: ρ, for batches. update_norm_lambda: η, how much ‖Δ‖ itself counts."""
+    """EMMET: writes a batch exactly. mom2_update_weight: λ. emmet_lambda: ρ, for batches. update_norm_lambda: η."""
 
     mom2_update_weight: float = Field(1.0, gt=0)
     emmet_lambda: float = Field(0.1, ge=0)

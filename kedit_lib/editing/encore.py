@@ -13,9 +13,10 @@ from .spread import Spread
 
 
 class ENCORE(Spread):
-    """mom2_update_weight: λ. update_norm_lambda: λ_n. prob_cutoff: −n stops a target at the n-th step at which all its
-    tokens lead in every context but the clean one, p above 0 at a mean probability above p; 0: as the loss says.
-    as_code: as in SasyaTitech/NAS, where a target leads when exactly five of its tokens do, over all contexts."""
+    """ENCORE: MEMIT with a history, a bound on ‖Δ‖ and early stopping. mom2_update_weight: λ. update_norm_lambda: λ_n.
+    prob_cutoff: −n stops a target at the n-th step at which all its tokens lead in every context but the clean one, p
+    above 0 at a mean probability above p; 0: as the loss says. as_code: as in SasyaTitech/NAS, where a target leads
+    when exactly five of its tokens do, over all contexts."""
 
     keeps_history = True
     keys_after = False

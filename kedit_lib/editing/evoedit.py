@@ -3,7 +3,7 @@
     Y = P K,    Δ = (R / (m − i)) (KᵀY + (L2 + 1e-6) I)⁻¹ Yᵀ,    then at once    P ← P − Q Qᵀ,
 
 Q the left singular vectors of Y. P starts as AlphaEdit's and never touches again what an edit has written. Q is kept,
-[directions, d_ff] a layer, and not P.
+[directions, d_ff] per layer, and not P.
 
 A key that comes again, the same subject and prompt, has nothing left in P. The authors' code (as_code=True) then skips
 this layer and all above it; here the directions that the new keys have lost are given back to P first.
@@ -23,7 +23,7 @@ NOTHING_MISSING = 1e-2  # mean ‖r‖ below which the code skips
 
 
 class EvoEdit(InNullSpace):
-    """The fields of its null space; L2: weight of ‖Δ‖²; as_code: the authors' rule for keys that come again."""
+    """EvoEdit: AlphaEdit whose null space loses each edit's keys. L2: weight of ‖Δ‖². as_code: the authors' rule."""
 
     needs_history = True
     keys_after = False

@@ -54,7 +54,7 @@ def _made(path: Path, cls: type[Method], values: dict[str, Any]) -> Method:
         modules = values.get(field, [])
         for module in modules if isinstance(modules, list) else [modules]:
             if not MLP_OUTPUT.fullmatch(str(module)):
-                raise KeditError(f"{field} = {module!r}: here methods edit the map that leaves the MLP")
+                raise KeditError(f"{field} = {module!r}: only the MLP's output projection can be edited here")
     if isinstance(values.get("inner_params"), list):  # GRACE's, which has no other word for its layer
         values["layers"] = [int(n) for name in values.pop("inner_params") for n in re.findall(r"\d+", name)[:1]]
     unread = {"nothing that its program reads": FIELDS["unread"].get(cls.__name__, "")}

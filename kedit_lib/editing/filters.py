@@ -1,9 +1,9 @@
-"""Filters, which change an update before it is written: of MEMIT or, as a wrapper, of any method. What they take of it
-is lost, or (compensation, arXiv 2605.26670) MEMIT hands it to the next batch, once:
+"""Filters, which change an update before it is written: of MEMIT or, as a wrapper, of any method. What a filter removes
+is lost or, with compensation (arXiv 2605.26670), added once to MEMIT's next batch:
 
     Δ = ((R/(m−i)) Kᵀ − E) C_t⁻¹,    then    E ← (filtered(Δ) − Δ) C_t,    C_t = λC + M + K Kᵀ
 
-E, d_model × d_ff a layer, is 0 at first; M = Σ k kᵀ over the earlier batches, as in MEMIT with history.
+E, d_model × d_ff per layer, is 0 at first; M = Σ k kᵀ over the earlier batches, as in MEMIT with history.
 """
 
 from abc import abstractmethod
@@ -41,7 +41,7 @@ class Filter(Method):
 
 
 class FilteredMEMIT(Filter, MEMIT):
-    """MEMIT's hyperparameters; compensation: whether the next batch makes up for what the filter takes."""
+    """MEMIT with a filter. compensation: whether the next batch makes up for what the filter removes."""
 
     compensation: bool = off_unless_given()
     needs_history = same_as("compensation")

@@ -27,7 +27,8 @@ LOSS_STOP = 0.01
 
 
 class FT(Method):
-    """num_steps: epochs. lr, weight_decay: Adam's. norm_constraint: ε (None: no bound). batch_size: edits a step."""
+    """FT: fine-tunes the edited maps. num_steps: epochs. lr, weight_decay: Adam's. norm_constraint: ε (None: no bound).
+    batch_size: edits per step."""
 
     clean_only = True
     needs_moments = False

@@ -30,7 +30,7 @@ SLACK = 1e-3  # by which half precision may move a cosine
 
 
 class Gate(InCodebook, Targeted):
-    """layers: the one with the entries. threshold: τ, the cosine from which on an entry answers, 0..1."""
+    """Gate: adds ROME's δ where a key is near, at one layer. threshold: τ, cosine from which an entry answers, 0..1."""
 
     threshold: float = Field(0.8, gt=0, le=1)
 

@@ -46,7 +46,7 @@ def placed(book: Codebook, k: torch.Tensor, target: tuple[int, ...], eps: float)
 
 
 class GRACE(InCodebook):
-    """layers: the one with the codebook. edit_lr, n_iter: Adam's. eps: the radius of a new entry."""
+    """GRACE: a codebook at one layer replaces its MLP's output. edit_lr, n_iter: Adam's. eps: radius of a new entry."""
 
     clean_only = one_by_one = True
     parts = ("keys", "radii", "values")

@@ -16,7 +16,7 @@ from ..errors import KeditError, explained
 from ..models.architectures import check_owner
 from .closed_form import grown_factor
 
-DERIVED = ("bk", "factor")  # BK, and the factor of σI + KBKᵀ for the first edits at least
+DERIVED = ("bk", "factor")  # from the keys: BK, and the Cholesky factor of σI + KBKᵀ (maybe of the first edits only)
 
 
 class EditHistory:

@@ -93,9 +93,9 @@ class Targeted(Method):
         elif call.engine not in (None, *ENGINES):
             problem = f"engine = {call.engine!r}: is unknown; use one of {', '.join(ENGINES)}"
         elif call.targets is not None and len(z) != len(call.edits):
-            problem = f"{len(z)} targets for {len(call.edits)} edits; give one z an edit"
+            problem = f"{len(z)} targets for {len(call.edits)} edits; give one z per edit"
         elif not all(good):
-            problem = f"target {good.index(False)} is not a finite tensor of shape {shape}; give one z an edit"
+            problem = f"target {good.index(False)} is not a finite tensor of shape {shape}; give one z per edit"
         if problem:
             raise KeditError(f"{self.name}: {problem}")
         return replace(call, targets=[one.to(model.device, model.math_dtype) for one in z] or None)

@@ -22,7 +22,7 @@ from .spread import Spread
 
 
 class LyapLock(Spread):
-    """mom2_update_weight: λ. alpha: how many times the first batch's damage is allowed."""
+    """LyapLock: MEMIT with a queue that limits damage to alpha times the first batch's. mom2_update_weight: λ."""
 
     keeps_history = needs_history = True
     keys_after = False

@@ -15,7 +15,8 @@ from .spread import Spread
 
 
 class MEMIT(Spread):
-    """mom2_update_weight: λ, how many tokens' worth of C an edit is weighed against. use_history: whether M is kept."""
+    """MEMIT: writes a batch of edits into several MLP layers by regularised least squares. mom2_update_weight: λ, the
+    weight of C. use_history: also protect the keys of earlier batches."""
 
     mom2_update_weight: float = Field(15000, gt=0)
     use_history: bool = off_unless_given()

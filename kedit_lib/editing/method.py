@@ -43,10 +43,10 @@ class Outcome(Deltas):
     written: dict[int, Tensor] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        p = [t.probabilities[-1] for t in self.targets if t.probabilities]
+        p, n = [t.probabilities[-1] for t in self.targets if t.probabilities], len(self.edits)
         reached = f", mean p of the targets {sum(p) / len(p):.3g}" if p else ""
         norms = ", ".join(f"‖Δ‖ {d.norm().item():.3g} in {name}" for name, d in self.deltas.items())
-        return f"Outcome({self.method}, {len(self.edits)} edits{reached}, {norms or 'nothing written'})"
+        return f"Outcome({self.method}, {n} edit{'s' * (n != 1)}{reached}, {norms or 'nothing written'})"
 
     def layers(self, model) -> list[int]:
         return [i for i in range(model.n_layers) if model.weight_name(i) in self.deltas]
@@ -62,11 +62,11 @@ class Call:
 
     model: EditableModel
     edits: list[Edit]
-    requests: list[Request]  # one an edit, its clean prompt first
+    requests: list[Request]  # one per edit, its clean prompt first
     moments: SecondMoments | None = None
     history: EditHistory | None = None
     projection: object = None  # AlphaEdit's NullSpace
-    targets: list[Tensor] | None = None  # finished ones, [d_model] an edit (None: they are optimised)
+    targets: list[Tensor] | None = None  # finished ones, [d_model] per edit (None: they are optimised)
     engine: str | None = None  # one of `engine.ENGINES` (None: the method's own)
     filters: tuple = ()  # the `filters.Filter`s that change each update before it is written, in this order
 
@@ -139,7 +139,8 @@ class _Listed(type(BaseModel)):
 
 
 class Method(BaseModel, ABC, metaclass=_Listed):
-    """Hyperparameters under the field's names; `apply` edits a model in place. layers: 0-based, ascending."""
+    """Base class of all editing methods: typed hyperparameters, and `apply`, which edits a model in place. layers:
+    0-based, ascending."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
     context_style: ClassVar[str] = "memit"  # of the contexts that keys and targets are averaged over
@@ -209,7 +210,7 @@ class Method(BaseModel, ABC, metaclass=_Listed):
         contexts     strings with one `{}` each; None: generated with seed 0 in this method's style
         history      of earlier calls, made by `new_history` (methods that keep one); None: no memory
         projection   NullSpace (AlphaEdit); None: made from the moments
-        targets      finished z, a tensor [d_model] an edit (ROME: v*; PMET: the MLP's); None: optimised
+        targets      finished z, a tensor [d_model] per edit (ROME: v*; PMET: the MLP's); None: optimised
         engine       "plain": full forward passes; "bfloat16": Llama and Mistral on a CPU, faster and less exact
         """
         return self.apply_prepared(self.prepare(model, edits, moments, contexts, history, projection, targets, engine))
@@ -282,7 +283,8 @@ class Method(BaseModel, ABC, metaclass=_Listed):
         return call
 
     def recall(self, model, history) -> None:
-        """Where its edits are in no weight: the model has those of the history again, as a resumed stream needs."""
+        """For methods that store edits outside the weights: put the history's back into the model, as a resumed stream
+        needs."""
 
     @abstractmethod
     def _apply(self, call: Call) -> Outcome: ...

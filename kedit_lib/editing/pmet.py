@@ -15,7 +15,7 @@ KL_STOP = 0.01
 
 
 class PMET(MEMIT):
-    """nll_loss_factor: factor on the nll."""
+    """PMET: MEMIT with targets for the last MLP's output. nll_loss_factor: factor on the nll."""
 
     nll_loss_factor: float = Field(1.0, gt=0)
 

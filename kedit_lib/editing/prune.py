@@ -15,7 +15,7 @@ from .method import drift
 
 
 class PRUNE(FilteredMEMIT):
-    """MEMIT's hyperparameters; compensation: whether what is lost is made up for at the next batch."""
+    """PRUNE: MEMIT with a bound on the sum of all edits. compensation: the next batch makes up for the rest."""
 
     def kept(self, model, layer, delta):
         before = drift(model, layer)
@@ -31,7 +31,7 @@ def restrained(s: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def prune(model) -> pd.DataFrame:
-    """Restrain the total update of `model` in place. A row an edited matrix: parameter, sigma_max (of the unedited
+    """Restrain the total update of `model` in place. One row per edited matrix: parameter, sigma_max (of the unedited
     weight), before and after (largest singular value of the total update), reduced (how many were lowered; 0: it is
     untouched). KeditError when there are no edits."""
     check_editable(model, "prune")

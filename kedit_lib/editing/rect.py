@@ -14,7 +14,7 @@ DROPPED = 60  # percent of the entries
 
 
 class RECT(FilteredMEMIT):
-    """MEMIT's hyperparameters; compensation: whether what is lost is made up for at the next batch."""
+    """RECT: MEMIT that writes only its largest relative changes. compensation: the next batch makes up for the rest."""
 
     def kept(self, model, layer, delta):
         return largest_changes(delta, matrix(model, layer))

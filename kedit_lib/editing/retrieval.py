@@ -17,7 +17,8 @@ from .method import Call, Method, Outcome
 
 
 class Retrieval(Method):
-    """overlap: share of the words of an edit's prompt, without its subject, that a text to be reminded has, 0..1."""
+    """Retrieval: puts the nearest edit before a text, as a sentence. overlap: share of the words of an edit's prompt,
+    without its subject, that a text to be reminded has, 0..1."""
 
     clean_only = True
     needs_moments = False

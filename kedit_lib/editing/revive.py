@@ -16,7 +16,8 @@ from .method import matrix, same_as
 
 
 class REVIVE(Filtering):
-    """base: the method; tau: share of the energy that is protected; weight, layer_by_layer: see above."""
+    """REVIVE: keeps updates out of W's leading subspaces. base: the method. tau: share of the energy that is
+    protected. weight, layer_by_layer: see above."""
 
     tau: float = Field(0.5, gt=0, lt=1)
     weight: Literal["original", "current"] = "original"

@@ -16,7 +16,7 @@ from .spread import Spread
 
 
 class RLSEdit(Spread):
-    """mom2_update_weight: λ. as_code: the recursion as the authors' program feeds it."""
+    """RLSEdit: MEMIT with a history by recursive least squares. mom2_update_weight: λ. as_code: as the authors do."""
 
     keeps_history = needs_history = True
     mom2_update_weight: float = Field(15000, gt=0)

@@ -21,7 +21,7 @@ from .method import Outcome, in_turn, same_as, write
 
 
 class ROME(Targeted):
-    """mom2_adjustment: whether u is C⁻¹k′ (the paper) or k′ (EasyEdit's Llama-2 configuration)."""
+    """ROME: a rank-one edit of one layer. mom2_adjustment: whether u is C⁻¹k′ (the paper) or k′ (EasyEdit, Llama-2)."""
 
     context_style, one_layer, one_by_one = "rome", True, True
     skipped_beyond = 5

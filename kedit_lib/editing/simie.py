@@ -20,7 +20,8 @@ from .rlsedit import downdated
 
 
 class SimIE(Wrapper):
-    """base: the method; lamHyper: λ_s; init_model: whether X and every edit start from the unedited weights."""
+    """SimIE: makes single edits as if all at once. base: the method. lamHyper: λ_s. init_model: whether X and every
+    edit start from the unedited weights."""
 
     keeps_history = needs_history = one_by_one = True
     lamHyper: float = Field(1.0, gt=0)

@@ -15,7 +15,8 @@ from .method import matrix
 
 
 class SPHERE(Filtering):
-    """base: the method; beta_hse: β; alpha: α; layer_by_layer: None as the authors do with its base."""
+    """SPHERE: keeps updates off the directions in which W's rows crowd. base: the method. beta_hse: β. alpha: α.
+    layer_by_layer: None as the authors do with its base."""
 
     beta_hse: float = Field(0.5, gt=0, lt=1)
     alpha: float = Field(0.5, gt=0, le=1)

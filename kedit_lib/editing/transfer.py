@@ -9,9 +9,9 @@
 Adam's first updates are v_lr·√d_model long whatever the gradient: ρ is a step relative to the vector that it
 changes, near 2 of the published v_lr on Llama-2-7B, between 1 and 4 (evidence: docs/your_model.md). ‖v₀‖ is the median
 over facts that no edit uses, at the clean prompt on the unedited weights, of the value that the method optimises: the
-stream after its last layer (MEMIT and its kin), the MLP's output (ROME, PMET). UltraEdit's only step is
-lr·d_ff·√d_model long, for ‖k̂‖² is d_ff: a hundredth of such ρ of the stream after its last layer, at the token that
-predicts the answer, where its modules write into the stream; else lr goes by width."""
+stream after its last layer (MEMIT and its kin), the MLP's output (ROME, PMET). UltraEdit takes one step of length
+lr·d_ff·√d_model (‖k̂‖² = d_ff). Where its modules write into the stream, ρ is 100 times that length over ‖v₀‖, of the
+stream after its last layer at the token that predicts the answer; else lr scales with width."""
 
 import re
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ from .compute_k import outputs_at, prompts_of
 # hyperparameters that weigh an edit against C, whose scale is d_ff
 BY_WIDTH = ("mom2_update_weight", "L2", "update_norm_lambda", "lambda1", "lambda2", "lamHyper")
 LIKE, WIDEST = "Llama-2-7b-hf", 5  # whose values a proposal takes, and over how many layers an edit is spread there
-DIGITS = 3  # of a measured v_lr: fewer than rounding on another machine moves, for it is in the keys of stored runs
+DIGITS = 3  # kept of a measured v_lr: too few for another machine's rounding to change the key of a stored run
 
 # (prompt, subject), people and things, in front of the prompt or inside as in public data sets; only ‖v₀‖ is measured
 KNOWN = config.read_yaml(Path(__file__).with_name("known_facts.yaml"))

@@ -28,7 +28,7 @@ COUNTED = ("mean", "spread", "n")  # of the rows so far: mean, sum of squares, n
 
 
 class UltraEdit(Method):
-    """modules: names of those whose weights are edited. lr: length of the update. batch_size: edits a mini-batch."""
+    """UltraEdit: one normalised gradient step of length lr. modules: those edited. batch_size: edits per mini-batch."""
 
     clean_only = True
     needs_moments = False

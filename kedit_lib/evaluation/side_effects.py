@@ -67,7 +67,7 @@ def answerable(model, questions: list[Question], match: str = "exact") -> list[b
 
 class PortabilityProbe(Probe, version="portability-v1"):
     """Accuracy on consequences, and success on inverses. At 0 edits a row "answerable" for each kind of question: the
-    share whose gate is passed. Inverses have their own cohort then, for it is not a healthy value but chance.
+    share whose gate is passed. Inverses form a cohort of their own then: their value is chance, not a healthy baseline.
 
     questions  for each edit its consequences, if any. Asked are those whose gate the unedited model passes, at most
                `limit` of a kind, and none of a kind that it passes for less than KNOWN of the edits: these may be luck

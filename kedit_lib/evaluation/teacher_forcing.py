@@ -91,7 +91,7 @@ def forced_ids(model, prompts: list[tuple[int, ...]], targets: list[tuple[int, .
     places = [range(len(p) - 1, len(text)) for p, text in zip(prompts, texts, strict=True)]
     for part, logits in logits_at(model, texts, places):
         guess, log_softmax = logits.argmax(-1), logits.log_softmax(-1)
-        # Behind an answer nothing is scored: its own first token stands in for the one that there is not.
+        # The position after the answer is not scored; the answer's first token is a placeholder there.
         token = torch.tensor([t for i in part for t in (*targets[i], targets[i][0])], device=guess.device)
         each, lengths = log_softmax.gather(1, token[:, None])[:, 0].double().cpu(), [len(places[i]) for i in part]
         for i, p, says in zip(part, each.split(lengths), guess.cpu().split(lengths), strict=True):

@@ -1,5 +1,5 @@
-"""Forward passes that hand back what flows through chosen modules, go no further than needed, or run an MLP on some of
-a batch's tokens: on those that are read, or once on all that are the same, since it sees each token by itself."""
+"""Forward passes that return the activations of chosen modules, stop as early as possible, and run an MLP only on the
+tokens that need it: on those that are read, or once on all that are the same, since it sees each token by itself."""
 
 import os
 from collections.abc import Iterator

@@ -46,7 +46,7 @@ def load_model(name, dtype=None, device=None, trust_remote_code=False, originals
     """
     if not isinstance(name, (str, os.PathLike)):
         remedy = "give a name or a folder, or wrap it: kedit.EditableModel(model, tokenizer)"
-        raise KeditError(f"load_model: a {type(name).__name__} is no name of a model; {remedy}")
+        raise KeditError(f"load_model: the model's name must be text or a path, not a {type(name).__name__}; {remedy}")
     name, what = str(name), f"model {str(name)!r}"
     dtype, device = given.pop("torch_dtype", dtype), given.pop("device_map", device)
     dtype = "auto" if dtype is None else str(dtype).removeprefix("torch.")
@@ -57,7 +57,7 @@ def load_model(name, dtype=None, device=None, trust_remote_code=False, originals
         raise KeditError(f"{what}: there is no such folder; give one that is there, or a hub id (owner/name)")
     files = {path.name for path in where.glob("*.*")}
     if "adapter_config.json" in files or ("adapter_model.safetensors" in files and "config.json" not in files):
-        raise KeditError(f"{what}: is an adapter, no model; {MERGE}")
+        raise KeditError(f"{what}: is a PEFT adapter, not a full model; {MERGE}")
     how |= {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
     hub = {**given, "trust_remote_code": trust_remote_code}
     try:

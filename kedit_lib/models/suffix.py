@@ -61,7 +61,7 @@ class Tails:
     model: object
     first: int
     hidden: Tensor  # [n, T, d_model] what enters layer `first`, at the tail tokens
-    behind: Tensor | None  # [n, T, d_model] what leaves it unedited, where only the lookup token changes in it
+    behind: Tensor | None  # [n, T, d_model] its output, unedited; None unless only the lookup token changes there
     arguments: list[dict]  # what layers are called with beside the stream (`arguments_at`)
     alone: list[dict]  # the same for the lookup token by itself
     prefix: Cache  # keys and values of the P tokens before the lookup

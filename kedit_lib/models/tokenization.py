@@ -94,8 +94,8 @@ def _turn(tokenizer) -> str:
 
 
 def _ids_of(tokenizer, pairs: list[tuple[str, str]]) -> dict[tuple[str, str], tuple[int, ...]]:
-    """Of (joint, target). A word mark that the tokenizer puts before every text, though the joint is no space, is cut
-    off behind a sign that it does not merge with."""
+    """Of (joint, target). If the tokenizer always puts ▁ in front although no space is wanted, the target is encoded
+    after a character it does not merge with, whose tokens are dropped."""
     tokenized = partial(tokenizer, add_special_tokens=False)
     marks = tokenizer.convert_ids_to_tokens(tokenized("a").input_ids)[0].startswith("▁")
     found = tokenized([target if marks else between + target for between, target in pairs]).input_ids

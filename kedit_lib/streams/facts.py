@@ -31,7 +31,7 @@ TEXTS = 100_000  # documents for C at most: what the authors of MEMIT took
 
 
 class Facts:
-    """A source of edits, one a subject, and of facts that no edit touches, all known to the model. edits(n, seed): the
+    """A source of edits (one per subject) and of unrelated facts, all of which the model knows. edits(n, seed): the
     first n of the seed's order. some(n): edits to look at. texts(): plain text for C. held_out: other documents, for
     perplexity. strangers(edits, limit, seed): (prompt with {}, subject, answer) of facts whose subject no edit
     names. around(edit, rng): (prompt, answer) pairs that an edit should leave alone, of other subjects and of its own.

@@ -131,7 +131,7 @@ def test_an_optimisation_that_did_nothing_is_frozen(probabilities, v0_norm, froz
 
 def test_a_frozen_optimisation_is_told(model):
     hyper = {"v_num_grad_steps": 5, "v_weight_decay": 0.0, "clamp_norm_factor": 100.0, "mom2_adjustment": False}
-    with pytest.warns(Doubtful, match=f"{EDITS[0].subject!r}: 5 steps left .*too short for it"):
+    with pytest.warns(Doubtful, match=f"{EDITS[0].subject!r}: 5 steps left .*too small for it"):
         kedit.ROME(layers=[LAYER], v_lr=1e-9, **hyper).apply(model, EDITS[:1], contexts=["{}"])
     model.restore()
     with warnings.catch_warnings():
