@@ -9,7 +9,7 @@ UNSEEN = -100  # a label that no loss reads
 
 def check_pipeline(tokenizer, subject, input_ids, lookup, target_ids, attention_mask=None, labels=None) -> list[str]:
     """What is wrong with the tensors of one edit, one line each; an empty list if nothing is. KeditError for rows of
-    different lengths, or not one lookup a row. The last occurrence of `subject` in a prompt counts.
+    different lengths, or not one lookup per row. The last occurrence of `subject` in a prompt counts.
 
     input_ids       [n, t] the prompts in all contexts, padded, as the model gets them (tensor, array or lists)
     lookup          [n] index into each row where δ is added or keys are read: the subject's last token is expected
@@ -20,7 +20,7 @@ def check_pipeline(tokenizer, subject, input_ids, lookup, target_ids, attention_
     rows, lookups, target = _lists(input_ids), _lists(lookup), _lists(target_ids)
     if not rows or len(lookups) != len(rows) or len({len(row) for row in rows}) != 1:
         given = f"{len(rows)} rows of lengths {sorted({len(r) for r in rows})} and {len(lookups)} lookups"
-        raise KeditError(f"check_pipeline: {given}; give padded rows, [n, t], and one index a row")
+        raise KeditError(f"check_pipeline: {given}; give padded rows, [n, t], and one index per row")
     found, own = [], [t for t in target if t not in tokenizer.all_special_ids]
     if target[:1] != own[:1]:
         token = tokenizer.decode(target[:1])

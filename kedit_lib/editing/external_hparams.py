@@ -44,7 +44,7 @@ def _made(path: Path, cls: type[Method], values: dict[str, Any]) -> Method:
         values = _with_base(path, cls, values)
     if path.parent.name == "algs" and "layers" not in values:
         raise KeditError(f"has no layers; call method_from_file('…/llms/<model>.yaml', {cls.__name__!r})")
-    if isinstance(weights := values.get("mom2_update_weight"), list) and len(set(weights)) == 1:  # one a layer
+    if isinstance(weights := values.get("mom2_update_weight"), list) and len(set(weights)) == 1:  # one per layer
         values["mom2_update_weight"] = weights[0]
     left_out = [f"{f} = {values.pop(f)!r} ({here})" for f, v, here in FIELDS["otherwise"] if values.get(f) == v]
     for field, value in FIELDS["only"].items():

@@ -87,7 +87,7 @@ class Tails:
         arguments, by_itself = (arguments_at(calls, to, before, entry.dtype) for to in (at, at[:, :1]))
         behind = seen_out[own][rows, at] if alone else None
         prefix = Cache.of(model, entry[:, :before], first, calls, [r[:end] for r, end in zip(ids, lookup, strict=True)])
-        within, kind = {part for mlp in mlps for part in mlp.modules()}, alike.back[here]  # they see one token a kind
+        within, kind = {part for mlp in mlps for part in mlp.modules()}, alike.back[here]  # they see one token per kind
         entered = {m: seen_in[m].flatten(0, -2)[kind if m in within else here] for m in inputs}
         left = {m: seen_out[m].flatten(0, -2)[kind if m in within - {*mlps} else here] for m in outputs}
         return cls(model, first, entry[rows, at], behind, arguments, by_itself, prefix), entered, left

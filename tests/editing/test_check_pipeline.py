@@ -78,4 +78,4 @@ def test_another_token_and_another_subject_are_told_and_a_negative_index_counts_
     given["subject"] = "Nobody"
     assert "'Nobody' is not in it" in kedit.check_pipeline(tokenizer, **given)[0]
     given["lookup"] = right[:2]
-    refused(lambda: kedit.check_pipeline(tokenizer, **given), "3 rows", "2 lookups", "one index a row")
+    refused(lambda: kedit.check_pipeline(tokenizer, **given), "3 rows", "2 lookups", "one index per row")
