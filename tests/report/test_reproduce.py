@@ -296,6 +296,7 @@ def test_what_the_command_line_changes_reaches_the_notebooks(project):
 
 def test_the_minutes_are_said_before_anything_runs_on_ones_own_model(tmp_path, monkeypatch, capsys):
     """Also on one that has parameters."""
+    monkeypatch.delenv("KEDIT_PARAMS", raising=False)
     monkeypatch.setenv("KEDIT_RESULTS", str(tmp_path))
     edits, facts = (
         kedit_lib.load_edits("lab", model=kedit_lib.load_model("lab-small"), limit=80),
