@@ -77,6 +77,12 @@ def made_up_moments(model, layers, seed=0, rank=64):
     return kedit.SecondMoments.from_tensors(found)
 
 
+def made_up_words(shape):
+    """(tokenizer, edits)"""
+    edits = made_up_edits(max(SIZES[shape][0] + 1, SIZES[shape][2]))
+    return made_up_tokenizer([f"{e.text} {e.target_new}" for e in edits]), edits
+
+
 def made_up(shape):
     """(model, edits). KeditError where there is no GPU for a large shape."""
     cuda = torch.cuda.is_available()
@@ -85,8 +91,7 @@ def made_up(shape):
     if not cuda and shape != "tiny":
         raise kedit.KeditError(f"{shape}: no CUDA device is here; run it on one with 24 GB, or try SHAPE=tiny here")
     device, dtype = torch.device("cuda" if cuda else "cpu"), torch.bfloat16 if cuda else torch.float32
-    edits = made_up_edits(max(SIZES[shape][0] + 1, SIZES[shape][2]))
-    tokenizer = made_up_tokenizer([f"{e.text} {e.target_new}" for e in edits])
+    tokenizer, edits = made_up_words(shape)
     return made_up_model(shape, tokenizer, device, dtype), edits
 
 
@@ -97,13 +102,14 @@ def methods_with_moments(model):
     return made, made_up_moments(model, sorted({layer for method in made.values() for layer in method.layers}))
 
 
-def large(shape, model, methods, moments, edits):
-    """The table of single edits by each method and of a batch by MEMIT, after every row."""
+def large(shape, model, methods, moments, edits, batch=False):
+    """The table of single edits by each method, after every row; or of a batch by MEMIT."""
     (singles, plain, together), cuda, rows = SIZES[shape], model.device.type == "cuda", []
     weights = sum(p.numel() * p.element_size() for p in model.hf.parameters()) / 2**30
     print(f"{model.name} in {model.dtype}: {weights:.2f} GiB on {device_name(model.device)}", flush=True)
     plan = [(method, 1, plain, SECONDS_ALONE) for method in methods.values()]
-    plan.append((methods["memit"], together, 0, SECONDS_TOGETHER))
+    if batch:
+        plan = [(methods["memit"], together, 0, SECONDS_TOGETHER)]
     peak = peaks(model.device, model.dtype, size=8192 if cuda else 256)
     words = [word for e in edits[:50] for word in e.text.split()]
     for method, size, plain_edits, bar in plan:

@@ -17,6 +17,7 @@ RATES = {  # {a column of figures/benchmarks*.csv: its name in docs/speed.md, an
     "s/edit": ("s an edit", "{:.2g}"),
     "times faster": ("times the plain path", "{:.2g}"),
     "bar": ("bar", "{:.0f}"),
+    "share: steps": ("in its steps", "{:.0%}"),
     "least s/edit (roofline)": ("least s", "{:.2g}"),
     "largest difference": ("updates differ by", "{:.2g}"),
     "peak MB": ("peak MB", "{:.0f}"),
@@ -41,8 +42,8 @@ def speed() -> pd.DataFrame:
 
 
 def shortcuts() -> pd.DataFrame:
-    """What faster and not exact targets cost, of single edits."""
-    return pd.read_csv(FIGURES / "benchmarks_shortcuts.csv").round(3)
+    """What faster and not exact targets cost, of single edits; seconds stand in `speed` alone."""
+    return pd.read_csv(FIGURES / "benchmarks_shortcuts.csv").drop(columns=["core s", "edits"]).round(3)
 
 
 def gpu() -> pd.DataFrame:
@@ -51,10 +52,15 @@ def gpu() -> pd.DataFrame:
 
 
 def paper() -> pd.DataFrame:
-    """Estimated hours of 1,000 edits in three orders on models that were not run."""
-    table = pd.read_csv(FIGURES / "benchmarks_on_paper.csv").groupby(["model", "method", "edits at once"]).first()
-    hours = table[["hours on one core", "hours on 1 card", "hours on 8 cards"]].map(lambda v: f"{float(f'{v:.2g}'):,g}")
-    return hours.assign(**{"cards an order": table.cards.astype(int)}).replace("nan", "").reset_index()
+    """Estimated seconds of an edit and hours of 1,000 in three orders on models that were not run; weights in bfloat16,
+    as a card has them."""
+    table = pd.read_csv(FIGURES / "benchmarks_on_paper.csv")
+    index, on_core = ["model", "method", "edits at once"], table.machine == "one CPU core"
+    core, card = (table[of].set_index(index) for of in (on_core, ~on_core))
+    numbers = {"s/edit, core": core["s/edit"], "hours, core": core["hours on one core"], "s/edit, card": card["s/edit"]}
+    numbers |= {f"hours, {name}": card[f"hours on {name}"] for name in ("1 card", "8 cards")}
+    shown = pd.DataFrame(numbers).map(lambda v: f"{float(f'{v:.2g}'):,g}")
+    return shown.assign(**{"GiB": card["weights, GiB"].map("{:.0f}".format)}).replace("nan", "").reset_index()
 
 
 PAGES = {"README.md": (claims,), "docs/speed.md": (speed, shortcuts), "docs/machines.md": (gpu, paper)}

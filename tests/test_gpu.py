@@ -76,12 +76,12 @@ def test_the_parts_are_rehearsed(tmp_path, monkeypatch):
     """Each writes a table that names the card; one that fails loses only itself."""
     monkeypatch.setenv("KEDIT_RESULTS", str(tmp_path / "results"))
     monkeypatch.setattr(gpu, "STREAMS", ["memit"])
-    for part in ("shape", "streams"):
+    for part in ("shape", "batch", "streams"):
         assert gpu.main(["--shape", "tiny", "--part", part, "--out", str(tmp_path)]) == 0
         (path,) = tmp_path.glob(f"gpu.*.{part}.csv")
         table = pd.read_csv(path)
         assert len(table) and table["card"].notna().all()
-    table = pd.read_csv(next(tmp_path.glob("gpu.*.shape.csv")))
+    table = pd.concat(pd.read_csv(next(tmp_path.glob(f"gpu.*.{part}.csv"))) for part in ("shape", "batch"))
     assert list(table["path"]) == ["MEMIT", "PMET", "ROME", "MEMIT, batch of 6"]
     assert list(table["steps"]) == [25, 20, 25, 25]  # random weights learn nothing
     assert (table["s/edit"] > 0).all()

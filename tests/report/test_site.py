@@ -239,6 +239,17 @@ def test_the_docs_say_what_model_written_text_and_a_plateau_stop_cost():
     assert f"{steps.plateau:.1f} steps in place of {steps.exact:.1f}" in pages["speed"]
 
 
+def test_the_docs_say_what_stands_in_the_way_of_the_bars():
+    said = (REPOSITORY / "docs" / "speed.md").read_text(encoding="utf-8")
+    table = pd.read_csv(FIGURES / "benchmarks_smollm2.csv").dropna(subset="bar").set_index("path")
+    least = table["times faster"] / table["share of roofline reached"]
+    memit, pmet, rome, batch = (f"{x:.1f}" for x in least)
+    assert f"{memit} times as fast as the plain path for a single MEMIT edit, {pmet} for PMET, {rome} for ROME" in said
+    assert f"and {batch} for the batch" in said
+    for shares in (table.bar / least, table["share of roofline reached"]):
+        assert "{}, {}, {} and {} %".format(*(round(100 * x) for x in shares)) in said
+
+
 def test_the_readme_says_where_the_side_effects_point():
     parts = pd.read_csv(FIGURES / "06_parts.csv").query("sequence == 'smollm2: MEMIT, as printed'")
     dead = parts[parts.right < 0.5].iloc[0]
