@@ -11,6 +11,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from psutil import cpu_count, virtual_memory
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
@@ -24,6 +25,7 @@ BUILT_IN = (*LAB_MODELS, "smollm2")
 PROPOSED = "# Proposed by check_model"  # the first words of a parameter file that it wrote
 
 Count = Annotated[int, Field(ge=1)]
+ROOM = max(1, min(cpu_count(), virtual_memory().total // (3 << 30)))  # processes: one a core, if each has 3 GiB
 LAST_SEED, LAST_ORDER = 10**6, 999  # 1000 · seed + order seeds what an order draws
 Order = Annotated[int, Field(ge=0, le=LAST_ORDER)]
 Scale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -89,7 +91,7 @@ class Profile(BaseModel):
     dense_every: Count  # spacing of checkpoints until the model is dead
     untouched: Count  # size of the panel of facts that no edit touches
     n_single: Count  # independent single edits, weights restored between them
-    workers: Count  # processes side by side
+    workers: Count = ROOM  # processes side by side
     threads: Count  # threads in each of them
     lambda_scales: Annotated[list[Scale], Field(min_length=1)]  # multiples of the published weight of C
 

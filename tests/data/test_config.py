@@ -1,5 +1,6 @@
 """Profiles and hyperparameter files: the shipped ones load, and a mistake is one line that says all."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,12 @@ def test_shipped_profiles_load_by_name(path, monkeypatch):
     assert params_folder() == SHIPPED
     assert load_profile(path.stem) == load_profile(path)
     assert load_profile(path.stem).name == path.stem
+
+
+def test_a_profile_that_names_no_workers_has_at_most_one_a_core(folder):
+    rewrite(folder, "workers: 1\n", "")
+    assert 1 <= load_profile("tiny").workers <= os.cpu_count()
+    assert load_profile("tiny", workers=64).workers == 64
 
 
 def test_a_profile_keeps_its_values_and_overrides_are_checked_alike(folder):
