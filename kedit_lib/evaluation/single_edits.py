@@ -20,8 +20,8 @@ def ask(model, edit: Edit) -> pd.DataFrame:
     objects = {"p(new)": edit.target_new} | ({} if edit.target_true is None else {"p(true)": edit.target_true})
     prompts = table.prompt.tolist()
     table["says"] = complete(model.hf, model.tokenizer, prompts, answers=list(objects.values()))
-    for column, answer in objects.items():
-        table[column] = teacher_forced(model, prompts, [answer] * len(prompts)).probability.numpy()
+    scored = teacher_forced(model, prompts * len(objects), [a for a in objects.values() for _ in prompts])
+    table[list(objects)] = scored.probability.view(len(objects), -1).T.numpy()
     return table.set_index("").round(4)
 
 
@@ -32,11 +32,10 @@ def ask_table(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
 
 
 def single_edits(model, method, edits, moments, contexts, around, seed: int = 0, match: str = "exact") -> pd.DataFrame:
-    """Each edit alone on the original weights: a row with shares of right answers by free generation. edit: the edit
-    prompt gives the new object (0 or 1); templates: the other phrasings of the relation give it; near: facts of other
-    subjects that share a name part or the relation are still right; same_subject: so are the subject's other relations.
-    Also what `interference` gives. around: (edit, rng) -> two lists of (prompt, answer), near and same subject. match:
-    as in `generation_accuracy`."""
+    """Each edit alone on the original weights: a row with shares of right answers by free generation. edit: its prompt
+    gives the new object (0 or 1); templates: the other phrasings of the relation give it; near: facts of subjects that
+    share a name part or the relation are still right; same_subject: so are the subject's other relations. Also what
+    `interference` gives. around: (edit, rng) -> (prompt, answer) lists, near and same subject. match: `accuracy`'s."""
     rng, rows = random.Random(f"single-{seed}"), []
     for edit in edits:
         near, own = around(edit, rng)
@@ -50,9 +49,8 @@ def single_edits(model, method, edits, moments, contexts, around, seed: int = 0,
         shares = {name: pd.Series([next(right) for _ in of], dtype=float).mean() for name, of in asked.items()}
         row = {"method": method.name, "layers": "-".join(map(str, method.layers)), **shares}
         row |= {"probability_last": target.probabilities[-1], "steps": target.steps, "clamped": target.clamped}
-        row |= {"interference": interference(model, outcome.deltas, moments)}
-        row |= {"relation": edit.relation, "prompt": edit.prompt}
-        rows.append(row | {f"s_{i}": s[0].item() for i, s in outcome.s.items()})
+        row |= {"interference": interference(model, outcome.deltas, moments), "relation": edit.relation}
+        rows.append(row | {"prompt": edit.prompt} | {f"s_{i}": s[0].item() for i, s in outcome.s.items()})
     return pd.DataFrame(rows)
 
 
