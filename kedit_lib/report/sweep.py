@@ -139,7 +139,7 @@ def in_workers(tasks: dict[str, tuple], profile: Profile, took: Callable = lambd
     others have finished, or when the scheduler is lost. After Ctrl-C no task is begun, and a stream that is running
     finishes its edit and writes a checkpoint."""
     begun, found, failures = time.monotonic(), [], []
-    group = f"kedit-{key_of(profile=profile.model_dump(), algorithms=ALGORITHMS)}"
+    group = f"kedit-{key_of(profile=profile.model_dump(exclude={'workers'}), algorithms=ALGORITHMS)}"
     with _client(profile) as client:
         futures = {client.submit(_task, *task, key=(group, name)): name for name, task in tasks.items()}
         try:
