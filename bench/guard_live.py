@@ -1,6 +1,6 @@
 """ROME, one edit at a time, under the guard as shipped, stopped at its alarm; notebook 11 tells what it printed.
 
-    python bench/guard_live.py [smollm2-60]      figures/data/<model>.rome.order0.<key>.guarded.json, minutes
+python bench/guard_live.py [smollm2-60]      figures/data/<model>.rome.order0.<key>.guarded.json, minutes
 """
 
 import sys
