@@ -27,10 +27,9 @@ def foretell(
     model, method, edits, strangers, moments=None, contexts=None, seed: int = 0, match: str = "exact"
 ) -> dict[str, float]:
     """Forecast N_model from a few edits made apart: {"N" (inf: beyond FURTHEST edits), "theta": θ, "spill": mean a}.
-    edits: a sample, each made on the unedited weights. strangers: (prompt with {}, subject, answer) of facts that no
-    edit touches and the unedited model knows. match: when a fact counts as said, as in `generation_accuracy`: "begins"
-    for models that write on. Afterwards the weights are those at entry. KeditError without edits or strangers, or if
-    the method writes no weights."""
+    edits: a sample. strangers: (prompt with {}, subject, answer) of facts that no edit touches and the unedited model
+    knows. match: as in `generation_accuracy`; "begins" for models that write on. Afterwards the weights are those at
+    entry. KeditError without edits or strangers, or if the method writes no weights."""
     if not edits or not strangers:
         raise KeditError("foretell: needs at least one edit and one unrelated fact; give both")
     prompts = prompts_of(model, strangers)

@@ -90,8 +90,7 @@ def context_mean(values: Tensor, n_contexts: int, grouped: bool) -> Tensor:
 def generate_contexts(model, seed: int = 0, style: str = "memit", top_k: int = 5) -> list[str]:
     """`{}` first, then sampled beginnings, each followed by ". {}", so that an edit does not depend on one wording;
     braces in sampled text are doubled. style "memit": five of 10 tokens; "rome": ten of 5 tokens and ten of 10
-    (EasyEdit's five starters). Source: `get_context_templates` of the ROME, MEMIT and EasyEdit code, which sample
-    unseeded, once a process."""
+    (EasyEdit's five starters). Source: `get_context_templates` of the ROME, MEMIT and EasyEdit code (unseeded)."""
     if style not in STYLES:
         raise KeditError(f"context style {style!r}: is unknown; use {' or '.join(map(repr, STYLES))}")
     check_editable(model, "generate_contexts")

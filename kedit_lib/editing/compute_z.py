@@ -56,8 +56,7 @@ class Target:
 
 
 def compute_z(engine: Suffix, hp) -> list[Target]:
-    """Adam on L(δ) from δ = 0, for all n requests of the engine side by side; a vector for every value of its site.
-    hp: a `Targeted` method."""
+    """Adam on L(δ) from δ = 0, n requests side by side, a vector for every value of the site. hp: a `Targeted`."""
     v0, n = engine.v0, len(engine.v0)
     v0_norm = v0.norm(dim=-1)
     radius, decay = hp.clamp_norm_factor * v0_norm, hp.v_weight_decay / v0_norm**2

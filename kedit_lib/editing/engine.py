@@ -126,8 +126,7 @@ class Suffix:
     @classmethod
     def needs(cls, model, site: Site, one: Request) -> tuple[int, int]:
         """The tokens that a step runs, and about the bytes that it keeps for its backward pass: of each token eight
-        vectors of the stream and three of the MLP a layer; keys and values of all that is attended to, kept and once
-        more with the tail's; the logits."""
+        vectors of the stream and three of the MLP a layer; twice the keys and values attended to; the logits."""
         layers, rows, size = model.n_layers - site.layer, len(one.prompts) + 1, model.weight(0).element_size()
         tail, front = cls.shape(one)
         attended = rows * (tail + front) * 4 * model.d_model
@@ -145,8 +144,7 @@ class Suffix:
         return self._terms(delta if len(active) == len(delta) else delta[active])
 
     def _replay(self, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """`_terms` and its gradient as CUDA graphs, captured once: a single edit's thousands of small kernels take the
-        GPU less time than Python takes to launch them."""
+        """`_terms` and its gradient as CUDA graphs, captured once: Python is slow to launch a single edit's kernels."""
         if self._replayed is None:
             # Of δ itself the backward pass would end on the stream where δ was first used, which cannot be captured.
             like, pool = delta.detach().clone().requires_grad_(), graph_memory(delta.device).pool()
@@ -184,8 +182,7 @@ class Suffix:
         self._find_places()
 
     def _find_places(self) -> None:
-        """As indices into rows · width: where each target token is predicted and where the KL is read; and the tokens
-        that are there."""
+        """Where each target token is predicted and where the KL is read, as indices into rows · width; real tokens."""
         device, (n, contexts), j = self.model.device, self._last.shape, torch.arange(self._target.shape[1])
         start = torch.arange(n * (contexts + 1)).view(n, -1) * self.width
         there = (j < self._length[:, None])[:, None].expand(n, contexts, -1)

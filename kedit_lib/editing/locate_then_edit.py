@@ -128,10 +128,9 @@ class Targeted(Method):
 
 
 def anchor_norm(model, method, edits, contexts=("{}",), group: int = 16) -> float:
-    """The reference norm r for `norm_anchor`: what ‖v*‖ is for the pilot `edits` on the unedited weights. contexts as
-    in `apply`; the authors use the clean prompt alone. group: so many are optimised as MEMIT's targets and stop
-    together when their mean loss is small, as in the authors' code (1: each by itself). KeditError for a method without
-    targets."""
+    """The reference norm r for `norm_anchor`: ‖v*‖ of the pilot `edits` on the unedited weights. contexts as in
+    `apply`; the authors use the clean prompt alone. group: so many are optimised as MEMIT's targets and stop together
+    when their mean loss is small, as the authors do (1: each by itself). KeditError for a method without targets."""
     check_editable(model, "anchor norm")
     if "targets" not in method.takes:
         raise KeditError(f"anchor norm: {method.name} optimises no targets; give one of the other methods")

@@ -1,7 +1,6 @@
 """What all methods share: typed hyperparameters, checks before anything changes, and `apply`, all or nothing; what goes
 into one call and what comes out of it; and how an update is written into the weights."""
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
 from inspect import Parameter, Signature
 from operator import attrgetter, not_
@@ -84,15 +83,6 @@ class Call:
         return replace(self, edits=self.edits[begin:end], requests=self.requests[begin:end], targets=targets)
 
 
-def in_turn(method, call: Call) -> Outcome:
-    """`_apply` of methods that make a call's edits one after another, each by _insert(call, outcome) on the weights
-    that the one before left."""
-    outcome = Outcome(method.name, call.edits, {}, [])
-    for i in range(len(call.edits)):
-        method._insert(call.part(i, i + 1), outcome)
-    return outcome
-
-
 def matrix(model, layer: int) -> Tensor:
     """W [d_model, d_ff] of `layer` as it is now, in math dtype."""
     return as_matrix(model, model.weight(layer).detach().to(model.math_dtype))
@@ -138,9 +128,8 @@ class _Listed(type(BaseModel)):
         return CALLED
 
 
-class Method(BaseModel, ABC, metaclass=_Listed):
-    """Base class of all editing methods: typed hyperparameters, and `apply`, which edits a model in place. layers:
-    0-based, ascending."""
+class Method(BaseModel, metaclass=_Listed):
+    """Base class of methods: typed hyperparameters, and `apply`, which edits a model. layers: 0-based, ascending."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
     context_style: ClassVar[str] = "memit"  # of the contexts that keys and targets are averaged over
@@ -283,8 +272,11 @@ class Method(BaseModel, ABC, metaclass=_Listed):
         return call
 
     def recall(self, model, history) -> None:
-        """For methods that store edits outside the weights: put the history's back into the model, as a resumed stream
-        needs."""
+        """For edits outside the weights: put those of the history back into the model, as a resumed stream needs."""
 
-    @abstractmethod
-    def _apply(self, call: Call) -> Outcome: ...
+    def _apply(self, call: Call) -> Outcome:
+        """One edit after the other, each by _insert(call, outcome), unless a method makes them all at once."""
+        outcome = Outcome(self.name, call.edits, {}, [])
+        for i in range(len(call.edits)):
+            self._insert(call.part(i, i + 1), outcome)
+        return outcome

@@ -17,7 +17,7 @@ import torch
 from .compute_k import context_mean, keys_at, outputs_at
 from .engine import Site
 from .locate_then_edit import Targeted
-from .method import Outcome, in_turn, same_as, write
+from .method import Outcome, same_as, write
 
 
 class ROME(Targeted):
@@ -29,8 +29,6 @@ class ROME(Targeted):
     mean_value: ClassVar[bool] = False  # k is k̄, not k₀
     mom2_adjustment: bool = True
     needs_moments = same_as("mom2_adjustment")
-
-    _apply = in_turn
 
     def _insert(self, call, outcome: Outcome) -> None:
         (layer,), model, prompts = self.layers, call.model, call.prompts

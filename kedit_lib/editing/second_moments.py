@@ -58,10 +58,9 @@ class SecondMoments:
     @classmethod
     def estimate(cls, model, texts, layers, cache=None, batch_tokens=8192, progress=False, tokens=None) -> Self:
         """Measure C on `texts` at `layers` of the unedited model, by products in float32 (float64 for a float64 model)
-        that are summed in float64; padding never counts. texts: documents, rows with a field `text`, or a file: a .txt
-        whose paragraphs are documents, or records. A document beyond the model's context is read in windows. cache: a
-        folder that keeps results under a key of model, corpus, layers and dtype. tokens: a budget, only the first
-        texts, up to that many (None: all)."""
+        summed in float64; padding never counts. texts: documents, rows with a field `text`, or a file: a .txt whose
+        paragraphs are documents, or records. A document beyond the model's context is read in windows. cache: a folder
+        that keeps results by model, corpus, layers and dtype. tokens: only the first texts, up to that many."""
         if tokens is not None and not (type(tokens) is int and tokens >= 1):
             raise KeditError(f"moments: tokens = {tokens!r}; must be a whole number of at least 1, or None for all")
         check_editable(model, "moments")
@@ -94,8 +93,7 @@ class SecondMoments:
         return self
 
     def check(self, model, layers, invert: float | None = 0.0) -> None:
-        """KeditError unless these moments belong to `model`, cover `layers`, and C + invert·I has an inverse (None: is
-        not asked for)."""
+        """KeditError unless these belong to `model`, cover `layers`, and C + invert·I, if not None, has an inverse."""
         check_owner("moments: are", self.model_checksum, model, "estimate them on this one")
         self.warned(model.d_ff)
         for layer in layers:

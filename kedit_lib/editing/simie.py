@@ -15,7 +15,7 @@ from pydantic import Field
 
 from ..models.hooks import trace
 from .filters import Wrapper
-from .method import Call, Outcome, in_turn, matrix, write
+from .method import Call, Outcome, matrix, write
 from .rlsedit import downdated
 
 
@@ -30,8 +30,6 @@ class SimIE(Wrapper):
     def prepare(self, model, edits, moments=None, contexts=None, history=None, *args, **given) -> Call:
         call = self.base.prepare(model, edits, moments, contexts, None, *args, **given)
         return replace(call, history=self._history(model, moments, history))
-
-    _apply = in_turn
 
     def _insert(self, call: Call, outcome: Outcome) -> None:
         model, history, before = call.model, call.history, call.model.snapshot()

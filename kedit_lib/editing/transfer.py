@@ -64,9 +64,8 @@ class Transfer:
 def transfer(method: str | Method, source: str, model, facts=None, rho: float | None = 2.0) -> Transfer:
     """The method of `source` carried to `model`, a wrapper with its base. method: a name, as of `method_for`, or a
     Method of the source. source: a file of params/models, such as "Llama-2-7b-hf", which says n_layers and d_ff. facts:
-    edits, or (prompt with {}, subject) pairs, that nothing else uses, to measure ‖v₀‖ on; None: well-known ones in
-    English. rho: ρ that steps are to have, > 0; None: v_lr as printed. KeditError for an unknown method or source, or
-    one of unknown size."""
+    edits, or (prompt with {}, subject) pairs, that nothing else uses, to measure ‖v₀‖ on; None: well-known ones. rho:
+    ρ that steps are to have, > 0; None: v_lr as printed. KeditError for an unknown method, source or size."""
     check_editable(model, "transfer")
     published = method if isinstance(method, Method) else method_for(source, method)
     values, changes, measured = dict(published), [], (None, None)
@@ -94,8 +93,7 @@ def transfer(method: str | Method, source: str, model, facts=None, rho: float | 
 
 
 def by_size(values: dict, source: str, model) -> dict[str, tuple]:
-    """{hyperparameter: (its value on `model`, the rule)} of those that go with a model's depth or width. KeditError for
-    a source of unknown size."""
+    """{hyperparameter: (value on `model`, rule)} of those that go with depth or width. KeditError for unknown sizes."""
     size = config.load_model_params(source)["model"]
     if missing := [name for name in ("n_layers", "d_ff") if name not in size]:
         raise KeditError(f"source {source!r}: its parameters do not say {missing[0]}; add it there under 'model:'")
@@ -187,8 +185,7 @@ def propose(model, effect: pd.DataFrame | None = None) -> dict[str, dict]:
 
 
 def write_proposal(name: str, sections: dict[str, dict], why: str) -> Path:
-    """Write models/<name>.yaml into the results folder, where method_for finds it, unless there is one; its path. why:
-    how the layers came about."""
+    """Write results/models/<name>.yaml, where method_for finds it, unless there is one; its path. why: these layers."""
     if (there := config.find_model_params(name)) is not None:
         return there
     d_ff = config.load_model_params(LIKE)["model"]["d_ff"]

@@ -96,8 +96,7 @@ def verdicts(measured: pd.DataFrame) -> pd.DataFrame:
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
-    """`verdicts` for readers: one row per claim, one column for each model (real ones first) and setting, and what is
-    published."""
+    """`verdicts` for readers: a row per claim; a column per model (real ones first) and setting, one as published."""
     median, low, high = (table[name].map("{:.2g}".format) for name in ("median", "low", "high"))
     number = median.where(table.low == table.high, median + " (" + low + " to " + high + ")")
     number = number.where(table["median"].notna(), "")

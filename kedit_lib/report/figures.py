@@ -23,8 +23,7 @@ HEADERS = {"untouched": "unrelated facts", "neighbors": "neighbours"}  # {a name
 
 
 def style() -> None:
-    """The report's look, of figures and of tables, in which what a model writes is text, not HTML; call once at the top
-    of a notebook."""
+    """The report's look; in tables what a model writes is text, not HTML. Call it once, at the top of a notebook."""
     pd.set_option("display.max_colwidth", 120, "styler.format.escape", "html")  # whole prompts
     pd.set_option("display.multi_sparse", False, "styler.sparse.index", False)  # a row that moves keeps its names
     looks = read_yaml(Path(__file__).with_name("figures.yaml"))

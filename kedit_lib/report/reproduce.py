@@ -49,8 +49,7 @@ class Run:
 
 
 def make_run(root, name=DEFAULT_PROFILE, model=None, data=None, texts=None, orders=None, fields=()) -> Run:
-    """The profile of that name or file, with what the options of `kedit reproduce` change, as texts; for the notebooks
-    it is stored in results/profiles."""
+    """The run of a profile, by name or file, changed as the options of `kedit reproduce` say (results/profiles)."""
     base = config.load_profile(name)
     overrides = dict(map(_override, fields))
     overrides |= {field: given for field, given in zip(PATHS, (model, data, texts), strict=True) if given}
@@ -119,8 +118,7 @@ def parameters_of(source: Path) -> list[str]:
 
 
 def library_files(root: Path) -> list[Path]:
-    """Every file that all notebooks depend on: code, parameters, pins, committed data of other orders, and of the lab
-    weights the checksum, configuration and tokenizer."""
+    """Every file that all notebooks depend on: code, parameters, pins, committed data, lab models but their weights."""
     folders = [PACKAGE, config.params_folder(), root / "figures" / "data", root / "examples"]
     files = [root / "constraints.txt", *(path for folder in folders for path in folder.rglob("*"))]
     return sorted(p for p in files if p.is_file() and p.suffix not in {".safetensors", ".pyc"})
@@ -221,8 +219,7 @@ def reproduce(run: Run, parameters: dict[Path, dict[str, Any]], only: str | None
 
 def run_streams(run: Run, only: str | None) -> None:
     """Run the profile's streams of edits, so that notebooks find their rows, and judge the claims: in the lab run they
-    are held to the accepted values. With `only`, which is less work, a notebook itself runs the streams that it needs.
-    """
+    are held to the accepted values. With `only`, which is less work, a notebook runs the streams that it needs."""
     if only is None:
         from . import claims, sweep
 

@@ -80,8 +80,7 @@ def _title(stem: str, text: str) -> str:
 
 
 def _linked(text: str, titles: dict[str, str]) -> str:
-    """Markdown whose links lead to pages of the site, a figure's to the page of its number; of any other link only the
-    text stays."""
+    """Markdown whose links lead to pages of the site, a figure's to that of its number; of others the text stays."""
 
     def change(link: re.Match) -> str:
         label, (path, hash_, anchor) = link[1], link[2].partition("#")

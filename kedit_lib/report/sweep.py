@@ -1,6 +1,5 @@
 """Run the streams of a profile side by side on Dask: `make reproduce` the live orders, `kedit sweep` further orders and
-other settings, whose tables are committed in figures/data. Workers are processes of this machine, or those of the
-scheduler that SCHEDULER names."""
+settings, into figures/data. Workers are processes of this machine, or those of the scheduler that SCHEDULER names."""
 
 import asyncio
 import contextlib

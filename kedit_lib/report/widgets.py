@@ -20,8 +20,7 @@ OTHERS = 3  # subjects that a typed prompt is also asked about
 
 
 def live(build, what: str) -> None:
-    """Show the widget that `build` makes; in a run that nobody watches (`make reproduce` sets KEDIT_STATIC) a sentence
-    that says what one can do with it."""
+    """Show the widget that `build` makes; in `make reproduce` (KEDIT_STATIC) a sentence that says what it is for."""
     if os.environ.get("KEDIT_STATIC"):
         display(Markdown(f"*Live in JupyterLab (`make lab`, then run this notebook): {what}.*"))
     else:
@@ -29,8 +28,7 @@ def live(build, what: str) -> None:
 
 
 def try_edits(bench, edit: Edit) -> None:
-    """Fields for one edit, filled with `edit`, a method and a button. Edits are made on the bench's unedited model and
-    taken back."""
+    """Fields for an edit, filled with `edit`, a method, a button. It is made on the unedited model and taken back."""
 
     @functools.cache
     def prepared(name: str):

@@ -40,8 +40,7 @@ ROUNDING = 1e-5  # relative; single precision on two machines differs by less, t
 
 class Bench:
     """One model with its moments, contexts, edits and probes, as a profile says: kedit.Bench("lab", n_edits=100). An
-    *order* changes the sample of facts, their order, and the seed of the contexts. label: what tables and committed
-    files call the model."""
+    *order* changes the sample of facts, their order, and the contexts' seed. label: the model's name in tables."""
 
     def __init__(self, profile: str | Profile = "lab", results=None, progress: bool = True, **overrides):
         if overrides or not isinstance(profile, Profile):
@@ -137,8 +136,7 @@ class Bench:
         return {order: run for order, run in found.items() if run is not None}
 
     def singles_of(self, name: str) -> pd.DataFrame:
-        """`n_single` independent edits by the method of one stream, kept in results/singles: columns as of
-        `evaluation.single_edits`."""
+        """`n_single` single edits by a stream's method, kept in results/singles: columns as of `single_edits`."""
         edits, method, match = self.edits(0, self.profile.n_single), self.method(name), self.facts.match
         parts = [self.model.checksum, self.model.setting, method.name, method.hyperparameters]
         parts += [list(map(repr, edits)), ALGORITHMS, *([match] if match != "exact" else [])]
@@ -179,8 +177,7 @@ class Bench:
         return run if same else None
 
     def commit(self, name: str, order: int, folder: Path | None = None, run: Run | None = None) -> None:
-        """Put a finished run into figures/data (or `folder`), its edits in single precision: far within the margin that
-        a committed stream is compared by."""
+        """Put a finished run into figures/data (or `folder`), its edits in single precision: enough to compare."""
         run = run or self.run(name, order)
         edits = run.edits.astype(dict.fromkeys(run.edits.select_dtypes("float64"), "float32"))
         prefix = f"{self.label}.{name}.order{order}."
@@ -251,8 +248,7 @@ def _begin(threads: int) -> None:
 
 
 def peak_memory() -> float:
-    """Largest resident memory of this process so far, in MB. On Linux by /proc: getrusage also counts the process that
-    started this one."""
+    """Largest resident memory so far, in MB. On Linux by /proc: getrusage also counts the parent process."""
     if (status := Path("/proc/self/status")).exists():
         return int(re.search(r"VmHWM:\s*(\d+)", status.read_text())[1]) / 1024
     import resource  # not on every system

@@ -35,8 +35,7 @@ class Facts:
     first n of the seed's order. some(n): edits to look at. texts(): plain text for C. held_out: other documents, for
     perplexity. strangers(edits, limit, seed): (prompt with {}, subject, answer) of facts whose subject no edit
     names. around(edit, rng): (prompt, answer) pairs that an edit should leave alone, of other subjects and of its own.
-    cohorts(edits, untouched, seed): {cohort: such pairs}. selection: a sentence on the facts left out so far, because
-    the model does not know them."""
+    cohorts(edits, untouched, seed): {cohort: such pairs}. selection: a sentence on the unknown ones left out so far."""
 
     match = "begins"  # a model that was not trained on these sentences goes on after the answer
     perplexity_at = 1  # where the perplexity probe stands among the others: their order is part of a stored run's key

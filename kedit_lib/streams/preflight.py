@@ -18,7 +18,7 @@ from ..evaluation import known_edits, teacher_forced
 from ..models.causal_trace import causal_trace
 from ..models.loading import load_model
 from ..models.model import EditableModel
-from ..models.tokenization import check_edit, encode, target_ids
+from ..models.tokenization import check_edit, encode
 from .edit_sets import load_edits, read_edits
 
 TRACED, SAMPLES = 5, 3  # known facts that are traced, and noises for each
@@ -103,8 +103,7 @@ def try_edit(model, edit: Edit, layers: list[int]) -> dict:
 
 
 def live_minutes(profile: Profile, seconds_an_edit: float, seconds_a_question: float) -> float:
-    """Minutes of one process for what the notebooks run live: every stream once, its untouched facts asked at its
-    checkpoints, and single edits; without second moments."""
+    """Minutes of one process for what the notebooks run live: streams, with untouched facts, and single edits."""
     asked = (1 + profile.n_edits / profile.checkpoint_every) * profile.untouched * seconds_a_question
     stream = len(profile.live_orders) * (profile.n_edits * seconds_an_edit + asked)
     alone = 1 + LAYER_EDITS + 3 * profile.n_single + sum(profile.mass_sizes)
@@ -129,26 +128,16 @@ def _own_edits(model) -> list[Edit]:
 
 
 def _recognised(model) -> dict:
-    config, tokenizer, mlp_norm = model.hf.config, model.tokenizer, model.layout.mlp_norm
-    embedded, heads = model.hf.get_input_embeddings(), getattr(config, "num_attention_heads", None)
-    groups = getattr(config, "num_key_value_heads", None) or heads
+    tokenizer, mlp_norm = model.tokenizer, model.layout.mlp_norm
     begins = tokenizer.bos_token_id in encode(tokenizer, "The capital of France is")[:1]
-    marked = tokenizer.convert_ids_to_tokens(target_ids(tokenizer, "It is", "a town"))[0]
-    pad, tied = tokenizer.pad_token, model.hf.get_output_embeddings().weight is embedded.weight
-    beside = config.model_type == "gptj" or getattr(config, "use_parallel_residual", False)
     return {
         "model": model.name,
-        "family": config.model_type,
+        "family": model.hf.config.model_type,
         "layers": model.n_layers,
         "d_model, d_ff": f"{model.d_model}, {model.d_ff}",
-        "attention heads, key-value heads": f"{heads}, {groups}{' (grouped queries)' if groups != heads else ''}",
-        "attention": "beside the MLP" if beside else "before the MLP",
         "norm behind the MLP": f"{mlp_norm}: ROME, PMET and FT only" if mlp_norm else "none",
-        "head": "tied to the embeddings" if tied else "its own",
-        "tokens, embeddings": f"{len(tokenizer)}, {embedded.num_embeddings}",
-        "spaces as": {"▁": "▁ (sentencepiece)", "Ġ": "Ġ (byte-level BPE)"}.get(marked[0], marked),
+        "tokens, embeddings": f"{len(tokenizer)}, {model.hf.get_input_embeddings().num_embeddings}",
         "begin of text": f"{tokenizer.bos_token}, put in front" if begins else "none in front",
-        "padding": f"{pad}{' = eos' if pad == tokenizer.eos_token else ''}" if pad else "none (not needed)",
         "dtype, device": f"{str(model.dtype).removeprefix('torch.')}, {model.device}",
         "parameters, millions": round(model.hf.num_parameters() / 1e6, 1),
     }
