@@ -29,7 +29,6 @@ def scored(found: pd.DataFrame, notebook: str | None = None) -> pd.DataFrame:
 
 
 def _asked(one: dict, found: pd.DataFrame) -> pd.DataFrame:
-    """The rows of outcomes that a prediction is about."""
     table = found
     if "table" in one:
         path = figures_folder() / f"{one['table']}.csv"

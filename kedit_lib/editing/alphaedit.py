@@ -79,8 +79,7 @@ class NullSpace:
 
 
 class InNullSpace(Spread):
-    """P is over the singular values of C below `nullspace_threshold`, or over the `nullspace_rank` smallest ones. A
-    `projection` given to `apply` goes before both."""
+    """P, if none is given: of C's singular values below `nullspace_threshold`, or the `nullspace_rank` smallest."""
 
     takes = Spread.takes | {"projection"}
     shift = None  # P needs no inverse of C

@@ -51,7 +51,6 @@ class InCodebook(Method):
             self._hold(model, Codebook(*parts, tuple(map(tuple, history.numbers.get("targets", ())))))
 
     def _book(self, model) -> Codebook:
-        """That of the model, which is empty at first."""
         keys = torch.zeros(0, model.d_ff, dtype=self.precision or model.math_dtype, device=model.device)
         values = torch.zeros(0, model.d_model, dtype=model.math_dtype, device=model.device)
         return model.memory.get(self.history_kind, Codebook(keys, keys[:, 0], values))

@@ -49,10 +49,9 @@ class Site:
 
 
 class Suffix:
-    """Some requests, all with as many contexts, ready for the steps of an optimisation at `site`. A step runs only what
-    δ can change: the layers above it, on the tokens from the subject's last on. On the weights at hand, v0 [n, values,
-    d_model]: outputs of `site.values` at the clean prompt's lookup token; keys [n, contexts, d_ff]: inputs of
-    `site.keys` at every prompt's."""
+    """Requests with equally many contexts, ready for an optimisation at `site`. A step runs only what δ can change: the
+    layers above it, from the subject's last token on. On the weights at hand, v0 [n, values, d_model]: outputs of
+    `site.values` at the clean prompt's lookup token; keys [n, contexts, d_ff]: inputs of `site.keys` at every one."""
 
     whole = False  # whether a step runs the whole model
     replays = True  # whether a step waits for nothing, so that a GPU can replay it
@@ -182,7 +181,7 @@ class Suffix:
         self._find_places()
 
     def _find_places(self) -> None:
-        """Where each target token is predicted and where the KL is read, as indices into rows · width; real tokens."""
+        """Indices into rows · width: where each target token is predicted and the KL is read, and all real tokens."""
         device, (n, contexts), j = self.model.device, self._last.shape, torch.arange(self._target.shape[1])
         start = torch.arange(n * (contexts + 1)).view(n, -1) * self.width
         there = (j < self._length[:, None])[:, None].expand(n, contexts, -1)

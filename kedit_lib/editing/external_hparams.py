@@ -17,9 +17,8 @@ MLP_OUTPUT = re.compile(r".*mlp\.(down_proj|c_proj|fc_out|dense_4h_to_h)(\.weigh
 def method_from_file(path, method: str | None = None) -> Method:
     """The method of a .yaml, .yml or .json file, with its hyperparameters. method: its name; None: the file's alg_name,
     or else the name of its folder. BetaEdit's are in two: give llms/<model>.yaml and the method; algs/<method>.yaml
-    is read too. Warns of fields that are left out, because they are set elsewhere or done otherwise here, and of
-    defaults that are taken. KeditError for a file that cannot be read, an unknown method or field, a value of the wrong
-    type, and a switch whose position is not supported."""
+    is read too. Warns of fields that are left out and defaults that are taken. KeditError for a file that cannot be
+    read, an unknown method or field, a value of the wrong type, and a switch whose position is not supported."""
     path = Path(path)
     own = path.parent.parent / "algs" / f"{method}.yaml".lower()
     values = {str(field): value for field, value in (_read(path) | (_read(own) if own.is_file() else {})).items()}

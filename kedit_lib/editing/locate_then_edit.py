@@ -28,8 +28,7 @@ PATIENCE = 5  # steps of a plateau
 
 
 class Targeted(Method):
-    """Methods that first optimise a target value for each edit; it is one of the residual stream after the last of
-    `layers`, unless `_site` names another place."""
+    """Methods that first optimise a target for each edit: of the stream after the last of `layers`, or of `_site`."""
 
     takes = frozenset({"targets", "engine"})
     engine: ClassVar[type[Suffix]] = Suffix
@@ -73,8 +72,7 @@ class Targeted(Method):
         return (p > 0.9) & (losses[-1] > 0.8 * losses[-1 - PATIENCE])
 
     def leading(self, wrong: Tensor, lengths: Tensor) -> Tensor:
-        """Which of the n targets lead in these contexts, [n]; wrong [n, contexts]: how many tokens of each are not the
-        argmax; lengths [n]: how many there are."""
+        """Which targets lead here, [n]. wrong [n, contexts]: tokens that are not the argmax, of lengths [n]."""
         return (wrong == 0).all(1)
 
     def done(self, loss: Tensor, kl: Tensor, p: Tensor, leads: Tensor, led: Tensor) -> Tensor:

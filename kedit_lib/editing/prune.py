@@ -31,9 +31,8 @@ def restrained(s: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def prune(model) -> pd.DataFrame:
-    """Restrain the total update of `model` in place. One row per edited matrix: parameter, sigma_max (of the unedited
-    weight), before and after (largest singular value of the total update), reduced (how many were lowered; 0: it is
-    untouched). KeditError when there are no edits."""
+    """Restrain the total update of `model` in place. A row per edited matrix: parameter; largest singular values, of W₀
+    (sigma_max) and of the total update (before, after); reduced, how many were lowered. KeditError without edits."""
     check_editable(model, "prune")
     rows, changes = [], {}
     for name, original in ((name, value) for name, value in model.edited.items() if value.dim() == 2):

@@ -16,8 +16,7 @@ from .method import matrix, same_as
 
 
 class REVIVE(Filtering):
-    """REVIVE: keeps updates out of W's leading subspaces. base: the method. tau: share of the energy that is
-    protected. weight, layer_by_layer: see above."""
+    """REVIVE: no update in W's leading subspaces. base: the method. tau: share of energy protected. Others: above."""
 
     tau: float = Field(0.5, gt=0, lt=1)
     weight: Literal["original", "current"] = "original"

@@ -29,11 +29,9 @@ HALVINGS = 4
 
 
 class Spread(Targeted):
-    """Methods that spread a batch of edits over several layers. line_search: its margin, for methods whose history is
-    keys, without filters; None: the update as it is."""
+    """Methods that spread a batch of edits over layers. line_search: its margin (None: the update as it is)."""
 
-    # Whether a history's keys are those after the batch, else those that the layers were solved with; the two differ
-    # only where a filter or a line search has written all layers again.
+    # Whether a history's keys are measured again where a filter or a line search has written all layers again.
     keys_after: ClassVar[bool] = True
     sigma = same_as("mom2_update_weight")  # λ where B is (λC)⁻¹, L2 where it is P/L2
     line_search: float | None = off_unless_given(None, ge=1)
@@ -131,8 +129,7 @@ class Spread(Targeted):
 
 
 def searched(model, requests: list[Request], before: dict, deltas: dict, margin: float) -> dict[str, Tensor]:
-    """αΔ, which is what the model holds afterwards; α is at most LONGEST, and 1 where no multiple is enough. before:
-    the weights without Δ (`model.snapshot()`)."""
+    """αΔ, which the model then holds; α is at most LONGEST, 1 where that is not enough. before: weights without Δ."""
 
     def write(alpha: float) -> dict[str, Tensor]:
         model.load_snapshot(before)

@@ -16,6 +16,7 @@ from math import exp, nan
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from ..errors import KeditError, check_editable
 from ..models.hooks import hooks, pad
@@ -71,9 +72,7 @@ class UltraEdit(Method):
         history.count(call.model, len(call.edits))
         return outcome
 
-    def _gradients(
-        self, call: Call, chunk: list[int], outcome: Outcome
-    ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    def _gradients(self, call: Call, chunk: list[int], outcome: Outcome) -> dict[str, tuple[Tensor, Tensor]]:
         """{module: (k, g)} of a mini-batch, [tokens, width] each in float64; the targets of its edits are noted."""
         model, requests = call.model, [call.requests[i] for i in chunk]
         ids = pad([_ids(r) for r in requests], model.device)
@@ -102,11 +101,11 @@ def _ids(request) -> tuple[int, ...]:
     return request.prompts[0].ids + request.target[:-1]
 
 
-def _shape(k: torch.Tensor, g: torch.Tensor) -> str:
+def _shape(k: Tensor, g: Tensor) -> str:
     return f"{k.shape[1]}x{g.shape[1]}"
 
 
-def _count(history, x: torch.Tensor, shape: str) -> None:
+def _count(history, x: Tensor, shape: str) -> None:
     """The rows of x join those counted, the sum of squares as the authors have it."""
     mean, spread, n = (history.get(what, shape, x.device) for what in COUNTED)
     if n is None:

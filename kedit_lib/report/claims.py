@@ -53,7 +53,6 @@ def measure(runs: pd.DataFrame, memory: dict[str, float] | None = None) -> pd.Da
 
 
 def _value(text: str, names: dict):
-    """The value of an expression of params/claims.yaml."""
     return EXPRESSIONS.compile_expression(text, undefined_to_none=False)(names)
 
 

@@ -117,8 +117,7 @@ def panels_of(count: int, columns: int, height: float = 3.0, **shared):
 
 
 def facets(grid, columns: int = 4) -> None:
-    """The report's look for a seaborn grid: as wide as a page, panels named by their values, the legend below in rows,
-    "not measured" in panels without data."""
+    """The report's look for a seaborn grid: as wide as a page, panels named by value, legend below, gaps marked."""
     grid.set_titles(col_template="{col_name}", row_template="{row_name}", size=10)
     grid.figure.set_size_inches(WIDTH, grid.figure.get_figheight())
     grid.figure.set_layout_engine("constrained")

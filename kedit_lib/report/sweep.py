@@ -133,10 +133,9 @@ def _cost(bench: Bench, name: str) -> dict:
 
 def in_workers(tasks: dict[str, tuple], profile: Profile, took: Callable = lambda name, result: result) -> list[Any]:
     """The results of work(bench of the profile, *arguments) for each {name: (work, *arguments)}, one at a time on each
-    worker, in the order in which they come. took(name, result), called here, gives what is printed and returned in
-    place of a result. A task whose worker dies begins again on another one. KeditError when a task fails, after the
-    others have finished, or when the scheduler is lost. After Ctrl-C no task is begun, and a stream that is running
-    finishes its edit and writes a checkpoint."""
+    worker, as they come. took(name, result), called here, gives what is printed and returned instead. A task whose
+    worker dies begins again on another one. KeditError when a task fails, after the others have finished, or when the
+    scheduler is lost. After Ctrl-C no task is begun; a running stream finishes its edit and writes a checkpoint."""
     begun, found, failures = time.monotonic(), [], []
     group = f"kedit-{key_of(profile=profile.model_dump(exclude={'workers'}), algorithms=ALGORITHMS)}"
     with _client(profile) as client:

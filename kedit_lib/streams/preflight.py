@@ -52,7 +52,7 @@ def check(model, edits=None, profile: str | Profile | None = None, write: bool =
         check_edit(model.tokenizer, edit)
     with model.temporarily():
         begin = time.perf_counter()
-        known, unknown = known_edits(model, given)
+        known, _ = known_edits(model, given)
         seconds_asking = (time.perf_counter() - begin) / len(given)
         facts = [(e.prompt, e.subject, e.target_true) for e in known[:TRACED]]
         effect = causal_trace(model, facts, samples=SAMPLES, places=("last subject token",)) if facts else None
@@ -67,7 +67,6 @@ def check(model, edits=None, profile: str | Profile | None = None, write: bool =
     rows = _recognised(model) | {
         "memory, GiB: weights, while editing": f"{weights / 2**30:.2g}, {(weights + len(memit) * kept) / 2**30:.2g}",
         "facts it knows, of those asked": f"{len(known)} of {len(given)}",
-        "facts left out as unknown": unknown,
         "one edit, by ROME with C off": f"{tried.text} {tried.target_new}",
         "p(new) before and after, edited model": f"{trial['before']:.3g}, {trial['after']:.3g}",
         "seconds for it": roughly(trial["seconds"], 0.1),

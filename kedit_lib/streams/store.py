@@ -120,10 +120,9 @@ class Checkpoint:
 @dataclass(frozen=True)
 class RunFolder:
     """`<name>-<key>/`: checkpoints while it runs, then edits.parquet, checkpoints.parquet, manifest.json. A checkpoint
-    is a folder `at-<edits done>`, written atomically, with a checksum of each of its files; the newest two are kept.
-    path None: the run is not stored."""
+    is a folder `at-<edits done>`, written atomically, with a checksum of each of its files; the newest two are kept."""
 
-    path: Path | None
+    path: Path | None  # None: the run is not stored
 
     @property
     def key(self) -> str:

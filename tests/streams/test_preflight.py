@@ -91,7 +91,7 @@ def test_the_lab_is_known_and_its_own_parameters_stay(monkeypatch):
     path = REPOSITORY / "params" / "models" / "lab-small.yaml"
     before = path.read_bytes()
     found = kedit.check_model("lab-small", profile="smoke").value
-    assert found["facts left out as unknown"] == 0
+    assert found["facts it knows, of those asked"] == f"{2 * checking.TRACED} of {2 * checking.TRACED}"
     assert found["layers by"] == f"causal tracing of {checking.TRACED} facts that it knows"
     was, now = (float(p) for p in found["p(new) before and after, edited model"].split(", "))
     assert was < 0.1 and now > 0.5
