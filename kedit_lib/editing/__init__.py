@@ -25,13 +25,9 @@ from .simie import SimIE
 from .sphere import SPHERE
 from .ultraedit import UltraEdit
 
-METHODS: dict[str, type[Method]] = {
-    m.__name__: m
-    for m in (
-        *(ROME, RROME, PROME, MEMIT, PMET, EMMET, AlphaEdit, RECT, PRUNE, FT),
-        *(ENCORE, EvoEdit, BetaEdit, LyapLock, RLSEdit, SimIE, SPHERE, REVIVE, UltraEdit),
-    )
-}
+OLDER = ROME, RROME, PROME, MEMIT, PMET, EMMET, AlphaEdit, RECT, PRUNE, FT
+NEWER = ENCORE, EvoEdit, BetaEdit, LyapLock, RLSEdit, SimIE, SPHERE, REVIVE, UltraEdit
+METHODS: dict[str, type[Method]] = {m.__name__: m for m in OLDER + NEWER}
 # Outside the family: they write no weights.
 BASELINES: dict[str, type[Method]] = {"Retrieval": Retrieval, "GRACE": GRACE, "Gate": Gate}
 # One class under several names: they differ in how it is called or in its hyperparameters.

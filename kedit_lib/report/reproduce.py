@@ -118,7 +118,7 @@ def parameters_of(source: Path) -> list[str]:
 
 
 def library_files(root: Path) -> list[Path]:
-    """Every file that all notebooks depend on: code, parameters, pins, committed data, lab models but their weights."""
+    """Every file that all notebooks depend on: code, parameters, pins, committed data, lab models without weights."""
     folders = [PACKAGE, config.params_folder(), root / "figures" / "data", root / "examples"]
     files = [root / "constraints.txt", *(path for folder in folders for path in folder.rglob("*"))]
     return sorted(p for p in files if p.is_file() and p.suffix not in {".safetensors", ".pyc"})

@@ -111,10 +111,8 @@ def run(profile_name: str, which_orders: str, which: str, plan_only: bool = Fals
     plan = pd.DataFrame([_cost(bench, name) for name in names], names, ["edits", "s/edit", "minutes"])
     print(plan.round(2).to_string())
     minutes, unknown = plan.minutes.sum() * len(orders), plan.minutes.isna().sum()
-    print(
-        f"{len(orders)} orders of these, about {minutes:.0f} minutes of one core, probes included, as the same streams "
-        f"took before; {unknown} of {len(plan)} never ran and are not counted"
-    )
+    took = f"about {minutes:.0f} minutes of one core, probes included, as the same streams took before"
+    print(f"{len(orders)} orders of these, {took}; {unknown} of {len(plan)} never ran and are not counted")
     if not plan_only:
         run_streams(profile, orders, names, commit=True)
 

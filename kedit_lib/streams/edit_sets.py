@@ -30,7 +30,6 @@ def load_edits(
     source: str | Path, model=None, limit: int | None = None, seed: int = 0, chat: bool = False, **hub
 ) -> list[Edit]:
     """Edits from "lab" or "world", from a file (.json, .jsonl, .csv, .parquet), a folder, or a hub name "owner/name".
-
     "lab" needs a lab model; the seed decides the sample, the order and the edits (limit None: 100, or as many as there
     are people). "world", cities and countries (GeoNames, CC BY 4.0), likewise, but only facts that `model` knows in two
     wordings or more, which is asked once and kept in results/known. Of others, `limit` draws a sample of that size by
@@ -38,8 +37,7 @@ def load_edits(
     questions to a chat model and are put into the chat template of `model`. hub: keywords of `datasets.load_dataset`
     for folders and hub names, such as split, name and data_files. In CSV, lists are written as JSON. Records that
     cannot be an edit are left out with one warning; `read_edits` gives the reasons, which name the record and the
-    field. KeditError where no record can be one.
-    """
+    field. KeditError where no record can be one."""
     source = str(source)
     if source in MADE:
         if chat or hub:

@@ -27,14 +27,11 @@ LAYER_EDITS = 20  # that the notebook on one's own model makes, at several layer
 
 def check_model(model, edits=None, profile: str | Profile | None = None, write: bool = True) -> pd.DataFrame:
     """A table (index: what; column: value): what a model is, what one edit of it does and costs, where to edit, and the
-    minutes that the notebooks would take. The weights are the ones at entry afterwards.
-
-    model: an EditableModel, or what `load_model` takes. edits: Edits with target_true, of facts that the model may
-    know; they are traced, and the first known one is tried (None: the lab's own for a lab model, else a few that most
-    models know). profile: the run that minutes are estimated for (None: "lab" for a lab model, else "gpu"). write: the
-    proposal becomes results/models/<name>.yaml; a model that has a file keeps it. KeditError for a model whose layout
-    or tokenizer is not understood.
-    """
+    minutes that the notebooks would take. The weights are the ones at entry afterwards. model: an EditableModel, or
+    what `load_model` takes. edits: Edits with target_true, of facts that the model may know; they are traced, and the
+    first known one is tried (None: the lab's own for a lab model, else a few that most models know). profile: the run
+    that minutes are estimated for (None: "lab" for a lab model, else "gpu"). write: the proposal becomes
+    results/models/<name>.yaml; a model that has a file keeps it. KeditError for an unknown layout or tokenizer."""
     return check(model, edits, profile, write).table
 
 
