@@ -66,7 +66,6 @@ def remove(path: Path) -> None:
 
 
 def checksum(path: Path) -> str:
-    """sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -1,6 +1,5 @@
 """YAML 1.2 (`5e-1` is a number, `yes` a word, a duplicate key an error), and the parameters in it: what a run does
-(params/profiles), how a model is edited (params/models), and which streams the report is about (params/streams.yaml).
-Types are strict: text is not a number and a float is not an int. An error is one line: file, field, value, remedy."""
+(params/profiles), how a model is edited (params/models), which streams the report is about (params/streams.yaml)."""
 
 import hashlib
 import os
@@ -32,8 +31,7 @@ Scale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 def parse(text: str, source: str, duplicates: bool = False) -> Any:
-    """The value of a YAML text. `source` names it in the KeditError; `duplicates`: the last of equal keys is taken, as
-    PyYAML does, and thus the programs that published files were written for."""
+    """The value of a YAML text, named `source` in errors. duplicates: of equal keys the last counts, as in PyYAML."""
     reader = YAML(typ="safe", pure=True)
     if duplicates:
         reader.constructor.check_mapping_key = lambda *_: True
@@ -180,8 +178,7 @@ def _last_part(model: str) -> str:
 
 
 def find_model_params(model: str) -> Path | None:
-    """A model's parameter file, or None if it has none yet. A local folder without its own file uses the
-    file of that name, unless check_model wrote that for another model."""
+    """A model's file of parameters, or None: its own, or one of its name that check_model did not write."""
     folders = params_folder(), results_folder(), REPOSITORY / "params"  # in results those that check_model proposed
     paths = [path for folder in folders for path in sorted((folder / "models").glob("*.yaml"))]
     own, short = file_name(model).casefold(), _last_part(model).casefold()  # hub ids are written in either case

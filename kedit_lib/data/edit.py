@@ -202,8 +202,7 @@ def fill(context: str, prompt: str, subject: str) -> tuple[str, int, int]:
 class Question:
     """One consequence of one edit: the model completes `prompt` freely and should say `answer` once the edit holds.
     kind: what sort of consequence, a cohort in tables. bridge: "" or a sentence with one `{}` for what the model says
-    to `prompt`; the answer then comes after both. gate: (prompt, answer) pairs; the question counts only where the
-    unedited model gives all of these."""
+    to `prompt`; the answer comes after both. gate: (prompt, answer) pairs that the unedited model must give."""
 
     kind: str
     prompt: str

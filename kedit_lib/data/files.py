@@ -98,9 +98,8 @@ def _leaves(value, path: str = "") -> Iterator[tuple[str, Any]]:
 def records_of(source: str | Path, **hub) -> list[Record]:
     """Every record of `source`: a .json, .jsonl, .csv, .tsv or .parquet file, a folder of such files, or a hub name,
     "owner/name" or "owner/name:configuration". hub: for folders and hub names, keywords of `datasets.load_dataset` such
-    as split (of the hub: train) or data_files. In CSV (commas, semicolons or tabs) lists and a separator are JSON; an
-    empty cell is an absent field. A line that cannot be read is a broken record. KeditError for a source that is not
-    there, cannot be read, or holds no records."""
+    as split (of the hub: train) or data_files. In CSV (commas, semicolons or tabs) lists and a separator are JSON,
+    empty cells absent. A line that cannot be read is a broken record, a source a KeditError, as is an empty one."""
     path, name = Path(source), str(source)
     suffix = path.suffix.lower()
     if os.path.isfile(path):  # Path.is_file() raises for a name that is too long
@@ -220,8 +219,7 @@ def read_texts(source: str | Path) -> list[str]:
     else:
         texts = [text for r in records_of(source) if isinstance(text := r.values.get("text"), str)]
         if not texts:
-            remedy = "name the documents so, or give a .txt file"
-            raise KeditError(f"texts {str(source)!r}: no record has a field 'text'; {remedy}")
+            raise KeditError(f"texts {str(source)!r}: no record has a field 'text'; name it so, or give a .txt file")
     return [text.strip() for text in texts if text.strip()]
 
 
@@ -230,8 +228,7 @@ def texts_of(given, what: str) -> list[str]:
     `text`. A str stands for a file where it names one. KeditError for anything else, for no file and for no text."""
     if isinstance(given, os.PathLike) or (isinstance(given, str) and _names_a_file(given)):
         if not os.path.isfile(given):
-            remedy = "give an existing one, or [text] for the text itself"
-            raise KeditError(f"{what}: there is no file {str(given)!r}; {remedy}")
+            raise KeditError(f"{what}: there is no file {str(given)!r}; give an existing one, or [text] for a text")
         given = read_texts(given)
     elif isinstance(given, str):
         given = [given]

@@ -114,8 +114,7 @@ def cknowedit(record: Record) -> dict:
 
 @schema("uniedit", lambda values: isinstance(values.get("edit"), dict))
 def uniedit(record: Record) -> dict:
-    """An edit, with questions that follow from it (`generality`) and others that do not (`locality`); a file is an
-    object of records. Source: Chen et al., arXiv 2505.12345."""
+    """An edit, questions that follow (`generality`) and others (`locality`). Source: Chen et al., arXiv 2505.12345."""
     fact = _fact(record, "edit.prompt", "edit.subject", "edit.target", id="index")
     return fact | {"portability": record.pairs("generality"), "locality": record.pairs("locality")}
 

@@ -1,5 +1,4 @@
-"""Words and writing systems: where a name occurs in a text, which scripts put no space between words, where a sentence
-ends, and what joins a prompt and its answer."""
+"""Words and writing systems: places of a name, scripts without spaces, ends of sentences, joints before an answer."""
 
 import re
 import unicodedata
@@ -67,8 +66,7 @@ def why_elsewhere(text: str, name: str) -> str:
 
 def _goes_on(text: str, i: int) -> bool:
     """Whether one word reaches over position i: a letter or digit on both sides, or an accent on the one before."""
-    inside = 0 < i < len(text)
-    return inside and (bool(unicodedata.combining(text[i])) or (_in_word(text[i - 1]) and _in_word(text[i])))
+    return 0 < i < len(text) and (bool(unicodedata.combining(text[i])) or (_in_word(text[i - 1]) and _in_word(text[i])))
 
 
 def _in_word(c: str) -> bool:

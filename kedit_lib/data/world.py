@@ -33,11 +33,9 @@ class Relation(NamedTuple):
 
 
 class Fact(NamedTuple):
-    """`relation` is a name of RELATIONS; the object stands without its article."""
-
-    relation: str
+    relation: str  # a name of RELATIONS
     subject: str
-    object: str
+    object: str  # without its article
 
 
 RELATIONS = {name: Relation(**given) for name, given in TEXT["relations"].items()}
@@ -45,8 +43,7 @@ RELATIONS = {name: Relation(**given) for name, given in TEXT["relations"].items(
 
 @dataclass(frozen=True)
 class Geography:
-    """facts: of cities, largest first, then of countries. articles: countries that English puts "the" before, which
-    stand as objects only, for a prompt about them would need the word."""
+    """facts: of cities, largest first, then of countries. articles: countries with "the", which no edit is about."""
 
     facts: tuple[Fact, ...]
     articles: frozenset[str]
@@ -75,8 +72,7 @@ def alike(name: str, other: str) -> bool:
 
 class KnownWorld:
     """Edits of the facts that one model knows, and the facts around them that should not move. said: for each fact that
-    was asked the wordings in which the model says it, statements before questions; facts: those that it says in at
-    least ENOUGH; of_subject: {subject: known facts}."""
+    was asked the wordings in which the model says it; facts: those said in ENOUGH; of_subject: {subject: these}."""
 
     def __init__(self, geography: Geography, said: dict[Fact, Said]):
         self.geography, self.said = geography, said
@@ -90,7 +86,6 @@ class KnownWorld:
                 self._objects[f.relation][f.object] = None
             for pair in wordings.items():
                 self._saying[pair].append(f.subject)
-        self.of_subject = dict(self.of_subject)
 
     def edits(self, limit: int, seed: int = 0) -> list[Edit]:
         """`limit` edits, one per subject; the seed decides all. Fewer edits of one seed are the first of more."""
@@ -146,8 +141,7 @@ class KnownWorld:
         return tuple(RELATIONS[edit.relation].inverse.format(o) for o in (edit.target_new, edit.target_true))
 
     def beside(self, edit: Edit) -> list[Fact]:
-        """Other known facts of the subject that the edit leaves true: a country's; a city's continent where its new
-        country lies on it."""
+        """The subject's other known facts that stay true: a country's; a city's continent that is its new country's."""
         others = [f for f in self.of_subject.get(edit.subject, []) if f.relation != edit.relation]
         of = self.geography.objects_of["country-continent"]
         free = edit.subject in of or edit.relation.startswith("country-")

@@ -18,10 +18,9 @@ from .protocol import SELDOM, Probe, panel, rows
 
 @torch.no_grad()
 def sampled_texts(model, prompts: list[str], tokens: int = 100, top_k: int = 5, seed: int = 0) -> list[str]:
-    """What follows each prompt: `tokens` sampled tokens as text, special tokens left out; fewer where the model has no
-    more positions. An end-of-text token ends nothing. Sampled among the `top_k` likeliest as the authors do
-    (`generate_fast`): greedy decoding of a small model repeats itself even in health. Seeded, the i-th prompt always
-    with the same draws. All are written side by side."""
+    """What follows each prompt: `tokens` sampled tokens as text, special tokens left out; fewer where positions end. An
+    end-of-text token ends nothing. Sampled among the `top_k` likeliest as the authors do (`generate_fast`): greedy
+    decoding of a small model repeats itself even in health. Seeded, the i-th prompt always with the same draws."""
     if not prompts:
         return []
     draws = torch.rand(len(prompts), tokens, generator=torch.Generator().manual_seed(seed)).split(1, 1)

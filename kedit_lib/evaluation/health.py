@@ -1,5 +1,4 @@
-"""Health beside facts: perplexity on plain text; norms, condition and drift of weights and hidden states, which have no
-floor: compare with the value at 0 edits."""
+"""Health beside facts: perplexity; norms, condition and drift of weights and hidden states, to compare with 0 edits."""
 
 import torch
 from torch import Tensor
@@ -7,7 +6,7 @@ from torch import Tensor
 from ..data.edit import Edit
 from ..data.files import texts_of
 from ..errors import KeditError, check_editable
-from ..models.hooks import by_length, pad, trace
+from ..models.hooks import pad, trace
 from ..models.tokenization import encode, positions_of, windows
 from .protocol import SELDOM, Probe, row
 
@@ -17,8 +16,7 @@ MOST_LOGITS = 1 << 28  # at a time: a gigabyte in float32, and as much again for
 
 
 def _streams(model, rows: list, layers) -> tuple[dict[int, Tensor], Tensor, Tensor]:
-    """The residual stream [n, longest, d_model] after each of `layers`, and of each token but a row's first the id and
-    whether it is the row's own, both [n, longest − 1]."""
+    """The stream [n, longest, d_model] after `layers`; from the second token on the ids, and which are no padding."""
     ids, modules = pad(rows, model.device), {layer: model.layers[layer] for layer in layers}
     _, seen = trace(model.hf, ids, outputs=modules.values(), last=modules[max(modules)])
     lengths = torch.tensor([len(r) for r in rows], device=ids.device)
@@ -30,15 +28,15 @@ def _streams(model, rows: list, layers) -> tuple[dict[int, Tensor], Tensor, Tens
 def perplexity(model, texts) -> float:
     """exp of the mean negative log-probability per token over all texts. Range ≥ 1; a uniform guess gives the
     vocabulary's size. texts: as `SecondMoments.estimate` takes them. One longer than the model's context is read in
-    windows, each from its beginning. Memory does not grow with the texts' length. KeditError when nothing is to be
-    predicted."""
+    windows. Memory does not grow with the texts' length. KeditError when nothing is to be predicted."""
     check_editable(model, "perplexity")
     limit = min(positions_of(model.hf.config), MOST_TOKENS)
     rows = [row for text in texts_of(texts, "perplexity") for row in windows(model.tokenizer, text, limit)]
-    lengths, last, nll = [len(r) for r in rows], model.n_layers - 1, []
+    rows, last, nll = sorted(rows, key=len), model.n_layers - 1, []
     size = max(1, MOST_LOGITS // model.hf.get_input_embeddings().num_embeddings)
-    for part in by_length(lengths, max(1, min(ROWS, MOST_TOKENS // max(lengths)))):
-        seen, token, real = _streams(model, [rows[i] for i in part], [last])
+    at_once = max(1, min(ROWS, MOST_TOKENS // max(map(len, rows))))
+    for begin in range(0, len(rows), at_once):
+        seen, token, real = _streams(model, rows[begin : begin + at_once], [last])
         for stream, t in zip(seen[last][:, :-1][real].split(size), token[real].split(size), strict=True):
             nll.append(-model.logits(stream).log_softmax(-1).gather(-1, t[:, None])[:, 0].double())
     if not sum(map(len, nll)):
@@ -47,13 +45,9 @@ def perplexity(model, texts) -> float:
 
 
 def weight_health(model, layer: int) -> dict[str, float]:
-    """Of the edited map W at `layer`; W₀ is the unedited one, σ its singular values.
-
-    weight norm       ‖W‖_F ≥ 0, in the unit of the weights
-    largest singular  σ_max = ‖W‖₂, the most it can stretch a key
-    condition number  σ_max / σ_min, 1..∞ (∞: W has lost a direction). Ma et al. 2024 (PRUNE) bound damage by it
-    weight drift      ‖W − W₀‖_F / ‖W₀‖_F ≥ 0, 0 unedited
-    """
+    """Of the edited map W at `layer`; W₀ is the unedited one, σ its singular values. weight norm: ‖W‖_F ≥ 0, in the
+    weights' unit; largest singular: σ_max = ‖W‖₂, the most it stretches a key; condition number: σ_max / σ_min, 1..∞
+    (∞: a direction is lost), by which Ma et al. 2024 (PRUNE) bound damage; weight drift: ‖W − W₀‖_F / ‖W₀‖_F."""
     # In float32 at least: singular values of half-precision matrices cannot be taken.
     weight, drift = model.weight(layer).detach().to(model.math_dtype), model.drift(layer)
     sigma = torch.linalg.svdvals(weight)
@@ -67,9 +61,8 @@ def weight_health(model, layer: int) -> dict[str, float]:
 
 @torch.no_grad()
 def hidden_states(model, texts: list[str], layers) -> dict[int, Tensor]:
-    """{layer: [tokens, d_model]} the residual stream after each of `layers` at every token of `texts` but the first, on
-    the CPU: on a begin-of-text models park vectors hundreds of times as long as the others, which would dominate a
-    mean. All texts share a pass; the shortest come first."""
+    """{layer: [tokens, d_model]} on the CPU: the residual stream after each of `layers` at all tokens but the first of
+    each text, the shortest text first. On a begin-of-text vectors are so long that they would dominate a mean."""
     rows = sorted((encode(model.tokenizer, t) for t in texts), key=len)
     seen, _, real = _streams(model, rows, layers)
     return {layer: stream[:, 1:][real].to(model.math_dtype).cpu() for layer, stream in seen.items()}
@@ -77,8 +70,7 @@ def hidden_states(model, texts: list[str], layers) -> dict[int, Tensor]:
 
 def hidden_health(now: Tensor, unedited: Tensor) -> dict[str, float]:
     """Of one layer's hidden states h against the unedited model's h₀ at the same tokens, both [tokens, d_model]: hidden
-    norm, mean ‖h‖ ≥ 0, and hidden drift, mean ‖h − h₀‖ / ‖h₀‖ ≥ 0, 0 unedited; √2 for an unrelated h of the same
-    length."""
+    norm, mean ‖h‖ ≥ 0, and hidden drift, mean ‖h − h₀‖ / ‖h₀‖ ≥ 0, 0 unedited; √2 for an unrelated h of that length."""
     drift = (now - unedited).norm(dim=-1) / unedited.norm(dim=-1)
     return {"hidden norm": now.norm(dim=-1).mean().item(), "hidden drift": drift.mean().item()}
 

@@ -1,5 +1,4 @@
-"""What all probes share: rows, names for the store, a panel of the edits, and the unedited model's answers. And two
-kinds of probe that every stream has: of its edits, and of facts."""
+"""What all probes share (rows, identity, panel, the unedited answers), and the probes of edits and of facts."""
 
 import json
 from dataclasses import dataclass, fields
@@ -32,12 +31,10 @@ def identity_of(name: str, what) -> str:
 class Probe:
     """Questions, the fields of a frozen dataclass. A call with the model in its present state and the edits so far
     gives rows (metric, cohort, value, n). `run_stream` takes whatever is called so and has an `identity`, which names
-    what is measured for the store's key: here the class's version and all fields. A probe may also have
-
-    every  edits: it is asked at the first checkpoint at or after each multiple of it, and at the last. Without: at
-           every checkpoint. None: at 0 edits, at the first after either `collapse_point`, and at the last
-    brief  called like the probe itself at the checkpoints in between: fewer questions, rows of the same names
-    """
+    what is measured for the store's key: here the class's version and all fields. A probe may also have `every`, in
+    edits: it is asked at the first checkpoint at or after each multiple of it, and at the last (without: at every
+    checkpoint; None: at 0 edits, at the first after either `collapse_point`, and at the last); and `brief`, called like
+    the probe itself at the checkpoints in between: fewer questions, rows of the same names."""
 
     def __init_subclass__(cls, version: str):
         cls.version = version
@@ -139,8 +136,7 @@ class EditProbe(Probe, version="edits-v2"):
 
 
 class _Asked:
-    """(edit, prompt, wanted answer, other answer or None), generated (right) and scored (wanted); success and magnitude
-    where there is another answer."""
+    """(edit, prompt, wanted, other answer or None), generated (right) and scored; compared where there is another."""
 
     def __init__(self, model, asked: list[tuple[Edit, str, str, str | None]], match: str):
         two = [i for i, (*_, other) in enumerate(asked) if other is not None]
@@ -176,8 +172,7 @@ class FactProbe(Probe, version="FactProbe-v2"):
 
 
 class VitalProbe(FactProbe, version="VitalProbe-v2"):
-    """Facts that decide whether the model counts as dead. Between multiples of `every` the first BRIEF are asked, and
-    all where these leave it open."""
+    """Facts that decide whether the model is dead. Between multiples of `every` the first BRIEF; all if undecided."""
 
     def brief(self, model, done: list[Edit]) -> list[dict]:
         right = self._right(model, slice(BRIEF))

@@ -17,21 +17,19 @@ LOCAL = 40  # prompts that are compared with the unedited model
 
 
 def agreement(now, before) -> list[float]:
-    """[n] share of equal places of n pairs of equally long sequences, 0..1. Of the argmax at each token of the answer,
-    (1/|t|) Σ_j [argmax_j = argmax_j⁰], it is EasyEdit's locality (`compute_locality_quality`, Wang et al. 2023; Yao et
-    al. 2023). 1 for an unedited model; floor: how often a destroyed one happens to say the same, near 0 unless one
-    answer is common."""
+    """[n] share of equal places of n pairs of sequences, 0..1. Of the argmax at each token of the answer, (1/|t|) Σ_j
+    [argmax_j = argmax_j⁰], it is EasyEdit's locality (`compute_locality_quality`, Wang et al. 2023; Yao et al. 2023). 1
+    unedited; floor: how often a destroyed model happens to say the same, near 0 unless one answer is common."""
     both = zip(now, before, strict=True)
     return [sum(x == y for x, y in zip(a, b, strict=True)) / len(b) for a, b in both]
 
 
 class LocalityProbe(Probe, version="locality-v1"):
-    """Argmax, first token and answer agreement with the unedited model (all 1 at 0 edits) on prompts that no edit is
-    about; `answers`: what is true there."""
+    """Agreement with the unedited model, of argmax, first token and answer, on prompts that no edit is about."""
 
     cohort: str
     prompts: tuple[str, ...]
-    answers: tuple[str, ...]
+    answers: tuple[str, ...]  # what is true there
     every: int = SELDOM
 
     def __call__(self, model, done: list[Edit]) -> list[dict]:
@@ -48,8 +46,7 @@ class LocalityProbe(Probe, version="locality-v1"):
 
 def portability(model, questions: list[Question], match: str = "exact") -> list[bool]:
     """For each question whether free greedy decoding gives the answer, by `match` as in `generation_accuracy`. Floor:
-    one over the number of likely answers. Source: Yao et al. 2023; the spelled-out hop asks a step at a time as MeLLo
-    does (Zhong et al. 2023)."""
+    one over the number of likely answers. Source: Yao et al. 2023; hops spelled out as by MeLLo (Zhong et al. 2023)."""
     prompts = [q.prompt for q in questions]
     hops = [i for i, q in enumerate(questions) if q.bridge]
     for i, said in zip(hops, complete(model.hf, model.tokenizer, [prompts[i] for i in hops]), strict=True):
@@ -68,14 +65,12 @@ def answerable(model, questions: list[Question], match: str = "exact") -> list[b
 class PortabilityProbe(Probe, version="portability-v1"):
     """Accuracy on consequences, and success on inverses. At 0 edits a row "answerable" for each kind of question: the
     share whose gate is passed. Inverses form a cohort of their own then: their value is chance, not a healthy baseline.
-
-    questions  for each edit its consequences, if any. Asked are those whose gate the unedited model passes, at most
-               `limit` of a kind, and none of a kind that it passes for less than KNOWN of the edits: these may be luck
-    inverses   for each edit (prompt with the new object, prompt with the true object) or None: whether its subject is
-               more probable after "Graz is the birthplace of" than after the true object's. Floor ½, where a model that
-               learnt facts in one direction only is before any edit. Source: Ma et al. 2023 (reversibility of edits),
-               as a comparison because many subjects share an object
-    """
+    questions: for each edit its consequences, if any. Asked are those whose gate the unedited model passes, at most
+    `limit` of a kind, and none of a kind that it passes for less than KNOWN of the edits: these may be luck. inverses:
+    for each edit (prompt with the new object, prompt with the true object) or None: whether its subject is more
+    probable after "Graz is the birthplace of" than after the true object's. Floor ½, where a model that learnt facts in
+    one direction only is before any edit. Source: Ma et al. 2023 (reversibility of edits), as a comparison because many
+    subjects share an object."""
 
     subjects: tuple[str, ...]
     questions: tuple[tuple[Question, ...], ...]
@@ -153,11 +148,10 @@ class OverfittingProbe(Probe, version="overfitting-v1"):
 def family_probes(
     edits, questions=(), inverses=(), unrelated=(), aside=(), references=(), corpus=(), every=SELDOM, match="exact"
 ) -> list[Probe]:
-    """All probes of side effects that the given material allows; distraction and fluency need the edits alone. edits:
-    those of the sequence, in order; their own `portability` and `locality` pairs are asked too, as the cohorts "one
-    hop" and "beside the edits" (LOCAL of these, over the whole sequence). unrelated: (prompt, answer) pairs that no
-    edit is about, the first LOCAL are asked. aside: `prompts` of OverfittingProbe. every: for free text, which costs as
-    much as all the others, twice as many edits."""
+    """The probes of side effects that the material allows; distraction and fluency need the edits alone. edits: the
+    sequence's, in order; their `portability` and `locality` pairs are asked too, as the cohorts "one hop" and "beside
+    the edits" (LOCAL, over the whole sequence). unrelated: (prompt, answer) pairs that no edit is about, the first
+    LOCAL are asked. aside: `prompts` of OverfittingProbe. every: doubled for free text, as costly as the rest."""
     edits = tuple(edits)
     begins = tuple(e.generation_prompts[0] if e.generation_prompts else e.subject for e in edits)
     free_text = GenerationProbe(begins, tuple(references), tuple(corpus), every=2 * every)

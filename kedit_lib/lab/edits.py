@@ -89,8 +89,7 @@ def consequences(world: World, edit: Edit) -> tuple[Question, ...]:
 
 
 def inverse_prompts(edit: Edit) -> tuple[str, str] | None:
-    """The fact asked from its object's side, as no text of the lab does, with the new object and with the true one.
-    None for another relation."""
+    """The fact asked from its object's side, as no lab text does, with either object; None for another relation."""
     said = TEXT["relations"].get(edit.relation)
     return said and tuple(said["inverse"].format(target) for target in (edit.target_new, edit.target_true))
 

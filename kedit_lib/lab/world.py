@@ -18,7 +18,7 @@ from ..errors import KeditError, check_editable, explained
 TEXT = read_yaml(Path(__file__).with_name("world.yaml"))
 ONSETS, VOWELS, CODAS = (TEXT[part].split() for part in ("onsets", "vowels", "codas"))
 DEVELOPMENT = 100  # people whom layers are chosen on, at least
-N_COUNTRIES, CITIES_PER_COUNTRY, N_LANGUAGES = 10, 4, 16
+N_COUNTRIES, CITIES_EACH, N_LANGUAGES = 10, 4, 16
 PLAIN_SHARE = 0.25  # of the documents, about a third of the tokens
 BIOGRAPHY_SHARE = 0.45  # of the documents about people; the others are a few unrelated statements
 MARK = "\x1f"  # stands on both sides of an object in a document, and nowhere else
@@ -68,8 +68,7 @@ class World:
     @cached_property
     def streamed(self) -> tuple[str, ...]:
         """All other people: those of the edit sequences."""
-        development = set(self.development)
-        return tuple(p for p in self.people if p not in development)
+        return tuple(p for p in self.people if p not in self.development)
 
     def facts(self, people=None) -> list[Fact]:
         """All facts of `people` (None: everyone), person by person."""
@@ -92,9 +91,8 @@ class World:
                     used.add(word)
                     return word
 
-        n_cities = N_COUNTRIES * CITIES_PER_COUNTRY
         countries = [invent(1, "nia land stan") for _ in range(N_COUNTRIES)]
-        cities = [invent(rng.choice((1, 2)), "burg ton port ville mouth") for _ in range(n_cities)]
+        cities = [invent(rng.choice((1, 2)), "burg ton port ville mouth") for _ in range(N_COUNTRIES * CITIES_EACH)]
         languages = [invent(1, "ish ese ian") for _ in range(N_LANGUAGES)]
         # Several people share each name part, so that a person is only known by the pair.
         parts = max(8, round(n_people / sharing if sharing else (3 * n_people) ** 0.5))
@@ -112,7 +110,7 @@ class World:
         objects_of = {(person, name): rng.choice(r.objects) for person in people for name, r in relations.items()}
         female_first = set(rng.sample(first, len(first) // 2))
         female = frozenset(p for p in people if p.split()[0] in female_first)
-        country_of = {city: countries[i // CITIES_PER_COUNTRY] for i, city in enumerate(cities)}
+        country_of = {city: countries[i // CITIES_EACH] for i, city in enumerate(cities)}
         return cls(seed, people, female, relations, objects_of, country_of, (first, last))
 
 
@@ -136,8 +134,7 @@ def biography(world: World, person: str, rng: random.Random) -> str:
 
 
 def plain(world: World, rng: random.Random) -> str:
-    """Three to seven sentences that name nobody; about one in ten states where a city lies. Word frequencies fall like
-    1/rank, as in text."""
+    """Three to seven sentences that name nobody, one in ten on where a city lies. Word frequencies fall like 1/rank."""
 
     def word(slot: re.Match) -> str:
         words = WORDS[slot[1].lower()]

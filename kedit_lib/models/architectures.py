@@ -147,8 +147,7 @@ def check_weights(model) -> None:
 
 
 def check_logits(model) -> bool:
-    """KeditError unless `model.logits` of the last layer's stream are the model's own. Returns whether layers return
-    tuples, which the stream leads."""
+    """KeditError unless `model.logits` of the last layer's stream are the model's own; whether layers return tuples."""
     ids, seen = torch.arange(min(4, model.hf.get_input_embeddings().num_embeddings), device=model.device)[None], []
     with hooks((model.layers[-1], lambda module, args, output: seen.append(output))):
         own = model.hf(input_ids=ids, use_cache=False).logits.to(model.math_dtype)

@@ -16,13 +16,11 @@ PLACES = ("first subject token", "last subject token", "next token", "last token
 
 @torch.no_grad()
 def causal_trace(model, facts, noise=3.0, samples=5, seed=0, places: tuple[str, ...] = PLACES) -> pd.DataFrame:
-    """How much of the answer's probability comes back when one state of the clean run is restored.
-
-    facts: (prompt with {}, subject, answer) triples that the model knows. The subject's embeddings get Gaussian noise
-    of `noise` standard deviations of the embedding matrix; then the stream after each layer at each of `places` is set
-    to its clean value. p is of the answer's first token, behind a space that the tokenizer writes apart. Returns rows
-    (place, layer, effect): mean over facts of (p_restored − p_corrupted) / (p_clean − p_corrupted), 1: all comes back.
-    """
+    """How much of the answer's probability comes back when one state of the clean run is restored. facts: (prompt with
+    {}, subject, answer) triples that the model knows. The subject's embeddings get Gaussian noise of `noise` standard
+    deviations of the embedding matrix; then the stream after each layer at each of `places` is set to its clean value.
+    p is of the answer's first token, behind a space that the tokenizer writes apart. Returns rows (place, layer,
+    effect): mean over facts of (p_restored − p_corrupted) / (p_clean − p_corrupted), 1: all comes back."""
     embed, generator, effect = model.hf.get_input_embeddings(), torch.Generator().manual_seed(seed), Counter()
     scale = getattr(embed, "scalar_embed_scale", 1.0)  # Gemma's embeddings leave the module this much larger
     sigma = noise * scale * embed.weight.float().std().item()

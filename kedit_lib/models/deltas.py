@@ -79,9 +79,8 @@ def load_record(folder) -> list[Edit]:
 
 
 def save_model(model, folder) -> None:
-    """The model as it is now, as a folder that plain `transformers` loads, with its edits in kedit_edits.json. All
-    files are written aside first; weights that lay there before are removed, other files stay. KeditError for edits
-    that are in no weight."""
+    """The model as it is now, as a folder that plain `transformers` loads, with its edits in kedit_edits.json. All is
+    written aside first; weights that lay there go, other files stay. KeditError for edits that are in no weight."""
     if by := ", ".join(model.memory):
         raise KeditError(f"{model.name}: its edits by {by} are in no weight and would be lost; restore() it first")
     about = {"model": {"name": model.name, "checksum": model.checksum}, "changed": sorted(model.edited)}

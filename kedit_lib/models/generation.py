@@ -39,14 +39,6 @@ def decode(model, rows: dict[int, list[int]], choose, stay) -> dict[int, list[in
     return out
 
 
-def _batches(lengths: list[int], size: int) -> list[list[int]]:
-    """Indices in batches of at most `size`: of one length where at least FEW have it, the others of like length."""
-    by_length = pd.Series(lengths, dtype=int).sort_values(kind="stable")
-    rare = by_length.groupby(by_length).transform("size") < FEW
-    groups = [part.index.tolist() for _, part in by_length.groupby(by_length.mask(rare, 0))]
-    return [group[k : k + size] for group in groups for k in range(0, len(group), size)]
-
-
 def continuations(model, tokenizer, prompts, max_new_tokens, enough=None) -> list[tuple[str, bool]]:
     """(what the model writes greedily, whether its text ended there or was cut off) of each prompt. max_new_tokens: of
     all or a list, one for each. It stops early when enough(i, text) is true of what is written after prompt i."""
@@ -58,8 +50,13 @@ def continuations(model, tokenizer, prompts, max_new_tokens, enough=None) -> lis
         left = [i for i in going if out[i][-1] != eos and len(out[i]) < most[i]]
         return [i for i in left if not enough(i, text(out[i]))] if enough else left
 
-    for part in _batches([len(one) for one in ids], ROWS):
-        written |= decode(model, {i: ids[i] for i in part}, lambda logits: logits.argmax(-1, keepdim=True), stay)
+    # Batches of one length where at least FEW have it; the others, of like length, share theirs.
+    lengths = pd.Series([len(one) for one in ids], dtype=int).sort_values(kind="stable")
+    rare = lengths.groupby(lengths).transform("size") < FEW
+    for _, group in lengths.groupby(lengths.mask(rare, 0)):
+        for k in range(0, len(group), ROWS):
+            rows = {i: ids[i] for i in group.index[k : k + ROWS]}
+            written |= decode(model, rows, lambda logits: logits.argmax(-1, keepdim=True), stay)
     return [(text(written[i]), written[i][-1:] == [eos]) for i in range(len(prompts))]
 
 

@@ -17,24 +17,17 @@ class Done(Exception):
 
 
 def pad(rows: list[tuple[int, ...]], device) -> Tensor:
-    """Rows of ids as one tensor [n, longest], padded on the right; causal attention never looks there, so that no mask
-    is needed and positions count from 0."""
+    """Rows of ids as a tensor [n, longest], padded on the right, where causal attention never looks: no mask needed."""
     longest = max(map(len, rows))
     return torch.tensor([list(r) + [FILL] * (longest - len(r)) for r in rows], device=device)
 
 
-def by_length(lengths: list[int], size: int) -> Iterator[list[int]]:
-    """Indices in batches of at most `size`, the shortest rows first, so that little is padded."""
-    order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    yield from (order[begin : begin + size] for begin in range(0, len(order), size))
-
-
 def by_likeness(rows: list[tuple[int, ...]], size: int) -> Iterator[list[int]]:
-    """As `by_length`; among rows of one length, those that begin alike share a batch. A row that is much longer than
-    the shortest of its batch begins another, lest all be padded to its length."""
-    order = sorted(range(len(rows)), key=rows.__getitem__)
-    for part in by_length([len(rows[i]) for i in order], size):
-        part = [order[k] for k in part]
+    """Indices in batches of at most `size`, the shortest rows first; of one length those that begin alike together. A
+    row that is much longer than the shortest of its batch begins another, lest all be padded to its length."""
+    order = sorted(range(len(rows)), key=lambda i: (len(rows[i]), rows[i]))
+    for begin in range(0, len(order), size):
+        part = order[begin : begin + size]
         while part:
             most = 4 * len(rows[part[0]]) + 64
             alike = [i for i in part if len(rows[i]) <= most]
@@ -75,8 +68,7 @@ def trace(hf, input_ids: Tensor, inputs=(), outputs=(), last: nn.Module | None =
 
 
 def adding(vectors: Tensor, at: tuple[Tensor, Tensor]):
-    """A forward hook that adds `vectors` [n, d] at (rows, tokens) to a module's output [n, t, d] or [n·t, d], or to a
-    tuple's first part."""
+    """A forward hook that adds `vectors` [n, d] at (rows, tokens) to the output [n, t, d] or [n·t, d] of a module."""
 
     def hook(module, args, output):
         first = output[0] if isinstance(output, tuple) else output

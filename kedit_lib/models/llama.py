@@ -46,15 +46,17 @@ def multiplies_in_bfloat16() -> bool:
 
 
 def weights_of(part, dtype: torch.dtype) -> SimpleNamespace:
-    """What the two passes of a layer, or of the head, multiply by: [d_in, d_out] forward, [d_out, d_in] `…_back`. Made
-    once, and again after a weight has changed."""
+    """What the passes of a layer or the head multiply by, [d_in, d_out] (`…_back`: transposed); anew after a change."""
     state, kept = [(p.data_ptr(), p._version) for p in part.parameters()], _kept.setdefault(part, {})
     if kept.get(dtype, (None,))[0] != state:
         made = {}
         for name, weight in ({"head": part.weight} if isinstance(part, nn.Linear) else side_by_side(part)).items():
             large = name == "head" and weight.numel() >= LARGE and torch.backends.mkldnn.is_available()
             for direction, w in ((name, weight.detach().T), (f"{name}_back", weight.detach())):
-                made[direction] = packed(w, dtype) if large or dtype == torch.bfloat16 else in_order(w)
+                if large or dtype == torch.bfloat16:  # as oneDNN reads it fastest for some tens of tokens
+                    made[direction] = torch.ops.mkldnn._reorder_linear_weight(w.T.to(dtype).contiguous(), 48)
+                else:
+                    made[direction] = in_order(w)
         kept[dtype] = state, SimpleNamespace(**made)
     return kept[dtype][1]
 
@@ -205,11 +207,6 @@ def turned(rows: Tensor) -> Tensor:
     return torch.view_as_complex(rows.unflatten(-1, (-1, 2)))
 
 
-def packed(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """[d_in, d_out] as oneDNN reads it fastest for some tens of tokens."""
-    return torch.ops.mkldnn._reorder_linear_weight(weight.T.to(dtype).contiguous(), 48)
-
-
 def in_order(weight: Tensor) -> Tensor:
     """[d_in, d_out], its rows one after another; with a gap where they would all fall on the same lines of a cache."""
     d_in, d_out = weight.shape
@@ -218,7 +215,7 @@ def in_order(weight: Tensor) -> Tensor:
 
 
 def times(x: Tensor, weight: Tensor) -> Tensor:
-    """x W in x's dtype, W maybe `packed`."""
+    """x W in x's dtype, W maybe as oneDNN has it."""
     if not weight.is_mkldnn:
         return x @ weight
     return torch.ops.mkldnn._linear_pointwise(x.to(weight.dtype), weight, None, "none", [], "").to(x.dtype)

@@ -1,6 +1,5 @@
-"""A model by name: the built-in lab models, SmolLM2-135M from a Python package, a .gguf file, a local folder, or a hub
-id. The quantised weights of a GGUF file are dequantised once to float32; the folder of the result is kept in the cache,
-with checksums that are compared at every load."""
+"""A model by name: a lab model, SmolLM2-135M from a Python package, a .gguf file, a local folder, or a hub id. A GGUF
+file is dequantised once to float32; the result is kept in the cache, with checksums that every load compares."""
 
 import json
 import os
@@ -34,16 +33,13 @@ RECORD = "kedit_source.json"  # beside the weights: where they come from, and th
 
 
 def load_model(name, dtype=None, device=None, trust_remote_code=False, originals="device", **given) -> EditableModel:
-    """Load "lab", "lab-small", "smollm2", a .gguf file, a local folder, or a hub id.
-
-    dtype: torch's, or its name (None or "auto": as stored). device: whatever torch takes, or the number of a GPU (None:
-    cpu). originals: "device" or "host", where the unedited values of edited weights are kept. Of transformers'
-    from_pretrained it takes revision, token, cache_dir, subfolder, local_files_only and force_download, and
-    attn_implementation ("eager" or "sdpa"); torch_dtype and device_map stand for dtype and device.
-
-    Weights come from safetensors only; no code of a repository is run without trust_remote_code. KeditError for a model
-    that cannot be found, is an adapter, incomplete, quantised, of an unknown layout or with NaN.
-    """
+    """Load "lab", "lab-small", "smollm2", a .gguf file, a local folder, or a hub id. dtype: torch's, or its name (None
+    or "auto": as stored). device: whatever torch takes, or the number of a GPU (None: cpu). originals: "device" or
+    "host", where the unedited values of edited weights are kept. Of transformers' from_pretrained it takes revision,
+    token, cache_dir, subfolder, local_files_only and force_download, and attn_implementation ("eager" or "sdpa");
+    torch_dtype and device_map stand for dtype and device. Weights come from safetensors only; no code of a repository
+    is run without trust_remote_code. KeditError for a model that cannot be found, is an adapter, incomplete, quantised,
+    of an unknown layout or with NaN."""
     if not isinstance(name, (str, os.PathLike)):
         remedy = "give a name or a folder, or wrap it: kedit.EditableModel(model, tokenizer)"
         raise KeditError(f"load_model: the model's name must be text or a path, not a {type(name).__name__}; {remedy}")

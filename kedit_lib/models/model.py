@@ -21,15 +21,13 @@ class Snapshot(dict):
 
 
 class EditableModel:
-    """A model ready to be edited: evaluation mode, no gradients, originals kept of what is changed.
-
-    `hf` is edited in place, also when it comes compiled or in DataParallel. name: what it was loaded as (None: as
-    transformers knows it); folder: the local one, if it was one; layout: where its modules are. edited: {parameter
-    name: its unedited value} of all that is changed, kept on the "device" or, to save its memory, the "host"
-    (originals). applied: the method calls that the weights hold, as plain data, oldest first (None: changed by other
-    means); memory: {baseline: what it remembers in place of weights}, never changed in place. math_dtype, which keys,
-    targets and solves take, is float64 for float64 weights, else float32.
-    """
+    """A model ready to be edited: evaluation mode, no gradients, originals kept of what is changed. `hf` is edited in
+    place, also when it comes compiled or in DataParallel. name: what it was loaded as (None: as transformers knows it);
+    folder: the local one, if it was one; layout: where its modules are. edited: {parameter name: its unedited value} of
+    all that is changed, kept on the "device" or, to save its memory, the "host" (originals). applied: the method calls
+    that the weights hold, as plain data, oldest first (None: changed by other means); memory: {baseline: what it
+    remembers in place of weights}, never changed in place. math_dtype, which keys, targets and solves take, is float64
+    for float64 weights, else float32."""
 
     def __init__(self, hf: nn.Module, tokenizer=None, name: str | None = None, folder=None, originals: str = "device"):
         if originals not in ("device", "host"):

@@ -2,7 +2,6 @@
 at temperature 1. The draws are seeded, but rounding differs between machines and one token changes all that follow:
 recipe, device and hash are kept beside the text, and SmolLM2's comes with the library, so that C is one matrix."""
 
-import hashlib
 import json
 import lzma
 from functools import partial
@@ -13,7 +12,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..data.atomic import cached, remove
-from ..data.provenance import key_of
+from ..data.provenance import key_of, sha256
 from ..errors import KeditError, explained
 from .generation import decode
 from .hooks import no_bar
@@ -43,7 +42,7 @@ def self_texts(model, tokens: int = WRITTEN, seed: int = 0, progress: bool = Tru
             texts, held, part = texts + found["texts"], held + found["tokens"], part + 1
             bar.update(found["tokens"])
     about = {"recipe": recipe, "device": str(model.device), "torch": torch.__version__}
-    about |= {"tokens": held, "texts": texts, "sha256": _digest(texts)}
+    about |= {"tokens": held, "texts": texts, "sha256": sha256("\0".join(texts))}
     cached(path, lambda: about)
     remove(parts)
     return texts
@@ -78,14 +77,10 @@ def write_part(model, seed: int, part: int) -> dict:
     return {"texts": [text for text in texts if text], "tokens": tokens}
 
 
-def _digest(texts: list[str]) -> str:
-    return hashlib.sha256("\x00".join(texts).encode()).hexdigest()
-
-
 def _read(path: Path) -> list[str]:
     with explained(f"plain text {path}: cannot be read", "remove it, and it is written again"):
         with (lzma.open if path.suffix == ".xz" else open)(path, "rt", encoding="utf-8") as file:
             found = json.load(file)
-        if _digest(found["texts"]) != found["sha256"]:
+        if sha256("\0".join(found["texts"])) != found["sha256"]:
             raise ValueError("checksum mismatch")
         return found["texts"]

@@ -185,8 +185,7 @@ def layer_calls(model, ids: Tensor) -> list[dict]:
 
 
 def run_layer(model, i: int, hidden: Tensor, given: dict, cache: Cache | None = None) -> Tensor:
-    """Layer i on the stream [n, T, d_model]; given: what it is called with beside that; cache: the keys and values in
-    front of it, for `given` of `arguments_at`."""
+    """Layer i on the stream [n, T, d_model]; given: its other arguments; cache: keys and values in front of it."""
     if cache is not None:
         given = given | {name: cache for name in CACHES if name in given}
         given |= {"use_cache": True} if "use_cache" in given else {}

@@ -51,9 +51,8 @@ def encode_prompt(tokenizer, context: str, prompt: str, subject: str) -> Prompt:
 
 def target_ids(tokenizer, prompt: str, target: str, separator: str | None = None) -> tuple[int, ...]:
     """The ids of `target` as they follow `prompt`, the joint between them (separator; None: `words.joint`) included. A
-    first token that is only the space belongs to the target, as Llama-3 writes " 1945"; a tokenizer that puts a word
-    mark in front (`▁`, Llama-2's) is given it without the space. KeditError when the target has no token or when
-    decoding prompt + target does not give the text back."""
+    first token of only the space belongs to it, as Llama-3 writes " 1945"; a tokenizer with a word mark in front (`▁`,
+    Llama-2's) takes it without the space. KeditError when it has no token or prompt + target changes in decoding."""
     (found,) = targets_of(tokenizer, [prompt], [target], [separator])
     if isinstance(found, KeditError):
         raise found
