@@ -24,7 +24,7 @@ BUILT_IN = (*LAB_MODELS, "smollm2")
 PROPOSED = "# Proposed by check_model"  # the first words of a parameter file that it wrote
 
 Count = Annotated[int, Field(ge=1)]
-ROOM = max(1, min(cpu_count(), virtual_memory().total // (3 << 30)))  # processes: one a core, if each has 3 GiB
+ROOM = max(1, min(cpu_count() or 1, virtual_memory().total // (6 << 30)))  # processes: one a core, if each has 6 GiB
 LAST_SEED, LAST_ORDER = 10**6, 999  # 1000 · seed + order seeds what an order draws
 Order = Annotated[int, Field(ge=0, le=LAST_ORDER)]
 Scale = Annotated[float, Field(gt=0, allow_inf_nan=False)]

@@ -86,6 +86,7 @@ class KnownWorld:
                 self._objects[f.relation][f.object] = None
             for pair in wordings.items():
                 self._saying[pair].append(f.subject)
+        self.of_subject = dict(self.of_subject)
 
     def edits(self, limit: int, seed: int = 0) -> list[Edit]:
         """`limit` edits, one per subject; the seed decides all. Fewer edits of one seed are the first of more."""

@@ -48,7 +48,7 @@ def method_class(name: str) -> type[Method]:
     if base and issubclass(found := classes.get(_plain(around), Method), Wrapper) and method_class(base):
         return found
     anchored, _, last = str(name).rpartition("-")
-    if last.upper() == "NAS" and method_class(anchored := anchored or "alphaedit"):
+    if last.upper() == "NAS" and "norm_anchor" in method_class(anchored := anchored or "alphaedit").model_fields:
         how = f"r = kedit.anchor_norm(model, method, edits), then method_for(model, {anchored!r}, norm_anchor=r)"
         raise KeditError(f"method {name!r}: its anchor is measured first, on pilot edits: {how}")
     unknown = f"is unknown{meant(name, [*METHODS, *BASELINES, *map(str.lower, METHODS | BASELINES)])}"

@@ -41,7 +41,10 @@ class BetaEdit(InNullSpace):
         if "broken" not in numbers and (length := float(delta.norm()) / sqrt(len(k))) > BROKEN:
             numbers["broken"] = True
             what = f"‖Δ‖/√N is {length:.3g} at layer {layer}, and above {BROKEN} neither it nor a later edit is written"
-            warnings.warn(f"BetaEdit: {what}; restore the model, then make fewer edits or raise lambda2", stacklevel=2)
+            warnings.warn(
+                f"BetaEdit: {what}; restore the model, take a new history, make fewer edits or raise lambda2",
+                stacklevel=2,
+            )
         if "broken" in numbers:
             delta, outcome.written[layer] = delta * 0, outcome.written[layer] * 0
         return delta

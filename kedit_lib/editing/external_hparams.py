@@ -22,7 +22,9 @@ def method_from_file(path, method: str | None = None) -> Method:
     path = Path(path)
     own = path.parent.parent / "algs" / f"{method}.yaml".lower()
     values = {str(field): value for field, value in (_read(path) | (_read(own) if own.is_file() else {})).items()}
-    named = [values.pop(key) for key in ("alg_name", "alg", "name") if key in values]
+    of = {"algs": ("name",), "llms": ()}.get(path.parent.name, ())  # BetaEdit calls its method so, and its model
+    named = [values.pop(key) for key in ("alg_name", "alg", *of) if key in values]
+    values = {f: value for f, value in values.items() if f != "name" or path.parent.name not in ("algs", "llms")}
     name, cls = method or (named[0] if named else path.parent.name), None
     values |= FIELDS["methods"].get(str(name).upper(), {})
     name = values.pop("alg_name", name)
@@ -39,13 +41,14 @@ def _made(path: Path, cls: type[Method], values: dict[str, Any]) -> Method:
     for theirs, ours in FIELDS["renamed"].items():
         if theirs in values and ours in known:
             values[ours] = values.pop(theirs)
-    if issubclass(cls, Wrapper):
-        values = _with_base(path, cls, values)
     if path.parent.name == "algs" and "layers" not in values:
         raise KeditError(f"has no layers; call method_from_file('…/llms/<model>.yaml', {cls.__name__!r})")
-    if isinstance(weights := values.get("mom2_update_weight"), list) and len(set(weights)) == 1:  # one per layer
-        values["mom2_update_weight"] = weights[0]
-    left_out = [f"{f} = {values.pop(f)!r} ({here})" for f, v, here in FIELDS["otherwise"] if values.get(f) == v]
+    if issubclass(cls, Wrapper):
+        values = _with_base(path, cls, values)
+    if isinstance(w := values.get("mom2_update_weight"), list) and w and w == w[:1] * len(w):  # one per layer
+        values["mom2_update_weight"] = w[0]
+    other = [(f, here) for name, f, v, here in FIELDS["otherwise"] if (cls.__name__, values.get(f)) == (name, v)]
+    left_out = [f"{f} = {values.pop(f)!r} ({here})" for f, here in other]
     for field, value in FIELDS["only"].items():
         if field not in known and (found := values.pop(field, value)) != value:
             raise KeditError(f"{field} = {found!r}: is not supported here; only {value!r} is")

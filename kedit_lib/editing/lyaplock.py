@@ -48,8 +48,8 @@ class LyapLock(Spread):
         history, numbers = call.history, call.history.numbers
         for layer, k in keys.items():
             history.append("y", layer, k.double() @ drift(call.model, layer).T)
-            damage = history.cache.pop(("damage", layer))
-            if damage <= 0:  # nothing was written yet, and q stays 1
+            damage = max(history.cache.pop(("damage", layer)), 0.0)
+            if not damage and f"first damage.{layer}" not in numbers:  # nothing was written yet, and q stays 1
                 continue
             limit = self.alpha * numbers.setdefault(f"first damage.{layer}", damage)
             z = numbers.get(f"Z.{layer}", sqrt(limit)) + (damage - limit) / sqrt(limit)

@@ -280,3 +280,6 @@ class Method(BaseModel, metaclass=_Listed):
         for i in range(len(call.edits)):
             self._insert(call.part(i, i + 1), outcome)
         return outcome
+
+    def _insert(self, call: Call, outcome: Outcome) -> None:
+        raise NotImplementedError(f"{self.name}: define _apply or _insert")

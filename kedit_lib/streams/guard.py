@@ -73,8 +73,8 @@ class CollapseGuard:
     (of any alarm: with swelling=None). within: edits; no alarm before half of the facts will be lost so soon (None: on
     the evidence alone). swelling: growth of ‖v₀‖ that is an alarm by itself, at no stated rate, in `run_stream` or
     after `due` (None: none is). action of `run_stream` at the alarm: "warn", "stop", "roll back" to the last look
-    without evidence, or from there the rest in one "batch". No part of the test: probes, those of `run_stream`, of what
-    else a look tells (earlier edits, plain text; an EditableModel's); foretold, N of `kedit.foretell`, told beside.
+    without evidence, or from there the rest in one "batch". Not part of the test: probes (as of
+    `run_stream`, measured at each look), and foretold (N of `kedit.foretell`, printed beside the alarm).
     """
 
     canaries: list | None = None
