@@ -56,6 +56,18 @@ def moments():
 
 
 @pytest.fixture
+def paths(model):
+    """`paths(method)` on a tiny model in float64."""
+    import speed
+    import tiny
+
+    import kedit_lib as kedit
+
+    moments = kedit.SecondMoments.from_tensors({i: c.double() for i, c in tiny.second_moments().items()})
+    return lambda method: speed.Paths(model, method, moments, tiny.CONTEXTS)
+
+
+@pytest.fixture
 def copied(tiny_folder, tmp_path):
     """A tiny model's folder to be spoiled."""
     return shutil.copytree(tiny_folder("llama"), tmp_path / "model")

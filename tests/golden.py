@@ -6,6 +6,7 @@ Each case is a folder `<method>_<variant>_<batch>` with `case.json` (requests, e
 
 import json
 import os
+import shutil
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,12 +36,12 @@ def closed_form_tolerance(case):
 
 def each_case(*methods, newer=False):
     """Parametrise a test over the cases of these methods (all, if none is named)."""
-    folder, make = (NEWER, NewerCase) if newer else (FOLDER, Case)
+    folder = NEWER if newer else FOLDER
     names = sorted(path.parent.name for path in folder.glob("*/case.json")) if folder else []
     chosen = [name for name in names if not methods or name.split("_")[0] in methods]
     why = f"{folder.name} has no case of {methods}" if folder else MISSING
     skipped = pytest.param(None, marks=pytest.mark.skip(reason=why), id="-")
-    return pytest.mark.parametrize("case", [pytest.param(make(name), id=name) for name in chosen] or [skipped])
+    return pytest.mark.parametrize("case", [pytest.param(Case(name, folder), id=name) for name in chosen] or [skipped])
 
 
 def relative(value, expected):
@@ -71,12 +72,11 @@ def second_moments():
 
 
 class Case:
-    """One recorded case; nothing is read before it is asked for."""
+    """One recorded case; nothing is read before it is asked for. The newer editors' are of the same model, C and
+    contexts, in the folder `golden-newer` beside the first."""
 
-    folder = FOLDER
-
-    def __init__(self, name):
-        self.name, self.method = name, name.split("_")[0]
+    def __init__(self, name, folder):
+        self.name, self.folder, self.method = name, folder, name.split("_")[0]
 
     @cached_property
     def record(self):
@@ -124,11 +124,10 @@ class Case:
         """A folder with the unedited model and the tokenizer of this case."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        for name in ("config.json", "generation_config.json"):
-            (folder / name).write_bytes((FOLDER / "model" / name).read_bytes())
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            (folder / name).write_bytes((self.tokenizer_folder / name).read_bytes())
-        (folder / "model.safetensors").write_bytes((FOLDER / "model" / "model.safetensors").read_bytes())
+        model, words = FOLDER / "model", self.tokenizer_folder
+        parts = [model / name for name in ("config.json", "generation_config.json", "model.safetensors")]
+        for path in (*parts, words / "tokenizer.json", words / "tokenizer_config.json"):
+            shutil.copyfile(path, folder / path.name)
         return folder
 
     def target(self, step, index):
@@ -142,9 +141,3 @@ class Case:
 
     def __repr__(self):
         return self.name
-
-
-class NewerCase(Case):
-    """A case of the newer editors: of the same model, C and contexts, in the folder `golden-newer` beside the first."""
-
-    folder = NEWER

@@ -1,5 +1,7 @@
 """What many test files ask of the library."""
 
+import time
+
 import pandas as pd
 import pytest
 import tiny
@@ -77,6 +79,13 @@ class FailsAt:
 def moments(tensors=None, seed=0, **owner):
     """Full-rank second moments for the tiny models, some layers' replaced by `tensors`."""
     return kedit.SecondMoments.from_tensors({**tiny.second_moments(seed=seed), **(tensors or {})}, **owner)
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.05)
 
 
 def refused(call, *says):

@@ -230,9 +230,8 @@ def optimise_v(model, tokenizer, edit, contexts, hp):
 
 def optimise_z(model, tokenizer, edit, contexts, hp):
     """z of MEMIT, EMMET, AlphaEdit: the residual stream after the last edited layer."""
-    return optimise(
-        model, tokenizer, edit, contexts, hp, [layout(model).block.format(hp.layers[-1])], loss_layer_of(model, hp)
-    )
+    sites = [layout(model).block.format(hp.layers[-1])]
+    return optimise(model, tokenizer, edit, contexts, hp, sites, loss_layer_of(model, hp))
 
 
 def optimise_pmet(model, tokenizer, edit, contexts, hp):
@@ -655,9 +654,8 @@ def fine_tune(model, tokenizer, edits, hp):
     for trace in traces:
         trace.steps = len(trace.losses)
     model.requires_grad_(False)
-    return SimpleNamespace(
-        deltas={name: (W - before[name]).detach() for name, W in weights.items()}, targets=traces, keys={}
-    )
+    deltas = {name: (W - before[name]).detach() for name, W in weights.items()}
+    return SimpleNamespace(deltas=deltas, targets=traces, keys={})
 
 
 def ultraedit(model, tokenizer, edits, hp, state):

@@ -50,17 +50,12 @@ def test_edits(values, says):
     refused(lambda: kedit.Edit(*values), *says)
 
 
-def test_an_edit_to_the_object_it_had_warns():
-    with pytest.warns(UserWarning, match="Zoë.*target_new equals target_true.*'violin'"):
-        kedit.Edit("{} plays the", "Zoë", "violin", target_true=" violin")
-
-
 def test_an_edit_to_what_the_model_says_already_warns(tiny_folder):
     """And only such an edit; and it is made all the same."""
-    model = kedit.load_model(tiny_folder("llama"), dtype=torch.float32)
-    word = turn_head(model, "Zoë plays the")
-    with pytest.warns(UserWarning, match=f"'Zoë'.*already answers '{word}'"):
-        outcome = MEMIT.apply(model, [EDIT, kedit.Edit("{} plays the", "Zoë", word)], moments(), ["{}"])
+    model, known = kedit.load_model(tiny_folder("llama"), torch.float32), kedit.Edit("You read of {}", "Zoë", "English")
+    kedit.FT(layers=[1], lr=0.1, num_steps=2, objective_optimization="target_new").apply(model, [known])
+    with pytest.warns(UserWarning, match="'Zoë'.*already answers 'English'"):
+        outcome = MEMIT.apply(model, [EDIT, known], moments(), ["{}"])
     assert outcome.deltas
     assert [target.already for target in outcome.targets] == [False, True]
     model.restore()
@@ -69,31 +64,17 @@ def test_an_edit_to_what_the_model_says_already_warns(tiny_folder):
         MEMIT.apply(model, [EDIT], moments(), ["{}"])
 
 
-def turn_head(model, prompt):
-    """Turn the model's head so that it goes on from the prompt with a certain word; returns that word."""
-    ids = {word: model.tokenizer(f" {word}", add_special_tokens=False).input_ids for word in ("English", "organ", "is")}
-    word, (token,) = next((word, found) for word, found in ids.items() if len(found) == 1)
-    row = torch.tensor([model.tokenizer(prompt).input_ids])
-    hidden = model.hf.model(input_ids=row).last_hidden_state[0, -1]
-    logits = model.hf.lm_head(hidden)
-    with torch.no_grad():
-        model.hf.lm_head.weight[token] += hidden / hidden.norm() ** 2 * (logits.max() - logits[token] + 1)
-    return word
-
-
 @pytest.mark.parametrize("wrong", ["text", None, 5, [EDIT], {"prompt": "{} is"}], ids=repr)
 def test_ask_takes_one_edit(model, wrong):
-    refused_unchanged(
-        model, lambda: kedit.ask(model, wrong), f"ask: edit is of type {type(wrong).__name__}", "one edit"
-    )
+    says = f"ask: edit is of type {type(wrong).__name__}", "one edit"
+    refused_unchanged(model, lambda: kedit.ask(model, wrong), *says)
 
 
 @pytest.mark.parametrize("wrong", [5, "deltas.safetensors", None], ids=repr)
 def test_deltas_are_given_loaded(model, wrong):
-    for call in (model.apply_deltas, model.take_back):
-        refused_unchanged(
-            model, lambda call=call: call(wrong), f"of type {type(wrong).__name__}", "load_deltas(folder)"
-        )
+    says = f"of type {type(wrong).__name__}", "load_deltas(folder)"
+    refused_unchanged(model, lambda: model.apply_deltas(wrong), *says)
+    refused_unchanged(model, lambda: model.take_back(wrong), *says)
 
 
 CONTEXTS = [
@@ -132,9 +113,7 @@ def asymmetric():
 
 
 MOMENTS = [
-    (lambda: None, ["MEMIT", "needs second moments", "SecondMoments.estimate"]),
-    (lambda: "wiki.txt", ["MEMIT", "needs second moments", "SecondMoments.estimate"]),
-    (lambda: {1: torch.eye(48), 2: torch.eye(48)}, ["MEMIT", "needs second moments", "SecondMoments.estimate"]),
+    *((lambda x=x: x, ["MEMIT", "needs second moments", ".estimate"]) for x in (None, "wiki.txt", {2: torch.eye(48)})),
     (lambda: moments(model_checksum="0" * 64), ["moments", "another model", "000000000000"]),
     (lambda: moments(tensors={2: torch.eye(49)}), ["layer 2", "width 49", f"d_ff {tiny.D_FF}"]),
     (lambda: kedit.SecondMoments.from_tensors({1: tiny.second_moments()[1]}), ["none for layer 2", "[1]"]),
@@ -216,9 +195,8 @@ def test_a_target_that_the_tokenizer_cannot_write(tiny_folder):
     model = kedit.load_model(tiny_folder("llama-metaspace"), dtype=torch.float32)
     edits = [EDIT, kedit.Edit("{} plays the", "Ana", "№ 1")]
     before = snapshot(model)
-    says = ["'№ 1'", "<unk>", "this tokenizer can write"]
-    refused(lambda: MEMIT.apply(model, edits, moments=moments(), contexts=["{}"]), *says)
-    assert all(torch.equal(value, before[name]) for name, value in parameters(model).items())
+    refused(lambda: MEMIT.apply(model, edits, moments(), ["{}"]), "'№ 1'", "<unk>", "this tokenizer can write")
+    assert holds(model, before)
 
 
 HYPER = {
@@ -266,8 +244,6 @@ def test_methods_by_name(model):
     expected = ["RROME", "PROME", "MEMIT", "AlphaEdit", "AlphaEdit", "FT", "FT", "RECT"]
     assert [kedit.method_class(name).__name__ for name in names] == expected
     refused(lambda: kedit.method_class("MEMET"), "'MEMET'", "unknown, did you mean MEMIT; use one of ROME")
-    refused(lambda: kedit.method_class("rmoe"), "'rmoe'", "unknown, did you mean rome; use one of ROME")
-    refused(lambda: kedit.method_class("magic"), "'magic': is unknown; use one of ROME")
     for name, base in (("memit-nas", "memit"), ("R-ROME-NAS", "R-ROME"), ("nas", "alphaedit")):
         how = f"r = kedit.anchor_norm(model, method, edits), then method_for(model, {base!r}, norm_anchor=r)"
         refused(lambda name=name: kedit.method_for("lab", name), f"{name!r}: its anchor is measured first", how)
@@ -339,9 +315,7 @@ LAYOUT = ["layers", "mlp_out", "mlp", "attn_out", "norm", "head"]
 
 
 def test_a_layout_nobody_described(tmp_path):
-    PhiConfig(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2).save_pretrained(
-        tmp_path
-    )
+    PhiConfig(num_hidden_layers=2).save_pretrained(tmp_path)
     refused(lambda: kedit.load_model(tmp_path), "'phi'", "unknown", "LAYOUTS", *LAYOUT)
 
 

@@ -57,8 +57,10 @@ def damaged(draw, whole: bytes) -> bytes:
     }.get(kind, inserted)
 
 
-def whole_files(folder):
+@pytest.fixture(scope="module")
+def wholes(tmp_path_factory):
     """{file name: (its bytes, what reads it)} of every kind of file that a user hands over."""
+    folder = tmp_path_factory.mktemp("wholes")
     table = pd.DataFrame(RECORDS[:1])
     table.to_parquet(folder / "edits.parquet")
     kedit.SecondMoments.from_tensors({i: c[:4, :4] for i, c in tiny.second_moments([1, 2]).items()}).save(folder / "C")
@@ -82,28 +84,15 @@ def whole_files(folder):
     }
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """Where all examples of a test are written, one over the other."""
-    folder = tmp_path / "fuzzed"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture(scope="module")
-def wholes(tmp_path_factory):
-    return whole_files(tmp_path_factory.mktemp("wholes"))
-
-
 NAMES = "edits.json edits.jsonl edits.csv edits.parquet C.safetensors H.safetensors smoke.yaml MEMIT.yaml MEMIT.json"
 
 
 @pytest.mark.parametrize("name", [*NAMES.split(), "00_a.ipynb"])
 @quick
 @given(data=st.data())
-def test_damaged_files(wholes, folder, name, data):
+def test_damaged_files(wholes, tmp_path, name, data):
     whole, load = wholes[name]
-    path = folder / name
+    path = tmp_path / name
     path.write_bytes(data.draw(damaged(whole)))
     read_or_refused(load, path)
 
@@ -118,9 +107,9 @@ def test_undamaged_files_are_read(wholes, tmp_path, name):
 
 @quick
 @given(record=st.dictionaries(fields, anything, max_size=5), whole=st.booleans())
-def test_records_of_any_shape(folder, record, whole):
+def test_records_of_any_shape(tmp_path, record, whole):
     """Every field with a value of any type, on its own or in a record that is well-formed but for it."""
-    path = folder / "edits.json"
+    path = tmp_path / "edits.json"
     path.write_text(json.dumps([{**(RECORDS[0] if whole else {}), **record}]))
     read_or_refused(kedit.load_edits, path)
 

@@ -39,10 +39,8 @@ def test_replayed_steps_are_those_of_the_whole_model(tiny_folder, device, name):
     method = kedit.method_class(name)(layers=[1, 2][name == "rome" :], v_num_grad_steps=8)
     found = []
     for engine in ("suffix", "plain"):
-        outcomes = [
-            method.apply(model, [e], moments=moments(), contexts=tiny.CONTEXTS, engine=engine) for e in EDITS[:3]
-        ]
-        found.append([o.deltas for o in outcomes])
+        given = {"moments": moments(), "contexts": tiny.CONTEXTS, "engine": engine}
+        found.append([method.apply(model, [e], **given).deltas for e in EDITS[:3]])
         model.restore()
     for ours, plain in zip(*found, strict=True):
         for key, delta in plain.items():

@@ -62,7 +62,6 @@ def test_public_names_are_there():
 def test_a_strangers_path(run, tmp_path, monkeypatch):
     """A model that nobody has parameters for: checked, edited, saved, loaded by plain transformers, evaluated."""
     monkeypatch.setenv("KEDIT_PARAMS", str(tmp_path / "params"))
-    monkeypatch.setenv("KEDIT_RESULTS", str(tmp_path / "results"))
     folder = families.save("qwen2", tmp_path / "stranger", torch.float32)
     words = ("--prompt", tiny.EDITS[4][0], "--subject", tiny.EDITS[4][1], "--to", tiny.EDITS[4][2])
     code, _, err = run("edit", folder, *words)

@@ -2,9 +2,6 @@
 
 import pytest
 import roofline
-import speed
-import tiny
-import torch
 from library import EDITS, METHODS
 from roofline import Cost, Shape
 from torch.utils.flop_counter import FlopCounterMode
@@ -80,11 +77,9 @@ EDITED = [METHODS["RROME"], *(pytest.param(method, marks=pytest.mark.slow) for m
 
 
 @pytest.mark.parametrize("method", EDITED, ids=lambda m: f"{m.name} {m.layers}")
-def test_the_floor_lies_below_what_is_computed(tiny_folder, method):
+def test_the_floor_lies_below_what_is_computed(paths, model, method):
     """Operations counted by torch while the library edits, and while the plain path does."""
-    model = kedit.load_model(tiny_folder("llama"), dtype=torch.float64)
-    moments = kedit.SecondMoments.from_tensors({i: c.double() for i, c in tiny.second_moments().items()})
-    both, edits = speed.Paths(model, method, moments, tiny.CONTEXTS), EDITS[:1]
+    both, edits = paths(method), EDITS[:1]
     both.ours(edits)
     with FlopCounterMode(display=False) as ours:
         _, outcome = both.ours(edits)

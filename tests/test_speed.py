@@ -3,7 +3,6 @@
 import pandas as pd
 import pytest
 import speed
-import tiny
 import torch
 from library import EDITS, METHODS
 from roofline import Cost, peaks
@@ -13,18 +12,6 @@ from kedit_lib.models.llama import multiplies_in_bfloat16
 
 PEAK = Cost(1e9, 1e9)
 FAST = Cost(1e13, 1e13)  # than any core: no share of the roofline can reach 1
-
-
-@pytest.fixture
-def paths(tiny_folder):
-    """`paths(method)` on a tiny model in float64."""
-
-    def made(method):
-        model = kedit.load_model(tiny_folder("llama"), dtype=torch.float64)
-        moments = kedit.SecondMoments.from_tensors({i: c.double() for i, c in tiny.second_moments().items()})
-        return speed.Paths(model, method, moments, tiny.CONTEXTS)
-
-    return made
 
 
 QUICK = ("MEMIT with history", "ROME", "FT-L")

@@ -16,17 +16,14 @@ KINDS = ("llama", "llama-bos", "llama-metaspace", "gpt2")
 MOST_SLOW = [pytest.param(k, marks=() if k in ("llama", "gpt2") else pytest.mark.slow) for k in KINDS]
 D_MODEL, D_FF, N_LAYERS = 32, 48, 5
 SHARPNESS = 4  # of the head: enough that an edit can succeed
-SENTENCES = (
-    """The mother tongue of Danielle Darrieux is French. The mother tongue of Léon Blum is French.
+SENTENCES = """The mother tongue of Danielle Darrieux is French. The mother tongue of Léon Blum is French.
 Ana Brown plays the violin. Ana Brown plays the oboe. Zoë Müller plays the organ. The organ is old.
 The birthplace of Zoë Müller is Graz. Danielle Darrieux was born in Bordeaux. The town is a port.
 Because the rain is cold, you stay at home. Therefore I read. The profession of Ana Brown is judge.
 Toko Yasuda speaks English. The language of Toko Yasuda is Japanese. The judge is a friend of the farmer.
 Old English and Old Norse are old. The Old Norse word is an English word.
 """
-    * 3
-)
-LINES = tuple(SENTENCES.splitlines())
+LINES = tuple(SENTENCES.splitlines()) * 3
 
 # Hyperparameters that every method here takes: few steps, so that float64 rounding stays far below the tolerances.
 HYPER = {

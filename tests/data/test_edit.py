@@ -51,15 +51,11 @@ def test_why_a_name_has_no_place(text, name, says):
     assert (says in why_elsewhere(text, name)) if says else why_elsewhere(text, name) == ""
 
 
-INSIDE = [("In Banana land, {} plays the", "Ana"), ("{}land is called", "Ana")]
-
-
-@pytest.mark.parametrize("prompt, subject", INSIDE)
-def test_a_subject_inside_other_words_is_no_second_mention(prompt, subject):
-    edit = Edit(prompt, subject, "violin")
-    text, start, end = fill("I read. {}", prompt, subject)
-    assert text == f"I read. {edit.text}"
-    assert text[start:end] == subject
+@pytest.mark.parametrize("prompt", ["In Banana land, {} plays the", "{}land is called"])
+def test_a_subject_inside_other_words_is_no_second_mention(prompt):
+    edit = Edit(prompt, "Ana", "violin")
+    text, start, end = fill("I read. {}", prompt, "Ana")
+    assert (text, text[start:end]) == (f"I read. {edit.text}", "Ana")
     assert start == len("I read. ") + prompt.index("{}")
 
 
@@ -149,10 +145,12 @@ def test_a_separator_is_one_of_three_and_known_by_stored_results_only_where_give
         refused(lambda value=value: Edit("{} is", "Zoë", "1945", separator=value), "'Zoë'", "separator", repr(value))
 
 
-def test_a_prompt_that_ends_in_a_space_and_contradicting_edits_are_warned_of():
+def test_doubtful_and_contradicting_edits_are_warned_of():
     edits = [Edit("{} plays the", who, new) for who, new in (("Ana", "oboe"), ("Zoë", "oboe"), ("Ana", "organ"))]
     with pytest.warns(UserWarning, match="'Zoë': the prompt '{} plays the ' ends in a space"):
         Edit("{} plays the ", "Zoë", "violin")
+    with pytest.warns(UserWarning, match="Zoë.*target_new equals target_true.*'violin'"):
+        Edit("{} plays the", "Zoë", "violin", target_true=" violin")
     with pytest.warns(UserWarning, match="^1 prompts .* 'Ana plays the' 'oboe' and 'organ'; keep one"):
         warn_of_contradictions(edits)
     with warnings.catch_warnings():

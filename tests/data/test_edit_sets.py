@@ -5,7 +5,6 @@ import csv
 import json
 import math
 import os
-import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -112,14 +111,12 @@ def changed(record, path, value=...):
     return made
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("schema", RECORDS)
 @pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet"])
 def test_every_schema_in_every_format(tmp_path, schema, suffix):
     path = write(tmp_path / f"facts{suffix}", [RECORDS[schema]])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert kedit.load_edits(path) == [EDITS[schema]]
-        assert kedit.load_edits(str(path)) == [EDITS[schema]]
+    assert kedit.load_edits(path) == kedit.load_edits(str(path)) == [EDITS[schema]]
     edits, rejected = kedit.read_edits(path)
     assert (edits, list(rejected)) == ([EDITS[schema]], ["record", "id", "subject", "reason"]) and rejected.empty
 
@@ -137,11 +134,10 @@ def test_tables_of_text(tmp_path, schema):
     assert kedit.load_edits(path) == [first, second]
 
 
+@pytest.mark.filterwarnings("error")
 def test_the_passages_of_wikibio(tmp_path):
     """Each ends in a space, which is taken away."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        (edit,) = kedit.load_edits(write(tmp_path / "bio.json", [WIKIBIO]))
+    (edit,) = kedit.load_edits(write(tmp_path / "bio.json", [WIKIBIO]))
     assert edit.prompt == "This is about {}. Zoë Müller was born in Graz."
     assert (edit.subject, edit.target_new, edit.target_true) == ("zoë müller", "She plays the violin.", None)
     assert edit.locality == (("zoë müller is from", "Austria"),)
@@ -200,15 +196,12 @@ LEFT_OUT = [  # a record, the field that is changed and its value, what the reas
     (KNOWEDIT, "prompt", TWICE, ["2 times"]),
     (COUNTERFACT, f"{REWRITE}.prompt", "{}, that Zoë Müller, plays the", ["twice"]),
     (COUNTERFACT, f"{REWRITE}.subject", " ", ["subject is empty"]),
-    (ZSRE, "alt", " ", ["target_new is empty"]),
-    (COUNTERFACT, f"{REWRITE}.target_true.str", "", ["target_true is empty"]),
     (FLAT, "ground_truth", 5.5, ["'ground_truth'", "text", "5.5"]),
     (ZSRE, "alt", ..., ["field 'alt' is missing"]),
     (ZSRE, "subject", None, ["field 'subject' is missing"]),
     (COUNTERFACT, f"{REWRITE}.target_new.str", ..., [f"'{REWRITE}.target_new.str' is missing"]),
     (COUNTERFACT, f"{REWRITE}.target_true", ..., [f"'{REWRITE}.target_true.str' is missing"]),
     (COUNTERFACT, f"{REWRITE}.target_new", "violin", [f"'{REWRITE}.target_new.str' is missing"]),
-    (FLAT, "target_new", 1998.5, ["'target_new'", "text", "1998.5"]),
     (COUNTERFACT, "paraphrase_prompts", ["a", 2.5], ["'paraphrase_prompts'", "text", "2.5"]),
     (COUNTERFACT, "portability.New Answer", 5.5, ["'portability.New Answer'", "text", "5.5"]),
     (KNOWEDIT, "portability.Reasoning.0.ground_truth", [[3.5]], ["'portability.Reasoning.0.ground_truth'", "3.5"]),
@@ -235,10 +228,17 @@ def test_a_record_that_cannot_be_an_edit_is_left_out_and_reported(tmp_path, reco
     refused(lambda: kedit.load_edits(path), "facts.jsonl", "none of 2 records", *says)
 
 
-def test_edits_to_what_is_so_already_are_counted(tmp_path):
-    path = write(tmp_path / "facts.json", [ZSRE, {**ZSRE, "alt": "organ"}, {**ZSRE, "alt": " organ "}])
-    with pytest.warns(UserWarning, match="^facts.json: in 2 of 3 edits target_new equals target_true$") as caught:
-        assert len(kedit.load_edits(path)) == 3
+COUNTED = [
+    ([ZSRE, {**ZSRE, "alt": "organ"}, {**ZSRE, "alt": " organ "}], "in 2 of 3 edits target_new equals target_true$"),
+    ([OWN, {**OWN, "prompt": "{} plays the "}], "in 1 of 2 edits the prompt ends in a space"),
+]
+
+
+@pytest.mark.parametrize("records, says", COUNTED)
+def test_doubtful_edits_are_counted(tmp_path, records, says):
+    path = write(tmp_path / "facts.json", records)
+    with pytest.warns(UserWarning, match=f"^facts.json: {says}") as caught:
+        assert len(kedit.load_edits(path)) == len(records)
     assert len(caught) == 1
 
 
@@ -262,6 +262,7 @@ PLAIN = kedit.Edit("{} plays the", "Ana", "oboe", "organ")
 HEADER, ROW = "prompt{0}subject{0}target_new{0}target_true", "{{}} plays the{0}Ana{0}oboe{0}organ"
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("between", ",;\t")
 def test_tables_as_spreadsheets_save_them(tmp_path, between):
     """Any separator, also said in front; empty first and last rows, a column of row numbers, a cell too many without
@@ -271,13 +272,10 @@ def test_tables_as_spreadsheets_save_them(tmp_path, between):
     path = tmp_path / "facts.csv"
     for name in ("", "Unnamed: 0"):
         path.write_text(f"{name}{between}{header}\n7{between}{row}\n8{between}{row}{between}\n{empty}\n \n{empty}\n")
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            assert kedit.load_edits(path) == [PLAIN, PLAIN]
+        assert kedit.load_edits(path) == [PLAIN, PLAIN]
     path = tmp_path / "facts.tsv"
-    path.write_text(
-        f"\ufeffsep={between}\r\n\r\n{header.replace(between, between + ' ')}\r\n{row}\r\n", encoding="utf-8"
-    )
+    header_of_words = header.replace(between, f"{between} ")
+    path.write_text(f"\ufeffsep={between}\r\n\r\n{header_of_words}\r\n{row}\r\n", encoding="utf-8")
     assert kedit.load_edits(path) == [PLAIN]
     path.write_text(f"sep={between}\n\n{header}\n{row}\n{{}} plays\n", encoding="utf-8")
     assert kedit.read_edits(path)[1].reason[0].startswith("facts.tsv line 5: ")
@@ -328,15 +326,7 @@ def test_a_separator_in_a_file(tmp_path):
     refused(lambda: kedit.load_edits(path), "facts.csv line 2", "'separator'", '""')
 
 
-def test_prompts_that_end_in_a_space_are_counted(tmp_path):
-    path = write(tmp_path / "facts.json", [OWN, {**OWN, "prompt": "{} plays the "}])
-    with pytest.warns(UserWarning, match="^facts.json: in 1 of 2 edits the prompt ends in a space") as caught:
-        kedit.load_edits(path)
-    assert len(caught) == 1
-
-
-EASYEDIT = {"prompt": "Zoë Müller plays the", "subject": "Zoë Müller", "target_new": "violin"}
-EASYEDIT |= {"rephrase_prompt": "Zoë Müller masters the"}
+EASYEDIT = {name: FLAT[name] for name in ("prompt", "subject", "target_new", "rephrase_prompt")}
 EASYEDIT_LISTS = {
     "locality": {"neighborhood": {"prompt": ["Ana Brown plays the"], "ground_truth": ["organ"]}},
     "portability": {"one_hop": {"prompt": "It is made of", "ground_truth": "wood"}},
@@ -398,7 +388,7 @@ def test_public_layouts(tmp_path):
     pairs = {"locality": [("Ana Brown plays the", "organ")], "portability": [("It is made of", "wood")]}
     assert read(EASYEDIT | EASYEDIT_LISTS) == kedit.Edit("{} plays the", paraphrases=REPHRASED, **pairs, **violin)
     assert read(EASYEDIT) == kedit.Edit("{} plays the", paraphrases=REPHRASED, **violin)
-    least = {k: EASYEDIT[k] for k in ("prompt", "subject", "target_new")}
+    least = changed(EASYEDIT, "rephrase_prompt")
     assert read(least) == kedit.Edit("{} plays the", "Zoë Müller", "violin")
     assert read({**least, "ground_truth": "organ"}) == kedit.Edit("{} plays the", target_true="organ", **violin)
     asked = {"paraphrases": [WIKIBIGEDIT["rephrase"], WIKIBIGEDIT["personas"]], "relation": "instrument"}
@@ -419,18 +409,14 @@ FILES = [
     ("facts.json", b"[{}, ", ["facts.json: is not JSON", "line 1"]),
     ("facts.json", b'{"prompt": 1}\n{"prompt": 2}\n', ["facts.json: is not JSON", "line 2", ".jsonl"]),
     ("facts.json", b'{"prompt": 1}', ["facts.json", "list", "dict"]),
-    ("facts.json", b"[5, 5]", ["facts.json record 1", "not an object"]),
-    ("facts.jsonl", b"a\nb\n", ["facts.jsonl line 1", "not JSON"]),
     ("facts.json", b"[]", ["facts.json", "no edits"]),
     ("facts.csv", COLUMNS + b"{} plays,Ana\n", ["facts.csv line 2", "'target_new' is missing"]),
-    ("facts.csv", COLUMNS + b"{} plays,Ana,oboe,organ\n", ["facts.csv line 2", "more cells"]),
     ("facts.csv", COLUMNS + b'{} plays,,"the\noboe"\n{} plays,,oboe\n', ["facts.csv line 2", "'subject' is missing"]),
-    ("facts.csv", COLUMNS + b'{} plays,Ana,"oboe\n', ["facts.csv line", "not CSV"]),
     ("facts.csv", COLUMNS.replace(b",", b"|") + b"{} plays|Ana|oboe\n", ["'prompt|subject|target_new' is unknown"]),
     (
         "facts.csv",
-        COLUMNS[:-1] + b",paraphrases\n{} plays,Ana,oboe,Ana has the\n",
-        ["facts.csv line 2", "'paraphrases'", "JSON list", "'Ana has the'"],
+        COLUMNS[:-1] + b",paraphrases\n{} is,Ana,oboe,Ana\n",
+        ["line 2", "'paraphrases'", "JSON list", "'Ana'"],
     ),
     ("facts.parquet", b"PAR1 or so", ["facts.parquet", "parquet"]),
     ("facts.xlsx", b"PK", ["facts.xlsx", "'.xlsx'", ".csv"]),
@@ -473,9 +459,7 @@ def test_a_name_that_the_hub_does_not_give(monkeypatch):
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    refused(
-        lambda: kedit.load_edits("no-such-owner/no-such-set"), "'no-such-owner/no-such-set'", "logged in", "local file"
-    )
+    refused(lambda: kedit.load_edits("nobody/no-such-set"), "'nobody/no-such-set'", "logged in", "local file")
 
 
 def test_a_hub_name_is_its_train_split_unless_told_otherwise(monkeypatch):

@@ -8,12 +8,12 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nbformat
 import psutil
 import pytest
+from library import wait_for
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 import kedit_lib
@@ -228,13 +228,6 @@ def test_a_stopped_run_leaves_no_process(project):
     assert not project.executed("00_sleeps").exists()
 
 
-def wait_for(condition, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.2)
-
-
 @pytest.mark.parametrize(
     ("arguments", "parameters", "parts"),
     [
@@ -298,27 +291,22 @@ def test_the_minutes_are_said_before_anything_runs_on_ones_own_model(tmp_path, m
     """Also on one that has parameters."""
     monkeypatch.delenv("KEDIT_PARAMS", raising=False)
     monkeypatch.setenv("KEDIT_RESULTS", str(tmp_path))
-    edits, facts = (
-        kedit_lib.load_edits("lab", model=kedit_lib.load_model("lab-small"), limit=80),
-        tmp_path / "facts.json",
-    )
+    edits = kedit_lib.load_edits("lab", model=kedit_lib.load_model("lab-small"), limit=80)
+    facts = tmp_path / "facts.json"
     names = ("prompt", "subject", "target_new", "target_true")
     facts.write_text(json.dumps([{name: getattr(edit, name) for name in names} for edit in edits]))
     reproduce.prepare(reproduce.make_run(tmp_path, "cpu", "lab-small", str(facts), "self"))
     assert re.search(r"minutes, all.*\(cpu\) +(about|<) \d", capsys.readouterr().out)
 
 
-def test_streams_are_run_for_the_live_orders_unless_one_notebook_is_wanted(tmp_path, monkeypatch):
-    project = Project(tmp_path)
-    monkeypatch.setenv("KEDIT_PARAMS", str(tmp_path / "params"))
+def test_streams_are_run_for_the_live_orders_unless_one_notebook_is_wanted(project, monkeypatch):
     monkeypatch.setenv("KEDIT_RESULTS", "")
     monkeypatch.setattr(reproduce, "run_streams", REAL_RUN_STREAMS)
     calls = []
     monkeypatch.setattr(claims, "judge", lambda bench, figures, hold: calls.append((bench.profile.name, hold)))
-    kept = "KEDIT_RESULTS"
-    monkeypatch.setattr(sweep, "run_streams", lambda p, **how: calls.append((p.name, how, os.environ[kept])))
+    monkeypatch.setattr(sweep, "run_streams", lambda p, **how: calls.append((p.name, how, os.getenv("KEDIT_RESULTS"))))
     reproduce.run_streams(run_of(project, orders="all"), only=None)
-    assert calls == [("lab", {"orders": [0, 1]}, str(tmp_path / "results")), ("lab", True)]
+    assert calls == [("lab", {"orders": [0, 1]}, str(project.root / "results")), ("lab", True)]
     reproduce.run_streams(run_of(project), only="03")
     assert len(calls) == 2
 

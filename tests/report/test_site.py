@@ -103,9 +103,8 @@ def test_the_readmes_first_lines_say_what_the_runs_say():
     (ours,) = kedit.outcomes(kedit.load_runs(["pmet"], committed="smollm2")).itertuples()
     rome = kedit.outcomes(kedit.load_runs(["rome", "rome-rho2"], committed="smollm2"))
     rome = dict(list(rome.groupby("setting").edits_made))
-    each = [
-        pd.read_parquet(path).probability_last for path in (FIGURES / "data").glob("smollm2.memit.order?.edits.parquet")
-    ]
+    paths = (FIGURES / "data").glob("smollm2.memit.order?.edits.parquet")
+    each = [pd.read_parquet(path).probability_last for path in paths]
     low = int(100 * min(p.rolling(25).median()[:290].min() for p in each)) / 100
     below = [int((p < 4.66e-8).idxmax()) + 1 for p in each]
     (short,) = kedit.outcomes(kedit.load_runs(["memit"], committed="smollm2-60").query("order == 0")).itertuples()
@@ -148,11 +147,9 @@ def test_the_readmes_first_lines_say_what_the_runs_say():
 def test_the_readme_says_which_claims_hold_on_the_real_model():
     judged = claims.verdicts(claims.read()).query("model == 'smollm2' and verdict != 'not testable'")
     held = {(r.claim, r.variant, r.setting[3:]) for r in judged.itertuples() if r.verdict == "reproduced"}
-    both = {
-        ("probability-collapses", "MEMIT"): "MEMIT and PMET collapse",
-        ("probability-collapses", "PMET"): "MEMIT and PMET collapse",
-        ("nothing-lifts-it", "MEMIT"): "their optimisations then end below 0.01",
-        ("nothing-lifts-it", "PMET"): "their optimisations then end below 0.01",
+    both = {("probability-collapses", m): "MEMIT and PMET collapse" for m in ("MEMIT", "PMET")}
+    both |= {("nothing-lifts-it", m): "their optimisations then end below 0.01" for m in ("MEMIT", "PMET")}
+    both |= {
         ("rome-stays", "ROME"): "ROME's stays high",
         ("batch-memory", "MEMIT-MASS"): "fits into memory",
         ("causes", "undone"): "later edits undo earlier ones",
@@ -163,13 +160,10 @@ def test_the_readme_says_which_claims_hold_on_the_real_model():
         ("advice", "few"): "ROME is ahead for few edits",
         ("batch-leads", "at N/d_ff = 0.09"): "",  # with the next one: in both settings
     }
-    printed = {
-        ("batch-leads", "MEMIT-MASS"): "",
-        ("batch-keeps", "efficacy"): "one batch keeps efficacy and generalisation",
-        ("batch-keeps", "generalisation"): "one batch keeps efficacy and generalisation",
-        ("rome-stays", "ROME, C off"): "with C off, and of r-ROME, the probability stays high",
-        ("rome-stays", "r-ROME"): "with C off, and of r-ROME, the probability stays high",
-    }
+    says = "one batch keeps efficacy and generalisation", "with C off, and of r-ROME, the probability stays high"
+    printed = {("batch-keeps", what): says[0] for what in ("efficacy", "generalisation")}
+    printed |= {("rome-stays", variant): says[1] for variant in ("ROME, C off", "r-ROME")}
+    printed |= {("batch-leads", "MEMIT-MASS"): ""}
     found = {(*key, "scaled") for key in both | scaled} | {(*key, "printed") for key in both | printed}
     assert held == found
     told = claims.read().query("model == 'smollm2' and claim == 'not-the-only-criterion'").holds
@@ -199,9 +193,8 @@ def test_the_readme_says_what_each_method_leaves_of_sixty_edits():
         "memit": "MEMIT, three orders",
         "rome": "ROME, three orders",
     }
-    found = kedit.outcomes(
-        kedit.load_runs([*names, "gate-rho2", "memit-stream-rho2", "memit-rho2"], committed="smollm2-60")
-    )
+    runs = kedit.load_runs([*names, "gate-rho2", "memit-stream-rho2", "memit-rho2"], committed="smollm2-60")
+    found = kedit.outcomes(runs)
     for name, rows in found.query("setting == 'as printed'").groupby("stream"):
         assert f"| {names[name]} | {share(rows.edits)} | {share(rows.untouched)} |" in README
         assert len(rows) == 1 + 2 * ("three orders" in names[name])
@@ -224,11 +217,10 @@ def test_the_readme_says_what_each_method_leaves_of_sixty_edits():
 )
 def test_the_readme_says_how_many_of_the_last_optimisations_are_frozen(stream, model, share):
     runs = kedit.load_runs([stream], committed=model)
-    made = runs[runs.metric.isin(["first probability", "optimised probability"])]
+    columns = ["first probability", "optimised probability"]
+    made = runs[runs.metric.isin(columns)]
     pairs = made.pivot_table(index=["order", "edits"], columns="metric", values="value").groupby(level=0).tail(50)
-    frozen = [
-        did_nothing(*pair) for pair in zip(pairs["first probability"], pairs["optimised probability"], strict=True)
-    ]
+    frozen = [did_nothing(*pair) for pair in pairs[columns].to_numpy()]
     assert f"{sum(frozen) / len(frozen):.0%}".replace("%", " %") == share and share in README
 
 
@@ -265,12 +257,8 @@ def test_the_readme_says_where_the_side_effects_point():
 
 
 def test_every_paper_that_is_cited_stands_in_the_list_of_references():
-    cited = [
-        *(REPOSITORY / "kedit_lib").rglob("*.py"),
-        *SOURCES,
-        *(REPOSITORY / "docs").glob("*.md"),
-        REPOSITORY / "README.md",
-    ]
+    cited = [*SOURCES, *(REPOSITORY / "docs").glob("*.md"), REPOSITORY / "README.md"]
+    cited += (REPOSITORY / "kedit_lib").rglob("*.py")
     number = re.compile(r"(?:arxiv\.org/abs/|arXiv )(\d{4}\.\d{5})")
     found = {one for path in cited for one in number.findall(path.read_text(encoding="utf-8"))}
     listed = set(number.findall((REPOSITORY / "docs" / "references.md").read_text(encoding="utf-8")))

@@ -46,9 +46,7 @@ def numbers(prose: str) -> set[str]:
 
 
 def test_measured_numbers_are_found():
-    prose = (
-        "it fell to 0.123 (12 %, 5e-09) at $p = 0.5$ in [2405.14768](https://arxiv.org/abs/2405.14768) `0.7` after 450"
-    )
+    prose = "from 0.123 (12 %, 5e-09) at $p = 0.5$ in [2405.14768](https://arxiv.org/abs/2405.14768) `0.7` to 450"
     assert numbers(prose) == {"0.123", "12%", "5e-09", "2405.14768"}
 
 

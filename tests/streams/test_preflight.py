@@ -23,6 +23,7 @@ from kedit_lib.editing.transfer import propose, propose_layers, write_proposal
 from kedit_lib.streams import preflight as checking
 
 EDITS = [kedit.Edit(*each, target_true="Graz") for each in tiny.EDITS]
+SMOKE, LAB = (load_profile(REPOSITORY / "params" / "profiles" / f"{name}.yaml") for name in ("smoke", "lab"))
 
 
 @pytest.fixture(autouse=True)
@@ -45,11 +46,7 @@ def made(tmp_path):
 
 
 def check(model, **given):
-    return kedit.check_model(model, **{"edits": EDITS, "profile": load_profile_of_smoke(), **given}).value
-
-
-def load_profile_of_smoke():
-    return load_profile(REPOSITORY / "params" / "profiles" / "smoke.yaml")
+    return kedit.check_model(model, **{"edits": EDITS, "profile": SMOKE, **given}).value
 
 
 SAYS = {
@@ -171,14 +168,12 @@ def test_folders_of_one_name_have_a_file_each(tmp_path, folders, name):
 
 
 def test_minutes_grow_with_the_edits():
-    smoke, lab = load_profile_of_smoke(), load_profile(REPOSITORY / "params" / "profiles" / "lab.yaml")
-    one = checking.live_minutes(smoke, 1.0, 0.0)
-    assert one == pytest.approx((len(streams_of(smoke)) * 12 + 1 + 20 + 3 * 4 + 17) / 60)
-    assert (
-        checking.live_minutes(smoke, 2.0, 0.0) == pytest.approx(2 * one) and checking.live_minutes(lab, 1.0, 0.0) > one
-    )
-    asked = checking.live_minutes(smoke, 0.0, 1.0)  # 40 facts before the first edit, after 6 and after 12
-    assert asked == pytest.approx(len(streams_of(smoke)) * 3 * 40 / 60)
+    one = checking.live_minutes(SMOKE, 1.0, 0.0)
+    assert one == pytest.approx((len(streams_of(SMOKE)) * 12 + 1 + 20 + 3 * 4 + 17) / 60)
+    assert checking.live_minutes(SMOKE, 2.0, 0.0) == pytest.approx(2 * one)
+    assert checking.live_minutes(LAB, 1.0, 0.0) > one
+    asked = checking.live_minutes(SMOKE, 0.0, 1.0)  # 40 facts before the first edit, after 6 and after 12
+    assert asked == pytest.approx(len(streams_of(SMOKE)) * 3 * 40 / 60)
 
 
 def test_times_are_said_roughly():

@@ -237,7 +237,7 @@ def test_final_weights_are_those_of_the_end_or_none(model, tmp_path):
     with pytest.warns(UserWarning, match="damaged"), pytest.raises(kedit.KeditError, match="final weights missing"):
         run.final_weights()
     flipped(run.path / "at-000004" / "weights.safetensors")
-    assert all(torch.equal(value, before[name]) for name, value in run.final_weights().items())
+    assert_same_weights(before, run.final_weights())
     (run.path / "at-000004").rename(run.path / "at-000003")
     with pytest.warns(UserWarning, match="moved"), pytest.raises(kedit.KeditError, match="final weights missing"):
         run.final_weights()
@@ -286,13 +286,8 @@ def heeding():
     signal.signal(signal.SIGINT, before)
 
 
-class CtrlC:
+class CtrlC(FailsAt):
     """A probe that is interrupted in the middle: as if the key was pressed right there."""
-
-    identity = "ctrl-c"
-
-    def __init__(self, at):
-        self.at = at
 
     def __call__(self, model, done):
         if len(done) == self.at:
@@ -325,10 +320,9 @@ def test_ctrl_c_finishes_the_edit_and_writes_a_checkpoint(model, tmp_path, monke
 @pytest.mark.usefixtures("heeding")
 @pytest.mark.parametrize("at", [0, 4, 7])
 def test_ctrl_c_in_a_probe_finishes_the_probe(model, tmp_path, at):
-    probes = [FirstEdits(), CtrlC(at)]
     whole = stream(model, tmp_path / "whole", 7, probes=[FirstEdits(), CtrlC(None)])
     with pytest.raises(KeyboardInterrupt):
-        stream(model, tmp_path / "cut", 7, probes=probes)
+        stream(model, tmp_path / "cut", 7, probes=[FirstEdits(), CtrlC(at)])
     assert [p.name for p in tmp_path.glob(f"cut/*/at-{at:06d}")] == [f"at-{at:06d}"] * (at > 0)
     assert_same(whole, stream(model, tmp_path / "cut", 7, probes=[FirstEdits(), CtrlC(None)]))
 

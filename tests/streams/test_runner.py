@@ -361,7 +361,6 @@ def test_an_interrupted_run_goes_on_with_the_same_numbers(model, tmp_path, monke
         ({"stop_below": -1}, "stop_below = -1; must be a probability"),
         ({"method": "memit"}, "method is of type str; give one, such as kedit.method_for"),
         ({"method": kedit.MEMIT}, "method is of type _Listed; give one, such as kedit.method_for"),
-        ({"moments": "wiki.txt"}, "needs second moments"),
         ({"moments": None}, "needs second moments"),
         ({"history": kedit.EditHistory()}, "MEMIT: keeps no memory"),
     ],
