@@ -8,6 +8,7 @@ import tiny
 import torch
 
 import kedit_lib as kedit
+from kedit_lib.evaluation.teacher_forcing import teacher_forced
 
 EDITS = [kedit.Edit(*each) for each in tiny.EDITS]
 NAMES = [f"{first} {last}" for first in ("Ana", "Zoë", "Léon", "Toko", "Old") for last in ("Brown", "Blum", "Müller")]
@@ -50,6 +51,11 @@ def snapshot(model):
 def holds(model, weights):
     """Whether the model's parameters are these, bit for bit."""
     return all(torch.equal(value, weights[name]) for name, value in parameters(model).items())
+
+
+def probability(model, edits):
+    """Of each edit's target behind its prompt: what a method's optimisation says it has reached."""
+    return teacher_forced(model, [e.text for e in edits], [e.target_new for e in edits]).probability
 
 
 def assert_same_runs(one, other, but=("seconds",)):

@@ -3,12 +3,11 @@ snapshots and histories."""
 
 import pytest
 import torch
-from library import EDITS, SEQUENCE, holds, refused, snapshot
+from library import EDITS, SEQUENCE, holds, probability, refused, snapshot
 from torch.nn.functional import normalize
 
 import kedit_lib as kedit
 from kedit_lib.editing.compute_k import context_mean, keys_at
-from kedit_lib.evaluation.teacher_forcing import teacher_forced
 from kedit_lib.models.hooks import trace
 from kedit_lib.models.tokenization import encode
 
@@ -22,10 +21,6 @@ def output(model, text):
     module = model.mlp_out(2)
     read, given = trace(model.hf, torch.tensor([encode(model.tokenizer, text)]), [module], [module])
     return read[module][0], given[module][0]
-
-
-def probability(model, edits):
-    return teacher_forced(model, [e.text for e in edits], [e.target_new for e in edits]).probability
 
 
 def test_it_adds_delta_where_the_key_is_near_and_nowhere_else(model):

@@ -4,13 +4,12 @@ entries of the other methods that change no weight."""
 import pytest
 import tiny
 import torch
-from library import FailsAt, assert_same_runs, holds, parameters, refused, snapshot
+from library import FailsAt, assert_same_runs, holds, probability, refused, snapshot
 
 import kedit_lib as kedit
 from kedit_lib.editing.codebook import Codebook
 from kedit_lib.editing.grace import placed
 from kedit_lib.evaluation.protocol import EditProbe
-from kedit_lib.evaluation.teacher_forcing import teacher_forced
 from kedit_lib.models.generation import continuations, decode
 from kedit_lib.models.hooks import trace
 from kedit_lib.models.tokenization import encode
@@ -29,15 +28,6 @@ def model(tiny_folder, request):
     return kedit.load_model(tiny_folder(request.param), dtype=torch.float32)
 
 
-@pytest.fixture
-def llama(tiny_folder):
-    return kedit.load_model(tiny_folder("llama"), dtype=torch.float32)
-
-
-def probability(model, edits):
-    return teacher_forced(model, [e.text for e in edits], [e.target_new for e in edits]).probability
-
-
 def logits(model, text):
     return model.hf(torch.tensor([encode(model.tokenizer, text)])).logits
 
@@ -48,10 +38,10 @@ def key(model, text, layer=2):
 
 
 def test_the_target_is_said_and_all_else_stays_bit_for_bit(model):
-    before = {name: w.clone() for name, w in parameters(model).items()}
-    plain, first = [logits(model, text) for text in UNRELATED], probability(model, EDITS)
+    before, first = snapshot(model), probability(model, EDITS)
+    plain = [logits(model, text) for text in UNRELATED]
     outcome = METHOD.apply(model, EDITS)
-    assert outcome.deltas == {} and all(torch.equal(w, before[n]) for n, w in parameters(model).items())
+    assert outcome.deltas == {} and holds(model, before)
     assert all(torch.equal(logits(model, text), old) for text, old in zip(UNRELATED, plain, strict=True))
     found = [[t.probabilities[i] for t in outcome.targets] for i in (0, -1)]
     torch.testing.assert_close(torch.tensor(found[0]).double(), first, rtol=1e-3, atol=1e-6)
@@ -94,24 +84,24 @@ def test_an_entry_is_added_expanded_split_or_taken_over():
     assert place(10.0, (6,)) == (0, [1.0], ((6,),))
 
 
-def test_edits_that_are_near_share_or_divide_the_space(llama):
+def test_edits_that_are_near_share_or_divide_the_space(model):
     """Of one target: a radius that holds both prompts. Of two: each keeps its own. Asked again: the newer target."""
     first, second = EDITS[4], kedit.Edit("Ana Brown plays with {}", "Léon Blum", "French")
-    apart = torch.dist(key(llama, first.text), key(llama, second.text)).item()
+    apart = torch.dist(key(model, first.text), key(model, second.text)).item()
     method = kedit.GRACE(layers=[2], n_iter=20, eps=0.6 * apart)
-    history = method.new_history(llama)
+    history = method.new_history(model)
     for edit in (first, second):
-        method.apply(llama, [edit], history=history)
-    assert llama.memory[KEY].reaches.tolist() == pytest.approx([apart], rel=1e-4)
-    assert probability(llama, [second]) > 0.9
-    llama.restore()
+        method.apply(model, [edit], history=history)
+    assert model.memory[KEY].reaches.tolist() == pytest.approx([apart], rel=1e-4)
+    assert probability(model, [second]) > 0.9
+    model.restore()
     other = kedit.Edit(second.prompt, second.subject, "English")
-    method.apply(llama, [first])
-    method.apply(llama, [other])
-    assert llama.memory[KEY].reaches.tolist() == pytest.approx([apart / 2] * 2, rel=1e-3)
-    assert probability(llama, [first, other]).min() > 0.9
-    method.apply(llama, [second])
-    assert len(llama.memory[KEY].reaches) == 2 and probability(llama, [first, second]).min() > 0.9
+    method.apply(model, [first])
+    method.apply(model, [other])
+    assert model.memory[KEY].reaches.tolist() == pytest.approx([apart / 2] * 2, rel=1e-3)
+    assert probability(model, [first, other]).min() > 0.9
+    method.apply(model, [second])
+    assert len(model.memory[KEY].reaches) == 2 and probability(model, [first, second]).min() > 0.9
 
 
 IN_NO_WEIGHT = {  # by what they are called in model.memory; how many entries stand there
@@ -122,66 +112,66 @@ IN_NO_WEIGHT = {  # by what they are called in model.memory; how many entries st
 
 
 @pytest.mark.parametrize("key", IN_NO_WEIGHT)
-def test_what_is_in_no_weight_belongs_to_snapshots_and_to_the_history(llama, tmp_path, key):
+def test_what_is_in_no_weight_belongs_to_snapshots_and_to_the_history(model, tmp_path, key):
     method, count = IN_NO_WEIGHT[key]
-    weights, history, plain = snapshot(llama), method.new_history(llama), probability(llama, EDITS)
-    method.apply(llama, EDITS[:1], history=history)
-    one, first = llama.snapshot(), probability(llama, EDITS)
-    method.apply(llama, EDITS[3:4], history=history)
-    both = probability(llama, EDITS)
+    weights, history, plain = snapshot(model), method.new_history(model), probability(model, EDITS)
+    method.apply(model, EDITS[:1], history=history)
+    one, first = model.snapshot(), probability(model, EDITS)
+    method.apply(model, EDITS[3:4], history=history)
+    both = probability(model, EDITS)
     assert plain[0] != first[0] and first[3] != both[3]
-    llama.load_snapshot(one)
-    assert torch.equal(probability(llama, EDITS), first)
-    with llama.temporarily():
-        assert torch.equal(probability(llama, EDITS), plain)
-    llama.restore()
-    assert llama.memory == {} and torch.equal(probability(llama, EDITS), plain)
+    model.load_snapshot(one)
+    assert torch.equal(probability(model, EDITS), first)
+    with model.temporarily():
+        assert torch.equal(probability(model, EDITS), plain)
+    model.restore()
+    assert model.memory == {} and torch.equal(probability(model, EDITS), plain)
     history.save(tmp_path / "history")
-    method.recall(llama, kedit.EditHistory.load(tmp_path / "history"))  # as a resumed sequence does
-    assert torch.equal(probability(llama, EDITS), both)
-    llama.restore()
-    method.apply(llama, EDITS[2:3], history=history)
-    method.apply(llama, EDITS[1:2])
-    assert count(llama.memory[key]) == 4 and holds(llama, weights)
+    method.recall(model, kedit.EditHistory.load(tmp_path / "history"))  # as a resumed sequence does
+    assert torch.equal(probability(model, EDITS), both)
+    model.restore()
+    method.apply(model, EDITS[2:3], history=history)
+    method.apply(model, EDITS[1:2])
+    assert count(model.memory[key]) == 4 and holds(model, weights)
     if key != "Retrieval":
         other = type(method)(layers=[1])
-        refused(lambda: other.apply(llama, EDITS[:1], history=history), key, "new_history")
-    refused(lambda: llama.save_pretrained(tmp_path / "out"), key, "in no weight", "restore()")
+        refused(lambda: other.apply(model, EDITS[:1], history=history), key, "new_history")
+    refused(lambda: model.save_pretrained(tmp_path / "out"), key, "in no weight", "restore()")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("key", IN_NO_WEIGHT)
-def test_a_resumed_sequence_has_the_same_numbers(llama, tmp_path, key):
+def test_a_resumed_sequence_has_the_same_numbers(model, tmp_path, key):
     def stream(name, at=None):
         options = {"progress": False, "checkpoint_every": 2, "dense_every": 2, "store": tmp_path / name}
-        return kedit.run_stream(llama, EDITS, IN_NO_WEIGHT[key][0], probes=[EditProbe(), FailsAt(at)], **options)
+        return kedit.run_stream(model, EDITS, IN_NO_WEIGHT[key][0], probes=[EditProbe(), FailsAt(at)], **options)
 
     with pytest.raises(RuntimeError, match="in the middle"):
         stream("cut", 4)
     assert_same_runs(stream("whole"), stream("cut"))
-    assert llama.memory == {}  # the model comes back as it was
+    assert model.memory == {}  # the model comes back as it was
 
 
-def test_a_batch_is_made_one_edit_at_a_time(llama):
-    METHOD.apply(llama, EDITS)
-    batch = llama.memory[KEY]
-    llama.restore()
+def test_a_batch_is_made_one_edit_at_a_time(model):
+    METHOD.apply(model, EDITS)
+    batch = model.memory[KEY]
+    model.restore()
     for edit in EDITS:
-        METHOD.apply(llama, [edit])
-    one_by_one = llama.memory[KEY]
+        METHOD.apply(model, [edit])
+    one_by_one = model.memory[KEY]
     assert torch.equal(batch.values, one_by_one.values) and torch.equal(batch.reaches, one_by_one.reaches)
 
 
-def test_two_baselines_in_one_model(llama):
-    METHOD.apply(llama, EDITS[4:])
-    kedit.Retrieval().apply(llama, EDITS[:1])
-    assert set(llama.memory) == {KEY, "Retrieval"} and probability(llama, EDITS[4:]) > 0.9
+def test_two_baselines_in_one_model(model):
+    METHOD.apply(model, EDITS[4:])
+    kedit.Retrieval().apply(model, EDITS[:1])
+    assert set(model.memory) == {KEY, "Retrieval"} and probability(model, EDITS[4:]) > 0.9
 
 
-def test_published_settings_and_their_transfer(llama):
+def test_published_settings_and_their_transfer(model):
     published = kedit.method_for("Llama-2-7b-hf", "grace")
     assert published == kedit.GRACE(layers=[27], edit_lr=1.0, n_iter=50, eps=1.0)
-    assert kedit.transfer("grace", "Llama-2-7b-hf", llama).method == kedit.GRACE(layers=[4])
+    assert kedit.transfer("grace", "Llama-2-7b-hf", model).method == kedit.GRACE(layers=[4])
 
 
 def test_bad_settings_are_one_line():

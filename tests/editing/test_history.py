@@ -25,8 +25,9 @@ def same(one, other):
 
 
 @pytest.mark.parametrize("method", [MEMIT, ALPHAEDIT], ids=["MEMIT", "AlphaEdit"])
-def test_an_empty_history_is_none_and_a_full_one_is_not(model, moments, method):
-    history = kedit.EditHistory()
+def test_an_empty_history_is_none_and_a_full_one_is_not(model, moments, tmp_path, method):
+    kedit.EditHistory().save(tmp_path / "history")
+    history = kedit.EditHistory.load(tmp_path / "history")
     first = apply(model, EDITS[:2], moments, history, method)
     second = apply(model, EDITS[2:3], moments, history, method)
     assert history.edits == 3
@@ -47,26 +48,6 @@ def test_keys_are_those_of_the_weights_after_the_batch(model, moments, method):
         assert relative(history.keys[layer], after) < 1e-12
     written = torch.stack([target.key_per_layer[2] for target in outcome.targets])
     assert (relative(history.keys[2], written) > 1e-6) == (method.name == "RECT")
-
-
-@pytest.mark.parametrize("method", [MEMIT, ALPHAEDIT], ids=["MEMIT", "AlphaEdit"])
-def test_saved_and_loaded_it_goes_on_bit_for_bit(model, moments, tmp_path, method):
-    history = kedit.EditHistory()
-    for edit in EDITS[:3]:
-        apply(model, [edit], moments, history, method)
-    weights, path = model.snapshot(), tmp_path / "a" / "history.safetensors"
-    history.save(path)
-    assert [p.name for p in path.parent.iterdir()] == [path.name]
-    found, twin = kedit.EditHistory.load(path), history.copy()
-    assert found.identity == history.identity == twin.identity
-    outcomes = []
-    for each in (history, found, twin):
-        model.load_snapshot(weights)
-        outcomes.append(apply(model, EDITS[3:5], moments, each, method))
-    assert same(outcomes[0], outcomes[1]) and same(outcomes[0], outcomes[2])
-    assert history.edits == found.edits == twin.edits == 5
-    kedit.EditHistory().save(path)
-    assert kedit.EditHistory.load(path).edits == 0
 
 
 def test_another_fixed_matrix_is_multiplied_anew(model, moments):

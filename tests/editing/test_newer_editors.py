@@ -8,8 +8,8 @@ import pytest
 import reference
 import tiny
 import torch
-from library import refused
-from test_reference import BATCH, EDITS, SEQUENCE, assert_same, by, compare, hyper, library_edit, ready, sequence
+from library import EDITS, assert_same_weights, method, refused
+from test_reference import BATCH, SEQUENCE, SOON, assert_same, both, by, hyper, ready, sequence
 
 import kedit_lib as kedit
 from kedit_lib.editing.compute_k import outputs_at, prompts_of
@@ -50,17 +50,9 @@ def test_which_targets_lead_by_the_paper_and_by_the_code():
 @pytest.mark.parametrize("stop", [{"stop": "argmax"}, {"stop": None}], ids=["argmax", "loss"])
 def test_most_probable_early_stopping(tiny_model, name, layers, stop):
     """An option of every method: a step more after the target first leads in every context but the clean one."""
-    values = hyper(layers=layers, v_num_grad_steps=20, kl_factor=1e-4, clamp_norm_factor=8.0, **stop)
-    own = {k: v for k, v in values.items() if name != "rome" or k != "mom2_update_weight"}
-    plain, C = tiny_model("llama"), tiny.second_moments()
-    hp = SimpleNamespace(**{**values, "nll_loss_factor": 1.0, "mom2_adjustment": True})
-    edit = EDITS[4] if name == "rome" else [EDITS[4]]
-    result = getattr(reference, name)(plain.model, plain.tokenizer, edit, tiny.CONTEXTS, hp, C)
-    edit_by = kedit.method_class(name)(**own)
-    model, given = ready(plain, edit_by)
-    outcome = edit_by.apply(model, [library_edit(EDITS[4])], **given)
-    compare(result, outcome)
-    assert ("stop" in edit_by.hyperparameters) == bool(stop["stop"])
+    values = {**SOON, "layers": layers, "mom2_adjustment": True, **stop}
+    both(tiny_model, "llama", name, values, [EDITS[4]])
+    assert ("stop" in method(name, values).hyperparameters) == bool(stop["stop"])
 
 
 def test_a_target_on_a_plateau_stops(tiny_model):
@@ -70,7 +62,7 @@ def test_a_target_on_a_plateau_stops(tiny_model):
     for stop in (None, "plateau"):
         edit_by = kedit.MEMIT(**values, stop=stop)
         model, given = ready(tiny_model("llama"), edit_by)
-        (found[stop],) = edit_by.apply(model, [library_edit(EDITS[4])], **given).targets
+        (found[stop],) = edit_by.apply(model, [EDITS[4]], **given).targets
     whole, short = found[None], found["plateau"]
     flat = [
         i for i in range(5, whole.steps) if whole.losses[i] > 0.8 * whole.losses[i - 5] and whole.probabilities[i] > 0.9
@@ -93,7 +85,7 @@ def test_evoedit_of_the_same_prompt_twice(tiny_model, as_code):
     edit_by = kedit.EvoEdit(**values)
     model, given = ready(tiny_model("llama"), edit_by)
     given["contexts"] = ["{}"]
-    edit_by.apply(model, [library_edit(e) for e in EDITS[2:4]], **given)
+    edit_by.apply(model, EDITS[2:4], **given)
     norms = []
     for answer in ("organ", "violoncello"):
         edit = kedit.Edit("{} plays the", "Zoë", answer)
@@ -122,7 +114,7 @@ def test_betaedit_ends_when_an_update_is_broken(tiny_model, monkeypatch):
     for edit, times in zip(SEQUENCE[:2], (1, 0), strict=True):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            outcome = edit_by.apply(model, [library_edit(e) for e in edit], **given)
+            outcome = edit_by.apply(model, edit, **given)
         said = [str(warning.message) for warning in caught if "BetaEdit" in str(warning.message)]
         assert len(said) == times and all("nor a later edit is written; restore the model" in line for line in said)
         assert not any(delta.any() for delta in outcome.deltas.values())
@@ -145,11 +137,10 @@ def test_lyaplocks_queue_waits_for_the_first_batch_that_writes(tiny_model):
     """Targets that the model has already: nothing is written, q stays 1, and D₁ is that of the next batch."""
     edit_by = kedit.LyapLock(**hyper(v_num_grad_steps=3))
     model, given = ready(tiny_model("llama"), edit_by)
-    edits = [library_edit(edit) for edit in BATCH]
-    last, prompts = model.layers[edit_by.layers[-1]], prompts_of(model, edits)
-    outcome = edit_by.apply(model, edits, **given, targets=[*outputs_at(model, prompts, last)])
+    last, prompts = model.layers[edit_by.layers[-1]], prompts_of(model, BATCH)
+    outcome = edit_by.apply(model, BATCH, **given, targets=[*outputs_at(model, prompts, last)])
     assert not any(delta.any() for delta in outcome.deltas.values()) and not given["history"].numbers
-    assert any(delta.any() for delta in edit_by.apply(model, [library_edit(EDITS[1])], **given).deltas.values())
+    assert any(delta.any() for delta in edit_by.apply(model, [EDITS[1]], **given).deltas.values())
     numbers = given["history"].numbers
     assert all(numbers[f"q.{layer}"] == 1 and numbers[f"first damage.{layer}"] > 0 for layer in edit_by.layers)
 
@@ -160,7 +151,7 @@ def test_recursive_least_squares_are_memit_with_history(tiny_model, kind):
     found = []
     for edit_by in (kedit.RLSEdit(**hyper()), kedit.MEMIT(**hyper(), use_history=True)):
         model, given = ready(tiny_model(kind), edit_by)
-        found.append([edit_by.apply(model, [library_edit(e) for e in batch], **given) for batch in SEQUENCE])
+        found.append([edit_by.apply(model, batch, **given) for batch in SEQUENCE])
     for ours, theirs in zip(*found, strict=True):
         for name, delta in theirs.deltas.items():
             assert_same(ours.deltas[name], delta, name)
@@ -267,7 +258,7 @@ def test_ultraedit(tiny_model, kind):
     history = edit_by.new_history(model)
     for batch in (*SEQUENCE, EDITS):
         expected = reference.ultraedit(plain.model, plain.tokenizer, batch, hp, state)
-        outcome = edit_by.apply(model, [library_edit(e) for e in batch], history=history)
+        outcome = edit_by.apply(model, batch, history=history)
         assert set(outcome.deltas) == set(expected)
         for name, delta in expected.items():
             assert float(delta.norm()) > 1e-6
@@ -277,13 +268,15 @@ def test_ultraedit(tiny_model, kind):
 
 def test_ultraedit_says_which_module_is_not_there(tiny_model):
     model = kedit.load_model(tiny_model("llama").folder, dtype=torch.float64)
-    edit = [library_edit(EDITS[0])]
+    edit = [EDITS[0]]
     for module, says in (("model.layers.1.mlp.middle", "no module"), ("model.layers.1.input_layernorm", "no weight")):
-        method = kedit.UltraEdit(modules=[module])
-        refused(lambda method=method: method.apply(model, edit), says)
+        edit_by = kedit.UltraEdit(modules=[module])
+        refused(lambda edit_by=edit_by: edit_by.apply(model, edit), says)
 
 
-NEWER = {
+KEEPING = {
+    "MEMIT": {"use_history": True},
+    "AlphaEdit": {"nullspace_rank": 30, "L2": 2.0},
     "ENCORE": {"update_norm_lambda": 0.7},
     "EvoEdit": {"nullspace_rank": 30},
     "BetaEdit": {"nullspace_rank": 30, "tau": 2},
@@ -296,24 +289,27 @@ NEWER = {
 OWN_LAYERS = ("UltraEdit", "SimIE")
 
 
-@pytest.mark.parametrize("name", NEWER)
+@pytest.mark.parametrize("name", KEEPING)
 def test_a_history_goes_on_from_a_file(tiny_model, tmp_path, name):
-    """Saved after two batches and read again: the third batch is the same to the bit, and so is the identity."""
-    values = hyper(v_num_grad_steps=3, **NEWER[name])
+    """Saved after two batches and read again, or copied: the third batch is the same to the bit, and so is the
+    identity."""
+    values = hyper(v_num_grad_steps=3, **KEEPING[name])
     cls = kedit.method_class(name)
     own = cls.model_fields.keys() - ({"layers"} if name in OWN_LAYERS else set())
     edit_by = cls(**{f: v for f, v in values.items() if f in own})
     model, given = ready(tiny_model("llama"), edit_by)
-    history, last = given.pop("history"), [library_edit(EDITS[2])]
+    history, last = given.pop("history"), [EDITS[2]]
     for batch in SEQUENCE[:2]:
-        edit_by.apply(model, [library_edit(e) for e in batch], **given, history=history)
+        edit_by.apply(model, batch, **given, history=history)
     before, kept, identity = model.snapshot(), history.copy(), history.identity
-    history.save(tmp_path / "history.safetensors")
+    path = tmp_path / "a" / "history.safetensors"
+    history.save(path)
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
     first = edit_by.apply(model, last, **given, history=history)
     assert kept.identity == identity != history.identity
-    again = kedit.EditHistory.load(tmp_path / "history.safetensors")
+    again = kedit.EditHistory.load(path)
     assert (again.identity, again.kind, again.edits) == (identity, edit_by.history_kind, 4)
-    model.load_snapshot(before)
-    second = edit_by.apply(model, last, **given, history=again)
-    for parameter, delta in first.deltas.items():
-        assert torch.equal(delta, second.deltas[parameter])
+    for other in (again, kept):
+        model.load_snapshot(before)
+        assert_same_weights(edit_by.apply(model, last, **given, history=other).deltas, first.deltas)
+        assert other.edits == history.edits == 5

@@ -10,13 +10,12 @@ import pytest
 import reference
 import tiny
 import torch
-from library import holds, method, parameters, snapshot
+from library import EDITS, holds, method, parameters, snapshot
 
 import kedit_lib as kedit
 
 SAME = 1e-8
 KINDS = ["llama", pytest.param("gpt2", marks=pytest.mark.slow)]
-EDITS = [SimpleNamespace(prompt=prompt, subject=subject, target_new=target) for prompt, subject, target in tiny.EDITS]
 # Every awkward edit comes up in some method: the last one succeeds within the steps, the others do not.
 SINGLE, BATCH = [EDITS[1]], [EDITS[0], EDITS[4], EDITS[3]]
 SEQUENCE = [SINGLE, BATCH, [EDITS[2]]]
@@ -54,7 +53,7 @@ def both(tiny_model, kind, name, hyperparameters, edits, contexts=tiny.CONTEXTS)
     asked = edits[0] if name.endswith("rome") else edits
     result = getattr(reference, name)(plain.model, plain.tokenizer, asked, contexts, theirs, C)
     given = kedit.SecondMoments.from_tensors(C) if edit_by.needs_moments else None
-    outcome = edit_by.apply(model, [library_edit(edit) for edit in edits], moments=given, contexts=contexts)
+    outcome = edit_by.apply(model, edits, moments=given, contexts=contexts)
     compare(result, outcome)
     after = parameters(model)
     for parameter, value in before.items():
@@ -65,12 +64,13 @@ def both(tiny_model, kind, name, hyperparameters, edits, contexts=tiny.CONTEXTS)
 
 def sequence(tiny_model, kind, edit_by, theirs, C=None, batches=None):
     """Batches one after another: what `theirs(plain, batch)` gives is compared with the library's. The plain model, the
-    library's, and its history."""
-    plain = tiny_model(kind)
+    library's, its history and its outcomes."""
+    plain, outcomes = tiny_model(kind), []
     model, given = ready(plain, edit_by, C)
     for batch in batches or SEQUENCE:
-        compare(theirs(plain, batch), edit_by.apply(model, [library_edit(e) for e in batch], **given))
-    return SimpleNamespace(plain=plain.model, model=model, history=given["history"])
+        outcomes.append(edit_by.apply(model, batch, **given))
+        compare(theirs(plain, batch), outcomes[-1])
+    return SimpleNamespace(plain=plain.model, model=model, history=given["history"], outcomes=outcomes)
 
 
 def ready(plain, edit_by, C=None):
@@ -84,10 +84,6 @@ def by(name, values, *state):
     """The reference's method on a batch, with what it is given behind the hyperparameters."""
     hp = SimpleNamespace(**values)
     return lambda plain, batch: getattr(reference, name)(plain.model, plain.tokenizer, batch, tiny.CONTEXTS, hp, *state)
-
-
-def library_edit(edit):
-    return kedit.Edit(prompt=edit.prompt, subject=edit.subject, target_new=edit.target_new)
 
 
 def hyper(**changes):
@@ -131,20 +127,20 @@ def test_the_last_layer(tiny_model, name):
     both(tiny_model, "llama", name, last, [EDITS[4]])
 
 
+SOON = hyper(kl_factor=1e-4, v_num_grad_steps=20, clamp_norm_factor=8.0)  # an edit can succeed within the steps
+
+
 @pytest.mark.parametrize("name", ["rome", "memit", "pmet"])
 def test_early_stop(tiny_model, name):
     """A learned target: the loss falls under 0.05, or (PMET) the target leads everywhere at little divergence."""
-    few = hyper(kl_factor=1e-4, v_num_grad_steps=20, clamp_norm_factor=8.0, mom2_adjustment=True)
-    if name == "rome":
-        few["layers"] = [2]
+    few = {**SOON, "mom2_adjustment": True, **({"layers": [2]} if name == "rome" else {})}
     _, outcome = both(tiny_model, "llama", name, few, [EDITS[4]])
     assert 1 < outcome.targets[0].steps < 20
 
 
 @pytest.mark.parametrize("name", ["memit", "pmet"])
 def test_an_edit_that_is_learned_stops_while_the_others_of_its_batch_go_on(tiny_model, name):
-    few = hyper(kl_factor=1e-4, v_num_grad_steps=20, clamp_norm_factor=8.0)
-    _, outcome = both(tiny_model, "llama", name, few, [EDITS[1], EDITS[4], EDITS[0]])
+    _, outcome = both(tiny_model, "llama", name, SOON, [EDITS[1], EDITS[4], EDITS[0]])
     assert len({target.steps for target in outcome.targets}) > 1
 
 
@@ -172,7 +168,7 @@ def test_emmet_weighs_the_norm_and_needs_no_invertible_C_then(tiny_model, kind, 
     C[2][:, 5] = C[2][5, :] = 0
     model = kedit.load_model(tiny_model(kind).folder, dtype=torch.float64)
     given = {"moments": kedit.SecondMoments.from_tensors(C), "contexts": ["{}"]}
-    assert method("emmet", {**hyperparameters, "layers": [2]}).apply(model, [library_edit(EDITS[0])], **given).deltas
+    assert method("emmet", {**hyperparameters, "layers": [2]}).apply(model, [EDITS[0]], **given).deltas
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -193,7 +189,7 @@ def test_written_fractions_count_the_history(tiny_model):
     history = given["history"]
     for batch in (BATCH, [EDITS[1]]):
         past = history.keys[2] if history.edits else torch.zeros(1, tiny.D_FF, dtype=torch.float64)
-        outcome = edit_by.apply(model, [library_edit(edit) for edit in batch], **given)
+        outcome = edit_by.apply(model, batch, **given)
         for i, target in enumerate(outcome.targets):
             k = target.key_per_layer[2]
             s = k @ torch.linalg.solve(C[2].double(), k)
@@ -206,18 +202,18 @@ def test_written_fractions_count_the_history(tiny_model):
 def test_single_edits_with_history_are_one_batch(tiny_model, name):
     """Recursive least squares: one layer, clean prompts only and frozen z, so that no key moves."""
     values = hyper(layers=[2], use_history=True, nullspace_rank=30, L2=2.0)
-    model, edit_by = kedit.load_model(tiny_model("llama").folder, dtype=torch.float64), method(name, values)
+    edit_by = method(name, values)
+    model, given = ready(tiny_model("llama"), edit_by)
+    given |= {"contexts": ["{}"], "history": None}
     generator = torch.Generator().manual_seed(0)
     z = [torch.randn(tiny.D_MODEL, generator=generator, dtype=torch.float64) for _ in EDITS]
-    given = {"moments": kedit.SecondMoments.from_tensors(tiny.second_moments()), "contexts": ["{}"]}
-    edits = [library_edit(edit) for edit in EDITS]
-    (expected,) = edit_by.apply(model, edits, **given, targets=z).deltas.values()
+    (expected,) = edit_by.apply(model, EDITS, **given, targets=z).deltas.values()
     for use_history in (True, False):
         model.restore()
-        history, total = kedit.EditHistory() if use_history else None, 0
+        given["history"], total = kedit.EditHistory() if use_history else None, 0
         plain = edit_by if use_history or name == "alphaedit" else method(name, {**values, "use_history": False})
-        for edit, one in zip(edits, z, strict=True):
-            (update,) = plain.apply(model, [edit], **given, history=history, targets=[one]).deltas.values()
+        for edit, one in zip(EDITS, z, strict=True):
+            (update,) = plain.apply(model, [edit], **given, targets=[one]).deltas.values()
             total = total + update
         error = float((total - expected).norm() / expected.norm())
         assert (error < 1e-8) == use_history, error
@@ -226,9 +222,10 @@ def test_single_edits_with_history_are_one_batch(tiny_model, name):
 @pytest.mark.parametrize("name", ["rome", "prome", "memit", "pmet", "emmet", "alphaedit", "rect"])
 def test_given_targets_are_written_as_optimised_ones_are(tiny_model, name):
     values = hyper(layers=[2], nullspace_rank=30, v_num_grad_steps=4)
-    model, edit_by = kedit.load_model(tiny_model("llama").folder, dtype=torch.float64), method(name, values)
-    given = {"moments": kedit.SecondMoments.from_tensors(tiny.second_moments()), "contexts": tiny.CONTEXTS}
-    batch = [library_edit(edit) for edit in (SINGLE if name.endswith("rome") else BATCH)]
+    edit_by = method(name, values)
+    model, given = ready(tiny_model("llama"), edit_by)
+    given["history"] = None
+    batch = SINGLE if name.endswith("rome") else BATCH
     first = edit_by.apply(model, batch, **given)
     model.restore()
     again = edit_by.apply(model, batch, **given, targets=[target.z for target in first.targets])
@@ -281,11 +278,11 @@ def test_norm_anchoring(tiny_model, kind, name):
     targets = [getattr(reference, optimise)(plain.model, plain.tokenizer, e, tiny.CONTEXTS, hp) for e in EDITS]
     expected = reference.reference_norm(plain.model, plain.tokenizer, EDITS, last, targets)
 
-    model, edits = kedit.load_model(plain.folder, dtype=torch.float64), [library_edit(edit) for edit in EDITS]
+    model = kedit.load_model(plain.folder, dtype=torch.float64)
     with torch.no_grad():
         model.add({model.weight_name(last): torch.ones_like(model.weight(last))})
     edited = snapshot(model)
-    r = kedit.anchor_norm(model, method(name, values), edits, tiny.CONTEXTS, group=1)
+    r = kedit.anchor_norm(model, method(name, values), EDITS, tiny.CONTEXTS, group=1)
     assert r == pytest.approx(expected, rel=SAME)
     assert holds(model, edited)
     _, outcome = both(tiny_model, kind, name, {**values, "norm_anchor": r / 2, "mom2_adjustment": True}, SINGLE)
@@ -318,16 +315,19 @@ FT_KINDS = {
 }
 
 
+def fine_tuned(tiny_model, kind, values, batches):
+    def theirs(plain, batch):
+        return reference.fine_tune(plain.model, plain.tokenizer, batch, SimpleNamespace(**values))
+
+    return sequence(tiny_model, kind, method("ft", values), theirs, batches=batches).outcomes
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("values", FT_KINDS.values(), ids=FT_KINDS)
 def test_fine_tuning(tiny_model, kind, values):
     """An edit alone, then a batch on top of it. Its bound is a bound, and around the weights at the start of a call."""
-    plain, values = tiny_model(kind), {**FT, **values}
-    model, edit_by = kedit.load_model(plain.folder, dtype=torch.float64), method("ft", values)
-    for batch in (SINGLE, BATCH):
-        result = reference.fine_tune(plain.model, plain.tokenizer, batch, SimpleNamespace(**values))
-        outcome = edit_by.apply(model, [library_edit(edit) for edit in batch])
-        compare(result, outcome)
+    values = {**FT, **values}
+    for outcome in fine_tuned(tiny_model, kind, values, [SINGLE, BATCH]):
         largest = max(float(update.abs().max()) for update in outcome.deltas.values())
         if values["norm_constraint"] is not None:
             assert largest == pytest.approx(values["norm_constraint"], rel=1e-9)
@@ -338,14 +338,10 @@ def test_fine_tuning(tiny_model, kind, values):
 
 
 def test_fine_tuning_stops_when_the_loss_is_small(tiny_model):
-    plain, values = tiny_model("llama"), {**FT, **FT_KINDS["FT-M"], "num_steps": 40, "lr": 0.05}
-    model = kedit.load_model(plain.folder, dtype=torch.float64)
-    for batch in ([EDITS[4]], BATCH):
-        result = reference.fine_tune(plain.model, plain.tokenizer, batch, SimpleNamespace(**values))
-        outcome = method("ft", values).apply(model, [library_edit(edit) for edit in batch])
-        compare(result, outcome)
+    values = {**FT, **FT_KINDS["FT-M"], "num_steps": 40, "lr": 0.05}
+    for outcome in fine_tuned(tiny_model, "llama", values, [[EDITS[4]], BATCH]):
         assert all(1 < target.steps <= 40 for target in outcome.targets)
-        assert sum(target.losses[-1] for target in outcome.targets) / len(batch) < 0.01
+        assert sum(target.losses[-1] for target in outcome.targets) / len(outcome.targets) < 0.01
 
 
 @pytest.mark.parametrize("kind", KINDS)

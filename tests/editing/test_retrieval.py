@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from library import EDITS, holds, parameters, refused
+from library import EDITS, holds, probability, refused, snapshot
 
 import kedit_lib as kedit
 from kedit_lib.editing.retrieval import reminded
-from kedit_lib.evaluation.teacher_forcing import teacher_forced
 from kedit_lib.models.tokenization import encode
 
 MODEL = "llama", torch.float32
@@ -17,18 +16,15 @@ def says(model, text: str) -> str:
 
 
 def test_questions_are_reminded_and_no_weight_changes(model):
-    before = {name: w.clone() for name, w in parameters(model).items()}
-    edit, unrelated = EDITS[0], "The sea is"
+    before, edit, unrelated = snapshot(model), EDITS[0], "The sea is"
     outcome = kedit.method_for(model, "retrieval").apply(model, [edit])
     assert edit.target_new in says(model, edit.text) and says(model, edit.text).endswith(edit.text)
     assert says(model, unrelated) == unrelated
     assert outcome.deltas == {} and holds(model, before)
-    asked = teacher_forced(model, [edit.text], [edit.target_new]).probability.item()
-    assert outcome.targets[0].probabilities[-1] == pytest.approx(asked, rel=1e-5)
+    assert outcome.targets[0].probabilities[-1] == pytest.approx(probability(model, [edit]).item(), rel=1e-5)
     model.restore()
-    plain = teacher_forced(model, [edit.text], [edit.target_new]).probability.item()
     assert says(model, edit.text) == edit.text
-    assert outcome.targets[0].probabilities[0] == pytest.approx(plain, rel=1e-5)
+    assert outcome.targets[0].probabilities[0] == pytest.approx(probability(model, [edit]).item(), rel=1e-5)
 
 
 def test_the_nearest_sentence():
@@ -53,8 +49,7 @@ def test_a_sequence_is_measured_as_any_other(model, tmp_path):
     p = run.curve("probability", "edits")
     with model.temporarily():
         kedit.Retrieval().apply(model, EDITS[:4])
-        asked = teacher_forced(model, [e.text for e in EDITS[:4]], [e.target_new for e in EDITS[:4]])
-    assert p[4] == pytest.approx(asked.probability.mean().item(), rel=1e-4)
+        assert p[4] == pytest.approx(probability(model, EDITS[:4]).mean().item(), rel=1e-4)
     assert model.memory == {}  # the model comes back as it was
 
 

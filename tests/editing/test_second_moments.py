@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import tiny
 import torch
-from library import refused
+from library import assert_same_weights, holds, refused, snapshot
 from safetensors.torch import load_file
 
 import kedit_lib as kedit
@@ -52,10 +52,10 @@ def test_the_unedited_model_is_measured(model):
     given = kedit.SecondMoments.from_tensors(tiny.second_moments())
     edit, edited = kedit.Edit("{} plays the", "Zoë", "violin"), kedit.MEMIT(layers=[0, 1], v_num_grad_steps=3)
     edited.apply(model, [edit], moments=given, contexts=["{}"])
-    weights = model.snapshot()
+    weights = snapshot(model)
     again = kedit.SecondMoments.estimate(model, TEXTS, layers=LAYERS)
-    assert all(torch.equal(again.tensors[layer], clean.tensors[layer]) for layer in LAYERS)
-    assert all(torch.equal(value, weights[name]) for name, value in model.snapshot().items())
+    assert_same_weights(again.tensors, clean.tensors)
+    assert holds(model, weights)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama-bos"])
@@ -74,18 +74,18 @@ def test_a_text_beyond_the_models_length_counts_whole_in_windows(tiny_folder, ki
 
 
 @pytest.mark.parametrize("given", ["name", "jsonl", "rows", "table", "iterator"])
-def test_texts_however_they_are_handed_over(tiny_folder, tmp_path, monkeypatch, given):
+def test_texts_however_they_are_handed_over(model, tmp_path, monkeypatch, given):
     monkeypatch.chdir(tmp_path)
     texts = [text.strip() for text in TEXTS]
     (tmp_path / "wiki.txt").write_text("\n\n".join(texts), encoding="utf-8")
     (tmp_path / "wiki.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts), encoding="utf-8")
-    forms = {"name": "wiki.txt", "jsonl": tmp_path / "wiki.jsonl"}
-    forms |= {
+    forms = {
+        "name": "wiki.txt",
+        "jsonl": tmp_path / "wiki.jsonl",
         "rows": [{"text": t, "id": 1} for t in texts],
         "table": pd.DataFrame({"text": texts}),
         "iterator": iter(texts),
     }
-    model = kedit.load_model(tiny_folder("llama"))
     found = kedit.SecondMoments.estimate(model, forms[given], layers=[0])
     assert torch.equal(found.tensors[0], kedit.SecondMoments.estimate(model, texts, layers=[0]).tensors[0])
 
@@ -101,16 +101,16 @@ NO_TEXTS = [
 ]
 
 
-def test_what_is_no_text_is_refused(tiny_folder):
-    model, estimate = kedit.load_model(tiny_folder("llama")), kedit.SecondMoments.estimate
+def test_what_is_no_text_is_refused(model):
+    estimate = kedit.SecondMoments.estimate
     for texts, says in NO_TEXTS:
         refused(lambda texts=texts: estimate(model, texts, layers=[0]), "moments", says)
     for wrong in (0, -5, 1.5, True):
         refused(lambda n=wrong: estimate(model, TEXTS, LAYERS, tokens=n), "tokens = ", "whole number of at least 1")
 
 
-def test_too_few_tokens_are_a_warning_and_no_null_space(tiny_folder):
-    model, edits = kedit.load_model(tiny_folder("llama")), [kedit.Edit(*tiny.EDITS[4])]
+def test_too_few_tokens_are_a_warning_and_no_null_space(model):
+    edits = [kedit.Edit(*tiny.EDITS[4])]
     with pytest.warns(match=f"{tiny.D_FF} directions"):
         moments = kedit.SecondMoments.estimate(model, TEXTS[:1], layers=[1])
     assert moments.about["tokens"] < tiny.D_FF
@@ -176,8 +176,7 @@ def test_the_cache(tiny_folder, model, tmp_path, monkeypatch):
     refused(lambda: estimate(model, TEXTS, layers=LAYERS, cache=tmp_path), str(path), *again)
 
 
-def test_a_token_budget_takes_the_first_texts(tiny_folder, tmp_path):
-    model = kedit.load_model(tiny_folder("llama"), dtype=torch.float64)
+def test_a_token_budget_takes_the_first_texts(model, tmp_path):
     held = [len(model.tokenizer(text).input_ids) for text in TEXTS]
     budgeted = kedit.SecondMoments.estimate(model, TEXTS, LAYERS, cache=tmp_path, tokens=held[0] + 1)
     first_two = kedit.SecondMoments.estimate(model, TEXTS[:2], LAYERS)

@@ -14,17 +14,15 @@ SOURCE = "Llama-2-7b-hf"
 PAIRS = [(prompt, subject) for prompt, subject, _ in EDITS[:3]]
 
 
-def norms(model, layer, of_mlp):
-    """‖v₀‖ of each pair, the slow way: one prompt at a time, at the last token of the subject."""
+def norms(model, module, at_the_end=False):
+    """‖output‖ of a module for each pair, the slow way: one prompt at a time, at the last token of the subject or of
+    the prompt."""
     found, seen = [], []
-    handle = model.mlp(layer).register_forward_hook(lambda module, args, output: seen.append(output))
+    handle = module.register_forward_hook(lambda module, args, output: seen.append(output))
     for prompt, subject in PAIRS:
-        before = prompt.format(subject)[: prompt.index("{}") + len(subject)]
-        at = len(model.tokenizer(before).input_ids) - 1
-        ids = torch.tensor([model.tokenizer(prompt.format(subject)).input_ids])
-        with torch.no_grad():
-            stream = model.hf(ids, output_hidden_states=True).hidden_states[layer + 1]
-        found.append((seen[-1] if of_mlp else stream)[0, at].norm().item())
+        before = prompt.format(subject)[: None if at_the_end else prompt.index("{}") + len(subject)]
+        model.hf(torch.tensor([model.tokenizer(prompt.format(subject)).input_ids]))
+        found.append(seen[-1][0, len(model.tokenizer(before).input_ids) - 1].norm().item())
     handle.remove()
     return sorted(found)
 
@@ -32,7 +30,8 @@ def norms(model, layer, of_mlp):
 @pytest.mark.parametrize("name, of_mlp", [("memit", False), ("alphaedit", False), ("rome", True), ("pmet", True)])
 def test_steps_have_the_length_that_was_asked_for(model, name, of_mlp):
     carried = kedit.transfer(name, SOURCE, model, facts=PAIRS, rho=2.0)
-    v0 = norms(model, carried.layers[-1], of_mlp)[1]
+    layer = carried.layers[-1]
+    v0 = norms(model, model.mlp(layer) if of_mlp else model.layers[layer])[1]
     assert carried.v0_norm == pytest.approx(v0, rel=1e-9)
     assert carried.v_lr * sqrt(model.d_model) / v0 == pytest.approx(2.0, rel=5e-3)
     assert carried.rho == pytest.approx(2.0, rel=5e-3)
@@ -58,14 +57,9 @@ def test_ultraedits_one_step_is_a_hundredth_of_rho(model):
     """Relative to the stream behind its last layer, at the token that predicts the answer."""
     carried = kedit.transfer("ultraedit", "Mistral-7B-v0.1", model, facts=PAIRS)
     assert carried.method.modules == [f"model.layers.{i}.mlp.down_proj" for i in at_depth([29, 30], 32, model.n_layers)]
-    norms, layer = [], model.layers[carried.layers[-1]]
-    handle = layer.register_forward_hook(lambda module, args, output: norms.append(output[0, -1].norm().item()))
-    for prompt, subject in PAIRS:
-        ids = torch.tensor([model.tokenizer(prompt.format(subject)).input_ids])
-        model.hf(ids)
-    handle.remove()
     length = carried.lr * model.d_ff * sqrt(model.d_model)
-    assert length / sorted(norms)[1] == pytest.approx(0.02, rel=5e-3) and carried.rho == pytest.approx(2, rel=5e-3)
+    stream = norms(model, model.layers[carried.layers[-1]], at_the_end=True)[1]
+    assert length / stream == pytest.approx(0.02, rel=5e-3) and carried.rho == pytest.approx(2, rel=5e-3)
     printed = kedit.transfer("ultraedit", "Mistral-7B-v0.1", model, facts=PAIRS, rho=None)
     assert printed.lr * model.d_ff == pytest.approx(1e-6 * 14336, rel=1e-4)
     inside = kedit.transfer("ultraedit", "Meta-Llama-3-8B", model, facts=PAIRS)  # its modules do not write the stream

@@ -214,15 +214,13 @@ def test_containment_and_completions(taught):
 def test_an_answer_has_room_for_itself_and_a_stop_or_for_a_sentence(tiny_folder, monkeypatch):
     """One token beyond the answer, of which a begin-of-text token is no part; twelve where it may be later."""
     model = kedit.load_model(tiny_folder("llama-bos"), dtype=torch.float64)
-    accuracy, limits = import_module("kedit_lib.evaluation.accuracy"), []
-    written = accuracy.continuations
-    monkeypatch.setattr(accuracy, "continuations", lambda *a, **o: limits.append(a[3]) or written(*a, **o))
-    monkeypatch.setattr(accuracy, "settled", lambda *a: None)
+    calls = counted(monkeypatch)
+    monkeypatch.setattr(import_module("kedit_lib.evaluation.accuracy"), "settled", lambda *a: None)
     answers = ["oboe", "violoncello da gamba"]
     lengths = [len(target_ids(model.tokenizer, "Zoë plays the", answer)) for answer in answers]
     for match in ("exact", "begins", "contains"):
         generation_accuracy(model, ["Zoë plays the", "Zoë"], answers, match)
-    assert limits == [[n + room for n in lengths] for room in (1, 3, 12)]
+    assert [given[3] for given in calls] == [[n + room for n in lengths] for room in (1, 3, 12)]
 
 
 def test_rows_leave_when_their_verdict_is_settled(taught):
@@ -264,9 +262,8 @@ TEXTS += "| 格拉茨|格拉茨。|城市格拉茨。是| in it. Graz| U.S. is| 
 def test_a_verdict_is_settled_only_where_nothing_behind_can_change_it(match):
     """Whatever follows, the verdict on the whole text is the one that was settled; and most are settled."""
     closed = 0
-    for text, answer in product(
-        TEXTS.split("|"), ["Graz", "St", "St. Louis", "格拉茨", "the Graz", "U.S.", "1945", "Grazer"]
-    ):
+    answers = "Graz|St|St. Louis|格拉茨|the Graz|U.S.|1945|Grazer"
+    for text, answer in product(TEXTS.split("|"), answers.split("|")):
         found = settled(match, text, False, answer)
         for behind in ("", ".", " and so", "\n", "er", "。", ". Louis", "5", " Graz", "̈"):
             if found is not None:
@@ -291,36 +288,33 @@ def test_sentences_end_in_every_script():
 
 def written_out(model, prompts, answers, match):
     """The verdicts when every prompt is completed token by token."""
-    more = {"exact": 1, "begins": 3, "contains": 12}[match]
-    room = [len(model.tokenizer(" " + a.strip(), add_special_tokens=False).input_ids) + more for a in answers]
+    room = [len(model.tokenizer(" " + a.strip(), add_special_tokens=False).input_ids) + ROOM[match] for a in answers]
     said = continuations(model.hf, model.tokenizer, prompts, room)
     return [verdict(match, text, ended, a.strip()) for (text, ended), a in zip(said, answers, strict=True)]
 
 
 def counted(monkeypatch):
-    """How many prompts each call has completed."""
-    accuracy, asked = import_module("kedit_lib.evaluation.accuracy"), []
+    """What each call has been given: the prompts third, their limits fourth."""
+    accuracy, calls = import_module("kedit_lib.evaluation.accuracy"), []
     written = accuracy.continuations
-    monkeypatch.setattr(accuracy, "continuations", lambda *a, **o: asked.append(len(a[2])) or written(*a, **o))
-    return asked
+    monkeypatch.setattr(accuracy, "continuations", lambda *a, **o: calls.append(a) or written(*a, **o))
+    return calls
 
 
-@pytest.mark.parametrize("match", ["exact", "begins", "contains"])
+@pytest.mark.parametrize("match", ROOM)
 def test_one_pass_and_writing_it_out_agree(taught, monkeypatch, match):
     """Every prompt with every answer: right ones, wrong ones, beginnings, other cases and other spellings."""
-    prompts = [f"{who} plays the" for who in ("Zoë", "Ana Brown", "Léon Blum", "The judge")]
-    prompts += ["Toko Yasuda plays", "Danielle Darrieux was born in", "Danielle Darrieux was"]
-    prompts += ["The farmer speaks of the", "Graz is"]
-    answers = (
-        "violoncello da gamba|violoncello|oboe|OBOE|organ|organ of Graz|the organ|St. Louis|St|St. Lou|U.S.|U|Graz"
-    )
-    pairs = list(product(prompts, [*answers.split("|"), "of the", " oboe ", "or"]))
+    prompts = "Zoë plays the|Ana Brown plays the|Léon Blum plays the|The judge plays the|Toko Yasuda plays|"
+    prompts += "Danielle Darrieux was born in|Danielle Darrieux was|The farmer speaks of the|Graz is"
+    answers = "violoncello da gamba|violoncello|oboe|OBOE|organ|organ of Graz|the organ|St. Louis|St|St. Lou|U.S.|U|"
+    answers += "Graz|of the| oboe |or"
+    pairs = list(product(prompts.split("|"), answers.split("|")))
     prompts, answers = (list(x) for x in zip(*pairs, strict=True))
     expected = written_out(taught, prompts, answers, match)
-    asked = counted(monkeypatch)
+    calls = counted(monkeypatch)
     assert generation_accuracy(taught, prompts, answers, match) == expected
     assert 5 < sum(expected) < len(expected)
-    assert sum(asked) < len(prompts)
+    assert sum(len(given[2]) for given in calls) < len(prompts)
     some = [i for i, t in enumerate(targets_of(taught.tokenizer, prompts, answers)) if isinstance(t, tuple)]
     prompts, answers = ([x[i] for i in some] for x in (prompts, answers))
     forced = teacher_forced(taught, prompts, answers)
@@ -331,9 +325,9 @@ def test_of_facts_that_are_known_nothing_is_written_out(monkeypatch):
     model = kedit.load_model("lab-small")
     edits = kedit.load_edits("lab", model=model, limit=60, seed=0)
     prompts, answers = [e.text for e in edits], [e.target_true for e in edits]
-    asked = counted(monkeypatch)
+    calls = counted(monkeypatch)
     assert all(generation_accuracy(model, prompts, answers))
-    assert asked == []
+    assert calls == []
 
 
 def test_known_edits(taught):

@@ -63,28 +63,23 @@ def test_the_edits_so_far(model, monkeypatch):
         values = [float(v) for v in values]
         return pytest.approx(sum(values) / len(values))
 
+    assert "paraphrases" not in {cohort for _, cohort in found}  # only every other edit is asked, and those have none
     cohorts = {
         "edits": [(e.text, e.target_new, "Graz" if i in (0, 2, 6) else None) for i, e in enumerate(EDITS)],
-        "paraphrases": [],  # only every other edit is asked, and those have none
         "neighbors": [(EDITS[i].neighborhood[0], "Graz", EDITS[i].target_new) for i in (0, 2, 6)],
     }
     for cohort, asked in cohorts.items():
-        names = ("accuracy", "token accuracy", "strict accuracy", "success", "magnitude")
-        if not asked:
-            assert not any((name, cohort) in found for name in names)
-            continue
         prompts, wanted, _ = map(list, zip(*asked, strict=True))
         two = [a for a in asked if a[2]]
         first = metrics.teacher_forced(model, prompts, wanted)
-        wins, gains = [], []
-        for prompt, a, b in two:
-            p, q = (metrics.teacher_forced(model, [prompt], [x]).probability.item() for x in (a, b))
-            wins.append(p > q)
-            gains.append(p - q)
+        p, q = (
+            [metrics.teacher_forced(model, [each[0]], [each[i]]).probability.item() for each in two] for i in (1, 2)
+        )
+        gains = [a - b for a, b in zip(p, q, strict=True)]
         assert found["accuracy", cohort] == mean(metrics.generation_accuracy(model, prompts, wanted))
         assert found["token accuracy", cohort] == mean(first.tokens_right)
         assert found["strict accuracy", cohort] == mean(first.tokens_right == 1)
-        assert found["success", cohort] == mean(wins)
+        assert found["success", cohort] == mean(gain > 0 for gain in gains)
         assert found["magnitude", cohort] == mean(gains)
         assert n["accuracy", cohort] == len(asked) and n["success", cohort] == len(two)
     p = metrics.teacher_forced(model, [e.text for e in EDITS], [e.target_new for e in EDITS]).probability
@@ -222,9 +217,8 @@ def test_overfitting(model):
     aside = {"own": tuple(f"{s} speaks" for s in SUBJECTS), "far": tuple(f"You read of {s}" for s in SUBJECTS)}
     found = table(families.OverfittingProbe(tuple(EDITS), aside, limit=3)(model, EDITS[:4]))
     for cohort, prompts in aside.items():
-        p = metrics.teacher_forced(
-            model, [prompts[0], prompts[2]], [EDITS[0].target_new, EDITS[2].target_new]
-        ).probability
+        new = [EDITS[0].target_new, EDITS[2].target_new]
+        p = metrics.teacher_forced(model, [prompts[0], prompts[2]], new).probability
         assert found["probability", cohort] == pytest.approx(p.mean().item())
 
 
@@ -246,10 +240,8 @@ def test_health(model):
     texts = tuple(tiny.LINES[:4])
     probe = HealthProbe((1, 2), texts)
     start = table(probe(model, []))
-    assert {k: v for k, v in start.items() if "drift" in k[0]} == {
-        **{("weight drift", f"layer {i}"): 0.0 for i in (1, 2)},
-        **{("hidden drift", f"layer {i}"): 0.0 for i in (1, 2, 4)},
-    }
+    drifts = {("weight drift", f"layer {i}") for i in (1, 2)} | {("hidden drift", f"layer {i}") for i in (1, 2, 4)}
+    assert {k: v for k, v in start.items() if "drift" in k[0]} == dict.fromkeys(drifts, 0.0)
     before = metrics.hidden_states(model, list(texts), [4])
     edit(model)
     found = table(probe(model, EDITS))

@@ -26,11 +26,6 @@ def model(tiny_folder, request):
     return kedit.load_model(tiny_folder(request.param), dtype=torch.float64)
 
 
-@pytest.fixture
-def llama(tiny_folder):
-    return kedit.load_model(tiny_folder("llama"), dtype=torch.float64)
-
-
 def forced(log_p, right=None, said=None):
     n = len(log_p)
     right = torch.tensor(right if right is not None else [1.0] * n, dtype=torch.float64)
@@ -108,7 +103,7 @@ HOP = "The city of {} lies in"
 
 
 @pytest.fixture
-def speaker(monkeypatch, llama):
+def speaker(monkeypatch, model):
     module = import_module("kedit_lib.evaluation.side_effects")
 
     def right(model, prompts, answers, match):
@@ -116,7 +111,7 @@ def speaker(monkeypatch, llama):
 
     monkeypatch.setattr(module, "complete", lambda hf, tokenizer, prompts: [SAYS.get(p, "") for p in prompts])
     monkeypatch.setattr(module, "generation_accuracy", right)
-    return llama
+    return model
 
 
 def test_portability_follows_the_models_own_bridge(speaker):
@@ -138,11 +133,11 @@ def test_a_question_counts_if_every_gate_is_passed(speaker):
     assert metrics.answerable(speaker, asked) == [True, False, False, False, True, True]
 
 
-def test_two_answers_are_compared_in_one_pass(llama):
+def test_two_answers_are_compared_in_one_pass(model):
     first, second = (["The organ is played by", "Ana plays the"], ["Zoë", "organ"]), (["The oboe is"], ["old"])
     second = (second[0] * 2, second[1] * 2)
-    for found, given in zip(compared(llama, first, second), (first, second), strict=True):
-        close(found.log_probability, metrics.teacher_forced(llama, *given).log_probability)
+    for found, given in zip(compared(model, first, second), (first, second), strict=True):
+        close(found.log_probability, metrics.teacher_forced(model, *given).log_probability)
 
 
 CHINESE = "春天来了，花园里的花都开了。孩子们在树下唱歌，老人坐在长椅上看书。远处的山上还有雪，河里的冰已经化了。"

@@ -5,7 +5,6 @@ GPT-J and Gemma 2 compute their attention in float32 whatever the weights are, a
 """
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import families
 import pytest
@@ -14,8 +13,7 @@ import test_reference
 import tiny
 import torch
 import transformers
-from library import holds, method, refused, snapshot
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from library import EDITS, holds, method, refused, snapshot
 
 import kedit_lib as kedit
 from kedit_lib.data.edit import fill
@@ -28,13 +26,12 @@ from kedit_lib.models.tokenization import encode, encode_prompt, target_ids
 
 EVERY, ADDITIVE, FURTHER = map(families.marked, (families.EVERY, families.FAMILIES, families.FURTHER))
 NORMED = {"olmo2", "olmo3", "glm4", "gemma4"}  # of the further ones
-EDITS = test_reference.EDITS
 HYPER = {**tiny.HYPER, "v_num_grad_steps": 3, "L2": 2.0, "nullspace_threshold": 0.02, "mom2_adjustment": True}
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory):
-    """`folder(name)`: a model of that family, made once a session."""
+def tiny_folder(tmp_path_factory):
+    """`tiny_folder(name)`: a model of that family, made once a session; `tiny_model(name)` loads from there."""
     made = {}
 
     def get(name):
@@ -43,19 +40,6 @@ def folder(tmp_path_factory):
         return made[name]
 
     return get
-
-
-@pytest.fixture
-def plain(folder):
-    """`plain(name)`: it as plain transformers objects."""
-    transformers.utils.logging.disable_progress_bar()
-
-    def load(name):
-        model = AutoModelForCausalLM.from_pretrained(folder(name), dtype=torch.float64).eval()
-        tokenizer = AutoTokenizer.from_pretrained(folder(name))
-        return SimpleNamespace(model=model, tokenizer=tokenizer, folder=folder(name))
-
-    return load
 
 
 def test_every_layout_is_tried():
@@ -70,9 +54,9 @@ def same(monkeypatch):
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_tokens(plain, name):
+def test_tokens(tiny_model, name):
     """BOS once and in front, or not at all; the subject's last token under every context; the target as it follows."""
-    tokenizer, begins = plain(name).tokenizer, families.EVERY[name].bos
+    tokenizer, begins = tiny_model(name).tokenizer, families.EVERY[name].bos
     for prompt, subject, target in tiny.EDITS:
         edit = kedit.Edit(prompt, subject, target)
         ids, bos = encode(tokenizer, edit.text), tokenizer.bos_token_id
@@ -86,9 +70,9 @@ def test_tokens(plain, name):
         assert whole.strip() == f"{edit.text} {target}"
 
 
-def test_a_pad_token_that_the_model_does_not_embed_does_no_harm(plain):
+def test_a_pad_token_that_the_model_does_not_embed_does_no_harm(tiny_model):
     """Added to the tokenizer and not to the model, as is often done; rows are filled up with another."""
-    model = kedit.load_model(plain("llama").folder)
+    model = kedit.load_model(tiny_model("llama").folder)
     prompts = [edit.prompt.format(edit.subject) for edit in EDITS]
     before = kedit.SecondMoments.estimate(model, prompts, [1]).tensors[1], said(model, prompts)
     model.tokenizer.add_special_tokens({"pad_token": "[PAD]"})
@@ -102,10 +86,10 @@ def said(model, prompts):
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_a_pass_over_what_texts_share_scores_as_one_text_alone(plain, same, name):
+def test_a_pass_over_what_texts_share_scores_as_one_text_alone(tiny_model, same, name):
     same(name)
     edits = [kedit.Edit(*each) for each in tiny.EDITS]
-    theirs, model = plain(name), kedit.load_model(plain(name).folder, dtype="float64")
+    theirs, model = tiny_model(name), kedit.load_model(tiny_model(name).folder, dtype="float64")
     pairs = [(e.text, answer) for e in edits for answer in (e.target_new, "oboe")]
     found = teacher_forced(model, *map(list, zip(*pairs, strict=True)))
     for i, (prompt, answer) in enumerate(pairs):
@@ -117,9 +101,9 @@ def test_a_pass_over_what_texts_share_scores_as_one_text_alone(plain, same, name
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_moments(plain, name):
+def test_moments(tiny_model, name):
     """In batches by length as one text after the other, and of the inputs that the plain model gives the map."""
-    theirs, texts, layer, keys = plain(name), tiny.LINES[:5], 2, []
+    theirs, texts, layer, keys = tiny_model(name), tiny.LINES[:5], 2, []
     module = reference.layout(theirs.model).mlp.format(layer)
     for text in texts:
         with reference.watching(theirs.model, [module]) as seen:
@@ -132,24 +116,24 @@ def test_moments(plain, name):
 
 
 @pytest.mark.parametrize("name", EVERY + FURTHER)
-def test_rome_and_pmet(plain, same, name):
+def test_rome_and_pmet(tiny_model, same, name):
     """PMET's two places, the MLP's output and the attention's, stand side by side in GPT-J and GPT-NeoX."""
     same(name)
-    test_reference.both(plain, name, "rome", {**HYPER, "layers": [2]}, [EDITS[0]])
-    test_reference.both(plain, name, "pmet", HYPER, [EDITS[1]])
+    test_reference.both(tiny_model, name, "rome", {**HYPER, "layers": [2]}, [EDITS[0]])
+    test_reference.both(tiny_model, name, "pmet", HYPER, [EDITS[1]])
 
 
 @pytest.mark.parametrize("name", ADDITIVE + [each for each in FURTHER if each.values[0] not in NORMED])
-def test_memit(plain, same, name):
+def test_memit(tiny_model, same, name):
     same(name)
-    test_reference.both(plain, name, "memit", HYPER, [EDITS[0], EDITS[4]])
+    test_reference.both(tiny_model, name, "memit", HYPER, [EDITS[0], EDITS[4]])
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_the_weights_come_back_bit_for_bit(folder, name, moments):
+def test_the_weights_come_back_bit_for_bit(tiny_folder, name, moments):
     """In bfloat16, where taking a difference off again would not do."""
-    model = kedit.load_model(folder(name), dtype=torch.bfloat16)
-    before, edit = snapshot(model), test_reference.library_edit(EDITS[0])
+    model = kedit.load_model(tiny_folder(name), dtype=torch.bfloat16)
+    before, edit = snapshot(model), EDITS[0]
     values = {**HYPER, "layers": [2], "v_num_grad_steps": 2}
     outcome = method("rome", values).apply(model, [edit], moments=moments, contexts=["{}"])
     changed = {n for n, value in snapshot(model).items() if not torch.equal(value, before[n])}
@@ -159,33 +143,33 @@ def test_the_weights_come_back_bit_for_bit(folder, name, moments):
 
 
 @pytest.mark.parametrize("name", list(families.NORMED))
-def test_a_norm_behind_the_map_leaves_no_place_for_targets_of_the_stream(folder, name, moments):
+def test_a_norm_behind_the_map_leaves_no_place_for_targets_of_the_stream(tiny_folder, name, moments):
     """W k cannot be moved by a difference of the stream: RMSNorm stands between the two."""
-    model, edit = kedit.load_model(folder(name)), test_reference.library_edit(EDITS[0])
+    model, edit = kedit.load_model(tiny_folder(name)), EDITS[0]
     for method_name in ("memit", "alphaedit", "emmet", "rect"):
         apply = method(method_name, HYPER).apply
         refused(lambda f=apply: f(model, [edit], moments=moments), "post_feedforward_layernorm", "use ROME or PMET")
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_prompts_in_a_batch_say_what_each_says_alone(folder, name):
-    model = kedit.load_model(folder(name), dtype="float32")
+def test_prompts_in_a_batch_say_what_each_says_alone(tiny_folder, name):
+    model = kedit.load_model(tiny_folder(name), dtype="float32")
     prompts = [edit.prompt.format(edit.subject) for edit in EDITS]
     assert said(model, prompts) == [said(model, [prompt])[0] for prompt in prompts]
 
 
 @pytest.mark.parametrize("name", EVERY + FURTHER)
-def test_the_last_logits_are_the_models_own(folder, name):
+def test_the_last_logits_are_the_models_own(tiny_folder, name):
     """head(norm(stream)), soft cap included."""
-    model = kedit.load_model(folder(name))
+    model = kedit.load_model(tiny_folder(name))
     ids = torch.tensor([encode(model.tokenizer, EDITS[0].prompt)])
     _, seen = trace(model.hf, ids, outputs=[model.layers[-1]])
     assert torch.allclose(model.logits(seen[model.layers[-1]]), model.hf(input_ids=ids).logits, rtol=0, atol=1e-12)
 
 
-def test_tracing_shakes_gemmas_embeddings_as_large_as_they_leave_the_module(plain):
+def test_tracing_shakes_gemmas_embeddings_as_large_as_they_leave_the_module(tiny_model):
     """Gemma multiplies them by √d: noise of three standard deviations of the matrix would be none."""
-    model = kedit.load_model(plain("gemma").folder)
+    model = kedit.load_model(tiny_model("gemma").folder)
     fact = [(EDITS[0].prompt, EDITS[0].subject, "French")]
     small = causal_trace(model, fact, noise=3 / tiny.D_MODEL**0.5, samples=2)
     assert not causal_trace(model, fact, noise=3.0, samples=2).effect.equals(small.effect)
@@ -193,9 +177,9 @@ def test_tracing_shakes_gemmas_embeddings_as_large_as_they_leave_the_module(plai
     assert causal_trace(model, fact, noise=3.0, samples=2).effect.equals(small.effect)
 
 
-def test_tracing_reads_the_first_token_that_is_more_than_a_space(plain):
+def test_tracing_reads_the_first_token_that_is_more_than_a_space(tiny_model):
     """Llama-3, Qwen, Mistral and SmolLM2 write the space before a digit as a token of its own."""
-    theirs = plain("llama")
+    theirs = tiny_model("llama")
     model = kedit.EditableModel(theirs.model, tiny.any_text("digits"))
     apart = causal_trace(model, [("In {x}, {} was born in", "Ana", "1945")], samples=2)
     assert apart.equals(causal_trace(model, [("In {x}, {} was born in ", "Ana", "1945")], samples=2))
@@ -224,7 +208,7 @@ def test_a_family_that_cannot_be_edited_is_refused_by_its_configuration(name):
     refused(lambda: check_type(config), repr(config.model_type), why)
 
 
-def test_logits_that_are_not_the_models_own_are_one_line(plain, monkeypatch):
+def test_logits_that_are_not_the_models_own_are_one_line(tiny_model, monkeypatch):
     """What a Llama would give whose entry took another module for its norm."""
     monkeypatch.setitem(LAYOUTS, "llama", replace(LAYOUTS["llama"], norm="model.layers.0.mlp.act_fn"))
-    refused(lambda: kedit.load_model(plain("llama").folder), "the model's own logits", "'llama'", "LAYOUTS")
+    refused(lambda: kedit.load_model(tiny_model("llama").folder), "the model's own logits", "'llama'", "LAYOUTS")

@@ -5,7 +5,7 @@ import json
 import pytest
 import tiny
 import torch
-from library import moments, refused, snapshot
+from library import assert_same_weights, holds, moments, refused, snapshot
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import kedit_lib as kedit
@@ -15,6 +15,7 @@ EDITS = [
     kedit.Edit(*tiny.EDITS[3]),
 ]
 MEMIT = kedit.MEMIT(layers=[1, 2], v_num_grad_steps=2, mom2_update_weight=5.0)
+MODEL = "llama", torch.float32
 ROME = kedit.ROME(layers=[2], v_num_grad_steps=2)
 
 
@@ -26,10 +27,6 @@ def apply(model, method, *edits):
     return method.apply(model, list(edits), moments=moments(), contexts=["{}"])
 
 
-def same(one, other):
-    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
-
-
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_deltas_do_again_what_the_edit_did(tiny_folder, tmp_path, kind, dtype):
@@ -38,16 +35,16 @@ def test_deltas_do_again_what_the_edit_did(tiny_folder, tmp_path, kind, dtype):
     original, outcome = snapshot(model), apply(model, MEMIT, *EDITS)
     deltas = kedit.load_deltas(outcome.save(tmp_path / "new" / "folder"))
     assert (deltas.method, deltas.hyperparameters, deltas.edits) == ("MEMIT", MEMIT.hyperparameters, EDITS)
-    assert same(deltas.deltas, outcome.deltas)
+    assert_same_weights(deltas.deltas, outcome.deltas)
     other.apply_deltas(deltas)
-    assert same(snapshot(other), snapshot(model))
+    assert holds(other, snapshot(model))
     assert other.applied == model.applied == [outcome.record]
     other.take_back(deltas)
-    assert same(snapshot(other), original) and other.applied == []
+    assert holds(other, original) and other.applied == []
     with other.temporarily():
         other.apply_deltas(deltas)
-        assert same(snapshot(other), snapshot(model)) and other.applied == [outcome.record]
-    assert same(snapshot(other), original)
+        assert holds(other, snapshot(model)) and other.applied == [outcome.record]
+    assert holds(other, original)
 
 
 def test_taking_one_back_leaves_the_others(tiny_folder, tmp_path):
@@ -62,19 +59,18 @@ def test_taking_one_back_leaves_the_others(tiny_folder, tmp_path):
     refused(lambda: model.take_back(first), "holds no MEMIT edit of 'Danielle Darrieux'", "apply_deltas")
 
 
-def test_deltas_of_another_model_are_refused(tiny_folder, tmp_path):
+def test_deltas_of_another_model_are_refused(tiny_folder, model, tmp_path):
     """Of the same shapes too; and of this one in another dtype, whose weights are others."""
-    model = load(tiny_folder)
     deltas = kedit.load_deltas(apply(model, MEMIT, EDITS[0]).save(tmp_path))
     for other in (load(tiny_folder, "llama-bos"), load(tiny_folder, dtype=torch.bfloat16)):
         before = snapshot(other)
         refused(lambda other=other: other.apply_deltas(deltas), "another model or dtype", "load that one")
         refused(lambda other=other: other.take_back(deltas), "another model or dtype")
-        assert same(snapshot(other), before) and other.applied == []
+        assert holds(other, before) and other.applied == []
 
 
-def test_files_that_are_damaged_or_cannot_be_written_are_one_line(tiny_folder, tmp_path):
-    model, taken = load(tiny_folder), tmp_path / "file"
+def test_files_that_are_damaged_or_cannot_be_written_are_one_line(model, tmp_path):
+    taken = tmp_path / "file"
     taken.write_text("not a folder")
     outcome = apply(model, ROME, EDITS[0])
     refused(lambda: outcome.save(taken), "cannot be written")
@@ -97,7 +93,7 @@ def test_a_saved_model_says_what_was_done_to_it(tiny_folder, tmp_path, kind):
     outcomes = [apply(model, ROME, EDITS[1]), apply(model, MEMIT, EDITS[0])]
     model.save_pretrained(folder)
     plain, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    assert same(dict(plain.named_parameters()), snapshot(model))
+    assert_same_weights(dict(plain.named_parameters()), snapshot(model))
     assert tokenizer(EDITS[0].text).input_ids == model.tokenizer(EDITS[0].text).input_ids
     said = json.loads((folder / "kedit_edits.json").read_text())
     assert said["model"]["checksum"] == original
@@ -108,9 +104,8 @@ def test_a_saved_model_says_what_was_done_to_it(tiny_folder, tmp_path, kind):
     assert not list(tmp_path.glob(".*"))
 
 
-def test_the_record_goes_with_the_weights(tiny_folder):
+def test_the_record_goes_with_the_weights(model):
     """Back with a snapshot, gone with restore and after a failure; unknown where weights were changed by hand."""
-    model = load(tiny_folder)
     one = apply(model, ROME, EDITS[0])
     before = model.snapshot()
     apply(model, MEMIT, EDITS[1])

@@ -21,11 +21,10 @@ ROME = kedit.ROME(layers=[1], mom2_adjustment=False, v_num_grad_steps=2)
 
 
 @pytest.fixture
-def plain(tiny_folder):
+def plain(tiny_model):
     """A fresh model of transformers and its tokenizer."""
-    folder = tiny_folder("llama")
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return model, transformers.AutoTokenizer.from_pretrained(folder)
+    made = tiny_model("llama")
+    return made.model.float(), made.tokenizer
 
 
 @pytest.mark.parametrize(
@@ -164,14 +163,12 @@ def test_an_adapter_is_refused_until_it_is_merged(plain, tmp_path):
     torch.testing.assert_close(saved, model.hf(input_ids=ids).logits, rtol=0, atol=1e-5)
 
 
-def test_a_weight_that_a_folder_lacks_is_not_made_up(plain, tmp_path):
+def test_a_weight_that_a_folder_lacks_is_not_made_up(plain, copied):
     """transformers would fill it with random numbers."""
-    hf, tokenizer = plain
-    lacking = {name: value for name, value in hf.state_dict().items() if name != "model.layers.2.mlp.down_proj.weight"}
-    hf.save_pretrained(tmp_path, state_dict=lacking)
-    tokenizer.save_pretrained(tmp_path)
-    says = "1 weights are not in its files", "model.layers.2.mlp.down_proj.weight", "save the whole model again"
-    refused(lambda: kedit.load_model(tmp_path), *says)
+    name = "model.layers.2.mlp.down_proj.weight"
+    plain[0].save_pretrained(copied, state_dict={n: w for n, w in plain[0].state_dict().items() if n != name})
+    says = "1 weights are not in its files", name, "save the whole model again"
+    refused(lambda: kedit.load_model(copied), *says)
 
 
 def test_a_token_that_is_not_embedded_is_one_line(plain):
@@ -191,13 +188,10 @@ def test_a_token_that_is_not_embedded_is_one_line(plain):
     ROME.apply(model, [edit], contexts=["{}"])
 
 
-def test_folders_that_hold_no_weights_to_read(plain, tmp_path):
-    hf, tokenizer = plain
-    hf.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    torch.save(hf.state_dict(), tmp_path / "pytorch_model.bin")
-    (tmp_path / "model.safetensors").unlink()
-    refused(lambda: kedit.load_model(tmp_path), "model.safetensors", "save_pretrained it as safetensors")
+def test_folders_that_hold_no_weights_to_read(plain, copied, tmp_path):
+    torch.save(plain[0].state_dict(), copied / "pytorch_model.bin")
+    (copied / "model.safetensors").unlink()
+    refused(lambda: kedit.load_model(copied), "model.safetensors", "save_pretrained it as safetensors")
     for gone in (tmp_path / "gone", "./gone", "../models/gone"):
         refused(lambda gone=gone: kedit.load_model(gone), "gone'", "there is no such folder", "owner/name")
 
@@ -249,16 +243,14 @@ PACKED = {
 }
 
 
-def test_quantised_weights_are_refused_in_a_folder_and_in_hand(plain, tmp_path):
+def test_quantised_weights_are_refused_in_a_folder_and_in_hand(plain, copied):
     """Whatever the configuration says: packed 4-bit weights are uint8 of one column."""
     hf, tokenizer = plain
-    hf.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
+    config = json.loads((copied / "config.json").read_text())
     for said, packed in PACKED.items():
-        (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": packed}))
+        (copied / "config.json").write_text(json.dumps({**config, "quantization_config": packed}))
         says = f"quantised ({said})", "load the model that was quantised"
-        refused(lambda: kedit.load_model(tmp_path), *says)
+        refused(lambda: kedit.load_model(copied), *says)
     hf.config.quantization_config = transformers.BitsAndBytesConfig(load_in_4bit=True)
     refused(lambda: kedit.EditableModel(hf, tokenizer), "quantised (bitsandbytes, 4 bits)")
     del hf.config.quantization_config

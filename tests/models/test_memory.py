@@ -81,8 +81,7 @@ def test_a_batch_that_does_not_fit_is_halved(tiny_folder, method):
     assert_same(outcome, expected)
 
 
-def test_an_edit_that_does_not_fit_at_all_is_refused_and_nothing_is_written(tiny_folder):
-    model = kedit.load_model(tiny_folder("llama"), dtype=torch.float64)
+def test_an_edit_that_does_not_fit_at_all_is_refused_and_nothing_is_written(model):
     before = snapshot(model)
     given = {"moments": kedit.SecondMoments.from_tensors(tiny.second_moments()), "contexts": tiny.CONTEXTS}
     with NoTensorAbove(tiny.D_FF**2):  # C fits

@@ -16,10 +16,7 @@ import kedit_lib as kedit
 MOMENTS = moments()
 
 
-NEWER = {
-    *("BetaEdit", "ENCORE", "EvoEdit", "LyapLock", "PRUNE"),
-    *("REVIVE", "RLSEdit", "SPHERE", "SimIE", "UltraEdit"),
-}
+NEWER = set("BetaEdit ENCORE EvoEdit LyapLock PRUNE REVIVE RLSEdit SPHERE SimIE UltraEdit".split())
 
 
 def test_every_method_is_here():
