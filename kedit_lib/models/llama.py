@@ -4,7 +4,7 @@
     p = softmax(q kᵀ/√d + mask);  y = x + (p v) Wᵀ
     h = y/rms(y);  gate, up = (h·w₂) Wᵀ;  out = y + (silu(gate)·up) Wᵀ
 
-Both directions read weights `in_order`, so these are kept once more: for a few tokens in two thirds of the time. They
+Both directions read weights `in_order`, so these are kept once more: a few tokens take three quarters of the time. They
 may be kept in bfloat16 instead: then matrix products take bfloat16, all else stays in float32. Linear maps run on the
 real tokens [m]; attention on [n, T], where the queries of the heads that share a key form one matrix.
 """
