@@ -73,8 +73,8 @@ def _answered(model, method: type[InCodebook], kind: str, module, args, output: 
     """A forward hook: the map's output [..., d_model], changed at the tokens that an entry answers."""
     if kind not in model.memory:
         return output
-    near, i = method.answering(args[0].detach(), model.memory[kind])
+    near, i = method.answering(args[0].detach().to(model.device), model.memory[kind])
     if not near.any():
         return output
-    values = model.memory[kind].values[i].to(output.dtype)
-    return torch.where(near[..., None], values if method.replaces else output + values, output)
+    values = model.memory[kind].values[i].to(output)
+    return torch.where(near[..., None].to(output.device), values if method.replaces else output + values, output)

@@ -60,6 +60,7 @@ class Suffix:
     def __init__(self, model, requests: list[Request], site: Site):
         self.model, self.site, self.requests, self._logits = model, site, requests, model.logits
         self._active, self._kl_before, self._replayed = torch.arange(len(requests)), None, None
+        self._replays = self.replays and model.device.type == "cuda" and model.on_one_device
         ids = [row for r in requests for row in (*(p.ids + r.target[:-1] for p in r.prompts), r.kl.ids)]
         prompts = [p for r in requests for p in (*r.prompts, r.kl)]
         # As indices into a row from its first token that is run: where a prompt ends, and where the KL is read.
@@ -138,7 +139,7 @@ class Suffix:
         of all requests, [n, values, d_model]; active: ascending indices of m of them; one left out once stays out."""
         if len(active) < len(self._active):
             self._leave_out_all_but(active.cpu())
-        if self.replays and len(delta) == 1 and delta.is_cuda and self._kl_before is not None:
+        if self._replays and len(delta) == 1 and self._kl_before is not None:
             return self._replay(delta)
         return self._terms(delta if len(active) == len(delta) else delta[active])
 

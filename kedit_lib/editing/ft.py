@@ -98,4 +98,4 @@ def _tails(model, requests, first: int) -> Tails:
 def _with_weight(w: torch.Tensor, module, args, output) -> torch.Tensor:
     """A forward hook: the output that the module would have with the weight w [d_model, d_ff]."""
     bias = None if module.bias is None else module.bias.to(w.dtype)
-    return torch.nn.functional.linear(args[0].to(w.dtype), w, bias).to(output.dtype)
+    return torch.nn.functional.linear(args[0].to(w.dtype), w.to(args[0].device), bias).to(output.dtype)

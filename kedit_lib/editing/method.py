@@ -85,7 +85,7 @@ class Call:
 
 def matrix(model, layer: int) -> Tensor:
     """W [d_model, d_ff] of `layer` as it is now, in math dtype."""
-    return as_matrix(model, model.weight(layer).detach().to(model.math_dtype))
+    return as_matrix(model, model.weight(layer).detach().to(model.device, model.math_dtype))
 
 
 def drift(model, layer: int) -> Tensor:

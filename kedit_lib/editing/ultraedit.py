@@ -94,7 +94,7 @@ class UltraEdit(Method):
             mean = one.mean().item()  # nothing is optimised: what the model gave the new object before the edit
             outcome.targets[i] = Target(None, None, [-mean], [exp(mean)], nan, False, bool(said.all()))
         both = zip(self.modules, [seen[module][0] for module in modules], gradients, strict=True)
-        return {name: tuple(x.view(*ids.shape, -1)[at].double() for x in pair) for name, *pair in both}
+        return {name: tuple(x.to(ids.device).view(*ids.shape, -1)[at].double() for x in pair) for name, *pair in both}
 
 
 def _ids(request) -> tuple[int, ...]:

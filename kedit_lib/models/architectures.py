@@ -114,7 +114,7 @@ def check_owner(what: str, checksum: str | None, model, remedy: str) -> None:
 
 def unwrapped(hf, tokenizer, name: str) -> nn.Module:
     """The plain causal LM in `hf`, which torch.compile or (Distributed)DataParallel may have wrapped. KeditError for
-    no model, no tokenizer, adapters, or weights that are not all in one place."""
+    no model, no tokenizer, adapters, or weights that are not in memory."""
     while isinstance(hf, (nn.DataParallel, nn.parallel.DistributedDataParallel)) or hasattr(hf, "_orig_mod"):
         hf = hf._orig_mod if hasattr(hf, "_orig_mod") else hf.module
     if not isinstance(hf, nn.Module) or getattr(hf, "get_output_embeddings", lambda: None)() is None:
@@ -126,10 +126,9 @@ def unwrapped(hf, tokenizer, name: str) -> nn.Module:
         raise KeditError(f"{name}: {type(tokenizer).__name__} has no character offsets; load its fast version")
     if any(hasattr(module, "base_layer") or type(module).__module__.startswith("peft.") for module in hf.modules()):
         raise KeditError(f"{name}: has an adapter, in which an edit would be lost on saving; {MERGE}")
-    devices = sorted({str(p.device) for p in hf.parameters()})
-    if len(devices) > 1 or "meta" in devices:
-        where = "on disk or nowhere (meta)" if "meta" in devices else f"on {', '.join(devices)}"
-        raise KeditError(f"{name}: has weights {where}; load it on one device: without device_map, in a smaller dtype")
+    if any(p.device.type == "meta" for p in hf.parameters()):
+        remedy = "load it on devices that hold all of it, or in a smaller dtype"
+        raise KeditError(f"{name}: has weights on disk or nowhere (meta); {remedy}")
     return hf
 
 

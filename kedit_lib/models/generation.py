@@ -33,7 +33,7 @@ def decode(model, rows: dict[int, list[int]], choose, stay) -> dict[int, list[in
             out[i].append(token)
         before, going = going, stay(going, out)
         if going and len(going) < len(before):
-            at = torch.tensor([before.index(i) for i in going], device=device)
+            at = torch.tensor([before.index(i) for i in going])  # on the CPU: layers may lie on several devices
             step, position, mask = step[at], position[at], mask[at]
             past.batch_select_indices(at)
     return out

@@ -53,7 +53,7 @@ def trace(hf, input_ids: Tensor, inputs=(), outputs=(), last: nn.Module | None =
     seen_in, seen_out = {}, {}
 
     def keep(seen: dict, module, x):
-        x = x[0] if isinstance(x, tuple) else x
+        x = (x[0] if isinstance(x, tuple) else x).to(input_ids.device)
         seen[module] = x.view(*input_ids.shape, -1) if x.dim() == 2 and len(x) == input_ids.numel() else x
 
     def stop(module, args, output):
@@ -73,7 +73,8 @@ def adding(vectors: Tensor, at: tuple[Tensor, Tensor]):
     def hook(module, args, output):
         first = output[0] if isinstance(output, tuple) else output
         rows = first.view(len(vectors), -1, first.shape[-1])
-        first = rows.index_put(at, (rows[at].to(vectors.dtype) + vectors).to(first.dtype)).view_as(first)
+        here, to = [index.to(rows.device) for index in at], vectors.to(rows.device)
+        first = rows.index_put(here, (rows[here].to(to.dtype) + to).to(first.dtype)).view_as(first)
         return (first, *output[1:]) if isinstance(output, tuple) else first
 
     return hook
@@ -87,7 +88,7 @@ def no_bar(progress: bool) -> bool:
 def only_at(mlp, index: Tensor | None):
     """A context in which `mlp` is run on the tokens `index`, into n·T; the others get 0 of it. None: on all."""
     mlps = [] if index is None else [mlp]
-    return _between(mlps, index, lambda x, tokens: x.new_zeros(tokens, x.shape[-1]).index_copy(0, index, x))
+    return _between(mlps, index, lambda x, n: x.new_zeros(n, x.shape[-1]).index_copy(0, index.to(x.device), x))
 
 
 class Alike:
@@ -108,7 +109,7 @@ class Alike:
 
     def together(self, mlps):
         """A context in which each of `mlps` is run once for all tokens of one kind."""
-        return _between(mlps, self.take, lambda output, tokens: output[self.back])
+        return _between(mlps, self.take, lambda output, tokens: output[self.back.to(output.device)])
 
 
 def _between(mlps, index: Tensor, put_back):
@@ -118,13 +119,18 @@ def _between(mlps, index: Tensor, put_back):
 
     def take(module, args):
         shape[module] = args[0].shape[:-1]
-        taken = args[0].flatten(0, -2).index_select(0, index)
+        taken = args[0].flatten(0, -2).index_select(0, index.to(args[0].device))
         return (taken if args[0].dim() == 2 else taken[None], *args[1:])
 
     def put(module, args, output):
         return put_back(output.flatten(0, -2), shape[module].numel()).view(*shape[module], -1)
 
     return hooks(*[(mlp, put) for mlp in mlps], before=[(mlp, take) for mlp in mlps])
+
+
+def at_places(x: Tensor, places: Tensor) -> Tensor:
+    """[n, T, …] at `places`, indices into n·T from whatever device → [m, …]"""
+    return x.flatten(0, 1)[places.to(x.device)]
 
 
 @torch.no_grad()
@@ -136,7 +142,7 @@ def logits_at(model, texts: list[tuple[int, ...]], places: list[range]) -> Itera
         ids = pad([texts[i] for i in part], model.device)
         width = ids.shape[1]
         read = torch.tensor([row * width + at for row, i in enumerate(part) for at in places[i]], device=ids.device)
-        at_read = hooks(before=[(model.head, lambda _, args, read=read: (args[0].flatten(0, 1)[read][None],))])
+        at_read = hooks(before=[(model.head, lambda _, args, read=read: (at_places(args[0], read)[None],))])
         with Alike([texts[i] for i in part], width, ids.device).together(lower), only_at(last, read), at_read:
             logits = model.hf(input_ids=ids, use_cache=False).logits[0]
         yield part, logits.to(model.math_dtype)

@@ -32,7 +32,8 @@ def written_out(model, first: int, dtype: torch.dtype) -> bool:
     layers, config = [*model.layers[first:], model.head], model.hf.config
     plain = type(model.hf) in KINDS and not any("bias" in name for x in layers for name, _ in x.named_parameters())
     plain = plain and not any(module._forward_hooks for x in layers for module in x.modules())
-    if not plain or config.hidden_act != "silu" or model.device.type != "cpu" or model.dtype != torch.float32:
+    plain = plain and model.device.type == "cpu" and model.on_one_device and model.dtype == torch.float32
+    if not plain or config.hidden_act != "silu":
         return False
     if dtype == torch.bfloat16 and not multiplies_in_bfloat16():
         return False

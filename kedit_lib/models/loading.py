@@ -37,9 +37,9 @@ def load_model(name, dtype=None, device=None, trust_remote_code=False, originals
     or "auto": as stored). device: whatever torch takes, or the number of a GPU (None: cpu). originals: "device" or
     "host", where the unedited values of edited weights are kept. Of transformers' from_pretrained it takes revision,
     token, cache_dir, subfolder, local_files_only and force_download, and attn_implementation ("eager" or "sdpa");
-    torch_dtype and device_map stand for dtype and device. Weights come from safetensors only; no code of a repository
-    is run without trust_remote_code. KeditError for a model that cannot be found, is an adapter, incomplete, quantised,
-    of an unknown layout or with NaN."""
+    torch_dtype and device_map stand for dtype and device; a device_map may spread layers over several ("auto"). Weights
+    come from safetensors only; no code of a repository is run without trust_remote_code. KeditError for a model that
+    cannot be found, is an adapter, incomplete, quantised, of an unknown layout or with NaN."""
     if not isinstance(name, (str, os.PathLike)):
         remedy = "give a name or a folder, or wrap it: kedit.EditableModel(model, tokenizer)"
         raise KeditError(f"load_model: the model's name must be text or a path, not a {type(name).__name__}; {remedy}")
@@ -54,6 +54,8 @@ def load_model(name, dtype=None, device=None, trust_remote_code=False, originals
     files = {path.name for path in where.glob("*.*")}
     if "adapter_config.json" in files or ("adapter_model.safetensors" in files and "config.json" not in files):
         raise KeditError(f"{what}: is a PEFT adapter, not a full model; {MERGE}")
+    spread = isinstance(device, dict) or device in ("auto", "balanced", "balanced_low_0", "sequential")
+    how |= {"device_map": device} if spread else {}
     how |= {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
     hub = {**given, "trust_remote_code": trust_remote_code}
     try:
@@ -75,7 +77,8 @@ def load_model(name, dtype=None, device=None, trust_remote_code=False, originals
         found = f"{len(missing)} weights are not in its files, the first: {missing[0]}"
         raise KeditError(f"{what}: {found}; save the whole model again, or download it again")
     with explained(f"device {device!r}: cannot take {name!r}", "give one that is there"):
-        hf = hf.to(torch.device("cpu" if device is None else int(device) if str(device).isdigit() else device))
+        if not spread:
+            hf = hf.to(torch.device("cpu" if device is None else int(device) if str(device).isdigit() else device))
         next(hf.parameters()).flatten()[0].item()  # "meta" takes a model and keeps no value of it
     return EditableModel(hf, tokenizer, name, where if where.is_dir() else None, originals)
 
@@ -89,8 +92,6 @@ def _check_given(what: str, dtype: str, device, how: dict, given: dict) -> None:
             raise KeditError(f"{what}: load_model takes no {key}{meant(key, WORDS)}; there are {', '.join(WORDS)}")
     if dtype not in ("auto", *DTYPES):
         raise KeditError(f"dtype {dtype!r}: models are not loaded in it; use one of {', '.join(DTYPES)}")
-    if isinstance(device, dict) or device in ("auto", "balanced", "balanced_low_0", "sequential"):
-        raise KeditError(f"{what}: device_map = {device!r} may spread it; give one device, as device='cuda'")
     if how.get("attn_implementation", "sdpa") not in ("eager", "sdpa"):  # these take a mask of numbers
         raise KeditError(f"{what}: attn_implementation must be eager or sdpa, whose masks can be given")
 

@@ -54,7 +54,12 @@ class EditableModel:
 
     @property
     def device(self) -> torch.device:
-        return next(self.hf.parameters()).device
+        """Where ids go, and whatever is measured comes back; layers may lie on others."""
+        return self.hf.get_input_embeddings().weight.device
+
+    @property
+    def on_one_device(self) -> bool:
+        return {p.device for p in self.hf.parameters()} == {self.device}
 
     @cached_property
     def checksum(self) -> str:
@@ -97,7 +102,7 @@ class EditableModel:
     @torch.no_grad()
     def drift(self, layer: int) -> Tensor:
         """W − W₀ of `layer`, W's own shape, in math dtype: all that is written there now; zeros when unedited."""
-        weight, name = self.weight(layer).detach().to(self.math_dtype), self.weight_name(layer)
+        weight, name = self.weight(layer).detach().to(self.device, self.math_dtype), self.weight_name(layer)
         return weight - self.edited[name].to(weight) if name in self.edited else weight * 0
 
     @property
@@ -110,8 +115,8 @@ class EditableModel:
         (Cohere, Granite) or with the soft cap c·tanh(logits/c) (Gemma 2) where the family has that."""
         x, head, config = self.hf.get_submodule(self.layout.norm)(hidden), self.head, self.hf.config
         few = x.dim() == 2 and len(x) <= FEW and x.device.type == "cpu" and x.dtype.itemsize > 2
-        few = few and type(head) is nn.Linear and head.bias is None
-        found = ((head.weight @ x.T).T if few else head(x)).to(self.math_dtype)
+        few = few and type(head) is nn.Linear and head.bias is None and head.weight.device == x.device
+        found = ((head.weight @ x.T).T if few else head(x)).to(self.device, self.math_dtype)
         scale = (getattr(config, "logit_scale", None) or 1.0) / getattr(config, "logits_scaling", 1.0)
         found = found if scale == 1 else scale * found
         cap = getattr(config, "final_logit_softcapping", None)

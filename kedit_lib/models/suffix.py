@@ -39,7 +39,7 @@ class Cache:
         return cls(cache.keys, cache.values)
 
     def select(self, rows: Tensor) -> Self:
-        return Cache(*({i: x[rows] for i, x in part.items()} for part in (self.keys, self.values)))
+        return Cache(*({i: x[rows.to(x.device)] for i, x in part.items()} for part in (self.keys, self.values)))
 
     def update(self, key, value, layer_idx, *args, **kwargs):
         if self.last is not None:
@@ -107,12 +107,12 @@ class Tails:
             for i in range(self.first, max(stops) + 1):
                 if i == self.first and self.behind is not None:
                     lookup = run_layer(self.model, i, hidden[:, :1], self.alone[i], self.prefix)
-                    hidden = torch.cat([lookup, self.behind[:, 1:]], 1)
+                    hidden = torch.cat([lookup.to(self.behind.device), self.behind[:, 1:]], 1)
                 else:
                     with only_at(self.model.mlp(i), only.get(i)):
                         hidden = run_layer(self.model, i, hidden, self.arguments[i], self.prefix)
                 if i in stops:
-                    found[i] = hidden
+                    found[i] = hidden.to(self.hidden.device)
         return found
 
 
@@ -198,5 +198,5 @@ def run_layer(model, i: int, hidden: Tensor, given: dict, cache: Cache | None = 
 def at_lookup(hidden: Tensor, vectors: Tensor) -> Tensor:
     """`hidden` [n, T, d] with `vectors` [n, d] added at the first tail token, in hidden's dtype; [n·T, d] as well."""
     rows = hidden.view(len(vectors), -1, hidden.shape[-1])
-    first = (rows[:, :1].to(vectors.dtype) + vectors[:, None]).to(hidden.dtype)
+    first = (rows[:, :1].to(vectors.dtype) + vectors[:, None].to(rows.device)).to(hidden.dtype)
     return torch.cat([first, rows[:, 1:]], 1).view_as(hidden)

@@ -43,7 +43,7 @@ def test_the_words_of_from_pretrained(tiny_folder):
     given = {"torch_dtype": torch.bfloat16, "device_map": "cpu", "revision": "main", "attn_implementation": "eager"}
     model = kedit.load_model(tiny_folder("llama"), **given)
     assert model.dtype == torch.bfloat16 and model.hf.config._attn_implementation == "eager"
-    assert kedit.load_model(tiny_folder("llama"), dtype="auto").dtype == torch.float64
+    assert kedit.load_model(tiny_folder("llama"), dtype="auto", device_map="auto").dtype == torch.float64
     for command in (commands.check_model, commands.edit, commands.stream, commands.evaluate):
         assert inspect.signature(command).parameters["trust_remote_code"].default is False
 
@@ -52,7 +52,6 @@ def test_the_words_of_from_pretrained(tiny_folder):
     ("given", "says"),
     [
         ({"load_in_4bit": True}, "quantised weights cannot be edited"),
-        ({"device_map": "auto"}, "give one device"),
         ({"attn_implementation": "flash_attention_2"}, "eager or sdpa"),
         ({"dtipe": "float32"}, "takes no dtipe, did you mean dtype; there are dtype, device"),
         ({"revison": "main"}, "takes no revison, did you mean revision; there are"),
@@ -128,16 +127,16 @@ def test_what_is_no_editable_model_is_told_to_be_wrapped(plain):
     refused(lambda: kedit.EditableModel(*reversed(plain)), "is not a causal language model")
 
 
-def test_weights_that_are_not_all_at_one_place(plain, tiny_folder, tmp_path):
+def test_weights_that_are_not_all_in_memory(plain, tiny_folder, tmp_path):
     hf, tokenizer = plain
     hf.model.layers[1].to("meta")
-    refused(lambda: kedit.EditableModel(hf, tokenizer), "meta", "without device_map")
+    refused(lambda: kedit.EditableModel(hf, tokenizer), "meta", "devices that hold all of it")
     spread = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.norm": "cpu", "lm_head": "cpu"}
     spread |= {f"model.layers.{i}": "disk" if i == 4 else "cpu" for i in range(tiny.N_LAYERS)}
     hf = transformers.AutoModelForCausalLM.from_pretrained(
         tiny_folder("llama"), device_map=spread, offload_folder=tmp_path
     )
-    refused(lambda: kedit.EditableModel(hf, tokenizer), "on disk", "without device_map")
+    refused(lambda: kedit.EditableModel(hf, tokenizer), "on disk", "devices that hold all of it")
 
 
 def test_an_adapter_is_refused_until_it_is_merged(plain, tmp_path):
