@@ -104,11 +104,13 @@ class CollapseGuard:
             "within": self.within is None or n["within"] >= 1,
             "swelling": self.swelling is None or n["swelling"] > 1,
             "foretold": self.foretold is None or n["foretold"] > 0,
+            "probes": isinstance(self.probes, Sequence) and all(map(callable, self.probes)),
             **{name: isinstance(n[name], int) and n[name] >= 1 for name in ("every", "looks_at")},
         }
         if outside := [name for name, holds in fits.items() if not holds]:
             rule = "0 < tolerated < noticed < 1, 0 < alpha < 1 < swelling, foretold > 0, every, looks_at, within ≥ 1"
-            rule = f"use one of {', '.join(ACTIONS)}" if outside[0] == "action" else f"needed are {rule}"
+            own = {"action": f"use one of {', '.join(ACTIONS)}", "probes": "give a list of probes, as of run_stream"}
+            rule = own.get(outside[0], f"needed are {rule}")
             raise KeditError(f"guard: {outside[0]} = {getattr(self, outside[0])!r}; {rule}")
         if self.canaries is not None:
             self.canaries = list(self.canaries) if isinstance(self.canaries, Iterable) else [self.canaries]

@@ -105,7 +105,15 @@ def test_the_mixture_is_the_sum_over_all_starts():
     "given",
     [{"tolerated": 0.4}, {"alpha": 0}, {"action": "hope"}, {"every": 0}, {"within": 0}, {"swelling": 1}]
     + [{"tolerated": "a"}, {"noticed": None}, {"alpha": "x"}, {"action": 5}, {"every": "5"}, {"every": None}]
-    + [{"looks_at": 2.5}, {"within": "a"}, {"swelling": "big"}, {"foretold": 0}, {"foretold": "soon"}],
+    + [
+        {"looks_at": 2.5},
+        {"within": "a"},
+        {"swelling": "big"},
+        {"foretold": 0},
+        {"probes": 5},
+        {"probes": [5]},
+        {"foretold": "soon"},
+    ],
     ids=str,
 )
 def test_bad_settings_are_one_line(given):
