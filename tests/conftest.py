@@ -1,6 +1,7 @@
 """What all tests share: one thread, and tiny random models in local folders."""
 
 import shutil
+from functools import cache
 from types import SimpleNamespace
 
 import pytest
@@ -21,14 +22,7 @@ def tiny_folder(tmp_path_factory):
     """`tiny_folder(kind)`: the folder of a random model of that kind in float64, made once a session."""
     import tiny  # and with it transformers: only for the tests that need it
 
-    made = {}
-
-    def folder(kind):
-        if kind not in made:
-            made[kind] = tiny.save(kind, tmp_path_factory.mktemp(kind))
-        return made[kind]
-
-    return folder
+    return cache(lambda kind: tiny.save(kind, tmp_path_factory.mktemp(kind)))
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ GPT-J and Gemma 2 compute their attention in float32 whatever the weights are, a
 """
 
 from dataclasses import replace
+from functools import cache
 
 import families
 import pytest
@@ -32,14 +33,7 @@ HYPER = {**tiny.HYPER, "v_num_grad_steps": 3, "L2": 2.0, "nullspace_threshold": 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory):
     """`tiny_folder(name)`: a model of that family, made once a session; `tiny_model(name)` loads from there."""
-    made = {}
-
-    def get(name):
-        if name not in made:
-            made[name] = families.save(name, tmp_path_factory.mktemp(name))
-        return made[name]
-
-    return get
+    return cache(lambda name: families.save(name, tmp_path_factory.mktemp(name)))
 
 
 def test_every_layout_is_tried():
