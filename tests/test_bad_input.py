@@ -77,20 +77,6 @@ def test_deltas_are_given_loaded(model, wrong):
     refused_unchanged(model, lambda: model.take_back(wrong), *says)
 
 
-CONTEXTS = [
-    ([], ["contexts"]),
-    ("{}", ["contexts", "one string"]),
-    (["I read. {}"], ["contexts", "'{}' is missing"]),
-    (["{}", "{} I read. {}"], ["'{} I read. {}'", "exactly one {}"]),
-    (["{}", "I read. {prompt}"], ["'I read. {prompt}'", "exactly one {}"]),
-]
-
-
-@pytest.mark.parametrize("contexts, says", CONTEXTS)
-def test_contexts(model, contexts, says):
-    refused_unchanged(model, lambda: MEMIT.apply(model, [EDIT], moments(), contexts), *says)
-
-
 def singular():
     C = tiny.second_moments()[2]
     C[:, 5] = C[5, :] = 0
@@ -110,20 +96,6 @@ def asymmetric():
     C = tiny.second_moments()[2]
     C[0, 1] += 0.25
     return C
-
-
-MOMENTS = [
-    *((lambda x=x: x, ["MEMIT", "needs second moments", ".estimate"]) for x in (None, "wiki.txt", {2: torch.eye(48)})),
-    (lambda: moments(model_checksum="0" * 64), ["moments", "another model", "000000000000"]),
-    (lambda: moments(tensors={2: torch.eye(49)}), ["layer 2", "width 49", f"d_ff {tiny.D_FF}"]),
-    (lambda: kedit.SecondMoments.from_tensors({1: tiny.second_moments()[1]}), ["none for layer 2", "[1]"]),
-    (lambda: moments(tensors={1: torch.zeros(tiny.D_FF, tiny.D_FF)}), ["layer 1", "not positive definite"]),
-]
-
-
-@pytest.mark.parametrize("given, says", MOMENTS)
-def test_moments(model, given, says):
-    refused_unchanged(model, lambda: MEMIT.apply(model, [EDIT], given(), ["{}"]), *says)
 
 
 NO_MOMENTS = {
@@ -167,6 +139,9 @@ def test_moments_of_nothing_or_of_no_shape(model):
     refused_unchanged(model, lambda: estimate(model, ["I read."], layers=[1, 5]), "layer 5", "0 to 4")
 
 
+ALPHAEDIT, CUT = kedit.AlphaEdit(layers=[1, 2], v_num_grad_steps=2), kedit.NullSpace.from_moments
+NEEDED, OTHERS = ["MEMIT", "needs second moments", ".estimate"], moments(model_checksum="0" * 64)
+LAYER_1 = kedit.SecondMoments.from_tensors({1: tiny.second_moments()[1]})
 APPLIED = {
     "no edits": (MEMIT, {"edits": []}, ["MEMIT", "no edits"]),
     "text for an edit": (MEMIT, {"edits": [EDIT, "Zoë"]}, ["MEMIT", "edit 1", "str"]),
@@ -182,6 +157,28 @@ APPLIED = {
         {"edits": [kedit.Edit("{} plays the", "Ana", "organ")]},
         ["'Ana'", "NaN or inf", "v_lr"],
     ),
+    "no contexts": (MEMIT, {"contexts": []}, ["contexts"]),
+    "text for contexts": (MEMIT, {"contexts": "{}"}, ["contexts", "one string"]),
+    "no clean context": (MEMIT, {"contexts": ["I read. {}"]}, ["contexts", "'{}' is missing"]),
+    "two places": (MEMIT, {"contexts": ["{}", "{} I read. {}"]}, ["'{} I read. {}'", "exactly one {}"]),
+    "a named place": (MEMIT, {"contexts": ["{}", "I read. {prompt}"]}, ["'I read. {prompt}'", "exactly one {}"]),
+    "no moments": (MEMIT, {"moments": None}, NEEDED),
+    "text for moments": (MEMIT, {"moments": "wiki.txt"}, NEEDED),
+    "tensors for moments": (MEMIT, {"moments": {2: torch.eye(48)}}, NEEDED),
+    "another model's C": (MEMIT, {"moments": OTHERS}, ["moments", "another model", "000000000000"]),
+    "C of another width": (MEMIT, {"moments": moments({2: torch.eye(49)})}, ["layer 2", "width 49", "d_ff 48"]),
+    "C of one layer": (MEMIT, {"moments": LAYER_1}, ["none for layer 2", "[1]"]),
+    "C of zeros": (MEMIT, {"moments": moments({1: torch.zeros(48, 48)})}, ["layer 1", "not positive definite"]),
+    "a threshold below all of C": (
+        kedit.AlphaEdit(layers=[1, 2], nullspace_threshold=1e-9),
+        {},
+        ["layer 1", "1e-09", "raise the threshold"],
+    ),
+    "a rank above d_ff": (kedit.AlphaEdit(layers=[1], nullspace_rank=49), {}, ["layer 1", "rank = 49", "48"]),
+    "another model's P": (ALPHAEDIT, {"projection": CUT(OTHERS, rank=5)}, ["another model", "000000000000"]),
+    "P of one layer": (ALPHAEDIT, {"projection": CUT(LAYER_1, rank=5)}, ["none for layer 2"]),
+    "a tensor for P": (ALPHAEDIT, {"projection": torch.eye(48)}, ["AlphaEdit", "Tensor", "from_moments"]),
+    "P for MEMIT": (MEMIT, {"projection": CUT(moments(), rank=5)}, ["MEMIT", "projection=None"]),
 }
 
 
@@ -212,6 +209,11 @@ HYPER = {
     "layers out of order": (kedit.MEMIT, {"layers": [2, 1]}, ["MEMIT", "layers = [2, 1]", "ascend"]),
     "one number for layers": (kedit.MEMIT, {"layers": 1}, ["MEMIT", "layers = 1", "list"]),
     "two layers for ROME": (kedit.ROME, {"layers": [1, 2]}, ["ROME", "layers = [1, 2]", "exactly one"]),
+    "two layers for GRACE": (kedit.GRACE, {}, ["GRACE", "layers"]),
+    "two layers for Gate": (kedit.Gate, {}, ["Gate", "layers"]),
+    "a radius of zero": (kedit.GRACE, {"layers": [1], "eps": 0.0}, ["eps"]),
+    "a cosine above one": (kedit.Gate, {"layers": [1], "threshold": 1.5}, ["threshold"]),
+    "a share above one": (kedit.Retrieval, {"overlap": 2.0}, ["overlap"]),
     "no ridge": (kedit.AlphaEdit, {"L2": 0.0}, ["AlphaEdit", "L2 = 0.0"]),
     "an anchor of zero": (kedit.RECT, {"norm_anchor": 0.0}, ["RECT", "norm_anchor = 0.0"]),
     "an objective nobody has": (kedit.FT, {"objective_optimization": "all"}, ["FT", "'all'", "prompt_last"]),

@@ -101,26 +101,6 @@ def test_asking_a_tokenizer_for_padding_changes_no_setting(tiny_folder):
     assert model.setting == again.setting == kedit.load_model(tiny_folder("llama"), dtype=torch.float32).setting
 
 
-SMOKE, BEYOND = ["reproduce", "--profile", "smoke", "-p"], "9" * 23
-PLAN = ["sweep", "--profile", "smoke", "--plan", "--orders"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "says"),
-    [
-        ([*SMOKE, f"seed={BEYOND}"], 2, "seed"),
-        ([*SMOKE, "seed=1000001"], 2, "seed"),
-        ([*SMOKE, "orders=[0,1000]"], 2, "orders"),
-        ([*PLAN, BEYOND], 1, "the last order is 999"),
-        ([*PLAN, "0,1000"], 1, "the last order is 999"),
-    ],
-)
-def test_seeds_and_orders_that_no_generator_takes(arguments, code, says, capsys):
-    assert main(arguments) == code
-    said = capsys.readouterr().err
-    assert says in said and said.count("\n") == 1
-
-
 @pytest.mark.parametrize("text", ["", "a,b\n1,2\n", "\x00\x01"])
 def test_a_table_of_claims_that_is_none(tmp_path, monkeypatch, capsys, text):
     (tmp_path / "figures").mkdir()

@@ -70,13 +70,11 @@ def test_edits_above_an_entry_are_optimised_with_it(model):
     assert engine.targets[0].probabilities[0] == pytest.approx(said, rel=1e-4)
 
 
-def test_given_targets_and_bad_settings(model):
+def test_given_targets_and_what_is_refused(model):
     (target,) = METHOD.apply(model, EDITS[:1]).targets
     model.restore()
     METHOD.apply(model, EDITS[:1], targets=[target.z])
     torch.testing.assert_close(model.memory[KIND][2][0], target.delta)
-    refused(lambda: kedit.Gate(layers=[1, 2]), "Gate", "layers")
-    refused(lambda: kedit.Gate(layers=[1], threshold=1.5), "threshold")
     refused(lambda: kedit.SimIE(base=METHOD), "base = 'Gate'", "writes")
     refused(lambda: kedit.Gate(layers=[1]).recall(model, METHOD.new_history(model)), KIND, "new_history")
     assert kedit.method_for("Llama-2-7b-hf", "stream") == kedit.method_for("Llama-2-7b-hf", "gate")

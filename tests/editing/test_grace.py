@@ -166,14 +166,3 @@ def test_two_baselines_in_one_model(model):
     METHOD.apply(model, EDITS[4:])
     kedit.Retrieval().apply(model, EDITS[:1])
     assert set(model.memory) == {KEY, "Retrieval"} and probability(model, EDITS[4:]) > 0.9
-
-
-def test_published_settings_and_their_transfer(model):
-    published = kedit.method_for("Llama-2-7b-hf", "grace")
-    assert published == kedit.GRACE(layers=[27], edit_lr=1.0, n_iter=50, eps=1.0)
-    assert kedit.transfer("grace", "Llama-2-7b-hf", model).method == kedit.GRACE(layers=[4])
-
-
-def test_bad_settings_are_one_line():
-    refused(lambda: kedit.GRACE(layers=[1, 2]), "GRACE", "layers")
-    refused(lambda: kedit.GRACE(layers=[1], eps=0.0), "eps")

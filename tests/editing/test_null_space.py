@@ -3,7 +3,7 @@
 import pytest
 import tiny
 import torch
-from library import holds, moments, refused, snapshot
+from library import moments, refused
 
 import kedit_lib as kedit
 
@@ -74,28 +74,3 @@ CUTS = [
 @pytest.mark.parametrize("cut, says", CUTS)
 def test_cuts(cut, says):
     refused(lambda: kedit.NullSpace.from_moments(moments(), **cut), "null space", *says)
-
-
-OTHERS = moments(model_checksum="0" * 64)
-LAYER_1 = kedit.SecondMoments.from_tensors({1: tiny.second_moments()[1]})
-GIVEN = [
-    ({"nullspace_threshold": 1e-9}, {}, ["layer 1", "1e-09", "raise the threshold"]),
-    ({"nullspace_rank": 49}, {}, ["layer 1", "rank = 49", "48"]),
-    ({}, {"moments": None}, ["AlphaEdit", "needs second moments"]),
-    ({"nullspace_rank": 9}, {"moments": OTHERS}, ["another model"]),
-    ({}, {"projection": kedit.NullSpace.from_moments(OTHERS, rank=5)}, ["another model", "000000000000"]),
-    ({}, {"projection": kedit.NullSpace.from_moments(LAYER_1, rank=5)}, ["none for layer 2"]),
-    ({}, {"projection": torch.eye(48)}, ["AlphaEdit", "Tensor", "from_moments"]),
-]
-
-
-@pytest.mark.parametrize("values, given, says", GIVEN)
-def test_what_alphaedit_refuses(model, values, given, says):
-    before, given = snapshot(model), {"moments": moments(), "contexts": ["{}"], **given}
-    refused(lambda: kedit.AlphaEdit(**FAST, **values).apply(model, [EDIT], **given), *says)
-    assert holds(model, before)
-
-
-def test_a_projection_for_a_method_that_has_none(model):
-    given = {"moments": moments(), "contexts": ["{}"], "projection": kedit.NullSpace.from_moments(moments(), rank=5)}
-    refused(lambda: kedit.MEMIT(layers=[1]).apply(model, [EDIT], **given), "MEMIT", "projection=None")

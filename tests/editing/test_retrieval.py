@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from library import EDITS, holds, probability, refused, snapshot
+from library import EDITS, holds, probability, snapshot
 
 import kedit_lib as kedit
 from kedit_lib.editing.retrieval import reminded
@@ -51,7 +51,3 @@ def test_a_sequence_is_measured_as_any_other(model, tmp_path):
         kedit.Retrieval().apply(model, EDITS[:4])
         assert p[4] == pytest.approx(probability(model, EDITS[:4]).mean().item(), rel=1e-4)
     assert model.memory == {}  # the model comes back as it was
-
-
-def test_bad_settings_are_one_line():
-    refused(lambda: kedit.Retrieval(overlap=2.0), "overlap")

@@ -51,6 +51,7 @@ def test_lambda_goes_with_the_width_and_layers_with_the_depth(model):
     alphaedit = kedit.transfer("alphaedit", SOURCE, model, facts=PAIRS)
     assert alphaedit.L2 / model.d_ff == pytest.approx(10 / 14336, rel=1e-3)
     assert kedit.transfer("ft", SOURCE, model).method.layers == at_depth([21], 32, model.n_layers)
+    assert kedit.transfer("grace", SOURCE, model).method == kedit.GRACE(layers=[4])
 
 
 def test_ultraedits_one_step_is_a_hundredth_of_rho(model):

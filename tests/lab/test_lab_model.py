@@ -196,20 +196,3 @@ def test_a_member_of_the_family_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(width_family, "BARS", dict.fromkeys(width_family.BARS, 1.1))
     table = width_family.measure(model, "d_ff 384", n_single=4)
     assert table.loc[:, ["stream", "edits"]].to_numpy().tolist() == [["", 0]]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["--steps", "0"], ["0 steps", "at least 1"]),
-        (["--device", "abacus"], ["'abacus'", "give one that is there"]),
-        (["--out", "README.md/folder"], ["README.md/folder", "cannot be written"]),
-    ],
-)
-def test_a_wrong_command_line(monkeypatch, capsys, tmp_path, arguments, says):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "README.md").write_text("no folder")
-    assert lab_model.main(arguments) == 1
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith("kedit: ") and all(part in line for part in says)
-    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
