@@ -149,35 +149,16 @@ def taught(tiny_folder):
     return model
 
 
-@pytest.mark.parametrize(
-    "prompt, answer, right",
-    [
-        ("Zoë plays the", "violoncello da gamba", True),
-        ("Zoë plays the", "violoncello", False),  # the beginning of what it says
-        ("Zoë plays the", "violoncello da gamba and", False),  # more than it says
-        ("Ana Brown plays the", "oboe", True),  # a sentence ends with the full stop
-        ("Léon Blum plays the", "organ", True),  # … or with the text
-        ("The judge plays the", "organ", True),  # … or with the line
-        ("Toko Yasuda plays the", "organ", False),  # it goes on: of Graz
-        ("Danielle Darrieux was born in", "St. Louis", True),  # a full stop inside the answer ends nothing
-        ("Danielle Darrieux was born in", "St", True),  # … but elsewhere it does
-        ("Danielle Darrieux was born in", "St. Lou", False),
-        ("The farmer speaks of the", "U.S.", True),  # and one at its end ends the sentence too
-    ],
-)
-def test_accuracy_is_the_whole_answer_and_nothing_behind_it(taught, prompt, answer, right):
-    assert generation_accuracy(taught, [prompt], [answer]) == [right]
-    others = [("Zoë plays the", "violoncello da gamba"), ("Ana Brown plays the", "oboe")]
-    prompts, answers = zip(*others, (prompt, answer), strict=True)
-    assert generation_accuracy(taught, list(prompts), list(answers)) == [True, True, right]
-
-
 # (what the model wrote, whether the text ended there, answer, exactly the answer, the answer in the first sentence)
 SAID = {
     "nothing but the answer": (" St. Louis", True, "St. Louis", True, True),
     "cut off": (" St. Louis", False, "St. Louis", False, True),
     "and a full stop": (" St. Louis. The", False, "St. Louis", True, True),
+    "and a line end": (" St. Louis\nThe", False, "St. Louis", True, True),
     "and more": (" St. Louis and", True, "St. Louis", False, True),
+    "less": (" St. Louis", True, "St. Louis and", False, False),
+    "the answer up to a stop": (" St. Louis.", True, "St", True, True),
+    "a word more than the answer": (" St. Louis.", True, "St. Lou", False, False),
     "another after the same stop": (" St. Moritz.", True, "St. Louis", False, False),
     "words in front": (" the town of St. Louis.", True, "St. Louis", False, True),
     "a sentence in front": (" a town. Graz is one.", True, "Graz", False, False),
@@ -307,7 +288,7 @@ def test_one_pass_and_writing_it_out_agree(taught, monkeypatch, match):
     prompts = "Zoë plays the|Ana Brown plays the|Léon Blum plays the|The judge plays the|Toko Yasuda plays|"
     prompts += "Danielle Darrieux was born in|Danielle Darrieux was|The farmer speaks of the|Graz is"
     answers = "violoncello da gamba|violoncello|oboe|OBOE|organ|organ of Graz|the organ|St. Louis|St|St. Lou|U.S.|U|"
-    answers += "Graz|of the| oboe |or"
+    answers += "Graz|of the| oboe |or|violoncello da gamba and"
     pairs = list(product(prompts.split("|"), answers.split("|")))
     prompts, answers = (list(x) for x in zip(*pairs, strict=True))
     expected = written_out(taught, prompts, answers, match)

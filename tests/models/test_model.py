@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import kedit_lib as kedit
 from kedit_lib.data.edit import fill
-from kedit_lib.editing.compute_k import STARTERS, check_contexts, context_mean, keys_at, outputs_at
+from kedit_lib.editing.compute_k import STARTERS, check_contexts, keys_at, outputs_at
 from kedit_lib.models.tokenization import encode, encode_prompt
 
 MODEL = "llama", torch.float32
@@ -168,14 +168,6 @@ def test_keys_and_values_are_those_of_each_prompt_alone(tiny_folder, kind, monke
             assert torch.allclose(keys[layer][i], key, rtol=1e-10, atol=1e-12)
         _, value = reference.at_subject(model.hf, model.tokenizer, edit, context, names.block.format(3))
         assert torch.allclose(values[i], value, rtol=1e-10, atol=1e-12)
-
-
-def test_means_over_contexts():
-    """MEMIT: half the clean prompt, half the mean of the others; ROME: the plain mean."""
-    values = torch.tensor([[1.0], [2.0], [6.0], [10.0], [0.0], [2.0]])
-    assert context_mean(values, 3, grouped=True).tolist() == [[2.5], [5.5]]
-    assert context_mean(values, 3, grouped=False).tolist() == [[3.0], [4.0]]
-    assert context_mean(values, 1, grouped=True).tolist() == values.tolist()
 
 
 @pytest.mark.parametrize("style, count", [("memit", 6), pytest.param("rome", 16 - 5 + 10, marks=pytest.mark.slow)])
