@@ -194,7 +194,6 @@ LEFT_OUT = [  # a record, the field that is changed and its value, what the reas
     (FLAT, "prompt", "Ana Brown plays the", ["0 times"]),
     (ZSRE, "src", "What does zoë müller play?", ["0 times in 'What does zoë müller play?' (only in other"]),
     (KNOWEDIT, "prompt", TWICE, ["2 times"]),
-    (COUNTERFACT, f"{REWRITE}.prompt", "{}, that Zoë Müller, plays the", ["twice"]),
     (COUNTERFACT, f"{REWRITE}.subject", " ", ["subject is empty"]),
     (FLAT, "ground_truth", 5.5, ["'ground_truth'", "text", "5.5"]),
     (ZSRE, "alt", ..., ["field 'alt' is missing"]),

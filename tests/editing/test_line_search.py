@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from library import refused
 
 import kedit_lib as kedit
 from kedit_lib.editing.compute_k import context_mean, keys_at
@@ -49,6 +48,7 @@ def test_as_little_is_written_as_the_targets_need(bench):
         assert not said(bench, edits, whole, alpha - step)
         assert ratio(applied(bench, edits, line_search=1.25, **light), least) == pytest.approx(1.25)
         assert whole.written and not least.written
+        assert "line_search" in least.hyperparameters and "line_search" not in whole.hyperparameters
 
 
 def test_an_update_that_is_too_short_is_lengthened_and_a_useless_one_is_not(bench):
@@ -70,11 +70,3 @@ def test_the_history_gets_the_keys_on_the_weights_that_were_written(bench):
         (request,) = requests_of(model.tokenizer, edits, given["contexts"])
         for layer, keys in keys_at(model, request.prompts, method.layers).items():
             assert torch.equal(history.keys[layer], context_mean(keys, len(request.prompts), grouped=True))
-
-
-def test_where_a_line_search_cannot_be_is_one_line(bench):
-    refused(lambda: memit(bench, line_search=0.5), "line_search")
-    rect = kedit.method_for(bench.model, "rect", line_search=1.1)
-    edits, given = bench.edits(0)[:1], bench.inputs(rect)
-    refused(lambda: rect.apply(bench.model, edits, **given), "RECT: line_search = 1.1: goes with MEMIT")
-    assert "line_search" not in memit(bench).hyperparameters

@@ -187,10 +187,7 @@ def test_a_token_that_is_not_embedded_is_one_line(plain):
     ROME.apply(model, [edit], contexts=["{}"])
 
 
-def test_folders_that_hold_no_weights_to_read(plain, copied, tmp_path):
-    torch.save(plain[0].state_dict(), copied / "pytorch_model.bin")
-    (copied / "model.safetensors").unlink()
-    refused(lambda: kedit.load_model(copied), "model.safetensors", "save_pretrained it as safetensors")
+def test_a_folder_that_is_not_there(tmp_path):
     for gone in (tmp_path / "gone", "./gone", "../models/gone"):
         refused(lambda gone=gone: kedit.load_model(gone), "gone'", "there is no such folder", "owner/name")
 

@@ -27,7 +27,6 @@ TABLE = [
     (["sweep", "--profile", "smoke", "--orders=-1"], ["--orders -1"]),
     (["reproduce", "-p", "n_edit=5"], ["n_edit = 5", "did you mean n_edits"]),
     (["reproduce", "--only"], ["--only"]),
-    (["check-model", "no/such/model"], ["no/such/model"]),
     (["check-model", "smolm2"], ["'smolm2'", "did you mean smollm2"]),
     (["edit", "lab-small", "--prompt", "no place", "--subject", "x", "--to", "y"], ["exactly one"]),
     (["edit", "lab-small", "--prompt", "{} is"], ["--subject"]),

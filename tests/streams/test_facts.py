@@ -179,7 +179,6 @@ def test_the_notebooks_run_on_it(elsewhere, monkeypatch):
     [
         ({"texts": "lab"}, "DATA= and TEXTS="),
         ({"edits": "lab", "texts": "lab"}, "is not a lab model"),
-        ({"n_edits": N_RECORDS + 1}, "of which the model knows 60, 61 were asked for"),
     ],
 )
 def test_what_cannot_be_run_is_one_line_before_anything_runs(elsewhere, monkeypatch, capsys, given, said):
