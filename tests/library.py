@@ -39,6 +39,15 @@ def method(name, values):
     return made(**{field: value for field, value in values.items() if field in made.model_fields})
 
 
+def load(tiny_folder, kind="llama", dtype=torch.float32):
+    return kedit.load_model(tiny_folder(kind), dtype=dtype)
+
+
+def apply(model, method, *edits):
+    """The edits by the method, with the clean context and another."""
+    return method.apply(model, list(edits), moments=moments(), contexts=tiny.CONTEXTS[:2])
+
+
 def parameters(model):
     """{name: parameter} of the transformers model inside the library's."""
     return dict(model.hf.named_parameters())

@@ -5,16 +5,12 @@ import pandas as pd
 import pytest
 import tiny
 import torch
-from library import EDITS, moments
+from library import EDITS, apply, moments
 
 import kedit_lib as kedit
 
 CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))
 METHOD = kedit.MEMIT(layers=[1, 2], v_num_grad_steps=4)
-
-
-def edited(model, edits):
-    return METHOD.apply(model, edits, moments=moments(), contexts=tiny.CONTEXTS[:2])
 
 
 @pytest.mark.gpu
@@ -25,7 +21,7 @@ def test_targets_are_optimised_in_float32_on_bfloat16_weights(tiny_folder, devic
     with torch.no_grad():  # the same numbers, so that only the arithmetic differs
         for ours, theirs in zip(exact.hf.parameters(), half.hf.parameters(), strict=True):
             ours.copy_(theirs)
-    (ours,), (theirs,) = edited(half, EDITS[:1]).targets, edited(exact, EDITS[:1]).targets
+    (ours,), (theirs,) = apply(half, METHOD, EDITS[0]).targets, apply(exact, METHOD, EDITS[0]).targets
     assert ours.z.dtype == torch.float32
     assert float((ours.z.cpu() - theirs.z).norm() / theirs.z.norm()) < 2e-2
     assert ours.probabilities[-1] > ours.probabilities[0]
@@ -55,14 +51,14 @@ def test_a_gpu_short_of_memory_takes_smaller_batches(tiny_folder, device):
     for edits in (many[:20], many):  # the fewer are part of the more
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        expected = edited(model, edits)
+        expected = apply(model, METHOD, *edits)
         model.restore()
         reserved.append(torch.cuda.max_memory_reserved())
     assert reserved[1] > 1.1 * reserved[0]
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(sum(reserved) / 2 / total)
     try:
-        outcome = edited(model, many)
+        outcome = apply(model, METHOD, *many)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     for name, delta in expected.deltas.items():

@@ -153,17 +153,13 @@ def test_tight_clamp_and_strong_decay(tiny_model, name):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("batch", [SINGLE, BATCH], ids=["single", "batch"])
-def test_emmet(tiny_model, kind, batch):
-    both(tiny_model, kind, "emmet", hyper(layers=[2], emmet_lambda=0.1, update_norm_lambda=0.5), batch)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("layers", [[2], [1, 3]], ids=str)
-def test_emmet_weighs_the_norm_and_needs_no_invertible_C_then(tiny_model, kind, layers):
-    """η > 0: what is inverted is λC + ηI; two layers share the residual."""
+@pytest.mark.parametrize(
+    "layers, batch", [([2], SINGLE), ([2], BATCH), ([1, 3], BATCH)], ids=["single", "batch", "two"]
+)
+def test_emmet(tiny_model, kind, layers, batch):
+    """η > 0: what is inverted is λC + ηI, and C need not be invertible then; two layers share the residual."""
     hyperparameters = hyper(layers=layers, emmet_lambda=0.3, update_norm_lambda=2.0, v_num_grad_steps=4)
-    both(tiny_model, kind, "emmet", hyperparameters, BATCH)
+    both(tiny_model, kind, "emmet", hyperparameters, batch)
     C = tiny.second_moments()
     C[2][:, 5] = C[2][5, :] = 0
     model = kedit.load_model(tiny_model(kind).folder, dtype=torch.float64)

@@ -5,7 +5,7 @@ import json
 import pytest
 import tiny
 import torch
-from library import assert_same_weights, holds, moments, refused, snapshot
+from library import apply, assert_same_weights, holds, load, moments, refused, snapshot
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import kedit_lib as kedit
@@ -17,14 +17,6 @@ EDITS = [
 MEMIT = kedit.MEMIT(layers=[1, 2], v_num_grad_steps=2, mom2_update_weight=5.0)
 MODEL = "llama", torch.float32
 ROME = kedit.ROME(layers=[2], v_num_grad_steps=2)
-
-
-def load(tiny_folder, kind="llama", dtype=torch.float32):
-    return kedit.load_model(tiny_folder(kind), dtype=dtype)
-
-
-def apply(model, method, *edits):
-    return method.apply(model, list(edits), moments=moments(), contexts=["{}"])
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])

@@ -6,7 +6,7 @@ import pytest
 import reference
 import tiny
 import torch
-from library import EDITS, holds, moments, parameters, refused, snapshot
+from library import EDITS, apply, holds, load, moments, parameters, refused, snapshot
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import kedit_lib as kedit
@@ -20,14 +20,6 @@ MEMIT = kedit.MEMIT(**FAST)
 ROME = kedit.ROME(layers=[3], v_num_grad_steps=2)
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
-
-
-def load(tiny_folder, kind="llama", dtype=torch.float32):
-    return kedit.load_model(tiny_folder(kind), dtype=dtype)
-
-
-def apply(model, method, *edits):
-    return method.apply(model, list(edits), moments=moments(), contexts=tiny.CONTEXTS[:2])
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])

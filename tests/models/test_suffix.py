@@ -45,18 +45,16 @@ def plainly(hf, tokenizer):
     return torch.stack(found).mean().item()
 
 
-@pytest.mark.parametrize("name", [*families.marked(families.ALL), *(f"{name} beyond its window" for name in SLIDING)])
+@pytest.mark.parametrize("name", SLIDING)
 def test_the_first_step_is_at_the_plain_models_probability(tmp_path, name):
-    """For targets of the stream and for those inside the layer."""
-    beyond, name = "window" in name, name.removesuffix(" beyond its window")
-    families.save(name, tmp_path, **(SLIDING[name] if beyond else {}))
+    """For targets of the stream and for those inside the layer. Within the window: `test_architectures.py`."""
+    families.save(name, tmp_path, **SLIDING[name])
     hf = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64).eval()
     model = kedit.load_model(tmp_path, dtype="float64")
     right = plainly(hf, model.tokenizer)
-    if beyond:
-        wide = families.model(name, len(model.tokenizer))
-        wide.load_state_dict(hf.state_dict())
-        assert abs(plainly(wide, model.tokenizer) - right) > 1e-9 * right  # the window is felt
+    wide = families.model(name, len(model.tokenizer))
+    wide.load_state_dict(hf.state_dict())
+    assert abs(plainly(wide, model.tokenizer) - right) > 1e-9 * right  # the window is felt
     close = 1e-6 * right if name in families.FLOAT32_INSIDE else 1e-12
     for inside in (False, True):
         assert abs(first_step(model, inside) - right) <= close
