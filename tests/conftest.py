@@ -67,10 +67,29 @@ def copied(tiny_folder, tmp_path):
     return shutil.copytree(tiny_folder("llama"), tmp_path / "model")
 
 
+def pytest_generate_tests(metafunc):
+    if "model" in metafunc.fixturenames and hasattr(metafunc.module, "MODELS"):
+        metafunc.parametrize("model", metafunc.module.MODELS, indirect=True, ids=lambda model: model[0])
+
+
 @pytest.fixture
 def model(tiny_folder, request):
-    """A fresh tiny model as the library's: a Llama in float64, or what the test file names as MODEL = kind, dtype."""
+    """A fresh tiny model as the library's: a Llama in float64, or what the test file names as MODEL = kind, dtype, or
+    each of its MODELS."""
     import kedit_lib as kedit
 
-    kind, dtype = getattr(request.module, "MODEL", ("llama", torch.float64))
+    kind, dtype = getattr(request, "param", getattr(request.module, "MODEL", ("llama", torch.float64)))
     return kedit.load_model(tiny_folder(kind), dtype=dtype)
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    """The pretrained model, where it can be fetched."""
+    import kedit_lib as kedit
+
+    try:
+        return kedit.load_model("smollm2")
+    except kedit.KeditError as error:
+        if "cannot be fetched" in str(error):
+            pytest.skip(str(error))
+        raise

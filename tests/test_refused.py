@@ -52,7 +52,6 @@ def test_names_longer_than_a_system_allows(capsys, tmp_path):
 def test_a_value_that_changed_in_a_file_of_moments(tmp_path):
     given, path = moments(), tmp_path / "C.safetensors"
     given.save(path)
-    assert kedit.SecondMoments.load(path).identity == given.identity
     damaged = bytearray(path.read_bytes())
     at = damaged.find(given.tensors[1][3, 3].numpy().tobytes())
     damaged[at + 2] ^= 1

@@ -14,6 +14,7 @@ from kedit_lib.models.generation import continuations, decode
 from kedit_lib.models.hooks import trace
 from kedit_lib.models.tokenization import encode
 
+MODELS = [(kind, torch.float32) for kind in ("llama", "gpt2")]
 # A value at one token can make the tiny models say one token.
 EDITS = [
     kedit.Edit(p, s, t) for (p, s, _), t in zip(tiny.EDITS, ["English", "old", "French", "old", "French"], strict=True)
@@ -21,11 +22,6 @@ EDITS = [
 METHOD = kedit.GRACE(layers=[2], n_iter=20, eps=0.05)
 KEY = "GRACE at layer 2"  # in model.memory
 UNRELATED = ["The organ is", "Ana Brown was born in", "The town is a"]
-
-
-@pytest.fixture(params=["llama", "gpt2"])
-def model(tiny_folder, request):
-    return kedit.load_model(tiny_folder(request.param), dtype=torch.float32)
 
 
 def logits(model, text):

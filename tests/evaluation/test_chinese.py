@@ -87,12 +87,9 @@ def test_notebook_08_measures_a_chinese_edit_set(speaker, tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
-def test_the_real_model_learns_what_is_written_without_a_space():
+def test_the_real_model_learns_what_is_written_without_a_space(smollm2):
     """Chinese, a year, and a question in the chat template: p before and after optimising, and what is said then."""
-    try:
-        model = kedit.load_model("smollm2")
-    except kedit.KeditError as error:
-        pytest.skip(str(error))
+    model = smollm2
     method = kedit.ROME(layers=[5], v_loss_layer=29, mom2_adjustment=False, **ROME)
     chinese = next(e for e in kedit.load_edits(FACTS, model=model) if e.subject == "中国")
     year = kedit.Edit("{} was completed in the year", "The Eiffel Tower", "1945")

@@ -16,17 +16,13 @@ from kedit_lib.evaluation.accuracy import ROOM, settled, verdict
 from kedit_lib.models.generation import complete, continuations, sentence
 from kedit_lib.models.tokenization import target_ids, targets_of
 
+MODELS = [(kind, torch.float64) for kind in ("llama", "llama-bos", "gpt2")]
 PAIRS = [
     *((kedit.Edit(*each).text, each[2]) for each in tiny.EDITS),
     ("Ana", "judge"),
     ("Because the rain is cold, you stay at home. Therefore Zoë Müller", "plays the organ"),
 ]
 PROMPTS, ANSWERS = [p for p, _ in PAIRS], [a for _, a in PAIRS]
-
-
-@pytest.fixture(params=["llama", "llama-bos", "gpt2"])
-def model(tiny_folder, request):
-    return kedit.load_model(tiny_folder(request.param), dtype=torch.float64)
 
 
 def log_p(model, ids):

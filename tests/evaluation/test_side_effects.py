@@ -14,16 +14,12 @@ from kedit_lib.evaluation import Forced, Question
 from kedit_lib.evaluation.teacher_forcing import compared
 from kedit_lib.models.tokenization import encode, target_ids
 
+MODELS = [(kind, torch.float64) for kind in ("llama", "llama-bos", "gpt2")]
 EDITS = [
     kedit.Edit(p, s, t, target_true="German", neighborhood=[p.replace("{}", "Ana Blum")]) for p, s, t in tiny.EDITS
 ]
 PROMPTS = [e.text for e in EDITS]
 ANSWERS = [e.target_new for e in EDITS]
-
-
-@pytest.fixture(params=["llama", "llama-bos", "gpt2"])
-def model(tiny_folder, request):
-    return kedit.load_model(tiny_folder(request.param), dtype=torch.float64)
 
 
 def forced(log_p, right=None, said=None):

@@ -14,16 +14,6 @@ from kedit_lib.models.generation import complete
 WEIGHTS = "0760121ff408c1c9a7c48679f7fea7ea1086a199cb1379a88d677de05adf462a"  # in the keys of committed runs
 
 
-@pytest.fixture(scope="module")
-def smollm2():
-    try:
-        return kedit.load_model("smollm2")
-    except kedit.KeditError as error:
-        if "cannot be fetched" in str(error):
-            pytest.skip(str(error))
-        raise
-
-
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("KEDIT_CACHE", str(tmp_path / "cache"))

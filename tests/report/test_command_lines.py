@@ -21,7 +21,6 @@ PLAN = ["sweep", "--profile", "smoke", "--plan", "--orders"]
 TABLE = [
     (["sweep", "--profile", "smok"], ["'smok'", "did you mean smoke"]),
     (["sweep", "--profil", "smoke"], ["--profil", "--profile"]),
-    (["sweep", "--profile", "nope.yaml"], ["nope.yaml", "no such file"]),
     (["sweep", "--profile", "smoke", "--streams", "memet"], ["'memet'", "did you mean memit; there are memit"]),
     (["sweep", "--profile", "smoke", "--orders", "one"], ["--orders one", "1,2"]),
     (["sweep", "--profile", "smoke", "--orders=-1"], ["--orders -1"]),

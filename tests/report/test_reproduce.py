@@ -231,7 +231,6 @@ def test_a_stopped_run_leaves_no_process(project):
 @pytest.mark.parametrize(
     ("arguments", "parameters", "parts"),
     [
-        (["-p", "colour=red"], "seed = 0", ["colour", "no such field", "n_edits"]),
         (["-p", "n_edits"], "seed = 0", ["name=value"]),
         (["-p", "n_edits=5e-1"], "seed = 0", ["n_edits", "0.5", "integer"]),
         (["--profile", "nope"], "seed = 0", ["'nope'", "lab, smoke"]),
