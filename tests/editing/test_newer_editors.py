@@ -27,7 +27,6 @@ def in_a_gap(**changes):
     """Hyperparameters with a threshold in a wide gap of the spectrum, the moments, and their projections."""
     C = {layer: tiny.with_gap(moment, THRESHOLD).double() for layer, moment in tiny.second_moments().items()}
     values = hyper(nullspace_threshold=THRESHOLD, **changes)
-    del values["mom2_update_weight"]
     return values, C, {layer: reference.null_projection(C[layer], THRESHOLD) for layer in values["layers"]}
 
 
@@ -74,15 +73,13 @@ def test_a_target_on_a_plateau_stops(tiny_model):
 @pytest.mark.parametrize("kind", KINDS)
 def test_evoedit(tiny_model, kind):
     values, C, P = in_a_gap(L2=3.0)
-    sequence(tiny_model, kind, kedit.EvoEdit(**values), by("evoedit", values, P), C)
+    sequence(tiny_model, kind, method("evoedit", values), by("evoedit", values, P), C)
 
 
 @pytest.mark.parametrize("as_code", [True, False], ids=["the code", "the paper"])
 def test_evoedit_of_the_same_prompt_twice(tiny_model, as_code):
     """The authors' code writes nothing; here the second answer is written about as far as the first."""
-    values = hyper(layers=[2], nullspace_rank=30, L2=0.01, as_code=as_code)
-    del values["mom2_update_weight"]
-    edit_by = kedit.EvoEdit(**values)
+    edit_by = method("evoedit", hyper(layers=[2], nullspace_rank=30, L2=0.01, as_code=as_code))
     model, given = ready(tiny_model("llama"), edit_by)
     given["contexts"] = ["{}"]
     edit_by.apply(model, EDITS[2:4], **given)
@@ -101,15 +98,13 @@ def test_evoedit_of_the_same_prompt_twice(tiny_model, as_code):
 def test_betaedit(tiny_model, kind, tau):
     values, C, P = in_a_gap(lambda1=2.0, lambda2=3.0, tau=tau)
     state = SimpleNamespace(done=0, renewed=0, M={}, P=P)
-    made = sequence(tiny_model, kind, kedit.BetaEdit(**values), by("betaedit", values, C, state), C)
+    made = sequence(tiny_model, kind, method("betaedit", values), by("betaedit", values, C, state), C)
     assert made.history.numbers.get("renewed", 0) == state.renewed == {1: 4, 3: 4, 1000: 0}[tau]
 
 
 def test_betaedit_ends_when_an_update_is_broken(tiny_model, monkeypatch):
     monkeypatch.setattr("kedit_lib.editing.betaedit.BROKEN", 1e-6)
-    values = hyper(nullspace_rank=30, v_num_grad_steps=3)
-    del values["mom2_update_weight"]
-    edit_by = kedit.BetaEdit(**values)
+    edit_by = method("betaedit", hyper(nullspace_rank=30, v_num_grad_steps=3))
     model, given = ready(tiny_model("llama"), edit_by)
     for edit, times in zip(SEQUENCE[:2], (1, 0), strict=True):
         with warnings.catch_warnings(record=True) as caught:
@@ -220,8 +215,7 @@ def test_simie(tiny_model, kind, init_model, base):
         result.keys = {}
         return result
 
-    own = {f: v for f, v in values.items() if base == "MEMIT" or f != "mom2_update_weight"}
-    wrapped = kedit.SimIE(kedit.method_class(base)(**own), lamHyper=3.0, init_model=init_model)
+    wrapped = kedit.SimIE(method(base, values), lamHyper=3.0, init_model=init_model)
     sequence(tiny_model, kind, wrapped, theirs, batches=SEQUENCE[:2])
 
 
@@ -286,9 +280,7 @@ def test_a_history_goes_on_from_a_file(tiny_model, tmp_path, name):
     """Saved after two batches and read again, or copied: the third batch is the same to the bit, and so is the
     identity."""
     values = hyper(v_num_grad_steps=3, **KEEPING[name])
-    cls = kedit.method_class(name)
-    own = cls.model_fields.keys() - ({"layers"} if name in OWN_LAYERS else set())
-    edit_by = cls(**{f: v for f, v in values.items() if f in own})
+    edit_by = method(name, {f: v for f, v in values.items() if f != "layers" or name not in OWN_LAYERS})
     model, given = ready(tiny_model("llama"), edit_by)
     history, last = given.pop("history"), [EDITS[2]]
     for batch in SEQUENCE[:2]:

@@ -5,7 +5,7 @@ from contextlib import nullcontext
 import pytest
 import tiny
 import torch
-from library import holds, refused, snapshot
+from library import EDITS, holds, moments, refused, snapshot
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -14,7 +14,8 @@ from kedit_lib.editing import compute_z as targets
 from kedit_lib.models.memory import free_memory, in_parts, ran_out
 
 HYPER = {"layers": [1, 2], "v_num_grad_steps": 4, "v_loss_layer": tiny.N_LAYERS - 1, "clamp_norm_factor": 4.0}
-MANY = [kedit.Edit(prompt, subject, target) for prompt, subject, target in tiny.EDITS] * 3
+MANY = EDITS * 3
+GIVEN = {"moments": moments(), "contexts": tiny.CONTEXTS}
 
 
 class NoTensorAbove(TorchDispatchMode):
@@ -35,10 +36,9 @@ class NoTensorAbove(TorchDispatchMode):
 def edited(folder, method, limit=None):
     """What the method makes of MANY in float64, where no tensor may hold more than `limit` numbers."""
     model = kedit.load_model(folder, dtype=torch.float64)
-    given = {"moments": kedit.SecondMoments.from_tensors(tiny.second_moments()), "contexts": tiny.CONTEXTS}
     assert model.checksum  # read before: it looks at whole weights, as bytes, and makes nothing
     with nullcontext() if limit is None else limit:
-        return method.apply(model, MANY, **given)
+        return method.apply(model, MANY, **GIVEN)
 
 
 def assert_same(outcome, expected):
@@ -83,9 +83,8 @@ def test_a_batch_that_does_not_fit_is_halved(tiny_folder, method):
 
 def test_an_edit_that_does_not_fit_at_all_is_refused_and_nothing_is_written(model):
     before = snapshot(model)
-    given = {"moments": kedit.SecondMoments.from_tensors(tiny.second_moments()), "contexts": tiny.CONTEXTS}
     with NoTensorAbove(tiny.D_FF**2):  # C fits
-        refused(lambda: kedit.MEMIT(**HYPER).apply(model, MANY, **given), "one alone does not fit into memory")
+        refused(lambda: kedit.MEMIT(**HYPER).apply(model, MANY, **GIVEN), "one alone does not fit into memory")
     assert holds(model, before)
 
 
