@@ -29,7 +29,7 @@ RUN := $(KEDIT) reproduce $(WHICH) $(if $(NB),--only "$(NB)")
 .PHONY: help env lab-model sweep smoke reproduce report bench gpu tables test mutate lint clean lab
 
 help:  ## this list
-	@echo "make TARGET [PROFILE=smoke|lab|gpu] [MODEL=id or folder] [DATA=edits] [TEXTS=plain text] [NB=03] [SEED=1] [ORDERS=all or 0,1] [STREAMS=…] [SCHEDULER=tcp://…] [SHAPE=tiny]"
+	@echo "make TARGET [PROFILE=smoke|lab|cpu|gpu] [MODEL=id or folder] [DATA=edits] [TEXTS=plain text] [NB=03] [SEED=1] [ORDERS=all or 0,1] [STREAMS=…] [SCHEDULER=tcp://…] [SHAPE=tiny]"
 	@echo "Times are for 2 CPU cores; every target but help and clean makes the environment first."
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

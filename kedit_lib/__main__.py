@@ -205,7 +205,7 @@ def _moments(model, method, texts: str | None):
 
 # ---- the report ------------------------------------------------------------------------------------------------------
 
-ProfileName = Annotated[str, Option("--profile", help="smoke, lab, gpu, or a .yaml file")]
+ProfileName = Annotated[str, Option("--profile", help="smoke, lab, cpu, gpu, or a .yaml file")]
 OtherModel = Annotated[str | None, Option("--model", help="another model: lab, lab-small, a hub id or a local folder")]
 Data = Annotated[str | None, Option(help="other edits for this run: a file, a folder or a hub name of an edit set")]
 OtherTexts = Annotated[str | None, Option("--texts", help="other plain text for second moments: a file or a hub name")]

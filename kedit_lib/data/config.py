@@ -92,6 +92,7 @@ class Profile(BaseModel):
     workers: Count = ROOM  # processes side by side
     threads: Count  # threads in each of them
     lambda_scales: Annotated[list[Scale], Field(min_length=1)]  # multiples of the published weight of C
+    also: list[str] = []  # named streams that are executed live beside the main ones, such as "memit-rho2"
 
     @field_validator("orders", "live_orders", "batch_sizes", "mass_sizes", "lambda_scales")
     @classmethod
@@ -235,7 +236,15 @@ def _written() -> tuple[dict[str, dict[str, Stream]], dict[float, list[str]]]:
 
 
 def streams_of(profile: Profile) -> dict[str, Stream]:
-    """The streams that are executed live: λ as published (per d_ff), MEMIT in each of the profile's batch sizes."""
+    """The streams that are executed live: the main ones, and those that the profile names beside them."""
+    known = {name: stream for group in groups_of(profile).values() for name, stream in group.items()}
+    if unknown := [name for name in profile.also if name not in known]:
+        raise KeditError(f"profile {profile.name}: also: there is no stream {unknown[0]!r}{meant(unknown[0], known)}")
+    return _main(profile) | {name: known[name] for name in profile.also}
+
+
+def _main(profile: Profile) -> dict[str, Stream]:
+    """λ as published (per d_ff), MEMIT in each of the profile's batch sizes."""
     sizes = [size if size < profile.n_edits else None for size in sorted(set(profile.batch_sizes) - {1})]
     sized = [Stream(f"memit-b{size}" if size else "memit-mass", "memit", size) for size in sizes]
     return _written()[0]["main"] | {stream.name: stream for stream in sized}
@@ -244,7 +253,7 @@ def streams_of(profile: Profile) -> dict[str, Stream]:
 def groups_of(profile: Profile) -> dict[str, dict[str, Stream]]:
     """The named streams, grouped by the question they answer. "scaled": λ/d_ff a tenth or ten times the published one,
     such as "memit@0.1"; "settings" also has those with optimisation steps ρ‖v₀‖ long, such as "memit-rho2"."""
-    (written, stepped), main = _written(), streams_of(profile)
+    (written, stepped), main = _written(), _main(profile)
     scales = [(name, scale) for name in ("memit", "pmet", "memit-mass") for scale in profile.lambda_scales]
     scaled = [replace(main[n], name=f"{n}@{x:g}", scale=x) for n, x in scales if n in main and x != 1]
     known = main | {name: stream for group in written.values() for name, stream in group.items()}

@@ -154,17 +154,19 @@ def reproduce_run(*run_arguments, only: str | None = None, force: bool = False) 
 
 
 def prepare(run: Run) -> None:
-    """Before anything runs on a model that is not the lab's, `check_model` prints what it will cost. KeditError when
-    edits or texts do not fit it, or it knows too few of them."""
+    """Before anything runs on a model that is not the lab's, `check_model` prints what it will cost, and the model is
+    asked what it knows. KeditError when edits or texts do not fit it, or it knows too few of them."""
     profile = run.profile
     if profile.model in config.LAB_MODELS and profile.edits == profile.texts == "lab":
         return
     os.environ["KEDIT_RESULTS"] = str(run.results)
     bench = Bench(profile, progress=False)
+    some = None if profile.edits == "world" else bench.facts.some(CHECKED)  # which the model is asked about first
+    print(check_model(bench.model, some, profile).to_string(), flush=True)
+    print("which facts does it know? (asked once)", flush=True)
     for order in profile.live_orders:
         bench.edits(order)
     print(bench.facts.selection, flush=True)
-    print(check_model(bench.model, bench.facts.some(CHECKED), profile).to_string(), flush=True)
 
 
 def reproduce(run: Run, parameters: dict[Path, dict[str, Any]], only: str | None, force: bool) -> int:

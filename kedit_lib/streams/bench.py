@@ -39,10 +39,12 @@ ROUNDING = 1e-5  # relative; single precision on two machines differs by less, t
 
 
 class Bench:
-    """One model with its moments, contexts, edits and probes, as a profile says: kedit.Bench("lab", n_edits=100). An
-    *order* changes the sample of facts, their order, and the contexts' seed. label: the model's name in tables."""
+    """One model with its moments, contexts, edits and probes, as a profile says: kedit.Bench("lab", n_edits=100); a
+    field that is None is the profile's. An *order* changes the sample of facts, their order, and the contexts' seed.
+    label: the model's name in tables."""
 
     def __init__(self, profile: str | Profile = "lab", results=None, progress: bool = True, **overrides):
+        overrides = {name: value for name, value in overrides.items() if value is not None}
         if overrides or not isinstance(profile, Profile):
             profile = load_profile(getattr(profile, "name", profile), **overrides)
         self.profile = p = profile
@@ -104,8 +106,12 @@ class Bench:
         if stream.null_share is not None:
             overrides["nullspace_rank"] = round(stream.null_share * self.model.d_ff)
         if stream.anchored or stream.nas:
-            sample = self.model, method, self.edits(0)[:ANCHOR_SAMPLE]
-            own = anchor_norm(*sample) if stream.nas else anchor_norm(*sample, self.contexts(method), group=1)
+            pilots = self.edits(0)[:ANCHOR_SAMPLE]
+            if stream.nas:  # of MEMIT's targets, whatever the method, as its authors have it
+                memit = self.method(f"memit-rho{stream.rho:g}" if stream.rho else "memit")
+                own = anchor_norm(self.model, memit, pilots)
+            else:
+                own = anchor_norm(self.model, method, pilots, self.contexts(method), group=1)
             overrides |= {"norm_anchor": own} | ({} if stream.nas else {"anchor_skip": False})
         method = make(**overrides)
         self._methods[name] = method if stream.change is None else changed(method, stream.change)

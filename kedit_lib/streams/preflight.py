@@ -11,7 +11,7 @@ import torch
 from ..data.config import LAB_MODELS, Profile, load_model_params, load_profile, streams_of
 from ..data.edit import Edit, check_edits
 from ..editing import ROME, method_class
-from ..editing.compute_k import generate_contexts
+from ..editing.compute_k import STARTERS, STYLES, generate_contexts
 from ..editing.transfer import propose, write_proposal
 from ..errors import KeditError, check_editable
 from ..evaluation import known_edits, teacher_forced
@@ -76,7 +76,8 @@ def check(model, edits=None, profile: str | Profile | None = None, write: bool =
     if path is not None:
         rows["parameters in use"] = "/".join(path.parts[-3:])
         rows["layers in use, MEMIT"] = str(load_model_params(model.name)["memit"]["layers"])[1:-1]
-    minutes = live_minutes(profile, trial["seconds"], seconds_asking)
+    full = trial["seconds"] * trial["most"] / trial["steps"]
+    minutes = live_minutes(profile, full, seconds_asking)
     rows[f"minutes, all notebooks ({profile.name})"] = roughly(minutes, 1)
     table = pd.DataFrame({"value": rows}).rename_axis("what")
     effect = pd.DataFrame(columns=["place", "layer", "effect"]) if effect is None else effect
@@ -91,19 +92,23 @@ def try_edit(model, edit: Edit, layers: list[int]) -> dict:
     before = teacher_forced(model, *asked).probability.item()
     with model.temporarily():
         begin = time.perf_counter()
-        method.apply(model, [edit], contexts=contexts)
+        (target,) = method.apply(model, [edit], contexts=contexts).targets
         seconds = time.perf_counter() - begin
         after = teacher_forced(model, *asked).probability.item()
     restored = all(torch.equal(w, model.weight(layer)) for w, layer in zip(was, layers, strict=True))
-    return {"seconds": seconds, "before": before, "after": after, "restored": restored}
+    found = {"seconds": seconds, "steps": target.steps, "most": method.v_num_grad_steps}
+    return found | {"before": before, "after": after, "restored": restored}
 
 
 def live_minutes(profile: Profile, seconds_an_edit: float, seconds_a_question: float) -> float:
-    """Minutes of one process for what the notebooks run live: streams, with untouched facts, and single edits."""
+    """Minutes of one process for what the notebooks run live: streams, with untouched facts, and single edits. An edit
+    takes seconds_an_edit over MEMIT's contexts, and over ROME's as much more as there are more prompts."""
     asked = (1 + profile.n_edits / profile.checkpoint_every) * profile.untouched * seconds_a_question
-    stream = len(profile.live_orders) * (profile.n_edits * seconds_an_edit + asked)
+    prompts = {style: 2 + len(STARTERS) * sum(n for n, _ in how) for style, how in STYLES.items()}  # clean and KL, too
+    styles = [method_class(stream.method).context_style for stream in streams_of(profile).values()]
+    edits = profile.n_edits * seconds_an_edit * sum(prompts[style] / prompts["memit"] for style in styles)
     alone = 1 + LAYER_EDITS + 3 * profile.n_single + sum(profile.mass_sizes)
-    return (len(streams_of(profile)) * stream + alone * seconds_an_edit) / 60
+    return (len(profile.live_orders) * (edits + len(styles) * asked) + alone * seconds_an_edit) / 60
 
 
 def roughly(value: float, least: float) -> str:
