@@ -10,9 +10,10 @@ looks together (Shin, Ramdas and Rinaldo 2022, arXiv 2203.03532; Ramdas et al. 2
 waits until a line through the looks since half of the edits reaches one half lost in the next `within` edits: never
 before the test's, so the rate holds.
 
-A model can die within ten edits, too fast for questions. ‖v₀‖, the state that each edit starts from, grows first: the
-alarm comes at once where its median over SPAN edits is `swelling` times that of the first. No rate is known for it; the
-factor lies above that of every stored sequence that outlived its edits.
+A model can die within ten edits, too fast for looks that are five apart. ‖v₀‖, the state that each edit starts from,
+grows first. While its median over SPAN edits is `swelling` times that of the first, there is a look after every edit,
+and evidence is an alarm without the wait. Growth alone is none: edits in other words change ‖v₀‖, too. The 2.5, τ, q and
+`within` were chosen on half of the stored sequences and are judged on the other half (notebook 11).
 """
 
 import math
@@ -36,6 +37,7 @@ BACK = ("roll back", "batch")  # actions that go back to the last healthy look
 ACTIONS = ("warn", "stop", *BACK)
 DEAD = 0.5  # share of lost facts at which a model counts as dead
 SPAN = 5  # edits in the medians of ‖v₀‖
+RULE = {"rule": 2}  # raised when the same looks give another alarm
 SURE = 0.5  # least probability of a continuation that the model itself supplies as a canary
 
 
@@ -46,7 +48,7 @@ class Collapsing(UserWarning):
 @dataclass
 class Reading:
     """One look. evidence: log10 of the e-value; alarm: raised now or before; seconds: that the look took; told: what
-    the guard's probes found."""
+    the guard's probes found; swollen: growth of ‖v₀‖ where it is the guard's `swelling` or more (else 0)."""
 
     edits: int
     right: int
@@ -55,11 +57,13 @@ class Reading:
     alarm: bool
     seconds: float = field(default=0.0, compare=False)
     told: dict[str, float] = field(default_factory=dict)
+    swollen: float = 0.0
 
     def __str__(self) -> str:
         seen = f"{self.right} of {self.asked} known facts still right after {self.edits} edits"
         told = "".join(f", {what} {value:.3g}" for what, value in self.told.items())
-        return f"{seen}, evidence 10^{self.evidence:.1f}{told}"
+        grown = f", ‖v₀‖ × {self.swollen:.1f}" if self.swollen else ""
+        return f"{seen}, evidence 10^{self.evidence:.1f}{grown}{told}"
 
 
 @dataclass
@@ -69,12 +73,12 @@ class CollapseGuard:
     canaries: (prompt, answer) pairs, or edits (their true object is the answer), that no edit of the sequence makes;
     None: continuations that the model itself is sure of, of its own sampled text. looks_at: canaries a look. every:
     edits between two looks in `run_stream`. tolerated: τ, a share of lost facts that is no alarm. noticed: q, a share
-    that is to be noticed soon. alpha: the chance of ever raising an alarm on the canaries while no more than τ is lost
-    (of any alarm: with swelling=None). within: edits; no alarm before half of the facts will be lost so soon (None: on
-    the evidence alone). swelling: growth of ‖v₀‖ that is an alarm by itself, at no stated rate, in `run_stream` or
-    after `due` (None: none is). action of `run_stream` at the alarm: "warn", "stop", "roll back" to the last look
-    without evidence, or from there the rest in one "batch". Not part of the test: probes (as of
-    `run_stream`, measured at each look), and foretold (N of `kedit.foretell`, printed beside the alarm).
+    that is to be noticed soon. alpha: the chance of ever raising an alarm while no more than τ of the canaries
+    is lost. within: edits; no alarm before half of the facts will be lost so soon (None: on the evidence alone).
+    swelling: growth of ‖v₀‖ at which there is a look after every edit and no such wait, in `run_stream` or after `due`
+    (None: at none). action of `run_stream` at the alarm: "warn", "stop", "roll back" to the last look without evidence,
+    or from there the rest in one "batch". Not part of the test: probes (as of `run_stream`, measured at each look), and
+    foretold (N of `kedit.foretell`, printed beside the alarm).
     """
 
     canaries: list | None = None
@@ -136,19 +140,21 @@ class CollapseGuard:
 
     @property
     def doubts(self) -> bool:
-        """Whether the evidence of the last look is enough for an alarm, or ‖v₀‖ has swollen."""
-        return self.swollen or (self.readings != [] and self.readings[-1].evidence >= -math.log10(self.alpha))
+        """Whether the evidence of the last look is enough for an alarm."""
+        return self.readings != [] and self.readings[-1].evidence >= -math.log10(self.alpha)
 
     @property
-    def swollen(self) -> bool:
+    def swollen(self) -> float:
+        """‖v₀‖ as a multiple of what it was at first, where that is `swelling` or more; else 0."""
         if self.swelling is None or len(self._norms) <= SPAN:
-            return False
-        return median(self._norms[-SPAN:]) >= self.swelling * median(self._norms[:SPAN])
+            return 0.0
+        grown = median(self._norms[-SPAN:]) / (median(self._norms[:SPAN]) or math.inf)
+        return grown if grown >= self.swelling else 0.0
 
     def due(self, edits: int, norms=()) -> bool:
         """Whether to look after so many edits. norms: ‖v₀‖ of each of them (NaN: not known)."""
         self._norms = [n for n in norms if n == n]
-        return self.swollen or not self.readings or edits - self.readings[-1].edits >= self.every
+        return self.swollen > 0 or not self.readings or edits - self.readings[-1].edits >= self.every
 
     def start(self, model, tokenizer=None) -> int:
         """Begin anew: keep the canaries that this model, still unedited, says; how many. KeditError when too few."""
@@ -189,9 +195,10 @@ class CollapseGuard:
         ratio = (q / tau) ** lost * ((1 - q) / (1 - tau)) ** (asked - lost)  # L of this look
         self._mixture = min((self._mixture + 1 / (look * (look + 1))) * ratio, 1e300)  # Σⱼ Πᵢ≥ⱼ Lᵢ / j(j + 1)
         evidence = math.log10(max(self._mixture, 1e-300))
-        reading = Reading(edits, asked - lost, asked, evidence, self.alarm, seconds)
+        reading = Reading(edits, asked - lost, asked, evidence, self.alarm, seconds, swollen=self.swollen)
         self.readings.append(reading)
-        reading.alarm |= self.swollen or self.doubts and (self.within is None or self.edits_left() <= self.within)
+        soon = reading.swollen or self.within is None or self.edits_left() <= self.within
+        reading.alarm |= self.doubts and bool(soon)
         return reading
 
     def edits_left(self) -> float:
@@ -209,7 +216,7 @@ class CollapseGuard:
     def identity(self) -> list:
         """What decides the numbers of a guarded stream."""
         apart = ("canaries", "probes", "foretold")
-        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name not in apart}
+        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name not in apart} | RULE
         found = [settings, None if self.canaries is None else list(map(repr, self.canaries))]
         return [*found, [probe.identity for probe in self.probes]] if self.probes else found
 

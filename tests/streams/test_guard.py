@@ -40,13 +40,11 @@ def looks(share_lost, n=40, times=60, seed=0):
     return [(5 * i, sum(rng.random() < share_lost(i) for _ in range(n)), n) for i in range(times)]
 
 
-def alarms_at(looks, norms=(), batch=1, **settings):
+def alarms_at(looks, norms=(), **settings):
     """The edit at which the alarm comes, over looks (edits, lost, asked) and ‖v₀‖ of each edit, as notebook 11 asks."""
-    guard, norms = CollapseGuard([], **settings), list(norms)
-    looks = {edits: counts for edits, *counts in looks}
-    for edits in sorted({*looks, *range(0, len(norms) + 1, batch)}):
-        guard.due(edits, norms[:edits])
-        if guard.swollen or edits in looks and guard.judge(edits, *looks[edits]).alarm:
+    guard, looks = CollapseGuard([], **settings), {edits: counts for edits, *counts in looks}
+    for edits in looks:
+        if guard.due(edits, norms[:edits]) and guard.judge(edits, *looks[edits]).alarm:
             return edits
     return None
 
@@ -72,12 +70,17 @@ def test_the_alarm_waits_until_half_will_soon_be_lost():
     assert alarms_at([(i, 60, 200) for i in range(0, 600, 10)]) is None  # three tenths lost, and no more
 
 
-def test_swollen_states_are_an_alarm_at_once():
+def test_swollen_states_bring_looks_forward_and_need_evidence():
     """Of the last five edits three start from states that are 2.5 times as long as the first ones did."""
-    looks = [(0, 0, 40), (10, 0, 40), (20, 0, 40)]
     norms = [20.0] * 10 + [60.0] * 10
-    assert alarms_at(looks, norms) == 13 and alarms_at(looks, norms, batch=10) == 20
-    assert alarms_at(looks, norms, swelling=None) is None and alarms_at(looks, [20.0, 22.0] * 10) is None
+    healthy, hurt, sudden = ([(e, 16 * (e >= from_), 40) for e in range(21)] for from_ in (99, 0, 11))
+    assert alarms_at(healthy, norms) is None  # edits in other words
+    assert alarms_at(hurt, norms) == 13 and alarms_at(hurt, [20.0, 22.0] * 10) is None  # two fifths lost, and no more
+    assert alarms_at(sudden, norms) == 13 and alarms_at(sudden, norms, swelling=None) == 15
+    guard = CollapseGuard([])
+    guard.due(20, norms)
+    assert ", ‖v₀‖ × 3.0" in str(guard.judge(20, 20, 40)) and "‖v₀‖ × 3.0" in str(guard) and guard.alarm
+    assert CollapseGuard([]).identity[0]["rule"] == 2  # no stored sequence of the earlier rule is taken for one of this
 
 
 def test_edits_left_of_few_looks():
