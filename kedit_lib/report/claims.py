@@ -67,7 +67,7 @@ def _names(runs: pd.DataFrame) -> dict:
             latest = one[(one.metric == "accuracy") & (one.cohort == "latest edits") & (one.edits > 0)].value.mean()
             cosine = one[one.metric == "cosine with earlier updates"].value.mean()
             names[name] = {**outcome(one), "cosine": cosine, "latest_mean": latest}
-            if edits and one.edits.max() < float(edits):  # nothing was measured there
+            if edits and one[one.metric == "accuracy"].edits.max() < float(edits):  # nothing was asked there
                 names[name] = dict.fromkeys(names[name], float("nan"))
     return names
 

@@ -51,6 +51,8 @@ def test_a_profile_keeps_its_values_and_overrides_are_checked_alike(folder):
     refused(lambda: load_profile("tiny", n_edits="9"), "tiny.yaml", "n_edits", "'9'", "without quotes")
     with pytest.raises(ValueError, match="frozen"):
         profile.n_edits = 0
+    assert {"memit-rho2"} == streams_of(load_profile("tiny", also=["memit-rho2"])).keys() - streams_of(profile).keys()
+    refused(lambda: streams_of(load_profile("tiny", also=["memit-rho3"])), "profile tiny: also", "did you mean")
     for text in ("5e-1", "5E-1", ".5", "+5.0e-01"):  # a number is read in every notation
         rewrite(folder, "lambda_scales: [0.1, 1]", f"lambda_scales: [{text}]")
         assert load_profile("tiny").lambda_scales == [0.5]

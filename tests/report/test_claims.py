@@ -24,6 +24,7 @@ def verdicts(*streams, memory=None):
 
 LIVE, DEAD = stream("memit", 0.97), stream("memit", 1e-8)
 BATCH = stream("memit-mass", 0.98, 0.8, 0.8)
+ASKED = [stream(name, 0.9).assign(edits=lambda rows: rows.edits.clip(upper=50)) for name in ("memit", "rome")]
 
 
 @pytest.mark.parametrize(
@@ -40,6 +41,8 @@ BATCH = stream("memit-mass", 0.98, 0.8, 0.8)
         ([stream("memit", 0.98, 0.3, 0.3), BATCH], "batch-leads", "MEMIT-MASS", "reproduced"),
         ([stream("memit", 0.98, 0.9, 0.9), BATCH], "batch-leads", "MEMIT-MASS", "not testable"),
         ([LIVE], "batch-memory", "MEMIT-MASS", None),  # judged where it was measured
+        (ASKED, "advice", "few", "not reproduced"),
+        ([LIVE, ASKED[1]], "advice", "few", "not testable"),  # not asked after 50 edits
     ],
 )
 def test_a_verdict_follows_from_the_runs(streams, claim, variant, verdict):

@@ -36,7 +36,8 @@ def test_a_source_holds_short_cells_no_outputs_and_parameters_of_a_profile(sourc
     (given,) = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
     defaults = {line.targets[0].id: ast.literal_eval(line.value) for line in ast.parse(given).body}
     assert list(defaults) == parameters_of(source)
-    load_profile(defaults.pop("profile"), **{RENAMED.get(name, name): value for name, value in defaults.items()})
+    given = {RENAMED.get(name, name): value for name, value in defaults.items() if (name, value) != ("model", None)}
+    load_profile(given.pop("profile"), **given)
 
 
 def numbers(prose: str) -> set[str]:
