@@ -234,7 +234,7 @@ def committed_runs() -> list[tuple[str, str, int]]:
 def batch_cost(profile: Profile, size: int, results: Path) -> dict:
     """One MEMIT batch of `size` edits on the original weights, kept in results/mass: batch, N/d_ff, seconds_per_edit,
     peak_mb (of a process that does only this), perplexity, and by cohort the accuracy by free generation."""
-    asked = profile.model_dump(exclude={"live_orders", "workers"})
+    asked = profile.model_dump(exclude={"live_orders", "workers", "also"})
     key = key_of(profile=asked, name="memit", size=size, algorithms=ALGORITHMS, versions=versions())
 
     def measured() -> dict:
