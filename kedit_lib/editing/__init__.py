@@ -1,7 +1,7 @@
 """The editing methods by name, and their published hyperparameters for each model."""
 
 from ..data.config import load_model_params
-from ..errors import KeditError, meant
+from ..errors import KeditError, check_editable, meant
 from .alphaedit import AlphaEdit
 from .betaedit import BetaEdit
 from .emmet import EMMET
@@ -62,6 +62,8 @@ def method_for(model, name: str, **overrides) -> Method:
     "stream-weights" (MEMIT with early stopping, a line search and a history). KeditError without hyperparameters."""
     if name == "stream-weights":
         name, overrides = "memit", {"use_history": True, "stop": "argmax", "line_search": 1.12, **overrides}
+    if hasattr(model, "forward"):
+        check_editable(model, "method_for")
     cls, model_name = method_class(name), str(getattr(model, "name", model))
     if cls is Retrieval:  # nothing about it depends on the model
         return cls(**overrides)

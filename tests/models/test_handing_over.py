@@ -120,6 +120,7 @@ def test_what_is_no_editable_model_is_told_to_be_wrapped(plain):
     refused(lambda: kedit.MEMIT(layers=[1], use_history=True).new_history(hf, keep=[EDIT]), "MEMIT", wrap)
     refused(lambda: kedit.anchor_norm(hf, ROME, [EDIT]), "anchor norm", wrap)
     refused(lambda: kedit.prune(hf), "prune", wrap)
+    refused(lambda: kedit.method_for(hf, "memit"), "method_for", wrap)
     refused(lambda: kedit.transfer("memit", "Llama-2-7b-hf", hf), "transfer", wrap)
     refused(lambda: kedit.load_model(hf), "must be text or a path, not a LlamaForCausalLM", wrap)
     refused(lambda: kedit.EditableModel(hf), "without its tokenizer")
