@@ -1,7 +1,7 @@
 """A guard for edit sequences: it asks known facts again between edits, and a sequential test raises the alarm.
 
     guard = kedit.CollapseGuard(canaries)
-    run = kedit.run_stream(model, edits, method, guard=guard)  # or guard.check(model) after each edit of another loop
+    run = kedit.run_stream(model, edits, method, guard=guard)  # or guard.check(model, tokenizer=…) in any loop
 
 A look asks `looks_at` canaries, drawn anew; x = 1 for a lost one. While at most a share τ (`tolerated`) is lost,
 L = Π (q/τ)^x ((1 − q)/(1 − τ))^(1 − x) from any look on is a supermartingale (q: `noticed`), and so is the mixture
@@ -10,10 +10,10 @@ looks together (Shin, Ramdas and Rinaldo 2022, arXiv 2203.03532; Ramdas et al. 2
 waits until a line through the looks since half of the edits reaches one half lost in the next `within` edits: never
 before the test's, so the rate holds.
 
-A model can die within ten edits, too fast for looks that are five apart. ‖v₀‖, the state that each edit starts from,
-grows first. While its median over SPAN edits is `swelling` times that of the first, there is a look after every edit,
-and evidence is an alarm without the wait. Growth alone is none: edits in other words change ‖v₀‖, too. The 2.5, τ, q and
-`within` were chosen on half of the stored sequences and are judged on the other half (notebook 11).
+A model can die within ten edits, too fast for looks five edits apart. ‖v₀‖, from which each edit starts, grows first:
+while its median over SPAN edits is `swelling` times the first, there is a look after every edit, and evidence is an
+alarm without the wait. Growth alone is none: other words change ‖v₀‖, too. 2.5, τ, q and `within` were chosen on half
+of the stored sequences and are judged on the other half (notebook 11).
 """
 
 import math
@@ -28,7 +28,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from ..data.edit import Edit, Pair
-from ..errors import KeditError
+from ..errors import KeditError, explained
 from ..models.hooks import pad
 from ..models.tokenization import encode, target_ids
 
@@ -37,7 +37,7 @@ BACK = ("roll back", "batch")  # actions that go back to the last healthy look
 ACTIONS = ("warn", "stop", *BACK)
 DEAD = 0.5  # share of lost facts at which a model counts as dead
 SPAN = 5  # edits in the medians of ‖v₀‖
-RULE = {"rule": 2}  # raised when the same looks give another alarm
+MISUSE = AttributeError, KeyError, TypeError  # raised for a probe that is none
 SURE = 0.5  # least probability of a continuation that the model itself supplies as a canary
 
 
@@ -48,7 +48,7 @@ class Collapsing(UserWarning):
 @dataclass
 class Reading:
     """One look. evidence: log10 of the e-value; alarm: raised now or before; seconds: that the look took; told: what
-    the guard's probes found; swollen: growth of ‖v₀‖ where it is the guard's `swelling` or more (else 0)."""
+    the guard's probes found, and the growth of ‖v₀‖ where it is `swelling` or more."""
 
     edits: int
     right: int
@@ -57,13 +57,11 @@ class Reading:
     alarm: bool
     seconds: float = field(default=0.0, compare=False)
     told: dict[str, float] = field(default_factory=dict)
-    swollen: float = 0.0
 
     def __str__(self) -> str:
         seen = f"{self.right} of {self.asked} known facts still right after {self.edits} edits"
         told = "".join(f", {what} {value:.3g}" for what, value in self.told.items())
-        grown = f", ‖v₀‖ × {self.swollen:.1f}" if self.swollen else ""
-        return f"{seen}, evidence 10^{self.evidence:.1f}{grown}{told}"
+        return f"{seen}, evidence 10^{self.evidence:.1f}{told}"
 
 
 @dataclass
@@ -73,12 +71,11 @@ class CollapseGuard:
     canaries: (prompt, answer) pairs, or edits (their true object is the answer), that no edit of the sequence makes;
     None: continuations that the model itself is sure of, of its own sampled text. looks_at: canaries a look. every:
     edits between two looks in `run_stream`. tolerated: τ, a share of lost facts that is no alarm. noticed: q, a share
-    that is to be noticed soon. alpha: the chance of ever raising an alarm while no more than τ of the canaries
-    is lost. within: edits; no alarm before half of the facts will be lost so soon (None: on the evidence alone).
-    swelling: growth of ‖v₀‖ at which there is a look after every edit and no such wait, in `run_stream` or after `due`
-    (None: at none). action of `run_stream` at the alarm: "warn", "stop", "roll back" to the last look without evidence,
-    or from there the rest in one "batch". Not part of the test: probes (as of `run_stream`, measured at each look), and
-    foretold (N of `kedit.foretell`, printed beside the alarm).
+    that is to be noticed soon. alpha: the chance of ever raising an alarm while no more than τ is lost. within:
+    edits; no alarm before half of the facts will be lost so soon (None: on the evidence alone). swelling: growth of
+    ‖v₀‖ at which there is a look after every edit and no such wait, in `run_stream` or after `due` (None: at none).
+    action of `run_stream` at the alarm: "warn", "stop", "roll back" to the last look without evidence, or from there
+    the rest in one "batch". Not part of the test: probes (as of `run_stream`), and foretold (N of `kedit.foretell`).
     """
 
     canaries: list | None = None
@@ -102,6 +99,7 @@ class CollapseGuard:
         n = {name: x if isinstance(x, (int, float)) else math.nan for name, x in vars(self).items()}
         fits = {
             "action": self.action in ACTIONS,
+            "seed": isinstance(self.seed, int),
             "noticed": n["noticed"] < 1,
             "tolerated": 0 < n["tolerated"] < n["noticed"],
             "alpha": 0 < n["alpha"] < 1,
@@ -114,7 +112,7 @@ class CollapseGuard:
         if outside := [name for name, holds in fits.items() if not holds]:
             rule = "0 < tolerated < noticed < 1, 0 < alpha < 1 < swelling, foretold > 0, every, looks_at, within ≥ 1"
             own = {"action": f"use one of {', '.join(ACTIONS)}", "probes": "give a list of probes, as of run_stream"}
-            rule = own.get(outside[0], f"needed are {rule}")
+            rule = own.get(outside[0], f"needed are {rule}, a whole seed")
             raise KeditError(f"guard: {outside[0]} = {getattr(self, outside[0])!r}; {rule}")
         if self.canaries is not None:
             self.canaries = list(self.canaries) if isinstance(self.canaries, Iterable) else [self.canaries]
@@ -146,10 +144,8 @@ class CollapseGuard:
     @property
     def swollen(self) -> float:
         """‖v₀‖ as a multiple of what it was at first, where that is `swelling` or more; else 0."""
-        if self.swelling is None or len(self._norms) <= SPAN:
-            return 0.0
-        grown = median(self._norms[-SPAN:]) / (median(self._norms[:SPAN]) or math.inf)
-        return grown if grown >= self.swelling else 0.0
+        first, last = (median(few or [0.0]) for few in (self._norms[:SPAN], self._norms[-SPAN:]))
+        return last / first if first and last >= (self.swelling or math.inf) * first else 0.0
 
     def due(self, edits: int, norms=()) -> bool:
         """Whether to look after so many edits. norms: ‖v₀‖ of each of them (NaN: not known)."""
@@ -158,33 +154,34 @@ class CollapseGuard:
 
     def start(self, model, tokenizer=None) -> int:
         """Begin anew: keep the canaries that this model, still unedited, says; how many. KeditError when too few."""
-        hf, tokenizer = getattr(model, "hf", model), tokenizer or getattr(model, "tokenizer", None)
-        if tokenizer is None:
-            raise KeditError("guard: a transformers model comes without its tokenizer; pass tokenizer=")
+        hf, tokenizer = _whom(model, tokenizer)
         given = own_canaries(hf, tokenizer, 4 * self.looks_at, self.seed) if self.canaries is None else self.canaries
         self.readings, self._mixture, self._norms = [], 0.0, []
         pairs = [one if isinstance(one, tuple) else (one.text, one.target_true) for one in given]
-        rows = [[encode(tokenizer, p), list(target_ids(tokenizer, p, a))] for p, a in pairs if a is not None]
-        self._known = [row for row, right in zip(rows, _says(hf, rows), strict=True) if right]
+        pairs = [[prompt, answer] for prompt, answer in pairs if answer is not None]
+        self._known = [pair for pair, right in zip(pairs, _says(hf, tokenizer, pairs), strict=True) if right]
         if len(self._known) < 10:
-            raise KeditError(f"guard: the model knows {len(self._known)} of {len(rows)} canaries; give facts it knows")
+            raise KeditError(f"guard: the model knows {len(self._known)} of {len(pairs)} canaries; give facts it knows")
         return len(self._known)
 
     def check(self, model, edits: int | None = None, tokenizer=None, made=()) -> Reading:
-        """Look once. model: an EditableModel, or a transformers model with its tokenizer; edits: how many are made
-        (None: one more than at the last look); made: they themselves, for the probes. The first look of an unstarted
-        guard takes the model as the unedited one."""
+        """Look once. model: an EditableModel, or a causal language model of transformers, which needs tokenizer= at
+        each look; edits: how many are made by now (None: one more than at the last look); made: they themselves, for
+        the probes. The first look of an unstarted guard takes the model as the unedited one."""
         begin = time.perf_counter()
         if self._known is None:
             self.start(model, tokenizer)
-        before, looks = self.alarm, len(self.readings)
-        if edits is None:
-            edits = self.readings[-1].edits + 1 if looks else 0
+        before, looks, last = self.alarm, len(self.readings), self.readings[-1].edits if self.readings else -1
+        edits = last + 1 if edits is None else edits
+        if not isinstance(edits, int) or edits < max(0, last):
+            raise KeditError(f"guard: edits = {edits!r}; give how many are made by now, {max(0, last)} or more")
         asked = random.Random(f"{self.seed}-{looks + 1}").sample(self._known, min(self.looks_at, len(self._known)))
-        lost = len(asked) - sum(_says(getattr(model, "hf", model), asked))
-        told = [r for probe in self.probes for r in (getattr(probe, "brief", probe) if made else probe)(model, made)]
+        lost = len(asked) - sum(_says(*_whom(model, tokenizer), asked))
+        asks = [getattr(probe, "brief", probe) if made else probe for probe in self.probes]
+        with explained("guard: a probe failed", "give such as of run_stream", lambda error: isinstance(error, MISUSE)):
+            told = {f"{r['metric']} on {r['cohort']}": r["value"] for ask in asks for r in ask(model, made)}
         reading = self.judge(edits, lost, len(asked), time.perf_counter() - begin)
-        reading.told = {f"{r['metric']} on {r['cohort']}": r["value"] for r in told}
+        reading.told |= told
         if reading.alarm and not before:
             warnings.warn(f"guard: {reading}; the model is losing unrelated facts", Collapsing, stacklevel=2)
         return reading
@@ -195,10 +192,10 @@ class CollapseGuard:
         ratio = (q / tau) ** lost * ((1 - q) / (1 - tau)) ** (asked - lost)  # L of this look
         self._mixture = min((self._mixture + 1 / (look * (look + 1))) * ratio, 1e300)  # Σⱼ Πᵢ≥ⱼ Lᵢ / j(j + 1)
         evidence = math.log10(max(self._mixture, 1e-300))
-        reading = Reading(edits, asked - lost, asked, evidence, self.alarm, seconds, swollen=self.swollen)
+        told = {"growth of ‖v₀‖": self.swollen} if self.swollen else {}
+        reading = Reading(edits, asked - lost, asked, evidence, self.alarm, seconds, told)
         self.readings.append(reading)
-        soon = reading.swollen or self.within is None or self.edits_left() <= self.within
-        reading.alarm |= self.doubts and bool(soon)
+        reading.alarm |= self.doubts and (self.within is None or self.swollen > 0 or self.edits_left() <= self.within)
         return reading
 
     def edits_left(self) -> float:
@@ -214,10 +211,10 @@ class CollapseGuard:
 
     @property
     def identity(self) -> list:
-        """What decides the numbers of a guarded stream."""
+        """What decides the numbers of a guarded stream; rule: by which the same looks gave another alarm before."""
         apart = ("canaries", "probes", "foretold")
-        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name not in apart} | RULE
-        found = [settings, None if self.canaries is None else list(map(repr, self.canaries))]
+        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.init and f.name not in apart}
+        found = [settings | {"rule": 2}, None if self.canaries is None else list(map(repr, self.canaries))]
         return [*found, [probe.identity for probe in self.probes]] if self.probes else found
 
     def state(self) -> dict:
@@ -252,10 +249,21 @@ def own_canaries(hf, tokenizer, n: int, seed: int) -> list[tuple[str, str]]:
     return found[:n]
 
 
+def _whom(model, tokenizer):
+    """The transformers model and the tokenizer to ask."""
+    hf, tokenizer = getattr(model, "hf", model), tokenizer or getattr(model, "tokenizer", None)
+    if not callable(tokenizer):
+        raise KeditError(f"guard: tokenizer = {tokenizer!r:.40}; give tokenizer=AutoTokenizer.from_pretrained(…)")
+    if getattr(hf, "get_output_embeddings", lambda: None)() is None or hf.config.is_encoder_decoder:
+        raise KeditError(f"guard: a {type(hf).__name__} is not a causal language model with its head; give one")
+    return hf, tokenizer
+
+
 @torch.no_grad()
-def _says(hf, rows) -> list[bool]:
-    """For rows [prompt ids, answer ids]: whether each token of the answer is the model's own choice."""
-    if not rows:
+def _says(hf, tokenizer, pairs) -> list[bool]:
+    """Whether each token of an answer is the model's own choice behind its prompt, as the tokenizer now writes it."""
+    if not pairs:
         return []
+    rows = [(encode(tokenizer, p), list(target_ids(tokenizer, p, a))) for p, a in pairs]
     best = hf(pad([prompt + answer for prompt, answer in rows], hf.device)).logits.argmax(-1).tolist()
     return [b[len(p) - 1 : len(p) + len(a) - 1] == a for b, (p, a) in zip(best, rows, strict=True)]
