@@ -14,7 +14,7 @@ from speed import FIGURES, Paths
 import kedit_lib as kedit
 from kedit_lib.models import llama
 
-METHODS, EDITS = ("memit", "pmet", "rome"), 3
+METHODS, EDITS = ("memit", "pmet"), 4
 
 
 def products_of(paths: Paths, edits) -> list[tuple[torch.Tensor, torch.Tensor]]:

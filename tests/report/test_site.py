@@ -246,6 +246,9 @@ def test_the_docs_say_what_stands_in_the_way_of_the_bars():
     assert f"and {batch} for the batch" in said
     for shares in (table.bar / least, table["share of roofline reached"]):
         assert "{}, {}, {} and {} %".format(*(round(100 * x) for x in shares)) in said
+    alone = pd.read_csv(FIGURES / "benchmarks_products.csv").most
+    assert "ratio of {:.1f} for MEMIT and {:.1f} for PMET".format(*alone) in said
+    assert (alone < table.bar[:2].values).all()
 
 
 def test_the_readme_says_where_the_side_effects_point():
