@@ -115,6 +115,9 @@ def with_rho(method: Method, model, rho: float | None, facts=None) -> tuple[Meth
     """`method`, one of `model` itself, with the v_lr (UltraEdit: lr) that has this ρ (None: as it is), and ‖v₀‖."""
     if rho is not None and not (isfinite(rho) and rho > 0):
         raise KeditError(f"rho = {rho!r}: must be above 0, or None for v_lr as printed")
+    if isinstance(method, Wrapper):
+        base, v0 = with_rho(method.base, model, rho, facts)
+        return type(method)(**{**dict(method), "base": base}), v0
     v0, (name, _, length) = v0_norm(model, method, facts), step_of(method, model)
     value = getattr(method, name) if rho is None else rounded(rho * v0 / length, DIGITS)
     return type(method)(**{**dict(method), name: value}), v0

@@ -100,7 +100,7 @@ class Bench:
         method = make(**overrides)
         if stream.rho is not None:
             method, _ = with_rho(method, self.model, stream.rho, self.facts.reference())
-            overrides |= {name: getattr(method, name) for name in ("v_lr", "lr") if hasattr(method, name)}
+            overrides |= {name: getattr(method, name) for name in ("v_lr", "lr", "base") if hasattr(method, name)}
         if stream.scale != 1:
             overrides["mom2_update_weight"] = method.mom2_update_weight * stream.scale
         if stream.null_share is not None:

@@ -85,6 +85,7 @@ def test_every_stream_of_the_catalogue_makes_a_method(bench):
         method = bench.method(name)
         assert method.layers, name
     assert bench.method("memit-anchored").norm_anchor > 0
+    assert bench.method("sphere-rho2").base.v_lr == bench.method("alphaedit-rho2").v_lr
     assert bench.method("alphaedit-rank").nullspace_rank == round(7 / 8 * bench.model.d_ff)
     groups = groups_of(bench.profile)
     assert all(bench.streams[name] == stream for group in groups.values() for name, stream in group.items())
